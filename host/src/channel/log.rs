@@ -1,0 +1,92 @@
+//! The last chunks of a channel, oldest first, bounded in bytes.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::channel::Chunk;
+
+/// A window on a channel's chunks. The channel has one; each shard that reads it has its own, of the same chunks.
+#[derive(Clone, Debug)]
+pub struct Log {
+    chunks: VecDeque<Arc<Chunk>>,
+    next_seq: u64,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+impl Log {
+    pub fn new(max_bytes: usize) -> Self {
+        Self { chunks: VecDeque::new(), next_seq: 0, bytes: 0, max_bytes }
+    }
+
+    /// The position after the newest chunk: where a reader that has everything stands.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// The position of the oldest chunk.
+    pub fn oldest_seq(&self) -> u64 {
+        self.next_seq - self.chunks.len() as u64
+    }
+
+    /// The chunks from a position on.
+    pub fn from(&self, seq: u64) -> impl Iterator<Item = &Arc<Chunk>> {
+        let skip = usize::try_from(seq.saturating_sub(self.oldest_seq())).unwrap_or(usize::MAX);
+        self.chunks.range(skip.min(self.chunks.len())..)
+    }
+
+    /// Adds a chunk and lets go of the oldest while there are too many bytes; the newest always stays, whatever its
+    /// size. After a gap everything older goes.
+    pub fn push(&mut self, chunk: Arc<Chunk>, mut gone: impl FnMut(Arc<Chunk>)) {
+        let gap = chunk.seq != self.next_seq;
+        self.bytes += chunk.bytes().len();
+        self.next_seq = chunk.seq + 1;
+        while self.bytes > self.max_bytes || gap {
+            let Some(oldest) = self.chunks.pop_front() else { break };
+            self.bytes -= oldest.bytes().len();
+            gone(oldest);
+        }
+        self.chunks.push_back(chunk);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Frame, Kind};
+
+    fn chunk(seq: u64, size: usize) -> Arc<Chunk> {
+        let frame = Frame { kind: Kind::Binary, bytes: vec![0; size - 2].into() };
+        Arc::new(Chunk::encode(seq, seq, &[frame], usize::MAX).0)
+    }
+
+    #[test]
+    fn keeps_the_newest_within_its_bytes() {
+        let mut log = Log::new(100);
+        for seq in 0..5 {
+            log.push(chunk(seq, 40), drop);
+        }
+        assert_eq!(log.oldest_seq(), 3);
+        assert_eq!(log.from(0).map(|chunk| chunk.seq).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(log.from(4).map(|chunk| chunk.seq).collect::<Vec<_>>(), [4]);
+        assert_eq!(log.next_seq(), 5);
+        assert!(log.from(5).next().is_none());
+    }
+
+    #[test]
+    fn a_chunk_larger_than_the_log_is_kept_alone() {
+        let mut log = Log::new(100);
+        log.push(chunk(0, 40), drop);
+        log.push(chunk(1, 120), drop);
+        assert_eq!(log.from(0).map(|chunk| chunk.seq).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn begins_anew_after_a_gap() {
+        let mut log = Log::new(100);
+        let mut gone = Vec::new();
+        log.push(chunk(0, 40), |chunk| gone.push(chunk.seq));
+        log.push(chunk(5, 40), |chunk| gone.push(chunk.seq));
+        assert_eq!(gone, [0]);
+        assert_eq!((log.oldest_seq(), log.next_seq()), (5, 6));
+    }
+}

@@ -1,0 +1,172 @@
+//! The opening handshake of a raw WebSocket client, RFC 6455 section 4.2.
+
+use std::{
+    collections::BTreeSet,
+    future::{Ready, ready},
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    body::Incoming,
+    header::{
+        ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+        SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
+    service::Service,
+};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::{
+    channel::Channel,
+    client::{Connected, Door, client_address},
+    http_error,
+};
+
+/// Most channels one client may follow.
+const MAX_CHANNELS: usize = 64;
+/// The channel of a client that asks for none.
+const DEFAULT_CHANNEL: &str = "main";
+/// Seconds after which a client that found the relay full may try again.
+const RETRY_SECONDS: &str = "5";
+
+/// Serves one connection's request; keeps the client if the handshake succeeds.
+pub struct Handshake {
+    pub door: Arc<Door>,
+    pub peer: IpAddr,
+    pub accepted: Mutex<Option<Accepted>>,
+}
+
+/// A client to be.
+pub struct Accepted {
+    pub client: Connected,
+    pub channels: Vec<Arc<Channel>>,
+}
+
+/// Why there will be no client: the answer, and the metric's label.
+struct Refusal {
+    reason: &'static str,
+    response: Response<Full<Bytes>>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, reason: &'static str, message: &str) -> Self {
+        let mut response = http_error::answer(status, reason, message);
+        // Said here: told not to keep connections alive, hyper would say it in a successful handshake too.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        Self { reason, response }
+    }
+
+    fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.response.headers_mut().insert(name, HeaderValue::from_static(value));
+        self
+    }
+}
+
+impl Service<Request<Incoming>> for Handshake {
+    type Response = Response<Full<Bytes>>;
+    type Error = std::convert::Infallible;
+    type Future = Ready<Result<Self::Response, Self::Error>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        ready(Ok(match self.accept(&request) {
+            Ok((response, accepted)) => {
+                *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+                response
+            }
+            Err(refusal) => {
+                self.door.metrics.handshake_refused(refusal.reason);
+                refusal.response
+            }
+        }))
+    }
+}
+
+impl Handshake {
+    fn accept(&self, request: &Request<Incoming>) -> Result<(Response<Full<Bytes>>, Accepted), Refusal> {
+        let Some(tenant) = self.door.tenant(request.uri().path()) else {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path"));
+        };
+        let accept = check(request)?;
+        if self.door.total.load(Ordering::Relaxed) >= self.door.max_clients {
+            let message = "the relay has as many clients as it takes";
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "full", message).with(RETRY_AFTER, RETRY_SECONDS));
+        }
+        let mut channels = Vec::new();
+        for name in channel_names(request.uri())? {
+            let channel = tenant.channels.open(&name).map_err(|why| {
+                Refusal::new(StatusCode::BAD_REQUEST, "channel", &format!("channel {:.80}: {why}", format!("{name:?}")))
+            })?;
+            channels.push(channel);
+        }
+        let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
+        tracing::debug!(tenant.name = %tenant.name, client.address = %address, "client accepted");
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+        Ok((response, Accepted { client: Connected::new(Arc::clone(&tenant.terms)), channels }))
+    }
+}
+
+/// Section 4.2.1: what the request must have. Returns the value of `Sec-WebSocket-Accept`.
+fn check(request: &Request<Incoming>) -> Result<HeaderValue, Refusal> {
+    let headers = request.headers();
+    if !has_token(headers, &UPGRADE, "websocket") {
+        let message = "this path speaks WebSocket: connect with ws:// or wss://";
+        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "not_websocket", message).with(UPGRADE, "websocket"));
+    }
+    if request.method() != Method::GET {
+        let message = "a WebSocket handshake is a GET request";
+        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "bad_handshake", message).with(ALLOW, "GET"));
+    }
+    let bad = |message: &str| Refusal::new(StatusCode::BAD_REQUEST, "bad_handshake", message);
+    if request.version() != Version::HTTP_11 {
+        return Err(bad("a WebSocket handshake is an HTTP/1.1 request"));
+    }
+    if !has_token(headers, &CONNECTION, "upgrade") {
+        return Err(bad("the header Connection does not say Upgrade"));
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let message = "Sec-WebSocket-Version 13 is the one spoken here";
+        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "bad_handshake", message)
+            .with(SEC_WEBSOCKET_VERSION, "13")
+            .with(UPGRADE, "websocket"));
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    if BASE64_STANDARD.decode(key).map_or(0, |nonce| nonce.len()) != 16 {
+        return Err(bad("Sec-WebSocket-Key is not 16 bytes in base64"));
+    }
+    HeaderValue::try_from(derive_accept_key(key)).map_err(|_| bad("Sec-WebSocket-Key cannot be answered"))
+}
+
+/// Whether a header that lists tokens has this one, in any case.
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(token))
+}
+
+/// The channels that `?channel=…` asks for, each once.
+fn channel_names(uri: &Uri) -> Result<BTreeSet<String>, Refusal> {
+    let query = uri.query().unwrap_or_default().as_bytes();
+    let mut names = BTreeSet::new();
+    for (key, value) in form_urlencoded::parse(query) {
+        if key == "channel" {
+            names.insert(value.into_owned());
+        }
+        if names.len() > MAX_CHANNELS {
+            let message = format!("a client follows at most {MAX_CHANNELS} channels");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
+        }
+    }
+    if names.is_empty() {
+        names.insert(DEFAULT_CHANNEL.to_owned());
+    }
+    Ok(names)
+}

@@ -1,0 +1,138 @@
+//! The clients' listener: accepts, serves the handshake, hands the socket to a shard.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::AtomicUsize,
+    },
+    time::Duration,
+};
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::{AbortHandle, JoinSet},
+};
+
+use crate::{
+    client::{
+        Shards,
+        handshake::{Accepted, Handshake},
+        shard::Newcomer,
+    },
+    metrics::Metrics,
+    shutdown::Stop,
+    tenant::Tenant,
+};
+
+/// Connections that wait to be accepted: the kernel's own limit (`net.core.somaxconn`) on current systems.
+const BACKLOG: u32 = 4096;
+/// Bytes of a request's line and headers.
+const MAX_REQUEST: usize = 16 << 10;
+/// Pause after `accept` failed, for want of file descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What every handshake needs to know.
+pub struct Door {
+    pub tenants: Vec<Arc<Tenant>>,
+    pub trusted_proxies: Vec<IpNet>,
+    pub metrics: Arc<Metrics>,
+    pub shards: Shards,
+    /// Clients now, and at most.
+    pub total: Arc<AtomicUsize>,
+    pub max_clients: usize,
+    pub max_handshakes: usize,
+    pub handshake_timeout: Duration,
+}
+
+impl Door {
+    /// The tenant that has claimed a path; a slash at the end makes no difference.
+    pub fn tenant(&self, path: &str) -> Option<&Arc<Tenant>> {
+        let path = if path.len() > 1 { path.strip_suffix('/').unwrap_or(path) } else { path };
+        self.tenants.iter().find(|tenant| tenant.path == path)
+    }
+}
+
+/// A bound listener, its sockets without Nagle's delay.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    // Accepted sockets inherit it.
+    socket.set_nodelay(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts until told to stop. Handshakes under way are then cut; clients live on in their shards.
+pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
+    let mut handshakes = JoinSet::new();
+    // Oldest first; those that are done are taken out when they come to the front.
+    let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.wait() => return,
+        };
+        while handshakes.try_join_next().is_some() {}
+        while under_way.front().is_some_and(AbortHandle::is_finished) {
+            under_way.pop_front();
+        }
+        match accepted {
+            Ok((socket, peer)) => {
+                if handshakes.len() >= door.max_handshakes {
+                    cut_oldest(&mut under_way, &door);
+                }
+                under_way.push_back(handshakes.spawn(handshake(socket, peer.ip(), Arc::clone(&door))));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                door.metrics.handshake_refused("accept");
+                cut_oldest(&mut under_way, &door);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// An honest handshake takes milliseconds: the oldest is the one to give up when there are too many.
+fn cut_oldest(under_way: &mut VecDeque<AbortHandle>, door: &Door) {
+    while let Some(oldest) = under_way.pop_front() {
+        if !oldest.is_finished() {
+            oldest.abort();
+            door.metrics.handshake_refused("crowded");
+            return;
+        }
+    }
+}
+
+async fn handshake(socket: TcpStream, peer: IpAddr, door: Arc<Door>) {
+    let service = Handshake { door: Arc::clone(&door), peer, accepted: Mutex::new(None) };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(MAX_REQUEST)
+        .serve_connection(TokioIo::new(socket), service)
+        .without_shutdown();
+    let parts = match tokio::time::timeout(door.handshake_timeout, connection).await {
+        Ok(Ok(parts)) => parts,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "handshake failed");
+            return door.metrics.handshake_refused("http");
+        }
+        Err(_) => return door.metrics.handshake_refused("timeout"),
+    };
+    let accepted = parts.service.accepted.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(Accepted { client, channels }) = accepted else { return };
+    // Copied: even empty the buffer would keep hyper's 8 KiB.
+    let leftover = parts.read_buf.to_vec();
+    drop(parts.read_buf);
+    match parts.io.into_inner().into_std() {
+        Ok(socket) => door.shards.adopt(Newcomer { socket, leftover, client, channels }),
+        Err(error) => tracing::warn!(%error, "a client's socket could not be handed over"),
+    }
+}

@@ -1,0 +1,55 @@
+//! How the other threads reach a shard.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use mio::{Registry, Token, Waker};
+
+use crate::{channel::Reader, client::shard::Newcomer};
+
+/// What a shard is told.
+pub enum Command {
+    /// A client whose handshake is done.
+    Client(Box<Newcomer>),
+    /// The channel of this view has new chunks. Which ones is read from the channel itself, so that however far a
+    /// shard is behind, what waits for it is bounded by the channel's log.
+    Fresh(usize),
+    /// Close every client with 1001 and end.
+    Shutdown,
+}
+
+/// A shard's queue. Its length is bounded by the clients that handshakes let in and by one `Fresh` a view.
+pub struct Queue {
+    commands: Mutex<Vec<Command>>,
+    waker: Waker,
+}
+
+impl Queue {
+    pub fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+        Ok(Self { commands: Mutex::default(), waker: Waker::new(registry, token)? })
+    }
+
+    /// Adds a command; wakes the shard only if it had none waiting.
+    pub fn push(&self, command: Command) {
+        let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_empty = commands.is_empty();
+        commands.push(command);
+        drop(commands);
+        if was_empty && let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "a shard cannot be woken");
+        }
+    }
+
+    /// Swaps all waiting commands for an empty vector.
+    pub fn take(&self, into: &mut Vec<Command>) {
+        std::mem::swap(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner), into);
+    }
+}
+
+impl Reader for Arc<Queue> {
+    fn fresh(&self, token: usize) {
+        self.push(Command::Fresh(token));
+    }
+}

@@ -1,0 +1,221 @@
+//! A client in a shard's table.
+
+use std::{
+    io::{self, ErrorKind, IoSlice, Write},
+    slice,
+};
+
+use mio::net::TcpStream;
+
+use crate::{
+    channel::Log,
+    client::{Connected, message::Assembly},
+};
+
+/// Chunks in one write: after a stall, many small ones.
+const MAX_SLICES: usize = 32;
+/// Bytes written to one client before the others have their turn.
+const TURN_BYTES: usize = 1 << 20;
+
+/// States of a row, as bits.
+pub mod flag {
+    /// Not at the end of every log: waiting for its socket, or for its next turn.
+    pub const BEHIND: u8 = 1;
+    /// The socket's writability is watched.
+    pub const ARMED: u8 = 1 << 1;
+    /// Pinged and yet to answer.
+    pub const PINGED: u8 = 1 << 2;
+    /// A close frame is queued or sent; nothing else follows it.
+    pub const CLOSING: u8 = 1 << 3;
+    /// The client has sent its close frame.
+    pub const PEER_CLOSED: u8 = 1 << 4;
+}
+
+/// An idle client is these bytes and a socket.
+pub struct Row {
+    pub socket: TcpStream,
+    pub client: Connected,
+    pub cursors: Cursors,
+    /// What few clients need at a time.
+    pub extra: Option<Box<Extra>>,
+    /// Milliseconds on the shard's clock: behind, the last progress; pinged, the ping; else the last change.
+    pub touched: u32,
+    pub flags: u8,
+    /// The cursor being written when the row fell behind: only its frame may be half sent.
+    pub current: u16,
+}
+
+/// A position in a channel's log.
+pub struct Cursor {
+    /// The shard's view of the channel.
+    pub view: u32,
+    /// Where the view has this cursor among its subscribers.
+    pub at: u32,
+    /// The chunk.
+    pub seq: u64,
+    /// The byte within it.
+    pub position: u32,
+}
+
+/// A row's cursors; nearly always one, kept in place.
+pub enum Cursors {
+    One(Cursor),
+    Many(Box<[Cursor]>),
+}
+
+impl Cursors {
+    pub fn none() -> Self {
+        Self::Many(Box::default())
+    }
+
+    pub fn as_slice(&self) -> &[Cursor] {
+        match self {
+            Self::One(cursor) => slice::from_ref(cursor),
+            Self::Many(cursors) => cursors,
+        }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [Cursor] {
+        match self {
+            Self::One(cursor) => slice::from_mut(cursor),
+            Self::Many(cursors) => cursors,
+        }
+    }
+}
+
+/// What only some rows have.
+#[derive(Default)]
+pub struct Extra {
+    /// Bytes to send before the cursors go on: whole frames, but for the first, which is the rest of one half sent.
+    pub out: Vec<u8>,
+    /// Received, and not a whole frame yet.
+    pub partial: Vec<u8>,
+    pub assembly: Assembly,
+    /// When a closing row is dropped, answered or not. Milliseconds on the shard's clock.
+    pub close_by: u32,
+}
+
+impl Extra {
+    fn is_empty(&self) -> bool {
+        self.out.is_empty() && self.partial.is_empty() && self.assembly.is_empty()
+    }
+}
+
+/// How far writing came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// All there is.
+    Done,
+    /// The socket takes no more for now.
+    Blocked,
+    /// There is more, but the others wait.
+    Turn,
+    /// The socket is broken.
+    Gone,
+}
+
+impl Row {
+    pub fn is(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
+
+    pub fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Gives back what an idle row needs no more.
+    pub fn tidy(&mut self) {
+        if !self.is(flag::CLOSING) && self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
+            self.extra = None;
+        }
+    }
+
+    /// Writes what is queued before the cursors.
+    pub fn flush(&mut self, now: u32) -> Step {
+        let Some(extra) = &mut self.extra else { return Step::Done };
+        while !extra.out.is_empty() {
+            match self.socket.write(&extra.out) {
+                Ok(0) => return Step::Gone,
+                Ok(written) => {
+                    extra.out.drain(..written);
+                    self.touched = now;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Step::Blocked,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Step::Gone,
+            }
+        }
+        extra.out = Vec::new();
+        Step::Done
+    }
+
+    /// Writes from a cursor to the end of its log, and counts the publications that were completed.
+    pub fn advance(&mut self, nth: u16, log: &Log, now: u32, delivered: &mut u64) -> Step {
+        let Some(cursor) = self.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return Step::Done };
+        let mut turn = TURN_BYTES;
+        while cursor.seq < log.next_seq() {
+            let (offered, result) = write(&mut self.socket, cursor, log);
+            match result {
+                Ok(0) => return Step::Gone,
+                Ok(written) => {
+                    cursor.step(written, log, delivered);
+                    self.touched = now;
+                    if written < offered {
+                        return Step::Blocked;
+                    }
+                    turn = turn.saturating_sub(written);
+                    if turn == 0 && cursor.seq < log.next_seq() {
+                        return Step::Turn;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Step::Blocked,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Step::Gone,
+            }
+        }
+        Step::Done
+    }
+}
+
+impl Cursor {
+    /// Moves on by bytes written.
+    pub fn step(&mut self, written: usize, log: &Log, delivered: &mut u64) {
+        let mut left = written;
+        for chunk in log.from(self.seq) {
+            let (from, end) = (self.position as usize, chunk.bytes().len());
+            let to = end.min(from + left);
+            *delivered += chunk.completed(from, to) as u64;
+            left -= to - from;
+            if to < end {
+                // A chunk is far below 4 GiB.
+                self.position = u32::try_from(to).unwrap_or(u32::MAX);
+                return;
+            }
+            self.seq += 1;
+            self.position = 0;
+            if left == 0 {
+                return;
+            }
+        }
+    }
+}
+
+/// One write from a cursor on: how many bytes were offered, and what the socket said.
+fn write(socket: &mut TcpStream, cursor: &Cursor, log: &Log) -> (usize, io::Result<usize>) {
+    let mut chunks = log.from(cursor.seq);
+    let first = chunks.next().and_then(|chunk| chunk.bytes().get(cursor.position as usize..)).unwrap_or_default();
+    let Some(second) = chunks.next() else { return (first.len(), socket.write(first)) };
+    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+    let mut offered = 0;
+    let mut used = 0;
+    let rest = [first, second.bytes()].into_iter().chain(chunks.map(|chunk| chunk.bytes()));
+    for (slot, bytes) in slices.iter_mut().zip(rest) {
+        *slot = IoSlice::new(bytes);
+        offered += bytes.len();
+        used += 1;
+        if offered >= TURN_BYTES {
+            break;
+        }
+    }
+    (offered, socket.write_vectored(slices.get(..used).unwrap_or_default()))
+}

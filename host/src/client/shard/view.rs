@@ -1,0 +1,63 @@
+//! A channel as a shard sees it: the same chunks as the channel's own log, and who follows it here.
+
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::{
+    channel::{Channel, Chunk, Log, Reader},
+    client::shard::row::{Cursor, Row},
+};
+
+pub struct View {
+    pub channel: Arc<Channel>,
+    pub log: Log,
+    /// Chunks that left the log just now: a client may have one of their frames half sent.
+    pub gone: Vec<Arc<Chunk>>,
+    pub subscribers: Vec<Subscriber>,
+}
+
+/// One cursor of one row.
+#[derive(Clone, Copy)]
+pub struct Subscriber {
+    pub slot: u32,
+    pub nth: u16,
+}
+
+impl View {
+    /// Fetches the channel's new chunks.
+    pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
+        let Self { channel, log, gone, .. } = self;
+        channel.read(reader, log.next_seq(), |chunk| log.push(Arc::clone(chunk), |chunk| gone.push(chunk)));
+    }
+
+    /// A new cursor at the end of the log.
+    pub fn subscribe(&mut self, view: u32, subscriber: Subscriber) -> Cursor {
+        let at = u32::try_from(self.subscribers.len()).unwrap_or(u32::MAX);
+        self.subscribers.push(subscriber);
+        Cursor { view, at, seq: self.log.next_seq(), position: 0 }
+    }
+
+    /// Takes a cursor out; the last subscriber takes its place.
+    pub fn unsubscribe(&mut self, at: u32, rows: &mut Slab<Row>) {
+        let index = at as usize;
+        if index >= self.subscribers.len() {
+            return;
+        }
+        self.subscribers.swap_remove(index);
+        let Some(moved) = self.subscribers.get(index) else { return };
+        let cursor = rows
+            .get_mut(moved.slot as usize)
+            .and_then(|row| row.cursors.as_mut_slice().get_mut(usize::from(moved.nth)));
+        if let Some(cursor) = cursor {
+            cursor.at = at;
+        }
+    }
+
+    /// What is left to send of the frame a cursor is inside of; empty if it is at a frame's start.
+    pub fn rest_of_frame(&self, cursor: &Cursor) -> &[u8] {
+        let mut chunks = self.gone.iter().chain(self.log.from(cursor.seq).take(1));
+        let chunk = chunks.find(|chunk| chunk.seq == cursor.seq);
+        chunk.map_or(&[], |chunk| chunk.rest_of_frame(cursor.position as usize))
+    }
+}

@@ -1,0 +1,74 @@
+//! The commands, one module each.
+
+use std::{error::Error, io};
+
+use clap::Subcommand;
+use tokio::runtime::Runtime;
+
+use crate::relay::StartError;
+
+mod component;
+mod demo;
+mod feed;
+mod pass;
+mod serve;
+
+#[derive(Subcommand)]
+pub enum Command {
+    Serve(serve::Serve),
+    Pass(pass::Pass),
+    Demo(demo::Demo),
+    Feed(feed::Feed),
+    Component(component::Component),
+}
+
+/// Why a command ended early.
+pub enum Failure {
+    /// What was asked is wrong: exit code 2.
+    Usage(Box<dyn Error>),
+    /// What was asked could not be done: exit code 1.
+    Failed(Box<dyn Error>),
+}
+
+impl Failure {
+    fn usage(error: impl Into<Box<dyn Error>>) -> Self {
+        Self::Usage(error.into())
+    }
+
+    fn failed(error: impl Into<Box<dyn Error>>) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Components(_) => Self::usage(error),
+            error => Self::failed(error),
+        }
+    }
+}
+
+impl Command {
+    pub fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Serve(serve) => serve.run(),
+            Self::Pass(pass) => pass.run(),
+            Self::Demo(demo) => demo.run(),
+            Self::Feed(feed) => feed.run(),
+            Self::Component(component) => component.run(),
+        }
+    }
+}
+
+/// The runtime of listeners and upstreams: one thread does, since clients and guests have their own.
+fn io_runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)
+}
+
+/// Prints a line that programs wait for; it must not wait in a buffer.
+fn announce(line: &str) -> Result<(), Failure> {
+    use io::Write;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::failed)
+}

@@ -1,0 +1,79 @@
+//! `edge-relay component`: making and inspecting components.
+
+use std::{path::PathBuf, sync::Arc};
+
+use clap::{Args, Subcommand};
+
+use super::{Failure, announce};
+use crate::component::{Engine, build};
+
+/// Builds a tenant's component, or says what one offers and needs.
+#[derive(Args)]
+#[command(arg_required_else_help = true)]
+pub struct Component {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Makes a component of a Rust crate or a core module.
+    ///
+    /// A crate is compiled for wasm32-unknown-unknown first; a file that is a component already is copied. Exit code 2:
+    /// the source cannot be built, or the target's standard library is missing.
+    #[command(after_help = "\
+Examples:
+  edge-relay component build components/market/filter -o tenants/market/filter.wasm
+  edge-relay component build module.wasm")]
+    Build {
+        /// A crate's folder, or a .wasm file.
+        #[arg(value_name = "SOURCE")]
+        source: PathBuf,
+        /// The component to write; by default beside the source.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Prints a component's roles, imports and size.
+    ///
+    /// Exit code 2: it is no component, lacks every role, or imports what the host does not give.
+    #[command(after_help = "\
+Example:
+  edge-relay component check tenants/market/filter.wasm")]
+    Check {
+        #[arg(value_name = "FILE")]
+        component: PathBuf,
+    },
+}
+
+impl Component {
+    pub fn run(self) -> Result<(), Failure> {
+        match self.action {
+            Action::Build { source, output } => {
+                let written = build::build(&source, output.as_deref()).map_err(Failure::usage)?;
+                check(&written)
+            }
+            Action::Check { component } => check(&component),
+        }
+    }
+}
+
+fn check(path: &PathBuf) -> Result<(), Failure> {
+    let problem = |what: String| Failure::usage(format!("{}: {what}", path.display()));
+    let engine = Arc::new(Engine::new().map_err(|error| Failure::failed(format!("{error:#}")))?);
+    let component = engine.load(path).map_err(|error| problem(error.to_string()))?;
+    let size = path.metadata().map_err(Failure::failed)?.len();
+    let report = engine.report(&component);
+    let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
+    let roles: Vec<String> = report.roles.iter().map(ToString::to_string).collect();
+    announce(&format!(
+        "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}",
+        path.display(),
+        list(&roles),
+        list(&report.imports)
+    ))?;
+    engine.link(&component).map_err(|error| problem(error.to_string()))?;
+    if roles.is_empty() {
+        return Err(problem(format!("it has none of the roles; its exports are: {}", list(&report.exports))));
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! `edge-relay demo`: the whole road on one machine, with nothing else installed.
+
+use std::{fs, io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+use futures_util::StreamExt;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_tungstenite::{connect_async, tungstenite::Message};
+
+use super::{Failure, announce, io_runtime};
+use crate::{
+    client,
+    component::build::componentize,
+    config,
+    feed::{self, Feed, Sent, Source},
+    relay::Relay,
+    shutdown::{self, on_signals},
+    telemetry,
+};
+
+/// The sample tenant, as it stands in the repository; its filter is compiled along with the host.
+const MANIFEST: &str = include_str!("../../../components/market/tenant.toml");
+const FILTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-filter.wasm"));
+/// The partner that the sample's manifest names, which the simulated exchange stands in for.
+const PARTNER: &str = "wss://ws-feed.exchange.coinbase.com";
+/// Messages a second of the simulated exchange.
+const RATE: f64 = 50.0;
+const LOOPBACK: &str = "127.0.0.1:0";
+
+/// Shows the relay at work: a simulated exchange, the sample tenant's filter, and a client.
+///
+/// Everything runs in this process, on free ports of 127.0.0.1. Prints a line a second of what the client gets, until
+/// it is interrupted.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  edge-relay demo
+  edge-relay demo --for 10s")]
+pub struct Demo {
+    /// Ends by itself after this time, for example 10s or 2m; fails if nothing was relayed.
+    #[arg(long = "for", value_name = "TIME", value_parser = config::duration)]
+    time: Option<Duration>,
+}
+
+impl Demo {
+    pub fn run(self) -> Result<(), Failure> {
+        telemetry::start("warn").map_err(Failure::usage)?;
+        let runtime = io_runtime()?;
+        let _entered = runtime.enter();
+        let loopback = LOOPBACK.parse().map_err(Failure::failed)?;
+        let exchange = client::bind(loopback).map_err(Failure::failed)?;
+        let address = exchange.local_addr().map_err(Failure::failed)?;
+
+        let files = Files::write(address).map_err(Failure::failed)?;
+        let relay = Relay::bind(config::load(&files.folder.join("relay.toml")).map_err(Failure::failed)?)?;
+        let (clients, admin) = (relay.clients, relay.admin);
+        announce(&format!("simulated exchange ws://{address}"))?;
+        announce(&format!("clients connect to ws://{clients}/market?channel=prices"))?;
+        if let Some(admin) = admin {
+            announce(&format!("metrics            http://{admin}/metrics"))?;
+        }
+
+        let (trigger, stop) = shutdown::stop();
+        let (finish, finished) = shutdown::stop();
+        on_signals(trigger).map_err(Failure::failed)?;
+        let sent = Sent::default();
+        let feed = Feed { source: Source::Simulated { rate: RATE }, start_after: Duration::ZERO };
+        let received = runtime.block_on(async {
+            let relaying = relay.run(finished);
+            let playing = feed::serve(exchange, feed, sent.clone());
+            let watching = async {
+                let received = watch(clients, &sent, self.time, stop).await;
+                finish.pull();
+                received
+            };
+            tokio::select! {
+                (received, ()) = async { tokio::join!(watching, relaying) } => received,
+                never = playing => match never {},
+            }
+        })?;
+        announce(&format!("{} messages in from the exchange, {received} out to the client", sent.get()))?;
+        if received == 0 { Err(Failure::failed("nothing was relayed")) } else { Ok(()) }
+    }
+}
+
+/// A client like any other: prints what it gets, a line a second; returns how many messages that was.
+async fn watch(
+    clients: SocketAddr,
+    sent: &Sent,
+    time: Option<Duration>,
+    mut stop: shutdown::Stop,
+) -> Result<u64, Failure> {
+    let (mut socket, _) =
+        connect_async(format!("ws://{clients}/market?channel=prices")).await.map_err(Failure::failed)?;
+    let started = Instant::now();
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    second.tick().await;
+    let (mut received, mut latest) = (0, String::new());
+    loop {
+        tokio::select! {
+            message = socket.next() => match message {
+                Some(Ok(Message::Text(text))) => {
+                    received += 1;
+                    latest = text.to_string();
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(Failure::failed(error)),
+                None => return Err(Failure::failed("the relay has closed the client's connection")),
+            },
+            _ = second.tick() => {
+                let seconds = started.elapsed().as_secs();
+                announce(&format!("{seconds:>4} s  in {:>6}  out {received:>6}  {latest}", sent.get()))?;
+            }
+            () = sleep_until(started + time.unwrap_or_default()), if time.is_some() => return Ok(received),
+            () = stop.wait() => return Ok(received),
+        }
+    }
+}
+
+/// The demonstration's configuration, in a folder that goes when this is dropped.
+struct Files {
+    folder: PathBuf,
+}
+
+impl Files {
+    fn write(exchange: SocketAddr) -> io::Result<Self> {
+        let files = Self { folder: std::env::temp_dir().join(format!("edge-relay-demo-{}", std::process::id())) };
+        let tenant = files.folder.join("tenants/market");
+        fs::create_dir_all(&tenant)?;
+        let relay = format!("tenants = \"tenants\"\n[listen]\nclients = \"{LOOPBACK}\"\nadmin = \"{LOOPBACK}\"\n");
+        fs::write(files.folder.join("relay.toml"), relay)?;
+        fs::write(tenant.join("tenant.toml"), MANIFEST.replace(PARTNER, &format!("ws://{exchange}")))?;
+        fs::write(tenant.join("filter.wasm"), componentize(FILTER).map_err(io::Error::other)?)?;
+        Ok(files)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            tracing::warn!(folder = %self.folder.display(), %error, "the demonstration's files stay behind");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `edge-relay serve`: the deployed host.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Failure, announce, io_runtime};
+use crate::{
+    config,
+    relay::Relay,
+    shutdown::{self, on_signals},
+    telemetry,
+};
+
+/// Runs every tenant of a relay.toml.
+///
+/// Prints `listening clients=ADDR admin=ADDR` once it is ready, logs to standard error, and ends at SIGTERM or SIGINT
+/// when its clients are told (a second signal ends it at once). EDGE_RELAY_LOG sets the log's level (default: info).
+/// Exit code 2: the configuration has mistakes; all of them are printed and nothing has been opened.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  edge-relay serve --config relay.toml
+  EDGE_RELAY_LOG=debug edge-relay serve --config relay.toml")]
+pub struct Serve {
+    /// The host's configuration; its tenants are folders beside it.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Serve {
+    pub fn run(self) -> Result<(), Failure> {
+        telemetry::start("info").map_err(Failure::usage)?;
+        let config = config::load(&self.config).map_err(Failure::usage)?;
+        let runtime = io_runtime()?;
+        let _entered = runtime.enter();
+        let (trigger, stop) = shutdown::stop();
+        let relay = Relay::bind(config)?;
+        on_signals(trigger).map_err(Failure::failed)?;
+        let admin = relay.admin.map(|address| format!(" admin={address}")).unwrap_or_default();
+        announce(&format!("listening clients={}{admin}", relay.clients))?;
+        runtime.block_on(relay.run(stop));
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! One call of a guest, within its deadline.
+
+use std::{fmt::Write as _, time::Duration};
+
+use tokio::time::timeout;
+use wasmtime::WasmBacktrace;
+
+use super::ticker::Ticker;
+
+/// Frames of a trap's backtrace that are shown.
+const MAX_FRAMES: usize = 8;
+
+/// How a guest broke. Its instance is not to be used again.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    #[error("{0}")]
+    Trap(String),
+    #[error("no answer within {} ms", .0.as_millis())]
+    Deadline(Duration),
+    #[error("cannot be instantiated: {0}")]
+    Instantiate(String),
+}
+
+impl Broken {
+    /// The value of the metric's label `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Trap(_) => "trap",
+            Self::Deadline(_) => "deadline",
+            Self::Instantiate(_) => "instantiate",
+        }
+    }
+}
+
+/// Runs a call to its end or its deadline, host calls included.
+pub async fn within<T>(
+    deadline: Duration,
+    ticker: &Ticker,
+    call: impl Future<Output = wasmtime::Result<T>>,
+) -> Result<T, Broken> {
+    let _calling = ticker.calling();
+    match timeout(deadline, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Broken::Trap(describe(&error))),
+        Err(_) => Err(Broken::Deadline(deadline)),
+    }
+}
+
+/// The cause, and the functions it happened in, innermost first.
+fn describe(error: &wasmtime::Error) -> String {
+    let mut text = error.root_cause().to_string();
+    let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
+    let names = frames.iter().filter_map(|frame| frame.func_name()).take(MAX_FRAMES);
+    for (index, name) in names.enumerate() {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{}{:#}", if index == 0 { " in " } else { " < " }, rustc_demangle::demangle(name));
+    }
+    text
+}

@@ -1,0 +1,48 @@
+//! What a component offers and what it needs, read from its type.
+
+use wasmtime::component::Component;
+
+/// The filter's interface, as exported.
+pub const FILTER: &str = "edge-relay:tenant/filter@0.1.0";
+
+/// Interfaces that mean a role.
+const ROLES: [(&str, &str); 1] = [("filter", FILTER)];
+
+/// Packages the host gives, with the versions that fit: up to the slash of an interface's name, and behind its `@`.
+const PROVIDED: [(&str, &str); 9] = [
+    ("wasi:io/", "0.2."),
+    ("wasi:clocks/", "0.2."),
+    ("wasi:random/", "0.2."),
+    ("wasi:cli/", "0.2."),
+    ("wasi:filesystem/", "0.2."),
+    ("wasi:sockets/", "0.2."),
+    ("wasi:config/store", "0.2.0-rc.1"),
+    ("wasi:logging/logging", "0.1.0-draft"),
+    ("edge-relay:tenant/types", "0.1.0"),
+];
+
+/// A component's outside.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Report {
+    pub roles: Vec<&'static str>,
+    pub exports: Vec<String>,
+    pub imports: Vec<String>,
+    /// Those imports that the host does not give.
+    pub missing: Vec<String>,
+}
+
+pub fn report(engine: &wasmtime::Engine, component: &Component) -> Report {
+    let component = component.component_type();
+    let exports: Vec<String> = component.exports(engine).map(|(name, _)| name.to_owned()).collect();
+    let imports: Vec<String> = component.imports(engine).map(|(name, _)| name.to_owned()).collect();
+    let has = |interface: &str| exports.iter().any(|export| export == interface);
+    let roles = ROLES.iter().filter(|(_, interface)| has(interface)).map(|(role, _)| *role).collect();
+    let missing = imports.iter().filter(|import| !is_provided(import)).cloned().collect();
+    Report { roles, exports, imports, missing }
+}
+
+fn is_provided(import: &str) -> bool {
+    PROVIDED.iter().any(|(package, version)| {
+        import.starts_with(package) && import.split_once('@').is_some_and(|(_, has)| has.starts_with(version))
+    })
+}

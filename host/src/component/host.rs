@@ -1,0 +1,93 @@
+//! What an instance has around it: its limits, and the host's side of its imports.
+
+use std::{sync::Arc, time::Duration};
+
+use wasmtime::{
+    Store, StoreLimits, StoreLimitsBuilder,
+    component::{HasSelf, Linker, ResourceTable},
+};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+
+use super::{
+    Engine,
+    bindings::wasi::logging::logging::{self, Level},
+    output::{self, Output},
+};
+use crate::config::TenantLimits;
+
+/// Core instances, memories and tables that one component instance may have: languages' toolchains need a few.
+const MAX_PARTS: usize = 64;
+/// Entries in all tables of an instance.
+const MAX_TABLE: usize = 100_000;
+
+/// Whose code runs, and within which limits.
+#[derive(Clone)]
+pub struct Guest {
+    pub tenant: Arc<str>,
+    /// The upstream, for a filter.
+    pub name: Arc<str>,
+    pub settings: Arc<[(String, String)]>,
+    pub limits: TenantLimits,
+}
+
+impl Guest {
+    pub fn deadline(&self) -> Duration {
+        self.limits.filter_call
+    }
+}
+
+/// The data of one instance's store.
+pub struct Host {
+    limits: StoreLimits,
+    table: ResourceTable,
+    wasi: WasiCtx,
+    config: WasiConfigVariables,
+    guest: Guest,
+}
+
+/// A fresh store: an empty WASI, the tenant's settings, its limits.
+pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
+    // Nothing is granted: no environment, no arguments, no folder, no address, no look-up of names.
+    let wasi = WasiCtx::builder()
+        .stdout(Output::new(guest, "stdout"))
+        .stderr(Output::new(guest, "stderr"))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .build();
+    let limits = StoreLimitsBuilder::new()
+        .memory_size(guest.limits.memory)
+        .table_elements(MAX_TABLE)
+        .instances(MAX_PARTS)
+        .memories(MAX_PARTS)
+        .tables(MAX_PARTS)
+        .build();
+    let config = guest.settings.iter().cloned().collect();
+    let host = Host { limits, table: ResourceTable::new(), wasi, config, guest: guest.clone() };
+    let mut store = Store::new(engine.wasmtime(), host);
+    store.limiter(|host| &mut host.limits);
+    store.epoch_deadline_async_yield_and_update(1);
+    store
+}
+
+/// All that any component may import.
+pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(&host.config))?;
+    logging::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    Ok(linker)
+}
+
+impl WasiView for Host {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl logging::Host for Host {
+    fn log(&mut self, level: Level, context: String, message: String) {
+        output::log(&self.guest, level, &context, &message);
+    }
+}

@@ -1,0 +1,145 @@
+//! What guests write: lines in the tenant's log.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::{
+    async_trait,
+    cli::{IsTerminal, StdoutStream},
+    p2::{OutputStream, Pollable, StreamResult},
+};
+
+use super::{bindings::wasi::logging::logging::Level, host::Guest};
+
+/// Bytes of one line; what is longer goes on in the next.
+const MAX_LINE: usize = 4 << 10;
+
+/// A line by way of `wasi:logging`.
+pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
+    let message = cut(message);
+    let context = cut(context);
+    let (tenant, name) = (&guest.tenant, &guest.name);
+    match level {
+        Level::Trace => tracing::trace!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
+        Level::Debug => tracing::debug!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
+        Level::Info => tracing::info!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
+        Level::Warn => tracing::warn!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
+        Level::Error | Level::Critical => {
+            tracing::error!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}");
+        }
+    }
+}
+
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_LINE)).unwrap_or_default()
+}
+
+/// A guest's standard output or error.
+#[derive(Clone)]
+pub struct Output(Arc<Mutex<Lines>>);
+
+struct Lines {
+    guest: Guest,
+    stream: &'static str,
+    /// A line whose end is yet to come.
+    begun: Vec<u8>,
+}
+
+impl Output {
+    pub fn new(guest: &Guest, stream: &'static str) -> Self {
+        Self(Arc::new(Mutex::new(Lines { guest: guest.clone(), stream, begun: Vec::new() })))
+    }
+
+    fn take(&self, bytes: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take(bytes);
+    }
+}
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            for piece in part.chunks(MAX_LINE) {
+                if self.begun.len() + piece.len() > MAX_LINE {
+                    self.end();
+                }
+                self.begun.extend_from_slice(piece);
+            }
+            if part.ends_with(b"\n") {
+                self.end();
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let line = String::from_utf8_lossy(self.begun.trim_ascii_end());
+        if !line.is_empty() {
+            let (tenant, name) = (&self.guest.tenant, &self.guest.name);
+            tracing::info!(tenant.name = %tenant, guest.name = %name, guest.stream = self.stream, "{line}");
+        }
+        self.begun.clear();
+    }
+}
+
+/// A guest that dies in the middle of a line has said something all the same.
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl IsTerminal for Output {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Output {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+}
+
+impl OutputStream for Output {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.take(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(MAX_LINE)
+    }
+}
+
+#[async_trait]
+impl Pollable for Output {
+    async fn ready(&mut self) {}
+}
+
+impl AsyncWrite for Output {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.take(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,139 @@
+//! What an operator and a tenant configure, checked whole before anything runs.
+//!
+//! `relay.toml` and each tenant's `tenant.toml` are walked by hand rather than derived, so that one run reports every
+//! mistake in every file: see [`Problem`].
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use hyper::{
+    Uri,
+    header::{HeaderName, HeaderValue},
+};
+use ipnet::IpNet;
+
+mod manifest;
+mod relay;
+mod units;
+mod walk;
+
+pub use units::duration;
+pub use relay::load;
+pub use walk::{Problem, Problems};
+
+/// All that `serve` needs, from `relay.toml` and the tenants' folders.
+#[derive(Debug)]
+pub struct RelayConfig {
+    pub listen: Listen,
+    /// Peers whose forwarding headers name the real client.
+    pub trusted_proxies: Vec<IpNet>,
+    pub limits: HostLimits,
+    pub tenants: Vec<TenantConfig>,
+}
+
+/// Where each listener binds; port 0 lets the system choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen {
+    pub clients: SocketAddr,
+    /// `None`: no admin listener (`pass` opens only its clients' listener).
+    pub admin: Option<SocketAddr>,
+}
+
+/// Host-wide limits: `[limits]` of `relay.toml`.
+#[derive(Clone, Copy, Debug)]
+pub struct HostLimits {
+    /// Most clients connected at once; `None`: as many as file descriptors allow.
+    pub clients: Option<usize>,
+    /// Most handshakes under way at once; the oldest makes room for the newest.
+    pub handshakes: usize,
+    /// From the connection's opening to the end of its handshake.
+    pub handshake_timeout: Duration,
+    /// How often a client is pinged, and how long it has to answer.
+    pub ping_interval: Duration,
+    /// How long a client's writes may make no progress before it is dropped.
+    pub stall_timeout: Duration,
+    /// How long clients and guests have to finish at shutdown.
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for HostLimits {
+    fn default() -> Self {
+        Self {
+            clients: None,
+            handshakes: 4096,
+            handshake_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(120),
+            shutdown_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// One tenant: its `tenant.toml`.
+#[derive(Clone, Debug)]
+pub struct TenantConfig {
+    /// Lower-case letters, digits and hyphens, at most 63.
+    pub name: Arc<str>,
+    /// The path clients connect to: `/<name>` unless the manifest claims another.
+    pub path: String,
+    pub upstreams: Vec<UpstreamConfig>,
+    /// The filter's `.wasm`, absolute or relative to the working directory.
+    pub filter: Option<PathBuf>,
+    /// Per-channel settings, in the manifest's order.
+    pub channels: Vec<ChannelRule>,
+    /// What guests read through `wasi:config`.
+    pub settings: Vec<(String, String)>,
+    pub limits: TenantLimits,
+}
+
+/// One `[[upstream]]`.
+#[derive(Clone, Debug)]
+pub struct UpstreamConfig {
+    pub name: Arc<str>,
+    /// `ws://` or `wss://`.
+    pub url: Uri,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub subprotocols: Vec<String>,
+    /// Without a frame for this long the connection is dead.
+    pub idle_timeout: Duration,
+    /// Largest message accepted, in bytes; one frame may be as large.
+    pub max_message: usize,
+}
+
+impl UpstreamConfig {
+    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+    pub const MAX_MESSAGE: usize = 16 << 20;
+}
+
+/// One `[channels."pattern"]`: a channel's name, or a prefix and `*`.
+#[derive(Clone, Debug)]
+pub struct ChannelRule {
+    pub pattern: String,
+    /// Bytes of encoded frames the channel's log keeps.
+    pub log_bytes: usize,
+}
+
+impl ChannelRule {
+    /// A channel's log without a rule.
+    pub const LOG_BYTES: usize = 16 << 20;
+}
+
+/// `[limits]` of a tenant.
+#[derive(Clone, Copy, Debug)]
+pub struct TenantLimits {
+    /// Most bytes of linear memory in one instance.
+    pub memory: usize,
+    /// Longest call of the filter, host calls included.
+    pub filter_call: Duration,
+    /// Largest message accepted from a client, in bytes.
+    pub client_message: usize,
+}
+
+impl Default for TenantLimits {
+    fn default() -> Self {
+        Self {
+            memory: 64 << 20,
+            filter_call: Duration::from_secs(1),
+            client_message: 64 << 10,
+        }
+    }
+}

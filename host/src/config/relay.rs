@@ -1,0 +1,565 @@
+//! `relay.toml` and the folder of tenants it names.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    HostLimits, Listen, RelayConfig, TenantConfig, manifest,
+    units::{Claim, show_size},
+    walk::{Document, Problem, Problems, Table, Value, quote},
+};
+
+/// Where clients connect by default.
+const LISTEN_CLIENTS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+
+/// Where the admin listener is by default: out of reach of other machines.
+const LISTEN_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+
+/// More sockets than one machine holds.
+const CLIENTS: RangeInclusive<u64> = 1..=16_000_000;
+
+/// Each handshake under way holds a task and buffers of some 10 KiB.
+const HANDSHAKES: RangeInclusive<u64> = 1..=1_000_000;
+
+/// Under the least a distant client fails; over the most, connections that never speak pile up.
+const HANDSHAKE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
+
+/// Under the least pings are a load of their own; over the most, proxies have cut idle connections.
+const PING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// Under the least a retransmission is taken for a stall.
+const STALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// Supervisors kill long before the most.
+const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
+
+/// Largest configuration file read, in bytes; a hundred times what the longest sensible one has.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The file each tenant's folder has.
+const MANIFEST: &str = "tenant.toml";
+
+/// Reads `relay.toml` at `path` and every tenant it names, with secrets from the process's environment.
+///
+/// # Errors
+/// Every mistake found in every file.
+pub fn load(path: &Path) -> Result<RelayConfig, Problems> {
+    load_with(path, &|variable| std::env::var(variable).ok())
+}
+
+fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<RelayConfig, Problems> {
+    let text = read_file(path).map_err(|problem| Problems(vec![problem]))?;
+    let document = Document::new(path, &text);
+    let (config, tenants) = match document.parse() {
+        Ok(root) => relay(root, path, secrets),
+        // The tenants' mistakes are worth listing even when only their folder's name could be read.
+        Err(mut partial) => {
+            let folder = partial.take("tenants").filter(|value| value.value.is_str());
+            (
+                None,
+                folder.map(|folder| tenants(&folder, path, secrets)).unwrap_or_default(),
+            )
+        }
+    };
+    let mut problems = Vec::new();
+    let config = document
+        .conclude(config)
+        .map_err(|Problems(found)| problems.extend(found))
+        .ok();
+    problems.extend(tenants.problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(RelayConfig {
+            tenants: tenants.configs,
+            ..config
+        }),
+        _ => Err(Problems(problems)),
+    }
+}
+
+/// Walks `relay.toml`; the tenants come apart, their problems following this file's.
+fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> (Option<RelayConfig>, Tenants) {
+    let folder = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
+    let tenants = folder.map(|folder| tenants(&folder, path, secrets)).unwrap_or_default();
+    let proxies = root
+        .take("trusted-proxies")
+        .and_then(|value| value.array("an array of addresses in quotes"));
+    let trusted_proxies = proxies
+        .into_iter()
+        .flatten()
+        .filter_map(|value| network(&value))
+        .collect();
+    let listen = listen(root.section("listen"));
+    let limits = limits(root.section("limits"));
+    root.finish();
+    (
+        Some(RelayConfig {
+            listen,
+            trusted_proxies,
+            limits,
+            tenants: Vec::new(),
+        }),
+        tenants,
+    )
+}
+
+fn listen(mut table: Table<'_>) -> Listen {
+    let clients = table
+        .take("clients")
+        .and_then(|value| address(&value, LISTEN_CLIENTS))
+        .unwrap_or(LISTEN_CLIENTS);
+    let admin = table.take("admin");
+    let place = admin.as_ref().map(|value| value.place.clone());
+    let admin = admin
+        .and_then(|value| address(&value, LISTEN_ADMIN))
+        .unwrap_or(LISTEN_ADMIN);
+    if clients == admin && clients.port() != 0 {
+        let place = place.unwrap_or_else(|| table.place.clone());
+        place.problem(format!(
+            "{admin} is where clients connect; give listen.clients and listen.admin their own ports"
+        ));
+    }
+    table.finish();
+    Listen {
+        clients,
+        admin: Some(admin),
+    }
+}
+
+fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
+    let text = value.str()?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        value.problem(format!(
+            "{} is not an address; write for example \"{example}\"",
+            quote(text)
+        ));
+    }
+    address
+}
+
+/// One of `trusted-proxies`: a network, or one address.
+fn network(value: &Value<'_>) -> Option<IpNet> {
+    let text = value.str()?;
+    let network = text
+        .parse()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    if network.is_none() {
+        let example = "write for example \"10.0.0.0/8\" or \"::1\"";
+        value.problem(format!(
+            "{} is neither a network nor an address; {example}",
+            quote(text)
+        ));
+    }
+    network.as_ref().map(IpNet::trunc)
+}
+
+fn limits(mut table: Table<'_>) -> HostLimits {
+    let default = HostLimits::default();
+    let limits = HostLimits {
+        clients: table.count("clients", &CLIENTS),
+        handshakes: table.count("handshakes", &HANDSHAKES).unwrap_or(default.handshakes),
+        handshake_timeout: table
+            .duration("handshake-timeout", &HANDSHAKE_TIMEOUT)
+            .unwrap_or(default.handshake_timeout),
+        ping_interval: table
+            .duration("ping-interval", &PING_INTERVAL)
+            .unwrap_or(default.ping_interval),
+        stall_timeout: table
+            .duration("stall-timeout", &STALL_TIMEOUT)
+            .unwrap_or(default.stall_timeout),
+        shutdown_timeout: table
+            .duration("shutdown-timeout", &SHUTDOWN_TIMEOUT)
+            .unwrap_or(default.shutdown_timeout),
+    };
+    table.finish();
+    limits
+}
+
+/// The tenants read so far, and what was wrong with the others.
+#[derive(Default)]
+struct Tenants {
+    configs: Vec<TenantConfig>,
+    problems: Vec<Problem>,
+}
+
+/// Reads every tenant in the folder that `folder` names, beside the file `relay`.
+fn tenants(folder: &Value<'_>, relay: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
+    let mut tenants = Tenants::default();
+    let Some(name) = folder.str() else { return tenants };
+    let folders = match subfolders(&relay.parent().unwrap_or(Path::new("")).join(name)) {
+        Ok(folders) => folders,
+        Err(error) => {
+            folder.problem(format!(
+                "{} cannot be read ({error}); name the tenants' folder",
+                quote(name)
+            ));
+            return tenants;
+        }
+    };
+    if folders.is_empty() {
+        folder.problem(format!(
+            "{} has no tenants; make a folder in it with a {MANIFEST}",
+            quote(name)
+        ));
+    }
+    let mut names = BTreeMap::new();
+    let mut paths = BTreeMap::new();
+    for folder in folders {
+        let file = folder.join(MANIFEST);
+        if !file.exists() {
+            let message = format!("is missing; write it, or move {} away", folder.display());
+            tenants.problems.push(Problem {
+                file,
+                line: None,
+                key: String::new(),
+                message,
+            });
+            continue;
+        }
+        let text = match read_file(&file) {
+            Ok(text) => text,
+            Err(problem) => {
+                tenants.problems.push(problem);
+                continue;
+            }
+        };
+        let (claims, config) = manifest::read(&text, &file, secrets);
+        match config {
+            Ok(config) => tenants.configs.push(config),
+            Err(Problems(problems)) => tenants.problems.extend(problems),
+        }
+        tenants
+            .problems
+            .extend(claims.name.and_then(|name| claim("name", name, &file, &mut names)));
+        tenants
+            .problems
+            .extend(claims.path.and_then(|path| claim("path", path, &file, &mut paths)));
+    }
+    tenants
+}
+
+/// Records that the tenant of `file` claims a name or a path; a problem if another already has.
+fn claim(key: &str, claim: Claim, file: &Path, claimed: &mut BTreeMap<String, PathBuf>) -> Option<Problem> {
+    let Claim { value, line } = claim;
+    if let Some(first) = claimed.get(&value) {
+        let message = format!(
+            "{} is also the {key} in {}; give each tenant its own",
+            quote(&value),
+            first.display()
+        );
+        return Some(Problem {
+            file: file.into(),
+            line,
+            key: key.into(),
+            message,
+        });
+    }
+    claimed.insert(value, file.into());
+    None
+}
+
+/// The folders in `folder` that are not hidden, by name.
+fn subfolders(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Follows links: orchestrators mount folders as links.
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") && entry.path().is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}
+
+/// Reads a configuration file, which must be a regular file of UTF-8 within [`MAX_FILE_BYTES`].
+fn read_file(file: &Path) -> Result<String, Problem> {
+    let problem = |line, message| Problem {
+        file: file.into(),
+        line,
+        key: String::new(),
+        message,
+    };
+    let unreadable =
+        |error: io::Error| problem(None, format!("cannot be read ({error}); check the path and its rights"));
+    // Asked before opening: opening a pipe would wait for its other end.
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err(problem(
+            None,
+            "is not a file; write the settings in a regular file".into(),
+        ));
+    }
+    let mut bytes = Vec::new();
+    File::open(file)
+        .and_then(|opened| opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
+        return Err(problem(
+            None,
+            format!("is larger than {}; make it smaller", show_size(MAX_FILE_BYTES)),
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error
+            .as_bytes()
+            .get(..error.utf8_error().valid_up_to())
+            .unwrap_or_default();
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        problem(Some(line), "is not UTF-8; save the file as UTF-8".into())
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A folder of its own for each test, removed after it.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(files: &[(&str, &str)]) -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let name = format!(
+                "edge-relay-config-{}-{}",
+                std::process::id(),
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            );
+            let folder = Self(std::env::temp_dir().join(name));
+            fs::create_dir_all(&folder.0).unwrap();
+            for (name, text) in files {
+                folder.write(name, text.as_bytes());
+            }
+            folder
+        }
+
+        fn write(&self, name: &str, bytes: &[u8]) {
+            let path = self.0.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+
+        fn load(&self) -> Result<RelayConfig, Problems> {
+            load_with(&self.0.join("relay.toml"), &|_| None)
+        }
+
+        /// The problems, with paths relative to this folder.
+        fn problems(&self) -> Vec<String> {
+            let prefix = format!("{}/", self.0.display());
+            self.load()
+                .unwrap_err()
+                .0
+                .iter()
+                .map(|problem| problem.to_string().replace(&prefix, ""))
+                .collect()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const ONE: (&str, &str) = ("tenants/one/tenant.toml", "name = 'one'");
+    const LEAST: (&str, &str) = ("relay.toml", "tenants = 'tenants'");
+
+    #[test]
+    fn defaults() {
+        let config = Folder::new(&[LEAST, ONE]).load().unwrap();
+        assert_eq!(config.listen.clients.to_string(), "0.0.0.0:8080");
+        assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
+        assert!(config.trusted_proxies.is_empty());
+        assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
+        assert_eq!(
+            (&*config.tenants[0].name, config.tenants[0].path.as_str()),
+            ("one", "/one")
+        );
+    }
+
+    #[test]
+    fn everything_set() {
+        let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
+            [listen]\nclients = '[::]:0'\nadmin = '[::]:0'\n\
+            [limits]\nclients = 5\nhandshakes = 6\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
+            stall-timeout = '1h'\nshutdown-timeout = '10ms'\n";
+        let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
+        // Neither a hidden folder nor a file is a tenant.
+        folder.write("tenants/.git/config", b"");
+        folder.write("tenants/README", b"");
+        let config = folder.load().unwrap();
+        assert_eq!(config.listen.clients.to_string(), "[::]:0");
+        let networks: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
+        assert_eq!((config.limits.clients, config.limits.handshakes), (Some(5), 6));
+        assert_eq!(config.limits.handshake_timeout, Duration::from_secs(7));
+        assert_eq!(config.limits.ping_interval, Duration::from_millis(500));
+        assert_eq!(config.limits.stall_timeout, Duration::from_secs(3600));
+        assert_eq!(config.limits.shutdown_timeout, Duration::from_millis(10));
+        let names: Vec<_> = config.tenants.iter().map(|tenant| &*tenant.name).collect();
+        assert_eq!(names, ["a", "one"]);
+    }
+
+    #[test]
+    fn every_mistake_in_every_file() {
+        let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.0.0.0/99', 1]\ntrusted_proxies = []\n\
+            [listen]\nclients = '80'\nadmin = ':9090'\n\
+            [limits]\nping-interval = '1ms'\nhandshakes = 0\nstall-timeout = '1'\n";
+        let files = [
+            ("relay.toml", relay),
+            ("tenants/a/tenant.toml", "name = 'A'\npaht = '/x'\n"),
+            ("tenants/b/tenant.toml", "name = 'b\n"),
+            ("tenants/c/filter.wasm", ""),
+        ];
+        let expected = [
+            "relay.toml:2: trusted-proxies: \"10.0.0.0/99\" is neither a network nor an address; write for example \"10.0.0.0/8\" or \"::1\"",
+            "relay.toml:2: trusted-proxies: must be a string in quotes, not an integer",
+            "relay.toml:3: trusted_proxies: unknown key; did you mean `trusted-proxies`?",
+            "relay.toml:5: listen.clients: \"80\" is not an address; write for example \"0.0.0.0:8080\"",
+            "relay.toml:6: listen.admin: \":9090\" is not an address; write for example \"127.0.0.1:9090\"",
+            "relay.toml:8: limits.ping-interval: \"1ms\" is out of range; write \"100ms\" to \"1h\"",
+            "relay.toml:9: limits.handshakes: 0 is out of range; write 1 to 1000000",
+            "relay.toml:10: limits.stall-timeout: \"1\" is not a duration; write for example \"500ms\", \"30s\" or \"5m\"",
+            "tenants/a/tenant.toml:1: name: \"A\" is not a name; write at most 63 lower-case letters, digits and hyphens, beginning with a letter or digit",
+            "tenants/a/tenant.toml:2: paht: unknown key; did you mean `path`?",
+            "tenants/b/tenant.toml:1: is not TOML: invalid literal string, expected `'`",
+            "tenants/c/tenant.toml: is missing; write it, or move tenants/c away",
+        ];
+        assert_eq!(Folder::new(&files).problems(), expected);
+    }
+
+    #[test]
+    fn tenants_are_read_although_relay_toml_is_half() {
+        let found = Folder::new(&[
+            ("relay.toml", "tenants = 'tenants'\n[listen\n"),
+            ("tenants/a/tenant.toml", ""),
+        ])
+        .problems();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("relay.toml:2: is not TOML: "), "{found:?}");
+        assert_eq!(
+            found[1],
+            "tenants/a/tenant.toml: name: is missing; write for example name = \"market\""
+        );
+    }
+
+    #[test]
+    fn no_tenants() {
+        let folder = Folder::new(&[("relay.toml", "\ntenants = 'tenants'")]);
+        assert!(folder.problems()[0].starts_with("relay.toml:2: tenants: \"tenants\" cannot be read ("));
+        folder.write("tenants/README", b"");
+        let message = "relay.toml:2: tenants: \"tenants\" has no tenants; make a folder in it with a tenant.toml";
+        assert_eq!(folder.problems(), [message]);
+        folder.write("relay.toml", b"");
+        assert!(folder.problems()[0].starts_with("relay.toml: tenants: is missing; "));
+        folder.write("relay.toml", b"tenants = 1");
+        assert_eq!(
+            folder.problems(),
+            ["relay.toml:1: tenants: must be a string in quotes, not an integer"]
+        );
+    }
+
+    #[test]
+    fn claims_are_exclusive_even_in_wrong_manifests() {
+        let files = [
+            LEAST,
+            ("tenants/1/tenant.toml", "name = 'a'\nwrong = 1\n"),
+            ("tenants/2/tenant.toml", "\nname = 'a'\npath = '/b'\n"),
+            ("tenants/3/tenant.toml", "name = 'b'\n"),
+        ];
+        let expected = [
+            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, path, upstream, components, channels, settings, limits",
+            "tenants/2/tenant.toml:2: name: \"a\" is also the name in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
+        ];
+        assert_eq!(Folder::new(&files).problems(), expected);
+    }
+
+    #[test]
+    fn listeners_apart() {
+        let relay = "tenants = 'tenants'\n[listen]\nclients = '127.0.0.1:9090'\n";
+        let expected = "relay.toml:2: listen: 127.0.0.1:9090 is where clients connect; give listen.clients and listen.admin their own ports";
+        assert_eq!(Folder::new(&[("relay.toml", relay), ONE]).problems(), [expected]);
+    }
+
+    #[test]
+    fn files_that_cannot_be_read() {
+        let folder = Folder::new(&[ONE]);
+        assert!(folder.problems()[0].starts_with("relay.toml: cannot be read ("));
+        folder.write("relay.toml", b"a = 1\nb = '\xff'\n");
+        assert_eq!(
+            folder.problems(),
+            ["relay.toml:2: is not UTF-8; save the file as UTF-8"]
+        );
+        let mut large = b"tenants = 'tenants'\n".to_vec();
+        large.resize(1 << 20, b'\n');
+        folder.write("relay.toml", &large);
+        assert!(folder.load().is_ok());
+        large.push(b'\n');
+        folder.write("relay.toml", &large);
+        assert_eq!(folder.problems(), ["relay.toml: is larger than 1MiB; make it smaller"]);
+        folder.write(LEAST.0, LEAST.1.as_bytes());
+        folder.write("tenants/two/tenant.toml/file", b"");
+        let expected = "tenants/two/tenant.toml: is not a file; write the settings in a regular file";
+        assert_eq!(folder.problems(), [expected]);
+    }
+
+    #[test]
+    fn filter_within_its_folder() {
+        let manifest = |filter| {
+            format!("name = 'one'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n[components]\nfilter = '{filter}'\n")
+        };
+        let folder = Folder::new(&[LEAST]);
+        folder.write("tenants/one/filter.wasm", b"");
+        folder.write("tenants/outside.wasm", b"");
+        std::os::unix::fs::symlink("../outside.wasm", folder.0.join("tenants/one/link.wasm")).unwrap();
+        std::os::unix::fs::symlink("filter.wasm", folder.0.join("tenants/one/inner.wasm")).unwrap();
+        for filter in ["filter.wasm", "./filter.wasm", "inner.wasm"] {
+            folder.write(ONE.0, manifest(filter).as_bytes());
+            let config = folder.load().unwrap();
+            assert_eq!(
+                config.tenants[0].filter,
+                Some(folder.0.join("tenants/one").join(filter))
+            );
+        }
+        for (filter, message) in [
+            (
+                "../outside.wasm",
+                "is not within the tenant's folder; write for example \"filter.wasm\"",
+            ),
+            (
+                "/etc/passwd",
+                "is not within the tenant's folder; write for example \"filter.wasm\"",
+            ),
+            (
+                "",
+                "is not within the tenant's folder; write for example \"filter.wasm\"",
+            ),
+            (
+                "link.wasm",
+                "leads out of the tenant's folder; put the file itself there",
+            ),
+            (
+                "none.wasm",
+                "is not in tenants/one; build the component and put it there",
+            ),
+            (".", "is not a file; name the component's .wasm"),
+        ] {
+            folder.write(ONE.0, manifest(filter).as_bytes());
+            let expected = format!("tenants/one/tenant.toml:6: components.filter: {filter:?} {message}");
+            assert_eq!(folder.problems(), [expected]);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Errors as HTTP answers: one JSON envelope, `{"error":{"code":"…","message":"…"}}`, made here only.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+
+/// `code` is stable and for programs, `message` is for people.
+pub fn answer(status: StatusCode, code: &str, message: &str) -> Response<Full<Bytes>> {
+    let envelope = serde_json::json!({ "error": { "code": code, "message": message } });
+    json(status, &envelope)
+}
+
+/// Any JSON answer.
+pub fn json(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,23 @@
+//! Edge Relay: one upstream connection, any number of clients, the tenant's WASM components in between.
+//!
+//! The modules, in the order data flows: an [`upstream`] receives messages, a [`component`] filters them, a [`channel`]
+//! logs them, and shards write them to each [`client`].
+
+pub mod upstream;
+
+pub mod component;
+
+pub mod channel;
+
+pub mod client;
+
+pub mod admin;
+pub mod command;
+pub mod config;
+pub mod feed;
+pub mod http_error;
+pub mod metrics;
+pub mod relay;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tenant;

@@ -1,0 +1,173 @@
+//! The relay as a whole: what starts in which order, and what stops in which.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{net::TcpListener, task::JoinSet};
+
+use crate::{
+    admin,
+    client::{self, Door, Shards, Timing},
+    component::{Engine, Guests},
+    config::RelayConfig,
+    metrics::Metrics,
+    shutdown::Stop,
+    tenant::{self, Code, Tenant},
+    upstream::{Connector, Upstream},
+};
+
+/// File descriptors kept for all that is neither a client nor a handshake: upstreams, listeners, epolls, files.
+const RESERVED_FILES: usize = 256;
+
+/// Why the relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Every component that cannot be used, one a line.
+    #[error("{}", .0.join("\n"))]
+    Components(Vec<String>),
+    #[error("cannot listen on {address} for {listener}: {error}")]
+    Bind { listener: &'static str, address: SocketAddr, error: io::Error },
+    #[error("the WebAssembly engine does not start: {0}")]
+    Engine(String),
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("a thread or runtime does not start: {0}")]
+    Threads(#[from] io::Error),
+}
+
+/// A relay whose listeners are bound; [`Relay::run`] does the rest.
+pub struct Relay {
+    pub clients: SocketAddr,
+    pub admin: Option<SocketAddr>,
+    pub metrics: Arc<Metrics>,
+    door: Arc<Door>,
+    listener: TcpListener,
+    admin_listener: Option<TcpListener>,
+    upstreams: Vec<Upstream>,
+    connector: Connector,
+    guests: Option<Guests>,
+    shutdown_timeout: Duration,
+}
+
+impl Relay {
+    /// Compiles every component, then binds every listener. Nothing listens if anything is wrong.
+    pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
+        let with_code = config.tenants.iter().any(|tenant| tenant.filter.is_some());
+        // Without code there is no engine and no guests' runtime.
+        let engine = with_code.then(Engine::new).transpose().map_err(|error| StartError::Engine(format!("{error:#}")))?;
+        let codes = load_code(&config, engine.map(Arc::new).as_ref())?;
+        let mut guests = with_code.then(Guests::start).transpose()?;
+        let connector = Connector::new()?;
+
+        let listen = |listener, address| {
+            client::bind(address).and_then(|bound| Ok((bound.local_addr()?, bound))).map_err(|error| StartError::Bind {
+                listener,
+                address,
+                error,
+            })
+        };
+        let (clients, listener) = listen("clients", config.listen.clients)?;
+        let (admin, admin_listener) = config.listen.admin.map(|address| listen("admin", address)).transpose()?.unzip();
+
+        let metrics = Arc::new(Metrics::new());
+        let total = Arc::new(AtomicUsize::new(0));
+        let mut tenants = Vec::new();
+        let mut upstreams = Vec::new();
+        for (config, code) in config.tenants.into_iter().zip(&codes) {
+            let (tenant, own) = tenant::start(config, code, &mut guests, &metrics, &total);
+            tenants.push(tenant);
+            upstreams.extend(own);
+        }
+        let limits = config.limits;
+        let files = raise_file_limit();
+        let shards = Shards::start(shard_count(), Timing {
+            ping_interval: limits.ping_interval,
+            stall_timeout: limits.stall_timeout,
+            shutdown_timeout: limits.shutdown_timeout,
+        })?;
+        let door = Door {
+            tenants,
+            trusted_proxies: config.trusted_proxies,
+            metrics: Arc::clone(&metrics),
+            shards,
+            total,
+            max_clients: limits.clients.unwrap_or_else(|| files.saturating_sub(limits.handshakes + RESERVED_FILES).max(1)),
+            max_handshakes: limits.handshakes,
+            handshake_timeout: limits.handshake_timeout,
+        };
+        Ok(Self {
+            clients,
+            admin,
+            metrics,
+            door: Arc::new(door),
+            listener,
+            admin_listener,
+            upstreams,
+            connector,
+            guests,
+            shutdown_timeout: limits.shutdown_timeout,
+        })
+    }
+
+    /// Relays until told to stop; then stops in the order data flows, so that what came in still goes out.
+    pub async fn run(self, mut stop: Stop) {
+        let mut doors = JoinSet::new();
+        doors.spawn(client::run(self.listener, Arc::clone(&self.door), stop.clone()));
+        if let Some(listener) = self.admin_listener {
+            doors.spawn(admin::run(listener, self.door.tenants.clone(), self.metrics, stop.clone()));
+        }
+        let mut upstreams = JoinSet::new();
+        for upstream in self.upstreams {
+            upstreams.spawn(upstream.run(self.connector.clone(), stop.clone()));
+        }
+        stop.wait().await;
+        while doors.join_next().await.is_some() {}
+        let stopping = async { while upstreams.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.shutdown_timeout, stopping).await.is_err() {
+            tracing::warn!("upstreams cut off at shutdown");
+        }
+        drop(upstreams);
+        if let Some(guests) = self.guests {
+            guests.shutdown(self.shutdown_timeout).await;
+        }
+        match Arc::try_unwrap(self.door) {
+            // Joining the shards' threads is all that is left to do.
+            Ok(door) => door.shards.shutdown(),
+            Err(_) => tracing::error!("the clients' listener outlived its task"),
+        }
+    }
+
+    pub fn tenants(&self) -> &[Arc<Tenant>] {
+        &self.door.tenants
+    }
+}
+
+fn load_code(config: &RelayConfig, engine: Option<&Arc<Engine>>) -> Result<Vec<Code>, StartError> {
+    let mut codes = Vec::new();
+    let mut problems = Vec::new();
+    for tenant in &config.tenants {
+        match engine.map_or(Ok(Code { filter: None }), |engine| Code::load(tenant, engine)) {
+            Ok(code) => codes.push(code),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() { Ok(codes) } else { Err(StartError::Components(problems)) }
+}
+
+/// One core is left to upstreams, handshakes and guests.
+fn shard_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).max(1)
+}
+
+/// Lets the process have as many files as the system allows it; returns how many.
+fn raise_file_limit() -> usize {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let files = if raised.is_ok() { maximum } else { current };
+    files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}

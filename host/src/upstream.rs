@@ -1,0 +1,158 @@
+//! Upstreams: a partner's WebSocket, held once whatever the number of clients.
+//!
+//! In come the partner's messages, out go publications: straight to channel `main`, or by way of the tenant's filter.
+//! One task owns the connection; it lives as long as the relay and connects again, for ever, when the connection is
+//! lost. What arrives faster than a filter takes it waits in a queue bounded in bytes, and behind that in the partner's
+//! socket.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    channel::{Channels, Frame, Publication},
+    component::FilterQueue,
+    config::UpstreamConfig,
+    metrics::UpstreamMetrics,
+    shutdown::Stop,
+};
+
+mod backoff;
+mod connect;
+mod session;
+
+use backoff::Backoff;
+pub use connect::{ConnectError, Connector};
+pub use session::Lost;
+
+/// The channel of an upstream without a filter.
+const MAIN: &str = "main";
+
+/// One upstream and what its messages go through.
+pub struct Upstream {
+    pub tenant: Arc<str>,
+    pub config: UpstreamConfig,
+    pub sink: Sink,
+    pub metrics: Arc<UpstreamMetrics>,
+    pub status: Arc<Status>,
+}
+
+/// Where messages go.
+pub enum Sink {
+    /// To channel `main`, as they are.
+    Channel(Arc<Channels>),
+    Filter(FilterQueue),
+}
+
+/// What others may know of an upstream.
+#[derive(Default)]
+pub struct Status {
+    up: AtomicBool,
+}
+
+impl Status {
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+}
+
+impl Upstream {
+    /// Keeps the upstream connected until told to stop.
+    pub async fn run(self, connector: Connector, mut stop: Stop) {
+        let mut backoff = Backoff::default();
+        while !stop.is_set() {
+            let (reason, healthy) = self.connection(&connector, &mut stop).await;
+            if stop.is_set() {
+                return;
+            }
+            let wait = backoff.after(healthy);
+            tracing::warn!(
+                tenant.name = %self.tenant,
+                upstream.name = %self.config.name,
+                error = %reason,
+                retry_ms = wait.as_millis(),
+                "no upstream"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.wait() => {}
+            }
+        }
+    }
+
+    /// One connection, from its opening to its end: why it ended and how long it was healthy.
+    async fn connection(&self, connector: &Connector, stop: &mut Stop) -> (String, Duration) {
+        let connected = tokio::select! {
+            connected = connector.connect(&self.config) => connected,
+            () = stop.wait() => return (String::new(), Duration::ZERO),
+        };
+        let socket = match connected {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.metrics.failed(error.reason());
+                return (error.to_string(), Duration::ZERO);
+            }
+        };
+        self.metrics.connections.inc();
+        tracing::info!(tenant.name = %self.tenant, upstream.name = %self.config.name, "upstream connected");
+        let since = Instant::now();
+        let up = Up::new(&self.metrics, &self.status);
+        let lost = session::run(socket, &self.config, &self.sink, &self.metrics, stop).await;
+        drop(up);
+        self.metrics.failed(lost.reason());
+        let reason = lost.to_string();
+        if let Sink::Filter(filter) = &self.sink {
+            filter.close(reason.clone()).await;
+        }
+        (reason, since.elapsed())
+    }
+}
+
+impl Sink {
+    /// Hands on a burst, in order.
+    async fn accept(&self, burst: Vec<Frame>) {
+        match self {
+            Self::Channel(channels) => {
+                let main: Arc<str> = MAIN.into();
+                let publish = |data| Publication { channel: Arc::clone(&main), data };
+                channels.publish(burst.into_iter().map(publish).collect()).await;
+            }
+            Self::Filter(filter) => filter.frames(burst).await,
+        }
+    }
+
+    /// The frames to send on a new connection; `None`: the filter broke.
+    async fn opening(&self) -> Option<Vec<Frame>> {
+        match self {
+            Self::Channel(_) => Some(Vec::new()),
+            Self::Filter(filter) => filter.open().await,
+        }
+    }
+}
+
+/// An upstream that shows as connected until this is dropped.
+struct Up<'a> {
+    metrics: &'a UpstreamMetrics,
+    status: Arc<Status>,
+}
+
+impl<'a> Up<'a> {
+    fn new(metrics: &'a UpstreamMetrics, status: &Arc<Status>) -> Self {
+        metrics.up.set(1);
+        status.up.store(true, Ordering::Relaxed);
+        Self { metrics, status: Arc::clone(status) }
+    }
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        self.metrics.up.set(0);
+        self.status.up.store(false, Ordering::Relaxed);
+    }
+}

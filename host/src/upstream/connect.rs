@@ -1,0 +1,120 @@
+//! Opening a connection to a partner: TCP, TLS where the URL asks, the WebSocket handshake.
+
+use std::{io, sync::Arc, time::Duration};
+
+use hyper::{
+    Uri,
+    header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
+};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
+    tungstenite::{self, client::IntoClientRequest, protocol::WebSocketConfig},
+};
+
+use crate::config::UpstreamConfig;
+
+/// For all three handshakes together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("{address}: {error}")]
+    Tcp { address: String, error: io::Error },
+    #[error("TLS handshake with {address}: {error}")]
+    Tls { address: String, error: io::Error },
+    #[error("the partner answered the handshake with HTTP status {0}")]
+    HttpStatus(u16),
+    #[error("WebSocket handshake: {0}")]
+    Handshake(#[from] Box<tungstenite::Error>),
+}
+
+impl ConnectError {
+    /// The value of the metric's label `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Tcp { error, .. } if error.kind() == io::ErrorKind::ConnectionRefused => "refused",
+            Self::Tcp { error, .. } if error.kind() == io::ErrorKind::ConnectionReset => "reset",
+            Self::Tcp { .. } => "io",
+            Self::Tls { .. } => "tls",
+            Self::HttpStatus(_) => "http_status",
+            Self::Handshake(error) => super::session::reason(error),
+        }
+    }
+}
+
+/// Opens connections; made once, it holds the trusted roots.
+#[derive(Clone)]
+pub struct Connector {
+    tls: Arc<ClientConfig>,
+}
+
+impl Connector {
+    /// Trusts the system's certificate roots, or those of the file that `SSL_CERT_FILE` names.
+    pub fn new() -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "a certificate root cannot be read");
+        }
+        let (added, _) = roots.add_parsable_certificates(found.certs);
+        if added == 0 {
+            tracing::warn!("no certificate roots found: wss:// upstreams will fail; install ca-certificates");
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self { tls: Arc::new(tls) })
+    }
+
+    pub async fn connect(&self, config: &UpstreamConfig) -> Result<Socket, ConnectError> {
+        timeout(CONNECT_TIMEOUT, self.open(config)).await.unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    async fn open(&self, config: &UpstreamConfig) -> Result<Socket, ConnectError> {
+        let (address, secure) = address(&config.url);
+        let tcp = TcpStream::connect(&address).await.map_err(|error| ConnectError::Tcp { address: address.clone(), error })?;
+        tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: address.clone(), error })?;
+        let mut request = config.url.clone().into_client_request().map_err(Box::new)?;
+        let headers = request.headers_mut();
+        for (name, value) in &config.headers {
+            headers.append(name, value.clone());
+        }
+        if !config.subprotocols.is_empty()
+            && let Ok(offered) = HeaderValue::from_str(&config.subprotocols.join(", "))
+        {
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, offered);
+        }
+        let limits = WebSocketConfig::default()
+            .max_message_size(Some(config.max_message))
+            .max_frame_size(Some(config.max_message));
+        let tls = tokio_tungstenite::Connector::Rustls(Arc::clone(&self.tls));
+        match client_async_tls_with_config(request, tcp, Some(limits), Some(tls)).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(tungstenite::Error::Http(response)) => Err(ConnectError::HttpStatus(response.status().as_u16())),
+            Err(tungstenite::Error::Io(error)) if secure && is_tls(&error) => Err(ConnectError::Tls { address, error }),
+            Err(tungstenite::Error::Io(error)) => Err(ConnectError::Tcp { address, error }),
+            Err(error) => Err(Box::new(error).into()),
+        }
+    }
+}
+
+/// Host and port, and whether TLS is due.
+fn address(url: &Uri) -> (String, bool) {
+    let secure = url.scheme_str() == Some("wss");
+    let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    (format!("{}:{port}", url.host().unwrap_or_default()), secure)
+}
+
+fn is_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+}

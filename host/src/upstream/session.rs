@@ -1,0 +1,199 @@
+//! One connection to a partner, while it lasts.
+
+use std::{io, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::tungstenite::{
+    self, Message,
+    error::{CapacityError, ProtocolError},
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use super::{Sink, connect::Socket};
+use crate::{
+    channel::{Frame, Kind},
+    config::UpstreamConfig,
+    metrics::UpstreamMetrics,
+    shutdown::Stop,
+};
+
+/// Pings go out this many times within the idle limit: one lost packet is no lost partner.
+const PINGS_PER_IDLE: u32 = 3;
+/// Messages taken as one burst if they are already there.
+const BURST_MESSAGES: usize = 256;
+/// Payload bytes after which a burst is handed on.
+const BURST_BYTES: usize = 256 << 10;
+/// For frames that the relay sends: a partner that takes none is lost.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the close frame.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a connection was lost.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    #[error("closed by the partner{}", describe(.0.as_ref()))]
+    Closed(Option<CloseFrame>),
+    #[error("nothing received for {:.1} s", .0.as_secs_f64())]
+    Idle(Duration),
+    #[error("the partner takes no frames")]
+    Stuck,
+    #[error("the filter broke in on-open")]
+    Filter,
+    #[error("the relay is shutting down")]
+    Stopped,
+    #[error("{0}")]
+    Socket(#[from] tungstenite::Error),
+}
+
+impl Lost {
+    /// The value of the metric's label `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Closed(_) => "closed",
+            Self::Idle(_) => "idle",
+            Self::Stuck => "timeout",
+            Self::Filter => "filter",
+            Self::Stopped => "shutdown",
+            Self::Socket(error) => reason(error),
+        }
+    }
+}
+
+/// The metric's label for an error of the WebSocket library.
+pub fn reason(error: &tungstenite::Error) -> &'static str {
+    use tungstenite::Error;
+    match error {
+        Error::ConnectionClosed | Error::AlreadyClosed => "closed",
+        Error::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => "reset",
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => "reset",
+        Error::Io(_) => "io",
+        Error::Tls(_) => "tls",
+        Error::Http(_) => "http_status",
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => "too_large",
+        _ => "protocol",
+    }
+}
+
+/// Runs a connection to its end: first what the filter wants sent, then message after message.
+pub async fn run(
+    mut socket: Socket,
+    config: &UpstreamConfig,
+    sink: &Sink,
+    metrics: &UpstreamMetrics,
+    stop: &mut Stop,
+) -> Lost {
+    match session(&mut socket, config, sink, metrics, stop).await {
+        Ok(never) => match never {},
+        Err(lost) => {
+            farewell(&mut socket, &lost).await;
+            lost
+        }
+    }
+}
+
+async fn session(
+    socket: &mut Socket,
+    config: &UpstreamConfig,
+    sink: &Sink,
+    metrics: &UpstreamMetrics,
+    stop: &mut Stop,
+) -> Result<std::convert::Infallible, Lost> {
+    for frame in sink.opening().await.ok_or(Lost::Filter)? {
+        send(socket, message(frame)).await?;
+    }
+    let mut ping = interval(config.idle_timeout / PINGS_PER_IDLE);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
+    loop {
+        let first = tokio::select! {
+            message = socket.next() => message,
+            () = stop.wait() => return Err(Lost::Stopped),
+            _ = ping.tick() => {
+                if heard.elapsed() >= config.idle_timeout {
+                    return Err(Lost::Idle(heard.elapsed()));
+                }
+                send(socket, Message::Ping(Bytes::new())).await?;
+                continue;
+            }
+        };
+        let (burst, end) = take_burst(socket, first);
+        if !burst.is_empty() {
+            metrics.messages.inc_by(burst.len() as u64);
+            metrics.bytes.inc_by(burst.iter().map(|frame| frame.bytes.len() as u64).sum());
+            sink.accept(burst).await;
+        }
+        // Pings and pongs are a sign of life too. After a wait for the filter, what was sent meanwhile is yet to be read.
+        heard = Instant::now();
+        if let Some(lost) = end {
+            return Err(lost);
+        }
+    }
+}
+
+/// All that has arrived already, so that nobody is woken for each message; and the end, if it came.
+fn take_burst(socket: &mut Socket, first: Option<tungstenite::Result<Message>>) -> (Vec<Frame>, Option<Lost>) {
+    let mut burst = Vec::new();
+    let mut bytes = 0;
+    let mut next = Some(first);
+    while let Some(message) = next {
+        match message {
+            Some(Ok(Message::Text(text))) => {
+                bytes += text.len();
+                burst.push(Frame { kind: Kind::Text, bytes: text.into() });
+            }
+            Some(Ok(Message::Binary(payload))) => {
+                bytes += payload.len();
+                burst.push(Frame { kind: Kind::Binary, bytes: payload });
+            }
+            Some(Ok(Message::Close(frame))) => return (burst, Some(Lost::Closed(frame))),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return (burst, Some(error.into())),
+            None => return (burst, Some(Lost::Closed(None))),
+        }
+        if burst.len() >= BURST_MESSAGES || bytes >= BURST_BYTES {
+            break;
+        }
+        next = socket.next().now_or_never();
+    }
+    (burst, None)
+}
+
+async fn send(socket: &mut Socket, message: Message) -> Result<(), Lost> {
+    timeout(SEND_TIMEOUT, socket.send(message)).await.map_err(|_| Lost::Stuck)??;
+    Ok(())
+}
+
+fn message(frame: Frame) -> Message {
+    match frame.kind {
+        // Text is checked where it enters; what is not UTF-8 all the same goes out as it is.
+        Kind::Text => match frame.bytes.clone().try_into() {
+            Ok(text) => Message::Text(text),
+            Err(_) => Message::Binary(frame.bytes),
+        },
+        Kind::Binary => Message::Binary(frame.bytes),
+    }
+}
+
+/// Ends the connection as RFC 6455 section 7 has it, if the partner may still be listening.
+async fn farewell(socket: &mut Socket, lost: &Lost) {
+    let code = match lost {
+        Lost::Idle(_) | Lost::Stuck => return,
+        // The library has the answer ready: closing sends it.
+        Lost::Closed(_) => CloseCode::Normal,
+        Lost::Stopped => CloseCode::Away,
+        Lost::Filter => CloseCode::Error,
+        Lost::Socket(tungstenite::Error::Capacity(_)) => CloseCode::Size,
+        Lost::Socket(tungstenite::Error::Protocol(_)) => CloseCode::Protocol,
+        Lost::Socket(tungstenite::Error::Utf8(_)) => CloseCode::Invalid,
+        Lost::Socket(_) => return,
+    };
+    let close = socket.close(Some(CloseFrame { code, reason: "".into() }));
+    // The connection is lost in any case.
+    let _ = timeout(FAREWELL_TIMEOUT, close).await;
+}
+
+fn describe(frame: Option<&CloseFrame>) -> String {
+    frame.map_or_else(String::new, |frame| format!(" with code {} {:?}", frame.code, frame.reason.as_str()))
+}

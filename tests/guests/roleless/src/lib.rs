@@ -1,0 +1,21 @@
+//! A component that is whole and valid, and has none of the roles a tenant's component may have.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+wit_bindgen::generate!({
+    inline: "
+        package edge-relay-tests:roleless;
+
+        world roleless {
+            export greet: func() -> string;
+        }
+    ",
+});
+
+struct Roleless;
+export!(Roleless);
+
+impl Guest for Roleless {
+    fn greet() -> String {
+        "hello".to_owned()
+    }
+}

@@ -1,0 +1,43 @@
+//! A filter that needs `acme:unknown/thing@1.0.0`, which no host of ours gives.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use edge_relay::tenant::types::{Frame, Publication};
+use exports::edge_relay::tenant::filter::Guest;
+
+wit_bindgen::generate!({
+    path: "../../../wit/edge-relay-tenant@0.1.0",
+    inline: "
+        package edge-relay-tests:stranger;
+
+        package acme:unknown@1.0.0 {
+            interface thing {
+                ping: func();
+            }
+        }
+
+        world stranger {
+            include edge-relay:tenant/filter-component@0.1.0;
+            import acme:unknown/thing@1.0.0;
+        }
+    ",
+    world: "edge-relay-tests:stranger/stranger",
+    generate_all,
+});
+
+struct Stranger;
+export!(Stranger);
+
+impl Guest for Stranger {
+    fn on_open(_upstream: String) -> Vec<Frame> {
+        acme::unknown::thing::ping();
+        Vec::new()
+    }
+
+    fn on_frames(_upstream: String, _frames: Vec<Frame>) -> Vec<Publication> {
+        Vec::new()
+    }
+
+    fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
+        Vec::new()
+    }
+}
