@@ -88,8 +88,11 @@ fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
         .iter()
         .map(|tenant| {
             let state = |up: bool| if up { "up" } else { "down" };
-            let upstreams: serde_json::Map<_, _> =
-                tenant.upstreams.iter().map(|(name, status)| (name.to_string(), state(status.is_up()).into())).collect();
+            let upstreams: serde_json::Map<_, _> = tenant
+                .upstreams
+                .iter()
+                .map(|(name, status)| (name.to_string(), state(status.is_up()).into()))
+                .collect();
             (tenant.name.to_string(), serde_json::json!({ "upstreams": upstreams }))
         })
         .collect();

@@ -16,8 +16,8 @@ mod relay;
 mod units;
 mod walk;
 
-pub use units::duration;
 pub use relay::load;
+pub use units::duration;
 pub use walk::{Problem, Problems};
 
 /// All that `serve` needs, from `relay.toml` and the tenants' folders.
@@ -130,10 +130,6 @@ pub struct TenantLimits {
 
 impl Default for TenantLimits {
     fn default() -> Self {
-        Self {
-            memory: 64 << 20,
-            filter_call: Duration::from_secs(1),
-            client_message: 64 << 10,
-        }
+        Self { memory: 64 << 20, filter_call: Duration::from_secs(1), client_message: 64 << 10 }
     }
 }

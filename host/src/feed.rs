@@ -108,13 +108,10 @@ pub async fn serve(listener: TcpListener, feed: Feed, sent: Sent) -> Infallible 
 /// One connection, until the peer closes it.
 async fn connection(socket: TcpStream, feed: &Feed, sent: &Sent) -> tungstenite::Result<()> {
     socket.set_nodelay(true)?;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER);
+    let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER).write_buffer_size(WRITE_BUFFER);
     let handshake = accept_hdr_async_with_config(socket, FirstSubprotocol, Some(config));
-    let socket = timeout(HANDSHAKE_TIMEOUT, handshake)
-        .await
-        .map_err(|elapsed| tungstenite::Error::Io(elapsed.into()))??;
+    let socket =
+        timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|elapsed| tungstenite::Error::Io(elapsed.into()))??;
     let start = Instant::now() + feed.start_after;
     let (sink, mut stream) = socket.split();
     let heard = Notify::new();
@@ -185,10 +182,7 @@ struct FirstSubprotocol;
 
 impl Callback for FirstSubprotocol {
     fn on_request(self, request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
-        let offered = request
-            .headers()
-            .get(SEC_WEBSOCKET_PROTOCOL)
-            .and_then(|offered| offered.to_str().ok());
+        let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).and_then(|offered| offered.to_str().ok());
         let first = offered.and_then(|offered| offered.split(',').next());
         if let Some(first) = first.and_then(|first| HeaderValue::from_str(first.trim()).ok()) {
             response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, first);

@@ -59,18 +59,18 @@ impl Relay {
     pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
         let with_code = config.tenants.iter().any(|tenant| tenant.filter.is_some());
         // Without code there is no engine and no guests' runtime.
-        let engine = with_code.then(Engine::new).transpose().map_err(|error| StartError::Engine(format!("{error:#}")))?;
+        let engine =
+            with_code.then(Engine::new).transpose().map_err(|error| StartError::Engine(format!("{error:#}")))?;
         let codes = load_code(&config, engine.map(Arc::new).as_ref())?;
         let mut guests = with_code.then(Guests::start).transpose()?;
         let connector = Connector::new()?;
 
-        let listen = |listener, address| {
-            client::bind(address).and_then(|bound| Ok((bound.local_addr()?, bound))).map_err(|error| StartError::Bind {
-                listener,
-                address,
-                error,
-            })
-        };
+        let listen =
+            |listener, address| {
+                client::bind(address)
+                    .and_then(|bound| Ok((bound.local_addr()?, bound)))
+                    .map_err(|error| StartError::Bind { listener, address, error })
+            };
         let (clients, listener) = listen("clients", config.listen.clients)?;
         let (admin, admin_listener) = config.listen.admin.map(|address| listen("admin", address)).transpose()?.unzip();
 
@@ -85,18 +85,23 @@ impl Relay {
         }
         let limits = config.limits;
         let files = raise_file_limit();
-        let shards = Shards::start(shard_count(), Timing {
-            ping_interval: limits.ping_interval,
-            stall_timeout: limits.stall_timeout,
-            shutdown_timeout: limits.shutdown_timeout,
-        })?;
+        let shards = Shards::start(
+            shard_count(),
+            Timing {
+                ping_interval: limits.ping_interval,
+                stall_timeout: limits.stall_timeout,
+                shutdown_timeout: limits.shutdown_timeout,
+            },
+        )?;
         let door = Door {
             tenants,
             trusted_proxies: config.trusted_proxies,
             metrics: Arc::clone(&metrics),
             shards,
             total,
-            max_clients: limits.clients.unwrap_or_else(|| files.saturating_sub(limits.handshakes + RESERVED_FILES).max(1)),
+            max_clients: limits
+                .clients
+                .unwrap_or_else(|| files.saturating_sub(limits.handshakes + RESERVED_FILES).max(1)),
             max_handshakes: limits.handshakes,
             handshake_timeout: limits.handshake_timeout,
         };

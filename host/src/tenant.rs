@@ -80,12 +80,6 @@ pub fn start(
     }
     let states = upstreams.iter().map(|up| (Arc::clone(&up.config.name), Arc::clone(&up.status))).collect();
     let terms = Terms { metrics: counts, max_message: config.limits.client_message, total: Arc::clone(total) };
-    let tenant = Tenant {
-        name: config.name,
-        path: config.path,
-        channels,
-        terms: Arc::new(terms),
-        upstreams: states,
-    };
+    let tenant = Tenant { name: config.name, path: config.path, channels, terms: Arc::new(terms), upstreams: states };
     (Arc::new(tenant), upstreams)
 }

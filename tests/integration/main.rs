@@ -1,1 +1,26 @@
-fn main(){}
+//! The whole program, on real sockets: what it does for partners, clients, tenants and operators.
+//!
+//! Every test runs the program itself, on port 0, against a partner and clients of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../support/lib.rs"]
+mod support;
+
+mod real_input;
+
+mod faults;
+mod tls;
+mod upstream;
+
+mod broken_filter;
+mod filter;
+
+mod clients;
+mod handshakes;
+mod slow_clients;
+
+mod admin;
+mod bad_config;
+mod commands;
+mod components;
+mod shutdown;

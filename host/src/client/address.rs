@@ -54,7 +54,10 @@ mod tests {
         assert_eq!(address("10.1.1.1", &[("cf-connecting-ip", "1.1.1.1"), ("x-real-ip", "2.2.2.2")]), "1.1.1.1");
         assert_eq!(address("10.1.1.1", &[("x-real-ip", "2.2.2.2"), ("x-forwarded-for", "3.3.3.3")]), "2.2.2.2");
         assert_eq!(address("::1", &[("x-forwarded-for", "6.6.6.6, 3.3.3.3, 10.0.0.7")]), "3.3.3.3");
-        assert_eq!(address("10.1.1.1", &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "2001:db8::1")]), "2001:db8::1");
+        assert_eq!(
+            address("10.1.1.1", &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "2001:db8::1")]),
+            "2001:db8::1"
+        );
         assert_eq!(address("10.1.1.1", &[("x-forwarded-for", "10.0.0.9, 10.0.0.7")]), "10.0.0.9");
         assert_eq!(address("10.1.1.1", &[("x-real-ip", "nonsense")]), "10.1.1.1");
     }

@@ -47,23 +47,31 @@ pub struct Accepted {
     pub channels: Vec<Arc<Channel>>,
 }
 
-/// Why there will be no client: the answer, and the metric's label.
+/// Why there will be no client; `reason` is the answer's code and the metric's label.
 struct Refusal {
+    status: StatusCode,
     reason: &'static str,
-    response: Response<Full<Bytes>>,
+    message: String,
+    headers: Vec<(HeaderName, &'static str)>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, reason: &'static str, message: &str) -> Self {
-        let mut response = http_error::answer(status, reason, message);
         // Said here: told not to keep connections alive, hyper would say it in a successful handshake too.
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        Self { reason, response }
+        Self { status, reason, message: message.to_owned(), headers: vec![(CONNECTION, "close")] }
     }
 
     fn with(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.response.headers_mut().insert(name, HeaderValue::from_static(value));
+        self.headers.push((name, value));
         self
+    }
+
+    fn response(self) -> Response<Full<Bytes>> {
+        let mut response = http_error::answer(self.status, self.reason, &self.message);
+        for (name, value) in self.headers {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
     }
 }
 
@@ -80,7 +88,7 @@ impl Service<Request<Incoming>> for Handshake {
             }
             Err(refusal) => {
                 self.door.metrics.handshake_refused(refusal.reason);
-                refusal.response
+                refusal.response()
             }
         }))
     }

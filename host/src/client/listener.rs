@@ -4,10 +4,7 @@ use std::{
     collections::VecDeque,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex,
-        atomic::AtomicUsize,
-    },
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     time::Duration,
 };
 

@@ -153,12 +153,7 @@ mod tests {
     #[test]
     fn fragments_are_joined_around_control_frames() {
         let frames = [masked(0x01, b"a\xC3"), masked(0x89, b"hi"), masked(0x80, b"\xA9b"), masked(0x8A, b"")];
-        assert_eq!(events(&frames), [
-            "Fragment",
-            "Ping([104, 105])",
-            "Message(Text, [97, 195, 169, 98])",
-            "Pong"
-        ]);
+        assert_eq!(events(&frames), ["Fragment", "Ping([104, 105])", "Message(Text, [97, 195, 169, 98])", "Pong"]);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! `edge-relay component`: making and inspecting components.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::{Args, Subcommand};
 
@@ -57,7 +60,7 @@ impl Component {
     }
 }
 
-fn check(path: &PathBuf) -> Result<(), Failure> {
+fn check(path: &Path) -> Result<(), Failure> {
     let problem = |what: String| Failure::usage(format!("{}: {what}", path.display()));
     let engine = Arc::new(Engine::new().map_err(|error| Failure::failed(format!("{error:#}")))?);
     let component = engine.load(path).map_err(|error| problem(error.to_string()))?;

@@ -19,16 +19,12 @@ use super::toolchain::{Toolchain, ToolchainError};
 pub fn build(source: &Path, output: Option<&Path>) -> Result<PathBuf, BuildError> {
     let is_crate = source.is_dir();
     let wasm = if is_crate { compile(source)? } else { source.to_owned() };
-    let bytes = fs::read(&wasm).map_err(|error| BuildError::Read {
-        path: wasm.clone(),
-        error,
-    })?;
+    let bytes = fs::read(&wasm).map_err(|error| BuildError::Read { path: wasm.clone(), error })?;
     let component = match Binary::of(&bytes) {
         Some(Binary::Component) => bytes,
-        Some(Binary::CoreModule) => componentize(&bytes).map_err(|error| BuildError::Componentize {
-            path: wasm.clone(),
-            error,
-        })?,
+        Some(Binary::CoreModule) => {
+            componentize(&bytes).map_err(|error| BuildError::Componentize { path: wasm.clone(), error })?
+        }
         None => return Err(BuildError::NotWasm { path: wasm }),
     };
     let output = match output {
@@ -36,10 +32,7 @@ pub fn build(source: &Path, output: Option<&Path>) -> Result<PathBuf, BuildError
         None if is_crate => source.join(wasm.file_name().unwrap_or_default()),
         None => wasm.with_extension("component.wasm"),
     };
-    write_whole(&output, &component).map_err(|error| BuildError::Write {
-        path: output.clone(),
-        error,
-    })?;
+    write_whole(&output, &component).map_err(|error| BuildError::Write { path: output.clone(), error })?;
     Ok(output)
 }
 
@@ -140,25 +133,16 @@ fn compile(directory: &Path) -> Result<PathBuf, BuildError> {
         Ok(manifest) => manifest.parent().map(Path::to_owned).unwrap_or_default(),
         Err(_) => return Err(BuildError::NoManifest { manifest }),
     };
-    let not_run = |error| BuildError::Cargo {
-        manifest: manifest.clone(),
-        error,
-    };
+    let not_run = |error| BuildError::Cargo { manifest: manifest.clone(), error };
     // Absolute, for cargo runs in the crate's folder, where rustup's and cargo's configuration apply.
-    let target_dir = env::var_os("CARGO_TARGET_DIR")
-        .map(path::absolute)
-        .transpose()
-        .map_err(not_run)?;
+    let target_dir = env::var_os("CARGO_TARGET_DIR").map(path::absolute).transpose().map_err(not_run)?;
     let output = Toolchain::find(&directory)?
         .cargo_build(&directory, target_dir.as_deref())
         .stderr(Stdio::inherit())
         .output()
         .map_err(not_run)?;
     if !output.status.success() {
-        return Err(BuildError::Compile {
-            manifest,
-            status: output.status,
-        });
+        return Err(BuildError::Compile { manifest, status: output.status });
     }
     library(&output.stdout, &directory.join("Cargo.toml")).ok_or(BuildError::NoLibrary { manifest })
 }
@@ -177,10 +161,7 @@ fn library(messages: &[u8], manifest: &Path) -> Option<PathBuf> {
 
 /// Writes beside `path`, then renames: a host that watches the folder never reads half a file.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path
-        .file_name()
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?
-        .to_owned();
+    let mut name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?.to_owned();
     name.push(format!(".{}.new", id()));
     let temporary = path.with_file_name(name);
     let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
@@ -243,18 +224,9 @@ mod tests {
         for (source, reason) in [
             (folder.0.join("absent.wasm"), "No such file"),
             (folder.0.clone(), "Cargo.toml: no such file"),
-            (
-                folder.file("text.wasm", b"(module)"),
-                "neither a WebAssembly module nor a component",
-            ),
-            (
-                folder.file("short.wasm", b"\0asm\x01"),
-                "neither a WebAssembly module nor a component",
-            ),
-            (
-                folder.file("plain.wasm", b"\0asm\x01\0\0\0"),
-                "was it built with wit-bindgen?",
-            ),
+            (folder.file("text.wasm", b"(module)"), "neither a WebAssembly module nor a component"),
+            (folder.file("short.wasm", b"\0asm\x01"), "neither a WebAssembly module nor a component"),
+            (folder.file("plain.wasm", b"\0asm\x01\0\0\0"), "was it built with wit-bindgen?"),
             (folder.file("torn.wasm", &torn), "not a valid module: "),
         ] {
             let error = build(&source, Some(&folder.0.join("out"))).unwrap_err().to_string();

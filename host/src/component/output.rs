@@ -26,8 +26,12 @@ pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
     let context = cut(context);
     let (tenant, name) = (&guest.tenant, &guest.name);
     match level {
-        Level::Trace => tracing::trace!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
-        Level::Debug => tracing::debug!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
+        Level::Trace => {
+            tracing::trace!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}")
+        }
+        Level::Debug => {
+            tracing::debug!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}")
+        }
         Level::Info => tracing::info!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
         Level::Warn => tracing::warn!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
         Level::Error | Level::Critical => {

@@ -20,23 +20,11 @@ const DEBIAN_LINKER: &str = "/usr/bin/ld.lld-22";
 /// Cargo's variables that a nested build keeps: where crates come from, and how many jobs may run. All others describe
 /// the build that runs now, for instance as `cargo clippy` calls a build script.
 const KEPT: [&str; 3] = ["CARGO_HOME", "CARGO_BUILD_JOBS", "CARGO_MAKEFLAGS"];
-const KEPT_PREFIXES: [&str; 6] = [
-    "CARGO_HTTP_",
-    "CARGO_NET_",
-    "CARGO_REGISTRIES_",
-    "CARGO_REGISTRY_",
-    "CARGO_SOURCE_",
-    "CARGO_TERM_",
-];
+const KEPT_PREFIXES: [&str; 6] =
+    ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_", "CARGO_SOURCE_", "CARGO_TERM_"];
 
 /// Without the prefix `CARGO`: flags and wrappers meant for the host's target.
-const DROPPED: [&str; 5] = [
-    "RUSTFLAGS",
-    "RUSTDOCFLAGS",
-    "RUSTC_WRAPPER",
-    "RUSTC_WORKSPACE_WRAPPER",
-    "CLIPPY_ARGS",
-];
+const DROPPED: [&str; 5] = ["RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CLIPPY_ARGS"];
 
 /// A way to compile for [`TARGET`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,13 +73,7 @@ impl Toolchain {
                 .env("RUSTC", DEBIAN_RUSTC)
                 .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", DEBIAN_LINKER);
         }
-        cargo.args([
-            "--release",
-            "--target",
-            TARGET,
-            "--message-format=json-render-diagnostics",
-            "--manifest-path",
-        ]);
+        cargo.args(["--release", "--target", TARGET, "--message-format=json-render-diagnostics", "--manifest-path"]);
         cargo.arg(directory.join("Cargo.toml"));
         if let Some(target_dir) = target_dir {
             cargo.arg("--target-dir").arg(target_dir);
@@ -114,11 +96,7 @@ impl fmt::Display for ToolchainError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRustc { rustc, reason } => {
-                write!(
-                    f,
-                    "`{}` does not run ({reason}): install Rust 1.95 or later with rustup",
-                    rustc.display()
-                )
+                write!(f, "`{}` does not run ({reason}): install Rust 1.95 or later with rustup", rustc.display())
             }
             Self::NoTarget => write!(
                 f,
@@ -158,14 +136,9 @@ mod tests {
 
     #[test]
     fn a_nested_build_keeps_where_crates_come_from_and_drops_the_rest() {
-        for kept in [
-            "PATH",
-            "CARGO_HOME",
-            "CARGO_HTTP_PROXY",
-            "CARGO_REGISTRIES_MINE_INDEX",
-            "RUSTUP_TOOLCHAIN",
-            "RUSTC",
-        ] {
+        for kept in
+            ["PATH", "CARGO_HOME", "CARGO_HTTP_PROXY", "CARGO_REGISTRIES_MINE_INDEX", "RUSTUP_TOOLCHAIN", "RUSTC"]
+        {
             assert!(!belongs_to_running_build(OsStr::new(kept)), "{kept}");
         }
         for dropped in [

@@ -75,19 +75,11 @@ fn tenant(
     let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
     let path = match root.take("path") {
         Some(value) => path(&value),
-        None => name.as_ref().map(|name| Claim {
-            value: format!("/{}", name.value),
-            line: name.line,
-        }),
+        None => name.as_ref().map(|name| Claim { value: format!("/{}", name.value), line: name.line }),
     };
-    let secrets = Secrets {
-        tenant: name.as_ref().map(|name| name.value.as_str()),
-        read: secrets,
-    };
+    let secrets = Secrets { tenant: name.as_ref().map(|name| name.value.as_str()), read: secrets };
 
-    let listed = root
-        .take("upstream")
-        .and_then(|value| value.array("an array of tables, each headed [[upstream]]"));
+    let listed = root.take("upstream").and_then(|value| value.array("an array of tables, each headed [[upstream]]"));
     let no_upstream = listed.as_ref().is_none_or(Vec::is_empty);
     let mut upstreams: Vec<UpstreamConfig> = Vec::new();
     let mut names = BTreeSet::new();
@@ -106,16 +98,9 @@ fn tenant(
     let filter = filter.and_then(|value| component(&value, file.parent().unwrap_or(Path::new(""))));
     components.finish();
 
-    let channels = root
-        .section("channels")
-        .entries()
-        .filter_map(|(pattern, value)| channel(pattern, value))
-        .collect();
-    let settings = root
-        .section("settings")
-        .entries()
-        .filter_map(|(key, value)| Some((key, setting(&value)?)))
-        .collect();
+    let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
+    let settings =
+        root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
     let limits = limits(root.section("limits"));
     root.finish();
 
@@ -135,41 +120,19 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
     let name = table.require("name", "name = \"feed\"").and_then(|value| {
         let claim = name(&value)?;
         if !names.insert(claim.value.clone()) {
-            value.problem(format!(
-                "{} is another upstream's name; give each its own",
-                quote(&claim.value)
-            ));
+            value.problem(format!("{} is another upstream's name; give each its own", quote(&claim.value)));
         }
         Some(Arc::from(claim.value))
     });
-    let url = table
-        .require("url", "url = \"wss://feed.example.com/stream\"")
-        .and_then(|value| url(&value));
+    let url = table.require("url", "url = \"wss://feed.example.com/stream\"").and_then(|value| url(&value));
     let headers = headers(table.section("headers"), secrets);
-    let listed = table
-        .take("subprotocols")
-        .and_then(|value| value.array("an array of names in quotes"));
+    let listed = table.take("subprotocols").and_then(|value| value.array("an array of names in quotes"));
     let mut offered = BTreeSet::new();
-    let subprotocols = listed
-        .into_iter()
-        .flatten()
-        .filter_map(|value| subprotocol(&value, &mut offered))
-        .collect();
-    let idle_timeout = table
-        .duration("idle-timeout", &IDLE_TIMEOUT)
-        .unwrap_or(UpstreamConfig::IDLE_TIMEOUT);
-    let max_message = table
-        .size("max-message", &MAX_MESSAGE)
-        .unwrap_or(UpstreamConfig::MAX_MESSAGE);
+    let subprotocols = listed.into_iter().flatten().filter_map(|value| subprotocol(&value, &mut offered)).collect();
+    let idle_timeout = table.duration("idle-timeout", &IDLE_TIMEOUT).unwrap_or(UpstreamConfig::IDLE_TIMEOUT);
+    let max_message = table.size("max-message", &MAX_MESSAGE).unwrap_or(UpstreamConfig::MAX_MESSAGE);
     table.finish();
-    Some(UpstreamConfig {
-        name: name?,
-        url: url?,
-        headers,
-        subprotocols,
-        idle_timeout,
-        max_message,
-    })
+    Some(UpstreamConfig { name: name?, url: url?, headers, subprotocols, idle_timeout, max_message })
 }
 
 /// The environment, as far as one tenant may read it.
@@ -238,15 +201,11 @@ fn secret(value: &Value<'_>, secrets: &Secrets<'_>) -> Option<HeaderValue> {
         return None;
     }
     let Some(secret) = (secrets.read)(variable).filter(|secret| !secret.is_empty()) else {
-        value.problem(format!(
-            "{variable} is not in the environment, or empty; set it where the host runs"
-        ));
+        value.problem(format!("{variable} is not in the environment, or empty; set it where the host runs"));
         return None;
     };
     let Ok(mut header) = HeaderValue::from_str(&secret) else {
-        value.problem(format!(
-            "{variable} cannot be a header's value; remove line breaks and control characters"
-        ));
+        value.problem(format!("{variable} cannot be a header's value; remove line breaks and control characters"));
         return None;
     };
     header.set_sensitive(true);
@@ -258,10 +217,7 @@ fn subprotocol(value: &Value<'_>, offered: &mut BTreeSet<String>) -> Option<Stri
     let text = value.str()?;
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if text.is_empty() || !text.bytes().all(token) {
-        value.problem(format!(
-            "{} is not a subprotocol; write letters, digits, '.', '-' or '_'",
-            quote(text)
-        ));
+        value.problem(format!("{} is not a subprotocol; write letters, digits, '.', '-' or '_'", quote(text)));
     } else if !offered.insert(text.into()) {
         value.problem(format!("{} is listed twice; remove one", quote(text)));
     } else {
@@ -275,18 +231,11 @@ fn component(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
     let text = value.str()?;
     let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.is_empty() || !Path::new(text).components().all(inside) {
-        value.problem(format!(
-            "{} is not within the tenant's folder; write for example \"filter.wasm\"",
-            quote(text)
-        ));
+        value.problem(format!("{} is not within the tenant's folder; write for example \"filter.wasm\"", quote(text)));
         return None;
     }
     let path = folder.join(text);
-    let base = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
+    let base = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let message = match base.canonicalize().and_then(|base| Ok((base, path.canonicalize()?))) {
         Ok((base, real)) if !real.starts_with(&base) => {
             "leads out of the tenant's folder; put the file itself there".into()
@@ -326,10 +275,7 @@ fn setting(value: &Value<'_>) -> Option<String> {
     let (text, valid) = match &value.value {
         DeValue::String(text) => (text.to_string(), true),
         DeValue::Boolean(flag) => (flag.to_string(), true),
-        DeValue::Integer(number) => (
-            number.to_string(),
-            i64::from_str_radix(number.as_str(), number.radix()).is_ok(),
-        ),
+        DeValue::Integer(number) => (number.to_string(), i64::from_str_radix(number.as_str(), number.radix()).is_ok()),
         DeValue::Float(number) => (number.to_string(), true),
         _ => {
             value.mismatch("a string, an integer, a float or a boolean");
@@ -346,12 +292,8 @@ fn limits(mut table: Table<'_>) -> TenantLimits {
     let default = TenantLimits::default();
     let limits = TenantLimits {
         memory: table.size("memory", &MEMORY).unwrap_or(default.memory),
-        filter_call: table
-            .duration("filter-call", &FILTER_CALL)
-            .unwrap_or(default.filter_call),
-        client_message: table
-            .size("client-message", &CLIENT_MESSAGE)
-            .unwrap_or(default.client_message),
+        filter_call: table.duration("filter-call", &FILTER_CALL).unwrap_or(default.filter_call),
+        client_message: table.size("client-message", &CLIENT_MESSAGE).unwrap_or(default.client_message),
     };
     table.finish();
     limits
@@ -415,17 +357,12 @@ client-message = 125
         let problems = parsed(text).unwrap_err();
         let found = problems.to_string();
         assert!(!found.contains("hunter2"), "{found}");
-        found
-            .lines()
-            .map(|line| line.strip_prefix("tenant.toml:").unwrap().into())
-            .collect()
+        found.lines().map(|line| line.strip_prefix("tenant.toml:").unwrap().into()).collect()
     }
 
     /// The only problem, on line 4, of an upstream with `line` added.
     fn upstream_problem(line: &str) -> String {
-        let found = problems(&format!(
-            "name = 'my-market'\n[[upstream]]\nname = 'f'\n{line}\nurl = 'ws://f'\n"
-        ));
+        let found = problems(&format!("name = 'my-market'\n[[upstream]]\nname = 'f'\n{line}\nurl = 'ws://f'\n"));
         assert_eq!(found.len(), 1, "{found:?}");
         found[0].strip_prefix("4: upstream.").unwrap().into()
     }
@@ -433,24 +370,12 @@ client-message = 125
     #[test]
     fn everything_set() {
         let tenant = parsed(GOOD).unwrap();
-        assert_eq!(
-            (&*tenant.name, tenant.path.as_str(), tenant.filter),
-            ("my-market", "/", None)
-        );
+        assert_eq!((&*tenant.name, tenant.path.as_str(), tenant.filter), ("my-market", "/", None));
         let feed = &tenant.upstreams[0];
-        assert_eq!(
-            (&*feed.name, feed.url.to_string().as_str()),
-            ("feed", "wss://feed.example.com:443/stream?depth=5")
-        );
-        let headers: Vec<_> = feed
-            .headers
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.to_str().unwrap(), v.is_sensitive()))
-            .collect();
-        assert_eq!(
-            headers,
-            [("authorization", "Bearer hunter2", true), ("x-client", "edge", false)]
-        );
+        assert_eq!((&*feed.name, feed.url.to_string().as_str()), ("feed", "wss://feed.example.com:443/stream?depth=5"));
+        let headers: Vec<_> =
+            feed.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap(), v.is_sensitive())).collect();
+        assert_eq!(headers, [("authorization", "Bearer hunter2", true), ("x-client", "edge", false)]);
         assert_eq!(feed.subprotocols, ["v2.json", "v1"]);
         assert_eq!((feed.idle_timeout, feed.max_message), (Duration::from_secs(5), 1 << 20));
         let other = &tenant.upstreams[1];
@@ -458,24 +383,10 @@ client-message = 125
             (other.idle_timeout, other.max_message),
             (UpstreamConfig::IDLE_TIMEOUT, UpstreamConfig::MAX_MESSAGE)
         );
-        let channels: Vec<_> = tenant
-            .channels
-            .iter()
-            .map(|rule| (rule.pattern.as_str(), rule.log_bytes))
-            .collect();
+        let channels: Vec<_> = tenant.channels.iter().map(|rule| (rule.pattern.as_str(), rule.log_bytes)).collect();
         assert_eq!(channels, [("prices*", 64 << 10), ("all", ChannelRule::LOG_BYTES)]);
-        let settings: Vec<_> = tenant
-            .settings
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect();
-        let expected = [
-            ("text", "a\tb"),
-            ("whole", "1000"),
-            ("hex", "0x1F"),
-            ("float", "1.50"),
-            ("flag", "true"),
-        ];
+        let settings: Vec<_> = tenant.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let expected = [("text", "a\tb"), ("whole", "1000"), ("hex", "0x1F"), ("float", "1.50"), ("flag", "true")];
         assert_eq!(settings, expected);
         assert_eq!((tenant.limits.memory, tenant.limits.client_message), (128 << 20, 125));
         assert_eq!(tenant.limits.filter_call, Duration::from_millis(250));
@@ -523,38 +434,21 @@ client-message = 125
 
     #[test]
     fn filter_needs_an_upstream() {
-        for text in [
-            "name = 'a'\n[components]\nfilter = '../f'\n",
-            "name = 'a'\nupstream = []\ncomponents.filter = '../f'\n",
-        ] {
+        for text in
+            ["name = 'a'\n[components]\nfilter = '../f'\n", "name = 'a'\nupstream = []\ncomponents.filter = '../f'\n"]
+        {
             let found = problems(text);
-            assert_eq!(
-                found[0],
-                "3: components.filter: needs an [[upstream]]; add one, or remove the filter"
-            );
+            assert_eq!(found[0], "3: components.filter: needs an [[upstream]]; add one, or remove the filter");
         }
         let found = problems("name = 'a'\n[upstream]\nname = 'f'\n");
-        assert_eq!(
-            found,
-            ["2: upstream: must be an array of tables, each headed [[upstream]], not a table"]
-        );
+        assert_eq!(found, ["2: upstream: must be an array of tables, each headed [[upstream]], not a table"]);
     }
 
     #[test]
     fn headers_of_the_handshake() {
-        for name in [
-            "Host",
-            "connection",
-            "UPGRADE",
-            "Sec-WebSocket-Key",
-            "sec-websocket-protocol",
-            "Content-Length",
-        ] {
+        for name in ["Host", "connection", "UPGRADE", "Sec-WebSocket-Key", "sec-websocket-protocol", "Content-Length"] {
             let found = upstream_problem(&format!("headers = {{ {name} = 'hunter2' }}"));
-            assert!(
-                found.starts_with(&format!("headers.{name}: is set by the handshake itself")),
-                "{found}"
-            );
+            assert!(found.starts_with(&format!("headers.{name}: is set by the handshake itself")), "{found}");
         }
     }
 
@@ -564,16 +458,10 @@ client-message = 125
             ("'a b' = 'hunter2'", "headers.\"a b\": is not an HTTP header's name"),
             ("'' = 'hunter2'", "headers.\"\": is not an HTTP header's name"),
             ("X = \"hunter2\\n\"", "headers.X: cannot be a header's value"),
-            (
-                "X = 5",
-                "headers.X: must be a string, or { env = \"VARIABLE\" }, not an integer",
-            ),
+            ("X = 5", "headers.X: must be a string, or { env = \"VARIABLE\" }, not an integer"),
             ("X = 'hunter2', x = 'hunter2'", "headers.x: is written twice"),
             ("X = {}", "headers.X.env: is missing"),
-            (
-                "X = { env = 'MY_MARKET__TOKEN', file = 'hunter2' }",
-                "headers.X.file: unknown key; known here: env",
-            ),
+            ("X = { env = 'MY_MARKET__TOKEN', file = 'hunter2' }", "headers.X.file: unknown key; known here: env"),
         ] {
             let found = upstream_problem(&format!("headers = {{ {headers} }}"));
             assert!(found.starts_with(start), "{found}");
@@ -585,15 +473,9 @@ client-message = 125
 
     #[test]
     fn secrets_are_the_tenants_own() {
-        for variable in [
-            "PATH",
-            "OTHER__TOKEN",
-            "MY_MARKET__",
-            "MY_MARKET___A",
-            "MY_MARKET__A__B",
-            "MY_MARKET_TOKEN",
-            "hunter2",
-        ] {
+        for variable in
+            ["PATH", "OTHER__TOKEN", "MY_MARKET__", "MY_MARKET___A", "MY_MARKET__A__B", "MY_MARKET_TOKEN", "hunter2"]
+        {
             let found = upstream_problem(&format!("headers = {{ X = {{ env = '{variable}' }} }}"));
             assert!(
                 found.starts_with("headers.X.env: a tenant reads only its own variables; name one MY_MARKET__TOKEN"),
@@ -601,18 +483,9 @@ client-message = 125
             );
         }
         for (variable, message) in [
-            (
-                "MY_MARKET__NONE",
-                "is not in the environment, or empty; set it where the host runs",
-            ),
-            (
-                "MY_MARKET__EMPTY",
-                "is not in the environment, or empty; set it where the host runs",
-            ),
-            (
-                "MY_MARKET__LINES",
-                "cannot be a header's value; remove line breaks and control characters",
-            ),
+            ("MY_MARKET__NONE", "is not in the environment, or empty; set it where the host runs"),
+            ("MY_MARKET__EMPTY", "is not in the environment, or empty; set it where the host runs"),
+            ("MY_MARKET__LINES", "cannot be a header's value; remove line breaks and control characters"),
         ] {
             let found = upstream_problem(&format!("headers = {{ X = {{ env = '{variable}' }} }}"));
             assert_eq!(found, format!("headers.X.env: {variable} {message}"));
@@ -652,12 +525,7 @@ client-message = 125
     /// A large hostile manifest must not take long.
     #[test]
     fn a_mebibyte_of_mistakes() {
-        for line in [
-            "k{}=1\n",
-            "[[upstream]]\nname='a{}'\n",
-            "[channels.'{}*a']\n",
-            "[[upstream]]\n",
-        ] {
+        for line in ["k{}=1\n", "[[upstream]]\nname='a{}'\n", "[channels.'{}*a']\n", "[[upstream]]\n"] {
             let mut text = String::from("name = 'a'\n");
             for index in 0.. {
                 if text.len() + line.len() + 8 > 1 << 20 {
@@ -676,11 +544,7 @@ client-message = 125
         if let Err(Problems(problems)) = parsed(text) {
             assert!(!problems.is_empty());
             let lines = text.matches('\n').count() + 1;
-            assert!(
-                problems
-                    .iter()
-                    .all(|problem| problem.line.is_none_or(|line| (1..=lines).contains(&line)))
-            );
+            assert!(problems.iter().all(|problem| problem.line.is_none_or(|line| (1..=lines).contains(&line))));
         }
     }
 

@@ -64,23 +64,14 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
         // The tenants' mistakes are worth listing even when only their folder's name could be read.
         Err(mut partial) => {
             let folder = partial.take("tenants").filter(|value| value.value.is_str());
-            (
-                None,
-                folder.map(|folder| tenants(&folder, path, secrets)).unwrap_or_default(),
-            )
+            (None, folder.map(|folder| tenants(&folder, path, secrets)).unwrap_or_default())
         }
     };
     let mut problems = Vec::new();
-    let config = document
-        .conclude(config)
-        .map_err(|Problems(found)| problems.extend(found))
-        .ok();
+    let config = document.conclude(config).map_err(|Problems(found)| problems.extend(found)).ok();
     problems.extend(tenants.problems);
     match config {
-        Some(config) if problems.is_empty() => Ok(RelayConfig {
-            tenants: tenants.configs,
-            ..config
-        }),
+        Some(config) if problems.is_empty() => Ok(RelayConfig { tenants: tenants.configs, ..config }),
         _ => Err(Problems(problems)),
     }
 }
@@ -89,59 +80,33 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
 fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> (Option<RelayConfig>, Tenants) {
     let folder = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
     let tenants = folder.map(|folder| tenants(&folder, path, secrets)).unwrap_or_default();
-    let proxies = root
-        .take("trusted-proxies")
-        .and_then(|value| value.array("an array of addresses in quotes"));
-    let trusted_proxies = proxies
-        .into_iter()
-        .flatten()
-        .filter_map(|value| network(&value))
-        .collect();
+    let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
+    let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
     let listen = listen(root.section("listen"));
     let limits = limits(root.section("limits"));
     root.finish();
-    (
-        Some(RelayConfig {
-            listen,
-            trusted_proxies,
-            limits,
-            tenants: Vec::new(),
-        }),
-        tenants,
-    )
+    (Some(RelayConfig { listen, trusted_proxies, limits, tenants: Vec::new() }), tenants)
 }
 
 fn listen(mut table: Table<'_>) -> Listen {
-    let clients = table
-        .take("clients")
-        .and_then(|value| address(&value, LISTEN_CLIENTS))
-        .unwrap_or(LISTEN_CLIENTS);
+    let clients = table.take("clients").and_then(|value| address(&value, LISTEN_CLIENTS)).unwrap_or(LISTEN_CLIENTS);
     let admin = table.take("admin");
     let place = admin.as_ref().map(|value| value.place.clone());
-    let admin = admin
-        .and_then(|value| address(&value, LISTEN_ADMIN))
-        .unwrap_or(LISTEN_ADMIN);
+    let admin = admin.and_then(|value| address(&value, LISTEN_ADMIN)).unwrap_or(LISTEN_ADMIN);
     if clients == admin && clients.port() != 0 {
         let place = place.unwrap_or_else(|| table.place.clone());
-        place.problem(format!(
-            "{admin} is where clients connect; give listen.clients and listen.admin their own ports"
-        ));
+        place
+            .problem(format!("{admin} is where clients connect; give listen.clients and listen.admin their own ports"));
     }
     table.finish();
-    Listen {
-        clients,
-        admin: Some(admin),
-    }
+    Listen { clients, admin: Some(admin) }
 }
 
 fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
     let text = value.str()?;
     let address = text.parse().ok();
     if address.is_none() {
-        value.problem(format!(
-            "{} is not an address; write for example \"{example}\"",
-            quote(text)
-        ));
+        value.problem(format!("{} is not an address; write for example \"{example}\"", quote(text)));
     }
     address
 }
@@ -149,16 +114,10 @@ fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
 /// One of `trusted-proxies`: a network, or one address.
 fn network(value: &Value<'_>) -> Option<IpNet> {
     let text = value.str()?;
-    let network = text
-        .parse()
-        .ok()
-        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     if network.is_none() {
         let example = "write for example \"10.0.0.0/8\" or \"::1\"";
-        value.problem(format!(
-            "{} is neither a network nor an address; {example}",
-            quote(text)
-        ));
+        value.problem(format!("{} is neither a network nor an address; {example}", quote(text)));
     }
     network.as_ref().map(IpNet::trunc)
 }
@@ -168,18 +127,10 @@ fn limits(mut table: Table<'_>) -> HostLimits {
     let limits = HostLimits {
         clients: table.count("clients", &CLIENTS),
         handshakes: table.count("handshakes", &HANDSHAKES).unwrap_or(default.handshakes),
-        handshake_timeout: table
-            .duration("handshake-timeout", &HANDSHAKE_TIMEOUT)
-            .unwrap_or(default.handshake_timeout),
-        ping_interval: table
-            .duration("ping-interval", &PING_INTERVAL)
-            .unwrap_or(default.ping_interval),
-        stall_timeout: table
-            .duration("stall-timeout", &STALL_TIMEOUT)
-            .unwrap_or(default.stall_timeout),
-        shutdown_timeout: table
-            .duration("shutdown-timeout", &SHUTDOWN_TIMEOUT)
-            .unwrap_or(default.shutdown_timeout),
+        handshake_timeout: table.duration("handshake-timeout", &HANDSHAKE_TIMEOUT).unwrap_or(default.handshake_timeout),
+        ping_interval: table.duration("ping-interval", &PING_INTERVAL).unwrap_or(default.ping_interval),
+        stall_timeout: table.duration("stall-timeout", &STALL_TIMEOUT).unwrap_or(default.stall_timeout),
+        shutdown_timeout: table.duration("shutdown-timeout", &SHUTDOWN_TIMEOUT).unwrap_or(default.shutdown_timeout),
     };
     table.finish();
     limits
@@ -199,18 +150,12 @@ fn tenants(folder: &Value<'_>, relay: &Path, secrets: &dyn Fn(&str) -> Option<St
     let folders = match subfolders(&relay.parent().unwrap_or(Path::new("")).join(name)) {
         Ok(folders) => folders,
         Err(error) => {
-            folder.problem(format!(
-                "{} cannot be read ({error}); name the tenants' folder",
-                quote(name)
-            ));
+            folder.problem(format!("{} cannot be read ({error}); name the tenants' folder", quote(name)));
             return tenants;
         }
     };
     if folders.is_empty() {
-        folder.problem(format!(
-            "{} has no tenants; make a folder in it with a {MANIFEST}",
-            quote(name)
-        ));
+        folder.problem(format!("{} has no tenants; make a folder in it with a {MANIFEST}", quote(name)));
     }
     let mut names = BTreeMap::new();
     let mut paths = BTreeMap::new();
@@ -218,12 +163,7 @@ fn tenants(folder: &Value<'_>, relay: &Path, secrets: &dyn Fn(&str) -> Option<St
         let file = folder.join(MANIFEST);
         if !file.exists() {
             let message = format!("is missing; write it, or move {} away", folder.display());
-            tenants.problems.push(Problem {
-                file,
-                line: None,
-                key: String::new(),
-                message,
-            });
+            tenants.problems.push(Problem { file, line: None, key: String::new(), message });
             continue;
         }
         let text = match read_file(&file) {
@@ -238,12 +178,8 @@ fn tenants(folder: &Value<'_>, relay: &Path, secrets: &dyn Fn(&str) -> Option<St
             Ok(config) => tenants.configs.push(config),
             Err(Problems(problems)) => tenants.problems.extend(problems),
         }
-        tenants
-            .problems
-            .extend(claims.name.and_then(|name| claim("name", name, &file, &mut names)));
-        tenants
-            .problems
-            .extend(claims.path.and_then(|path| claim("path", path, &file, &mut paths)));
+        tenants.problems.extend(claims.name.and_then(|name| claim("name", name, &file, &mut names)));
+        tenants.problems.extend(claims.path.and_then(|path| claim("path", path, &file, &mut paths)));
     }
     tenants
 }
@@ -252,17 +188,8 @@ fn tenants(folder: &Value<'_>, relay: &Path, secrets: &dyn Fn(&str) -> Option<St
 fn claim(key: &str, claim: Claim, file: &Path, claimed: &mut BTreeMap<String, PathBuf>) -> Option<Problem> {
     let Claim { value, line } = claim;
     if let Some(first) = claimed.get(&value) {
-        let message = format!(
-            "{} is also the {key} in {}; give each tenant its own",
-            quote(&value),
-            first.display()
-        );
-        return Some(Problem {
-            file: file.into(),
-            line,
-            key: key.into(),
-            message,
-        });
+        let message = format!("{} is also the {key} in {}; give each tenant its own", quote(&value), first.display());
+        return Some(Problem { file: file.into(), line, key: key.into(), message });
     }
     claimed.insert(value, file.into());
     None
@@ -284,36 +211,20 @@ fn subfolders(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Reads a configuration file, which must be a regular file of UTF-8 within [`MAX_FILE_BYTES`].
 fn read_file(file: &Path) -> Result<String, Problem> {
-    let problem = |line, message| Problem {
-        file: file.into(),
-        line,
-        key: String::new(),
-        message,
-    };
+    let problem = |line, message| Problem { file: file.into(), line, key: String::new(), message };
     let unreadable =
         |error: io::Error| problem(None, format!("cannot be read ({error}); check the path and its rights"));
     // Asked before opening: opening a pipe would wait for its other end.
     if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err(problem(
-            None,
-            "is not a file; write the settings in a regular file".into(),
-        ));
+        return Err(problem(None, "is not a file; write the settings in a regular file".into()));
     }
     let mut bytes = Vec::new();
-    File::open(file)
-        .and_then(|opened| opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(unreadable)?;
+    File::open(file).and_then(|opened| opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
-        return Err(problem(
-            None,
-            format!("is larger than {}; make it smaller", show_size(MAX_FILE_BYTES)),
-        ));
+        return Err(problem(None, format!("is larger than {}; make it smaller", show_size(MAX_FILE_BYTES))));
     }
     String::from_utf8(bytes).map_err(|error| {
-        let valid = error
-            .as_bytes()
-            .get(..error.utf8_error().valid_up_to())
-            .unwrap_or_default();
+        let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
         let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
         problem(Some(line), "is not UTF-8; save the file as UTF-8".into())
     })
@@ -332,11 +243,7 @@ mod tests {
     impl Folder {
         fn new(files: &[(&str, &str)]) -> Self {
             static NEXT: AtomicUsize = AtomicUsize::new(0);
-            let name = format!(
-                "edge-relay-config-{}-{}",
-                std::process::id(),
-                NEXT.fetch_add(1, Ordering::Relaxed)
-            );
+            let name = format!("edge-relay-config-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
             let folder = Self(std::env::temp_dir().join(name));
             fs::create_dir_all(&folder.0).unwrap();
             for (name, text) in files {
@@ -358,12 +265,7 @@ mod tests {
         /// The problems, with paths relative to this folder.
         fn problems(&self) -> Vec<String> {
             let prefix = format!("{}/", self.0.display());
-            self.load()
-                .unwrap_err()
-                .0
-                .iter()
-                .map(|problem| problem.to_string().replace(&prefix, ""))
-                .collect()
+            self.load().unwrap_err().0.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect()
         }
     }
 
@@ -383,10 +285,7 @@ mod tests {
         assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
         assert!(config.trusted_proxies.is_empty());
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
-        assert_eq!(
-            (&*config.tenants[0].name, config.tenants[0].path.as_str()),
-            ("one", "/one")
-        );
+        assert_eq!((&*config.tenants[0].name, config.tenants[0].path.as_str()), ("one", "/one"));
     }
 
     #[test]
@@ -442,17 +341,11 @@ mod tests {
 
     #[test]
     fn tenants_are_read_although_relay_toml_is_half() {
-        let found = Folder::new(&[
-            ("relay.toml", "tenants = 'tenants'\n[listen\n"),
-            ("tenants/a/tenant.toml", ""),
-        ])
-        .problems();
+        let found =
+            Folder::new(&[("relay.toml", "tenants = 'tenants'\n[listen\n"), ("tenants/a/tenant.toml", "")]).problems();
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("relay.toml:2: is not TOML: "), "{found:?}");
-        assert_eq!(
-            found[1],
-            "tenants/a/tenant.toml: name: is missing; write for example name = \"market\""
-        );
+        assert_eq!(found[1], "tenants/a/tenant.toml: name: is missing; write for example name = \"market\"");
     }
 
     #[test]
@@ -465,10 +358,7 @@ mod tests {
         folder.write("relay.toml", b"");
         assert!(folder.problems()[0].starts_with("relay.toml: tenants: is missing; "));
         folder.write("relay.toml", b"tenants = 1");
-        assert_eq!(
-            folder.problems(),
-            ["relay.toml:1: tenants: must be a string in quotes, not an integer"]
-        );
+        assert_eq!(folder.problems(), ["relay.toml:1: tenants: must be a string in quotes, not an integer"]);
     }
 
     #[test]
@@ -499,10 +389,7 @@ mod tests {
         let folder = Folder::new(&[ONE]);
         assert!(folder.problems()[0].starts_with("relay.toml: cannot be read ("));
         folder.write("relay.toml", b"a = 1\nb = '\xff'\n");
-        assert_eq!(
-            folder.problems(),
-            ["relay.toml:2: is not UTF-8; save the file as UTF-8"]
-        );
+        assert_eq!(folder.problems(), ["relay.toml:2: is not UTF-8; save the file as UTF-8"]);
         let mut large = b"tenants = 'tenants'\n".to_vec();
         large.resize(1 << 20, b'\n');
         folder.write("relay.toml", &large);
@@ -529,32 +416,14 @@ mod tests {
         for filter in ["filter.wasm", "./filter.wasm", "inner.wasm"] {
             folder.write(ONE.0, manifest(filter).as_bytes());
             let config = folder.load().unwrap();
-            assert_eq!(
-                config.tenants[0].filter,
-                Some(folder.0.join("tenants/one").join(filter))
-            );
+            assert_eq!(config.tenants[0].filter, Some(folder.0.join("tenants/one").join(filter)));
         }
         for (filter, message) in [
-            (
-                "../outside.wasm",
-                "is not within the tenant's folder; write for example \"filter.wasm\"",
-            ),
-            (
-                "/etc/passwd",
-                "is not within the tenant's folder; write for example \"filter.wasm\"",
-            ),
-            (
-                "",
-                "is not within the tenant's folder; write for example \"filter.wasm\"",
-            ),
-            (
-                "link.wasm",
-                "leads out of the tenant's folder; put the file itself there",
-            ),
-            (
-                "none.wasm",
-                "is not in tenants/one; build the component and put it there",
-            ),
+            ("../outside.wasm", "is not within the tenant's folder; write for example \"filter.wasm\""),
+            ("/etc/passwd", "is not within the tenant's folder; write for example \"filter.wasm\""),
+            ("", "is not within the tenant's folder; write for example \"filter.wasm\""),
+            ("link.wasm", "leads out of the tenant's folder; put the file itself there"),
+            ("none.wasm", "is not in tenants/one; build the component and put it there"),
             (".", "is not a file; name the component's .wasm"),
         ] {
             folder.write(ONE.0, manifest(filter).as_bytes());

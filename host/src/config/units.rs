@@ -9,12 +9,8 @@ use toml::de::DeValue;
 use super::walk::{MAX_QUOTED_CHARS, Table, Value, quote};
 
 /// Duration units with their nanoseconds. `ms` stands before `m` and `s`: it ends like one of them.
-const DURATION_UNITS: [(&str, u128); 4] = [
-    ("ms", 1_000_000),
-    ("h", 3_600_000_000_000),
-    ("m", 60_000_000_000),
-    ("s", 1_000_000_000),
-];
+const DURATION_UNITS: [(&str, u128); 4] =
+    [("ms", 1_000_000), ("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000)];
 
 /// Size units, largest first, with their bytes.
 const SIZE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
@@ -49,15 +45,10 @@ impl Value<'_> {
             return None;
         };
         let Some(duration) = parse_duration(text) else {
-            self.problem(format!(
-                "{} is not a duration; write for example \"500ms\", \"30s\" or \"5m\"",
-                quote(text)
-            ));
+            self.problem(format!("{} is not a duration; write for example \"500ms\", \"30s\" or \"5m\"", quote(text)));
             return None;
         };
-        self.within(duration, range, &quote(text), |bound| {
-            format!("{:?}", show_duration(*bound))
-        })
+        self.within(duration, range, &quote(text), |bound| format!("{:?}", show_duration(*bound)))
     }
 
     /// Bytes: an integer, or a string with a unit.
@@ -76,8 +67,7 @@ impl Value<'_> {
             ));
             return None;
         };
-        self.within(size, range, &written, |bound| show_size(*bound))
-            .map(saturate)
+        self.within(size, range, &written, |bound| show_size(*bound)).map(saturate)
     }
 
     fn count(&self, range: &RangeInclusive<u64>) -> Option<usize> {
@@ -87,16 +77,12 @@ impl Value<'_> {
         };
         let written = shorten(&number.to_string());
         // What does not fit is negative or beyond every range.
-        let count = self
-            .unsigned()
-            .unwrap_or(if written.starts_with('-') { 0 } else { u64::MAX });
+        let count = self.unsigned().unwrap_or(if written.starts_with('-') { 0 } else { u64::MAX });
         self.within(count, range, &written, u64::to_string).map(saturate)
     }
 
     fn unsigned(&self) -> Option<u64> {
-        self.value
-            .as_integer()
-            .and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok())
+        self.value.as_integer().and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok())
     }
 
     fn within<T: PartialOrd>(
@@ -130,26 +116,17 @@ pub(super) fn name(value: &Value<'_>) -> Option<Claim> {
         && text.bytes().all(|byte| lower(byte) || byte == b'-');
     if !valid {
         let rule = "lower-case letters, digits and hyphens, beginning with a letter or digit";
-        value.problem(format!(
-            "{} is not a name; write at most {MAX_NAME_BYTES} {rule}",
-            quote(text)
-        ));
+        value.problem(format!("{} is not a name; write at most {MAX_NAME_BYTES} {rule}", quote(text)));
         return None;
     }
-    Some(Claim {
-        value: text.into(),
-        line: value.place.line(),
-    })
+    Some(Claim { value: text.into(), line: value.place.line() })
 }
 
 /// The path of a tenant.
 pub(super) fn path(value: &Value<'_>) -> Option<Claim> {
     let text = value.str()?;
     if text.len() > MAX_PATH_BYTES {
-        value.problem(format!(
-            "{} is too long; write at most {MAX_PATH_BYTES} bytes",
-            quote(text)
-        ));
+        value.problem(format!("{} is too long; write at most {MAX_PATH_BYTES} bytes", quote(text)));
         return None;
     }
     let mut segments = text.strip_prefix('/').unwrap_or_default().split('/');
@@ -164,10 +141,7 @@ pub(super) fn path(value: &Value<'_>) -> Option<Claim> {
     } else if text.parse::<Uri>().is_err() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         "percent-encode what is not plain ASCII"
     } else {
-        return Some(Claim {
-            value: text.into(),
-            line: value.place.line(),
-        });
+        return Some(Claim { value: text.into(), line: value.place.line() });
     };
     value.problem(format!("{} is not a path clients can connect to; {fix}", quote(text)));
     None
@@ -176,10 +150,7 @@ pub(super) fn path(value: &Value<'_>) -> Option<Claim> {
 /// An upstream's URL. Problems do not repeat it: partners put keys into queries.
 pub(super) fn url(value: &Value<'_>) -> Option<Uri> {
     let text = value.str()?;
-    let uri = text
-        .parse::<Uri>()
-        .ok()
-        .filter(|_| text.bytes().all(|byte| byte.is_ascii_graphic()));
+    let uri = text.parse::<Uri>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_graphic()));
     let scheme = text.starts_with("ws://") || text.starts_with("wss://");
     let message = match (uri, text.contains('#')) {
         _ if !scheme => "must begin with ws:// or wss://",
@@ -201,16 +172,11 @@ pub(super) fn url(value: &Value<'_>) -> Option<Uri> {
 fn host_and_port(authority: &str, host: &str) -> bool {
     let port = match authority.strip_prefix(host) {
         Some("") => true,
-        Some(rest) => rest
-            .strip_prefix(':')
-            .and_then(digits)
-            .is_some_and(|port| (1..=65_535).contains(&port)),
+        Some(rest) => rest.strip_prefix(':').and_then(digits).is_some_and(|port| (1..=65_535).contains(&port)),
         None => false,
     };
     let host = match host.strip_prefix('[') {
-        Some(rest) => rest
-            .strip_suffix(']')
-            .is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        Some(rest) => rest.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
         None => !host.is_empty(),
     };
     host && port
@@ -218,9 +184,7 @@ fn host_and_port(authority: &str, host: &str) -> bool {
 
 /// Reads a number, perhaps with a decimal fraction, and one of `ms`, `s`, `m`, `h`.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
-    let (number, nanos) = DURATION_UNITS
-        .iter()
-        .find_map(|(unit, nanos)| Some((text.strip_suffix(unit)?, *nanos)))?;
+    let (number, nanos) = DURATION_UNITS.iter().find_map(|(unit, nanos)| Some((text.strip_suffix(unit)?, *nanos)))?;
     let (whole, fraction) = match number.split_once('.') {
         Some((whole, fraction)) => (whole, Some(fraction)),
         None => (number, None),
@@ -241,9 +205,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 /// Reads a whole number and one of `KiB`, `MiB`, `GiB`, into bytes.
 pub(super) fn parse_size(text: &str) -> Option<u64> {
-    let (number, bytes) = SIZE_UNITS
-        .iter()
-        .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)))?;
+    let (number, bytes) = SIZE_UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)))?;
     digits(number)?.checked_mul(bytes)
 }
 
@@ -277,9 +239,7 @@ fn saturate(number: u64) -> usize {
 
 /// `str::parse` alone would also take a sign.
 fn digits(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
@@ -296,17 +256,9 @@ mod tests {
     /// The problems of `walk` over `text`.
     fn problems(text: &str, walk: impl FnOnce(&mut Table<'_>)) -> Vec<String> {
         let document = Document::new(Path::new("f.toml"), text);
-        let Ok(mut root) = document.parse() else {
-            unreachable!("{text}")
-        };
+        let Ok(mut root) = document.parse() else { unreachable!("{text}") };
         walk(&mut root);
-        document
-            .conclude::<()>(None)
-            .unwrap_err()
-            .0
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        document.conclude::<()>(None).unwrap_err().0.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -344,9 +296,7 @@ mod tests {
     /// Whether `check` takes `text`, which it must refuse with one problem if it refuses it.
     fn takes<T>(text: &str, check: impl FnOnce(&Value<'_>) -> Option<T>) -> bool {
         let mut taken = false;
-        let found = problems(&format!("k = {text:?}"), |root| {
-            taken = check(&root.take("k").unwrap()).is_some()
-        });
+        let found = problems(&format!("k = {text:?}"), |root| taken = check(&root.take("k").unwrap()).is_some());
         assert_eq!(found.len(), usize::from(!taken), "{text}: {found:?}");
         taken
     }
@@ -391,13 +341,8 @@ mod tests {
 
     #[test]
     fn urls() {
-        for text in [
-            "ws://a",
-            "wss://feed.example.com/stream?x=1",
-            "ws://127.0.0.1:80/",
-            "wss://[::1]:8/a",
-            "ws://a?b",
-        ] {
+        for text in ["ws://a", "wss://feed.example.com/stream?x=1", "ws://127.0.0.1:80/", "wss://[::1]:8/a", "ws://a?b"]
+        {
             assert!(takes(text, url), "{text}");
         }
         for text in [
@@ -430,29 +375,17 @@ mod tests {
 
     #[test]
     fn urls_are_not_repeated() {
-        for text in [
-            "ws://hunter2@a/",
-            "http://a/?key=hunter2",
-            "ws://a:0/?key=hunter2",
-            "ws://a/#hunter2",
-        ] {
-            let found = problems(&format!("k = {text:?}"), |root| {
-                assert!(url(&root.take("k").unwrap()).is_none())
-            });
+        for text in ["ws://hunter2@a/", "http://a/?key=hunter2", "ws://a:0/?key=hunter2", "ws://a/#hunter2"] {
+            let found = problems(&format!("k = {text:?}"), |root| assert!(url(&root.take("k").unwrap()).is_none()));
             assert!(!found.concat().contains("hunter2"), "{found:?}");
         }
     }
 
     #[test]
     fn durations() {
-        for (text, millis) in [
-            ("500ms", 500),
-            ("30s", 30_000),
-            ("5m", 300_000),
-            ("1h", 3_600_000),
-            ("0.5s", 500),
-            ("1.25m", 75_000),
-        ] {
+        for (text, millis) in
+            [("500ms", 500), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("0.5s", 500), ("1.25m", 75_000)]
+        {
             assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
         assert_eq!(parse_duration("0.5ms"), Some(Duration::from_micros(500)));
@@ -489,17 +422,7 @@ mod tests {
         assert_eq!(parse_size("64KiB"), Some(65_536));
         assert_eq!(parse_size("16MiB"), Some(16 << 20));
         assert_eq!(parse_size("1GiB"), Some(1 << 30));
-        for text in [
-            "",
-            "KiB",
-            "64",
-            "64KB",
-            "64kib",
-            "1.5MiB",
-            "-1KiB",
-            "64 KiB",
-            "99999999999999GiB",
-        ] {
+        for text in ["", "KiB", "64", "64KB", "64kib", "1.5MiB", "-1KiB", "64 KiB", "99999999999999GiB"] {
             assert_eq!(parse_size(text), None, "{text}");
         }
     }

@@ -74,12 +74,7 @@ pub(super) struct Document<'t> {
 impl<'t> Document<'t> {
     pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
         let ends = text.match_indices('\n').map(|(offset, _)| offset + 1).collect();
-        Self {
-            file,
-            text,
-            ends,
-            problems: RefCell::default(),
-        }
+        Self { file, text, ends, problems: RefCell::default() }
     }
 
     /// Parses the text. `Err` has what could be made of a text with syntax errors, of which each line's first is
@@ -96,16 +91,8 @@ impl<'t> Document<'t> {
             }
             last = Some(line);
         }
-        let place = Place {
-            document: self,
-            key: String::new(),
-            at: None,
-        };
-        let table = Table {
-            place,
-            entries: root.into_inner(),
-            known: Vec::new(),
-        };
+        let place = Place { document: self, key: String::new(), at: None };
+        let table = Table { place, entries: root.into_inner(), known: Vec::new() };
         if clean { Ok(table) } else { Err(table) }
     }
 
@@ -126,12 +113,7 @@ impl<'t> Document<'t> {
     }
 
     fn report(&self, line: Option<usize>, key: &str, message: String) {
-        self.problems.borrow_mut().push(Problem {
-            file: self.file.into(),
-            line,
-            key: key.into(),
-            message,
-        });
+        self.problems.borrow_mut().push(Problem { file: self.file.into(), line, key: key.into(), message });
     }
 }
 
@@ -163,11 +145,7 @@ impl<'d> Place<'d> {
         } else {
             path.push_str(&quote(key));
         }
-        Self {
-            document: self.document,
-            key: path,
-            at,
-        }
+        Self { document: self.document, key: path, at }
     }
 }
 
@@ -183,19 +161,14 @@ impl<'d> Table<'d> {
     pub(super) fn take(&mut self, key: &'static str) -> Option<Value<'d>> {
         self.known.push(key);
         let value = self.entries.remove(key)?;
-        Some(Value {
-            place: self.place.child(key, Some(value.span().start)),
-            value: value.into_inner(),
-        })
+        Some(Value { place: self.place.child(key, Some(value.span().start)), value: value.into_inner() })
     }
 
     /// Takes a key that must be there; `example` is a line to write.
     pub(super) fn require(&mut self, key: &'static str, example: &str) -> Option<Value<'d>> {
         let value = self.take(key);
         if value.is_none() {
-            self.place
-                .child(key, self.place.at)
-                .problem(format!("is missing; write for example {example}"));
+            self.place.child(key, self.place.at).problem(format!("is missing; write for example {example}"));
         }
         value
     }
@@ -203,11 +176,7 @@ impl<'d> Table<'d> {
     /// Takes a table; an empty one stands for one that is absent or of another type.
     pub(super) fn section(&mut self, key: &'static str) -> Table<'d> {
         let place = self.place.child(key, None);
-        let empty = Table {
-            place,
-            entries: DeTable::new(),
-            known: Vec::new(),
-        };
+        let empty = Table { place, entries: DeTable::new(), known: Vec::new() };
         self.take(key).and_then(|value| value.table("a table")).unwrap_or(empty)
     }
 
@@ -218,13 +187,7 @@ impl<'d> Table<'d> {
         let place = self.place;
         entries.into_iter().map(move |(key, value)| {
             let place = place.child(key.get_ref(), Some(key.span().start));
-            (
-                key.into_inner().into_owned(),
-                Value {
-                    place,
-                    value: value.into_inner(),
-                },
-            )
+            (key.into_inner().into_owned(), Value { place, value: value.into_inner() })
         })
     }
 
@@ -276,11 +239,7 @@ impl<'d> Value<'d> {
 
     pub(super) fn table(self, wanted: &str) -> Option<Table<'d>> {
         match self.value {
-            DeValue::Table(entries) => Some(Table {
-                place: self.place,
-                entries,
-                known: Vec::new(),
-            }),
+            DeValue::Table(entries) => Some(Table { place: self.place, entries, known: Vec::new() }),
             _ => {
                 self.mismatch(wanted);
                 None
@@ -291,14 +250,9 @@ impl<'d> Value<'d> {
     pub(super) fn array(self, wanted: &str) -> Option<Vec<Value<'d>>> {
         match self.value {
             DeValue::Array(items) => {
-                let place = |at| Place {
-                    at: Some(at),
-                    ..self.place.clone()
-                };
-                let value = |item: toml::Spanned<_>| Value {
-                    place: place(item.span().start),
-                    value: item.into_inner(),
-                };
+                let place = |at| Place { at: Some(at), ..self.place.clone() };
+                let value =
+                    |item: toml::Spanned<_>| Value { place: place(item.span().start), value: item.into_inner() };
                 Some(items.into_iter().map(value).collect())
             }
             _ => {
@@ -331,9 +285,7 @@ fn distance(a: &str, b: &str) -> usize {
         let mut before_right = None;
         for (column, right) in b.chars().enumerate() {
             let mut cost = cell(&last, column).saturating_add(usize::from(left != right));
-            cost = cost
-                .min(cell(&last, column + 1).saturating_add(1))
-                .min(cell(&row, column).saturating_add(1));
+            cost = cost.min(cell(&last, column + 1).saturating_add(1)).min(cell(&row, column).saturating_add(1));
             if before_left == Some(right) && before_right == Some(left) {
                 cost = cost.min(cell(&above, column.saturating_sub(1)).saturating_add(1));
             }
@@ -364,17 +316,14 @@ mod tests {
 
     #[test]
     fn unknown_keys_in_every_table() {
-        let found = problems(
-            "clents = 1\n\n[listen]\nadmin = 1\n\"odd\\nkey\" = 2\nzzz = 3\n",
-            |mut root| {
-                root.take("clients");
-                let mut listen = root.section("listen");
-                listen.take("admin");
-                listen.take("clients");
-                listen.finish();
-                root.finish();
-            },
-        );
+        let found = problems("clents = 1\n\n[listen]\nadmin = 1\n\"odd\\nkey\" = 2\nzzz = 3\n", |mut root| {
+            root.take("clients");
+            let mut listen = root.section("listen");
+            listen.take("admin");
+            listen.take("clients");
+            listen.finish();
+            root.finish();
+        });
         let expected = [
             "f.toml:1: clents: unknown key; did you mean `clients`?",
             "f.toml:5: listen.\"odd\\nkey\": unknown key; known here: admin, clients",
@@ -387,13 +336,7 @@ mod tests {
     fn several_syntax_errors() {
         let text = "a = 'x\nb = 1\nb = 2\nc = 1979-99\nd = [1 2, 3]\ne = nope\n";
         let lines: Vec<_> = problems(text, |root| root.finish()).lines().map(String::from).collect();
-        let starts = [
-            "f.toml:1: is not TOML: ",
-            "f.toml:3: ",
-            "f.toml:4: ",
-            "f.toml:5: ",
-            "f.toml:6: ",
-        ];
+        let starts = ["f.toml:1: is not TOML: ", "f.toml:3: ", "f.toml:4: ", "f.toml:5: ", "f.toml:6: "];
         assert_eq!(lines.len(), starts.len(), "{lines:#?}");
         for (line, start) in lines.iter().zip(starts) {
             assert!(line.starts_with(start), "{lines:#?}");
@@ -402,19 +345,16 @@ mod tests {
 
     #[test]
     fn wrong_types() {
-        let found = problems(
-            "a = 1\nb = 'x'\nc = []\nd = 1979-05-27\ne = 1.5\nf = true\n",
-            |mut root| {
-                assert!(root.take("a").unwrap().str().is_none());
-                assert!(root.take("b").unwrap().array("an array").is_none());
-                assert!(root.take("c").unwrap().table("a table").is_none());
-                assert!(root.take("d").unwrap().str().is_none());
-                assert!(root.take("e").unwrap().str().is_none());
-                assert!(root.take("f").unwrap().str().is_none());
-                assert!(root.take("g").is_none());
-                assert!(root.require("h", "h = 1").is_none());
-            },
-        );
+        let found = problems("a = 1\nb = 'x'\nc = []\nd = 1979-05-27\ne = 1.5\nf = true\n", |mut root| {
+            assert!(root.take("a").unwrap().str().is_none());
+            assert!(root.take("b").unwrap().array("an array").is_none());
+            assert!(root.take("c").unwrap().table("a table").is_none());
+            assert!(root.take("d").unwrap().str().is_none());
+            assert!(root.take("e").unwrap().str().is_none());
+            assert!(root.take("f").unwrap().str().is_none());
+            assert!(root.take("g").is_none());
+            assert!(root.require("h", "h = 1").is_none());
+        });
         let expected = [
             "f.toml: h: is missing; write for example h = 1",
             "f.toml:1: a: must be a string in quotes, not an integer",
@@ -431,10 +371,7 @@ mod tests {
     fn entries_keep_the_files_order() {
         let document = Document::new(Path::new("f.toml"), "z = 1\n'a' = 2\nm = 3\n");
         let Ok(root) = document.parse() else { unreachable!() };
-        let keys: Vec<_> = root
-            .entries()
-            .map(|(key, value)| (key, value.place.line().unwrap()))
-            .collect();
+        let keys: Vec<_> = root.entries().map(|(key, value)| (key, value.place.line().unwrap())).collect();
         assert_eq!(keys, [("z".into(), 1), ("a".into(), 2), ("m".into(), 3)]);
     }
 
@@ -450,12 +387,7 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, expected) in [
-            ("", "abc", 3),
-            ("abc", "", 3),
-            ("kitten", "sitting", 3),
-            ("same", "same", 0),
-        ] {
+        for (a, b, expected) in [("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("same", "same", 0)] {
             assert_eq!(distance(a, b), expected, "{a} {b}");
         }
     }

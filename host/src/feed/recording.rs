@@ -43,20 +43,14 @@ pub enum RecordingError {
 
 /// Reads a recording whole.
 pub fn load(path: &Path) -> Result<Arc<[Recorded]>, RecordingError> {
-    let bytes = fs::read(path).map_err(|error| RecordingError::Read {
-        path: path.to_owned(),
-        error,
-    })?;
+    let bytes = fs::read(path).map_err(|error| RecordingError::Read { path: path.to_owned(), error })?;
     let mut frames = Vec::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let frame = parse(line).map_err(|what| RecordingError::Line {
-            path: path.to_owned(),
-            line: index + 1,
-            what,
-        })?;
+        let frame =
+            parse(line).map_err(|what| RecordingError::Line { path: path.to_owned(), line: index + 1, what })?;
         frames.extend(frame);
     }
     Ok(frames.into())
@@ -101,11 +95,9 @@ fn parse(line: &[u8]) -> Result<Option<Recorded>, String> {
     let at = Duration::try_from_secs_f64(t).map_err(|_| format!("`t` is {t}: it is the seconds since the start"))?;
     let message = match (text, base64) {
         (Some(text), None) => Message::text(text),
-        (None, Some(base64)) => Message::binary(
-            BASE64_STANDARD
-                .decode(base64)
-                .map_err(|error| format!("`base64`: {error}"))?,
-        ),
+        (None, Some(base64)) => {
+            Message::binary(BASE64_STANDARD.decode(base64).map_err(|error| format!("`base64`: {error}"))?)
+        }
         _ => return Err("a frame has either `text` or `base64`".into()),
     };
     Ok(Some(Recorded { at, message }))
@@ -114,9 +106,7 @@ fn parse(line: &[u8]) -> Result<Option<Recorded>, String> {
 /// The library's message, whose line number would be that of the line itself.
 fn not(error: &serde_json::Error) -> String {
     let message = error.to_string();
-    let what = message
-        .rsplit_once(" at line ")
-        .map_or(message.as_str(), |(what, _)| what);
+    let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
     format!("not a recorded frame: {what} at column {}", error.column())
 }
 
@@ -135,12 +125,7 @@ mod tests {
         let loaded = load(&path);
         fs::remove_file(&path).unwrap();
         let folder = format!("{}/", env::temp_dir().display());
-        loaded.map_err(|error| {
-            error
-                .to_string()
-                .replace(&folder, "")
-                .replace(&format!("-{}", std::process::id()), "")
-        })
+        loaded.map_err(|error| error.to_string().replace(&folder, "").replace(&format!("-{}", std::process::id()), ""))
     }
 
     #[test]
@@ -152,14 +137,8 @@ mod tests {
 "#;
         let frames = load_text("order", text).unwrap();
         let expected = [
-            Recorded {
-                at: Duration::from_millis(250),
-                message: Message::text("é"),
-            },
-            Recorded {
-                at: Duration::from_millis(1500),
-                message: Message::binary(vec![0, 255]),
-            },
+            Recorded { at: Duration::from_millis(250), message: Message::text("é") },
+            Recorded { at: Duration::from_millis(1500), message: Message::binary(vec![0, 255]) },
         ];
         assert_eq!(*frames, expected);
     }
@@ -171,47 +150,26 @@ mod tests {
                 b"{\"t\":0,\"from\":\"upstream\",\"text\":\"\"}\n{",
                 "2: not a recorded frame: EOF while parsing an object at column 1",
             ),
-            (
-                b"{\"t\":0,\"from\":\"upstream\"}",
-                "1: a frame has either `text` or `base64`",
-            ),
+            (b"{\"t\":0,\"from\":\"upstream\"}", "1: a frame has either `text` or `base64`"),
             (
                 b"{\"t\":0,\"from\":\"upstream\",\"text\":\"\",\"base64\":\"\"}",
                 "1: a frame has either `text` or `base64`",
             ),
-            (
-                b"{\"t\":-1,\"from\":\"upstream\",\"text\":\"\"}",
-                "1: `t` is -1: it is the seconds since the start",
-            ),
-            (
-                b"{\"t\":0,\"from\":\"me\",\"text\":\"\"}",
-                "1: `from` is \"me\": it is \"upstream\" or \"relay\"",
-            ),
-            (
-                b"\n{\"t\":0,\"from\":\"upstream\",\"base64\":\"A\"}",
-                "2: `base64`: Invalid input length: 1",
-            ),
-            (
-                b"{\"from\":\"upstream\"}",
-                "1: not a recorded frame: missing field `t` at column 19",
-            ),
+            (b"{\"t\":-1,\"from\":\"upstream\",\"text\":\"\"}", "1: `t` is -1: it is the seconds since the start"),
+            (b"{\"t\":0,\"from\":\"me\",\"text\":\"\"}", "1: `from` is \"me\": it is \"upstream\" or \"relay\""),
+            (b"\n{\"t\":0,\"from\":\"upstream\",\"base64\":\"A\"}", "2: `base64`: Invalid input length: 1"),
+            (b"{\"from\":\"upstream\"}", "1: not a recorded frame: missing field `t` at column 19"),
         ];
         for (nth, (text, expected)) in cases.into_iter().enumerate() {
             let name = format!("error{nth}");
-            assert_eq!(
-                load_text(&name, text),
-                Err(format!("edge-relay-{name}.jsonl:{expected}"))
-            );
+            assert_eq!(load_text(&name, text), Err(format!("edge-relay-{name}.jsonl:{expected}")));
         }
         let missing = load(Path::new("/nowhere/feed.jsonl")).unwrap_err().to_string();
         assert!(missing.starts_with("/nowhere/feed.jsonl: No such file"), "{missing}");
     }
 
     fn frame(millis: u64) -> Recorded {
-        Recorded {
-            at: Duration::from_millis(millis),
-            message: Message::text(millis.to_string()),
-        }
+        Recorded { at: Duration::from_millis(millis), message: Message::text(millis.to_string()) }
     }
 
     /// When each frame went out, in milliseconds since the start.
@@ -222,17 +180,7 @@ mod tests {
             times.push(start.elapsed().as_millis());
             Ok(times)
         }));
-        play(
-            frames,
-            speed,
-            start,
-            &mut Outgoing {
-                sink,
-                sent: &Sent::default(),
-            },
-        )
-        .await
-        .unwrap();
+        play(frames, speed, start, &mut Outgoing { sink, sent: &Sent::default() }).await.unwrap();
         times
     }
 

@@ -50,10 +50,7 @@ where
             out.send(Message::text(exchange.heartbeat())).await?;
         }
         let oldest = Instant::now().checked_sub(MAX_LAG);
-        due = due
-            .max(oldest)
-            .zip(pause)
-            .and_then(|(due, pause)| due.checked_add(pause));
+        due = due.max(oldest).zip(pause).and_then(|(due, pause)| due.checked_add(pause));
     }
 }
 
@@ -75,12 +72,7 @@ struct Product {
 impl Exchange {
     fn new(rng: StdRng) -> Self {
         let products = PRODUCTS.map(|(name, price, decimals)| Product { name, price, decimals });
-        Self {
-            rng,
-            products,
-            sequence: 29_187_000_000,
-            tickers: 0,
-        }
+        Self { rng, products, sequence: 29_187_000_000, tickers: 0 }
     }
 
     /// The next trade's ticker, about 230 bytes.
@@ -88,10 +80,7 @@ impl Exchange {
         self.sequence += 1;
         self.tickers += 1;
         let Product { name, price, decimals } = self.trade();
-        let (bid, ask) = (
-            decimal(price.saturating_sub(1).max(1), decimals),
-            decimal(price + 1, decimals),
-        );
+        let (bid, ask) = (decimal(price.saturating_sub(1).max(1), decimals), decimal(price + 1, decimals));
         let price = decimal(price, decimals);
         let size = decimal(self.rng.random_range(1..200_000), 6);
         let (sequence, trade) = (self.sequence, self.tickers);
@@ -125,11 +114,7 @@ impl Exchange {
             let step = product.price / STEP_PART * part / STEP_PART + 1;
             // A price at its floor has only one way to go.
             let up = up || product.price <= step;
-            product.price = if up {
-                product.price.saturating_add(step)
-            } else {
-                product.price - step
-            };
+            product.price = if up { product.price.saturating_add(step) } else { product.price - step };
         }
         *product
     }
@@ -165,11 +150,7 @@ fn date(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year + year / 4 - year / 100);
     let from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
     (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
@@ -204,20 +185,14 @@ mod tests {
             let (_, first, decimals) = PRODUCTS.into_iter().find(|(product, ..)| *product == name).unwrap();
             assert_eq!(price.split_once('.').unwrap().1.len(), decimals as usize, "{price}");
             let ratio = price.parse::<f64>().unwrap() * 10_f64.powi(decimals as i32) / first as f64;
-            assert!(
-                (0.5..2.0).contains(&ratio),
-                "{name} wandered from {first} ticks to {price}"
-            );
+            assert!((0.5..2.0).contains(&ratio), "{name} wandered from {first} ticks to {price}");
             match last.insert(name.to_owned(), price.to_owned()) {
                 Some(before) if before == price => repeated += 1,
                 _ => changed += 1,
             }
         }
         assert_eq!(last.len(), PRODUCTS.len());
-        assert!(
-            repeated > 100 && changed > 1_500,
-            "{repeated} repeated, {changed} changed"
-        );
+        assert!(repeated > 100 && changed > 1_500, "{repeated} repeated, {changed} changed");
     }
 
     #[test]
@@ -244,19 +219,14 @@ mod tests {
     /// The types of what is sent in so many seconds.
     async fn played(rate: f64, seconds: u64) -> Vec<String> {
         let mut kinds = Vec::new();
-        let sink = Box::pin(sink::unfold(
-            &mut kinds,
-            |kinds: &mut Vec<_>, message: Message| async move {
-                let json: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
-                kinds.push(json["type"].as_str().unwrap().to_owned());
-                Ok(kinds)
-            },
-        ));
+        let sink = Box::pin(sink::unfold(&mut kinds, |kinds: &mut Vec<_>, message: Message| async move {
+            let json: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+            kinds.push(json["type"].as_str().unwrap().to_owned());
+            Ok(kinds)
+        }));
         let sent = Sent::default();
         let mut out = Outgoing { sink, sent: &sent };
-        tokio::time::timeout(Duration::from_secs(seconds), play(rate, &mut out))
-            .await
-            .unwrap_err();
+        tokio::time::timeout(Duration::from_secs(seconds), play(rate, &mut out)).await.unwrap_err();
         drop(out);
         assert_eq!(sent.get(), kinds.len() as u64);
         kinds

@@ -38,11 +38,7 @@ impl Running {
         let url = format!("ws://{}/", listener.local_addr().unwrap());
         let sent = Sent::default();
         let feed = serve(listener, Feed { source, start_after }, sent.clone());
-        Self {
-            url,
-            sent,
-            task: tokio::spawn(async { match feed.await {} }),
-        }
+        Self { url, sent, task: tokio::spawn(async { match feed.await {} }) }
     }
 
     async fn connect(&self) -> Socket {
@@ -53,23 +49,11 @@ impl Running {
 fn recording(count: usize, bytes: usize, speed: f64) -> Source {
     let at = Duration::ZERO;
     let message = |nth| Message::text(format!("{nth:>bytes$}"));
-    Source::Recording {
-        frames: (0..count)
-            .map(|nth| Recorded {
-                at,
-                message: message(nth),
-            })
-            .collect(),
-        speed,
-    }
+    Source::Recording { frames: (0..count).map(|nth| Recorded { at, message: message(nth) }).collect(), speed }
 }
 
 async fn next(socket: &mut Socket) -> Message {
-    timeout(DEADLINE, socket.next())
-        .await
-        .expect("nothing came")
-        .expect("closed")
-        .unwrap()
+    timeout(DEADLINE, socket.next()).await.expect("nothing came").expect("closed").unwrap()
 }
 
 #[tokio::test]
@@ -96,10 +80,7 @@ async fn pings_are_answered_and_messages_read_while_it_plays() {
     let connected = Instant::now();
     socket.send(Message::text("subscribe")).await.unwrap();
     assert!(next(&mut socket).await.is_text());
-    assert!(
-        connected.elapsed() < Duration::from_millis(900),
-        "the subscription was not noticed"
-    );
+    assert!(connected.elapsed() < Duration::from_millis(900), "the subscription was not noticed");
     socket.send(Message::Ping("now".into())).await.unwrap();
     while next(&mut socket).await != Message::Pong("now".into()) {}
     socket.close(None).await.unwrap();
@@ -128,9 +109,7 @@ async fn it_starts_as_late_as_asked() {
 async fn the_first_subprotocol_is_agreed_to() {
     let feed = Running::start(recording(1, 1, 0.0), Duration::ZERO).await;
     let mut request = feed.url.as_str().into_client_request().unwrap();
-    request
-        .headers_mut()
-        .insert("sec-websocket-protocol", "one, two".parse().unwrap());
+    request.headers_mut().insert("sec-websocket-protocol", "one, two".parse().unwrap());
     let (_, response) = connect_async(request).await.unwrap();
     assert_eq!(response.headers()["sec-websocket-protocol"], "one");
 }
@@ -142,22 +121,4 @@ async fn dropping_it_closes_every_connection() {
     next(&mut socket).await;
     drop(feed);
     assert!(timeout(DEADLINE, socket.next()).await.unwrap().unwrap().is_err());
-}
-
-/// Run with `--release --ignored --nocapture`: prints messages a second to a peer that only reads bytes.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn throughput() {
-    use tokio::io::AsyncReadExt;
-    let feed = Running::start(recording(2_000_000, 60, 0.0), Duration::ZERO).await;
-    let mut socket = feed.connect().await;
-    let began = Instant::now();
-    let MaybeTlsStream::Plain(tcp) = socket.get_mut() else {
-        panic!("plain")
-    };
-    let (mut left, mut buffer) = (2_000_000_usize * 62 - 4_096, vec![0; 256 << 10]);
-    while left > 0 {
-        left = left.saturating_sub(timeout(DEADLINE, tcp.read(&mut buffer)).await.unwrap().unwrap());
-    }
-    eprintln!("{:.0} messages a second", 2e6 / began.elapsed().as_secs_f64());
 }

@@ -82,7 +82,9 @@ impl Connector {
 
     async fn open(&self, config: &UpstreamConfig) -> Result<Socket, ConnectError> {
         let (address, secure) = address(&config.url);
-        let tcp = TcpStream::connect(&address).await.map_err(|error| ConnectError::Tcp { address: address.clone(), error })?;
+        let tcp = TcpStream::connect(&address)
+            .await
+            .map_err(|error| ConnectError::Tcp { address: address.clone(), error })?;
         tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: address.clone(), error })?;
         let mut request = config.url.clone().into_client_request().map_err(Box::new)?;
         let headers = request.headers_mut();

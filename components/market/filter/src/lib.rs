@@ -81,21 +81,14 @@ fn publication(frame: &Frame, last: &mut BTreeMap<String, String>) -> Option<Pub
             return None;
         }
     };
-    let Message {
-        kind,
-        product_id,
-        price,
-    } = message;
+    let Message { kind, product_id, price } = message;
     if kind != "ticker" || product_id.is_empty() || price.is_empty() {
         return None;
     }
     if last.get(&*product_id).is_some_and(|last| *last == price) {
         return None;
     }
-    let json = serde_json::to_string(&Price {
-        product: &product_id,
-        price: &price,
-    });
+    let json = serde_json::to_string(&Price { product: &product_id, price: &price });
     last.insert(product_id.to_string(), price.into_owned());
     Some(Publication {
         channel: CHANNEL.to_owned(),

@@ -68,9 +68,7 @@ fn setting(name: &str) -> String {
 /// Whether a text frame contains the setting `match`.
 fn any_matches(frames: &[Frame]) -> bool {
     let wanted = setting("match");
-    frames
-        .iter()
-        .any(|frame| matches!(frame, Frame::Text(text) if text.contains(&wanted)))
+    frames.iter().any(|frame| matches!(frame, Frame::Text(text) if text.contains(&wanted)))
 }
 
 fn loop_for_ever() -> ! {
@@ -113,10 +111,5 @@ fn text(text: &str) -> Frame {
 }
 
 fn publication(channel: String, data: Frame) -> Publication {
-    Publication {
-        channel,
-        key: None,
-        data,
-        remove: false,
-    }
+    Publication { channel, key: None, data, remove: false }
 }

@@ -1,0 +1,107 @@
+//! Bytes from clients: read, cut into messages, answered.
+
+use std::io::{ErrorKind, Read};
+
+use super::{Shard, row::flag};
+use crate::client::{
+    frame::{self, Violation},
+    message::Event,
+};
+
+/// Buffers read from one client before the others have their turn.
+const READS_PER_TURN: usize = 4;
+
+impl Shard {
+    /// Reads what a client has sent. A short read means there is no more, unless its end was announced.
+    pub(super) fn read(&mut self, slot: usize, to_the_end: bool) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut reads = 0;
+        while let Some(row) = self.rows.get_mut(slot) {
+            match row.socket.read(&mut buffer) {
+                Ok(0) => self.remove(slot, "client"),
+                Ok(length) => {
+                    self.received(slot, buffer.get_mut(..length).unwrap_or_default());
+                    reads += 1;
+                    if length < buffer.len() && !to_the_end {
+                        break;
+                    }
+                    if reads == READS_PER_TURN {
+                        self.again.push(slot);
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.remove(slot, "io"),
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Takes bytes from a client: whole frames now, the rest when it is complete.
+    pub(super) fn received(&mut self, slot: usize, bytes: &mut [u8]) {
+        let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        let max_message = row.client.terms().max_message;
+        let (mut partial, mut assembly) = match &mut row.extra {
+            Some(extra) => (std::mem::take(&mut extra.partial), std::mem::take(&mut extra.assembly)),
+            None => Default::default(),
+        };
+        let mut rest = if partial.is_empty() {
+            bytes
+        } else {
+            partial.extend_from_slice(bytes);
+            partial.as_mut_slice()
+        };
+        loop {
+            let taken = match assembly.next(rest, max_message) {
+                Ok(None) => break,
+                Ok(Some((event, taken))) => {
+                    if !self.handle(slot, &event) {
+                        return;
+                    }
+                    taken
+                }
+                Err(violation) => return self.violated(slot, violation),
+            };
+            rest = rest.get_mut(taken..).unwrap_or_default();
+        }
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        if !rest.is_empty() || !assembly.is_empty() {
+            let extra = row.extra();
+            extra.partial = rest.to_vec();
+            extra.assembly = assembly;
+        }
+        row.tidy();
+    }
+
+    /// Answers one event; false: the client is on its way out, what else it sent does not count.
+    fn handle(&mut self, slot: usize, event: &Event<'_>) -> bool {
+        let Some(row) = self.rows.get_mut(slot) else { return false };
+        match event {
+            Event::Message(..) => {
+                row.client.terms().metrics.client_messages_dropped.inc();
+            }
+            Event::Pong => row.flags &= !flag::PINGED,
+            Event::Ping(payload) => {
+                let mut pong = Vec::with_capacity(2 + payload.len());
+                frame::encode(frame::PONG, payload, &mut pong);
+                self.send(slot, &pong);
+            }
+            Event::Close(code) => {
+                row.flags |= flag::PEER_CLOSED;
+                self.close(slot, code.unwrap_or(1000), "", "client");
+            }
+            Event::Fragment => {}
+        }
+        self.rows.get(slot).is_some_and(|row| !row.is(flag::CLOSING))
+    }
+
+    fn violated(&mut self, slot: usize, violation: Violation) {
+        let reason = match violation {
+            Violation::Protocol(_) => "protocol",
+            Violation::Utf8 => "utf8",
+            Violation::TooLarge => "too_large",
+        };
+        self.close(slot, violation.close_code(), &violation.to_string(), reason);
+    }
+}

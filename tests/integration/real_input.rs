@@ -1,0 +1,134 @@
+//! Recorded sessions of three exchanges, through `feed` and the relay to clients.
+
+use std::{collections::HashMap, fs, net::SocketAddr, path::Path, sync::Arc};
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{
+    client::Client,
+    feeds, guests,
+    process::{Process, command},
+    proxy::Proxy,
+    relay::Relay,
+    tenant::Folder,
+};
+
+const CLIENTS: usize = 50;
+
+/// `edge-relay feed` with a recording, and where it listens.
+async fn feed(file: &Path, speed: &str) -> (Process, SocketAddr) {
+    let file = file.to_str().unwrap();
+    let arguments = ["feed", "--listen", "127.0.0.1:0", "--file", file, "--speed", speed];
+    let mut feed = Process::spawn(command(&arguments));
+    let addresses = feed.listening().await;
+    assert_eq!((addresses.len(), addresses[0].0.as_str()), (1, "feed"));
+    (feed, addresses[0].1)
+}
+
+/// Every client must get exactly these messages.
+async fn all_get(clients: Vec<Client>, expected: Arc<[Message]>) {
+    let mut reading = JoinSet::new();
+    for (id, mut client) in clients.into_iter().enumerate() {
+        let expected = Arc::clone(&expected);
+        reading.spawn(async move {
+            for (nth, wanted) in expected.iter().enumerate() {
+                let got = client.message().await;
+                // Not `assert_eq`: a failure would print megabytes.
+                assert!(got == *wanted, "client {id}, message {nth}: {:.200} instead of {:.200}", got, wanted);
+            }
+            client.has_no_more().await;
+        });
+    }
+    while let Some(read) = reading.join_next().await {
+        read.unwrap();
+    }
+}
+
+async fn passes_through(exchange: &str, frames: usize, speed: &str) {
+    let Some(file) = feeds::file(exchange) else { return };
+    let expected: Arc<[Message]> = feeds::messages(&file).into();
+    assert_eq!(expected.len(), frames, "as many as the feeds' README says");
+    let (_feed, address) = feed(&file, speed).await;
+    let proxy = Proxy::start(address).await;
+    let relay = Relay::pass(&proxy.url(), &[]).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(relay.client("/").await);
+    }
+    proxy.open();
+    all_get(clients, expected).await;
+    assert_eq!(proxy.connections(), 1);
+}
+
+#[tokio::test]
+async fn coinbases_text_reaches_fifty_clients_byte_for_byte() {
+    passes_through("coinbase", 9_946, "0").await;
+}
+
+#[tokio::test]
+async fn upbits_binary_json_reaches_fifty_clients_byte_for_byte() {
+    passes_through("upbit", 449, "0").await;
+}
+
+/// With the recorded pauses, divided: bursts as they were.
+#[tokio::test]
+async fn huobis_gzip_reaches_fifty_clients_byte_for_byte() {
+    passes_through("huobi", 362, "10").await;
+}
+
+/// What clients of `prices` must get, read from the recording in the plainest way.
+fn price_changes(messages: &[Message]) -> Vec<Message> {
+    let mut last: HashMap<String, String> = HashMap::new();
+    let mut changes = Vec::new();
+    for message in messages {
+        let json: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+        if json["type"] != "ticker" {
+            continue;
+        }
+        let (product, price) = (json["product_id"].as_str().unwrap(), json["price"].as_str().unwrap());
+        if last.insert(product.to_owned(), price.to_owned()).as_deref() != Some(price) {
+            changes.push(Message::text(format!(r#"{{"product":"{product}","price":"{price}"}}"#)));
+        }
+    }
+    changes
+}
+
+/// The sample tenant as it stands in the repository, its upstream apart.
+fn market(url: &str) -> Folder {
+    let folder = Folder::new("");
+    let manifest = fs::read_to_string(guests::market_folder().join("tenant.toml")).unwrap();
+    let partner = "wss://ws-feed.exchange.coinbase.com";
+    assert!(manifest.contains(partner), "{manifest}");
+    folder.write("tenants/market/tenant.toml", manifest.replace(partner, url));
+    folder.copy(guests::market(), "tenants/market/filter.wasm");
+    folder
+}
+
+#[tokio::test]
+async fn market_publishes_every_price_change_of_coinbase_and_nothing_else() {
+    let Some(file) = feeds::file("coinbase") else { return };
+    // One more ticker at the end: when it comes, all that was to come before it has come.
+    let last = r#"{"type":"ticker","product_id":"THE-END","price":"0"}"#;
+    let folder = Folder::empty();
+    let longer = folder.path("longer.jsonl");
+    let line = json!({ "t": 32, "from": "upstream", "text": last });
+    fs::write(&longer, format!("{}{line}\n", fs::read_to_string(&file).unwrap())).unwrap();
+    let messages = feeds::messages(&longer);
+    let expected = price_changes(&messages);
+    assert!((2..messages.len()).contains(&expected.len()), "{} changes", expected.len());
+
+    let (_feed, address) = feed(&longer, "0").await;
+    let proxy = Proxy::start(address).await;
+    let relay = Relay::serve(market(&proxy.url())).await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(relay.client("/market?channel=prices").await);
+    }
+    proxy.open();
+    all_get(clients, expected.into()).await;
+    assert_eq!(proxy.connections(), 1);
+    assert_eq!(relay.metric("edge_relay_upstream_messages_total", &[]).await, messages.len() as f64);
+    assert_eq!(relay.metric("edge_relay_filter_lost_messages_total", &[]).await, 0.0);
+}

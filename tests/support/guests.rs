@@ -1,0 +1,55 @@
+//! Components, built from their source once per run.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use super::process::{command, shown};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// The filter that misbehaves as its settings say.
+pub fn hostile() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/hostile"))
+}
+
+/// A filter that imports `acme:unknown/thing@1.0.0`.
+pub fn stranger() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/stranger"))
+}
+
+/// A component that exports no role.
+pub fn roleless() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/roleless"))
+}
+
+/// The sample tenant's filter.
+pub fn market() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("components/market/filter"))
+}
+
+/// The sample tenant's folder.
+pub fn market_folder() -> PathBuf {
+    Path::new(ROOT).join("components/market")
+}
+
+/// Builds as a tenant would, in the folder where the host's own build has put the guests' standard library.
+///
+/// What the command prints after a whole build is the business of the tests of `component`: a component that no host
+/// runs is built all the same.
+fn build(source: &str) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let built = target.join("tmp/guests").join(format!("{}.wasm", source.replace('/', "-")));
+    std::fs::create_dir_all(built.parent().unwrap()).unwrap();
+    let source = Path::new(ROOT).join(source);
+    let mut command =
+        command(&["component".as_ref(), "build".as_ref(), source.as_os_str(), "-o".as_ref(), built.as_os_str()]);
+    let output = command.env("CARGO_TARGET_DIR", target.join("guests")).output().unwrap();
+    assert!(built.is_file(), "{} was not built: {}", source.display(), shown(&output));
+    built
+}

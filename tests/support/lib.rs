@@ -1,0 +1,43 @@
+//! What the tests stand on: the real program as a child process, and fakes of all that is around it.
+//!
+//! In the order data flows: a [`feeds`] recording or a scripted [`partner`], the [`proxy`] between, the [`relay`] with
+//! its [`tenant`]s and their [`guests`], and [`client`]s.
+
+use std::{fmt::Display, time::Duration};
+
+pub mod certificates;
+pub mod client;
+pub mod feeds;
+pub mod guests;
+pub mod partner;
+pub mod process;
+pub mod proxy;
+pub mod raw;
+pub mod relay;
+pub mod tenant;
+
+/// For anything that must happen: far more than it takes, on a loaded machine too.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Between two looks at what gives no event of its own: a metric, a log, a child's end.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Waits for something that must happen.
+pub async fn within<T>(what: impl Display, event: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, event).await {
+        Ok(value) => value,
+        Err(_) => panic!("within {} s there was not: {what}", DEADLINE.as_secs()),
+    }
+}
+
+/// Looks again and again until there is something; `last` says what there was instead.
+pub async fn until<T>(what: impl Display, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let started = tokio::time::Instant::now();
+    loop {
+        match look().await {
+            Ok(value) => return value,
+            Err(last) if started.elapsed() > DEADLINE => panic!("{what}: not within the deadline; last seen: {last}"),
+            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! A partner whose faults the test decides, connection by connection.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicUsize, Ordering},
+    },
+};
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_tungstenite::{
+    WebSocketStream, accept_hdr_async,
+    tungstenite::{
+        Message,
+        handshake::server::{Callback, ErrorResponse, Request, Response},
+        http::{HeaderMap, HeaderValue},
+        protocol::frame::{
+            Frame,
+            coding::{Data, OpCode},
+        },
+    },
+};
+
+use super::within;
+
+/// A listener that gives every connection to the test.
+pub struct Partner {
+    pub address: SocketAddr,
+    arrivals: mpsc::UnboundedReceiver<TcpStream>,
+    connections: Arc<AtomicUsize>,
+    listening: JoinSet<()>,
+}
+
+impl Partner {
+    /// On a loopback address of its own, so that nobody takes its port while it does not listen.
+    pub async fn start() -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(1);
+        let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let mut listening = JoinSet::new();
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let listener = TcpListener::bind((std::net::Ipv4Addr::new(127, 1, high, low), 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        listening.spawn(listen(listener, sender, Arc::clone(&connections)));
+        Self { address, arrivals, connections, listening }
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://{}/feed?key=1", self.address)
+    }
+
+    pub fn tls_url(&self) -> String {
+        format!("wss://{}/feed?key=1", self.address)
+    }
+
+    /// Connections that were ever opened.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// From now on connections are refused.
+    pub async fn stop(&mut self) {
+        self.listening.shutdown().await;
+    }
+
+    /// Listens again where it did before.
+    pub async fn resume(&mut self) {
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        self.arrivals = arrivals;
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.listening.spawn(listen(listener, sender, Arc::clone(&self.connections)));
+    }
+
+    /// The next connection, on which nothing has been read or sent.
+    pub async fn arrival(&mut self) -> Arrival {
+        Arrival(within("a connection to the partner", self.arrivals.recv()).await.unwrap())
+    }
+
+    /// The next connection, its WebSocket handshake done.
+    pub async fn accept(&mut self) -> Peer {
+        self.arrival().await.upgrade(None).await
+    }
+}
+
+async fn listen(listener: TcpListener, arrivals: mpsc::UnboundedSender<TcpStream>, count: Arc<AtomicUsize>) {
+    loop {
+        let (socket, _) = listener.accept().await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        count.fetch_add(1, Ordering::SeqCst);
+        if arrivals.send(socket).is_err() {
+            return;
+        }
+    }
+}
+
+/// A connection from the relay; dropped, it closes at once.
+pub struct Arrival(TcpStream);
+
+impl Arrival {
+    /// Does the handshake; `subprotocol` is the one agreed to.
+    pub async fn upgrade(self, subprotocol: Option<&'static str>) -> Peer {
+        upgrade(self.0, subprotocol).await
+    }
+
+    /// Does the handshake of TLS, then that of WebSocket.
+    pub async fn upgrade_tls(self, acceptor: &TlsAcceptor) -> Peer<TlsStream<TcpStream>> {
+        let socket = within("a TLS handshake", acceptor.accept(self.0)).await.unwrap();
+        upgrade(socket, None).await
+    }
+
+    /// Tries a TLS handshake that the relay must not accept.
+    pub async fn refused_tls(self, acceptor: &TlsAcceptor) {
+        within("an end of the TLS handshake", acceptor.accept(self.0)).await.unwrap_err();
+    }
+
+    /// Reads the request and answers it with these bytes instead.
+    pub async fn answer(mut self, bytes: &[u8]) {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(within("a request", self.0.read_u8()).await.unwrap());
+        }
+        self.0.write_all(bytes).await.unwrap();
+    }
+
+    /// Ends with a reset.
+    pub fn reset(self) {
+        self.0.set_zero_linger().unwrap();
+    }
+}
+
+async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(socket: S, subprotocol: Option<&'static str>) -> Peer<S> {
+    let mut peer = Peer { path: String::new(), headers: HeaderMap::new(), socket: None };
+    let handshake = Handshake { subprotocol, path: &mut peer.path, headers: &mut peer.headers };
+    peer.socket = Some(within("a handshake", accept_hdr_async(socket, handshake)).await.unwrap());
+    peer
+}
+
+/// Keeps what the relay asked with, and agrees.
+struct Handshake<'a> {
+    subprotocol: Option<&'static str>,
+    path: &'a mut String,
+    headers: &'a mut HeaderMap,
+}
+
+impl Callback for Handshake<'_> {
+    fn on_request(self, request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+        *self.path = request.uri().to_string();
+        *self.headers = request.headers().clone();
+        if let Some(subprotocol) = self.subprotocol {
+            response.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(subprotocol));
+        }
+        Ok(response)
+    }
+}
+
+/// The partner's end of a connection. It reads, and so answers pings and closes, only while the test waits for
+/// something from it; dropped, it ends without a close frame.
+pub struct Peer<S = TcpStream> {
+    /// What the relay's handshake asked for.
+    pub path: String,
+    pub headers: HeaderMap,
+    socket: Option<WebSocketStream<S>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
+    pub async fn send(&mut self, message: Message) {
+        within("room to send", self.socket().send(message)).await.unwrap();
+    }
+
+    pub async fn text(&mut self, text: impl Into<String>) {
+        self.send(Message::text(text.into())).await;
+    }
+
+    /// Sends what the relay may cut short by closing; whether all went out.
+    pub async fn try_send(&mut self, message: Message) -> bool {
+        within("room to send", self.socket().send(message)).await.is_ok()
+    }
+
+    /// Sends many messages in as few writes as they fit in.
+    pub async fn burst(&mut self, messages: impl IntoIterator<Item = Message>) {
+        for message in messages {
+            within("room to send", self.socket().feed(message)).await.unwrap();
+        }
+        within("room to send", self.socket().flush()).await.unwrap();
+    }
+
+    /// Sends one fragment of a message: the first has its type, the others are continuations.
+    pub async fn fragment(&mut self, kind: Data, bytes: impl Into<Vec<u8>>, last: bool) -> bool {
+        self.try_send(Message::Frame(Frame::message(bytes.into(), OpCode::Data(kind), last))).await
+    }
+
+    /// What the relay sends next, pings and pongs included; `None` at the end of the connection.
+    pub async fn next(&mut self) -> Option<Message> {
+        within("something from the relay", self.socket().next()).await?.ok()
+    }
+
+    /// The next text that the relay sends.
+    pub async fn next_text(&mut self) -> String {
+        loop {
+            match self.next().await {
+                Some(Message::Text(text)) => return text.to_string(),
+                Some(Message::Ping(_) | Message::Pong(_)) => {}
+                other => panic!("not text: {other:?}"),
+            }
+        }
+    }
+
+    /// Reads until the relay has ended the connection; its close code, if it gave one.
+    pub async fn ended(&mut self) -> Option<u16> {
+        let mut code = None;
+        while let Some(message) = self.next().await {
+            if let Message::Close(Some(frame)) = message {
+                code = Some(frame.code.into());
+            }
+        }
+        code
+    }
+
+    fn socket(&mut self) -> &mut WebSocketStream<S> {
+        self.socket.as_mut().expect("the handshake is done")
+    }
+}
+
+impl Peer {
+    /// Ends with a reset, at once.
+    pub fn reset(mut self) {
+        self.socket().get_ref().set_zero_linger().unwrap();
+    }
+}

@@ -1,0 +1,136 @@
+//! The real program, as a child process.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::mpsc;
+
+use super::{until, within};
+
+/// A child that ends with the test.
+pub struct Process {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+    log: Arc<Mutex<String>>,
+}
+
+/// The program with these arguments, and nothing of the tests' own environment that would change what it does.
+pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-relay"));
+    command.args(arguments).env_remove("EDGE_RELAY_LOG").env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs the program to its end, which must come by itself.
+pub async fn run(arguments: &[impl AsRef<OsStr>]) -> Output {
+    let mut command = command(arguments);
+    within("the command's end", tokio::task::spawn_blocking(move || command.output().unwrap())).await.unwrap()
+}
+
+/// What a command printed, for an assertion's message.
+pub fn shown(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}\nstdout: {}\nstderr: {}", output.status, text(&output.stdout), text(&output.stderr))
+}
+
+impl Process {
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::unbounded_channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let log = Arc::new(Mutex::new(String::new()));
+        let filled = Arc::clone(&log);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = stderr.read(&mut buffer) {
+                filled.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+        });
+        Self { child, lines, log }
+    }
+
+    /// The next line on stdout; `None` once it is closed.
+    pub async fn line(&mut self) -> Option<String> {
+        within("a line on stdout, or its end", self.lines.recv()).await
+    }
+
+    /// The line that begins with `listening`, which must be the first.
+    pub async fn listening(&mut self) -> Vec<(String, std::net::SocketAddr)> {
+        let line = match self.line().await {
+            Some(line) => line,
+            None => panic!("ended before it listened: {}", self.log()),
+        };
+        let addresses = line.strip_prefix("listening ").unwrap_or_else(|| panic!("first line on stdout: {line}"));
+        addresses
+            .split(' ')
+            .map(|pair| {
+                let (name, address) = pair.split_once('=').unwrap();
+                (name.to_owned(), address.parse().unwrap())
+            })
+            .collect()
+    }
+
+    /// All of stderr so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for a line of the log with all these words.
+    pub async fn logged(&self, words: &[&str]) -> String {
+        until(format!("a line logged with {words:?}"), async || {
+            let log = self.log();
+            let found = log.lines().find(|line| words.iter().all(|word| line.contains(word)));
+            found.map(str::to_owned).ok_or_else(|| log.clone())
+        })
+        .await
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for the end.
+    pub async fn end(&mut self) -> ExitStatus {
+        until("the process's end", async || self.child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())).await
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory it ever had resident, in bytes.
+    pub fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- stderr of the program:\n{}---", self.log());
+        }
+    }
+}

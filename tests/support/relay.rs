@@ -1,0 +1,143 @@
+//! A running relay, as its operator sees it.
+
+use std::{
+    net::SocketAddr,
+    ops::{Deref, DerefMut},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{
+    client::Client,
+    process::{Process, command},
+    tenant::Folder,
+    until, within,
+};
+
+pub struct Relay {
+    process: Process,
+    pub clients: SocketAddr,
+    admin: Option<SocketAddr>,
+    /// Kept for as long as the relay may read it.
+    _folder: Option<Folder>,
+}
+
+impl Relay {
+    /// `edge-relay serve` with the folder's configuration.
+    pub async fn serve(folder: Folder) -> Self {
+        Self::serve_with(folder, &[]).await
+    }
+
+    /// The same, with variables in its environment.
+    pub async fn serve_with(folder: Folder, environment: &[(&str, &str)]) -> Self {
+        let config = folder.config();
+        let mut command = command(&["serve".as_ref(), "--config".as_ref(), config.as_os_str()]);
+        command.envs(environment.iter().copied());
+        Self::start(Process::spawn(command), Some(folder)).await
+    }
+
+    /// `edge-relay pass` to an upstream, with more arguments.
+    pub async fn pass(upstream: &str, more: &[&str]) -> Self {
+        let fixed = ["pass", "--upstream", upstream, "--listen", "127.0.0.1:0"];
+        Self::start(Process::spawn(command(&[&fixed[..], more].concat())), None).await
+    }
+
+    async fn start(mut process: Process, folder: Option<Folder>) -> Self {
+        let addresses = process.listening().await;
+        let address = |wanted| addresses.iter().find(|(name, _)| name == wanted).map(|(_, address)| *address);
+        let (clients, admin) = (address("clients").unwrap(), address("admin"));
+        assert_eq!(addresses.len(), 1 + usize::from(admin.is_some()), "{addresses:?}");
+        Self { process, clients, admin, _folder: folder }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("ws://{}{path}", self.clients)
+    }
+
+    /// A client that has its place in the channels' logs: it gets all that is published from now on.
+    pub async fn client(&self, path: &str) -> Client {
+        let mut client = Client::connect(&self.url(path)).await;
+        client.settle().await;
+        client
+    }
+
+    /// A GET at the admin listener: status and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let address = self.admin.expect("the relay has an admin listener");
+        let answer = within(path, http(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")));
+        let (head, body) = answer.await;
+        (status(&head), body)
+    }
+
+    pub async fn ready(&self) -> Value {
+        let (status, body) = self.get("/readyz").await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// The sum of a metric's series that have all these labels; 0 if there is none.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let (status, body) = self.get("/metrics").await;
+        assert_eq!(status, 200, "{body}");
+        let wanted: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        let value = |line: &str| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (own, labels) = series.split_once('{').unwrap_or((series, ""));
+            let fits = own == name && wanted.iter().all(|wanted| labels.contains(wanted.as_str()));
+            fits.then(|| value.parse::<f64>().unwrap())
+        };
+        body.lines().filter_map(value).sum()
+    }
+
+    /// Waits until a metric has at least this value.
+    pub async fn metric_reaches(&self, name: &str, labels: &[(&str, &str)], least: f64) -> f64 {
+        until(format!("{name}{labels:?} of {least}"), async || {
+            let value = self.metric(name, labels).await;
+            if value >= least { Ok(value) } else { Err(value.to_string()) }
+        })
+        .await
+    }
+
+    /// Waits until an upstream was lost, or not reached, so many times for this reason.
+    pub async fn upstream_failed(&self, reason: &str, times: f64) {
+        self.metric_reaches("edge_relay_upstream_failures_total", &[("reason", reason)], times).await;
+    }
+
+    /// Waits until so many clients were closed for this reason.
+    pub async fn clients_closed(&self, reason: &str, times: f64) {
+        self.metric_reaches("edge_relay_clients_closed_total", &[("reason", reason)], times).await;
+    }
+}
+
+impl Deref for Relay {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Relay {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// Sends a request as it stands and reads the answer to the connection's end: its head and its body.
+pub async fn http(address: SocketAddr, request: &str) -> (String, String) {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("not an HTTP answer: {answer:?}"));
+    (head.to_owned(), body.to_owned())
+}
+
+pub fn status(head: &str) -> u16 {
+    head.split(' ').nth(1).unwrap().parse().unwrap()
+}

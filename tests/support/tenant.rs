@@ -1,0 +1,67 @@
+//! A relay's configuration, in a folder of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+/// Removed with the test.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A `relay.toml` on free ports; `more` follows its `[limits]`.
+    pub fn new(limits: &str) -> Self {
+        let folder = Self::empty();
+        let listen = "[listen]\nclients = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"";
+        folder.write("relay.toml", &format!("tenants = \"tenants\"\n{listen}\n[limits]\n{limits}\n"));
+        folder
+    }
+
+    pub fn empty() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(folder.join("tenants")).unwrap();
+        Self(folder)
+    }
+
+    /// Adds a tenant: its name, an upstream called `feed`, and more of its manifest.
+    pub fn tenant(self, name: &str, url: &str, more: &str) -> Self {
+        let manifest = format!("name = \"{name}\"\n[[upstream]]\nname = \"feed\"\nurl = \"{url}\"\n{more}\n");
+        self.write(&format!("tenants/{name}/tenant.toml"), &manifest);
+        self
+    }
+
+    /// Adds a tenant whose upstream has this filter.
+    pub fn filtered(self, name: &str, url: &str, filter: &Path, more: &str) -> Self {
+        let folder = self.tenant(name, url, &format!("[components]\nfilter = \"filter.wasm\"\n{more}"));
+        folder.copy(filter, &format!("tenants/{name}/filter.wasm"));
+        folder
+    }
+
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    pub fn copy(&self, file: &Path, path: &str) {
+        self.write(path, fs::read(file).unwrap());
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path)
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path("relay.toml")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed lies in the build's own folder.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
