@@ -66,7 +66,8 @@ async fn metrics_follow_clients_and_deliveries() {
     assert_eq!(relay.metric("edge_relay_deliveries_total", &TENANT).await, 15.0);
 }
 
-/// Each family with its type and its help, and no sample without a family.
+/// Each family with its type and its help, and no sample without a family. What counts by reasons that have not come
+/// up is left out; other tests bring each of them up.
 #[tokio::test]
 async fn metrics_are_in_prometheus_text_format() {
     let mut partner = Partner::start().await;
@@ -88,14 +89,10 @@ async fn metrics_are_in_prometheus_text_format() {
         "edge_relay_upstream_bytes",
         "edge_relay_filter_calls",
         "edge_relay_filter_call_seconds",
-        "edge_relay_filter_failures",
         "edge_relay_filter_lost_messages",
         "edge_relay_publications",
-        "edge_relay_publications_refused",
         "edge_relay_clients",
         "edge_relay_clients_accepted",
-        "edge_relay_clients_closed",
-        "edge_relay_handshakes_refused",
         "edge_relay_deliveries",
         "edge_relay_client_messages_dropped",
     ] {

@@ -61,7 +61,7 @@ async fn every_mistake_in_every_file_is_listed_at_once() {
         &["relay.toml:6:", "limits.ping-interval", "soon"],
         &["relay.toml:7:", "limits.handshake", "unknown"],
         &["a/tenant.toml:1:", "name", "A tenant"],
-        &["a/tenant.toml:4:", "url", "http://x/"],
+        &["a/tenant.toml:4:", "upstream.url", "wss://"],
         &["b/tenant.toml:6:", "limits.memory", "much"],
         &["b/tenant.toml:7:", "limits.filter", "unknown"],
         &["c/tenant.toml:1:", "name", "b/tenant.toml"],

@@ -29,9 +29,12 @@ impl Scene {
     async fn new(settings: &str, limits: &str) -> Self {
         let (partner, mut quiet) = (Partner::start().await, Partner::start().await);
         let more = format!("[settings]\n{settings}\n[limits]\n{limits}");
-        let folder = Folder::new("")
-            .filtered("hostile", &partner.url(), guests::hostile(), &more)
-            .filtered("quiet", &quiet.url(), guests::hostile(), "[settings]\nmode = \"echo\"");
+        let folder = Folder::new("").filtered("hostile", &partner.url(), guests::hostile(), &more).filtered(
+            "quiet",
+            &quiet.url(),
+            guests::hostile(),
+            "[settings]\nmode = \"echo\"",
+        );
         let relay = Relay::serve(folder).await;
         let client = relay.client("/hostile?channel=out").await;
         let neighbour = Neighbour { peer: quiet.accept().await, client: relay.client("/quiet?channel=out").await };

@@ -72,7 +72,7 @@ async fn a_close_is_answered() {
     let relay = relay(&partner, "", "").await;
     let mut client = relay.client("/t").await;
     client.send(Message::Close(None)).await;
-    let (messages, code) = client.to_the_end().await;
+    let (messages, code) = client.rest().await;
     assert!(messages.is_empty() && code.is_none_or(|code| code == CloseCode::Normal), "{code:?}");
     let mut raw = Raw::connect(relay.clients, "/t").await;
     raw.send(&frame(FIN | CLOSE, &[&4321_u16.to_be_bytes()[..], b"done"].concat())).await;
@@ -144,7 +144,8 @@ async fn a_close_frame_half_sent_and_frames_in_single_bytes_are_waited_for() {
     let partner = Partner::start().await;
     let relay = relay(&partner, "", "").await;
     let mut raw = Raw::connect(relay.clients, "/t").await;
-    let bytes = [frame(TEXT, "Z\u{fc}".as_bytes()), frame(FIN | CONTINUATION, b"rich"), frame(FIN | PING, b"p")].concat();
+    let bytes =
+        [frame(TEXT, "Z\u{fc}".as_bytes()), frame(FIN | CONTINUATION, b"rich"), frame(FIN | PING, b"p")].concat();
     for byte in bytes {
         raw.send(&[byte]).await;
     }

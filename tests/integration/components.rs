@@ -86,12 +86,8 @@ async fn build_says_why_it_cannot() {
     folder.write("empty/readme", "no crate");
     folder.write("text.wasm", "not WebAssembly");
     folder.write("core.wasm", b"\0asm\x01\0\0\0");
-    let cases = [
-        ("empty", "Cargo.toml"),
-        ("text.wasm", "WebAssembly"),
-        ("core.wasm", "WIT"),
-        ("nowhere.wasm", "No such file"),
-    ];
+    let cases =
+        [("empty", "Cargo.toml"), ("text.wasm", "WebAssembly"), ("core.wasm", "WIT"), ("nowhere.wasm", "No such file")];
     for (source, reason) in cases {
         let made = folder.path("made.wasm");
         let output = build(&folder.path(source), &made).await;

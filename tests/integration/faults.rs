@@ -116,9 +116,11 @@ async fn an_upstream_that_is_not_there_at_the_start() {
     let mut peer = partner.accept().await;
     peer.text("at last").await;
     assert_eq!(client.text().await, "at last");
-    until("the upstream shown as up", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].clone() {
-        state if state == "up" => Ok(()),
-        state => Err(state.to_string()),
+    until("the upstream shown as up", async || {
+        match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].clone() {
+            state if state == "up" => Ok(()),
+            state => Err(state.to_string()),
+        }
     })
     .await;
 }

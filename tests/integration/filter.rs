@@ -52,7 +52,9 @@ async fn frames_that_queue_go_in_as_batches_and_come_out_in_order() {
     let relay = hostile(&partner, "mode = \"slow\"\nbusy-ms = \"200\"").await;
     let mut client = relay.client("/t?channel=out").await;
     let mut peer = partner.accept().await;
-    let frame = |nth: usize| if nth.is_multiple_of(3) { Message::binary(nth.to_string()) } else { Message::text(nth.to_string()) };
+    let frame = |nth: usize| {
+        if nth.is_multiple_of(3) { Message::binary(nth.to_string()) } else { Message::text(nth.to_string()) }
+    };
     peer.send(frame(0)).await;
     peer.burst((1..FRAMES).map(frame)).await;
     for nth in 0..FRAMES {

@@ -33,7 +33,7 @@ async fn a_signal_closes_every_client_with_1001_and_the_exit_code_is_0() {
         }
         relay.signal(signal);
         for client in clients {
-            let (messages, code) = client.to_the_end().await;
+            let (messages, code) = client.rest().await;
             assert_eq!((messages, code), (vec![], Some(CloseCode::Away)), "{signal:?}");
         }
         assert_eq!(peer.ended().await, Some(1001), "the partner is told too");
@@ -49,7 +49,7 @@ async fn pass_ends_the_same_way() {
     let mut relay = Relay::pass(&partner.url(), &[]).await;
     let client = relay.client("/").await;
     relay.signal(Signal::TERM);
-    assert_eq!(client.to_the_end().await.1, Some(CloseCode::Away));
+    assert_eq!(client.rest().await.1, Some(CloseCode::Away));
     assert_eq!(relay.end().await.code(), Some(0));
 }
 
@@ -62,7 +62,7 @@ async fn a_call_under_way_is_finished_and_what_it_returns_goes_out() {
     peer.text("in the last moment").await;
     relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
     relay.signal(Signal::TERM);
-    let (messages, code) = client.to_the_end().await;
+    let (messages, code) = client.rest().await;
     assert_eq!(messages.first(), Some(&Message::text("in the last moment")));
     assert_eq!(code, Some(CloseCode::Away));
     assert_eq!(relay.end().await.code(), Some(0));
@@ -78,7 +78,7 @@ async fn a_call_that_does_not_end_is_cut_at_the_deadline() {
     relay.signal(Signal::TERM);
     // The deadline, several times over, and far less than the call.
     let began = Instant::now();
-    assert_eq!(client.to_the_end().await.1, Some(CloseCode::Away));
+    assert_eq!(client.rest().await.1, Some(CloseCode::Away));
     assert_eq!(relay.end().await.code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }

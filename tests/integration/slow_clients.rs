@@ -63,7 +63,8 @@ async fn a_client_that_falls_off_the_log_is_closed_and_another_misses_nothing() 
 async fn a_client_that_takes_nothing_is_dropped_in_time() {
     let mut partner = Partner::start().await;
     let limits = "stall-timeout = \"1s\"\nping-interval = \"1h\"";
-    let relay = Relay::serve(Folder::new(limits).tenant("t", &partner.url(), "[channels.\"main\"]\nlog = \"64MiB\"")).await;
+    let relay =
+        Relay::serve(Folder::new(limits).tenant("t", &partner.url(), "[channels.\"main\"]\nlog = \"64MiB\"")).await;
     let mut peer = partner.accept().await;
     let mut stalled = Raw::connect(relay.clients, "/t").await;
     let mut reads = relay.client("/t").await;

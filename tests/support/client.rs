@@ -32,9 +32,9 @@ impl Client {
         let connecting = async {
             let socket = TcpStream::connect(address).await?;
             socket.set_nodelay(true)?;
-            Ok(client_async(url, socket).await?.0)
+            client_async(url, socket).await
         };
-        let socket = within(url, connecting).await?;
+        let (socket, _) = within(url, connecting).await?;
         Ok(Self { socket, early: VecDeque::new(), settled: 0, pings: 0 })
     }
 
@@ -98,7 +98,7 @@ impl Client {
     }
 
     /// Reads to the connection's end: the messages, and the code it was closed with.
-    pub async fn to_the_end(mut self) -> (Vec<Message>, Option<CloseCode>) {
+    pub async fn rest(mut self) -> (Vec<Message>, Option<CloseCode>) {
         let mut messages = Vec::from(std::mem::take(&mut self.early));
         let mut code = None;
         while let Some(received) = within("a message or the end", self.socket.next()).await {

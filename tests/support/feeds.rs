@@ -18,7 +18,8 @@ pub fn file(exchange: &str) -> Option<PathBuf> {
         return Some(file);
     }
     // Not by way of the test harness, which keeps what a test that passes prints.
-    writeln!(std::io::stderr(), "SKIPPED: {} is not there", file.display()).unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "SKIPPED: {} is not there", file.display()).unwrap();
     None
 }
 

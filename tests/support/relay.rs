@@ -68,8 +68,8 @@ impl Relay {
     /// A GET at the admin listener: status and body.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let address = self.admin.expect("the relay has an admin listener");
-        let answer = within(path, http(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")));
-        let (head, body) = answer.await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let (head, body) = within(path, http(address, &request)).await;
         (status(&head), body)
     }
 

@@ -14,7 +14,7 @@ impl Folder {
     pub fn new(limits: &str) -> Self {
         let folder = Self::empty();
         let listen = "[listen]\nclients = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"";
-        folder.write("relay.toml", &format!("tenants = \"tenants\"\n{listen}\n[limits]\n{limits}\n"));
+        folder.write("relay.toml", format!("tenants = \"tenants\"\n{listen}\n[limits]\n{limits}\n"));
         folder
     }
 

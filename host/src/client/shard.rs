@@ -40,10 +40,12 @@ mod view;
 const WAKER: Token = Token(usize::MAX);
 /// Shared by all reads of a shard.
 const READ_BUFFER: usize = 64 << 10;
-/// The liveness sweep visits every row this many times in a ping interval, a part of the table at each tick.
+/// The liveness sweep visits every row this many times in the shortest time it watches over.
 const SWEEPS: u32 = 8;
-/// Ticks of one such visit of the whole table.
+/// One such visit takes so many ticks, a part of the table at each.
 const TICKS: u32 = 8;
+/// Longest tick, however long clients may be silent: closing clients have a time too.
+const MAX_TICK: Duration = Duration::from_millis(500);
 
 /// What bounds a client's silence.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +133,7 @@ impl Shard {
     fn new(timing: Timing) -> io::Result<Self> {
         let poll = Poll::new()?;
         let queue = Arc::new(Queue::new(poll.registry(), WAKER)?);
-        let tick = timing.ping_interval / (SWEEPS * TICKS);
+        let tick = (timing.ping_interval.min(timing.stall_timeout) / (SWEEPS * TICKS)).min(MAX_TICK);
         let started = Instant::now();
         Ok(Self {
             poll,

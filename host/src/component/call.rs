@@ -5,7 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use tokio::time::timeout;
 use wasmtime::WasmBacktrace;
 
-use super::ticker::Ticker;
+use super::{output::line, ticker::Ticker};
 
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
@@ -55,5 +55,6 @@ fn describe(error: &wasmtime::Error) -> String {
         // Writing to a string does not fail.
         let _ = write!(text, "{}{:#}", if index == 0 { " in " } else { " < " }, rustc_demangle::demangle(name));
     }
-    text
+    // Functions have the names that the guest gives them.
+    line(&text)
 }

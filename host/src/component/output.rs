@@ -17,14 +17,13 @@ use wasmtime_wasi::{
 
 use super::{bindings::wasi::logging::logging::Level, host::Guest};
 
-/// Bytes of one line; what is longer goes on in the next.
+/// Bytes of one line; a message is cut there, what is written to a stream goes on in the next.
 const MAX_LINE: usize = 4 << 10;
 
-/// A line by way of `wasi:logging`.
+/// What a guest says by way of `wasi:logging`.
 pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
-    let message = cut(message);
-    let context = cut(context);
     let (tenant, name) = (&guest.tenant, &guest.name);
+    let (context, message) = (line(context), line(message));
     match level {
         Level::Trace => {
             tracing::trace!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}")
@@ -40,8 +39,18 @@ pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
     }
 }
 
-fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_LINE)).unwrap_or_default()
+/// Text of a guest as part of one line: cut where it is too long, and without the line ends and control sequences by
+/// which it could pass for other lines.
+pub(super) fn line(text: &str) -> String {
+    let mut out = String::new();
+    for character in text.get(..text.floor_char_boundary(MAX_LINE)).unwrap_or_default().chars() {
+        if character.is_control() && character != '\t' {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
+    out
 }
 
 /// A guest's standard output or error.
@@ -81,7 +90,7 @@ impl Lines {
     }
 
     fn end(&mut self) {
-        let line = String::from_utf8_lossy(self.begun.trim_ascii_end());
+        let line = line(&String::from_utf8_lossy(self.begun.trim_ascii_end()));
         if !line.is_empty() {
             let (tenant, name) = (&self.guest.tenant, &self.guest.name);
             tracing::info!(tenant.name = %tenant, guest.name = %name, guest.stream = self.stream, "{line}");
@@ -145,5 +154,16 @@ impl AsyncWrite for Output {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::line;
+
+    #[test]
+    fn a_guest_cannot_write_lines_that_are_not_its_own() {
+        assert_eq!(line("a\n2026 ERROR b\x1b[31m\tc\r\u{85}é"), "a\\n2026 ERROR b\\u{1b}[31m\tc\\r\\u{85}é");
+        assert_eq!(line(&"é".repeat(4096)).len(), 4096);
     }
 }

@@ -106,7 +106,6 @@ impl Shard {
         }
     }
 
-
     /// Sends a control frame, between two frames.
     pub(super) fn send(&mut self, slot: usize, control: &[u8]) {
         self.finish_frame(slot);

@@ -67,7 +67,6 @@ impl Shard {
         }
     }
 
-
     /// Liveness, a part of the table at a time.
     pub(super) fn sweep(&mut self) {
         for slot in std::mem::take(&mut self.closing) {
