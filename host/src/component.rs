@@ -15,6 +15,7 @@ pub mod check;
 mod engine;
 mod filter;
 mod host;
+mod keyvalue;
 mod output;
 mod ticker;
 pub mod toolchain;

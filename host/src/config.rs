@@ -11,6 +11,8 @@ use hyper::{
 };
 use ipnet::IpNet;
 
+use crate::state::Quota;
+
 mod manifest;
 mod relay;
 mod units;
@@ -126,10 +128,14 @@ pub struct TenantLimits {
     pub filter_call: Duration,
     /// Largest message accepted from a client, in bytes.
     pub client_message: usize,
+    /// How much state all the tenant's components keep together.
+    pub state: Quota,
 }
 
 impl Default for TenantLimits {
     fn default() -> Self {
-        Self { memory: 64 << 20, filter_call: Duration::from_secs(1), client_message: 64 << 10 }
+        Self { memory: 64 << 20, filter_call: Duration::from_secs(1), client_message: 64 << 10,
+            state: Quota { keys: 100_000, bytes: 16 << 20 },
+        }
     }
 }

@@ -19,5 +19,6 @@ pub mod http_error;
 pub mod metrics;
 pub mod relay;
 pub mod shutdown;
+pub mod state;
 pub mod telemetry;
 pub mod tenant;

@@ -8,6 +8,7 @@ use crate::{
     component::{Engine, FilterCode, Guest, Guests, Outlet},
     config::TenantConfig,
     metrics::Metrics,
+    state::State,
     upstream::{Sink, Status, Upstream},
 };
 
@@ -50,6 +51,7 @@ pub fn start(
     let counts = Arc::new(metrics.tenant(&config.name));
     let channels = Arc::new(Channels::new(config.channels, Arc::clone(&counts)));
     let settings: Arc<[(String, String)]> = config.settings.into();
+    let state = Arc::new(State::new(config.limits.state));
     let mut upstreams = Vec::new();
     for upstream in config.upstreams {
         let upstream_counts = Arc::new(metrics.upstream(&config.name, &upstream.name));
@@ -59,6 +61,7 @@ pub fn start(
                     tenant: Arc::clone(&config.name),
                     name: Arc::clone(&upstream.name),
                     settings: Arc::clone(&settings),
+                    state: Arc::clone(&state),
                     limits: config.limits,
                 };
                 let outlet = Outlet {

@@ -9,7 +9,7 @@ pub const FILTER: &str = "edge-relay:tenant/filter@0.1.0";
 const ROLES: [(&str, &str); 1] = [("filter", FILTER)];
 
 /// Packages the host gives, with the versions that fit: up to the slash of an interface's name, and behind its `@`.
-const PROVIDED: [(&str, &str); 9] = [
+const PROVIDED: [(&str, &str); 10] = [
     ("wasi:io/", "0.2."),
     ("wasi:clocks/", "0.2."),
     ("wasi:random/", "0.2."),
@@ -18,6 +18,7 @@ const PROVIDED: [(&str, &str); 9] = [
     ("wasi:sockets/", "0.2."),
     ("wasi:config/store", "0.2.0-rc.1"),
     ("wasi:logging/logging", "0.1.0-draft"),
+    ("wasi:keyvalue/", "0.2.0-draft"),
     ("edge-relay:tenant/types", "0.1.0"),
 ];
 

@@ -11,10 +11,13 @@ use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 
 use super::{
     Engine,
-    bindings::wasi::logging::logging::{self, Level},
+    bindings::wasi::{
+        keyvalue::{atomics, batch, store as keyvalue},
+        logging::logging::{self, Level},
+    },
     output::{self, Output},
 };
-use crate::config::TenantLimits;
+use crate::{config::TenantLimits, state::State};
 
 /// Core instances, memories and tables that one component instance may have: languages' toolchains need a few.
 const MAX_PARTS: usize = 64;
@@ -28,6 +31,7 @@ pub struct Guest {
     /// The upstream, for a filter.
     pub name: Arc<str>,
     pub settings: Arc<[(String, String)]>,
+    pub state: Arc<State>,
     pub limits: TenantLimits,
 }
 
@@ -44,6 +48,16 @@ pub struct Host {
     wasi: WasiCtx,
     config: WasiConfigVariables,
     guest: Guest,
+}
+
+impl Host {
+    pub fn state(&self) -> &Arc<State> {
+        &self.guest.state
+    }
+
+    pub fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
 }
 
 /// A fresh store: an empty WASI, the tenant's settings, its limits.
@@ -77,6 +91,9 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(&host.config))?;
     logging::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    keyvalue::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    atomics::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    batch::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     Ok(linker)
 }
 

@@ -12,6 +12,8 @@ use std::{
 use hyper::header::{HeaderName, HeaderValue};
 use toml::de::DeValue;
 
+use crate::state::Quota;
+
 use super::{
     ChannelRule, TenantConfig, TenantLimits, UpstreamConfig,
     units::{Claim, MAX_PATH_BYTES, name, path, url},
@@ -38,6 +40,8 @@ const FILTER_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Durati
 
 /// The least is the longest control frame's payload (RFC 6455, 5.5).
 const CLIENT_MESSAGE: RangeInclusive<u64> = 125..=16 << 20;
+const STATE: RangeInclusive<u64> = 4 << 10..=1 << 30;
+const STATE_KEYS: RangeInclusive<u64> = 1..=10_000_000;
 
 /// Headers the handshake sets itself, or that would give it a body; with them go all in [`WEBSOCKET_HEADERS`].
 const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
@@ -294,6 +298,10 @@ fn limits(mut table: Table<'_>) -> TenantLimits {
         memory: table.size("memory", &MEMORY).unwrap_or(default.memory),
         filter_call: table.duration("filter-call", &FILTER_CALL).unwrap_or(default.filter_call),
         client_message: table.size("client-message", &CLIENT_MESSAGE).unwrap_or(default.client_message),
+        state: Quota {
+            keys: table.count("state-keys", &STATE_KEYS).unwrap_or(default.state.keys),
+            bytes: table.size("state", &STATE).unwrap_or(default.state.bytes),
+        },
     };
     table.finish();
     limits

@@ -1,0 +1,91 @@
+//! `wasi:keyvalue`: a guest's way to its tenant's state.
+
+use wasmtime::{Result, component::Resource};
+
+use super::{
+    bindings::wasi::keyvalue::{
+        atomics, batch,
+        store::{self, Error, KeyResponse},
+    },
+    host::Host,
+};
+use crate::state::{Bucket, StateError};
+
+/// The guest can act on each: it asked for what is not allowed, or for more than there is room for.
+fn refused(error: StateError) -> Error {
+    match error {
+        StateError::BucketName => Error::NoSuchStore,
+        error => Error::Other(error.to_string()),
+    }
+}
+
+impl store::Host for Host {
+    async fn open(&mut self, identifier: String) -> Result<Result<Resource<Bucket>, Error>> {
+        match self.state().open(&identifier).await {
+            Ok(bucket) => Ok(Ok(self.table().push(bucket)?)),
+            Err(error) => Ok(Err(refused(error))),
+        }
+    }
+}
+
+impl store::HostBucket for Host {
+    async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Result<Option<Vec<u8>>, Error>> {
+        Ok(Ok(self.table().get(&bucket)?.get(&key).await))
+    }
+
+    async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<Result<(), Error>> {
+        Ok(self.table().get(&bucket)?.set(key, value).await.map_err(refused))
+    }
+
+    async fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Result<(), Error>> {
+        self.table().get(&bucket)?.delete(&key).await;
+        Ok(Ok(()))
+    }
+
+    async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Result<bool, Error>> {
+        Ok(Ok(self.table().get(&bucket)?.exists(&key).await))
+    }
+
+    async fn list_keys(
+        &mut self,
+        bucket: Resource<Bucket>,
+        cursor: Option<u64>,
+    ) -> Result<Result<KeyResponse, Error>> {
+        let page = self.table().get(&bucket)?.list_keys(cursor).await;
+        Ok(Ok(KeyResponse { keys: page.keys, cursor: page.next }))
+    }
+
+    async fn drop(&mut self, bucket: Resource<Bucket>) -> Result<()> {
+        self.table().delete(bucket)?;
+        Ok(())
+    }
+}
+
+impl atomics::Host for Host {
+    async fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: u64) -> Result<Result<u64, Error>> {
+        Ok(self.table().get(&bucket)?.increment(key, delta).await.map_err(refused))
+    }
+}
+
+impl batch::Host for Host {
+    async fn get_many(
+        &mut self,
+        bucket: Resource<Bucket>,
+        keys: Vec<String>,
+    ) -> Result<Result<Vec<Option<(String, Vec<u8>)>>, Error>> {
+        Ok(Ok(self.table().get(&bucket)?.get_many(keys).await))
+    }
+
+    async fn set_many(
+        &mut self,
+        bucket: Resource<Bucket>,
+        key_values: Vec<(String, Vec<u8>)>,
+    ) -> Result<Result<(), Error>> {
+        Ok(self.table().get(&bucket)?.set_many(key_values).await.map_err(refused))
+    }
+
+    async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<Result<(), Error>> {
+        self.table().get(&bucket)?.delete_many(&keys).await;
+        Ok(Ok(()))
+    }
+}
