@@ -102,8 +102,9 @@ async fn what_it_logs_and_writes_to_stderr_is_in_the_log_with_its_tenant() {
     assert_eq!(client.text().await, "a line of mine");
 
     // Neither a forged line nor a flood.
-    peer.text(format!("first\n2021-01-01T00:00:00Z ERROR forged\n\x1b[31m{}", "x".repeat(1 << 20))).await;
-    assert_eq!(client.text().await.len(), (1 << 20) + 47);
+    let shout = format!("first\n2021-01-01T00:00:00Z ERROR forged\n\x1b[31m{}", "x".repeat(1 << 20));
+    peer.text(shout.as_str()).await;
+    assert!(client.text().await == shout);
     relay.logged(&["tenant.name=t", "stderr", "forged"]).await;
     for line in relay.log().lines() {
         assert!(line.starts_with("20") && !line.starts_with("2021-"), "a line of the guest's own: {line:.200}");
