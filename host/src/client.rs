@@ -1,7 +1,7 @@
 //! Clients: from an accepted connection to the last byte it is sent.
 //!
-//! hyper does the HTTP handshake on the I/O runtime ([`listener`], [`handshake`]); then the bare socket moves to a
-//! shard ([`shard`]), where a client is a row in a table: a cursor on each channel it follows, no task, no timer and no
+//! hyper does the HTTP handshake on the I/O runtime (`listener`, `handshake`); then the bare socket moves to a
+//! shard (`shard`), where a client is a row in a table: a cursor on each channel it follows, no task, no timer and no
 //! buffer of its own while it is idle.
 
 use std::sync::{

@@ -28,7 +28,8 @@ async fn a_client_gets_the_channels_it_asks_for() {
     let mut both = relay.client("/t?channel=other&channel=out&channel=out").await;
     let mut other = relay.client("/t?channel=other").await;
     let mut default = relay.client("/t").await;
-    partner.accept().await.text("hello").await;
+    let mut peer = partner.accept().await;
+    peer.text("hello").await;
     assert_eq!(out.text().await, "hello");
     assert_eq!(both.text().await, "hello");
     for client in [&mut out, &mut both, &mut other, &mut default] {
@@ -86,11 +87,13 @@ async fn clients_are_pinged_and_those_that_do_not_answer_are_dropped() {
     let relay = relay(&partner, "ping-interval = \"500ms\"", "").await;
     let mut answers = relay.client("/t").await;
     let mut silent = Raw::connect(relay.clients, "/t").await;
-    assert_eq!(silent.frame().await.unwrap().first, FIN | PING);
-    silent.ended().await;
-    relay.clients_closed("no_pong", 1.0).await;
+    let silence = async {
+        assert_eq!(silent.frame().await.unwrap().first, FIN | PING);
+        silent.ended().await;
+    };
     // Several intervals long.
-    answers.pinged(4).await;
+    tokio::join!(silence, answers.pinged(5));
+    relay.clients_closed("no_pong", 1.0).await;
     answers.has_no_more().await;
     assert_eq!(relay.metric("edge_relay_clients", &[("tenant", "t")]).await, 1.0);
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 1.0);

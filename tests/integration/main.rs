@@ -23,4 +23,5 @@ mod admin;
 mod bad_config;
 mod commands;
 mod components;
+mod readme;
 mod shutdown;

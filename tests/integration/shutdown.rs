@@ -73,7 +73,8 @@ async fn a_call_that_does_not_end_is_cut_at_the_deadline() {
     let mut partner = Partner::start().await;
     let mut relay = hostile(&partner, "shutdown-timeout = \"500ms\"", "mode = \"loop\"", "filter-call = \"1m\"").await;
     let client = relay.client("/t?channel=out").await;
-    partner.accept().await.text("spin").await;
+    let mut peer = partner.accept().await;
+    peer.text("spin").await;
     relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
     relay.signal(Signal::TERM);
     // The deadline, several times over, and far less than the call.
@@ -99,7 +100,8 @@ async fn a_client_that_does_not_answer_holds_nobody_up() {
 async fn a_second_signal_ends_it_at_once() {
     let mut partner = Partner::start().await;
     let mut relay = hostile(&partner, "shutdown-timeout = \"10m\"", "mode = \"loop\"", "filter-call = \"1m\"").await;
-    partner.accept().await.text("spin").await;
+    let mut peer = partner.accept().await;
+    peer.text("spin").await;
     relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
     relay.signal(Signal::TERM);
     // It accepts nobody any more, and waits for the call.

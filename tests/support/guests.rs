@@ -43,10 +43,15 @@ pub fn market_folder() -> PathBuf {
 /// What the command prints after a whole build is the business of the tests of `component`: a component that no host
 /// runs is built all the same.
 fn build(source: &str) -> PathBuf {
+    build_crate(&Path::new(ROOT).join(source))
+}
+
+/// The component of a crate, wherever it lies.
+pub fn build_crate(source: &Path) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-    let built = target.join("tmp/guests").join(format!("{}.wasm", source.replace('/', "-")));
+    let name = source.to_str().unwrap().replace(['/', '.'], "-");
+    let built = target.join("tmp/guests").join(format!("{name}.wasm"));
     std::fs::create_dir_all(built.parent().unwrap()).unwrap();
-    let source = Path::new(ROOT).join(source);
     let mut command =
         command(&["component".as_ref(), "build".as_ref(), source.as_os_str(), "-o".as_ref(), built.as_os_str()]);
     let output = command.env("CARGO_TARGET_DIR", target.join("guests")).output().unwrap();
