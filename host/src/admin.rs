@@ -91,7 +91,7 @@ fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
             let upstreams: serde_json::Map<_, _> = tenant
                 .upstreams
                 .iter()
-                .map(|(name, status)| (name.to_string(), state(status.is_up()).into()))
+                .map(|upstream| (upstream.name.to_string(), state(upstream.is_up()).into()))
                 .collect();
             (tenant.name.to_string(), serde_json::json!({ "upstreams": upstreams }))
         })

@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -152,10 +155,16 @@ impl Channels {
         let channel = Arc::new(Channel {
             name: Arc::clone(&name),
             metrics: Arc::clone(&self.metrics),
+            subscribers: AtomicUsize::new(0),
             state: Mutex::new(State { log: Log::new(self.log_bytes(&name)), next_offset: 1, readers: Vec::new() }),
         });
         open.insert(name, Arc::clone(&channel));
         Ok(channel)
+    }
+
+    /// A channel that is there already.
+    pub fn get(&self, name: &str) -> Option<Arc<Channel>> {
+        lock(&self.open).get(name).cloned()
     }
 
     /// The rule with the longest pattern that fits decides.
@@ -172,6 +181,8 @@ impl Channels {
 pub struct Channel {
     pub name: Arc<str>,
     pub metrics: Arc<TenantMetrics>,
+    /// Clients that follow it now, in all shards.
+    subscribers: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -223,6 +234,25 @@ impl Channel {
 
     pub fn detach(&self, reader: &Arc<dyn Reader>) {
         lock(&self.state).readers.retain(|attached| !Arc::ptr_eq(&attached.reader, reader));
+    }
+
+    /// The newest publication, if the log has one.
+    pub fn latest(&self) -> Option<Frame> {
+        lock(&self.state).log.newest()?.last()
+    }
+
+    pub fn subscribers(&self) -> usize {
+        self.subscribers.load(Ordering::Relaxed)
+    }
+
+    /// A shard has one subscriber more.
+    pub fn joined(&self) {
+        self.subscribers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A shard has one subscriber less.
+    pub fn left(&self) {
+        self.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn is_unused(&self) -> bool {

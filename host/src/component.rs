@@ -8,9 +8,12 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::{runtime::Runtime, task::JoinSet};
 
+use crate::metrics::UpstreamMetrics;
+
 mod bindings;
 pub mod build;
 mod call;
+mod channels;
 pub mod check;
 mod engine;
 mod filter;
@@ -19,10 +22,11 @@ mod keyvalue;
 mod output;
 mod ticker;
 pub mod toolchain;
+mod upstreams;
 
 pub use call::Broken;
 pub use engine::{Engine, LoadError};
-pub use filter::{FilterCode, FilterQueue, Outlet};
+pub use filter::{FilterCode, FilterQueue};
 pub use host::Guest;
 
 /// The threads guests run on, and what runs there.
@@ -44,8 +48,8 @@ impl Guests {
     }
 
     /// Starts a filter for one upstream.
-    pub fn filter(&mut self, code: Arc<FilterCode>, guest: Guest, outlet: Outlet) -> FilterQueue {
-        let (queue, worker) = filter::worker(code, guest, outlet);
+    pub fn filter(&mut self, code: Arc<FilterCode>, guest: Guest, metrics: Arc<UpstreamMetrics>) -> FilterQueue {
+        let (queue, worker) = filter::worker(code, guest, metrics);
         self.workers.spawn_on(worker, self.runtime.handle());
         queue
     }

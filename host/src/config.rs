@@ -134,7 +134,10 @@ pub struct TenantLimits {
 
 impl Default for TenantLimits {
     fn default() -> Self {
-        Self { memory: 64 << 20, filter_call: Duration::from_secs(1), client_message: 64 << 10,
+        Self {
+            memory: 64 << 20,
+            filter_call: Duration::from_secs(1),
+            client_message: 64 << 10,
             state: Quota { keys: 100_000, bytes: 16 << 20 },
         }
     }

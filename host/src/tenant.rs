@@ -5,22 +5,32 @@ use std::sync::{Arc, atomic::AtomicUsize};
 use crate::{
     channel::Channels,
     client::Terms,
-    component::{Engine, FilterCode, Guest, Guests, Outlet},
-    config::TenantConfig,
-    metrics::Metrics,
+    component::{Engine, FilterCode, Guest, Guests},
+    config::{TenantConfig, TenantLimits},
+    metrics::{Metrics, TenantMetrics},
     state::State,
-    upstream::{Sink, Status, Upstream},
+    upstream::{self, Sink, Upstream},
 };
 
-/// What the clients' listener needs of a tenant.
+/// All that a tenant's parts share: its clients, its guests, the listeners.
 pub struct Tenant {
     pub name: Arc<str>,
     /// The path its clients connect to.
     pub path: String,
     pub channels: Arc<Channels>,
     pub terms: Arc<Terms>,
-    /// Each upstream's name and state.
-    pub upstreams: Vec<(Arc<str>, Arc<Status>)>,
+    pub upstreams: Vec<Arc<upstream::Handle>>,
+    pub state: Arc<State>,
+    /// What guests read through `wasi:config`.
+    pub settings: Vec<(String, String)>,
+    pub limits: TenantLimits,
+    pub metrics: Arc<TenantMetrics>,
+}
+
+impl Tenant {
+    pub fn upstream(&self, name: &str) -> Option<&Arc<upstream::Handle>> {
+        self.upstreams.iter().find(|upstream| &*upstream.name == name)
+    }
 }
 
 /// A tenant's code, checked and compiled: nothing of it runs yet.
@@ -49,40 +59,36 @@ pub fn start(
     total: &Arc<AtomicUsize>,
 ) -> (Arc<Tenant>, Vec<Upstream>) {
     let counts = Arc::new(metrics.tenant(&config.name));
-    let channels = Arc::new(Channels::new(config.channels, Arc::clone(&counts)));
-    let settings: Arc<[(String, String)]> = config.settings.into();
-    let state = Arc::new(State::new(config.limits.state));
+    let (handles, outbound): (Vec<_>, Vec<_>) = config
+        .upstreams
+        .iter()
+        .map(|upstream| upstream::Handle::new(Arc::clone(&upstream.name)))
+        .map(|(handle, outbound)| (Arc::new(handle), outbound))
+        .unzip();
+    let terms =
+        Terms { metrics: Arc::clone(&counts), max_message: config.limits.client_message, total: Arc::clone(total) };
+    let tenant = Arc::new(Tenant {
+        name: config.name,
+        path: config.path,
+        channels: Arc::new(Channels::new(config.channels, Arc::clone(&counts))),
+        terms: Arc::new(terms),
+        upstreams: handles.clone(),
+        state: Arc::new(State::new(config.limits.state)),
+        settings: config.settings,
+        limits: config.limits,
+        metrics: counts,
+    });
     let mut upstreams = Vec::new();
-    for upstream in config.upstreams {
-        let upstream_counts = Arc::new(metrics.upstream(&config.name, &upstream.name));
+    for ((config, handle), outbound) in config.upstreams.into_iter().zip(handles).zip(outbound) {
+        let metrics = Arc::new(metrics.upstream(&tenant.name, &config.name));
         let sink = match (&code.filter, guests.as_mut()) {
             (Some(code), Some(guests)) => {
-                let guest = Guest {
-                    tenant: Arc::clone(&config.name),
-                    name: Arc::clone(&upstream.name),
-                    settings: Arc::clone(&settings),
-                    state: Arc::clone(&state),
-                    limits: config.limits,
-                };
-                let outlet = Outlet {
-                    channels: Arc::clone(&channels),
-                    tenant: Arc::clone(&counts),
-                    upstream: Arc::clone(&upstream_counts),
-                };
-                Sink::Filter(guests.filter(Arc::clone(code), guest, outlet))
+                let guest = Guest { tenant: Arc::clone(&tenant), name: Arc::clone(&config.name) };
+                Sink::Filter(guests.filter(Arc::clone(code), guest, Arc::clone(&metrics)))
             }
-            _ => Sink::Channel(Arc::clone(&channels)),
+            _ => Sink::Channel(Arc::clone(&tenant.channels)),
         };
-        upstreams.push(Upstream {
-            tenant: Arc::clone(&config.name),
-            config: upstream,
-            sink,
-            metrics: upstream_counts,
-            status: Arc::default(),
-        });
+        upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, outbound });
     }
-    let states = upstreams.iter().map(|up| (Arc::clone(&up.config.name), Arc::clone(&up.status))).collect();
-    let terms = Terms { metrics: counts, max_message: config.limits.client_message, total: Arc::clone(total) };
-    let tenant = Tenant { name: config.name, path: config.path, channels, terms: Arc::new(terms), upstreams: states };
-    (Arc::new(tenant), upstreams)
+    (tenant, upstreams)
 }

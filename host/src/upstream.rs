@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     channel::{Channels, Frame, Publication},
@@ -31,6 +31,10 @@ use backoff::Backoff;
 pub use connect::{ConnectError, Connector};
 pub use session::Lost;
 
+/// Frames from components that wait to be sent.
+const OUTBOUND_FRAMES: usize = 256;
+/// Largest of them, in bytes: subscriptions are small.
+const MAX_OUTBOUND: usize = 1 << 20;
 /// The channel of an upstream without a filter.
 const MAIN: &str = "main";
 
@@ -40,7 +44,9 @@ pub struct Upstream {
     pub config: UpstreamConfig,
     pub sink: Sink,
     pub metrics: Arc<UpstreamMetrics>,
-    pub status: Arc<Status>,
+    pub handle: Arc<Handle>,
+    /// What components want sent.
+    pub outbound: mpsc::Receiver<Frame>,
 }
 
 /// Where messages go.
@@ -50,21 +56,51 @@ pub enum Sink {
     Filter(FilterQueue),
 }
 
-/// What others may know of an upstream.
-#[derive(Default)]
-pub struct Status {
+/// What others may know of an upstream, and how they reach it.
+pub struct Handle {
+    pub name: Arc<str>,
     up: AtomicBool,
+    outbound: mpsc::Sender<Frame>,
 }
 
-impl Status {
+/// Why frames were not taken: none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    Disconnected,
+    Full,
+    TooLarge,
+}
+
+impl Handle {
+    /// A handle, and what the upstream's task is to send.
+    pub fn new(name: Arc<str>) -> (Self, mpsc::Receiver<Frame>) {
+        let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES);
+        (Self { name, up: AtomicBool::new(false), outbound }, frames)
+    }
+
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Queues frames for the partner, all or none.
+    pub fn send(&self, frames: Vec<Frame>) -> Result<(), SendError> {
+        if frames.iter().any(|frame| frame.bytes.len() > MAX_OUTBOUND) {
+            return Err(SendError::TooLarge);
+        }
+        if !self.is_up() {
+            return Err(SendError::Disconnected);
+        }
+        let room = self.outbound.try_reserve_many(frames.len()).map_err(|_| SendError::Full)?;
+        for (place, frame) in room.zip(frames) {
+            place.send(frame);
+        }
+        Ok(())
     }
 }
 
 impl Upstream {
     /// Keeps the upstream connected until told to stop.
-    pub async fn run(self, connector: Connector, mut stop: Stop) {
+    pub async fn run(mut self, connector: Connector, mut stop: Stop) {
         let mut backoff = Backoff::default();
         while !stop.is_set() {
             let (reason, healthy) = self.connection(&connector, &mut stop).await;
@@ -87,7 +123,7 @@ impl Upstream {
     }
 
     /// One connection, from its opening to its end: why it ended and how long it was healthy.
-    async fn connection(&self, connector: &Connector, stop: &mut Stop) -> (String, Duration) {
+    async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> (String, Duration) {
         let connected = tokio::select! {
             connected = connector.connect(&self.config) => connected,
             () = stop.wait() => return (String::new(), Duration::ZERO),
@@ -102,8 +138,11 @@ impl Upstream {
         self.metrics.connections.inc();
         tracing::info!(tenant.name = %self.tenant, upstream.name = %self.config.name, "upstream connected");
         let since = Instant::now();
-        let up = Up::new(&self.metrics, &self.status);
-        let lost = session::run(socket, &self.config, &self.sink, &self.metrics, stop).await;
+        // What an earlier connection left unsent was meant for that one.
+        while self.outbound.try_recv().is_ok() {}
+        let up = Up::new(&self.metrics, &self.handle);
+        let lost =
+            session::run(socket, self.config.idle_timeout, &self.sink, &self.metrics, &mut self.outbound, stop).await;
         drop(up);
         self.metrics.failed(lost.reason());
         let reason = lost.to_string();
@@ -139,20 +178,20 @@ impl Sink {
 /// An upstream that shows as connected until this is dropped.
 struct Up<'a> {
     metrics: &'a UpstreamMetrics,
-    status: Arc<Status>,
+    handle: &'a Handle,
 }
 
 impl<'a> Up<'a> {
-    fn new(metrics: &'a UpstreamMetrics, status: &Arc<Status>) -> Self {
+    fn new(metrics: &'a UpstreamMetrics, handle: &'a Handle) -> Self {
         metrics.up.set(1);
-        status.up.store(true, Ordering::Relaxed);
-        Self { metrics, status: Arc::clone(status) }
+        handle.up.store(true, Ordering::Relaxed);
+        Self { metrics, handle }
     }
 }
 
 impl Drop for Up<'_> {
     fn drop(&mut self) {
         self.metrics.up.set(0);
-        self.status.up.store(false, Ordering::Relaxed);
+        self.handle.up.store(false, Ordering::Relaxed);
     }
 }

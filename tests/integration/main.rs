@@ -14,6 +14,7 @@ mod upstream;
 
 mod broken_filter;
 mod filter;
+mod imports;
 
 mod clients;
 mod handshakes;

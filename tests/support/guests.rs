@@ -27,6 +27,12 @@ pub fn roleless() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/roleless"))
 }
 
+/// A filter that takes commands from its upstream.
+pub fn probe() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/probe"))
+}
+
 /// The sample tenant's filter.
 pub fn market() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

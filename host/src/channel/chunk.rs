@@ -1,5 +1,7 @@
 //! One burst of publications, encoded once for all who read it.
 
+use bytes::Bytes;
+
 use crate::{
     channel::{Frame, Kind},
     client::frame,
@@ -49,6 +51,14 @@ impl Chunk {
         &self.bytes
     }
 
+    /// The last publication's payload, copied.
+    pub fn last(&self) -> Option<Frame> {
+        let before = self.ends.len().checked_sub(2).and_then(|index| self.ends.get(index));
+        let encoded = self.bytes.get(before.map_or(0, |end| *end as usize)..)?;
+        let (kind, payload) = frame::decode(encoded)?;
+        Some(Frame { kind, bytes: Bytes::copy_from_slice(payload) })
+    }
+
     /// How many publications end in `from..=to`: those completed by sending the bytes between.
     pub fn completed(&self, from: usize, to: usize) -> usize {
         if from == 0 && to == self.bytes.len() {
@@ -94,6 +104,9 @@ mod tests {
         assert_eq!(chunk.rest_of_frame(1), b"\x02ab");
         assert_eq!(chunk.rest_of_frame(8), b"cde");
         assert_eq!(chunk.rest_of_frame(11), b"");
+        assert_eq!(chunk.last(), Some(text("cde")));
+        let (chunk, _) = Chunk::encode(7, 41, &[text("ab")], 1000);
+        assert_eq!(chunk.last(), Some(text("ab")));
     }
 
     #[test]

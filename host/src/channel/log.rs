@@ -28,6 +28,10 @@ impl Log {
         self.next_seq - self.chunks.len() as u64
     }
 
+    pub fn newest(&self) -> Option<&Arc<Chunk>> {
+        self.chunks.back()
+    }
+
     /// The chunks from a position on.
     pub fn from(&self, seq: u64) -> impl Iterator<Item = &Arc<Chunk>> {
         let skip = usize::try_from(seq.saturating_sub(self.oldest_seq())).unwrap_or(usize::MAX);

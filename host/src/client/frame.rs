@@ -1,5 +1,7 @@
 //! WebSocket frames, RFC 6455 section 5.2: encoding for publications, decoding of what clients send.
 
+use crate::channel::Kind;
+
 /// Opcodes, RFC 6455 section 11.8.
 pub const CONTINUATION: u8 = 0x0;
 pub const TEXT: u8 = 0x1;
@@ -40,6 +42,17 @@ pub fn encode(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
         }
     }
     out.extend_from_slice(payload);
+}
+
+/// Reads back a data frame that [`encode`] wrote.
+pub fn decode(encoded: &[u8]) -> Option<(Kind, &[u8])> {
+    let kind = if encoded.first()? & 0x0F == TEXT { Kind::Text } else { Kind::Binary };
+    let header = match encoded.get(1)? {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    Some((kind, encoded.get(header..)?))
 }
 
 /// A close frame; a reason longer than the frame takes is cut.
@@ -184,6 +197,7 @@ mod tests {
         fn another_implementation_reads_what_is_encoded(payload: Vec<u8>) {
             let mut out = Vec::new();
             encode(BINARY, &payload, &mut out);
+            prop_assert_eq!(decode(&out), Some((Kind::Binary, &payload[..])));
             let mut socket = FrameSocket::new(std::io::Cursor::new(out));
             let frame = socket.read(None).unwrap().unwrap();
             prop_assert_eq!(frame.payload(), &payload[..]);

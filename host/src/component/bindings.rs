@@ -7,6 +7,7 @@ wasmtime::component::bindgen!({
         "wasi:keyvalue/store": async | trappable,
         "wasi:keyvalue/atomics": async | trappable,
         "wasi:keyvalue/batch": async | trappable,
+        "edge-relay:tenant/channels.publish": async,
     },
     exports: { default: async },
     with: { "wasi:keyvalue/store.bucket": crate::state::Bucket },

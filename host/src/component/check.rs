@@ -9,7 +9,7 @@ pub const FILTER: &str = "edge-relay:tenant/filter@0.1.0";
 const ROLES: [(&str, &str); 1] = [("filter", FILTER)];
 
 /// Packages the host gives, with the versions that fit: up to the slash of an interface's name, and behind its `@`.
-const PROVIDED: [(&str, &str); 10] = [
+const PROVIDED: [(&str, &str); 12] = [
     ("wasi:io/", "0.2."),
     ("wasi:clocks/", "0.2."),
     ("wasi:random/", "0.2."),
@@ -20,6 +20,8 @@ const PROVIDED: [(&str, &str); 10] = [
     ("wasi:logging/logging", "0.1.0-draft"),
     ("wasi:keyvalue/", "0.2.0-draft"),
     ("edge-relay:tenant/types", "0.1.0"),
+    ("edge-relay:tenant/channels", "0.1.0"),
+    ("edge-relay:tenant/upstreams", "0.1.0"),
 ];
 
 /// A component's outside.

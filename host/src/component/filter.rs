@@ -17,16 +17,14 @@ use super::{
     Engine, Guest, LoadError,
     bindings::{
         FilterComponent, FilterComponentPre,
-        edge_relay::tenant::types::{FrameParam, FrameResult, Publication as GuestPublication},
+        edge_relay::tenant::types::{FrameParam, Publication as GuestPublication},
     },
     call::{Broken, within},
+    channels::{from_guest, publish, to_guest},
     check, host,
     host::Host,
 };
-use crate::{
-    channel::{Channels, Frame, Kind, MAX_KEY, Publication, Refused},
-    metrics::{TenantMetrics, UpstreamMetrics},
-};
+use crate::{channel::Frame, metrics::UpstreamMetrics};
 
 /// Bytes that wait for a filter: enough for one message of the largest size allowed. Beyond, the upstream is not read.
 const QUEUE_BYTES: usize = 64 << 20;
@@ -62,13 +60,6 @@ impl FilterCode {
         let pre = FilterComponentPre::new(pre).map_err(|error| LoadError::Link(format!("{error:#}")))?;
         Ok(Self { engine: Arc::clone(engine), pre })
     }
-}
-
-/// Where an upstream's publications and counts go.
-pub struct Outlet {
-    pub channels: Arc<Channels>,
-    pub tenant: Arc<TenantMetrics>,
-    pub upstream: Arc<UpstreamMetrics>,
 }
 
 /// What a filter is told, in order.
@@ -115,16 +106,20 @@ impl FilterQueue {
 }
 
 /// A queue, and the worker to run on the guests' runtime; it ends when the queue is dropped and empty.
-pub fn worker(code: Arc<FilterCode>, guest: Guest, outlet: Outlet) -> (FilterQueue, impl Future<Output = ()>) {
+pub fn worker(
+    code: Arc<FilterCode>,
+    guest: Guest,
+    metrics: Arc<UpstreamMetrics>,
+) -> (FilterQueue, impl Future<Output = ()>) {
     let (events, queued) = mpsc::channel(QUEUE_BURSTS);
-    let worker = Worker { code, guest, outlet, instance: None, failures: 0, not_before: None };
+    let worker = Worker { code, guest, metrics, instance: None, failures: 0, not_before: None };
     (FilterQueue { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }, worker.run(queued))
 }
 
 struct Worker {
     code: Arc<FilterCode>,
     guest: Guest,
-    outlet: Outlet,
+    metrics: Arc<UpstreamMetrics>,
     instance: Option<Instance>,
     /// Calls that broke since the last that did not.
     failures: u32,
@@ -179,7 +174,7 @@ impl Worker {
         }
         match self.on_frames(&batch).await {
             Some(publications) => self.publish(publications).await,
-            None => drop(self.outlet.upstream.filter_lost.inc_by(batch.len() as u64)),
+            None => drop(self.metrics.filter_lost.inc_by(batch.len() as u64)),
         }
         held
     }
@@ -190,13 +185,13 @@ impl Worker {
         let started = Instant::now();
         let call = filter.edge_relay_tenant_filter().call_on_open(store, &guest.name);
         let answer = within(guest.deadline(), &code.engine.ticker, call).await;
-        self.settle(answer, started).map(|frames| frames.into_iter().map(frame).collect())
+        self.settle(answer, started).map(|frames| frames.into_iter().map(from_guest).collect())
     }
 
     async fn on_frames(&mut self, frames: &[Frame]) -> Option<Vec<GuestPublication>> {
         let (code, guest) = (Arc::clone(&self.code), self.guest.clone());
         let Instance { store, filter } = self.ready().await?;
-        let frames: Vec<FrameParam<'_>> = frames.iter().map(param).collect();
+        let frames: Vec<FrameParam<'_>> = frames.iter().map(to_guest).collect();
         let started = Instant::now();
         let call = filter.edge_relay_tenant_filter().call_on_frames(store, &guest.name, &frames);
         let answer = within(guest.deadline(), &code.engine.ticker, call).await;
@@ -245,8 +240,8 @@ impl Worker {
         match answer {
             Ok(value) => {
                 self.failures = 0;
-                self.outlet.upstream.filter_calls.inc();
-                self.outlet.upstream.filter_seconds.observe(started.elapsed().as_secs_f64());
+                self.metrics.filter_calls.inc();
+                self.metrics.filter_seconds.observe(started.elapsed().as_secs_f64());
                 Some(value)
             }
             Err(broken) => {
@@ -258,14 +253,14 @@ impl Worker {
     }
 
     fn broke(&mut self, broken: &Broken) {
-        self.outlet.upstream.filter_failed(broken.reason());
+        self.metrics.filter_failed(broken.reason());
         // The first fresh instance is made at once.
         let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.failures.saturating_sub(1)));
         let pause = if self.failures == 0 { Duration::ZERO } else { doubled.min(LONGEST_PAUSE) };
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
         tracing::warn!(
-            tenant.name = %self.guest.tenant,
+            tenant.name = %self.guest.tenant.name,
             upstream.name = %self.guest.name,
             error = %broken,
             pause_ms = pause.as_millis(),
@@ -273,39 +268,15 @@ impl Worker {
         );
     }
 
-    async fn publish(&mut self, answered: Vec<GuestPublication>) {
-        let mut first_refused = None;
-        let mut publications = Vec::with_capacity(answered.len());
-        for GuestPublication { channel, key, data, .. } in answered {
-            if key.is_some_and(|key| key.len() > MAX_KEY) {
-                self.outlet.tenant.refused(Refused::Key.reason());
-                first_refused = Some(Refused::Key);
-            } else {
-                publications.push(Publication { channel: channel.into(), data: frame(data) });
-            }
-        }
-        let (_, refused) = self.outlet.channels.publish(publications).await;
-        if let Some(why) = first_refused.or(refused.first().copied()) {
+    async fn publish(&mut self, made: Vec<GuestPublication>) {
+        if let Some((count, why)) = publish(&self.guest.tenant, made).await {
             tracing::warn!(
-                tenant.name = %self.guest.tenant,
+                tenant.name = %self.guest.tenant.name,
                 upstream.name = %self.guest.name,
+                count,
                 error = %why,
                 "publications of the filter refused"
             );
         }
-    }
-}
-
-fn param(frame: &Frame) -> FrameParam<'_> {
-    match frame.kind {
-        Kind::Text => str::from_utf8(&frame.bytes).map_or(FrameParam::Binary(&frame.bytes), FrameParam::Text),
-        Kind::Binary => FrameParam::Binary(&frame.bytes),
-    }
-}
-
-fn frame(frame: FrameResult) -> Frame {
-    match frame {
-        FrameResult::Text(text) => Frame { kind: Kind::Text, bytes: text.into() },
-        FrameResult::Binary(bytes) => Frame { kind: Kind::Binary, bytes: bytes.into() },
     }
 }

@@ -11,13 +11,16 @@ use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 
 use super::{
     Engine,
-    bindings::wasi::{
-        keyvalue::{atomics, batch, store as keyvalue},
-        logging::logging::{self, Level},
+    bindings::{
+        edge_relay::tenant::{channels, upstreams},
+        wasi::{
+            keyvalue::{atomics, batch, store as keyvalue},
+            logging::logging::{self, Level},
+        },
     },
     output::{self, Output},
 };
-use crate::{config::TenantLimits, state::State};
+use crate::tenant::Tenant;
 
 /// Core instances, memories and tables that one component instance may have: languages' toolchains need a few.
 const MAX_PARTS: usize = 64;
@@ -27,17 +30,14 @@ const MAX_TABLE: usize = 100_000;
 /// Whose code runs, and within which limits.
 #[derive(Clone)]
 pub struct Guest {
-    pub tenant: Arc<str>,
+    pub tenant: Arc<Tenant>,
     /// The upstream, for a filter.
     pub name: Arc<str>,
-    pub settings: Arc<[(String, String)]>,
-    pub state: Arc<State>,
-    pub limits: TenantLimits,
 }
 
 impl Guest {
     pub fn deadline(&self) -> Duration {
-        self.limits.filter_call
+        self.tenant.limits.filter_call
     }
 }
 
@@ -51,8 +51,8 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn state(&self) -> &Arc<State> {
-        &self.guest.state
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.guest.tenant
     }
 
     pub fn table(&mut self) -> &mut ResourceTable {
@@ -71,13 +71,13 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         .allow_ip_name_lookup(false)
         .build();
     let limits = StoreLimitsBuilder::new()
-        .memory_size(guest.limits.memory)
+        .memory_size(guest.tenant.limits.memory)
         .table_elements(MAX_TABLE)
         .instances(MAX_PARTS)
         .memories(MAX_PARTS)
         .tables(MAX_PARTS)
         .build();
-    let config = guest.settings.iter().cloned().collect();
+    let config = guest.tenant.settings.iter().cloned().collect();
     let host = Host { limits, table: ResourceTable::new(), wasi, config, guest: guest.clone() };
     let mut store = Store::new(engine.wasmtime(), host);
     store.limiter(|host| &mut host.limits);
@@ -94,6 +94,8 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     keyvalue::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     atomics::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     batch::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    channels::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    upstreams::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     Ok(linker)
 }
 

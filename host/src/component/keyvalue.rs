@@ -21,7 +21,7 @@ fn refused(error: StateError) -> Error {
 
 impl store::Host for Host {
     async fn open(&mut self, identifier: String) -> Result<Result<Resource<Bucket>, Error>> {
-        match self.state().open(&identifier).await {
+        match self.tenant().state.clone().open(&identifier).await {
             Ok(bucket) => Ok(Ok(self.table().push(bucket)?)),
             Err(error) => Ok(Err(refused(error))),
         }
@@ -46,11 +46,7 @@ impl store::HostBucket for Host {
         Ok(Ok(self.table().get(&bucket)?.exists(&key).await))
     }
 
-    async fn list_keys(
-        &mut self,
-        bucket: Resource<Bucket>,
-        cursor: Option<u64>,
-    ) -> Result<Result<KeyResponse, Error>> {
+    async fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<u64>) -> Result<Result<KeyResponse, Error>> {
         let page = self.table().get(&bucket)?.list_keys(cursor).await;
         Ok(Ok(KeyResponse { keys: page.keys, cursor: page.next }))
     }

@@ -22,7 +22,7 @@ const MAX_LINE: usize = 4 << 10;
 
 /// What a guest says by way of `wasi:logging`.
 pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
-    let (tenant, name) = (&guest.tenant, &guest.name);
+    let (tenant, name) = (&guest.tenant.name, &guest.name);
     let (context, message) = (line(context), line(message));
     match level {
         Level::Trace => {
@@ -92,7 +92,7 @@ impl Lines {
     fn end(&mut self) {
         let line = line(&String::from_utf8_lossy(self.begun.trim_ascii_end()));
         if !line.is_empty() {
-            let (tenant, name) = (&self.guest.tenant, &self.guest.name);
+            let (tenant, name) = (&self.guest.tenant.name, &self.guest.name);
             tracing::info!(tenant.name = %tenant, guest.name = %name, guest.stream = self.stream, "{line}");
         }
         self.begun.clear();

@@ -4,7 +4,10 @@ use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 use tokio_tungstenite::tungstenite::{
     self, Message,
     error::{CapacityError, ProtocolError},
@@ -14,7 +17,6 @@ use tokio_tungstenite::tungstenite::{
 use super::{Sink, connect::Socket};
 use crate::{
     channel::{Frame, Kind},
-    config::UpstreamConfig,
     metrics::UpstreamMetrics,
     shutdown::Stop,
 };
@@ -79,12 +81,13 @@ pub fn reason(error: &tungstenite::Error) -> &'static str {
 /// Runs a connection to its end: first what the filter wants sent, then message after message.
 pub async fn run(
     mut socket: Socket,
-    config: &UpstreamConfig,
+    idle_timeout: Duration,
     sink: &Sink,
     metrics: &UpstreamMetrics,
+    outbound: &mut mpsc::Receiver<Frame>,
     stop: &mut Stop,
 ) -> Lost {
-    match session(&mut socket, config, sink, metrics, stop).await {
+    match session(&mut socket, idle_timeout, sink, metrics, outbound, stop).await {
         Ok(never) => match never {},
         Err(lost) => {
             farewell(&mut socket, &lost).await;
@@ -95,23 +98,28 @@ pub async fn run(
 
 async fn session(
     socket: &mut Socket,
-    config: &UpstreamConfig,
+    idle_timeout: Duration,
     sink: &Sink,
     metrics: &UpstreamMetrics,
+    outbound: &mut mpsc::Receiver<Frame>,
     stop: &mut Stop,
 ) -> Result<std::convert::Infallible, Lost> {
     for frame in sink.opening().await.ok_or(Lost::Filter)? {
         send(socket, message(frame)).await?;
     }
-    let mut ping = interval(config.idle_timeout / PINGS_PER_IDLE);
+    let mut ping = interval(idle_timeout / PINGS_PER_IDLE);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
     loop {
         let first = tokio::select! {
             message = socket.next() => message,
             () = stop.wait() => return Err(Lost::Stopped),
+            Some(frame) = outbound.recv() => {
+                send(socket, message(frame)).await?;
+                continue;
+            }
             _ = ping.tick() => {
-                if heard.elapsed() >= config.idle_timeout {
+                if heard.elapsed() >= idle_timeout {
                     return Err(Lost::Idle(heard.elapsed()));
                 }
                 send(socket, Message::Ping(Bytes::new())).await?;

@@ -35,6 +35,7 @@ impl View {
     pub fn subscribe(&mut self, view: u32, subscriber: Subscriber) -> Cursor {
         let at = u32::try_from(self.subscribers.len()).unwrap_or(u32::MAX);
         self.subscribers.push(subscriber);
+        self.channel.joined();
         Cursor { view, at, seq: self.log.next_seq(), position: 0 }
     }
 
@@ -45,6 +46,7 @@ impl View {
             return;
         }
         self.subscribers.swap_remove(index);
+        self.channel.left();
         let Some(moved) = self.subscribers.get(index) else { return };
         let cursor = rows
             .get_mut(moved.slot as usize)

@@ -1,0 +1,68 @@
+//! The import `channels`, and what every role's publications go through.
+
+use super::{
+    bindings::edge_relay::tenant::{
+        channels,
+        types::{FrameParam, FrameResult, Publication as GuestPublication},
+    },
+    host::Host,
+};
+use crate::{
+    channel::{Frame, Kind, MAX_KEY, Publication, Refused},
+    tenant::Tenant,
+};
+
+/// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
+pub async fn publish(tenant: &Tenant, made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
+    let mut publications = Vec::with_capacity(made.len());
+    let mut refused = Vec::new();
+    for GuestPublication { channel, key, data, .. } in made {
+        if key.is_some_and(|key| key.len() > MAX_KEY) {
+            tenant.metrics.refused(Refused::Key.reason());
+            refused.push(Refused::Key);
+        } else {
+            publications.push(Publication { channel: channel.into(), data: from_guest(data) });
+        }
+    }
+    refused.extend(tenant.channels.publish(publications).await.1);
+    refused.first().map(|why| (refused.len(), *why))
+}
+
+/// A frame on its way to a guest.
+pub fn to_guest(frame: &Frame) -> FrameParam<'_> {
+    match frame.kind {
+        Kind::Text => str::from_utf8(&frame.bytes).map_or(FrameParam::Binary(&frame.bytes), FrameParam::Text),
+        Kind::Binary => FrameParam::Binary(&frame.bytes),
+    }
+}
+
+/// A frame that a guest made.
+pub fn from_guest(frame: FrameResult) -> Frame {
+    match frame {
+        FrameResult::Text(text) => Frame { kind: Kind::Text, bytes: text.into() },
+        FrameResult::Binary(bytes) => Frame { kind: Kind::Binary, bytes: bytes.into() },
+    }
+}
+
+impl channels::Host for Host {
+    async fn publish(&mut self, publications: Vec<GuestPublication>) -> Result<(), String> {
+        match publish(self.tenant(), publications).await {
+            None => Ok(()),
+            Some((count, why)) => Err(format!("{count} refused, the first because {why}")),
+        }
+    }
+
+    fn latest(&mut self, channel: String) -> Option<FrameResult> {
+        let latest = self.tenant().channels.get(&channel)?.latest()?;
+        Some(match (latest.kind, String::from_utf8(latest.bytes.into())) {
+            (Kind::Text, Ok(text)) => FrameResult::Text(text),
+            (_, Ok(text)) => FrameResult::Binary(text.into_bytes()),
+            (_, Err(bytes)) => FrameResult::Binary(bytes.into_bytes()),
+        })
+    }
+
+    fn subscriber_count(&mut self, channel: String) -> u32 {
+        let subscribers = self.tenant().channels.get(&channel).map_or(0, |channel| channel.subscribers());
+        u32::try_from(subscribers).unwrap_or(u32::MAX)
+    }
+}

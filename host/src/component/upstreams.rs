@@ -1,0 +1,27 @@
+//! The import `upstreams`: what a component may do with its tenant's upstreams.
+
+use super::{
+    bindings::edge_relay::tenant::{
+        types::FrameResult,
+        upstreams::{self, Error, State},
+    },
+    channels::from_guest,
+    host::Host,
+};
+use crate::upstream::SendError;
+
+impl upstreams::Host for Host {
+    fn send(&mut self, upstream: String, frames: Vec<FrameResult>) -> Result<(), Error> {
+        let upstream = self.tenant().upstream(&upstream).ok_or(Error::Unknown)?;
+        upstream.send(frames.into_iter().map(from_guest).collect()).map_err(|error| match error {
+            SendError::Disconnected => Error::Disconnected,
+            SendError::Full => Error::Full,
+            SendError::TooLarge => Error::TooLarge,
+        })
+    }
+
+    fn status(&mut self, upstream: String) -> Result<State, Error> {
+        let upstream = self.tenant().upstream(&upstream).ok_or(Error::Unknown)?;
+        Ok(if upstream.is_up() { State::Connected } else { State::Disconnected })
+    }
+}

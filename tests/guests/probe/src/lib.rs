@@ -1,0 +1,88 @@
+//! A filter that does what it is told, to show what components may do: each text frame is a command, the answer to it
+//! goes out on channel `answers`.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use edge_relay::tenant::{
+    channels,
+    types::{Frame, Publication},
+    upstreams,
+};
+use exports::edge_relay::tenant::filter::Guest;
+use wasi::keyvalue::{atomics, batch, store};
+
+wit_bindgen::generate!({
+    path: "../../../wit/edge-relay-tenant@0.1.0",
+    world: "filter-component",
+    generate_all,
+});
+
+struct Probe;
+export!(Probe);
+
+impl Guest for Probe {
+    fn on_open(_upstream: String) -> Vec<Frame> {
+        Vec::new()
+    }
+
+    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
+        let texts = frames.into_iter().filter_map(|frame| match frame {
+            Frame::Text(text) => Some(text),
+            Frame::Binary(_) => None,
+        });
+        texts.map(|command| publication("answers", answer(&command))).collect()
+    }
+
+    fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
+        Vec::new()
+    }
+}
+
+fn publication(channel: &str, text: String) -> Publication {
+    Publication { channel: channel.to_owned(), key: None, data: Frame::Text(text), remove: false }
+}
+
+fn answer(command: &str) -> String {
+    let words: Vec<&str> = command.split(' ').collect();
+    match words[..] {
+        ["set", bucket, key, value] => format!("{:?}", open(bucket).and_then(|at| at.set(key, value.as_bytes()))),
+        ["fill", bucket, key, bytes] => {
+            format!("{:?}", open(bucket).and_then(|at| at.set(key, &vec![0; bytes.parse().unwrap_or_default()])))
+        }
+        ["get", bucket, key] => match open(bucket).and_then(|at| at.get(key)) {
+            Ok(Some(value)) => String::from_utf8_lossy(&value).into_owned(),
+            other => format!("{other:?}"),
+        },
+        ["exists", bucket, key] => format!("{:?}", open(bucket).and_then(|at| at.exists(key))),
+        ["delete", bucket, key] => format!("{:?}", open(bucket).and_then(|at| at.delete(key))),
+        ["keys", bucket] => format!("{:?}", open(bucket).and_then(|at| at.list_keys(None)).map(|page| page.keys)),
+        ["add", bucket, key, delta] => {
+            let delta = delta.parse().unwrap_or_default();
+            format!("{:?}", open(bucket).and_then(|at| atomics::increment(&at, key, delta)))
+        }
+        ["swap", bucket, one, other] => format!("{:?}", open(bucket).and_then(|at| swap(&at, one, other))),
+        ["clear", bucket, one, other] => {
+            format!("{:?}", open(bucket).and_then(|at| batch::delete_many(&at, &[one.into(), other.into()])))
+        }
+        ["publish", channel, text] => format!("{:?}", channels::publish(&[publication(channel, text.to_owned())])),
+        ["latest", channel] => format!("{:?}", channels::latest(channel)),
+        ["subscribers", channel] => channels::subscriber_count(channel).to_string(),
+        ["send", upstream, text] => format!("{:?}", upstreams::send(upstream, &[Frame::Text(text.to_owned())])),
+        ["status", upstream] => format!("{:?}", upstreams::status(upstream)),
+        _ => format!("not a command: {command}"),
+    }
+}
+
+fn open(bucket: &str) -> Result<store::Bucket, store::Error> {
+    store::open(bucket)
+}
+
+/// Two keys' values, each for the other's, by way of the batch interface.
+fn swap(bucket: &store::Bucket, one: &str, other: &str) -> Result<(), store::Error> {
+    let mut values = batch::get_many(bucket, &[one.to_owned(), other.to_owned()])?.into_iter().flatten();
+    match (values.next(), values.next()) {
+        (Some((_, first)), Some((_, second))) => {
+            batch::set_many(bucket, &[(one.to_owned(), second), (other.to_owned(), first)])
+        }
+        _ => Err(store::Error::Other("not both are there".to_owned())),
+    }
+}

@@ -1,0 +1,140 @@
+//! What components may do beside returning publications: state, channels, upstreams.
+
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{
+    client::Client,
+    guests,
+    partner::{Partner, Peer},
+    relay::Relay,
+    tenant::Folder,
+};
+
+/// A tenant whose filter takes commands, and a client that gets its answers.
+struct Probe {
+    peer: Peer,
+    answers: Client,
+}
+
+impl Probe {
+    async fn new(relay: &Relay, partner: &mut Partner, tenant: &str) -> Self {
+        let answers = relay.client(&format!("/{tenant}?channel=answers")).await;
+        Self { peer: partner.accept().await, answers }
+    }
+
+    async fn ask(&mut self, command: &str) -> String {
+        self.peer.text(command).await;
+        self.answers.text().await
+    }
+
+    async fn check(&mut self, steps: &[(&str, &str)]) {
+        for (command, answer) in steps {
+            assert_eq!(self.ask(command).await, *answer, "{command}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn state_is_kept_in_buckets() {
+    let mut partner = Partner::start().await;
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), "")).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe
+        .check(&[
+            ("get default a", "Ok(None)"),
+            ("set default a one", "Ok(())"),
+            ("get default a", "one"),
+            ("get other a", "Ok(None)"),
+            ("set default b two", "Ok(())"),
+            ("keys default", r#"Ok(["a", "b"])"#),
+            ("swap default a b", "Ok(())"),
+            ("get default a", "two"),
+            ("exists default a", "Ok(true)"),
+            ("delete default a", "Ok(())"),
+            ("exists default a", "Ok(false)"),
+            ("delete default a", "Ok(())"),
+            ("clear default a b", "Ok(())"),
+            ("keys default", "Ok([])"),
+            ("add default n 40", "Ok(40)"),
+            ("add default n 2", "Ok(42)"),
+            ("get default n", "42"),
+            ("set BAD a one", "Err(Error::NoSuchStore)"),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn state_is_shared_within_a_tenant_outlives_connections_and_is_apart_from_others() {
+    let (mut first, mut second, mut stranger) =
+        (Partner::start().await, Partner::start().await, Partner::start().await);
+    let more = format!("[[upstream]]\nname = \"more\"\nurl = \"{}\"", second.url());
+    let folder = Folder::new("")
+        .filtered("t", &first.url(), guests::probe(), &more)
+        .filtered("u", &stranger.url(), guests::probe(), "");
+    let relay = Relay::serve(folder).await;
+    let mut by_first = Probe::new(&relay, &mut first, "t").await;
+    by_first.check(&[("set default a one", "Ok(())")]).await;
+    let mut by_stranger = Probe::new(&relay, &mut stranger, "u").await;
+    by_stranger.check(&[("get default a", "Ok(None)"), ("keys default", "Ok([])")]).await;
+    drop(by_first);
+    let mut by_second = Probe::new(&relay, &mut second, "t").await;
+    by_second.check(&[("get default a", "one")]).await;
+    let mut by_first = Probe::new(&relay, &mut first, "t").await;
+    by_first.check(&[("get default a", "one")]).await;
+}
+
+#[tokio::test]
+async fn over_its_quota_a_guest_is_told_and_nothing_changes() {
+    let mut partner = Partner::start().await;
+    let limits = "[limits]\nstate = \"4KiB\"\nstate-keys = 2";
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), limits)).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe.check(&[("set default a one", "Ok(())"), ("set other b two", "Ok(())")]).await;
+    assert!(probe.ask("set default c three").await.contains("full: 2 keys"));
+    assert!(probe.ask("fill default a 5000").await.contains("full: 4096 bytes"));
+    probe.check(&[("get default a", "one"), ("delete default a", "Ok(())"), ("set default c three", "Ok(())")]).await;
+}
+
+#[tokio::test]
+async fn channels_are_published_to_read_and_counted() {
+    let mut partner = Partner::start().await;
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), "")).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe.check(&[("latest news", "None"), ("subscribers news", "0")]).await;
+    let mut news = relay.client("/t?channel=news").await;
+    let mut both = relay.client("/t?channel=news&channel=answers").await;
+    probe.check(&[("subscribers news", "2"), ("publish news hello", "Ok(())")]).await;
+    assert_eq!(news.text().await, "hello");
+    probe.check(&[("latest news", "Some(Frame::Text(\"hello\"))")]).await;
+    assert!(probe.ask("publish  hello").await.contains("1 refused, the first because a channel's name"));
+    both.text().await;
+    both.send(Message::Close(None)).await;
+    relay.clients_closed("client", 1.0).await;
+    probe.check(&[("subscribers news", "1"), ("subscribers answers", "1")]).await;
+}
+
+#[tokio::test]
+async fn upstreams_are_sent_to_and_asked_for_their_state() {
+    let (mut partner, down) = (Partner::start().await, "ws://127.0.0.1:9/");
+    let more = format!("[[upstream]]\nname = \"down\"\nurl = \"{down}\"");
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), &more)).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe
+        .check(&[
+            ("status feed", "Ok(State::Connected)"),
+            ("status down", "Ok(State::Disconnected)"),
+            ("send feed hello", "Ok(())"),
+        ])
+        .await;
+    assert_eq!(probe.peer.next_text().await, "hello");
+    let large = format!("send feed {}", "x".repeat((1 << 20) + 1));
+    for (command, error) in [
+        ("status other", "unknown"),
+        ("send down hello", "disconnected"),
+        ("send other hello", "unknown"),
+        (&large, "too-large"),
+    ] {
+        let answer = probe.ask(command).await;
+        assert!(answer.starts_with("Err") && answer.contains(error), "{answer}");
+    }
+}
