@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -30,6 +31,10 @@ pub const MAX_KEY: usize = 255;
 pub const MAX_PAYLOAD: usize = 64 << 20;
 /// Most channels of a tenant that exist at once, published to or subscribed to.
 const MAX_CHANNELS: usize = 10_000;
+/// The channel of clients that ask for none, and of upstreams without a filter.
+pub const MAIN: &str = "main";
+/// Between two searches for channels that nobody reads: each looks at all of them.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Burst bytes after which a new chunk begins: a chunk leaves the log whole, so it stays small beside it.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -62,8 +67,14 @@ pub enum Refused {
     Key,
     #[error("a publication has at most {MAX_PAYLOAD} bytes")]
     Size,
-    #[error("the tenant has {MAX_CHANNELS} channels already")]
+    #[error("the tenant has as many channels as it may, {MAX_CHANNELS}, and clients may add half of them")]
     Channels,
+    #[error("the tenant's logs have as many bytes as they may")]
+    Bytes,
+    #[error("one call makes more publications than are taken")]
+    Count,
+    #[error("the tenant has no such channel")]
+    NotAllowed,
 }
 
 impl Refused {
@@ -74,6 +85,9 @@ impl Refused {
             Self::Key => "key",
             Self::Size => "size",
             Self::Channels => "channels",
+            Self::Bytes => "bytes",
+            Self::Count => "count",
+            Self::NotAllowed => "not_allowed",
         }
     }
 }
@@ -97,11 +111,31 @@ pub struct Channels {
     rules: Vec<ChannelRule>,
     metrics: Arc<TenantMetrics>,
     open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
+    /// Bytes of all logs, now and at most.
+    bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
+    /// When unread channels were last dropped.
+    swept: Mutex<Option<Instant>>,
 }
 
 impl Channels {
-    pub fn new(rules: Vec<ChannelRule>, metrics: Arc<TenantMetrics>) -> Self {
-        Self { rules, metrics, open: Mutex::default() }
+    /// `max_bytes`: of all the tenant's logs together.
+    pub fn new(rules: Vec<ChannelRule>, max_bytes: usize, metrics: Arc<TenantMetrics>) -> Self {
+        Self { rules, metrics, open: Mutex::default(), bytes: Arc::default(), max_bytes, swept: Mutex::default() }
+    }
+
+    /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
+    /// more than half of the channels, so that components can always publish.
+    pub fn subscribe(&self, name: &str) -> Result<Arc<Channel>, Refused> {
+        check_name(name)?;
+        if !self.rules.is_empty() && name != MAIN && self.rule(name).is_none() {
+            return Err(Refused::NotAllowed);
+        }
+        let full = { lock(&self.open).len() >= MAX_CHANNELS / 2 };
+        if full && self.get(name).is_none() {
+            return Err(Refused::Channels);
+        }
+        self.open(name)
     }
 
     /// The one way into a log: appends the publications in their order, each channel's as one burst.
@@ -110,23 +144,25 @@ impl Channels {
     /// another node; here it never waits.
     #[allow(clippy::unused_async)]
     pub async fn publish(&self, publications: Vec<Publication>) -> (usize, Vec<Refused>) {
-        let mut bursts: Vec<(Arc<Channel>, Vec<Frame>)> = Vec::new();
+        let mut bursts: HashMap<Arc<str>, Result<(Arc<Channel>, Vec<Frame>), Refused>> = HashMap::new();
         let mut refused = Vec::new();
         for Publication { channel, data } in publications {
             if data.bytes.len() > MAX_PAYLOAD {
                 refused.push(Refused::Size);
                 continue;
             }
-            match bursts.iter_mut().find(|(open, _)| open.name == channel) {
-                Some((_, burst)) => burst.push(data),
-                None => match self.open(&channel) {
-                    Ok(open) => bursts.push((open, vec![data])),
-                    Err(why) => refused.push(why),
-                },
+            let open = |name: &Arc<str>| self.open(name).map(|channel| (channel, Vec::new()));
+            match bursts.entry(channel).or_insert_with_key(open) {
+                Ok((_, burst)) => burst.push(data),
+                Err(why) => refused.push(*why),
             }
         }
         let mut taken = 0;
-        for (channel, burst) in bursts {
+        for (channel, burst) in bursts.into_values().flatten() {
+            if self.bytes.load(Ordering::Relaxed) >= self.max_bytes && !self.make_room() && !channel.has_log() {
+                refused.extend(burst.iter().map(|_| Refused::Bytes));
+                continue;
+            }
             taken += burst.len();
             channel.append(&burst);
         }
@@ -144,19 +180,18 @@ impl Channels {
         if let Some(channel) = open.get(name) {
             return Ok(Arc::clone(channel));
         }
-        if open.len() >= MAX_CHANNELS {
-            // Those that nobody reads and nobody ever published to were only asked for.
-            open.retain(|_, channel| Arc::strong_count(channel) > 1 || !channel.is_unused());
-        }
-        if open.len() >= MAX_CHANNELS {
+        if open.len() >= MAX_CHANNELS && !self.sweep(&mut open) {
             return Err(Refused::Channels);
         }
+        let log_bytes = self.rule(name).map_or(ChannelRule::LOG_BYTES, |rule| rule.log_bytes);
         let name: Arc<str> = name.into();
         let channel = Arc::new(Channel {
             name: Arc::clone(&name),
             metrics: Arc::clone(&self.metrics),
             subscribers: AtomicUsize::new(0),
-            state: Mutex::new(State { log: Log::new(self.log_bytes(&name)), next_offset: 1, readers: Vec::new() }),
+            total: Arc::clone(&self.bytes),
+            max_total: self.max_bytes,
+            state: Mutex::new(State { log: Log::new(log_bytes), next_offset: 1, readers: Vec::new() }),
         });
         open.insert(name, Arc::clone(&channel));
         Ok(channel)
@@ -167,13 +202,29 @@ impl Channels {
         lock(&self.open).get(name).cloned()
     }
 
-    /// The rule with the longest pattern that fits decides.
-    fn log_bytes(&self, name: &str) -> usize {
-        let fitting = self.rules.iter().filter(|rule| match rule.pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == rule.pattern,
+    /// Drops the channels that nobody reads, to make room for others; not more than once a second.
+    fn make_room(&self) -> bool {
+        self.sweep(&mut lock(&self.open))
+    }
+
+    fn sweep(&self, open: &mut HashMap<Arc<str>, Arc<Channel>>) -> bool {
+        let mut swept = lock(&self.swept);
+        if swept.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
+            return false;
+        }
+        *swept = Some(Instant::now());
+        // Held elsewhere, it has readers, or will have: a handshake or a publication is under way.
+        open.retain(|_, channel| Arc::strong_count(channel) > 1);
+        open.len() < MAX_CHANNELS && self.bytes.load(Ordering::Relaxed) < self.max_bytes
+    }
+
+    /// The rule for a name: the one that is this name, or else that with the longest prefix of it.
+    fn rule(&self, name: &str) -> Option<&ChannelRule> {
+        let fitting = self.rules.iter().filter_map(|rule| match rule.pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix).then_some((false, prefix.len(), rule)),
+            None => (name == rule.pattern).then_some((true, 0, rule)),
         });
-        fitting.max_by_key(|rule| rule.pattern.len()).map_or(ChannelRule::LOG_BYTES, |rule| rule.log_bytes)
+        fitting.max_by_key(|(exact, prefix, _)| (*exact, *prefix)).map(|(_, _, rule)| rule)
     }
 }
 
@@ -183,6 +234,9 @@ pub struct Channel {
     pub metrics: Arc<TenantMetrics>,
     /// Clients that follow it now, in all shards.
     subscribers: AtomicUsize,
+    /// Bytes of all the tenant's logs, now and at most.
+    total: Arc<AtomicUsize>,
+    max_total: usize,
     state: Mutex<State>,
 }
 
@@ -203,12 +257,21 @@ impl Channel {
     /// Appends a burst whole, then tells the readers.
     fn append(&self, burst: &[Frame]) {
         let mut state = lock(&self.state);
+        let newest = state.log.next_seq();
+        // Small beside the log, which lets go of chunks whole.
+        let limit = CHUNK_BYTES.min(state.log.max_bytes() / 8);
         let mut rest = burst;
         while !rest.is_empty() {
-            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), state.next_offset, rest, CHUNK_BYTES);
+            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), state.next_offset, rest, limit);
             rest = rest.get(encoded..).unwrap_or_default();
             state.next_offset += encoded as u64;
-            state.log.push(Arc::new(chunk), drop);
+            self.total.fetch_add(chunk.size(), Ordering::Relaxed);
+            // A burst stays whole until the next, however large: nobody was told of it before.
+            state.log.push(Arc::new(chunk), newest, |gone| self.forget(&gone));
+        }
+        while self.total.load(Ordering::Relaxed) > self.max_total {
+            let Some(gone) = state.log.pop_before(newest) else { break };
+            self.forget(&gone);
         }
         for attached in state.readers.iter_mut().filter(|attached| !attached.told) {
             attached.told = true;
@@ -216,11 +279,15 @@ impl Channel {
         }
     }
 
-    /// Adds a reader, which is told of every chunk after those in the log returned.
+    fn forget(&self, gone: &Chunk) {
+        self.total.fetch_sub(gone.size(), Ordering::Relaxed);
+    }
+
+    /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones.
     pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> Log {
         let mut state = lock(&self.state);
         state.readers.push(Attached { reader, token, told: false });
-        state.log.clone()
+        state.log.from_here()
     }
 
     /// Hands over the chunks from position `seq` on that the log still has.
@@ -255,8 +322,16 @@ impl Channel {
         self.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn is_unused(&self) -> bool {
-        lock(&self.state).next_offset == 1
+    fn has_log(&self) -> bool {
+        lock(&self.state).log.newest().is_some()
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        for chunk in lock(&self.state).log.from(0) {
+            self.forget(chunk);
+        }
     }
 }
 

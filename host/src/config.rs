@@ -18,7 +18,7 @@ mod relay;
 mod units;
 mod walk;
 
-pub use relay::load;
+pub use relay::{Invalid, load};
 pub use units::duration;
 pub use walk::{Problem, Problems};
 
@@ -128,6 +128,8 @@ pub struct TenantLimits {
     pub filter_call: Duration,
     /// Largest message accepted from a client, in bytes.
     pub client_message: usize,
+    /// Most bytes of all channels' logs together.
+    pub logs: usize,
     /// How much state all the tenant's components keep together.
     pub state: Quota,
 }
@@ -138,6 +140,7 @@ impl Default for TenantLimits {
             memory: 64 << 20,
             filter_call: Duration::from_secs(1),
             client_message: 64 << 10,
+            logs: 256 << 20,
             state: Quota { keys: 100_000, bytes: 16 << 20 },
         }
     }

@@ -14,7 +14,7 @@ use crate::{
     admin,
     client::{self, Door, Shards, Timing},
     component::{Engine, Guests},
-    config::RelayConfig,
+    config::{HostLimits, RelayConfig, TenantConfig},
     metrics::Metrics,
     shutdown::Stop,
     tenant::{self, Code, Tenant},
@@ -84,7 +84,7 @@ impl Relay {
             upstreams.extend(own);
         }
         let limits = config.limits;
-        let files = raise_file_limit();
+        let (max_clients, max_handshakes) = fit_to_files(&limits, raise_file_limit());
         let shards = Shards::start(
             shard_count(),
             Timing {
@@ -99,10 +99,8 @@ impl Relay {
             metrics: Arc::clone(&metrics),
             shards,
             total,
-            max_clients: limits
-                .clients
-                .unwrap_or_else(|| files.saturating_sub(limits.handshakes + RESERVED_FILES).max(1)),
-            max_handshakes: limits.handshakes,
+            max_clients,
+            max_handshakes,
             handshake_timeout: limits.handshake_timeout,
         };
         Ok(Self {
@@ -140,15 +138,23 @@ impl Relay {
         if let Some(guests) = self.guests {
             guests.shutdown(self.shutdown_timeout).await;
         }
-        match Arc::try_unwrap(self.door) {
-            // Joining the shards' threads is all that is left to do.
-            Ok(door) => door.shards.shutdown(),
-            Err(_) => tracing::error!("the clients' listener outlived its task"),
-        }
+        // Joining the shards' threads is all that is left to do.
+        self.door.shards.shutdown();
     }
 
     pub fn tenants(&self) -> &[Arc<Tenant>] {
         &self.door.tenants
+    }
+}
+
+/// What is wrong with the components of these tenants.
+pub fn check_components(tenants: &[TenantConfig]) -> Vec<String> {
+    if tenants.iter().all(|tenant| tenant.filter.is_none()) {
+        return Vec::new();
+    }
+    match Engine::new().map(Arc::new) {
+        Ok(engine) => tenants.iter().filter_map(|tenant| Code::load(tenant, &engine).err()).collect(),
+        Err(error) => vec![format!("the WebAssembly engine does not start: {error:#}")],
     }
 }
 
@@ -169,10 +175,41 @@ fn shard_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).max(1)
 }
 
+/// How many clients and handshakes there may be at once, given how many files the process may have open.
+fn fit_to_files(limits: &HostLimits, files: usize) -> (usize, usize) {
+    // A quarter each at most, so that small limits leave room for clients too.
+    let handshakes = limits.handshakes.min(files / 4);
+    let room = files.saturating_sub(handshakes + RESERVED_FILES.min(files / 4));
+    let clients = limits.clients.unwrap_or(room).min(room);
+    if handshakes < limits.handshakes || limits.clients.is_some_and(|wanted| clients < wanted) {
+        tracing::warn!(
+            files,
+            clients,
+            handshakes,
+            "limits lowered: the process may not have more files open (ulimit -n)"
+        );
+    }
+    (clients, handshakes)
+}
+
 /// Lets the process have as many files as the system allows it; returns how many.
 fn raise_file_limit() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let files = if raised.is_ok() { maximum } else { current };
     files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_fit_the_files_there_are() {
+        let fit = |clients, files| fit_to_files(&HostLimits { clients, ..HostLimits::default() }, files);
+        assert_eq!(fit(None, 20_000), (20_000 - 4096 - 256, 4096));
+        assert_eq!(fit(Some(100), 20_000), (100, 4096));
+        assert_eq!(fit(None, 1024), (512, 256));
+        assert_eq!(fit(Some(5000), 300), (150, 75));
+    }
 }

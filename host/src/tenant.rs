@@ -70,7 +70,7 @@ pub fn start(
     let tenant = Arc::new(Tenant {
         name: config.name,
         path: config.path,
-        channels: Arc::new(Channels::new(config.channels, Arc::clone(&counts))),
+        channels: Arc::new(Channels::new(config.channels, config.limits.logs, Arc::clone(&counts))),
         terms: Arc::new(terms),
         upstreams: handles.clone(),
         state: Arc::new(State::new(config.limits.state)),

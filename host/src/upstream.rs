@@ -16,7 +16,7 @@ use std::{
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    channel::{Channels, Frame, Publication},
+    channel::{Channels, Frame, MAIN, Publication},
     component::FilterQueue,
     config::UpstreamConfig,
     metrics::UpstreamMetrics,
@@ -35,8 +35,6 @@ pub use session::Lost;
 const OUTBOUND_FRAMES: usize = 256;
 /// Largest of them, in bytes: subscriptions are small.
 const MAX_OUTBOUND: usize = 1 << 20;
-/// The channel of an upstream without a filter.
-const MAIN: &str = "main";
 
 /// One upstream and what its messages go through.
 pub struct Upstream {

@@ -52,7 +52,7 @@ async fn metrics_follow_clients_and_deliveries() {
         }
     }
     relay.metric_reaches("edge_relay_deliveries_total", &TENANT, 15.0).await;
-    assert_eq!(relay.metric("edge_relay_publications_total", &TENANT).await, 5.0);
+    assert_eq!(relay.metric_reaches("edge_relay_publications_total", &TENANT, 5.0).await, 5.0);
     assert_eq!(relay.metric("edge_relay_upstream_messages_total", &TENANT).await, 5.0);
     assert_eq!(relay.metric("edge_relay_upstream_up", &[("tenant", "t"), ("upstream", "feed")]).await, 1.0);
     clients.clear();

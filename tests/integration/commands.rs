@@ -129,16 +129,24 @@ async fn demo_fails_if_nothing_was_relayed() {
     assert_eq!(output.status.code() == Some(0), received > 0, "{shown}");
 }
 
+/// The next line with these words; it prints one a second.
+async fn line_with(demo: &mut Process, words: &str) -> String {
+    for _ in 0..10 {
+        let line = demo.line().await.unwrap();
+        if line.contains(words) {
+            return line;
+        }
+    }
+    panic!("no line with {words:?}: {}", demo.log());
+}
+
 #[tokio::test]
 async fn demo_can_be_interrupted_and_leaves_nothing() {
     let mut demo = Process::spawn(command(&["demo"]));
-    let mut address = None;
-    while address.is_none() {
-        let line = demo.line().await.unwrap();
-        address = line.split_once("ws://").filter(|_| line.starts_with("clients")).map(|(_, url)| url.to_owned());
-    }
-    let url = format!("ws://{}", address.unwrap());
+    let clients = line_with(&mut demo, "clients connect to ws://").await;
+    let url = format!("ws://{}", clients.split_once("ws://").unwrap().1);
     Client::connect(&url).await.text().await;
+    line_with(&mut demo, "\"price\":").await;
     demo.signal(Signal::INT);
     assert_eq!(demo.end().await.code(), Some(0), "{}", demo.log());
     let listener = url.strip_prefix("ws://").unwrap().split('/').next().unwrap().to_owned();

@@ -68,9 +68,12 @@ async fn state_is_shared_within_a_tenant_outlives_connections_and_is_apart_from_
     let (mut first, mut second, mut stranger) =
         (Partner::start().await, Partner::start().await, Partner::start().await);
     let more = format!("[[upstream]]\nname = \"more\"\nurl = \"{}\"", second.url());
-    let folder = Folder::new("")
-        .filtered("t", &first.url(), guests::probe(), &more)
-        .filtered("u", &stranger.url(), guests::probe(), "");
+    let folder = Folder::new("").filtered("t", &first.url(), guests::probe(), &more).filtered(
+        "u",
+        &stranger.url(),
+        guests::probe(),
+        "",
+    );
     let relay = Relay::serve(folder).await;
     let mut by_first = Probe::new(&relay, &mut first, "t").await;
     by_first.check(&[("set default a one", "Ok(())")]).await;

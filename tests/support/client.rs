@@ -43,14 +43,15 @@ impl Client {
         self.settled += 1;
         let payload = format!("settled {}", self.settled);
         self.send(Message::Ping(payload.clone().into())).await;
-        loop {
-            match self.next().await {
-                Message::Pong(answer) if answer == payload.as_bytes() => return,
-                message @ (Message::Text(_) | Message::Binary(_)) => self.early.push_back(message),
-                Message::Close(frame) => panic!("closed instead of settled: {frame:?}"),
-                _ => {}
+        let answer = async {
+            loop {
+                match self.read().await {
+                    Message::Pong(answer) if answer == payload.as_bytes() => return,
+                    other => self.keep(other),
+                }
             }
-        }
+        };
+        within("an answer to a ping", answer).await;
     }
 
     pub async fn send(&mut self, message: Message) {
@@ -59,16 +60,16 @@ impl Client {
 
     /// The next text or binary message.
     pub async fn message(&mut self) -> Message {
-        if let Some(message) = self.early.pop_front() {
-            return message;
-        }
-        loop {
-            match self.next().await {
-                message @ (Message::Text(_) | Message::Binary(_)) => return message,
-                Message::Close(frame) => panic!("closed instead of a message: {frame:?}"),
-                _ => {}
+        let message = async {
+            loop {
+                if let Some(message) = self.early.pop_front() {
+                    return message;
+                }
+                let message = self.read().await;
+                self.keep(message);
             }
-        }
+        };
+        within("a message", message).await
     }
 
     /// The next message, which must be text.
@@ -88,36 +89,48 @@ impl Client {
     /// Waits for so many pings, answering each. Messages that come meanwhile are kept.
     pub async fn pinged(&mut self, times: usize) {
         let wanted = self.pings + times;
-        while self.pings < wanted {
-            match self.next().await {
-                Message::Close(frame) => panic!("closed instead of pinged: {frame:?}"),
-                message @ (Message::Text(_) | Message::Binary(_)) => self.early.push_back(message),
-                _ => {}
+        let pings = async {
+            while self.pings < wanted {
+                let message = self.read().await;
+                self.keep(message);
             }
-        }
+        };
+        within(format!("{times} pings"), pings).await;
     }
 
     /// Reads to the connection's end: the messages, and the code it was closed with.
     pub async fn rest(mut self) -> (Vec<Message>, Option<CloseCode>) {
         let mut messages = Vec::from(std::mem::take(&mut self.early));
         let mut code = None;
-        while let Some(received) = within("a message or the end", self.socket.next()).await {
-            match received {
-                Ok(Message::Close(frame)) => code = frame.map(|frame| frame.code),
-                Ok(message @ (Message::Text(_) | Message::Binary(_))) => messages.push(message),
-                Ok(_) => {}
-                Err(error) => panic!("broken off after {} messages: {error}", messages.len()),
+        let end = async {
+            while let Some(received) = self.socket.next().await {
+                match received {
+                    Ok(Message::Close(frame)) => code = frame.map(|frame| frame.code),
+                    Ok(message @ (Message::Text(_) | Message::Binary(_))) => messages.push(message),
+                    Ok(_) => {}
+                    Err(error) => panic!("broken off after {} messages: {error}", messages.len()),
+                }
             }
-        }
+        };
+        within("the connection's end", end).await;
         (messages, code)
     }
 
-    async fn next(&mut self) -> Message {
-        let message = match within("a message", self.socket.next()).await {
+    /// With no deadline of its own: pings come for ever.
+    async fn read(&mut self) -> Message {
+        match self.socket.next().await {
             Some(message) => message.unwrap(),
             None => panic!("the connection has ended"),
-        };
-        self.pings += usize::from(message.is_ping());
-        message
+        }
+    }
+
+    /// Sets aside what came while something else was waited for.
+    fn keep(&mut self, message: Message) {
+        match message {
+            Message::Text(_) | Message::Binary(_) => self.early.push_back(message),
+            Message::Ping(_) => self.pings += 1,
+            Message::Close(frame) => panic!("the relay has closed the connection: {frame:?}"),
+            _ => {}
+        }
     }
 }

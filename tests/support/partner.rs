@@ -199,29 +199,55 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 
     /// What the relay sends next, pings and pongs included; `None` at the end of the connection.
     pub async fn next(&mut self) -> Option<Message> {
-        within("something from the relay", self.socket().next()).await?.ok()
+        within("something from the relay", self.read()).await
     }
 
     /// The next text that the relay sends.
     pub async fn next_text(&mut self) -> String {
-        loop {
-            match self.next().await {
-                Some(Message::Text(text)) => return text.to_string(),
-                Some(Message::Ping(_) | Message::Pong(_)) => {}
-                other => panic!("not text: {other:?}"),
+        let text = async {
+            loop {
+                match self.read().await {
+                    Some(Message::Text(text)) => return text.to_string(),
+                    Some(Message::Ping(_) | Message::Pong(_)) => {}
+                    other => panic!("not text: {other:?}"),
+                }
             }
-        }
+        };
+        within("a text from the relay", text).await
+    }
+
+    /// Asks and waits for the answer: the relay has sent no message before it.
+    pub async fn was_sent_nothing(&mut self) {
+        self.send(Message::Ping("anything?".into())).await;
+        let answer = async {
+            loop {
+                match self.read().await {
+                    Some(Message::Pong(answer)) if answer == "anything?".as_bytes() => return,
+                    Some(Message::Ping(_) | Message::Pong(_)) => {}
+                    other => panic!("the relay has sent {other:?}"),
+                }
+            }
+        };
+        within("an answer from the relay", answer).await;
     }
 
     /// Reads until the relay has ended the connection; its close code, if it gave one.
     pub async fn ended(&mut self) -> Option<u16> {
         let mut code = None;
-        while let Some(message) = self.next().await {
-            if let Message::Close(Some(frame)) = message {
-                code = Some(frame.code.into());
+        let end = async {
+            while let Some(message) = self.read().await {
+                if let Message::Close(Some(frame)) = message {
+                    code = Some(frame.code.into());
+                }
             }
-        }
+        };
+        within("an end of the connection by the relay", end).await;
         code
+    }
+
+    /// With no deadline of its own: pings come for ever.
+    async fn read(&mut self) -> Option<Message> {
+        self.socket().next().await?.ok()
     }
 
     fn socket(&mut self) -> &mut WebSocketStream<S> {

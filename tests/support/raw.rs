@@ -94,12 +94,15 @@ impl Raw {
 
     /// The next frame but pings.
     pub async fn frame_but_pings(&mut self) -> Option<Frame> {
-        loop {
-            match self.frame().await {
-                Some(frame) if frame.first == FIN | PING => {}
-                other => return other,
+        let frame = async {
+            loop {
+                match self.read_frame().await {
+                    Some(frame) if frame.first == FIN | PING => {}
+                    other => return other,
+                }
             }
-        }
+        };
+        within("a frame or the end", frame).await
     }
 
     /// Waits until the relay has ended the connection, whatever it sends before.

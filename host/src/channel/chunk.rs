@@ -1,11 +1,16 @@
 //! One burst of publications, encoded once for all who read it.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::{
     channel::{Frame, Kind},
     client::frame,
 };
+
+/// What a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
+const OVERHEAD: usize = 128;
 
 /// Publications as WebSocket frames, one after another: immutable, shared by reference.
 #[derive(Debug)]
@@ -67,14 +72,17 @@ impl Chunk {
         self.ends_up_to(to) - self.ends_up_to(from)
     }
 
-    /// What is left of the frame that `position` is inside of; empty at a frame's start.
-    pub fn rest_of_frame(&self, position: usize) -> &[u8] {
+    /// What is left of the frame that `position` is inside of; `None` at a frame's start.
+    pub fn rest_of_frame(&self, position: usize) -> Option<Range<usize>> {
         let index = self.ends_up_to(position);
         let start = index.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize);
-        match self.ends.get(index) {
-            Some(end) if start != position => self.bytes.get(position..*end as usize).unwrap_or_default(),
-            _ => &[],
-        }
+        let end = *self.ends.get(index)? as usize;
+        (start != position).then_some(position..end)
+    }
+
+    /// Bytes of memory it takes, roughly.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + self.ends.len() * size_of::<u32>() + OVERHEAD
     }
 
     fn ends_up_to(&self, position: usize) -> usize {
@@ -99,11 +107,11 @@ mod tests {
         assert_eq!(chunk.completed(0, 4), 1);
         assert_eq!(chunk.completed(1, 5), 1);
         assert_eq!(chunk.completed(5, 11), 2);
-        assert_eq!(chunk.rest_of_frame(0), b"");
-        assert_eq!(chunk.rest_of_frame(4), b"");
-        assert_eq!(chunk.rest_of_frame(1), b"\x02ab");
-        assert_eq!(chunk.rest_of_frame(8), b"cde");
-        assert_eq!(chunk.rest_of_frame(11), b"");
+        assert_eq!(chunk.rest_of_frame(0), None);
+        assert_eq!(chunk.rest_of_frame(4), None);
+        assert_eq!(chunk.rest_of_frame(1), Some(1..4));
+        assert_eq!(chunk.rest_of_frame(8), Some(8..11));
+        assert_eq!(chunk.rest_of_frame(11), None);
         assert_eq!(chunk.last(), Some(text("cde")));
         let (chunk, _) = Chunk::encode(7, 41, &[text("ab")], 1000);
         assert_eq!(chunk.last(), Some(text("ab")));

@@ -38,18 +38,37 @@ impl Log {
         self.chunks.range(skip.min(self.chunks.len())..)
     }
 
-    /// Adds a chunk and lets go of the oldest while there are too many bytes; the newest always stays, whatever its
-    /// size. After a gap everything older goes.
-    pub fn push(&mut self, chunk: Arc<Chunk>, mut gone: impl FnMut(Arc<Chunk>)) {
+    /// Adds a chunk and lets go of the oldest while there are too many bytes, but of none from position `keep` on. After
+    /// a gap everything older goes.
+    pub fn push(&mut self, chunk: Arc<Chunk>, keep: u64, mut gone: impl FnMut(Arc<Chunk>)) {
         let gap = chunk.seq != self.next_seq;
-        self.bytes += chunk.bytes().len();
-        self.next_seq = chunk.seq + 1;
-        while self.bytes > self.max_bytes || gap {
-            let Some(oldest) = self.chunks.pop_front() else { break };
-            self.bytes -= oldest.bytes().len();
+        while gap && let Some(oldest) = self.pop_before(u64::MAX) {
             gone(oldest);
         }
+        self.bytes += chunk.size();
+        self.next_seq = chunk.seq + 1;
         self.chunks.push_back(chunk);
+        while self.bytes > self.max_bytes
+            && let Some(oldest) = self.pop_before(keep)
+        {
+            gone(oldest);
+        }
+    }
+
+    /// Takes out the oldest chunk if it stands before a position.
+    pub fn pop_before(&mut self, seq: u64) -> Option<Arc<Chunk>> {
+        let oldest = self.chunks.pop_front_if(|oldest| oldest.seq < seq)?;
+        self.bytes -= oldest.size();
+        Some(oldest)
+    }
+
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
+    /// An empty log that goes on where this one ends.
+    pub fn from_here(&self) -> Self {
+        Self { chunks: VecDeque::new(), next_seq: self.next_seq, bytes: 0, max_bytes: self.max_bytes }
     }
 }
 
@@ -65,9 +84,9 @@ mod tests {
 
     #[test]
     fn keeps_the_newest_within_its_bytes() {
-        let mut log = Log::new(100);
+        let mut log = Log::new(2 * chunk(0, 40).size() + 1);
         for seq in 0..5 {
-            log.push(chunk(seq, 40), drop);
+            log.push(chunk(seq, 40), seq, drop);
         }
         assert_eq!(log.oldest_seq(), 3);
         assert_eq!(log.from(0).map(|chunk| chunk.seq).collect::<Vec<_>>(), [3, 4]);
@@ -77,19 +96,22 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_larger_than_the_log_is_kept_alone() {
+    fn a_burst_larger_than_the_log_is_kept_until_the_next() {
         let mut log = Log::new(100);
-        log.push(chunk(0, 40), drop);
-        log.push(chunk(1, 120), drop);
-        assert_eq!(log.from(0).map(|chunk| chunk.seq).collect::<Vec<_>>(), [1]);
+        log.push(chunk(0, 40), 0, drop);
+        log.push(chunk(1, 120), 1, drop);
+        log.push(chunk(2, 120), 1, drop);
+        assert_eq!(log.from(0).map(|chunk| chunk.seq).collect::<Vec<_>>(), [1, 2]);
+        log.push(chunk(3, 40), 3, drop);
+        assert_eq!(log.from(0).map(|chunk| chunk.seq).collect::<Vec<_>>(), [3]);
     }
 
     #[test]
     fn begins_anew_after_a_gap() {
-        let mut log = Log::new(100);
+        let mut log = Log::new(1000);
         let mut gone = Vec::new();
-        log.push(chunk(0, 40), |chunk| gone.push(chunk.seq));
-        log.push(chunk(5, 40), |chunk| gone.push(chunk.seq));
+        log.push(chunk(0, 40), 0, |chunk| gone.push(chunk.seq));
+        log.push(chunk(5, 40), 5, |chunk| gone.push(chunk.seq));
         assert_eq!(gone, [0]);
         assert_eq!((log.oldest_seq(), log.next_seq()), (5, 6));
     }

@@ -1,6 +1,6 @@
 //! Who a client is, behind proxies or not.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use hyper::HeaderMap;
 use ipnet::IpNet;
@@ -8,25 +8,37 @@ use ipnet::IpNet;
 /// The client's address: the peer's, or what a trusted proxy says it is.
 ///
 /// A trusted peer's `cf-connecting-ip` counts first, then `x-real-ip`, then `x-forwarded-for`: its last address that is
-/// not itself a trusted proxy's, since whatever stands before it was written by the client. What is no address is passed
-/// over.
+/// not itself a trusted proxy's, since whatever stands before it was written by the client. At what is no address, with
+/// or without a port, the search ends: the proxy that wrote it is the last one known.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
     if !is_trusted(&peer) {
         return peer;
     }
-    let single = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<IpAddr>().ok();
+    let single = |name: &str| parse(headers.get(name)?.to_str().ok()?);
     if let Some(address) = single("cf-connecting-ip").or_else(|| single("x-real-ip")) {
-        return address.to_canonical();
+        return address;
     }
-    let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-    let hops: Vec<IpAddr> = forwarded
-        .flat_map(|value| value.split(','))
-        .filter_map(|hop| hop.trim().parse::<IpAddr>().ok())
-        .map(|hop| hop.to_canonical())
-        .collect();
-    hops.iter().rev().find(|hop| !is_trusted(hop)).or(hops.first()).copied().unwrap_or(peer)
+    let mut last = peer;
+    for value in headers.get_all("x-forwarded-for").iter().rev() {
+        for hop in value.to_str().unwrap_or_default().rsplit(',') {
+            match parse(hop) {
+                Some(hop) if is_trusted(&hop) => last = hop,
+                Some(client) => return client,
+                None => return last,
+            }
+        }
+    }
+    last
+}
+
+/// An address as proxies write it: alone, in brackets, or with a port.
+fn parse(hop: &str) -> Option<IpAddr> {
+    let hop = hop.trim();
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
+    bare.parse().ok().or_else(with_port).map(|address: IpAddr| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -60,5 +72,9 @@ mod tests {
         );
         assert_eq!(address("10.1.1.1", &[("x-forwarded-for", "10.0.0.9, 10.0.0.7")]), "10.0.0.9");
         assert_eq!(address("10.1.1.1", &[("x-real-ip", "nonsense")]), "10.1.1.1");
+        assert_eq!(address("10.1.1.1", &[("x-forwarded-for", "6.6.6.6, 3.3.3.3:5555")]), "3.3.3.3");
+        assert_eq!(address("10.1.1.1", &[("x-forwarded-for", "6.6.6.6, [2001:db8::1]:80")]), "2001:db8::1");
+        assert_eq!(address("10.1.1.1", &[("x-forwarded-for", "6.6.6.6, unknown, 10.0.0.7")]), "10.0.0.7");
+        assert_eq!(address("10.1.1.1", &[("x-forwarded-for", "6.6.6.6, unknown")]), "10.1.1.1");
     }
 }

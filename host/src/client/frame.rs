@@ -128,6 +128,9 @@ impl Head {
             },
             short => (u64::from(short), 2),
         };
+        if (second & !MASKED == 126 && length < 126) || (second & !MASKED == 127 && length <= 0xFFFF) {
+            return Err(Violation::Protocol("a length is not in its shortest form"));
+        }
         if length >> 63 != 0 {
             return Err(Violation::Protocol("a length's highest bit is set"));
         }
@@ -182,6 +185,8 @@ mod tests {
         assert!(matches!(check(&[0x09, 0x80]), Err(Violation::Protocol(_))));
         assert!(matches!(check(&[0x89, 0xFE]), Err(Violation::Protocol(_))));
         assert!(matches!(check(&[0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0]), Err(Violation::Protocol(_))));
+        assert!(matches!(check(&[0x82, 0xFE, 0, 125]), Err(Violation::Protocol(_))));
+        assert!(matches!(check(&[0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]), Err(Violation::Protocol(_))));
         assert_eq!(check(&[0x82, 0xFE, 0x03, 0xE9]), Err(Violation::TooLarge));
     }
 

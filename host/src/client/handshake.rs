@@ -22,15 +22,13 @@ use hyper::{
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
-    channel::Channel,
+    channel::{Channel, MAIN, Refused},
     client::{Connected, Door, client_address},
     http_error,
 };
 
 /// Most channels one client may follow.
 const MAX_CHANNELS: usize = 64;
-/// The channel of a client that asks for none.
-const DEFAULT_CHANNEL: &str = "main";
 /// Seconds after which a client that found the relay full may try again.
 const RETRY_SECONDS: &str = "5";
 
@@ -106,8 +104,13 @@ impl Handshake {
         }
         let mut channels = Vec::new();
         for name in channel_names(request.uri())? {
-            let channel = tenant.channels.open(&name).map_err(|why| {
-                Refusal::new(StatusCode::BAD_REQUEST, "channel", &format!("channel {:.80}: {why}", format!("{name:?}")))
+            let channel = tenant.channels.subscribe(&name).map_err(|why| {
+                let status = match why {
+                    Refused::NotAllowed => StatusCode::FORBIDDEN,
+                    Refused::Channels => StatusCode::SERVICE_UNAVAILABLE,
+                    _ => StatusCode::BAD_REQUEST,
+                };
+                Refusal::new(status, "channel", &format!("channel {:.80}: {why}", format!("{name:?}")))
             })?;
             channels.push(channel);
         }
@@ -174,7 +177,7 @@ fn channel_names(uri: &Uri) -> Result<BTreeSet<String>, Refusal> {
         }
     }
     if names.is_empty() {
-        names.insert(DEFAULT_CHANNEL.to_owned());
+        names.insert(MAIN.to_owned());
     }
     Ok(names)
 }

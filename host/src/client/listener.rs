@@ -73,7 +73,7 @@ pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.wait() => return,
+            () = stop.wait() => return handshakes.shutdown().await,
         };
         while handshakes.try_join_next().is_some() {}
         while under_way.front().is_some_and(AbortHandle::is_finished) {
@@ -87,10 +87,13 @@ pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
                 under_way.push_back(handshakes.spawn(handshake(socket, peer.ip(), Arc::clone(&door))));
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
                 door.metrics.handshake_refused("accept");
-                cut_oldest(&mut under_way, &door);
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                // A connection that is gone already is no reason to wait.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    cut_oldest(&mut under_way, &door);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     io::{self, ErrorKind},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -67,19 +67,19 @@ pub struct Newcomer {
 /// All shards of the host.
 pub struct Shards {
     queues: Vec<Arc<Queue>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     next: AtomicUsize,
 }
 
 impl Shards {
     pub fn start(count: usize, timing: Timing) -> io::Result<Self> {
-        let mut shards = Self { queues: Vec::new(), threads: Vec::new(), next: AtomicUsize::new(0) };
+        let (mut queues, mut threads) = (Vec::new(), Vec::new());
         for index in 0..count {
             let shard = Shard::new(timing)?;
-            shards.queues.push(Arc::clone(&shard.queue));
-            shards.threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?);
+            queues.push(Arc::clone(&shard.queue));
+            threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?);
         }
-        Ok(shards)
+        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
     }
 
     /// Hands a client to the next shard in turn.
@@ -91,11 +91,12 @@ impl Shards {
     }
 
     /// Closes every client with 1001 and waits for the threads, which takes at most the shutdown timeout.
-    pub fn shutdown(self) {
+    pub fn shutdown(&self) {
         for queue in &self.queues {
             queue.push(Command::Shutdown);
         }
-        for thread in self.threads {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a shard has panicked");
             }
@@ -182,7 +183,8 @@ impl Shard {
                 }
             }
             for slot in std::mem::take(&mut self.again) {
-                self.read(slot, false);
+                // To the end: if that came meanwhile, its edge has been spent on the turn before.
+                self.read(slot, true);
                 self.resume(slot);
             }
             self.queue.take(&mut commands);

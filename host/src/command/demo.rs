@@ -1,6 +1,13 @@
 //! `edge-relay demo`: the whole road on one machine, with nothing else installed.
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::Args;
 use futures_util::StreamExt;
@@ -127,6 +134,8 @@ impl Files {
     fn write(exchange: SocketAddr) -> io::Result<Self> {
         let files = Self { folder: std::env::temp_dir().join(format!("edge-relay-demo-{}", std::process::id())) };
         let tenant = files.folder.join("tenants/market");
+        // Made here or not used: the folder of temporary files belongs to everybody.
+        DirBuilder::new().mode(0o700).create(&files.folder)?;
         fs::create_dir_all(&tenant)?;
         let relay = format!("tenants = \"tenants\"\n[listen]\nclients = \"{LOOPBACK}\"\nadmin = \"{LOOPBACK}\"\n");
         fs::write(files.folder.join("relay.toml"), relay)?;

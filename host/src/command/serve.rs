@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Failure, announce, io_runtime};
 use crate::{
     config,
-    relay::Relay,
+    relay::{self, Relay},
     shutdown::{self, on_signals},
     telemetry,
 };
@@ -31,7 +31,11 @@ pub struct Serve {
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("info").map_err(Failure::usage)?;
-        let config = config::load(&self.config).map_err(Failure::usage)?;
+        let config = config::load(&self.config).map_err(|invalid| {
+            // One run reports all there is: what is wrong with the components too.
+            let components = relay::check_components(&invalid.sound);
+            Failure::usage([invalid.to_string()].into_iter().chain(components).collect::<Vec<_>>().join("\n"))
+        })?;
         let runtime = io_runtime()?;
         let _entered = runtime.enter();
         let (trigger, stop) = shutdown::stop();

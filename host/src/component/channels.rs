@@ -12,12 +12,18 @@ use crate::{
     tenant::Tenant,
 };
 
+/// Publications of one call; each costs the host some microseconds.
+const MAX_PUBLICATIONS: usize = 10_000;
+
 /// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
 pub async fn publish(tenant: &Tenant, made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
     let mut publications = Vec::with_capacity(made.len());
     let mut refused = Vec::new();
-    for GuestPublication { channel, key, data, .. } in made {
-        if key.is_some_and(|key| key.len() > MAX_KEY) {
+    for (index, GuestPublication { channel, key, data, .. }) in made.into_iter().enumerate() {
+        if index >= MAX_PUBLICATIONS {
+            tenant.metrics.refused(Refused::Count.reason());
+            refused.push(Refused::Count);
+        } else if key.is_some_and(|key| key.len() > MAX_KEY) {
             tenant.metrics.refused(Refused::Key.reason());
             refused.push(Refused::Key);
         } else {

@@ -179,7 +179,9 @@ impl Worker {
         held
     }
 
+    /// Waits out a pause: a connection without its subscription is of no use.
     async fn on_open(&mut self) -> Option<Vec<Frame>> {
+        self.pause().await;
         let (code, guest) = (Arc::clone(&self.code), self.guest.clone());
         let Instance { store, filter } = self.ready().await?;
         let started = Instant::now();
@@ -198,13 +200,21 @@ impl Worker {
         self.settle(answer, started)
     }
 
+    /// Waits out a pause: a loss is told once, and clients may depend on it.
     async fn on_close(&mut self, reason: &str) -> Option<Vec<GuestPublication>> {
+        self.pause().await;
         let (code, guest) = (Arc::clone(&self.code), self.guest.clone());
         let Instance { store, filter } = self.ready().await?;
         let started = Instant::now();
         let call = filter.edge_relay_tenant_filter().call_on_close(store, &guest.name, reason);
         let answer = within(guest.deadline(), &code.engine.ticker, call).await;
         self.settle(answer, started)
+    }
+
+    async fn pause(&mut self) {
+        if let Some(at) = self.not_before {
+            tokio::time::sleep_until(at.into()).await;
+        }
     }
 
     /// The warm instance, or a fresh one; `None` while there is a pause, or if it cannot be made.

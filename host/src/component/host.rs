@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use wasmtime::{
-    Store, StoreLimits, StoreLimitsBuilder,
+    ResourceLimiter, Result, Store,
     component::{HasSelf, Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -43,7 +43,7 @@ impl Guest {
 
 /// The data of one instance's store.
 pub struct Host {
-    limits: StoreLimits,
+    limits: Limits,
     table: ResourceTable,
     wasi: WasiCtx,
     config: WasiConfigVariables,
@@ -70,13 +70,7 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .build();
-    let limits = StoreLimitsBuilder::new()
-        .memory_size(guest.tenant.limits.memory)
-        .table_elements(MAX_TABLE)
-        .instances(MAX_PARTS)
-        .memories(MAX_PARTS)
-        .tables(MAX_PARTS)
-        .build();
+    let limits = Limits { memory: guest.tenant.limits.memory, table: MAX_TABLE };
     let config = guest.tenant.settings.iter().cloned().collect();
     let host = Host { limits, table: ResourceTable::new(), wasi, config, guest: guest.clone() };
     let mut store = Store::new(engine.wasmtime(), host);
@@ -99,6 +93,43 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     Ok(linker)
 }
 
+/// What one instance may still take, all its memories and tables together.
+struct Limits {
+    /// Bytes.
+    memory: usize,
+    /// Entries.
+    table: usize,
+}
+
+/// Takes growth off what is left, if there is enough.
+fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
+    let rest = left.checked_sub(desired.saturating_sub(current));
+    *left = rest.unwrap_or(*left);
+    rest.is_some()
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        Ok(grow(&mut self.memory, current, desired))
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        Ok(grow(&mut self.table, current, desired))
+    }
+
+    fn instances(&self) -> usize {
+        MAX_PARTS
+    }
+
+    fn tables(&self) -> usize {
+        MAX_PARTS
+    }
+
+    fn memories(&self) -> usize {
+        MAX_PARTS
+    }
+}
+
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
@@ -108,5 +139,20 @@ impl WasiView for Host {
 impl logging::Host for Host {
     fn log(&mut self, level: Level, context: String, message: String) {
         output::log(&self.guest, level, &context, &message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grow;
+
+    #[test]
+    fn all_memories_of_an_instance_share_its_limit() {
+        let mut left = 100;
+        assert!(grow(&mut left, 0, 60));
+        assert!(!grow(&mut left, 0, 41));
+        assert!(grow(&mut left, 60, 90));
+        assert!(grow(&mut left, 0, 10));
+        assert!(!grow(&mut left, 10, 11));
     }
 }

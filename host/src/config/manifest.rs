@@ -40,6 +40,8 @@ const FILTER_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Durati
 
 /// The least is the longest control frame's payload (RFC 6455, 5.5).
 const CLIENT_MESSAGE: RangeInclusive<u64> = 125..=16 << 20;
+/// From one log of the least size to more than most hosts have.
+const LOGS: RangeInclusive<u64> = 64 << 10..=64 << 30;
 const STATE: RangeInclusive<u64> = 4 << 10..=1 << 30;
 const STATE_KEYS: RangeInclusive<u64> = 1..=10_000_000;
 
@@ -298,6 +300,7 @@ fn limits(mut table: Table<'_>) -> TenantLimits {
         memory: table.size("memory", &MEMORY).unwrap_or(default.memory),
         filter_call: table.duration("filter-call", &FILTER_CALL).unwrap_or(default.filter_call),
         client_message: table.size("client-message", &CLIENT_MESSAGE).unwrap_or(default.client_message),
+        logs: table.size("logs", &LOGS).unwrap_or(default.logs),
         state: Quota {
             keys: table.count("state-keys", &STATE_KEYS).unwrap_or(default.state.keys),
             bytes: table.size("state", &STATE).unwrap_or(default.state.bytes),

@@ -48,16 +48,25 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The file each tenant's folder has.
 const MANIFEST: &str = "tenant.toml";
 
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{problems}")]
+pub struct Invalid {
+    pub problems: Problems,
+    /// The tenants that nothing was found wrong with, so that their components can be looked at too.
+    pub sound: Vec<TenantConfig>,
+}
+
 /// Reads `relay.toml` at `path` and every tenant it names, with secrets from the process's environment.
 ///
 /// # Errors
 /// Every mistake found in every file.
-pub fn load(path: &Path) -> Result<RelayConfig, Problems> {
+pub fn load(path: &Path) -> Result<RelayConfig, Invalid> {
     load_with(path, &|variable| std::env::var(variable).ok())
 }
 
-fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<RelayConfig, Problems> {
-    let text = read_file(path).map_err(|problem| Problems(vec![problem]))?;
+fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<RelayConfig, Invalid> {
+    let text = read_file(path).map_err(|problem| Invalid { problems: Problems(vec![problem]), sound: Vec::new() })?;
     let document = Document::new(path, &text);
     let (config, tenants) = match document.parse() {
         Ok(root) => relay(root, path, secrets),
@@ -72,7 +81,7 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
     problems.extend(tenants.problems);
     match config {
         Some(config) if problems.is_empty() => Ok(RelayConfig { tenants: tenants.configs, ..config }),
-        _ => Err(Problems(problems)),
+        _ => Err(Invalid { problems: Problems(problems), sound: tenants.configs }),
     }
 }
 
@@ -258,14 +267,14 @@ mod tests {
             fs::write(path, bytes).unwrap();
         }
 
-        fn load(&self) -> Result<RelayConfig, Problems> {
+        fn load(&self) -> Result<RelayConfig, Invalid> {
             load_with(&self.0.join("relay.toml"), &|_| None)
         }
 
         /// The problems, with paths relative to this folder.
         fn problems(&self) -> Vec<String> {
             let prefix = format!("{}/", self.0.display());
-            self.load().unwrap_err().0.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect()
+            self.load().unwrap_err().problems.0.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect()
         }
     }
 

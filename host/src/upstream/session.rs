@@ -104,7 +104,11 @@ async fn session(
     outbound: &mut mpsc::Receiver<Frame>,
     stop: &mut Stop,
 ) -> Result<std::convert::Infallible, Lost> {
-    for frame in sink.opening().await.ok_or(Lost::Filter)? {
+    let opening = tokio::select! {
+        opening = sink.opening() => opening.ok_or(Lost::Filter)?,
+        () = stop.wait() => return Err(Lost::Stopped),
+    };
+    for frame in opening {
         send(socket, message(frame)).await?;
     }
     let mut ping = interval(idle_timeout / PINGS_PER_IDLE);

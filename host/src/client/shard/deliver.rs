@@ -113,7 +113,7 @@ impl Shard {
         let behind = row.is(flag::BEHIND);
         let closing = row.is(flag::CLOSING);
         let out = &mut row.extra().out;
-        if out.len() > MAX_QUEUED && !closing {
+        if out.len() + control.len() > MAX_QUEUED && !closing {
             return;
         }
         out.extend_from_slice(control);
@@ -127,21 +127,16 @@ impl Shard {
         }
     }
 
-    /// Copies what is left of a half-sent frame in front of whatever else is to be sent.
+    /// Puts what is left of a half-sent frame in front of whatever else is to be sent, and its cursor behind it.
     pub(super) fn finish_frame(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
         let Some(cursor) = row.cursors.as_mut_slice().get_mut(usize::from(row.current)) else { return };
         let Some(view) = self.views.get(cursor.view as usize) else { return };
-        let rest = view.rest_of_frame(cursor);
-        if rest.is_empty() {
-            return;
-        }
-        row.extra.get_or_insert_default().out.extend_from_slice(rest);
-        let mut delivered = 1;
+        let Some((chunk, rest)) = view.rest_of_frame(cursor) else { return };
         if cursor.seq >= view.log.oldest_seq() {
-            delivered = 0;
-            cursor.step(rest.len(), &view.log, &mut delivered);
+            cursor.step(rest.len(), &view.log, &mut 0);
         }
-        view.channel.metrics.deliveries.inc_by(delivered);
+        row.extra.get_or_insert_default().rest = Some((chunk, rest));
+        view.channel.metrics.deliveries.inc();
     }
 }

@@ -8,6 +8,9 @@ use crate::client::{
     message::Event,
 };
 
+/// Bytes of pongs for what one read brought; a client that pings more often gets no more (RFC 6455 section 5.5.3 lets
+/// one answer stand for several pings).
+const MAX_PONGS: usize = 2 << 10;
 /// Buffers read from one client before the others have their turn.
 const READS_PER_TURN: usize = 4;
 
@@ -46,17 +49,19 @@ impl Shard {
             Some(extra) => (std::mem::take(&mut extra.partial), std::mem::take(&mut extra.assembly)),
             None => Default::default(),
         };
-        let mut rest = if partial.is_empty() {
-            bytes
-        } else {
+        let waited = !partial.is_empty();
+        let mut rest = if waited {
             partial.extend_from_slice(bytes);
             partial.as_mut_slice()
+        } else {
+            bytes
         };
+        let mut pongs = Vec::new();
         loop {
             let taken = match assembly.next(rest, max_message) {
                 Ok(None) => break,
                 Ok(Some((event, taken))) => {
-                    if !self.handle(slot, &event) {
+                    if !self.handle(slot, &event, &mut pongs) {
                         return;
                     }
                     taken
@@ -65,28 +70,35 @@ impl Shard {
             };
             rest = rest.get_mut(taken..).unwrap_or_default();
         }
-        let Some(row) = self.rows.get_mut(slot) else { return };
-        if !rest.is_empty() || !assembly.is_empty() {
+        if waited {
+            // Kept where it is: a large frame comes in many reads.
+            let left = rest.len();
+            partial.drain(..partial.len() - left);
+        } else {
+            partial = rest.to_vec();
+        }
+        if !pongs.is_empty() {
+            self.send(slot, &pongs);
+        }
+        let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        if !partial.is_empty() || !assembly.is_empty() {
             let extra = row.extra();
-            extra.partial = rest.to_vec();
+            extra.partial = partial;
             extra.assembly = assembly;
         }
         row.tidy();
     }
 
     /// Answers one event; false: the client is on its way out, what else it sent does not count.
-    fn handle(&mut self, slot: usize, event: &Event<'_>) -> bool {
+    fn handle(&mut self, slot: usize, event: &Event<'_>, pongs: &mut Vec<u8>) -> bool {
         let Some(row) = self.rows.get_mut(slot) else { return false };
         match event {
             Event::Message(..) => {
                 row.client.terms().metrics.client_messages_dropped.inc();
             }
             Event::Pong => row.flags &= !flag::PINGED,
-            Event::Ping(payload) => {
-                let mut pong = Vec::with_capacity(2 + payload.len());
-                frame::encode(frame::PONG, payload, &mut pong);
-                self.send(slot, &pong);
-            }
+            Event::Ping(payload) if pongs.len() < MAX_PONGS => frame::encode(frame::PONG, payload, pongs),
+            Event::Ping(_) => {}
             Event::Close(code) => {
                 row.flags |= flag::PEER_CLOSED;
                 self.close(slot, code.unwrap_or(1000), "", "client");

@@ -2,13 +2,15 @@
 
 use std::{
     io::{self, ErrorKind, IoSlice, Write},
+    ops::Range,
     slice,
+    sync::Arc,
 };
 
 use mio::net::TcpStream;
 
 use crate::{
-    channel::Log,
+    channel::{Chunk, Log},
     client::{Connected, message::Assembly},
 };
 
@@ -38,7 +40,8 @@ pub struct Row {
     pub cursors: Cursors,
     /// What few clients need at a time.
     pub extra: Option<Box<Extra>>,
-    /// Milliseconds on the shard's clock: behind, the last progress; pinged, the ping; else the last change.
+    /// Milliseconds on the shard's clock: behind, the last progress; pinged, the ping; else when the time to the next
+    /// ping began.
     pub touched: u32,
     pub flags: u8,
     /// The cursor being written when the row fell behind: only its frame may be half sent.
@@ -86,8 +89,12 @@ impl Cursors {
 /// What only some rows have.
 #[derive(Default)]
 pub struct Extra {
-    /// Bytes to send before the cursors go on: whole frames, but for the first, which is the rest of one half sent.
+    /// What is left of a half-sent frame that something else must follow: a part of a chunk.
+    pub rest: Option<(Arc<Chunk>, Range<usize>)>,
+    /// Bytes to send after that and before the cursors go on: whole control frames.
     pub out: Vec<u8>,
+    /// How much of `out` is sent.
+    pub sent: usize,
     /// Received, and not a whole frame yet.
     pub partial: Vec<u8>,
     pub assembly: Assembly,
@@ -97,7 +104,7 @@ pub struct Extra {
 
 impl Extra {
     fn is_empty(&self) -> bool {
-        self.out.is_empty() && self.partial.is_empty() && self.assembly.is_empty()
+        self.rest.is_none() && self.out.is_empty() && self.partial.is_empty() && self.assembly.is_empty()
     }
 }
 
@@ -132,25 +139,42 @@ impl Row {
 
     /// Writes what is queued before the cursors.
     pub fn flush(&mut self, now: u32) -> Step {
+        let behind = self.is(flag::BEHIND);
         let Some(extra) = &mut self.extra else { return Step::Done };
-        while !extra.out.is_empty() {
-            match self.socket.write(&extra.out) {
-                Ok(0) => return Step::Gone,
-                Ok(written) => {
-                    extra.out.drain(..written);
-                    self.touched = now;
+        loop {
+            let bytes = match &extra.rest {
+                Some((chunk, range)) => chunk.bytes().get(range.clone()).unwrap_or_default(),
+                None => extra.out.get(extra.sent..).unwrap_or_default(),
+            };
+            let written = match bytes {
+                [] => 0,
+                bytes => match self.socket.write(bytes) {
+                    Ok(0) => return Step::Gone,
+                    Ok(written) => written,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Step::Blocked,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Err(_) => return Step::Gone,
+                },
+            };
+            if behind {
+                self.touched = now;
+            }
+            let all = written == bytes.len();
+            match &mut extra.rest {
+                Some(_) if all => extra.rest = None,
+                Some((_, range)) => range.start += written,
+                None if all => {
+                    (extra.out, extra.sent) = (Vec::new(), 0);
+                    return Step::Done;
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Step::Blocked,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Step::Gone,
+                None => extra.sent += written,
             }
         }
-        extra.out = Vec::new();
-        Step::Done
     }
 
     /// Writes from a cursor to the end of its log, and counts the publications that were completed.
     pub fn advance(&mut self, nth: u16, log: &Log, now: u32, delivered: &mut u64) -> Step {
+        let behind = self.is(flag::BEHIND);
         let Some(cursor) = self.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return Step::Done };
         let mut turn = TURN_BYTES;
         while cursor.seq < log.next_seq() {
@@ -159,7 +183,9 @@ impl Row {
                 Ok(0) => return Step::Gone,
                 Ok(written) => {
                     cursor.step(written, log, delivered);
-                    self.touched = now;
+                    if behind {
+                        self.touched = now;
+                    }
                     if written < offered {
                         return Step::Blocked;
                     }

@@ -1,6 +1,6 @@
 //! A channel as a shard sees it: the same chunks as the channel's own log, and who follows it here.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use slab::Slab;
 
@@ -28,7 +28,9 @@ impl View {
     /// Fetches the channel's new chunks.
     pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
         let Self { channel, log, gone, .. } = self;
-        channel.read(reader, log.next_seq(), |chunk| log.push(Arc::clone(chunk), |chunk| gone.push(chunk)));
+        // All that is fresh stays until the fan-out that follows has offered it.
+        let fresh = log.next_seq();
+        channel.read(reader, fresh, |chunk| log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk)));
     }
 
     /// A new cursor at the end of the log.
@@ -56,10 +58,11 @@ impl View {
         }
     }
 
-    /// What is left to send of the frame a cursor is inside of; empty if it is at a frame's start.
-    pub fn rest_of_frame(&self, cursor: &Cursor) -> &[u8] {
+    /// What is left to send of the frame a cursor is inside of; `None` if it is at a frame's start.
+    pub fn rest_of_frame(&self, cursor: &Cursor) -> Option<(Arc<Chunk>, Range<usize>)> {
         let mut chunks = self.gone.iter().chain(self.log.from(cursor.seq).take(1));
-        let chunk = chunks.find(|chunk| chunk.seq == cursor.seq);
-        chunk.map_or(&[], |chunk| chunk.rest_of_frame(cursor.position as usize))
+        let chunk = chunks.find(|chunk| chunk.seq == cursor.seq)?;
+        let rest = chunk.rest_of_frame(cursor.position as usize)?;
+        Some((Arc::clone(chunk), rest))
     }
 }
