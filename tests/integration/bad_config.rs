@@ -129,6 +129,18 @@ async fn components_that_cannot_run() {
 }
 
 #[tokio::test]
+async fn one_tenants_manifest_and_anothers_component() {
+    let url = "ws://127.0.0.1:1/";
+    let plain = Folder::empty();
+    plain.write("text.wasm", "not WebAssembly");
+    let folder = Folder::new("")
+        .tenant("mistaken", url, "[limits]\nmemory = \"much\"")
+        .filtered("text", url, &plain.path("text.wasm"), "")
+        .filtered("good", url, guests::hostile(), "");
+    refused(&folder, &[&["mistaken/tenant.toml:6:", "limits.memory"], &["text/filter.wasm", "not WebAssembly"]]).await;
+}
+
+#[tokio::test]
 async fn a_port_in_use() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -1,10 +1,13 @@
 //! Raw WebSocket clients: what they get, what they may send, and how they are closed when they break the rules.
 
+use std::{cell::Cell, time::Duration};
+
 use proptest::{
     prelude::{Strategy, any},
     strategy::ValueTree,
     test_runner::TestRunner,
 };
+use tokio::time::{Instant, interval};
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use crate::support::{
@@ -13,6 +16,7 @@ use crate::support::{
     raw::{BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, Raw, TEXT, frame, header},
     relay::Relay,
     tenant::Folder,
+    within,
 };
 
 async fn relay(partner: &Partner, limits: &str, more: &str) -> Relay {
@@ -90,6 +94,106 @@ async fn clients_are_pinged_and_those_that_do_not_answer_are_dropped() {
     answers.has_no_more().await;
     assert_eq!(relay.metric("edge_relay_clients", &[("tenant", "t")]).await, 1.0);
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_busy_channel_stands_for_no_answer() {
+    let mut partner = Partner::start().await;
+    let relay = relay(&partner, "ping-interval = \"500ms\"", "").await;
+    let mut peer = partner.accept().await;
+    let mut answers = relay.client("/t").await;
+    let mut silent = Raw::connect(relay.clients, "/t").await;
+    let done = Cell::new(false);
+    // Far more often than anybody is pinged.
+    let busy = async {
+        let mut pace = interval(Duration::from_millis(100));
+        let mut sent = 0;
+        while !done.get() {
+            pace.tick().await;
+            peer.text(sent.to_string()).await;
+            sent += 1;
+        }
+        sent
+    };
+    let silence = async {
+        let mut pings = 0;
+        while let Some(frame) = silent.frame().await {
+            pings += u32::from(frame.first == FIN | PING);
+        }
+        assert_eq!(pings, 1);
+    };
+    let watched = async {
+        // Several intervals long.
+        tokio::join!(within("an end to the silent client", silence), answers.pinged(5));
+        done.set(true);
+    };
+    let (sent, ()) = tokio::join!(busy, watched);
+    relay.clients_closed("no_pong", 1.0).await;
+    for nth in 0..sent {
+        assert_eq!(answers.text().await, nth.to_string());
+    }
+    answers.has_no_more().await;
+    assert_eq!(relay.metric("edge_relay_clients", &[]).await, 1.0);
+    assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_flood_of_pings_keeps_nobody_waiting() {
+    const PINGS: usize = 40_000;
+    let mut partner = Partner::start().await;
+    let relay = relay(&partner, "", "").await;
+    let mut peer = partner.accept().await;
+    let mut bystander = relay.client("/t").await;
+    let mut floods = Raw::connect(relay.clients, "/t").await;
+    // It reads no answer meanwhile.
+    floods.send(&frame(FIN | PING, b"x").repeat(PINGS)).await;
+    let began = Instant::now();
+    peer.text("meanwhile").await;
+    assert_eq!(bystander.text().await, "meanwhile");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // It too is served: some pongs, the message, and an answer to what it asks now.
+    floods.send(&frame(FIN | PING, b"last")).await;
+    let (mut pongs, mut messages) = (0, 0);
+    let served = async {
+        loop {
+            let frame = floods.frame().await.expect("an answer before the end");
+            match frame.payload.as_slice() {
+                b"last" => return assert_eq!(frame.first, FIN | PONG),
+                b"x" => pongs += 1,
+                other => {
+                    assert_eq!(other, b"meanwhile");
+                    messages += 1;
+                }
+            }
+        }
+    };
+    within("an answer to the last ping", served).await;
+    assert!((1..=PINGS).contains(&pongs) && messages == 1, "{pongs} pongs, {messages} messages");
+    assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn clients_that_send_much_and_hang_up_are_gone_at_once() {
+    const CLIENTS: usize = 50;
+    const MESSAGES: usize = 300;
+    let partner = Partner::start().await;
+    // Longer than the test: nobody is found out by silence.
+    let relay = relay(&partner, "ping-interval = \"1h\"\nstall-timeout = \"10m\"", "").await;
+    let much = frame(FIN | BINARY, &[7; 1000]).repeat(MESSAGES);
+    let mut raws = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut raw = Raw::connect(relay.clients, "/t").await;
+        raw.send(&much).await;
+        raw.half_close().await;
+        raws.push(raw);
+    }
+    relay.clients_closed("client", CLIENTS as f64).await;
+    for raw in &mut raws {
+        raw.ended().await;
+    }
+    assert_eq!(relay.metric("edge_relay_clients", &[]).await, 0.0);
+    let dropped = relay.metric("edge_relay_client_messages_dropped_total", &[]).await;
+    assert_eq!(dropped, (CLIENTS * MESSAGES) as f64);
 }
 
 #[tokio::test]

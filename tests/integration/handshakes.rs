@@ -66,6 +66,40 @@ async fn refusals_say_why() {
 }
 
 #[tokio::test]
+async fn a_tenant_that_lists_its_channels_has_no_others() {
+    let partner = Partner::start().await;
+    let listed = "[channels.\"prices\"]\n[channels.\"news-*\"]";
+    let folder = Folder::new("").tenant("t", &partner.url(), listed).tenant("any", &partner.url(), "");
+    let relay = Relay::serve(folder).await;
+    for query in ["", "?channel=main", "?channel=prices", "?channel=news-", "?channel=news-a&channel=prices"] {
+        relay.client(&format!("/t{query}")).await;
+    }
+    let others = ["other", "news", "prices-", "prices&channel=other"];
+    for other in others {
+        let (status, head, code, message) = refusal(&relay, &request(relay.clients, &format!("/t?channel={other}"))).await;
+        assert_eq!((status, code.as_str()), (403, "channel"), "{other}: {head}");
+        assert!(message.contains("no such channel"), "{other}: {message}");
+        relay.client(&format!("/any?channel={other}")).await;
+    }
+    let refused = relay.metric("edge_relay_handshakes_refused_total", &[("reason", "channel")]).await;
+    assert_eq!(refused, others.len() as f64);
+}
+
+#[tokio::test]
+async fn where_few_files_may_be_open_clients_have_a_share() {
+    const FILES: u32 = 512;
+    const CLIENTS: usize = 50;
+    let partner = Partner::start().await;
+    let relay = Relay::serve_with_files(Folder::new("").tenant("t", &partner.url(), ""), FILES).await;
+    relay.logged(&["WARN", "limits lowered", &format!("files={FILES}")]).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(relay.client("/t").await);
+    }
+    assert_eq!(relay.metric("edge_relay_clients", &[]).await, CLIENTS as f64);
+}
+
+#[tokio::test]
 async fn what_is_not_http_is_refused() {
     let (_partner, relay) = relay("").await;
     let endless = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));

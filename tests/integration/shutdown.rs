@@ -44,6 +44,33 @@ async fn a_signal_closes_every_client_with_1001_and_the_exit_code_is_0() {
 }
 
 #[tokio::test]
+async fn handshakes_under_way_are_cut_and_clients_still_told() {
+    let partner = Partner::start().await;
+    // Longer than the test: nothing here ends by itself.
+    let limits = "handshake-timeout = \"5m\"\nshutdown-timeout = \"5m\"";
+    let mut relay = Relay::serve(Folder::new(limits).tenant("t", &partner.url(), "")).await;
+    let mut half = Vec::new();
+    for _ in 0..200 {
+        let mut raw = Raw::tcp(relay.clients).await;
+        raw.send(b"GET /t HTTP/1.1\r\nHost: ").await;
+        half.push(raw);
+    }
+    // Accepted in turn: when these are in, so are the others.
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(relay.client("/t").await);
+    }
+    relay.signal(Signal::TERM);
+    for client in clients {
+        assert_eq!(client.rest().await, (vec![], Some(CloseCode::Away)));
+    }
+    assert_eq!(relay.end().await.code(), Some(0));
+    for raw in &mut half {
+        raw.ended().await;
+    }
+}
+
+#[tokio::test]
 async fn pass_ends_the_same_way() {
     let partner = Partner::start().await;
     let mut relay = Relay::pass(&partner.url(), &[]).await;

@@ -28,6 +28,20 @@ pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     command
 }
 
+/// The same command, which may have no more files open than that.
+pub fn with_file_limit(command: &Command, files: u32) -> Command {
+    let mut limited = Command::new("sh");
+    let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+    limited.arg("-c").arg(script).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
 /// Runs the program to its end, which must come by itself.
 pub async fn run(arguments: &[impl AsRef<OsStr>]) -> Output {
     let mut command = command(arguments);

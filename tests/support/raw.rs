@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::within;
+
+/// A narrow client's receive buffer: several of loopback's largest segments, and little beside what tests send.
+const NARROW_BUFFER: u32 = 256 << 10;
 
 pub const CONTINUATION: u8 = 0x0;
 pub const TEXT: u8 = 0x1;
@@ -45,6 +48,13 @@ impl Raw {
         Self::tcp(address).await.upgraded(address, path).await
     }
 
+    /// The same, with a small receive buffer: while it does not read, most of a large frame stays with the relay.
+    pub async fn narrow(address: SocketAddr, path: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(NARROW_BUFFER).unwrap();
+        Self(within("a TCP connection", socket.connect(address)).await.unwrap()).upgraded(address, path).await
+    }
+
     async fn upgraded(mut self, address: SocketAddr, path: &str) -> Self {
         self.send(request(address, path).as_bytes()).await;
         let head = self.head().await;
@@ -72,12 +82,32 @@ impl Raw {
         within("room to send", self.0.write_all(bytes)).await.is_ok()
     }
 
+    /// Sends no more, and goes on reading.
+    pub async fn half_close(&mut self) {
+        self.0.shutdown().await.unwrap();
+    }
+
+    /// Reads only what comes before the next frame's payload, and returns how long that is.
+    pub async fn begun(&mut self) -> usize {
+        within("the beginning of a frame", self.read_header()).await.expect("a frame before the end").1
+    }
+
+    /// Reads the payload of a frame that has begun.
+    pub async fn payload(&mut self, length: usize) -> Vec<u8> {
+        within("the rest of a frame", self.read_payload(length)).await
+    }
+
     /// The next frame; `None` at the end of the connection.
     pub async fn frame(&mut self) -> Option<Frame> {
         within("a frame or the end", self.read_frame()).await
     }
 
     async fn read_frame(&mut self) -> Option<Frame> {
+        let (first, length) = self.read_header().await?;
+        Some(Frame { first, payload: self.read_payload(length).await })
+    }
+
+    async fn read_header(&mut self) -> Option<(u8, usize)> {
         let first = self.0.read_u8().await.ok()?;
         // What is begun must be whole.
         let second = self.0.read_u8().await.unwrap();
@@ -87,9 +117,13 @@ impl Raw {
             127 => usize::try_from(self.0.read_u64().await.unwrap()).unwrap(),
             short => usize::from(short),
         };
+        Some((first, length))
+    }
+
+    async fn read_payload(&mut self, length: usize) -> Vec<u8> {
         let mut payload = vec![0; length];
         self.0.read_exact(&mut payload).await.unwrap();
-        Some(Frame { first, payload })
+        payload
     }
 
     /// The next frame but pings.

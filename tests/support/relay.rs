@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     ops::{Deref, DerefMut},
+    process::Command,
 };
 
 use serde_json::Value;
@@ -13,7 +14,7 @@ use tokio::{
 
 use super::{
     client::Client,
-    process::{Process, command},
+    process::{Process, command, with_file_limit},
     tenant::Folder,
     until, within,
 };
@@ -34,9 +35,14 @@ impl Relay {
 
     /// The same, with variables in its environment.
     pub async fn serve_with(folder: Folder, environment: &[(&str, &str)]) -> Self {
-        let config = folder.config();
-        let mut command = command(&["serve".as_ref(), "--config".as_ref(), config.as_os_str()]);
+        let mut command = serve(&folder);
         command.envs(environment.iter().copied());
+        Self::start(Process::spawn(command), Some(folder)).await
+    }
+
+    /// The same, where the system allows it few open files.
+    pub async fn serve_with_files(folder: Folder, files: u32) -> Self {
+        let command = with_file_limit(&serve(&folder), files);
         Self::start(Process::spawn(command), Some(folder)).await
     }
 
@@ -125,6 +131,10 @@ impl DerefMut for Relay {
     fn deref_mut(&mut self) -> &mut Process {
         &mut self.process
     }
+}
+
+fn serve(folder: &Folder) -> Command {
+    command(&["serve".as_ref(), "--config".as_ref(), folder.config().as_os_str()])
 }
 
 /// Sends a request as it stands and reads the answer to the connection's end: its head and its body.
