@@ -117,6 +117,66 @@ async fn channels_are_published_to_read_and_counted() {
 }
 
 #[tokio::test]
+async fn logs_that_nobody_reads_stay_within_the_tenants_bytes() {
+    const CHANNELS: usize = 100;
+    const LOGS: usize = 1 << 20;
+    const TEXT: usize = 64 << 10;
+    let mut partner = Partner::start().await;
+    let limits = "[limits]\nlogs = \"1MiB\"";
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), limits)).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    let text = "x".repeat(TEXT);
+    let mut refused = 0;
+    for nth in 0..CHANNELS {
+        let answer = probe.ask(&format!("publish unread-{nth} {text}")).await;
+        refused += usize::from(answer != "Ok(())");
+        assert!(answer == "Ok(())" || answer.contains("as many bytes as they may"), "{answer}");
+    }
+    let counted = relay.metric("edge_relay_publications_refused_total", &[("reason", "bytes")]).await;
+    assert_eq!(counted, refused as f64);
+    // The others were dropped to make room, or not taken.
+    let mut kept = 0;
+    for nth in 0..CHANNELS {
+        kept += usize::from(probe.ask(&format!("latest unread-{nth}")).await != "None");
+    }
+    assert!(kept <= LOGS / TEXT, "{kept} logs of {TEXT} bytes are kept");
+}
+
+#[tokio::test]
+async fn logs_that_are_read_fill_up_and_go_on() {
+    const CHANNELS: usize = 40;
+    const LOGS: usize = 1 << 20;
+    const TEXT: usize = 64 << 10;
+    let mut partner = Partner::start().await;
+    let limits = "[limits]\nlogs = \"1MiB\"";
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), limits)).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    let channels: Vec<_> = (0..CHANNELS).map(|nth| format!("channel=read-{nth}")).collect();
+    let mut reader = relay.client(&format!("/t?{}", channels.join("&"))).await;
+    let text = |nth: usize| format!("{nth}:{}", "x".repeat(TEXT));
+    let mut taken = Vec::new();
+    for nth in 0..CHANNELS {
+        if probe.ask(&format!("publish read-{nth} {}", text(nth))).await == "Ok(())" {
+            taken.push(nth);
+        }
+    }
+    // What is read is not dropped, and there is no room for all.
+    assert!((1..=LOGS / TEXT).contains(&taken.len()), "{taken:?}");
+    let refused = [("tenant", "t"), ("reason", "bytes")];
+    let refused = relay.metric("edge_relay_publications_refused_total", &refused).await;
+    assert_eq!(refused, (CHANNELS - taken.len()) as f64);
+    // A channel with a log goes on, at the cost of its own oldest.
+    for round in CHANNELS..2 * CHANNELS {
+        probe.check(&[(&format!("publish read-0 {}", text(round)), "Ok(())")]).await;
+        taken.push(round);
+    }
+    for nth in taken {
+        assert!(reader.text().await == text(nth), "text {nth}");
+    }
+    reader.has_no_more().await;
+}
+
+#[tokio::test]
 async fn upstreams_are_sent_to_and_asked_for_their_state() {
     let (mut partner, down) = (Partner::start().await, "ws://127.0.0.1:9/");
     let more = format!("[[upstream]]\nname = \"down\"\nurl = \"{down}\"");

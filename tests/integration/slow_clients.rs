@@ -4,7 +4,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
     partner::Partner,
-    raw::{BINARY, FIN, Raw},
+    raw::{BINARY, FIN, PING, PONG, Raw, TEXT, frame},
     relay::Relay,
     tenant::Folder,
 };
@@ -94,5 +94,64 @@ async fn a_client_that_pauses_catches_up_on_all_it_missed() {
         assert!(pauses.message().await == Message::binary(payload(nth)), "message {nth}, late");
     }
     pauses.has_no_more().await;
+    assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_burst_larger_than_the_log_reaches_a_client_that_reads() {
+    const MESSAGES: u32 = 200;
+    let mut partner = Partner::start().await;
+    let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "[channels.\"main\"]\nlog = \"64KiB\"")).await;
+    let mut peer = partner.accept().await;
+    let mut client = relay.client("/t").await;
+    let message = |nth: u32| Message::binary(payload(nth)[..3_000].to_vec());
+    // Several, for it depends on who is faster.
+    for burst in 0..10 {
+        peer.burst((0..MESSAGES).map(message)).await;
+        for nth in 0..MESSAGES {
+            assert!(client.message().await == message(nth), "message {nth} of burst {burst}");
+        }
+    }
+    client.has_no_more().await;
+    assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_large_frame_half_sent_is_not_copied_for_each_who_asks_meanwhile() {
+    const CLIENTS: usize = 40;
+    const LARGE: usize = 8 << 20;
+    /// The message itself a few times over. A copy of what is unsent for each client is far more.
+    const MOST_MEMORY: usize = 150 << 20;
+    let mut partner = Partner::start().await;
+    // Longer than the test: nobody is found out by silence.
+    let limits = "stall-timeout = \"10m\"\nping-interval = \"1h\"";
+    let relay =
+        Relay::serve(Folder::new(limits).tenant("t", &partner.url(), "[channels.\"main\"]\nlog = \"64MiB\"")).await;
+    let mut peer = partner.accept().await;
+    let mut clients = Vec::new();
+    for nth in 0..CLIENTS {
+        let mut client = Raw::narrow(relay.clients, "/t").await;
+        // Answered only once it is subscribed.
+        client.send(&frame(FIN | PING, &[nth as u8])).await;
+        assert_eq!(client.frame().await.unwrap().payload, [nth as u8]);
+        clients.push(client);
+    }
+    let large: Vec<u8> = (0..LARGE / 4).flat_map(|word| (word as u32).to_be_bytes()).collect();
+    peer.send(Message::binary(large.clone())).await;
+    for client in &mut clients {
+        assert_eq!(client.begun().await, LARGE);
+    }
+    assert_eq!(relay.metric("edge_relay_deliveries_total", &[]).await, 0.0, "a socket holds all of the frame");
+    for client in &mut clients {
+        client.send(&[frame(FIN | PING, b"still here"), frame(FIN | TEXT, b"dropped")].concat()).await;
+    }
+    relay.metric_reaches("edge_relay_client_messages_dropped_total", &[], CLIENTS as f64).await;
+    for client in &mut clients {
+        assert!(client.payload(LARGE).await == large, "the frame is not whole");
+        let pong = client.frame().await.unwrap();
+        assert_eq!((pong.first, pong.payload.as_slice()), (FIN | PONG, &b"still here"[..]));
+    }
+    let memory = relay.peak_memory();
+    assert!(memory < MOST_MEMORY, "{memory} bytes for {CLIENTS} clients");
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
 }
