@@ -76,7 +76,8 @@ async fn a_tenant_that_lists_its_channels_has_no_others() {
     }
     let others = ["other", "news", "prices-", "prices&channel=other"];
     for other in others {
-        let (status, head, code, message) = refusal(&relay, &request(relay.clients, &format!("/t?channel={other}"))).await;
+        let (status, head, code, message) =
+            refusal(&relay, &request(relay.clients, &format!("/t?channel={other}"))).await;
         assert_eq!((status, code.as_str()), (403, "channel"), "{other}: {head}");
         assert!(message.contains("no such channel"), "{other}: {message}");
         relay.client(&format!("/any?channel={other}")).await;

@@ -15,6 +15,7 @@ mod upstream;
 mod broken_filter;
 mod filter;
 mod imports;
+mod jobs;
 
 mod clients;
 mod handshakes;
