@@ -16,6 +16,7 @@ mod broken_filter;
 mod filter;
 mod imports;
 mod jobs;
+mod market;
 
 mod clients;
 mod handshakes;

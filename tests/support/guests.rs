@@ -39,6 +39,12 @@ pub fn market() -> &'static Path {
     BUILT.get_or_init(|| build("components/market/filter"))
 }
 
+/// The sample tenant's job.
+pub fn market_job() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("components/market/job"))
+}
+
 /// The sample tenant's folder.
 pub fn market_folder() -> PathBuf {
     Path::new(ROOT).join("components/market")

@@ -19,6 +19,7 @@ use super::{
         edge_relay::tenant::types::{FrameParam, Publication as GuestPublication},
         filter::{FilterComponent, FilterComponentPre},
     },
+    call::Broken,
     channels::{from_guest, publish_all, to_guest},
     check,
     host::Host,
@@ -46,6 +47,16 @@ impl Role for FilterComponent {
 
     fn check(pre: &InstancePre<Host>) -> Result<()> {
         FilterComponentPre::new(pre.clone()).map(drop)
+    }
+
+    fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
+        tracing::warn!(
+            tenant.name = %guest.tenant.name,
+            upstream.name = %guest.name,
+            error = %broken,
+            pause_ms = pause.as_millis(),
+            "filter broke"
+        );
     }
 }
 

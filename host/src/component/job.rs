@@ -18,6 +18,7 @@ use wasmtime::{
 use super::{
     Guest,
     bindings::job::{JobComponent, JobComponentPre},
+    call::Broken,
     channels::publish_all,
     check,
     host::Host,
@@ -35,6 +36,16 @@ impl Role for JobComponent {
 
     fn check(pre: &InstancePre<Host>) -> Result<()> {
         JobComponentPre::new(pre.clone()).map(drop)
+    }
+
+    fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
+        tracing::warn!(
+            tenant.name = %guest.tenant.name,
+            schedule.name = %guest.name,
+            error = %broken,
+            pause_ms = pause.as_millis(),
+            "job broke"
+        );
     }
 }
 

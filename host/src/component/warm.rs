@@ -34,6 +34,9 @@ pub trait Role: Sized {
 
     /// Checks their types before there is an instance.
     fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()>;
+
+    /// Logs that an instance broke, with what it works on in the role's own words.
+    fn broke(guest: &Guest, broken: &Broken, pause: Duration);
 }
 
 /// A component's code, linked and known to have a role.
@@ -136,13 +139,6 @@ impl<R: Role> Warm<R> {
         let pause = if self.failures == 0 { Duration::ZERO } else { doubled.min(LONGEST_PAUSE) };
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
-        tracing::warn!(
-            tenant.name = %self.guest.tenant.name,
-            guest.role = R::NAME,
-            guest.name = %self.guest.name,
-            error = %broken,
-            pause_ms = pause.as_millis(),
-            "component broke"
-        );
+        R::broke(&self.guest, broken, pause);
     }
 }
