@@ -1,4 +1,4 @@
-//! Compiles the sample filter, which `edge-relay demo` carries in its own binary.
+//! Compiles the sample tenant, which `edge-relay demo` carries in its own binary.
 
 use std::{
     env,
@@ -13,33 +13,37 @@ mod toolchain;
 
 use toolchain::{TARGET, Toolchain};
 
-const FILTER: &str = "../components/market/filter";
+const MARKET: &str = "../components/market";
+/// Its components: folder `x` has the crate `market-x`.
+const COMPONENTS: [&str; 2] = ["filter", "job"];
 
 fn main() -> ExitCode {
-    let inputs = ["../components/market/filter/src", "../components/market/filter/Cargo.toml", "../wit"];
-    for input in inputs.iter().chain(&["../Cargo.toml", "../Cargo.lock", "src/component/toolchain.rs"]) {
+    for input in ["../wit", "../Cargo.toml", "../Cargo.lock", "src/component/toolchain.rs"] {
         println!("cargo::rerun-if-changed={input}");
     }
-    match build_filter() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("cargo::error=the sample filter {FILTER} was not built: {error}");
-            ExitCode::FAILURE
+    for component in COMPONENTS {
+        println!("cargo::rerun-if-changed={MARKET}/{component}/src");
+        println!("cargo::rerun-if-changed={MARKET}/{component}/Cargo.toml");
+        if let Err(error) = build(component) {
+            println!("cargo::error=the sample {MARKET}/{component} was not built: {error}");
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
-/// Leaves the filter's core module in `OUT_DIR/market-filter.wasm`.
-fn build_filter() -> Result<(), Box<dyn Error>> {
+/// Leaves a component's core module in `OUT_DIR/market-COMPONENT.wasm`.
+fn build(component: &str) -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run it through cargo")?);
     let guests = target_dir(&out).join("guests");
-    let filter = fs::canonicalize(FILTER)?;
+    let source = fs::canonicalize(Path::new(MARKET).join(component))?;
     // Cargo reads instructions from this script's stdout; it shows stderr when the script fails.
-    let status = Toolchain::find(&filter)?.cargo_build(&filter, Some(&guests)).stdout(Stdio::null()).status()?;
+    let status = Toolchain::find(&source)?.cargo_build(&source, Some(&guests)).stdout(Stdio::null()).status()?;
     if !status.success() {
         return Err(format!("cargo build: {status}").into());
     }
-    fs::copy(guests.join(TARGET).join("release/market_filter.wasm"), out.join("market-filter.wasm"))?;
+    let built = guests.join(TARGET).join(format!("release/market_{component}.wasm"));
+    fs::copy(built, out.join(format!("market-{component}.wasm")))?;
     Ok(())
 }
 

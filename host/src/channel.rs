@@ -144,7 +144,7 @@ impl Channels {
     /// another node; here it never waits.
     #[allow(clippy::unused_async)]
     pub async fn publish(&self, publications: Vec<Publication>) -> (usize, Vec<Refused>) {
-        let mut bursts: HashMap<Arc<str>, Result<(Arc<Channel>, Vec<Frame>), Refused>> = HashMap::new();
+        let mut bursts: HashMap<Arc<str>, Result<Burst, Refused>> = HashMap::new();
         let mut refused = Vec::new();
         for Publication { channel, data } in publications {
             if data.bytes.len() > MAX_PAYLOAD {
@@ -239,6 +239,9 @@ pub struct Channel {
     max_total: usize,
     state: Mutex<State>,
 }
+
+/// A channel, and what is to be published on it at once.
+type Burst = (Arc<Channel>, Vec<Frame>);
 
 struct State {
     log: Log,

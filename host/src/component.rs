@@ -8,7 +8,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use crate::metrics::UpstreamMetrics;
+use crate::{metrics::UpstreamMetrics, shutdown::Stop};
 
 mod bindings;
 pub mod build;
@@ -18,16 +18,20 @@ pub mod check;
 mod engine;
 mod filter;
 mod host;
+mod job;
 mod keyvalue;
 mod output;
 mod ticker;
 pub mod toolchain;
 mod upstreams;
+mod warm;
 
 pub use call::Broken;
 pub use engine::{Engine, LoadError};
 pub use filter::{FilterCode, FilterQueue};
 pub use host::Guest;
+pub use job::{Job, JobCode};
+pub use warm::{Code, Role};
 
 /// The threads guests run on, and what runs there.
 pub struct Guests {
@@ -54,7 +58,12 @@ impl Guests {
         queue
     }
 
-    /// Waits for the workers, whose queues are dropped, to finish what is queued; then ends what is left.
+    /// Starts a schedule of a job.
+    pub fn job(&mut self, job: Job, stop: Stop) {
+        self.workers.spawn_on(job.run(stop), self.runtime.handle());
+    }
+
+    /// Waits for the workers, told to stop or their queues dropped, to finish what they have; then ends what is left.
     pub async fn shutdown(mut self, timeout: Duration) {
         let finished = async { while self.workers.join_next().await.is_some() {} };
         if tokio::time::timeout(timeout, finished).await.is_err() {

@@ -80,11 +80,21 @@ pub struct TenantConfig {
     pub upstreams: Vec<UpstreamConfig>,
     /// The filter's `.wasm`, absolute or relative to the working directory.
     pub filter: Option<PathBuf>,
+    /// The job's `.wasm`; it may be the filter's.
+    pub job: Option<PathBuf>,
+    pub schedules: Vec<ScheduleConfig>,
     /// Per-channel settings, in the manifest's order.
     pub channels: Vec<ChannelRule>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
     pub limits: TenantLimits,
+}
+
+impl TenantConfig {
+    /// Whether it has any component.
+    pub fn has_code(&self) -> bool {
+        self.filter.is_some() || self.job.is_some()
+    }
 }
 
 /// One `[[upstream]]`.
@@ -104,6 +114,15 @@ pub struct UpstreamConfig {
 impl UpstreamConfig {
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
     pub const MAX_MESSAGE: usize = 16 << 20;
+}
+
+/// One `[[schedule]]`.
+#[derive(Clone, Debug)]
+pub struct ScheduleConfig {
+    pub name: Arc<str>,
+    pub every: Duration,
+    /// From the start of the relay to the first tick; `every` unless the manifest says otherwise.
+    pub after: Duration,
 }
 
 /// One `[channels."pattern"]`: a channel's name, or a prefix and `*`.
@@ -126,6 +145,8 @@ pub struct TenantLimits {
     pub memory: usize,
     /// Longest call of the filter, host calls included.
     pub filter_call: Duration,
+    /// Longest call of the job, host calls included.
+    pub job_call: Duration,
     /// Largest message accepted from a client, in bytes.
     pub client_message: usize,
     /// Most bytes of all channels' logs together.
@@ -139,6 +160,7 @@ impl Default for TenantLimits {
         Self {
             memory: 64 << 20,
             filter_call: Duration::from_secs(1),
+            job_call: Duration::from_secs(10),
             client_message: 64 << 10,
             logs: 256 << 20,
             state: Quota { keys: 100_000, bytes: 16 << 20 },

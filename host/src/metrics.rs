@@ -40,6 +40,19 @@ struct UpstreamReason {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ScheduleLabel {
+    tenant: Arc<str>,
+    schedule: Arc<str>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ScheduleReason {
+    tenant: Arc<str>,
+    schedule: Arc<str>,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
@@ -58,6 +71,11 @@ pub struct Metrics {
     filter_seconds: Seconds,
     filter_failures: Family<UpstreamReason, Counter>,
     filter_lost: Family<UpstreamLabel, Counter>,
+    job_calls: Family<ScheduleLabel, Counter>,
+    job_seconds: Family<ScheduleLabel, Histogram, fn() -> Histogram>,
+    job_failures: Family<ScheduleReason, Counter>,
+    job_lost: Family<ScheduleLabel, Counter>,
+    job_missed: Family<ScheduleLabel, Counter>,
     publications: Family<TenantLabel, Counter>,
     publications_refused: Family<TenantReason, Counter>,
     clients: Family<TenantLabel, Gauge>,
@@ -87,6 +105,16 @@ impl Metrics {
             ),
             filter_failures: add(r, "filter_failures", "Calls of the filter that broke, by reason"),
             filter_lost: add(r, "filter_lost_messages", "Upstream messages lost to a broken filter"),
+            job_calls: add(r, "job_calls", "Calls of the job that returned"),
+            job_seconds: register(
+                r,
+                "job_call_seconds",
+                "Time of the job's calls that returned",
+                Family::new_with_constructor(|| Histogram::new(CALL_SECONDS)),
+            ),
+            job_failures: add(r, "job_failures", "Calls of the job that broke, by reason"),
+            job_lost: add(r, "job_lost_ticks", "Ticks lost to a broken job"),
+            job_missed: add(r, "job_missed_ticks", "Ticks left out since the call before was still under way"),
             publications: add(r, "publications", "Publications taken into channel logs"),
             publications_refused: add(r, "publications_refused", "Publications refused, by reason"),
             clients: add(r, "clients", "Clients connected now"),
@@ -121,12 +149,28 @@ impl Metrics {
             connections: self.upstream_connections.get_or_create_owned(&label),
             messages: self.upstream_messages.get_or_create_owned(&label),
             bytes: self.upstream_bytes.get_or_create_owned(&label),
-            filter_calls: self.filter_calls.get_or_create_owned(&label),
-            filter_seconds: self.filter_seconds.get_or_create_owned(&label),
             filter_lost: self.filter_lost.get_or_create_owned(&label),
             tenant: Arc::clone(tenant),
             upstream: Arc::clone(upstream),
             all: Arc::clone(self),
+        }
+    }
+
+    /// A schedule's own counters.
+    pub fn schedule(self: &Arc<Self>, tenant: &Arc<str>, schedule: &Arc<str>) -> ScheduleMetrics {
+        let label = ScheduleLabel { tenant: Arc::clone(tenant), schedule: Arc::clone(schedule) };
+        let all = Arc::clone(self);
+        ScheduleMetrics {
+            missed: self.job_missed.get_or_create_owned(&label),
+            lost: self.job_lost.get_or_create_owned(&label),
+            calls: CallMetrics {
+                calls: self.job_calls.get_or_create_owned(&label),
+                seconds: self.job_seconds.get_or_create_owned(&label),
+                failed: Box::new(move |reason| {
+                    let ScheduleLabel { tenant, schedule } = label.clone();
+                    all.job_failures.get_or_create(&ScheduleReason { tenant, schedule, reason }).inc();
+                }),
+            },
         }
     }
 
@@ -174,14 +218,27 @@ impl TenantMetrics {
     }
 }
 
+/// What is counted of one guest's calls.
+pub struct CallMetrics {
+    pub calls: Counter,
+    pub seconds: Histogram,
+    /// Counts a call that broke, by reason.
+    pub failed: Box<dyn Fn(&'static str) + Send + Sync>,
+}
+
+/// What is counted for one schedule of a job.
+pub struct ScheduleMetrics {
+    pub calls: CallMetrics,
+    pub missed: Counter,
+    pub lost: Counter,
+}
+
 /// What is counted for one upstream and its filter.
 pub struct UpstreamMetrics {
     pub up: Gauge,
     pub connections: Counter,
     pub messages: Counter,
     pub bytes: Counter,
-    pub filter_calls: Counter,
-    pub filter_seconds: Histogram,
     pub filter_lost: Counter,
     tenant: Arc<str>,
     upstream: Arc<str>,
@@ -194,9 +251,18 @@ impl UpstreamMetrics {
         self.all.upstream_failures.get_or_create(&self.label(reason)).inc();
     }
 
-    /// A call of the filter that broke.
-    pub fn filter_failed(&self, reason: &'static str) {
-        self.all.filter_failures.get_or_create(&self.label(reason)).inc();
+    /// The filter's calls.
+    pub fn filter(&self) -> CallMetrics {
+        let label = UpstreamLabel { tenant: Arc::clone(&self.tenant), upstream: Arc::clone(&self.upstream) };
+        let all = Arc::clone(&self.all);
+        CallMetrics {
+            calls: all.filter_calls.get_or_create_owned(&label),
+            seconds: all.filter_seconds.get_or_create_owned(&label),
+            failed: Box::new(move |reason| {
+                let UpstreamLabel { tenant, upstream } = label.clone();
+                all.filter_failures.get_or_create(&UpstreamReason { tenant, upstream, reason }).inc();
+            }),
+        }
     }
 
     fn label(&self, reason: &'static str) -> UpstreamReason {

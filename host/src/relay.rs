@@ -13,7 +13,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use crate::{
     admin,
     client::{self, Door, Shards, Timing},
-    component::{Engine, Guests},
+    component::{Engine, Guests, Job},
     config::{HostLimits, RelayConfig, TenantConfig},
     metrics::Metrics,
     shutdown::Stop,
@@ -49,6 +49,7 @@ pub struct Relay {
     listener: TcpListener,
     admin_listener: Option<TcpListener>,
     upstreams: Vec<Upstream>,
+    jobs: Vec<Job>,
     connector: Connector,
     guests: Option<Guests>,
     shutdown_timeout: Duration,
@@ -57,7 +58,7 @@ pub struct Relay {
 impl Relay {
     /// Compiles every component, then binds every listener. Nothing listens if anything is wrong.
     pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
-        let with_code = config.tenants.iter().any(|tenant| tenant.filter.is_some());
+        let with_code = config.tenants.iter().any(TenantConfig::has_code);
         // Without code there is no engine and no guests' runtime.
         let engine =
             with_code.then(Engine::new).transpose().map_err(|error| StartError::Engine(format!("{error:#}")))?;
@@ -77,11 +78,12 @@ impl Relay {
         let metrics = Arc::new(Metrics::new());
         let total = Arc::new(AtomicUsize::new(0));
         let mut tenants = Vec::new();
-        let mut upstreams = Vec::new();
+        let (mut upstreams, mut jobs) = (Vec::new(), Vec::new());
         for (config, code) in config.tenants.into_iter().zip(&codes) {
-            let (tenant, own) = tenant::start(config, code, &mut guests, &metrics, &total);
-            tenants.push(tenant);
-            upstreams.extend(own);
+            let started = tenant::start(config, code, &mut guests, &metrics, &total);
+            tenants.push(started.tenant);
+            upstreams.extend(started.upstreams);
+            jobs.extend(started.jobs);
         }
         let limits = config.limits;
         let (max_clients, max_handshakes) = fit_to_files(&limits, raise_file_limit());
@@ -111,6 +113,7 @@ impl Relay {
             listener,
             admin_listener,
             upstreams,
+            jobs,
             connector,
             guests,
             shutdown_timeout: limits.shutdown_timeout,
@@ -118,7 +121,10 @@ impl Relay {
     }
 
     /// Relays until told to stop; then stops in the order data flows, so that what came in still goes out.
-    pub async fn run(self, mut stop: Stop) {
+    pub async fn run(mut self, mut stop: Stop) {
+        if let Some(guests) = &mut self.guests {
+            self.jobs.into_iter().for_each(|job| guests.job(job, stop.clone()));
+        }
         let mut doors = JoinSet::new();
         doors.spawn(client::run(self.listener, Arc::clone(&self.door), stop.clone()));
         if let Some(listener) = self.admin_listener {
@@ -149,7 +155,7 @@ impl Relay {
 
 /// What is wrong with the components of these tenants.
 pub fn check_components(tenants: &[TenantConfig]) -> Vec<String> {
-    if tenants.iter().all(|tenant| tenant.filter.is_none()) {
+    if tenants.iter().all(|tenant| !tenant.has_code()) {
         return Vec::new();
     }
     match Engine::new().map(Arc::new) {
@@ -162,7 +168,7 @@ fn load_code(config: &RelayConfig, engine: Option<&Arc<Engine>>) -> Result<Vec<C
     let mut codes = Vec::new();
     let mut problems = Vec::new();
     for tenant in &config.tenants {
-        match engine.map_or(Ok(Code { filter: None }), |engine| Code::load(tenant, engine)) {
+        match engine.map_or(Ok(Code::default()), |engine| Code::load(tenant, engine)) {
             Ok(code) => codes.push(code),
             Err(problem) => problems.push(problem),
         }

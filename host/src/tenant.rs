@@ -1,12 +1,15 @@
 //! A tenant at run time: the unit of isolation.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use crate::{
     channel::Channels,
     client::Terms,
-    component::{Engine, FilterCode, Guest, Guests},
-    config::{TenantConfig, TenantLimits},
+    component::{self, Engine, FilterCode, Guest, Guests, Job, JobCode, Role},
+    config::{ScheduleConfig, TenantConfig, TenantLimits},
     metrics::{Metrics, TenantMetrics},
     state::State,
     upstream::{self, Sink, Upstream},
@@ -34,30 +37,45 @@ impl Tenant {
 }
 
 /// A tenant's code, checked and compiled: nothing of it runs yet.
+#[derive(Default)]
 pub struct Code {
     pub filter: Option<Arc<FilterCode>>,
+    pub job: Option<Arc<JobCode>>,
 }
 
 impl Code {
     /// Loads what the manifest names; an error says which file and why.
     pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, String> {
-        let Some(path) = &config.filter else { return Ok(Self { filter: None }) };
-        let code = engine.load(path).and_then(|component| FilterCode::new(engine, &component));
-        match code {
-            Ok(filter) => Ok(Self { filter: Some(Arc::new(filter)) }),
-            Err(error) => Err(format!("{}: components.filter: {error}", path.display())),
-        }
+        Ok(Self {
+            filter: load_role(config.filter.as_deref(), engine)?,
+            job: load_role(config.job.as_deref(), engine)?,
+        })
     }
 }
 
-/// Brings a tenant to life: its channels, and its upstreams ready to run.
+/// Compiles the component for one role.
+fn load_role<R: Role>(path: Option<&Path>, engine: &Arc<Engine>) -> Result<Option<Arc<component::Code<R>>>, String> {
+    let Some(path) = path else { return Ok(None) };
+    let code = engine.load(path).and_then(|component| component::Code::new(engine, &component));
+    code.map(|code| Some(Arc::new(code)))
+        .map_err(|error| format!("{}: components.{}: {error}", path.display(), R::NAME))
+}
+
+/// A tenant, and what is to run for it.
+pub struct Started {
+    pub tenant: Arc<Tenant>,
+    pub upstreams: Vec<Upstream>,
+    pub jobs: Vec<Job>,
+}
+
+/// Brings a tenant to life: its channels and state, its upstreams and jobs ready to run.
 pub fn start(
     config: TenantConfig,
     code: &Code,
     guests: &mut Option<Guests>,
     metrics: &Arc<Metrics>,
     total: &Arc<AtomicUsize>,
-) -> (Arc<Tenant>, Vec<Upstream>) {
+) -> Started {
     let counts = Arc::new(metrics.tenant(&config.name));
     let (handles, outbound): (Vec<_>, Vec<_>) = config
         .upstreams
@@ -90,5 +108,12 @@ pub fn start(
         };
         upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, outbound });
     }
-    (tenant, upstreams)
+    let job = |schedule: ScheduleConfig| {
+        let code = Arc::clone(code.job.as_ref()?);
+        let guest = Guest { tenant: Arc::clone(&tenant), name: Arc::clone(&schedule.name) };
+        let metrics = metrics.schedule(&tenant.name, &schedule.name);
+        Some(Job { code, guest, schedule, metrics })
+    };
+    let jobs = config.schedules.into_iter().filter_map(job).collect();
+    Started { tenant, upstreams, jobs }
 }

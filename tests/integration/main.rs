@@ -15,6 +15,8 @@ mod upstream;
 mod broken_filter;
 mod filter;
 mod imports;
+mod jobs;
+mod market;
 
 mod clients;
 mod handshakes;

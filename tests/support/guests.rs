@@ -27,7 +27,7 @@ pub fn roleless() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/roleless"))
 }
 
-/// A filter that takes commands from its upstream.
+/// A filter that takes commands from its upstream, and a job that says when it runs.
 pub fn probe() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("tests/guests/probe"))
@@ -37,6 +37,12 @@ pub fn probe() -> &'static Path {
 pub fn market() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("components/market/filter"))
+}
+
+/// The sample tenant's job.
+pub fn market_job() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("components/market/job"))
 }
 
 /// The sample tenant's folder.

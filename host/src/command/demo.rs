@@ -25,9 +25,10 @@ use crate::{
     telemetry,
 };
 
-/// The sample tenant, as it stands in the repository; its filter is compiled along with the host.
+/// The sample tenant, as it stands in the repository; its components are compiled along with the host.
 const MANIFEST: &str = include_str!("../../../components/market/tenant.toml");
 const FILTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-filter.wasm"));
+const JOB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-job.wasm"));
 /// The partner that the sample's manifest names, which the simulated exchange stands in for.
 const PARTNER: &str = "wss://ws-feed.exchange.coinbase.com";
 /// Messages a second of the simulated exchange.
@@ -141,6 +142,7 @@ impl Files {
         fs::write(files.folder.join("relay.toml"), relay)?;
         fs::write(tenant.join("tenant.toml"), MANIFEST.replace(PARTNER, &format!("ws://{exchange}")))?;
         fs::write(tenant.join("filter.wasm"), componentize(FILTER).map_err(io::Error::other)?)?;
+        fs::write(tenant.join("job.wasm"), componentize(JOB).map_err(io::Error::other)?)?;
         Ok(files)
     }
 }

@@ -70,6 +70,8 @@ impl Pass {
             path: "/".into(),
             upstreams: vec![upstream],
             filter: None,
+            job: None,
+            schedules: Vec::new(),
             channels: vec![ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES }],
             settings: Vec::new(),
             limits: TenantLimits::default(),

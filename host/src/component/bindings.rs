@@ -1,15 +1,34 @@
-//! Rust types of the WIT packages, made by `bindgen!`.
+//! Rust types of the WIT packages, made by `bindgen!`: the imports once, with the filter's world, and shared.
 
-wasmtime::component::bindgen!({
-    path: "../wit/edge-relay-tenant@0.1.0",
-    world: "filter-component",
-    imports: {
-        "wasi:keyvalue/store": async | trappable,
-        "wasi:keyvalue/atomics": async | trappable,
-        "wasi:keyvalue/batch": async | trappable,
-        "edge-relay:tenant/channels.publish": async,
-    },
-    exports: { default: async },
-    with: { "wasi:keyvalue/store.bucket": crate::state::Bucket },
-    ownership: Borrowing { duplicate_if_necessary: true },
-});
+pub use self::filter::{edge_relay, wasi};
+
+pub mod filter {
+    wasmtime::component::bindgen!({
+        path: "../wit/edge-relay-tenant@0.1.0",
+        world: "filter-component",
+        imports: {
+            "wasi:keyvalue/store": async | trappable,
+            "wasi:keyvalue/atomics": async | trappable,
+            "wasi:keyvalue/batch": async | trappable,
+            "edge-relay:tenant/channels.publish": async,
+        },
+        exports: { default: async },
+        with: { "wasi:keyvalue/store.bucket": crate::state::Bucket },
+        ownership: Borrowing { duplicate_if_necessary: true },
+    });
+}
+
+pub mod job {
+    wasmtime::component::bindgen!({
+        path: "../wit/edge-relay-tenant@0.1.0",
+        world: "job-component",
+        exports: { default: async },
+        with: {
+            "edge-relay:tenant": super::edge_relay::tenant,
+            "wasi:config": super::wasi::config,
+            "wasi:keyvalue": super::wasi::keyvalue,
+            "wasi:logging": super::wasi::logging,
+        },
+        ownership: Borrowing { duplicate_if_necessary: true },
+    });
+}

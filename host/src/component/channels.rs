@@ -5,7 +5,7 @@ use super::{
         channels,
         types::{FrameParam, FrameResult, Publication as GuestPublication},
     },
-    host::Host,
+    host::{Guest, Host},
 };
 use crate::{
     channel::{Frame, Kind, MAX_KEY, Publication, Refused},
@@ -32,6 +32,19 @@ pub async fn publish(tenant: &Tenant, made: Vec<GuestPublication>) -> Option<(us
     }
     refused.extend(tenant.channels.publish(publications).await.1);
     refused.first().map(|why| (refused.len(), *why))
+}
+
+/// The same for what a call returned, which nobody is there to be told about: it goes to the log.
+pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
+    if let Some((count, why)) = publish(&guest.tenant, made).await {
+        tracing::warn!(
+            tenant.name = %guest.tenant.name,
+            guest.name = %guest.name,
+            count,
+            error = %why,
+            "publications refused"
+        );
+    }
 }
 
 /// A frame on its way to a guest.

@@ -5,8 +5,11 @@ use wasmtime::component::Component;
 /// The filter's interface, as exported.
 pub const FILTER: &str = "edge-relay:tenant/filter@0.1.0";
 
+/// The job's interface, as exported.
+pub const JOB: &str = "edge-relay:tenant/job@0.1.0";
+
 /// Interfaces that mean a role.
-const ROLES: [(&str, &str); 1] = [("filter", FILTER)];
+const ROLES: [(&str, &str); 2] = [("filter", FILTER), ("job", JOB)];
 
 /// Packages the host gives, with the versions that fit: up to the slash of an interface's name, and behind its `@`.
 const PROVIDED: [(&str, &str); 12] = [

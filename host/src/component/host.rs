@@ -1,6 +1,6 @@
 //! What an instance has around it: its limits, and the host's side of its imports.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use wasmtime::{
     ResourceLimiter, Result, Store,
@@ -31,14 +31,8 @@ const MAX_TABLE: usize = 100_000;
 #[derive(Clone)]
 pub struct Guest {
     pub tenant: Arc<Tenant>,
-    /// The upstream, for a filter.
+    /// What it works on: a filter's upstream, a job's schedule.
     pub name: Arc<str>,
-}
-
-impl Guest {
-    pub fn deadline(&self) -> Duration {
-        self.tenant.limits.filter_call
-    }
 }
 
 /// The data of one instance's store.

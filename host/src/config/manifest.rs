@@ -15,7 +15,7 @@ use toml::de::DeValue;
 use crate::state::Quota;
 
 use super::{
-    ChannelRule, TenantConfig, TenantLimits, UpstreamConfig,
+    ChannelRule, ScheduleConfig, TenantConfig, TenantLimits, UpstreamConfig,
     units::{Claim, MAX_PATH_BYTES, name, path, url},
     walk::{Document, Problems, Table, Value, quote},
 };
@@ -38,10 +38,16 @@ const MEMORY: RangeInclusive<u64> = 1 << 20..=4 << 30;
 /// The engine's clock ticks every millisecond; over the most a busy guest looks like a hung one.
 const FILTER_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
 
+/// A job may wait for others, but not for ever.
+const JOB_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
+
 /// The least is the longest control frame's payload (RFC 6455, 5.5).
 const CLIENT_MESSAGE: RangeInclusive<u64> = 125..=16 << 20;
 /// From one log of the least size to more than most hosts have.
 const LOGS: RangeInclusive<u64> = 64 << 10..=64 << 30;
+/// Under the least a job is a loop; a year is longer than hosts run.
+const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
+const AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
 const STATE: RangeInclusive<u64> = 4 << 10..=1 << 30;
 const STATE_KEYS: RangeInclusive<u64> = 1..=10_000_000;
 
@@ -101,8 +107,22 @@ fn tenant(
     if let Some(value) = filter.as_ref().filter(|_| no_upstream) {
         value.problem("needs an [[upstream]]; add one, or remove the filter");
     }
-    let filter = filter.and_then(|value| component(&value, file.parent().unwrap_or(Path::new(""))));
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let filter = filter.and_then(|value| component(&value, folder));
+    let job = components.take("job");
     components.finish();
+
+    let listed = root.take("schedule");
+    match (&job, &listed) {
+        (Some(job), None) => job.problem("needs a [[schedule]]; add one, or remove the job"),
+        (None, Some(listed)) => listed.problem("needs a job; write for example components.job = \"job.wasm\""),
+        _ => {}
+    }
+    let job = job.and_then(|value| component(&value, folder));
+    let listed = listed.and_then(|value| value.array("an array of tables, each headed [[schedule]]"));
+    let mut names = BTreeSet::new();
+    let tables = listed.into_iter().flatten().filter_map(|value| value.table("a table, headed [[schedule]]"));
+    let schedules = tables.filter_map(|table| schedule(table, &mut names)).collect();
 
     let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
     let settings =
@@ -115,6 +135,8 @@ fn tenant(
         path: path.value.clone(),
         upstreams,
         filter,
+        job,
+        schedules,
         channels,
         settings,
         limits,
@@ -139,6 +161,21 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
     let max_message = table.size("max-message", &MAX_MESSAGE).unwrap_or(UpstreamConfig::MAX_MESSAGE);
     table.finish();
     Some(UpstreamConfig { name: name?, url: url?, headers, subprotocols, idle_timeout, max_message })
+}
+
+fn schedule(mut table: Table<'_>, names: &mut BTreeSet<String>) -> Option<ScheduleConfig> {
+    let name = table.require("name", "name = \"summary\"").and_then(|value| {
+        let claim = name(&value)?;
+        if !names.insert(claim.value.clone()) {
+            value.problem(format!("{} is another schedule's name; give each its own", quote(&claim.value)));
+        }
+        Some(Arc::from(claim.value))
+    });
+    table.expect("every", "every = \"5m\"");
+    let every = table.duration("every", &EVERY);
+    let after = table.duration("after", &AFTER).or(every);
+    table.finish();
+    Some(ScheduleConfig { name: name?, every: every?, after: after? })
 }
 
 /// The environment, as far as one tenant may read it.
@@ -299,6 +336,7 @@ fn limits(mut table: Table<'_>) -> TenantLimits {
     let limits = TenantLimits {
         memory: table.size("memory", &MEMORY).unwrap_or(default.memory),
         filter_call: table.duration("filter-call", &FILTER_CALL).unwrap_or(default.filter_call),
+        job_call: table.duration("job-call", &JOB_CALL).unwrap_or(default.job_call),
         client_message: table.size("client-message", &CLIENT_MESSAGE).unwrap_or(default.client_message),
         logs: table.size("logs", &LOGS).unwrap_or(default.logs),
         state: Quota {

@@ -166,11 +166,15 @@ impl<'d> Table<'d> {
 
     /// Takes a key that must be there; `example` is a line to write.
     pub(super) fn require(&mut self, key: &'static str, example: &str) -> Option<Value<'d>> {
-        let value = self.take(key);
-        if value.is_none() {
+        self.expect(key, example);
+        self.take(key)
+    }
+
+    /// Reports a key that is not there.
+    pub(super) fn expect(&self, key: &str, example: &str) {
+        if !self.entries.contains_key(key) {
             self.place.child(key, self.place.at).problem(format!("is missing; write for example {example}"));
         }
-        value
     }
 
     /// Takes a table; an empty one stands for one that is absent or of another type.

@@ -1,17 +1,26 @@
 //! A filter: what the tenant `market` makes of Coinbase's feed.
 //!
 //! Of all that the exchange sends (order books, matches, tickers), clients of the channel `prices` receive the price
-//! of each product, at each change: `{"product":"BTC-USD","price":"60234.1"}`.
+//! of each product, at each change: `{"product":"BTC-USD","price":"60234.1"}`. The latest prices also go into the tenant's
+//! state, for its other components: product → price, while the exchange is connected.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
-use std::{borrow::Cow, cell::RefCell, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 
 use edge_relay::tenant::types::{Frame, Publication};
 use exports::edge_relay::tenant::filter::Guest;
 use wasi::{
-    config::store,
+    config::store as settings,
+    keyvalue::{
+        batch,
+        store::{self, Error},
+    },
     logging::logging::{Level, log},
 };
 
@@ -22,6 +31,8 @@ wit_bindgen::generate!({
 });
 
 const CHANNEL: &str = "prices";
+/// The part of the tenant's state with the latest prices.
+const BUCKET: &str = "public";
 
 thread_local! {
     /// The last price of each product on the open connection. An instance serves one upstream, on one thread.
@@ -33,7 +44,7 @@ export!(MarketFilter);
 
 impl Guest for MarketFilter {
     fn on_open(_upstream: String) -> Vec<Frame> {
-        match store::get("subscribe") {
+        match settings::get("subscribe") {
             Ok(subscribe) => subscribe.into_iter().map(Frame::Text).collect(),
             Err(error) => {
                 log(Level::Error, "on-open", &format!("setting `subscribe`: {error:?}"));
@@ -43,12 +54,47 @@ impl Guest for MarketFilter {
     }
 
     fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
-        LAST_PRICES.with_borrow_mut(|last| frames.iter().filter_map(|frame| publication(frame, last)).collect())
+        LAST_PRICES.with_borrow_mut(|last| {
+            let publications: Vec<_> = frames.iter().filter_map(|frame| publication(frame, last)).collect();
+            let changed: BTreeSet<_> = publications.iter().filter_map(|publication| publication.key.clone()).collect();
+            if !changed.is_empty() {
+                report("on-frames", keep(changed, last));
+            }
+            publications
+        })
     }
 
     fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
         LAST_PRICES.with_borrow_mut(BTreeMap::clear);
+        report("on-close", forget());
         Vec::new()
+    }
+}
+
+/// Keeps the latest prices of these products, in one call.
+fn keep(products: BTreeSet<String>, last: &BTreeMap<String, String>) -> Result<(), Error> {
+    let price = |product: String| {
+        let price = last.get(&product)?.clone().into_bytes();
+        Some((product, price))
+    };
+    batch::set_many(&store::open(BUCKET)?, &products.into_iter().filter_map(price).collect::<Vec<_>>())
+}
+
+/// Takes all prices out of the state: without the exchange they are the latest no more.
+fn forget() -> Result<(), Error> {
+    let bucket = store::open(BUCKET)?;
+    loop {
+        let keys = bucket.list_keys(None)?.keys;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        batch::delete_many(&bucket, &keys)?;
+    }
+}
+
+fn report(context: &str, outcome: Result<(), Error>) {
+    if let Err(error) = outcome {
+        log(Level::Error, context, &format!("state `{BUCKET}`: {error:?}"));
     }
 }
 

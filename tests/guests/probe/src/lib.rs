@@ -1,5 +1,5 @@
 //! A filter that does what it is told, to show what components may do: each text frame is a command, the answer to it
-//! goes out on channel `answers`.
+//! goes out on channel `answers`. It is a job too: each tick goes out on channel `ticks`.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use edge_relay::tenant::{
@@ -7,19 +7,35 @@ use edge_relay::tenant::{
     types::{Frame, Publication},
     upstreams,
 };
-use exports::edge_relay::tenant::filter::Guest;
+use exports::edge_relay::tenant::{filter, job};
 use wasi::keyvalue::{atomics, batch, store};
 
 wit_bindgen::generate!({
-    path: "../../../wit/edge-relay-tenant@0.1.0",
-    world: "filter-component",
+    path: ["../../../wit/edge-relay-tenant@0.1.0", "wit"],
+    world: "edge-relay-tests:probe/probe",
     generate_all,
 });
 
 struct Probe;
 export!(Probe);
 
-impl Guest for Probe {
+impl job::Guest for Probe {
+    /// A schedule called `loop` never returns, `trap` traps; others publish their name, how often they have run, and
+    /// when they should have.
+    fn on_schedule(name: String, scheduled_at: u64) -> Vec<Publication> {
+        match name.as_str() {
+            "loop" => loop {
+                std::hint::black_box(scheduled_at);
+            },
+            "trap" => std::process::abort(),
+            _ => {}
+        }
+        let runs = store::open("default").and_then(|bucket| atomics::increment(&bucket, &name, 1)).unwrap_or_default();
+        vec![publication("ticks", format!("{name} {runs} {scheduled_at}"))]
+    }
+}
+
+impl filter::Guest for Probe {
     fn on_open(_upstream: String) -> Vec<Frame> {
         Vec::new()
     }

@@ -1,0 +1,61 @@
+//! A job: all prices at once, on channel `summary`, at the times of the tenant's schedule.
+//!
+//! The filter keeps the latest price of each product in the tenant's state; the job reads it there.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use std::collections::BTreeMap;
+
+use edge_relay::tenant::types::{Frame, Publication};
+use exports::edge_relay::tenant::job::Guest;
+use wasi::{
+    keyvalue::{
+        batch,
+        store::{self, Error},
+    },
+    logging::logging::{Level, log},
+};
+
+wit_bindgen::generate!({
+    path: "../../../wit/edge-relay-tenant@0.1.0",
+    world: "job-component",
+    generate_all,
+});
+
+const CHANNEL: &str = "summary";
+/// Product → latest price, as the filter keeps it.
+const BUCKET: &str = "public";
+
+struct MarketJob;
+export!(MarketJob);
+
+impl Guest for MarketJob {
+    fn on_schedule(name: String, _scheduled_at: u64) -> Vec<Publication> {
+        match prices() {
+            Ok(prices) if prices.is_empty() => Vec::new(),
+            Ok(prices) => serde_json::to_string(&prices).into_iter().map(summary).collect(),
+            Err(error) => {
+                log(Level::Error, &name, &format!("the state cannot be read: {error:?}"));
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Every product's latest price.
+fn prices() -> Result<BTreeMap<String, String>, Error> {
+    let bucket = store::open(BUCKET)?;
+    let (mut prices, mut cursor) = (BTreeMap::new(), None);
+    loop {
+        let page = bucket.list_keys(cursor)?;
+        let values = batch::get_many(&bucket, &page.keys)?.into_iter().flatten();
+        prices.extend(values.map(|(product, price)| (product, String::from_utf8_lossy(&price).into_owned())));
+        cursor = page.cursor;
+        if cursor.is_none() {
+            return Ok(prices);
+        }
+    }
+}
+
+fn summary(json: String) -> Publication {
+    Publication { channel: CHANNEL.to_owned(), key: None, data: Frame::Text(json), remove: false }
+}

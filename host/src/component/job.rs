@@ -1,0 +1,114 @@
+//! Jobs: a component called at the times of the tenant's `[[schedule]]`.
+//!
+//! In come ticks of the monotonic clock, out go publications. Each schedule has one task on the guests' runtime with its
+//! own warm instance, so a call is never under way twice. A tick that comes while the call before it still runs is left
+//! out and counted; the next one is on time, however long calls take.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::{Instant, sleep_until};
+use wasmtime::{
+    Result, Store,
+    component::{Instance, InstancePre},
+};
+
+use super::{
+    Guest,
+    bindings::job::{JobComponent, JobComponentPre},
+    call::Broken,
+    channels::publish_all,
+    check,
+    host::Host,
+    warm::{Code, Role, Warm},
+};
+use crate::{config::ScheduleConfig, metrics::ScheduleMetrics, shutdown::Stop};
+
+impl Role for JobComponent {
+    const NAME: &'static str = "job";
+    const INTERFACE: &'static str = check::JOB;
+
+    fn find(store: &mut Store<Host>, instance: &Instance) -> Result<Self> {
+        Self::new(store, instance)
+    }
+
+    fn check(pre: &InstancePre<Host>) -> Result<()> {
+        JobComponentPre::new(pre.clone()).map(drop)
+    }
+
+    fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
+        tracing::warn!(
+            tenant.name = %guest.tenant.name,
+            schedule.name = %guest.name,
+            error = %broken,
+            pause_ms = pause.as_millis(),
+            "job broke"
+        );
+    }
+}
+
+pub type JobCode = Code<JobComponent>;
+
+/// One schedule of a job.
+pub struct Job {
+    pub code: Arc<JobCode>,
+    pub guest: Guest,
+    pub schedule: ScheduleConfig,
+    pub metrics: ScheduleMetrics,
+}
+
+impl Job {
+    /// Calls the job at its times until told to stop; a call under way is finished.
+    pub async fn run(self, mut stop: Stop) {
+        let Self { code, guest, schedule, metrics } = self;
+        let deadline = guest.tenant.limits.job_call;
+        let mut job = Warm::new(code, guest, metrics.calls);
+        let started = (Instant::now(), SystemTime::now());
+        let mut after = schedule.after;
+        loop {
+            tokio::select! {
+                () = sleep_until(started.0 + after) => {}
+                () = stop.wait() => return,
+            }
+            let scheduled_at = millis(started.1 + after);
+            let made = job.call(deadline, async |store: &mut Store<Host>, job: &JobComponent| {
+                job.edge_relay_tenant_job().call_on_schedule(store, &schedule.name, scheduled_at).await
+            });
+            match made.await {
+                Some(made) => publish_all(&job.guest, made).await,
+                None => drop(metrics.lost.inc()),
+            }
+            let (next, missed) = next_tick(after, schedule.every, started.0.elapsed());
+            metrics.missed.inc_by(missed);
+            after = next;
+        }
+    }
+}
+
+/// The tick after the one at `last`, given the time now, and how many in between were missed. All from the start.
+fn next_tick(last: Duration, every: Duration, now: Duration) -> (Duration, u64) {
+    let late = now.saturating_sub(last).as_nanos() / every.as_nanos().max(1);
+    let missed = u32::try_from(late).unwrap_or(u32::MAX);
+    (last + every * missed + every, u64::from(missed))
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_keep_their_times_whatever_calls_take() {
+        let seconds = Duration::from_secs_f64;
+        assert_eq!(next_tick(seconds(5.0), seconds(2.0), seconds(5.1)), (seconds(7.0), 0));
+        assert_eq!(next_tick(seconds(5.0), seconds(2.0), seconds(6.9)), (seconds(7.0), 0));
+        assert_eq!(next_tick(seconds(5.0), seconds(2.0), seconds(7.1)), (seconds(9.0), 1));
+        assert_eq!(next_tick(seconds(5.0), seconds(2.0), seconds(11.5)), (seconds(13.0), 3));
+    }
+}
