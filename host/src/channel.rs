@@ -35,6 +35,8 @@ const MAX_CHANNELS: usize = 10_000;
 pub const MAIN: &str = "main";
 /// Between two searches for channels that nobody reads: each looks at all of them.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How far a log may exceed its bytes while a shard that was told of chunks has not come for them.
+const MAX_UNREAD: usize = 16 << 20;
 /// Burst bytes after which a new chunk begins: a chunk leaves the log whole, so it stays small beside it.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -252,8 +254,8 @@ struct State {
 struct Attached {
     reader: Arc<dyn Reader>,
     token: usize,
-    /// Told of new chunks and not yet come for them.
-    told: bool,
+    /// Told of new chunks, from this position on, and not yet come for them.
+    told: Option<u64>,
 }
 
 impl Channel {
@@ -261,6 +263,8 @@ impl Channel {
     fn append(&self, burst: &[Frame]) {
         let mut state = lock(&self.state);
         let newest = state.log.next_seq();
+        // A burst stays whole until its readers have come for it, however small the log: they may be fast.
+        let unread = state.readers.iter().filter_map(|attached| attached.told).min().unwrap_or(newest);
         // Small beside the log, which lets go of chunks whole.
         let limit = CHUNK_BYTES.min(state.log.max_bytes() / 8);
         let mut rest = burst;
@@ -269,15 +273,18 @@ impl Channel {
             rest = rest.get(encoded..).unwrap_or_default();
             state.next_offset += encoded as u64;
             self.total.fetch_add(chunk.size(), Ordering::Relaxed);
-            // A burst stays whole until the next, however large: nobody was told of it before.
-            state.log.push(Arc::new(chunk), newest, |gone| self.forget(&gone));
+            state.log.push(Arc::new(chunk), unread, |gone| self.forget(&gone));
+        }
+        while state.log.excess() > MAX_UNREAD {
+            let Some(gone) = state.log.pop_before(newest) else { break };
+            self.forget(&gone);
         }
         while self.total.load(Ordering::Relaxed) > self.max_total {
             let Some(gone) = state.log.pop_before(newest) else { break };
             self.forget(&gone);
         }
-        for attached in state.readers.iter_mut().filter(|attached| !attached.told) {
-            attached.told = true;
+        for attached in state.readers.iter_mut().filter(|attached| attached.told.is_none()) {
+            attached.told = Some(newest);
             attached.reader.fresh(attached.token);
         }
     }
@@ -289,7 +296,7 @@ impl Channel {
     /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones.
     pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> Log {
         let mut state = lock(&self.state);
-        state.readers.push(Attached { reader, token, told: false });
+        state.readers.push(Attached { reader, token, told: None });
         state.log.from_here()
     }
 
@@ -297,7 +304,7 @@ impl Channel {
     pub fn read(&self, reader: &Arc<dyn Reader>, seq: u64, mut take: impl FnMut(&Arc<Chunk>)) {
         let mut state = lock(&self.state);
         if let Some(attached) = state.readers.iter_mut().find(|attached| Arc::ptr_eq(&attached.reader, reader)) {
-            attached.told = false;
+            attached.told = None;
         }
         state.log.from(seq).for_each(&mut take);
     }

@@ -8,8 +8,8 @@ use crate::client::{
     message::Event,
 };
 
-/// Bytes of pongs for what one read brought; a client that pings more often gets no more (RFC 6455 section 5.5.3 lets
-/// one answer stand for several pings).
+/// Bytes of pongs for what one read brought; of a client that pings more often only the latest pings are answered (RFC
+/// 6455 section 5.5.3 allows it).
 const MAX_PONGS: usize = 2 << 10;
 /// Buffers read from one client before the others have their turn.
 const READS_PER_TURN: usize = 4;
@@ -97,8 +97,12 @@ impl Shard {
                 row.client.terms().metrics.client_messages_dropped.inc();
             }
             Event::Pong => row.flags &= !flag::PINGED,
-            Event::Ping(payload) if pongs.len() < MAX_PONGS => frame::encode(frame::PONG, payload, pongs),
-            Event::Ping(_) => {}
+            Event::Ping(payload) => {
+                if pongs.len() >= MAX_PONGS {
+                    pongs.clear();
+                }
+                frame::encode(frame::PONG, payload, pongs);
+            }
             Event::Close(code) => {
                 row.flags |= flag::PEER_CLOSED;
                 self.close(slot, code.unwrap_or(1000), "", "client");
