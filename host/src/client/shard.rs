@@ -8,6 +8,7 @@
 use std::{
     collections::HashMap,
     io::{self, ErrorKind},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -77,7 +78,16 @@ impl Shards {
         for index in 0..count {
             let shard = Shard::new(timing)?;
             queues.push(Arc::clone(&shard.queue));
-            threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?);
+            let thread = move || {
+                // Its clients can be neither served nor told: whoever supervises the process starts it again.
+                match catch_unwind(AssertUnwindSafe(|| shard.run())) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => tracing::error!(%error, "a shard cannot wait for its sockets; the process ends"),
+                    Err(_) => tracing::error!("a shard has panicked; the process ends"),
+                }
+                std::process::exit(1);
+            };
+            threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(thread)?);
         }
         Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
     }
@@ -97,9 +107,8 @@ impl Shards {
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a shard has panicked");
-            }
+            // One that has panicked has ended the process.
+            let _ = thread.join();
         }
     }
 }
@@ -156,7 +165,7 @@ impl Shard {
         })
     }
 
-    fn run(mut self) {
+    fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         let mut commands = Vec::new();
         loop {
@@ -165,10 +174,7 @@ impl Shard {
                 false => Duration::ZERO,
             };
             match self.poll.poll(&mut events, Some(timeout)) {
-                Err(error) if error.kind() != ErrorKind::Interrupted => {
-                    tracing::error!(%error, "a shard cannot wait for its sockets");
-                    return;
-                }
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
             let now = Instant::now();
@@ -200,7 +206,7 @@ impl Shard {
                 self.sweep();
             }
             if self.end.is_some_and(|end| self.rows.is_empty() || now >= end) {
-                return;
+                return Ok(());
             }
         }
     }
