@@ -105,7 +105,7 @@ pub struct UpstreamConfig {
     pub url: Uri,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub subprotocols: Vec<String>,
-    /// Without a frame for this long the connection is dead.
+    /// Without a byte for this long the connection is dead.
     pub idle_timeout: Duration,
     /// Largest message accepted, in bytes; one frame may be as large.
     pub max_message: usize,

@@ -25,11 +25,13 @@ use crate::{
 
 mod backoff;
 mod connect;
+mod heard;
 mod session;
 
 use backoff::Backoff;
 pub use connect::{ConnectError, Connector};
 pub use session::Lost;
+use session::Silence;
 
 /// Frames from components that wait to be sent.
 const OUTBOUND_FRAMES: usize = 256;
@@ -126,8 +128,8 @@ impl Upstream {
             connected = connector.connect(&self.config) => connected,
             () = stop.wait() => return (String::new(), Duration::ZERO),
         };
-        let socket = match connected {
-            Ok(socket) => socket,
+        let (socket, heard) = match connected {
+            Ok(connected) => connected,
             Err(error) => {
                 self.metrics.failed(error.reason());
                 return (error.to_string(), Duration::ZERO);
@@ -139,8 +141,8 @@ impl Upstream {
         // What an earlier connection left unsent was meant for that one.
         while self.outbound.try_recv().is_ok() {}
         let up = Up::new(&self.metrics, &self.handle);
-        let lost =
-            session::run(socket, self.config.idle_timeout, &self.sink, &self.metrics, &mut self.outbound, stop).await;
+        let silence = Silence { heard, limit: self.config.idle_timeout };
+        let lost = session::run(socket, &silence, &self.sink, &self.metrics, &mut self.outbound, stop).await;
         drop(up);
         self.metrics.failed(lost.reason());
         let reason = lost.to_string();

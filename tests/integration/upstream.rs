@@ -172,3 +172,23 @@ async fn sixty_four_mebibytes_in_one_message_are_refused_unread() {
     goes_on(&mut partner, &mut client).await;
     assert!(relay.peak_memory() < 64 * MIB, "{} bytes resident", relay.peak_memory());
 }
+
+#[tokio::test]
+async fn a_message_that_comes_slowly_is_a_sign_of_life() {
+    let mut partner = Partner::start().await;
+    let manifest =
+        format!("name = \"t\"\n[[upstream]]\nname = \"feed\"\nurl = \"{}\"\nidle-timeout = \"1s\"", partner.url());
+    let folder = Folder::new("");
+    folder.write("tenants/t/tenant.toml", manifest);
+    let relay = Relay::serve(folder).await;
+    let mut client = relay.client("/t").await;
+    let mut peer = partner.accept().await;
+    // Three times the idle limit, without a whole message nor an answer to a ping.
+    peer.fragment(Data::Text, b"0", false).await;
+    for nth in 1..=15 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(peer.fragment(Data::Continue, b"0", nth == 15).await);
+    }
+    assert_eq!(client.text().await, "0".repeat(16));
+    assert_eq!(relay.metric("edge_relay_upstream_connections_total", &[]).await, 1.0);
+}

@@ -13,12 +13,13 @@ use tokio_tungstenite::{
     tungstenite::{self, client::IntoClientRequest, protocol::WebSocketConfig},
 };
 
+use super::heard::{Heard, Listening};
 use crate::config::UpstreamConfig;
 
 /// For all three handshakes together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub type Socket = WebSocketStream<MaybeTlsStream<Listening<TcpStream>>>;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +77,11 @@ impl Connector {
         Ok(Self { tls: Arc::new(tls) })
     }
 
-    pub async fn connect(&self, config: &UpstreamConfig) -> Result<Socket, ConnectError> {
+    pub async fn connect(&self, config: &UpstreamConfig) -> Result<(Socket, Heard), ConnectError> {
         timeout(CONNECT_TIMEOUT, self.open(config)).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
-    async fn open(&self, config: &UpstreamConfig) -> Result<Socket, ConnectError> {
+    async fn open(&self, config: &UpstreamConfig) -> Result<(Socket, Heard), ConnectError> {
         let (address, secure) = address(&config.url);
         let tcp = TcpStream::connect(&address)
             .await
@@ -100,8 +101,9 @@ impl Connector {
             .max_message_size(Some(config.max_message))
             .max_frame_size(Some(config.max_message));
         let tls = tokio_tungstenite::Connector::Rustls(Arc::clone(&self.tls));
-        match client_async_tls_with_config(request, tcp, Some(limits), Some(tls)).await {
-            Ok((socket, _)) => Ok(socket),
+        let heard = Heard::now();
+        match client_async_tls_with_config(request, Listening::new(tcp, heard.clone()), Some(limits), Some(tls)).await {
+            Ok((socket, _)) => Ok((socket, heard)),
             Err(tungstenite::Error::Http(response)) => Err(ConnectError::HttpStatus(response.status().as_u16())),
             Err(tungstenite::Error::Io(error)) if secure && is_tls(&error) => Err(ConnectError::Tls { address, error }),
             Err(tungstenite::Error::Io(error)) => Err(ConnectError::Tcp { address, error }),

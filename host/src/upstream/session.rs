@@ -5,8 +5,9 @@ use std::{io, time::Duration};
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_tungstenite::tungstenite::{
     self, Message,
@@ -14,7 +15,7 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use super::{Sink, connect::Socket};
+use super::{Sink, connect::Socket, heard::Heard};
 use crate::{
     channel::{Frame, Kind},
     metrics::UpstreamMetrics,
@@ -29,8 +30,16 @@ const BURST_MESSAGES: usize = 256;
 const BURST_BYTES: usize = 256 << 10;
 /// For frames that the relay sends: a partner that takes none is lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the close frame.
+/// For the close frame and the partner's answer.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Read and dropped meanwhile.
+const FAREWELL_BYTES: u64 = 1 << 20;
+
+/// How long the partner has been silent, and may be.
+pub struct Silence {
+    pub heard: Heard,
+    pub limit: Duration,
+}
 
 /// How a connection was lost.
 #[derive(Debug, thiserror::Error)]
@@ -81,13 +90,13 @@ pub fn reason(error: &tungstenite::Error) -> &'static str {
 /// Runs a connection to its end: first what the filter wants sent, then message after message.
 pub async fn run(
     mut socket: Socket,
-    idle_timeout: Duration,
+    silence: &Silence,
     sink: &Sink,
     metrics: &UpstreamMetrics,
     outbound: &mut mpsc::Receiver<Frame>,
     stop: &mut Stop,
 ) -> Lost {
-    match session(&mut socket, idle_timeout, sink, metrics, outbound, stop).await {
+    match session(&mut socket, silence, sink, metrics, outbound, stop).await {
         Ok(never) => match never {},
         Err(lost) => {
             farewell(&mut socket, &lost).await;
@@ -98,7 +107,7 @@ pub async fn run(
 
 async fn session(
     socket: &mut Socket,
-    idle_timeout: Duration,
+    silence: &Silence,
     sink: &Sink,
     metrics: &UpstreamMetrics,
     outbound: &mut mpsc::Receiver<Frame>,
@@ -111,9 +120,8 @@ async fn session(
     for frame in opening {
         send(socket, message(frame)).await?;
     }
-    let mut ping = interval(idle_timeout / PINGS_PER_IDLE);
+    let mut ping = interval(silence.limit / PINGS_PER_IDLE);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = Instant::now();
     loop {
         let first = tokio::select! {
             message = socket.next() => message,
@@ -123,8 +131,9 @@ async fn session(
                 continue;
             }
             _ = ping.tick() => {
-                if heard.elapsed() >= idle_timeout {
-                    return Err(Lost::Idle(heard.elapsed()));
+                let idle = silence.heard.elapsed();
+                if idle >= silence.limit {
+                    return Err(Lost::Idle(idle));
                 }
                 send(socket, Message::Ping(Bytes::new())).await?;
                 continue;
@@ -136,8 +145,8 @@ async fn session(
             metrics.bytes.inc_by(burst.iter().map(|frame| frame.bytes.len() as u64).sum());
             sink.accept(burst).await;
         }
-        // Pings and pongs are a sign of life too. After a wait for the filter, what was sent meanwhile is yet to be read.
-        heard = Instant::now();
+        // After a wait for the filter, what was sent meanwhile is yet to be read.
+        silence.heard.note();
         if let Some(lost) = end {
             return Err(lost);
         }
@@ -201,9 +210,17 @@ async fn farewell(socket: &mut Socket, lost: &Lost) {
         Lost::Socket(tungstenite::Error::Utf8(_)) => CloseCode::Invalid,
         Lost::Socket(_) => return,
     };
-    let close = socket.close(Some(CloseFrame { code, reason: "".into() }));
+    let goodbye = async {
+        socket.close(Some(CloseFrame { code, reason: "".into() })).await?;
+        // What the partner still sends is read and dropped: a socket that is closed over unread bytes is reset, and that
+        // may overtake the close frame.
+        let stream = socket.get_mut();
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(FAREWELL_BYTES), &mut tokio::io::sink()).await?;
+        Ok::<_, tungstenite::Error>(())
+    };
     // The connection is lost in any case.
-    let _ = timeout(FAREWELL_TIMEOUT, close).await;
+    let _ = timeout(FAREWELL_TIMEOUT, goodbye).await;
 }
 
 fn describe(frame: Option<&CloseFrame>) -> String {
