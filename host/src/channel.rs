@@ -161,7 +161,7 @@ impl Channels {
         }
         let mut taken = 0;
         for (channel, burst) in bursts.into_values().flatten() {
-            if self.bytes.load(Ordering::Relaxed) >= self.max_bytes && !self.make_room() && !channel.has_log() {
+            if !self.has_room(&channel, &burst) {
                 refused.extend(burst.iter().map(|_| Refused::Bytes));
                 continue;
             }
@@ -204,11 +204,18 @@ impl Channels {
         lock(&self.open).get(name).cloned()
     }
 
-    /// Drops the channels that nobody reads, to make room for others; not more than once a second.
-    fn make_room(&self) -> bool {
-        self.sweep(&mut lock(&self.open))
+    /// Whether the tenant's logs may hold a burst, if need be in the place of what its channel has.
+    fn has_room(&self, channel: &Channel, burst: &[Frame]) -> bool {
+        let burst: usize = burst.iter().map(|frame| frame.bytes.len()).sum();
+        let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes + own;
+        if fits(0) {
+            return true;
+        }
+        self.sweep(&mut lock(&self.open));
+        fits(channel.log_bytes())
     }
 
+    /// Drops the channels that nobody reads, to make room for others; not more than once a second.
     fn sweep(&self, open: &mut HashMap<Arc<str>, Arc<Channel>>) -> bool {
         let mut swept = lock(&self.swept);
         if swept.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
@@ -332,8 +339,8 @@ impl Channel {
         self.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn has_log(&self) -> bool {
-        lock(&self.state).log.newest().is_some()
+    fn log_bytes(&self) -> usize {
+        lock(&self.state).log.bytes()
     }
 }
 
@@ -348,4 +355,72 @@ impl Drop for Channel {
 /// A lock is poisoned only by a panic, and every state here is whole between two statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn channels(rules: &[(&str, usize)], max_bytes: usize) -> Channels {
+        let rules =
+            rules.iter().map(|(pattern, log_bytes)| ChannelRule { pattern: (*pattern).into(), log_bytes: *log_bytes });
+        Channels::new(rules.collect(), max_bytes, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
+    }
+
+    fn publication(channel: &str, bytes: usize) -> Publication {
+        Publication { channel: channel.into(), data: Frame { kind: Kind::Binary, bytes: vec![0; bytes].into() } }
+    }
+
+    #[test]
+    fn the_rule_of_that_name_comes_before_prefixes_and_the_longest_of_those() {
+        let channels = channels(&[("a*", 1), ("ab*", 2), ("ab", 3), ("*", 4)], 1000);
+        let log_bytes = |name| channels.rule(name).unwrap().log_bytes;
+        assert_eq!((log_bytes("ab"), log_bytes("abc"), log_bytes("ac"), log_bytes("b")), (3, 2, 1, 4));
+    }
+
+    #[test]
+    fn clients_get_what_is_listed_or_when_nothing_is_any_name() {
+        let listed = channels(&[("prices", 1000), ("news-*", 1000)], 1000);
+        for name in ["prices", "news-", "news-1", MAIN] {
+            assert!(listed.subscribe(name).is_ok(), "{name}");
+        }
+        assert_eq!(listed.subscribe("other").err(), Some(Refused::NotAllowed));
+        assert!(channels(&[], 1000).subscribe("other").is_ok());
+        assert_eq!(listed.subscribe("").err(), Some(Refused::Name));
+    }
+
+    #[tokio::test]
+    async fn all_logs_together_stay_within_the_tenants_bytes() {
+        let channels = channels(&[], 100_000);
+        // Held, as a channel with readers is.
+        let held: Vec<_> = ["a", "b", "c"].map(|name| channels.open(name).unwrap()).into();
+        for _ in 0..20 {
+            for name in ["a", "b", "c"] {
+                channels.publish(vec![publication(name, 20_000)]).await;
+                assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
+            }
+        }
+        // One channel's newest is never let go for another's: what does not fit is refused.
+        let (taken, refused) = channels.publish(vec![publication("a", 90_000)]).await;
+        assert_eq!((taken, refused), (0, vec![Refused::Bytes]));
+        drop(held);
+        *lock(&channels.swept) = None;
+        assert_eq!(channels.publish(vec![publication("d", 90_000)]).await.0, 1);
+        assert!(channels.get("a").is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_is_counted_off() {
+        let channels = channels(&[("a", 1000)], 100_000);
+        let held = channels.open("a").unwrap();
+        for _ in 0..50 {
+            channels.publish(vec![publication("a", 300)]).await;
+        }
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), held.log_bytes());
+        assert!(held.log_bytes() <= 1000);
+        drop(held);
+        channels.sweep(&mut lock(&channels.open));
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
+    }
 }

@@ -62,6 +62,11 @@ impl Log {
         Some(oldest)
     }
 
+    /// Bytes kept now.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Bytes over the limit, kept for those who have yet to read them.
     pub fn excess(&self) -> usize {
         self.bytes.saturating_sub(self.max_bytes)
