@@ -206,7 +206,7 @@ impl Channels {
 
     /// Whether the tenant's logs may hold a burst, if need be in the place of what its channel has.
     fn has_room(&self, channel: &Channel, burst: &[Frame]) -> bool {
-        let burst: usize = burst.iter().map(|frame| frame.bytes.len()).sum();
+        let burst = Chunk::most(burst, chunk_limit(channel.max_log_bytes()));
         let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes + own;
         if fits(0) {
             return true;
@@ -272,8 +272,7 @@ impl Channel {
         let newest = state.log.next_seq();
         // A burst stays whole until its readers have come for it, however small the log: they may be fast.
         let unread = state.readers.iter().filter_map(|attached| attached.told).min().unwrap_or(newest);
-        // Small beside the log, which lets go of chunks whole.
-        let limit = CHUNK_BYTES.min(state.log.max_bytes() / 8);
+        let limit = chunk_limit(state.log.max_bytes());
         let mut rest = burst;
         while !rest.is_empty() {
             let (chunk, encoded) = Chunk::encode(state.log.next_seq(), state.next_offset, rest, limit);
@@ -342,6 +341,10 @@ impl Channel {
     fn log_bytes(&self) -> usize {
         lock(&self.state).log.bytes()
     }
+
+    fn max_log_bytes(&self) -> usize {
+        lock(&self.state).log.max_bytes()
+    }
 }
 
 impl Drop for Channel {
@@ -350,6 +353,11 @@ impl Drop for Channel {
             self.forget(chunk);
         }
     }
+}
+
+/// Where a chunk ends: small beside its log, which lets go of chunks whole.
+fn chunk_limit(log_bytes: usize) -> usize {
+    CHUNK_BYTES.min(log_bytes / 8)
 }
 
 /// A lock is poisoned only by a panic, and every state here is whole between two statements.

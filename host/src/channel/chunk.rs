@@ -51,6 +51,15 @@ impl Chunk {
         (Self { seq, first_offset, bytes: bytes.into(), ends: ends.into() }, count)
     }
 
+    /// The most bytes of memory that the chunks of a burst can take, cut at `limit`.
+    pub fn most(burst: &[Frame], limit: usize) -> usize {
+        let frame = |frame: &Frame| frame::header_len(frame.bytes.len()) + frame.bytes.len();
+        let frames: usize = burst.iter().map(frame).sum();
+        // Each chunk but the last has `limit` bytes at least.
+        let chunks = burst.len().min(1 + frames / limit.max(1));
+        frames + burst.len() * size_of::<u32>() + chunks * OVERHEAD
+    }
+
     /// All frames.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -122,7 +131,9 @@ mod tests {
         let burst = [text("0123456789"), text("0123456789"), text("0123456789")];
         let (_, count) = Chunk::encode(0, 1, &burst, 20);
         assert_eq!(count, 2);
-        let (_, count) = Chunk::encode(0, 1, &burst, 1);
+        let (one, count) = Chunk::encode(0, 1, &burst, 1);
         assert_eq!(count, 1);
+        assert_eq!(Chunk::most(&burst, 1), 3 * one.size());
+        assert_eq!(Chunk::most(&burst, 1000), Chunk::encode(0, 1, &burst, 1000).0.size());
     }
 }

@@ -16,6 +16,9 @@ wit_bindgen::generate!({
     generate_all,
 });
 
+/// Of a publication that an answer repeats.
+const LONGEST: usize = 100;
+
 struct Probe;
 export!(Probe);
 
@@ -80,7 +83,10 @@ fn answer(command: &str) -> String {
             format!("{:?}", open(bucket).and_then(|at| batch::delete_many(&at, &[one.into(), other.into()])))
         }
         ["publish", channel, text] => format!("{:?}", channels::publish(&[publication(channel, text.to_owned())])),
-        ["latest", channel] => format!("{:?}", channels::latest(channel)),
+        ["latest", channel] => match channels::latest(channel) {
+            Some(Frame::Text(text)) if text.len() > LONGEST => format!("{} bytes", text.len()),
+            latest => format!("{latest:?}"),
+        },
         ["subscribers", channel] => channels::subscriber_count(channel).to_string(),
         ["send", upstream, text] => format!("{:?}", upstreams::send(upstream, &[Frame::Text(text.to_owned())])),
         ["status", upstream] => format!("{:?}", upstreams::status(upstream)),
