@@ -117,6 +117,18 @@ async fn channels_are_published_to_read_and_counted() {
 }
 
 #[tokio::test]
+async fn one_call_publishes_so_much_and_no_more() {
+    let mut partner = Partner::start().await;
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), "")).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe.check(&[("many news 10000", "Ok(())")]).await;
+    assert!(probe.ask("many news 10005").await.contains("5 refused, the first because one call makes more"));
+    assert_eq!(relay.metric("edge_relay_publications_refused_total", &[("reason", "count")]).await, 5.0);
+    // Two answers, and what was taken of the two calls.
+    assert_eq!(relay.metric("edge_relay_publications_total", &[]).await, 20_002.0);
+}
+
+#[tokio::test]
 async fn logs_that_nobody_reads_stay_within_the_tenants_bytes() {
     const CHANNELS: usize = 100;
     const LOGS: usize = 1 << 20;

@@ -83,6 +83,10 @@ fn answer(command: &str) -> String {
             format!("{:?}", open(bucket).and_then(|at| batch::delete_many(&at, &[one.into(), other.into()])))
         }
         ["publish", channel, text] => format!("{:?}", channels::publish(&[publication(channel, text.to_owned())])),
+        ["many", channel, count] => {
+            let many = vec![publication(channel, String::new()); count.parse().unwrap_or_default()];
+            format!("{:?}", channels::publish(&many))
+        }
         ["latest", channel] => match channels::latest(channel) {
             Some(Frame::Text(text)) if text.len() > LONGEST => format!("{} bytes", text.len()),
             latest => format!("{latest:?}"),
