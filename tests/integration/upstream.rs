@@ -52,7 +52,11 @@ async fn fragments_are_joined() {
     peer.fragment(Data::Continue, b"\xC3", true).await;
     assert_eq!(client.message().await, Message::text("Zürich"));
     assert_eq!(client.message().await, Message::binary(b"\xC3".to_vec()));
-    assert_eq!(peer.next().await, Some(Message::Pong("between".into())));
+    let mut next = peer.next().await;
+    while next == Some(Message::Ping("".into())) {
+        next = peer.next().await;
+    }
+    assert_eq!(next, Some(Message::Pong("between".into())));
 }
 
 #[tokio::test]

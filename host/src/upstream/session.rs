@@ -7,7 +7,7 @@ use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_tungstenite::tungstenite::{
     self, Message,
@@ -120,7 +120,8 @@ async fn session(
     for frame in opening {
         send(socket, message(frame)).await?;
     }
-    let mut ping = interval(silence.limit / PINGS_PER_IDLE);
+    let period = silence.limit / PINGS_PER_IDLE;
+    let mut ping = interval_at(Instant::now() + period, period);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let first = tokio::select! {
