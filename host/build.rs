@@ -15,7 +15,7 @@ use toolchain::{TARGET, Toolchain};
 
 const MARKET: &str = "../components/market";
 /// Its components: folder `x` has the crate `market-x`.
-const COMPONENTS: [&str; 2] = ["filter", "job"];
+const COMPONENTS: [&str; 4] = ["filter", "client", "api", "job"];
 
 fn main() -> ExitCode {
     for input in ["../wit", "../Cargo.toml", "../Cargo.lock", "src/component/toolchain.rs"] {

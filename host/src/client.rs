@@ -9,48 +9,76 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use crate::metrics::TenantMetrics;
+use crate::{component::Joined, metrics::TenantMetrics};
 
 mod address;
+mod budget;
 pub mod frame;
 mod handshake;
+mod id;
 mod listener;
 mod message;
 mod queue;
+pub mod raw;
 mod shard;
 
 pub use address::client_address;
-pub use listener::{Door, bind, run};
+pub use budget::{Budget, Share};
+pub use id::ClientId;
+pub use listener::{Door, Route, bind, run};
+pub use queue::Step;
+pub use raw::ErrorCode;
 pub use shard::{Shards, Timing};
+
+/// Most channels one client may follow.
+const MAX_CHANNELS: usize = 64;
 
 /// What all clients of a tenant have in common.
 pub struct Terms {
     pub metrics: Arc<TenantMetrics>,
     /// Largest message accepted, in bytes.
     pub max_message: usize,
+    /// Of messages that wait for the handler and replies that wait for sockets.
+    pub budget: Arc<Budget>,
     /// Clients of the whole host.
     pub total: Arc<AtomicUsize>,
 }
 
 /// A client that counts as connected until this is dropped.
-pub struct Connected(Arc<Terms>);
+pub struct Connected {
+    terms: Arc<Terms>,
+    /// With a handler: its end of the client.
+    session: Option<Joined>,
+}
 
 impl Connected {
-    pub fn new(terms: Arc<Terms>) -> Self {
+    pub fn new(terms: Arc<Terms>, session: Option<Joined>) -> Self {
         terms.total.fetch_add(1, Ordering::Relaxed);
         terms.metrics.clients.inc();
         terms.metrics.clients_accepted.inc();
-        Self(terms)
+        Self { terms, session }
     }
 
-    pub fn terms(&self) -> &Terms {
-        &self.0
+    pub fn terms(&self) -> &Arc<Terms> {
+        &self.terms
+    }
+
+    pub fn session(&self) -> Option<&Joined> {
+        self.session.as_ref()
+    }
+
+    /// Counts that the client leaves; its handler is told the reason when it is gone.
+    pub fn leaves(&self, reason: &'static str) {
+        self.terms.metrics.closed(reason);
+        if let Some(session) = &self.session {
+            session.leaves(reason);
+        }
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.total.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.clients.dec();
+        self.terms.total.fetch_sub(1, Ordering::Relaxed);
+        self.terms.metrics.clients.dec();
     }
 }

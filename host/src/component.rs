@@ -6,37 +6,64 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::{runtime::Runtime, task::JoinSet};
+use tokio::{
+    runtime::{Handle, Runtime},
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::task::TaskTracker;
 
-use crate::{metrics::UpstreamMetrics, shutdown::Stop};
+use crate::shutdown::Stop;
 
+mod api;
 mod bindings;
 pub mod build;
 mod call;
 mod channels;
 pub mod check;
+mod client;
 mod engine;
 mod filter;
 mod host;
+mod instance;
 mod job;
 mod keyvalue;
+mod outbound;
 mod output;
+mod pool;
 mod ticker;
 pub mod toolchain;
 mod upstreams;
 mod warm;
 
+pub use api::{Api, ApiCode, NoAnswer};
 pub use call::Broken;
+pub use client::{Admission, ClientCode, Handler, Joined, NotLetIn, Request};
 pub use engine::{Engine, LoadError};
 pub use filter::{FilterCode, FilterQueue};
 pub use host::Guest;
+pub use instance::{Code, Role};
 pub use job::{Job, JobCode};
-pub use warm::{Code, Role};
 
 /// The threads guests run on, and what runs there.
 pub struct Guests {
     runtime: Runtime,
+    /// Filters and jobs.
     workers: JoinSet<()>,
+    /// Of client handlers and APIs.
+    tasks: Tasks,
+}
+
+/// Where calls that clients ask for are run: short tasks on the guests' runtime, which ends after them.
+#[derive(Clone)]
+pub struct Tasks {
+    runtime: Handle,
+    tracker: TaskTracker,
+}
+
+impl Tasks {
+    pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.tracker.spawn_on(task, &self.runtime)
+    }
 }
 
 impl Guests {
@@ -48,12 +75,17 @@ impl Guests {
             .thread_name("guest")
             .enable_time()
             .build()?;
-        Ok(Self { runtime, workers: JoinSet::new() })
+        let tasks = Tasks { runtime: runtime.handle().clone(), tracker: TaskTracker::new() };
+        Ok(Self { runtime, workers: JoinSet::new(), tasks })
+    }
+
+    pub fn tasks(&self) -> Tasks {
+        self.tasks.clone()
     }
 
     /// Starts a filter for one upstream.
-    pub fn filter(&mut self, code: Arc<FilterCode>, guest: Guest, metrics: Arc<UpstreamMetrics>) -> FilterQueue {
-        let (queue, worker) = filter::worker(code, guest, metrics);
+    pub fn filter(&mut self, code: Arc<FilterCode>, guest: Guest) -> FilterQueue {
+        let (queue, worker) = filter::worker(code, guest);
         self.workers.spawn_on(worker, self.runtime.handle());
         queue
     }
@@ -63,11 +95,19 @@ impl Guests {
         self.workers.spawn_on(job.run(stop), self.runtime.handle());
     }
 
-    /// Waits for the workers, told to stop or their queues dropped, to finish what they have; then ends what is left.
-    pub async fn shutdown(mut self, timeout: Duration) {
+    /// Waits for filters and jobs, told to stop or their queues dropped, to finish what they have.
+    pub async fn finish(&mut self, timeout: Duration) {
         let finished = async { while self.workers.join_next().await.is_some() {} };
         if tokio::time::timeout(timeout, finished).await.is_err() {
             tracing::warn!(guests = self.workers.len(), "guests cut off at shutdown");
+        }
+    }
+
+    /// Waits for the calls that clients asked for, the last of which are for their leaving; then ends what is left.
+    pub async fn shutdown(self, timeout: Duration) {
+        self.tasks.tracker.close();
+        if tokio::time::timeout(timeout, self.tasks.tracker.wait()).await.is_err() {
+            tracing::warn!(calls = self.tasks.tracker.len(), "calls of guests cut off at shutdown");
         }
         self.runtime.shutdown_background();
     }

@@ -13,6 +13,8 @@ use ipnet::IpNet;
 
 use crate::state::Quota;
 
+mod components;
+mod limits;
 mod manifest;
 mod relay;
 mod units;
@@ -36,6 +38,8 @@ pub struct RelayConfig {
 #[derive(Clone, Copy, Debug)]
 pub struct Listen {
     pub clients: SocketAddr,
+    /// `None`: no API listener.
+    pub api: Option<SocketAddr>,
     /// `None`: no admin listener (`pass` opens only its clients' listener).
     pub admin: Option<SocketAddr>,
 }
@@ -47,6 +51,8 @@ pub struct HostLimits {
     pub clients: Option<usize>,
     /// Most handshakes under way at once; the oldest makes room for the newest.
     pub handshakes: usize,
+    /// Most connections to the API at once.
+    pub api_connections: usize,
     /// From the connection's opening to the end of its handshake.
     pub handshake_timeout: Duration,
     /// How often a client is pinged, and how long it has to answer.
@@ -62,6 +68,7 @@ impl Default for HostLimits {
         Self {
             clients: None,
             handshakes: 4096,
+            api_connections: 2048,
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(120),
@@ -80,7 +87,10 @@ pub struct TenantConfig {
     pub upstreams: Vec<UpstreamConfig>,
     /// The filter's `.wasm`, absolute or relative to the working directory.
     pub filter: Option<PathBuf>,
-    /// The job's `.wasm`; it may be the filter's.
+    /// The client handler's `.wasm`. One file may have several roles.
+    pub client: Option<PathBuf>,
+    pub api: Option<ApiConfig>,
+    /// The job's `.wasm`.
     pub job: Option<PathBuf>,
     pub schedules: Vec<ScheduleConfig>,
     /// Per-channel settings, in the manifest's order.
@@ -93,8 +103,22 @@ pub struct TenantConfig {
 impl TenantConfig {
     /// Whether it has any component.
     pub fn has_code(&self) -> bool {
-        self.filter.is_some() || self.job.is_some()
+        self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
     }
+}
+
+/// `components.api`.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Its `.wasm`.
+    pub file: PathBuf,
+    /// Calls that one instance serves; 1 with `isolation = "call"`.
+    pub reuse: u32,
+}
+
+impl ApiConfig {
+    /// What leaks in an instance does not pile up, and making the next one is a thousandth of the work.
+    pub const REUSE: u32 = 1000;
 }
 
 /// One `[[upstream]]`.
@@ -147,8 +171,24 @@ pub struct TenantLimits {
     pub filter_call: Duration,
     /// Longest call of the job, host calls included.
     pub job_call: Duration,
+    /// Longest call of the client handler, host calls included.
+    pub client_call: Duration,
+    /// Most instances of the client handler.
+    pub client_instances: usize,
     /// Largest message accepted from a client, in bytes.
     pub client_message: usize,
+    /// Messages of one client that may wait for the handler.
+    pub client_queue: usize,
+    /// Bytes of all clients' messages that wait for the handler and replies that wait for sockets.
+    pub client_backlog: usize,
+    /// Longest call of the API, from a request's begin to the end of its answer.
+    pub api_call: Duration,
+    /// Most instances of the API.
+    pub api_instances: usize,
+    /// Requests that may wait for an instance.
+    pub api_queue: usize,
+    /// Largest body of a request, in bytes.
+    pub api_body: usize,
     /// Most bytes of all channels' logs together.
     pub logs: usize,
     /// How much state all the tenant's components keep together.
@@ -161,7 +201,15 @@ impl Default for TenantLimits {
             memory: 64 << 20,
             filter_call: Duration::from_secs(1),
             job_call: Duration::from_secs(10),
+            client_call: Duration::from_secs(1),
+            client_instances: 8,
             client_message: 64 << 10,
+            client_queue: 128,
+            client_backlog: 64 << 20,
+            api_call: Duration::from_secs(30),
+            api_instances: 32,
+            api_queue: 1024,
+            api_body: 1 << 20,
             logs: 256 << 20,
             state: Quota { keys: 100_000, bytes: 16 << 20 },
         }

@@ -1,7 +1,7 @@
 //! Edge Relay: one upstream connection, any number of clients, the tenant's WASM components in between.
 //!
 //! The modules, in the order data flows: an [`upstream`] receives messages, a [`component`] filters them, a [`channel`]
-//! logs them, and shards write them to each [`client`].
+//! logs them, and shards write them to each [`client`]. The [`api`] stands beside that road.
 
 pub mod upstream;
 
@@ -10,6 +10,8 @@ pub mod component;
 pub mod channel;
 
 pub mod client;
+
+pub mod api;
 
 pub mod admin;
 pub mod command;

@@ -1,7 +1,7 @@
 //! Every metric, what it counts and where it is counted. Served at `/metrics` in the OpenMetrics text format, which
 //! Prometheus reads.
 //!
-//! Labels are bounded by the configuration: tenants and upstreams have names in it, reasons are words of the code.
+//! Labels are bounded by the configuration: tenants, upstreams and schedules have names in it, reasons are words of the code.
 //! Channels are no label, their names are the guests' choice.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
-/// A filter call takes microseconds; the last bounds show what nears its deadline. Seconds.
+/// A call takes microseconds as a rule; the last bounds show what nears its deadline. Seconds.
 const CALL_SECONDS: [f64; 10] = [2e-6, 5e-6, 1e-5, 5e-5, 2e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -39,16 +39,20 @@ struct UpstreamReason {
     reason: &'static str,
 }
 
+/// `name`: what the component works on, a filter's upstream or a job's schedule; the role again where it has but one.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ScheduleLabel {
+struct GuestLabel {
     tenant: Arc<str>,
-    schedule: Arc<str>,
+    role: &'static str,
+    name: Arc<str>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ScheduleReason {
+struct GuestFailure {
     tenant: Arc<str>,
-    schedule: Arc<str>,
+    role: &'static str,
+    name: Arc<str>,
+    blame: &'static str,
     reason: &'static str,
 }
 
@@ -57,7 +61,28 @@ struct Reason {
     reason: &'static str,
 }
 
-type Seconds = Family<UpstreamLabel, Histogram, fn() -> Histogram>;
+/// Whose doing it was that a call came to nothing. Never mixed: each has somebody else to look into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The guest answered, and the answer was no.
+    GuestSaidNo,
+    /// The guest trapped, missed its deadline or its promises.
+    GuestBroke,
+    /// The host had no room for the call.
+    HostFailed,
+}
+
+impl Blame {
+    fn label(self) -> &'static str {
+        match self {
+            Self::GuestSaidNo => "guest_said_no",
+            Self::GuestBroke => "guest_broke",
+            Self::HostFailed => "host_failed",
+        }
+    }
+}
+
+type Seconds = Family<GuestLabel, Histogram, fn() -> Histogram>;
 
 /// The host's registry and its families.
 pub struct Metrics {
@@ -67,23 +92,23 @@ pub struct Metrics {
     upstream_failures: Family<UpstreamReason, Counter>,
     upstream_messages: Family<UpstreamLabel, Counter>,
     upstream_bytes: Family<UpstreamLabel, Counter>,
-    filter_calls: Family<UpstreamLabel, Counter>,
-    filter_seconds: Seconds,
-    filter_failures: Family<UpstreamReason, Counter>,
-    filter_lost: Family<UpstreamLabel, Counter>,
-    job_calls: Family<ScheduleLabel, Counter>,
-    job_seconds: Family<ScheduleLabel, Histogram, fn() -> Histogram>,
-    job_failures: Family<ScheduleReason, Counter>,
-    job_lost: Family<ScheduleLabel, Counter>,
-    job_missed: Family<ScheduleLabel, Counter>,
+    guest_calls: Family<GuestLabel, Counter>,
+    guest_seconds: Seconds,
+    guest_failures: Family<GuestFailure, Counter>,
+    guest_lost: Family<GuestLabel, Counter>,
+    guest_instances: Family<GuestLabel, Gauge>,
+    guest_queue: Family<GuestLabel, Gauge>,
+    job_missed: Family<GuestLabel, Counter>,
     publications: Family<TenantLabel, Counter>,
     publications_refused: Family<TenantReason, Counter>,
     clients: Family<TenantLabel, Gauge>,
     clients_accepted: Family<TenantLabel, Counter>,
     clients_closed: Family<TenantReason, Counter>,
     handshakes_refused: Family<Reason, Counter>,
+    api_refused: Family<Reason, Counter>,
     deliveries: Family<TenantLabel, Counter>,
-    client_messages_dropped: Family<TenantLabel, Counter>,
+    client_messages_dropped: Family<TenantReason, Counter>,
+    client_replies: Family<TenantLabel, Counter>,
 }
 
 impl Metrics {
@@ -96,24 +121,17 @@ impl Metrics {
             upstream_failures: add(r, "upstream_failures", "Connections lost or not opened, by reason"),
             upstream_messages: add(r, "upstream_messages", "Messages received from the upstream"),
             upstream_bytes: add(r, "upstream_bytes", "Payload bytes received from the upstream"),
-            filter_calls: add(r, "filter_calls", "Calls of the filter that returned"),
-            filter_seconds: register(
+            guest_calls: add(r, "guest_calls", "Calls of a component that returned"),
+            guest_seconds: register(
                 r,
-                "filter_call_seconds",
-                "Time of the filter's calls that returned",
+                "guest_call_seconds",
+                "Time of a component's calls that returned",
                 Family::new_with_constructor(|| Histogram::new(CALL_SECONDS)),
             ),
-            filter_failures: add(r, "filter_failures", "Calls of the filter that broke, by reason"),
-            filter_lost: add(r, "filter_lost_messages", "Upstream messages lost to a broken filter"),
-            job_calls: add(r, "job_calls", "Calls of the job that returned"),
-            job_seconds: register(
-                r,
-                "job_call_seconds",
-                "Time of the job's calls that returned",
-                Family::new_with_constructor(|| Histogram::new(CALL_SECONDS)),
-            ),
-            job_failures: add(r, "job_failures", "Calls of the job that broke, by reason"),
-            job_lost: add(r, "job_lost_ticks", "Ticks lost to a broken job"),
+            guest_failures: add(r, "guest_failures", "Calls of a component that came to nothing, by blame and reason"),
+            guest_lost: add(r, "guest_lost", "Upstream or client messages, ticks and requests that such calls cost"),
+            guest_instances: add(r, "guest_instances", "Instances of a component that there are now"),
+            guest_queue: add(r, "guest_queue", "Upstream or client messages and requests that wait for a component"),
             job_missed: add(r, "job_missed_ticks", "Ticks left out since the call before was still under way"),
             publications: add(r, "publications", "Publications taken into channel logs"),
             publications_refused: add(r, "publications_refused", "Publications refused, by reason"),
@@ -121,8 +139,14 @@ impl Metrics {
             clients_accepted: add(r, "clients_accepted", "Clients whose handshake succeeded"),
             clients_closed: add(r, "clients_closed", "Clients gone, by reason"),
             handshakes_refused: add(r, "handshakes_refused", "Handshakes that led to no client, by reason"),
+            api_refused: add(
+                r,
+                "api_refused",
+                "API requests and connections that the host answered or closed, by reason",
+            ),
             deliveries: add(r, "deliveries", "Publications written whole to a client's socket"),
-            client_messages_dropped: add(r, "client_messages_dropped", "Clients' messages that nothing handles"),
+            client_messages_dropped: add(r, "client_messages_dropped", "Clients' messages not handled, by reason"),
+            client_replies: add(r, "client_replies", "Batches of replies taken for clients"),
             registry,
         }
     }
@@ -135,7 +159,7 @@ impl Metrics {
             clients: self.clients.get_or_create_owned(&label),
             clients_accepted: self.clients_accepted.get_or_create_owned(&label),
             deliveries: self.deliveries.get_or_create_owned(&label),
-            client_messages_dropped: self.client_messages_dropped.get_or_create_owned(&label),
+            client_replies: self.client_replies.get_or_create_owned(&label),
             tenant: Arc::clone(tenant),
             all: Arc::clone(self),
         }
@@ -149,34 +173,40 @@ impl Metrics {
             connections: self.upstream_connections.get_or_create_owned(&label),
             messages: self.upstream_messages.get_or_create_owned(&label),
             bytes: self.upstream_bytes.get_or_create_owned(&label),
-            filter_lost: self.filter_lost.get_or_create_owned(&label),
             tenant: Arc::clone(tenant),
             upstream: Arc::clone(upstream),
             all: Arc::clone(self),
         }
     }
 
-    /// A schedule's own counters.
-    pub fn schedule(self: &Arc<Self>, tenant: &Arc<str>, schedule: &Arc<str>) -> ScheduleMetrics {
-        let label = ScheduleLabel { tenant: Arc::clone(tenant), schedule: Arc::clone(schedule) };
-        let all = Arc::clone(self);
-        ScheduleMetrics {
-            missed: self.job_missed.get_or_create_owned(&label),
-            lost: self.job_lost.get_or_create_owned(&label),
-            calls: CallMetrics {
-                calls: self.job_calls.get_or_create_owned(&label),
-                seconds: self.job_seconds.get_or_create_owned(&label),
-                failed: Box::new(move |reason| {
-                    let ScheduleLabel { tenant, schedule } = label.clone();
-                    all.job_failures.get_or_create(&ScheduleReason { tenant, schedule, reason }).inc();
-                }),
-            },
-        }
+    /// The counters of one component at work: `name` is what it works on.
+    pub fn guest(self: &Arc<Self>, tenant: &Arc<str>, role: &'static str, name: &Arc<str>) -> Arc<GuestMetrics> {
+        let label = GuestLabel { tenant: Arc::clone(tenant), role, name: Arc::clone(name) };
+        Arc::new(GuestMetrics {
+            calls: self.guest_calls.get_or_create_owned(&label),
+            seconds: self.guest_seconds.get_or_create_owned(&label),
+            lost: self.guest_lost.get_or_create_owned(&label),
+            instances: self.guest_instances.get_or_create_owned(&label),
+            queue: self.guest_queue.get_or_create_owned(&label),
+            label,
+            all: Arc::clone(self),
+        })
+    }
+
+    /// Ticks of a schedule that were left out.
+    pub fn missed_ticks(&self, tenant: &Arc<str>, role: &'static str, schedule: &Arc<str>) -> Counter {
+        let label = GuestLabel { tenant: Arc::clone(tenant), role, name: Arc::clone(schedule) };
+        self.job_missed.get_or_create_owned(&label)
     }
 
     /// A handshake that led to no client.
     pub fn handshake_refused(&self, reason: &'static str) {
         self.handshakes_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// An API request answered by the host, or a connection it closed.
+    pub fn api_refused(&self, reason: &'static str) {
+        self.api_refused.get_or_create(&Reason { reason }).inc();
     }
 
     /// The whole registry as text.
@@ -199,7 +229,7 @@ pub struct TenantMetrics {
     pub clients: Gauge,
     pub clients_accepted: Counter,
     pub deliveries: Counter,
-    pub client_messages_dropped: Counter,
+    pub client_replies: Counter,
     tenant: Arc<str>,
     all: Arc<Metrics>,
 }
@@ -211,6 +241,12 @@ impl TenantMetrics {
         self.all.publications_refused.get_or_create(&label).inc();
     }
 
+    /// A client's message that was not handled.
+    pub fn message_dropped(&self, reason: &'static str) {
+        let label = TenantReason { tenant: Arc::clone(&self.tenant), reason };
+        self.all.client_messages_dropped.get_or_create(&label).inc();
+    }
+
     /// A client gone.
     pub fn closed(&self, reason: &'static str) {
         let label = TenantReason { tenant: Arc::clone(&self.tenant), reason };
@@ -218,28 +254,32 @@ impl TenantMetrics {
     }
 }
 
-/// What is counted of one guest's calls.
-pub struct CallMetrics {
+/// What is counted for one component at work.
+pub struct GuestMetrics {
     pub calls: Counter,
     pub seconds: Histogram,
-    /// Counts a call that broke, by reason.
-    pub failed: Box<dyn Fn(&'static str) + Send + Sync>,
-}
-
-/// What is counted for one schedule of a job.
-pub struct ScheduleMetrics {
-    pub calls: CallMetrics,
-    pub missed: Counter,
     pub lost: Counter,
+    pub instances: Gauge,
+    pub queue: Gauge,
+    label: GuestLabel,
+    all: Arc<Metrics>,
 }
 
-/// What is counted for one upstream and its filter.
+impl GuestMetrics {
+    /// A call that came to nothing.
+    pub fn failed(&self, blame: Blame, reason: &'static str) {
+        let GuestLabel { tenant, role, name } = self.label.clone();
+        let label = GuestFailure { tenant, role, name, blame: blame.label(), reason };
+        self.all.guest_failures.get_or_create(&label).inc();
+    }
+}
+
+/// What is counted for one upstream.
 pub struct UpstreamMetrics {
     pub up: Gauge,
     pub connections: Counter,
     pub messages: Counter,
     pub bytes: Counter,
-    pub filter_lost: Counter,
     tenant: Arc<str>,
     upstream: Arc<str>,
     all: Arc<Metrics>,
@@ -248,25 +288,8 @@ pub struct UpstreamMetrics {
 impl UpstreamMetrics {
     /// A connection lost or not opened.
     pub fn failed(&self, reason: &'static str) {
-        self.all.upstream_failures.get_or_create(&self.label(reason)).inc();
-    }
-
-    /// The filter's calls.
-    pub fn filter(&self) -> CallMetrics {
-        let label = UpstreamLabel { tenant: Arc::clone(&self.tenant), upstream: Arc::clone(&self.upstream) };
-        let all = Arc::clone(&self.all);
-        CallMetrics {
-            calls: all.filter_calls.get_or_create_owned(&label),
-            seconds: all.filter_seconds.get_or_create_owned(&label),
-            failed: Box::new(move |reason| {
-                let UpstreamLabel { tenant, upstream } = label.clone();
-                all.filter_failures.get_or_create(&UpstreamReason { tenant, upstream, reason }).inc();
-            }),
-        }
-    }
-
-    fn label(&self, reason: &'static str) -> UpstreamReason {
-        UpstreamReason { tenant: Arc::clone(&self.tenant), upstream: Arc::clone(&self.upstream), reason }
+        let label = UpstreamReason { tenant: Arc::clone(&self.tenant), upstream: Arc::clone(&self.upstream), reason };
+        self.all.upstream_failures.get_or_create(&label).inc();
     }
 }
 

@@ -11,13 +11,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
-    admin,
-    client::{self, Door, Shards, Timing},
+    admin, api,
+    client::{self, Door, Route, Shards, Timing},
     component::{Engine, Guests, Job},
     config::{HostLimits, RelayConfig, TenantConfig},
     metrics::Metrics,
     shutdown::Stop,
-    tenant::{self, Code, Tenant},
+    tenant::{self, Code, Shared, Tenant},
     upstream::{Connector, Upstream},
 };
 
@@ -43,10 +43,14 @@ pub enum StartError {
 /// A relay whose listeners are bound; [`Relay::run`] does the rest.
 pub struct Relay {
     pub clients: SocketAddr,
+    pub api: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
     pub metrics: Arc<Metrics>,
+    tenants: Vec<Arc<Tenant>>,
     door: Arc<Door>,
     listener: TcpListener,
+    api_routes: Arc<api::Routes>,
+    api_listener: Option<TcpListener>,
     admin_listener: Option<TcpListener>,
     upstreams: Vec<Upstream>,
     jobs: Vec<Job>,
@@ -73,44 +77,59 @@ impl Relay {
                     .map_err(|error| StartError::Bind { listener, address, error })
             };
         let (clients, listener) = listen("clients", config.listen.clients)?;
+        let (api, api_listener) = config.listen.api.map(|address| listen("api", address)).transpose()?.unzip();
         let (admin, admin_listener) = config.listen.admin.map(|address| listen("admin", address)).transpose()?.unzip();
 
         let metrics = Arc::new(Metrics::new());
         let total = Arc::new(AtomicUsize::new(0));
-        let mut tenants = Vec::new();
-        let (mut upstreams, mut jobs) = (Vec::new(), Vec::new());
-        for (config, code) in config.tenants.into_iter().zip(&codes) {
-            let started = tenant::start(config, code, &mut guests, &metrics, &total);
-            tenants.push(started.tenant);
-            upstreams.extend(started.upstreams);
-            jobs.extend(started.jobs);
-        }
         let limits = config.limits;
-        let (max_clients, max_handshakes) = fit_to_files(&limits, raise_file_limit());
-        let shards = Shards::start(
+        let room = Room::fit(&limits, raise_file_limit());
+        let shards = Arc::new(Shards::start(
             shard_count(),
             Timing {
                 ping_interval: limits.ping_interval,
                 stall_timeout: limits.stall_timeout,
                 shutdown_timeout: limits.shutdown_timeout,
             },
-        )?;
+        )?);
+        let mut shared = Shared { guests: guests.as_mut(), metrics: &metrics, shards: &shards, total: &total };
+        let (mut tenants, mut routes, mut apis) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut upstreams, mut jobs) = (Vec::new(), Vec::new());
+        for (config, code) in config.tenants.into_iter().zip(&codes) {
+            let started = tenant::start(config, code, &mut shared);
+            routes.push(Route { tenant: Arc::clone(&started.tenant), handler: started.handler });
+            apis.push((Arc::clone(&started.tenant), started.api));
+            tenants.push(started.tenant);
+            upstreams.extend(started.upstreams);
+            jobs.extend(started.jobs);
+        }
         let door = Door {
-            tenants,
-            trusted_proxies: config.trusted_proxies,
+            routes,
+            trusted_proxies: config.trusted_proxies.clone(),
             metrics: Arc::clone(&metrics),
             shards,
             total,
-            max_clients,
-            max_handshakes,
+            max_clients: room.clients,
+            max_handshakes: room.handshakes,
             handshake_timeout: limits.handshake_timeout,
+        };
+        let api_routes = api::Routes {
+            tenants: apis,
+            trusted_proxies: config.trusted_proxies,
+            metrics: Arc::clone(&metrics),
+            max_connections: room.api_connections,
+            shutdown_timeout: limits.shutdown_timeout,
         };
         Ok(Self {
             clients,
+            api,
             admin,
             metrics,
+            tenants,
             door: Arc::new(door),
             listener,
+            api_routes: Arc::new(api_routes),
+            api_listener,
             admin_listener,
             upstreams,
             jobs,
@@ -127,8 +146,11 @@ impl Relay {
         }
         let mut doors = JoinSet::new();
         doors.spawn(client::run(self.listener, Arc::clone(&self.door), stop.clone()));
+        if let Some(listener) = self.api_listener {
+            doors.spawn(api::run(listener, self.api_routes, stop.clone()));
+        }
         if let Some(listener) = self.admin_listener {
-            doors.spawn(admin::run(listener, self.door.tenants.clone(), self.metrics, stop.clone()));
+            doors.spawn(admin::run(listener, self.tenants, self.metrics, stop.clone()));
         }
         let mut upstreams = JoinSet::new();
         for upstream in self.upstreams {
@@ -141,15 +163,18 @@ impl Relay {
             tracing::warn!("upstreams cut off at shutdown");
         }
         drop(upstreams);
+        if let Some(guests) = &mut self.guests {
+            guests.finish(self.shutdown_timeout).await;
+        }
+        // Joining the shards' threads is all that is left to do on this one.
+        self.door.shards.shutdown();
         if let Some(guests) = self.guests {
             guests.shutdown(self.shutdown_timeout).await;
         }
-        // Joining the shards' threads is all that is left to do.
-        self.door.shards.shutdown();
     }
 
     pub fn tenants(&self) -> &[Arc<Tenant>] {
-        &self.door.tenants
+        &self.tenants
     }
 }
 
@@ -181,21 +206,36 @@ fn shard_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).max(1)
 }
 
-/// How many clients and handshakes there may be at once, given how many files the process may have open.
-fn fit_to_files(limits: &HostLimits, files: usize) -> (usize, usize) {
-    // A quarter each at most, so that small limits leave room for clients too.
-    let handshakes = limits.handshakes.min(files / 4);
-    let room = files.saturating_sub(handshakes + RESERVED_FILES.min(files / 4));
-    let clients = limits.clients.unwrap_or(room).min(room);
-    if handshakes < limits.handshakes || limits.clients.is_some_and(|wanted| clients < wanted) {
-        tracing::warn!(
-            files,
-            clients,
-            handshakes,
-            "limits lowered: the process may not have more files open (ulimit -n)"
-        );
+/// How many connections of each kind there may be at once.
+#[derive(Debug, PartialEq, Eq)]
+struct Room {
+    clients: usize,
+    handshakes: usize,
+    api_connections: usize,
+}
+
+impl Room {
+    /// What the limits say, as far as the files go that the process may have open.
+    fn fit(limits: &HostLimits, files: usize) -> Self {
+        // Small shares, so that little room leaves some for clients too.
+        let handshakes = limits.handshakes.min(files / 4);
+        let api_connections = limits.api_connections.min(files / 8);
+        let room = files.saturating_sub(handshakes + api_connections + RESERVED_FILES.min(files / 4));
+        let clients = limits.clients.unwrap_or(room).min(room);
+        let lowered = handshakes < limits.handshakes
+            || api_connections < limits.api_connections
+            || limits.clients.is_some_and(|wanted| clients < wanted);
+        if lowered {
+            tracing::warn!(
+                files,
+                clients,
+                handshakes,
+                api_connections,
+                "limits lowered: the process may not have more files open (ulimit -n)"
+            );
+        }
+        Self { clients, handshakes, api_connections }
     }
-    (clients, handshakes)
 }
 
 /// Lets the process have as many files as the system allows it; returns how many.
@@ -212,10 +252,14 @@ mod tests {
 
     #[test]
     fn limits_fit_the_files_there_are() {
-        let fit = |clients, files| fit_to_files(&HostLimits { clients, ..HostLimits::default() }, files);
-        assert_eq!(fit(None, 20_000), (20_000 - 4096 - 256, 4096));
-        assert_eq!(fit(Some(100), 20_000), (100, 4096));
-        assert_eq!(fit(None, 1024), (512, 256));
-        assert_eq!(fit(Some(5000), 300), (150, 75));
+        let fit = |clients, files| {
+            let Room { clients, handshakes, api_connections } =
+                Room::fit(&HostLimits { clients, ..HostLimits::default() }, files);
+            (clients, handshakes, api_connections)
+        };
+        assert_eq!(fit(None, 20_000), (20_000 - 4096 - 2048 - 256, 4096, 2048));
+        assert_eq!(fit(Some(100), 20_000), (100, 4096, 2048));
+        assert_eq!(fit(None, 1024), (384, 256, 128));
+        assert_eq!(fit(Some(5000), 300), (113, 75, 37));
     }
 }

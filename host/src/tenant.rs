@@ -7,8 +7,8 @@ use std::{
 
 use crate::{
     channel::Channels,
-    client::Terms,
-    component::{self, Engine, FilterCode, Guest, Guests, Job, JobCode, Role},
+    client::{Budget, Shards, Terms},
+    component::{self, Api, ApiCode, ClientCode, Engine, FilterCode, Guest, Guests, Handler, Job, JobCode, Role},
     config::{ScheduleConfig, TenantConfig, TenantLimits},
     metrics::{Metrics, TenantMetrics},
     state::State,
@@ -22,6 +22,8 @@ pub struct Tenant {
     pub path: String,
     pub channels: Arc<Channels>,
     pub terms: Arc<Terms>,
+    /// Where its clients are.
+    pub shards: Arc<Shards>,
     pub upstreams: Vec<Arc<upstream::Handle>>,
     pub state: Arc<State>,
     /// What guests read through `wasi:config`.
@@ -40,6 +42,8 @@ impl Tenant {
 #[derive(Default)]
 pub struct Code {
     pub filter: Option<Arc<FilterCode>>,
+    pub client: Option<Arc<ClientCode>>,
+    pub api: Option<Arc<ApiCode>>,
     pub job: Option<Arc<JobCode>>,
 }
 
@@ -48,6 +52,8 @@ impl Code {
     pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, String> {
         Ok(Self {
             filter: load_role(config.filter.as_deref(), engine)?,
+            client: load_role(config.client.as_deref(), engine)?,
+            api: load_role(config.api.as_ref().map(|api| api.file.as_path()), engine)?,
             job: load_role(config.job.as_deref(), engine)?,
         })
     }
@@ -65,17 +71,24 @@ fn load_role<R: Role>(path: Option<&Path>, engine: &Arc<Engine>) -> Result<Optio
 pub struct Started {
     pub tenant: Arc<Tenant>,
     pub upstreams: Vec<Upstream>,
+    pub handler: Option<Arc<Handler>>,
+    pub api: Option<Arc<Api>>,
     pub jobs: Vec<Job>,
 }
 
+/// What all tenants share.
+pub struct Shared<'h> {
+    /// `None`: no tenant has code.
+    pub guests: Option<&'h mut Guests>,
+    pub metrics: &'h Arc<Metrics>,
+    pub shards: &'h Arc<Shards>,
+    /// Clients of the whole host.
+    pub total: &'h Arc<AtomicUsize>,
+}
+
 /// Brings a tenant to life: its channels and state, its upstreams and jobs ready to run.
-pub fn start(
-    config: TenantConfig,
-    code: &Code,
-    guests: &mut Option<Guests>,
-    metrics: &Arc<Metrics>,
-    total: &Arc<AtomicUsize>,
-) -> Started {
+pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Started {
+    let Shared { guests, metrics, shards, total } = shared;
     let counts = Arc::new(metrics.tenant(&config.name));
     let (handles, outbound): (Vec<_>, Vec<_>) = config
         .upstreams
@@ -83,37 +96,54 @@ pub fn start(
         .map(|upstream| upstream::Handle::new(Arc::clone(&upstream.name)))
         .map(|(handle, outbound)| (Arc::new(handle), outbound))
         .unzip();
-    let terms =
-        Terms { metrics: Arc::clone(&counts), max_message: config.limits.client_message, total: Arc::clone(total) };
+    let terms = Terms {
+        metrics: Arc::clone(&counts),
+        max_message: config.limits.client_message,
+        budget: Budget::new(config.limits.client_backlog),
+        total: Arc::clone(total),
+    };
     let tenant = Arc::new(Tenant {
         name: config.name,
         path: config.path,
         channels: Arc::new(Channels::new(config.channels, config.limits.logs, Arc::clone(&counts))),
         terms: Arc::new(terms),
+        shards: Arc::clone(shards),
         upstreams: handles.clone(),
         state: Arc::new(State::new(config.limits.state)),
         settings: config.settings,
         limits: config.limits,
         metrics: counts,
     });
+    let guest = |role: &'static str, name: &Arc<str>| Guest {
+        tenant: Arc::clone(&tenant),
+        role,
+        name: Arc::clone(name),
+        metrics: metrics.guest(&tenant.name, role, name),
+    };
     let mut upstreams = Vec::new();
     for ((config, handle), outbound) in config.upstreams.into_iter().zip(handles).zip(outbound) {
         let metrics = Arc::new(metrics.upstream(&tenant.name, &config.name));
         let sink = match (&code.filter, guests.as_mut()) {
             (Some(code), Some(guests)) => {
-                let guest = Guest { tenant: Arc::clone(&tenant), name: Arc::clone(&config.name) };
-                Sink::Filter(guests.filter(Arc::clone(code), guest, Arc::clone(&metrics)))
+                Sink::Filter(guests.filter(Arc::clone(code), guest(FilterCode::ROLE, &config.name)))
             }
             _ => Sink::Channel(Arc::clone(&tenant.channels)),
         };
         upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, outbound });
     }
+    let tasks = guests.as_ref().map(|guests| guests.tasks());
+    let handler =
+        code.client.as_ref().zip(tasks.clone()).map(|(code, tasks)| {
+            Handler::new(Arc::clone(code), guest(ClientCode::ROLE, &ClientCode::ROLE.into()), tasks)
+        });
+    let api = code.api.as_ref().zip(tasks).zip(config.api).map(|((code, tasks), api)| {
+        Api::new(Arc::clone(code), guest(ApiCode::ROLE, &ApiCode::ROLE.into()), api.reuse, tasks)
+    });
     let job = |schedule: ScheduleConfig| {
         let code = Arc::clone(code.job.as_ref()?);
-        let guest = Guest { tenant: Arc::clone(&tenant), name: Arc::clone(&schedule.name) };
-        let metrics = metrics.schedule(&tenant.name, &schedule.name);
-        Some(Job { code, guest, schedule, metrics })
+        let missed = metrics.missed_ticks(&tenant.name, JobCode::ROLE, &schedule.name);
+        Some(Job { code, guest: guest(JobCode::ROLE, &schedule.name), schedule, missed })
     };
     let jobs = config.schedules.into_iter().filter_map(job).collect();
-    Started { tenant, upstreams, jobs }
+    Started { tenant, upstreams, handler, api, jobs }
 }

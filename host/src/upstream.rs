@@ -64,10 +64,15 @@ pub struct Handle {
 }
 
 /// Why frames were not taken: none of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
+    #[error("the manifest names no such upstream")]
+    Unknown,
+    #[error("there is no connection to send on")]
     Disconnected,
+    #[error("too many frames wait already")]
     Full,
+    #[error("a frame is too large")]
     TooLarge,
 }
 

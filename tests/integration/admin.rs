@@ -1,6 +1,7 @@
 //! What an operator's probes and scrapers see.
 
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
     partner::Partner,
@@ -74,7 +75,9 @@ async fn metrics_are_in_prometheus_text_format() {
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
     drop(partner.accept().await);
     relay.upstream_failed("reset", 1.0).await;
-    relay.client("/t").await;
+    let mut client = relay.client("/t").await;
+    client.send(Message::text("to nobody")).await;
+    relay.metric_reaches("edge_relay_client_messages_dropped_total", &[("reason", "no_handler")], 1.0).await;
     let (_, body) = relay.get("/metrics").await;
     let families: Vec<_> = body.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     for family in &families {

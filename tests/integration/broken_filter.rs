@@ -10,7 +10,8 @@ use crate::support::{
     tenant::Folder,
 };
 
-const FILTER: [(&str, &str); 2] = [("tenant", "hostile"), ("upstream", "feed")];
+const UPSTREAM: [(&str, &str); 2] = [("tenant", "hostile"), ("upstream", "feed")];
+const FILTER: [(&str, &str); 3] = [("tenant", "hostile"), ("role", "filter"), ("name", "feed")];
 
 /// A relay with the hostile filter for one tenant, and another tenant that must not notice.
 struct Scene {
@@ -42,12 +43,13 @@ impl Scene {
     }
 
     async fn lost(&self, messages: f64) {
-        self.relay.metric_reaches("edge_relay_filter_lost_messages_total", &FILTER, messages).await;
+        self.relay.metric_reaches("edge_relay_guest_lost_total", &FILTER, messages).await;
     }
 
     async fn failures(&self, reason: &str) -> f64 {
-        let [tenant, upstream] = FILTER;
-        self.relay.metric("edge_relay_filter_failures_total", &[tenant, upstream, ("reason", reason)]).await
+        let [tenant, role, name] = FILTER;
+        let labels = [tenant, role, name, ("blame", "guest_broke"), ("reason", reason)];
+        self.relay.metric("edge_relay_guest_failures_total", &labels).await
     }
 }
 
@@ -73,8 +75,8 @@ async fn a_trap_costs_its_batch_and_a_fresh_instance_takes_the_next() {
     }
     scene.client.has_no_more().await;
     assert_eq!(scene.failures("trap").await, 2.0);
-    assert_eq!(scene.relay.metric("edge_relay_filter_lost_messages_total", &[]).await, 2.0);
-    scene.relay.logged(&["WARN", "tenant.name=hostile", "upstream.name=feed", "unreachable"]).await;
+    assert_eq!(scene.relay.metric("edge_relay_guest_lost_total", &[]).await, 2.0);
+    scene.relay.logged(&["WARN", "tenant.name=hostile", "guest.name=feed", "unreachable"]).await;
     assert_eq!(scene.partner.connections(), 1, "the socket outlives the instance");
     scene.neighbour.is_served().await;
 }
@@ -93,7 +95,7 @@ async fn a_trap_on_every_message_backs_off() {
     assert!((2.0..f64::from(MESSAGES) / 2.0).contains(&traps), "{traps} instances for {MESSAGES} messages");
     scene.client.has_no_more().await;
     scene.neighbour.is_served().await;
-    assert_eq!(scene.relay.metric("edge_relay_upstream_messages_total", &FILTER).await, f64::from(MESSAGES));
+    assert_eq!(scene.relay.metric("edge_relay_upstream_messages_total", &UPSTREAM).await, f64::from(MESSAGES));
     assert_eq!(scene.partner.connections(), 1);
 }
 
@@ -102,7 +104,7 @@ async fn a_loop_is_cut_at_the_deadline_and_nobody_waits_for_it() {
     let mut scene = Scene::new("mode = \"loop-on\"\nmatch = \"spin\"", "filter-call = \"2s\"").await;
     let mut peer = scene.partner.accept().await;
     peer.text("spin").await;
-    scene.relay.metric_reaches("edge_relay_upstream_messages_total", &FILTER, 1.0).await;
+    scene.relay.metric_reaches("edge_relay_upstream_messages_total", &UPSTREAM, 1.0).await;
     let began = Instant::now();
     scene.neighbour.is_served().await;
     scene.relay.client("/hostile?channel=out").await;
@@ -111,7 +113,7 @@ async fn a_loop_is_cut_at_the_deadline_and_nobody_waits_for_it() {
 
     scene.lost(1.0).await;
     assert_eq!(scene.failures("deadline").await, 1.0);
-    scene.relay.logged(&["WARN", "tenant.name=hostile", "upstream.name=feed", "2000 ms"]).await;
+    scene.relay.logged(&["WARN", "tenant.name=hostile", "guest.name=feed", "2000 ms"]).await;
     peer.text("after").await;
     assert_eq!(scene.client.text().await, "after");
 }

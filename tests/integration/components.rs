@@ -18,7 +18,7 @@ async fn build(source: &Path, output: &Path) -> Output {
 
 #[tokio::test]
 async fn check_says_which_roles_and_imports_a_component_has() {
-    let output = check(guests::market()).await;
+    let output = check(guests::market("filter")).await;
     let shown = shown(&output);
     assert_eq!(output.status.code(), Some(0), "{shown}");
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -61,13 +61,13 @@ async fn check_refuses_what_is_no_component() {
 #[tokio::test]
 async fn build_makes_a_component_of_a_core_module() {
     let folder = Folder::empty();
-    guests::market();
+    guests::market("filter");
     // Where the build of the crate has left its core module.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("guests/wasm32-unknown-unknown/release");
     let component = folder.path("made.wasm");
     let output = build(&target.join("market_filter.wasm"), &component).await;
     assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
-    assert!(fs::read(&component).unwrap() == fs::read(guests::market()).unwrap());
+    assert!(fs::read(&component).unwrap() == fs::read(guests::market("filter")).unwrap());
 }
 
 /// As one that was built for `wasm32-wasip2`.
@@ -75,9 +75,9 @@ async fn build_makes_a_component_of_a_core_module() {
 async fn build_takes_a_component_as_it_is() {
     let folder = Folder::empty();
     let copy = folder.path("copy.wasm");
-    let output = build(guests::market(), &copy).await;
+    let output = build(guests::market("filter"), &copy).await;
     assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
-    assert!(fs::read(&copy).unwrap() == fs::read(guests::market()).unwrap());
+    assert!(fs::read(&copy).unwrap() == fs::read(guests::market("filter")).unwrap());
 }
 
 #[tokio::test]

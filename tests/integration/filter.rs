@@ -10,7 +10,7 @@ const SUBSCRIBE: &str = r#"{"type":"subscribe","channels":["ticker"]}"#;
 async fn market_subscribes_first_and_publishes_what_changes() {
     let mut partner = Partner::start().await;
     let settings = format!("[settings]\nsubscribe = '{SUBSCRIBE}'");
-    let folder = Folder::new("").filtered("t", &partner.url(), guests::market(), &settings);
+    let folder = Folder::new("").filtered("t", &partner.url(), guests::market("filter"), &settings);
     let relay = Relay::serve(folder).await;
     let mut prices = relay.client("/t?channel=prices").await;
     let mut main = relay.client("/t").await;
@@ -68,11 +68,11 @@ async fn frames_that_queue_go_in_as_batches_and_come_out_in_order() {
     }
     client.has_no_more().await;
     // One by one it would take minutes.
-    let labels = [("tenant", "t"), ("upstream", "feed")];
-    let calls = relay.metric("edge_relay_filter_calls_total", &labels).await;
+    let labels = [("tenant", "t"), ("name", "feed")];
+    let calls = relay.metric("edge_relay_guest_calls_total", &labels).await;
     assert!((3.0..50.0).contains(&calls), "{calls} calls for {FRAMES} frames");
-    assert_eq!(relay.metric("edge_relay_filter_call_seconds_count", &labels).await, calls);
-    let seconds = relay.metric("edge_relay_filter_call_seconds_sum", &labels).await;
+    assert_eq!(relay.metric("edge_relay_guest_call_seconds_count", &labels).await, calls);
+    let seconds = relay.metric("edge_relay_guest_call_seconds_sum", &labels).await;
     assert!(seconds >= 0.2 * (calls - 1.0), "{seconds} s in {calls} calls that take 0.2 s, but for on-open");
     // Counted behind the clients' backs.
     let publications = relay.metric_reaches("edge_relay_publications_total", &[("tenant", "t")], FRAMES as f64).await;
@@ -139,9 +139,9 @@ async fn each_upstream_has_an_instance_of_its_own() {
     relay.metric_reaches("edge_relay_upstream_messages_total", &[("upstream", "feed")], 1.0).await;
     second.text("from the second").await;
     assert_eq!(client.text().await, "from the second");
-    let failures = [("upstream", "feed"), ("reason", "deadline")];
-    assert_eq!(relay.metric("edge_relay_filter_failures_total", &failures).await, 0.0, "it had to wait");
-    relay.metric_reaches("edge_relay_filter_failures_total", &failures, 1.0).await;
+    let failures = [("name", "feed"), ("reason", "deadline")];
+    assert_eq!(relay.metric("edge_relay_guest_failures_total", &failures).await, 0.0, "it had to wait");
+    relay.metric_reaches("edge_relay_guest_failures_total", &failures, 1.0).await;
     first.text("from the first").await;
     assert_eq!(client.text().await, "from the first");
 }

@@ -34,9 +34,9 @@ async fn a_job_runs_at_its_times_and_is_told_them() {
         assert_eq!(next_runs, runs + 1);
         (runs, at) = (next_runs, next_at);
     }
-    let labels = [("tenant", "t"), ("schedule", "tick")];
-    relay.metric_reaches("edge_relay_job_calls_total", &labels, 4.0).await;
-    assert!(relay.metric("edge_relay_job_call_seconds_sum", &labels).await > 0.0);
+    let labels = [("tenant", "t"), ("name", "tick")];
+    relay.metric_reaches("edge_relay_guest_calls_total", &labels, 4.0).await;
+    assert!(relay.metric("edge_relay_guest_call_seconds_sum", &labels).await > 0.0);
 }
 
 #[tokio::test]
@@ -45,12 +45,12 @@ async fn a_job_longer_than_its_period_misses_ticks_and_never_runs_twice_at_once(
     let both = "[[schedule]]\nname = \"loop\"\nevery = \"100ms\"\n[[schedule]]\nname = \"tick\"\nevery = \"100ms\"";
     let relay = Relay::serve(folder(&format!("{both}\n{limits}"))).await;
     let mut ticks = relay.client("/t?channel=ticks").await;
-    let labels = [("schedule", "loop")];
+    let labels = [("name", "loop")];
     let missed = relay.metric_reaches("edge_relay_job_missed_ticks_total", &labels, 6.0).await;
-    let lost = relay.metric("edge_relay_job_lost_ticks_total", &labels).await;
+    let lost = relay.metric("edge_relay_guest_lost_total", &labels).await;
     // Three ticks pass in each call of 350 ms, or more when the machine is busy.
     assert!(lost >= 1.0 && missed >= 3.0 * (lost - 1.0), "{missed} missed, {lost} lost");
-    relay.metric_reaches("edge_relay_job_failures_total", &[("schedule", "loop"), ("reason", "deadline")], 1.0).await;
+    relay.metric_reaches("edge_relay_guest_failures_total", &[("name", "loop"), ("reason", "deadline")], 1.0).await;
     // The other schedule has its own instance and goes on.
     tick(&mut ticks, "tick").await;
 }
@@ -61,10 +61,10 @@ async fn a_trap_costs_its_tick_only() {
     let relay = Relay::serve(folder(both)).await;
     let mut ticks = relay.client("/t?channel=ticks").await;
     let (runs, _) = tick(&mut ticks, "tick").await;
-    relay.metric_reaches("edge_relay_job_failures_total", &[("schedule", "trap"), ("reason", "trap")], 2.0).await;
-    relay.metric_reaches("edge_relay_job_lost_ticks_total", &[("schedule", "trap")], 2.0).await;
+    relay.metric_reaches("edge_relay_guest_failures_total", &[("name", "trap"), ("reason", "trap")], 2.0).await;
+    relay.metric_reaches("edge_relay_guest_lost_total", &[("name", "trap")], 2.0).await;
     assert_eq!(tick(&mut ticks, "tick").await.0, runs + 1);
-    assert_eq!(relay.metric("edge_relay_job_lost_ticks_total", &[("schedule", "tick")]).await, 0.0);
+    assert_eq!(relay.metric("edge_relay_guest_lost_total", &[("name", "tick")]).await, 0.0);
 }
 
 #[tokio::test]

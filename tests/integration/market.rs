@@ -24,8 +24,8 @@ async fn summary_is(summaries: &mut Client, wanted: Value) {
 async fn a_summary_has_the_latest_prices_of_the_open_connection() {
     let mut partner = Partner::start().await;
     let folder = Folder::new("").tenant("t", &partner.url(), TENANT);
-    folder.copy(guests::market(), "tenants/t/filter.wasm");
-    folder.copy(guests::market_job(), "tenants/t/job.wasm");
+    folder.copy(guests::market("filter"), "tenants/t/filter.wasm");
+    folder.copy(guests::market("job"), "tenants/t/job.wasm");
     let relay = Relay::serve(folder).await;
     let mut summaries = relay.client("/t?channel=summary").await;
     let mut peer = partner.accept().await;

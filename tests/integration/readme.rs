@@ -61,7 +61,7 @@ async fn its_configuration_is_accepted() {
     let manifest = manifest.replace("# idle", "idle").replace("# max", "max").replace("# path", "path");
     let partner = Partner::start().await;
     folder.write("tenants/market/tenant.toml", manifest.replace("wss://ws-feed.exchange.coinbase.com", &partner.url()));
-    folder.copy(guests::market(), "tenants/market/filter.wasm");
+    folder.copy(guests::market("filter"), "tenants/market/filter.wasm");
     let relay = Relay::serve_with(folder, &[("MARKET__TOKEN", "Bearer x")]).await;
     assert_eq!(relay.ready().await["status"], "ready");
 }

@@ -105,8 +105,9 @@ fn market(url: &str) -> Folder {
     // Summaries come sooner than anybody wants to wait for them.
     let manifest = manifest.replace(partner, url).replace("\"300s\"", "\"100ms\"");
     folder.write("tenants/market/tenant.toml", manifest);
-    folder.copy(guests::market(), "tenants/market/filter.wasm");
-    folder.copy(guests::market_job(), "tenants/market/job.wasm");
+    for role in guests::MARKET {
+        folder.copy(guests::market(role), &format!("tenants/market/{role}.wasm"));
+    }
     folder
 }
 
@@ -134,7 +135,7 @@ async fn market_publishes_every_price_change_of_coinbase_and_nothing_else() {
     all_get(clients, expected.into()).await;
     assert_eq!(proxy.connections(), 1);
     assert_eq!(relay.metric("edge_relay_upstream_messages_total", &[]).await, messages.len() as f64);
-    assert_eq!(relay.metric("edge_relay_filter_lost_messages_total", &[]).await, 0.0);
+    assert_eq!(relay.metric("edge_relay_guest_lost_total", &[]).await, 0.0);
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ async fn messages_pass_as_they_came_without_a_filter() {
     client.has_no_more().await;
     assert_eq!(relay.metric("edge_relay_upstream_messages_total", &[("tenant", "t"), ("upstream", "feed")]).await, 6.0);
     assert_eq!(relay.metric("edge_relay_upstream_bytes_total", &[]).await, (11 + 3 + 80_000 + 2 * MIB - 1) as f64);
-    assert_eq!(relay.metric("edge_relay_filter_calls_total", &[]).await, 0.0);
+    assert_eq!(relay.metric("edge_relay_guest_calls_total", &[]).await, 0.0);
 }
 
 #[tokio::test]

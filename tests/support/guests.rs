@@ -7,6 +7,8 @@ use std::{
 
 use super::process::{command, shown};
 
+/// The roles of the sample tenant.
+pub const MARKET: [&str; 4] = ["filter", "client", "api", "job"];
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// The filter that misbehaves as its settings say.
@@ -33,16 +35,17 @@ pub fn probe() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/probe"))
 }
 
-/// The sample tenant's filter.
-pub fn market() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build("components/market/filter"))
+/// A component of the sample tenant, by its role.
+pub fn market(role: &str) -> &'static Path {
+    static BUILT: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];
+    let nth = MARKET.iter().position(|known| *known == role).unwrap();
+    BUILT[nth].get_or_init(|| build(&format!("components/market/{role}")))
 }
 
-/// The sample tenant's job.
-pub fn market_job() -> &'static Path {
+/// The handler that sends back every message.
+pub fn echo() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build("components/market/job"))
+    BUILT.get_or_init(|| build("components/echo"))
 }
 
 /// The sample tenant's folder.

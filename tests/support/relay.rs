@@ -22,6 +22,7 @@ use super::{
 pub struct Relay {
     process: Process,
     pub clients: SocketAddr,
+    api: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     /// Kept for as long as the relay may read it.
     _folder: Option<Folder>,
@@ -55,9 +56,10 @@ impl Relay {
     async fn start(mut process: Process, folder: Option<Folder>) -> Self {
         let addresses = process.listening().await;
         let address = |wanted| addresses.iter().find(|(name, _)| name == wanted).map(|(_, address)| *address);
-        let (clients, admin) = (address("clients").unwrap(), address("admin"));
-        assert_eq!(addresses.len(), 1 + usize::from(admin.is_some()), "{addresses:?}");
-        Self { process, clients, admin, _folder: folder }
+        let (clients, api, admin) = (address("clients").unwrap(), address("api"), address("admin"));
+        let names: Vec<_> = addresses.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(names == ["clients"] || names == ["clients", "api", "admin"], "{addresses:?}");
+        Self { process, clients, api, admin, _folder: folder }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -69,6 +71,18 @@ impl Relay {
         let mut client = Client::connect(&self.url(path)).await;
         client.settle().await;
         client
+    }
+
+    /// Where the API listens.
+    pub fn api(&self) -> SocketAddr {
+        self.api.expect("the relay has an API listener")
+    }
+
+    /// A GET at the API listener: status and body.
+    pub async fn api_get(&self, path: &str) -> (u16, String) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let (head, body) = within(path, http(self.api(), &request)).await;
+        (status(&head), body)
     }
 
     /// A GET at the admin listener: status and body.

@@ -13,8 +13,8 @@ impl Folder {
     /// A `relay.toml` on free ports; `more` follows its `[limits]`.
     pub fn new(limits: &str) -> Self {
         let folder = Self::empty();
-        let listen = "[listen]\nclients = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"";
-        folder.write("relay.toml", format!("tenants = \"tenants\"\n{listen}\n[limits]\n{limits}\n"));
+        let listen = ["clients", "api", "admin"].map(|name| format!("{name} = \"127.0.0.1:0\"")).join("\n");
+        folder.write("relay.toml", format!("tenants = \"tenants\"\n[listen]\n{listen}\n[limits]\n{limits}\n"));
         folder
     }
 

@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    future::{Ready, ready},
     net::IpAddr,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
@@ -14,8 +14,8 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     body::Incoming,
     header::{
-        ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-        SEC_WEBSOCKET_VERSION, UPGRADE,
+        ALLOW, AUTHORIZATION, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
+        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
     },
     service::Service,
 };
@@ -23,17 +23,19 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
     channel::{Channel, MAIN, Refused},
-    client::{Connected, Door, client_address},
+    client::{Connected, Door, MAX_CHANNELS, client_address, listener::Route},
+    component::{self, Broken, Handler, Joined, NotLetIn},
     http_error,
 };
 
-/// Most channels one client may follow.
-const MAX_CHANNELS: usize = 64;
 /// Seconds after which a client that found the relay full may try again.
 const RETRY_SECONDS: &str = "5";
 
 /// Serves one connection's request; keeps the client if the handshake succeeds.
-pub struct Handshake {
+pub struct Handshake(pub Arc<Attempt>);
+
+/// One connection's handshake.
+pub struct Attempt {
     pub door: Arc<Door>,
     pub peer: IpAddr,
     pub accepted: Mutex<Option<Accepted>>,
@@ -59,6 +61,25 @@ impl Refusal {
         Self { status, reason, message: message.to_owned(), headers: vec![(CONNECTION, "close")] }
     }
 
+    fn unavailable(reason: &'static str, message: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, message).with(RETRY_AFTER, RETRY_SECONDS)
+    }
+
+    /// What a handler's answer is to the client.
+    fn guests(why: NotLetIn) -> Self {
+        match why {
+            NotLetIn::Refused(status, message) => {
+                let status = StatusCode::from_u16(status).ok().filter(|status| status.as_u16() >= 400);
+                Self::new(status.unwrap_or(StatusCode::FORBIDDEN), "rejected", &message)
+            }
+            NotLetIn::Broken(Broken::Deadline(_)) => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "handler", "the tenant's code did not answer in time")
+            }
+            NotLetIn::Broken(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", "the tenant's code broke"),
+            NotLetIn::Gone => Self::unavailable("shutdown", "the relay is shutting down"),
+        }
+    }
+
     fn with(mut self, name: HeaderName, value: &'static str) -> Self {
         self.headers.push((name, value));
         self
@@ -76,34 +97,41 @@ impl Refusal {
 impl Service<Request<Incoming>> for Handshake {
     type Response = Response<Full<Bytes>>;
     type Error = std::convert::Infallible;
-    type Future = Ready<Result<Self::Response, Self::Error>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        ready(Ok(match self.accept(&request) {
-            Ok((response, accepted)) => {
-                *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
-                response
-            }
-            Err(refusal) => {
-                self.door.metrics.handshake_refused(refusal.reason);
-                refusal.response()
-            }
-        }))
+        let attempt = Arc::clone(&self.0);
+        Box::pin(async move {
+            Ok(match attempt.accept(&request).await {
+                Ok((response, accepted)) => {
+                    *attempt.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+                    response
+                }
+                Err(refusal) => {
+                    attempt.door.metrics.handshake_refused(refusal.reason);
+                    refusal.response()
+                }
+            })
+        })
     }
 }
 
-impl Handshake {
-    fn accept(&self, request: &Request<Incoming>) -> Result<(Response<Full<Bytes>>, Accepted), Refusal> {
-        let Some(tenant) = self.door.tenant(request.uri().path()) else {
+impl Attempt {
+    async fn accept(&self, request: &Request<Incoming>) -> Result<(Response<Full<Bytes>>, Accepted), Refusal> {
+        let Some(Route { tenant, handler }) = self.door.route(request.uri().path()) else {
             return Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path"));
         };
         let accept = check(request)?;
         if self.door.total.load(Ordering::Relaxed) >= self.door.max_clients {
-            let message = "the relay has as many clients as it takes";
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "full", message).with(RETRY_AFTER, RETRY_SECONDS));
+            return Err(Refusal::unavailable("full", "the relay has as many clients as it takes"));
         }
+        let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
+        let (session, names) = match handler {
+            Some(handler) => self.ask(handler, request, address).await?,
+            None => (None, channel_names(request.uri())?),
+        };
         let mut channels = Vec::new();
-        for name in channel_names(request.uri())? {
+        for name in names {
             let channel = tenant.channels.subscribe(&name).map_err(|why| {
                 let status = match why {
                     Refused::NotAllowed => StatusCode::FORBIDDEN,
@@ -114,7 +142,6 @@ impl Handshake {
             })?;
             channels.push(channel);
         }
-        let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
         tracing::debug!(tenant.name = %tenant.name, client.address = %address, "client accepted");
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -122,7 +149,50 @@ impl Handshake {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-        Ok((response, Accepted { client: Connected::new(Arc::clone(&tenant.terms)), channels }))
+        Ok((response, Accepted { client: Connected::new(Arc::clone(&tenant.terms), session), channels }))
+    }
+
+    /// Asks the tenant's handler whether to let the client in, and to which channels.
+    async fn ask(
+        &self,
+        handler: &Arc<Handler>,
+        request: &Request<Incoming>,
+        address: IpAddr,
+    ) -> Result<(Option<Joined>, BTreeSet<String>), Refusal> {
+        // Before the handler is asked for anything.
+        let wanted = channel_names(request.uri())?;
+        let admission = handler.connect(for_handler(request, address)).await.map_err(Refusal::guests)?;
+        let Some(channels) = admission.channels else {
+            for name in &wanted {
+                handler.subscribe(&admission.session, name.clone()).await.map_err(Refusal::guests)?;
+            }
+            return Ok((Some(admission.session), wanted));
+        };
+        let channels: BTreeSet<String> = channels.into_iter().collect();
+        if channels.len() > MAX_CHANNELS {
+            let message = format!("the tenant gives it more channels than {MAX_CHANNELS}");
+            return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &message));
+        }
+        Ok((Some(admission.session), channels))
+    }
+}
+
+/// The request as a handler sees it.
+fn for_handler(request: &Request<Incoming>, address: IpAddr) -> component::Request {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let query = request.uri().query().unwrap_or_default();
+    // The scheme's name has no case (RFC 9110 section 11.1).
+    let bearer = request.headers().get(AUTHORIZATION).map(text).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+    });
+    let in_query = || form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "token");
+    component::Request {
+        path: request.uri().path().to_owned(),
+        query: query.to_owned(),
+        headers: request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        client_ip: address.to_string(),
+        token: bearer.or_else(|| in_query().map(|(_, token)| token.into_owned())),
     }
 }
 

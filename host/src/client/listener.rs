@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -19,9 +19,10 @@ use tokio::{
 use crate::{
     client::{
         Shards,
-        handshake::{Accepted, Handshake},
+        handshake::{Accepted, Attempt, Handshake},
         shard::Newcomer,
     },
+    component::Handler,
     metrics::Metrics,
     shutdown::Stop,
     tenant::Tenant,
@@ -36,10 +37,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What every handshake needs to know.
 pub struct Door {
-    pub tenants: Vec<Arc<Tenant>>,
+    pub routes: Vec<Route>,
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
-    pub shards: Shards,
+    pub shards: Arc<Shards>,
     /// Clients now, and at most.
     pub total: Arc<AtomicUsize>,
     pub max_clients: usize,
@@ -47,11 +48,17 @@ pub struct Door {
     pub handshake_timeout: Duration,
 }
 
+/// A tenant, and what asks its code about clients.
+pub struct Route {
+    pub tenant: Arc<Tenant>,
+    pub handler: Option<Arc<Handler>>,
+}
+
 impl Door {
     /// The tenant that has claimed a path; a slash at the end makes no difference.
-    pub fn tenant(&self, path: &str) -> Option<&Arc<Tenant>> {
+    pub fn route(&self, path: &str) -> Option<&Route> {
         let path = if path.len() > 1 { path.strip_suffix('/').unwrap_or(path) } else { path };
-        self.tenants.iter().find(|tenant| tenant.path == path)
+        self.routes.iter().find(|route| route.tenant.path == path)
     }
 }
 
@@ -111,12 +118,12 @@ fn cut_oldest(under_way: &mut VecDeque<AbortHandle>, door: &Door) {
 }
 
 async fn handshake(socket: TcpStream, peer: IpAddr, door: Arc<Door>) {
-    let service = Handshake { door: Arc::clone(&door), peer, accepted: Mutex::new(None) };
+    let attempt = Arc::new(Attempt { door: Arc::clone(&door), peer, accepted: Mutex::new(None) });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(socket), service)
+        .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(&attempt)))
         .without_shutdown();
     let parts = match tokio::time::timeout(door.handshake_timeout, connection).await {
         Ok(Ok(parts)) => parts,
@@ -126,7 +133,7 @@ async fn handshake(socket: TcpStream, peer: IpAddr, door: Arc<Door>) {
         }
         Err(_) => return door.metrics.handshake_refused("timeout"),
     };
-    let accepted = parts.service.accepted.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let accepted = attempt.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(Accepted { client, channels }) = accepted else { return };
     // Copied: even empty the buffer would keep hyper's 8 KiB.
     let leftover = parts.read_buf.to_vec();

@@ -7,7 +7,10 @@ use std::{
 
 use mio::{Registry, Token, Waker};
 
-use crate::{channel::Reader, client::shard::Newcomer};
+use crate::{
+    channel::{Channel, Reader},
+    client::{ClientId, Share, Terms, shard::Newcomer},
+};
 
 /// What a shard is told.
 pub enum Command {
@@ -16,11 +19,28 @@ pub enum Command {
     /// The channel of this view has new chunks. Which ones is read from the channel itself, so that however far a
     /// shard is behind, what waits for it is bounded by the channel's log.
     Fresh(usize),
+    /// What a tenant wants done with one of its clients, if that is still there.
+    Act { client: ClientId, terms: Arc<Terms>, steps: Vec<Step> },
     /// Close every client with 1001 and end.
     Shutdown,
 }
 
-/// A shard's queue. Its length is bounded by the clients that handshakes let in and by one `Fresh` a view.
+/// A part of what is to be done with a client.
+pub enum Step {
+    /// Bytes of whole frames, with their share of the tenant's budget.
+    Send(Vec<u8>, Share),
+    /// There were replies, and no room for them in the tenant's budget.
+    Overflow,
+    Subscribe(Arc<Channel>),
+    Unsubscribe(String),
+    Close {
+        code: u16,
+        text: String,
+    },
+}
+
+/// A shard's queue. Its length is bounded by the clients that handshakes let in, by one `Fresh` a view, and by what
+/// guests do in their calls: the bytes of that have shares of their tenants' budgets.
 pub struct Queue {
     commands: Mutex<Vec<Command>>,
     waker: Waker,

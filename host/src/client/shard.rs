@@ -27,11 +27,13 @@ use self::{
 use crate::{
     channel::{Channel, Reader},
     client::{
-        Connected,
-        queue::{Command, Queue},
+        ClientId, Connected, Terms,
+        id::Ids,
+        queue::{Command, Queue, Step},
     },
 };
 
+mod act;
 mod deliver;
 mod leave;
 mod receive;
@@ -70,6 +72,7 @@ pub struct Shards {
     queues: Vec<Arc<Queue>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     next: AtomicUsize,
+    ids: Ids,
 }
 
 impl Shards {
@@ -89,14 +92,29 @@ impl Shards {
             };
             threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(thread)?);
         }
-        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
+        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0), ids: Ids::new() })
     }
 
-    /// Hands a client to the next shard in turn.
+    /// Hands a client to the next shard in turn, or to that of its id.
     pub fn adopt(&self, newcomer: Newcomer) {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        if let Some(queue) = self.queues.get(turn % self.queues.len().max(1)) {
+        let shard = match newcomer.client.session() {
+            Some(session) => session.id.shard(),
+            None => self.next.fetch_add(1, Ordering::Relaxed) % self.queues.len().max(1),
+        };
+        if let Some(queue) = self.queues.get(shard) {
             queue.push(Command::Client(Box::new(newcomer)));
+        }
+    }
+
+    /// An id for a client that its tenant's handler is asked about.
+    pub fn next_id(&self) -> ClientId {
+        self.ids.next(self.queues.len())
+    }
+
+    /// Does something with a client of this tenant, in the order of these calls; one that is gone is left alone.
+    pub fn act(&self, client: ClientId, terms: &Arc<Terms>, steps: Vec<Step>) {
+        if let Some(queue) = self.queues.get(client.shard()) {
+            queue.push(Command::Act { client, terms: Arc::clone(terms), steps });
         }
     }
 
@@ -119,6 +137,8 @@ struct Shard {
     /// The queue again, as channels know it.
     reader: Arc<dyn Reader>,
     rows: Slab<Row>,
+    /// Rows of clients with an id.
+    by_id: HashMap<ClientId, usize>,
     views: Slab<View>,
     /// Views by their channel's address.
     by_channel: HashMap<usize, usize>,
@@ -150,6 +170,7 @@ impl Shard {
             reader: Arc::new(Arc::clone(&queue)),
             queue,
             rows: Slab::new(),
+            by_id: HashMap::new(),
             views: Slab::new(),
             by_channel: HashMap::new(),
             again: Vec::new(),
@@ -198,6 +219,7 @@ impl Shard {
                 match command {
                     Command::Client(newcomer) => self.adopt(*newcomer),
                     Command::Fresh(view) => self.fan_out(view),
+                    Command::Act { client, terms, steps } => self.act(client, &terms, steps),
                     Command::Shutdown => self.begin_shutdown(now),
                 }
             }
@@ -214,14 +236,14 @@ impl Shard {
     fn adopt(&mut self, newcomer: Newcomer) {
         let Newcomer { socket, mut leftover, client, channels } = newcomer;
         if self.end.is_some() {
-            client.terms().metrics.closed("shutdown");
+            client.leaves("shutdown");
             return;
         }
         let mut socket = mio::net::TcpStream::from_std(socket);
         let slot = self.rows.vacant_key();
         if let Err(error) = self.poll.registry().register(&mut socket, Token(slot), Interest::READABLE) {
             tracing::warn!(%error, "a client's socket cannot be watched");
-            client.terms().metrics.closed("io");
+            client.leaves("io");
             return;
         }
         let mut cursors = Vec::with_capacity(channels.len());
@@ -231,10 +253,10 @@ impl Shard {
                 cursors.push(channel.subscribe(index(view), Subscriber { slot: index(slot), nth }));
             }
         }
-        let cursors = match <[_; 1]>::try_from(cursors) {
-            Ok([one]) => Cursors::One(one),
-            Err(many) => Cursors::Many(many.into()),
-        };
+        let cursors = Cursors::from(cursors);
+        if let Some(session) = client.session() {
+            self.by_id.insert(session.id, slot);
+        }
         self.rows.insert(Row { socket, client, cursors, extra: None, touched: self.now, flags: 0, current: 0 });
         if !leftover.is_empty() {
             self.received(slot, &mut leftover);

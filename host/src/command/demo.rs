@@ -28,6 +28,8 @@ use crate::{
 /// The sample tenant, as it stands in the repository; its components are compiled along with the host.
 const MANIFEST: &str = include_str!("../../../components/market/tenant.toml");
 const FILTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-filter.wasm"));
+const CLIENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-client.wasm"));
+const API: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-api.wasm"));
 const JOB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-job.wasm"));
 /// The partner that the sample's manifest names, which the simulated exchange stands in for.
 const PARTNER: &str = "wss://ws-feed.exchange.coinbase.com";
@@ -138,11 +140,13 @@ impl Files {
         // Made here or not used: the folder of temporary files belongs to everybody.
         DirBuilder::new().mode(0o700).create(&files.folder)?;
         fs::create_dir_all(&tenant)?;
-        let relay = format!("tenants = \"tenants\"\n[listen]\nclients = \"{LOOPBACK}\"\nadmin = \"{LOOPBACK}\"\n");
+        let listen = ["clients", "api", "admin"].map(|name| format!("{name} = \"{LOOPBACK}\"\n")).concat();
+        let relay = format!("tenants = \"tenants\"\n[listen]\n{listen}");
         fs::write(files.folder.join("relay.toml"), relay)?;
         fs::write(tenant.join("tenant.toml"), MANIFEST.replace(PARTNER, &format!("ws://{exchange}")))?;
-        fs::write(tenant.join("filter.wasm"), componentize(FILTER).map_err(io::Error::other)?)?;
-        fs::write(tenant.join("job.wasm"), componentize(JOB).map_err(io::Error::other)?)?;
+        for (role, module) in [("filter", FILTER), ("client", CLIENT), ("api", API), ("job", JOB)] {
+            fs::write(tenant.join(format!("{role}.wasm")), componentize(module).map_err(io::Error::other)?)?;
+        }
         Ok(files)
     }
 }

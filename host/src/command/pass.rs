@@ -70,6 +70,8 @@ impl Pass {
             path: "/".into(),
             upstreams: vec![upstream],
             filter: None,
+            client: None,
+            api: None,
             job: None,
             schedules: Vec::new(),
             channels: vec![ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES }],
@@ -77,7 +79,7 @@ impl Pass {
             limits: TenantLimits::default(),
         };
         RelayConfig {
-            listen: Listen { clients: self.listen, admin: None },
+            listen: Listen { clients: self.listen, api: None, admin: None },
             trusted_proxies: Vec::new(),
             limits: HostLimits::default(),
             tenants: vec![tenant],

@@ -1,6 +1,6 @@
 //! `edge-relay serve`: the deployed host.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
@@ -14,7 +14,7 @@ use crate::{
 
 /// Runs every tenant of a relay.toml.
 ///
-/// Prints `listening clients=ADDR admin=ADDR` once it is ready, logs to standard error, and ends at SIGTERM or SIGINT
+/// Prints `listening clients=ADDR api=ADDR admin=ADDR` once it is ready, logs to standard error, and ends at SIGTERM or SIGINT
 /// when its clients are told (a second signal ends it at once). EDGE_RELAY_LOG sets the log's level (default: info).
 /// Exit code 2: the configuration has mistakes; all of them are printed and nothing has been opened.
 #[derive(Args)]
@@ -41,8 +41,11 @@ impl Serve {
         let (trigger, stop) = shutdown::stop();
         let relay = Relay::bind(config)?;
         on_signals(trigger).map_err(Failure::failed)?;
-        let admin = relay.admin.map(|address| format!(" admin={address}")).unwrap_or_default();
-        announce(&format!("listening clients={}{admin}", relay.clients))?;
+        let also = |name: &str, address: Option<SocketAddr>| {
+            address.map(|address| format!(" {name}={address}")).unwrap_or_default()
+        };
+        let (api, admin) = (also("api", relay.api), also("admin", relay.admin));
+        announce(&format!("listening clients={}{api}{admin}", relay.clients))?;
         runtime.block_on(relay.run(stop));
         Ok(())
     }

@@ -32,3 +32,18 @@ pub mod job {
         ownership: Borrowing { duplicate_if_necessary: true },
     });
 }
+
+pub mod client {
+    wasmtime::component::bindgen!({
+        path: "../wit/edge-relay-tenant@0.1.0",
+        world: "client-component",
+        exports: { default: async },
+        with: {
+            "edge-relay:tenant": super::edge_relay::tenant,
+            "wasi:config": super::wasi::config,
+            "wasi:keyvalue": super::wasi::keyvalue,
+            "wasi:logging": super::wasi::logging,
+        },
+        ownership: Borrowing { duplicate_if_necessary: true },
+    });
+}

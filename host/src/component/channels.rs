@@ -3,12 +3,13 @@
 use super::{
     bindings::edge_relay::tenant::{
         channels,
-        types::{FrameParam, FrameResult, Publication as GuestPublication},
+        types::{Close, FrameParam, FrameResult, Publication as GuestPublication},
     },
     host::{Guest, Host},
 };
 use crate::{
     channel::{Frame, Kind, MAX_KEY, Publication, Refused},
+    client::{ClientId, Step},
     tenant::Tenant,
 };
 
@@ -63,6 +64,12 @@ pub fn from_guest(frame: FrameResult) -> Frame {
     }
 }
 
+/// The code a guest closes a connection with: those that an endpoint may send (RFC 6455 section 7.4), else that of a
+/// broken policy.
+pub fn close_code(code: u16) -> u16 {
+    if matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) { code } else { 1008 }
+}
+
 impl channels::Host for Host {
     async fn publish(&mut self, publications: Vec<GuestPublication>) -> Result<(), String> {
         match publish(self.tenant(), publications).await {
@@ -83,5 +90,12 @@ impl channels::Host for Host {
     fn subscriber_count(&mut self, channel: String) -> u32 {
         let subscribers = self.tenant().channels.get(&channel).map_or(0, |channel| channel.subscribers());
         u32::try_from(subscribers).unwrap_or(u32::MAX)
+    }
+
+    fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
+        let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
+        let close = Step::Close { code: close_code(close.code), text: close.reason };
+        self.tenant().shards.act(client, &self.tenant().terms, vec![close]);
+        Ok(())
     }
 }

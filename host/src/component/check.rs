@@ -5,20 +5,27 @@ use wasmtime::component::Component;
 /// The filter's interface, as exported.
 pub const FILTER: &str = "edge-relay:tenant/filter@0.1.0";
 
-/// The job's interface, as exported.
+/// The client handler's.
+pub const CLIENT: &str = "edge-relay:tenant/client-handler@0.1.0";
+
+/// That of an API, without its last number: any will do.
+pub const API: &str = "wasi:http/incoming-handler@0.2.";
+
+/// The job's.
 pub const JOB: &str = "edge-relay:tenant/job@0.1.0";
 
-/// Interfaces that mean a role.
-const ROLES: [(&str, &str); 2] = [("filter", FILTER), ("job", JOB)];
+/// How interfaces begin that mean a role.
+const ROLES: [(&str, &str); 4] = [("filter", FILTER), ("client", CLIENT), ("api", API), ("job", JOB)];
 
 /// Packages the host gives, with the versions that fit: up to the slash of an interface's name, and behind its `@`.
-const PROVIDED: [(&str, &str); 12] = [
+const PROVIDED: [(&str, &str); 13] = [
     ("wasi:io/", "0.2."),
     ("wasi:clocks/", "0.2."),
     ("wasi:random/", "0.2."),
     ("wasi:cli/", "0.2."),
     ("wasi:filesystem/", "0.2."),
     ("wasi:sockets/", "0.2."),
+    ("wasi:http/", "0.2."),
     ("wasi:config/store", "0.2.0-rc.1"),
     ("wasi:logging/logging", "0.1.0-draft"),
     ("wasi:keyvalue/", "0.2.0-draft"),
@@ -41,7 +48,7 @@ pub fn report(engine: &wasmtime::Engine, component: &Component) -> Report {
     let component = component.component_type();
     let exports: Vec<String> = component.exports(engine).map(|(name, _)| name.to_owned()).collect();
     let imports: Vec<String> = component.imports(engine).map(|(name, _)| name.to_owned()).collect();
-    let has = |interface: &str| exports.iter().any(|export| export == interface);
+    let has = |interface: &str| exports.iter().any(|export| export.starts_with(interface));
     let roles = ROLES.iter().filter(|(_, interface)| has(interface)).map(|(role, _)| *role).collect();
     let missing = imports.iter().filter(|import| !is_provided(import)).cloned().collect();
     Report { roles, exports, imports, missing }

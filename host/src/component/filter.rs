@@ -7,6 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use wasmtime::{
     Result, Store,
@@ -19,13 +20,13 @@ use super::{
         edge_relay::tenant::types::{FrameParam, Publication as GuestPublication},
         filter::{FilterComponent, FilterComponentPre},
     },
-    call::Broken,
     channels::{from_guest, publish_all, to_guest},
     check,
     host::Host,
-    warm::{Code, Role, Warm},
+    instance::{Code, Role},
+    warm::Warm,
 };
-use crate::{channel::Frame, metrics::UpstreamMetrics};
+use crate::channel::Frame;
 
 /// Bytes that wait for a filter: enough for one message of the largest size allowed. Beyond, the upstream is not read.
 const QUEUE_BYTES: usize = 64 << 20;
@@ -37,6 +38,7 @@ const QUEUE_BURSTS: usize = 4096;
 const BATCH_FRAMES: usize = 256;
 /// Payload bytes of one call, unless a single burst has more.
 const BATCH_BYTES: usize = 256 << 10;
+
 impl Role for FilterComponent {
     const NAME: &'static str = "filter";
     const INTERFACE: &'static str = check::FILTER;
@@ -47,16 +49,6 @@ impl Role for FilterComponent {
 
     fn check(pre: &InstancePre<Host>) -> Result<()> {
         FilterComponentPre::new(pre.clone()).map(drop)
-    }
-
-    fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
-        tracing::warn!(
-            tenant.name = %guest.tenant.name,
-            upstream.name = %guest.name,
-            error = %broken,
-            pause_ms = pause.as_millis(),
-            "filter broke"
-        );
     }
 }
 
@@ -73,6 +65,8 @@ enum Event {
 pub struct FilterQueue {
     events: mpsc::Sender<Event>,
     room: Arc<Semaphore>,
+    /// Frames that wait.
+    waiting: Gauge,
 }
 
 impl FilterQueue {
@@ -89,6 +83,7 @@ impl FilterQueue {
         let permits = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         if let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(permits).await {
+            self.waiting.inc_by(signed(burst.len()));
             self.send(Event::Frames(burst, permit)).await;
         }
     }
@@ -106,21 +101,17 @@ impl FilterQueue {
 }
 
 /// A queue, and the worker to run on the guests' runtime; it ends when the queue is dropped and empty.
-pub fn worker(
-    code: Arc<FilterCode>,
-    guest: Guest,
-    metrics: Arc<UpstreamMetrics>,
-) -> (FilterQueue, impl Future<Output = ()>) {
+pub fn worker(code: Arc<FilterCode>, guest: Guest) -> (FilterQueue, impl Future<Output = ()>) {
     let (events, queued) = mpsc::channel(QUEUE_BURSTS);
     let deadline = guest.tenant.limits.filter_call;
-    let worker = Worker { filter: Warm::new(code, guest, metrics.filter()), deadline, metrics };
-    (FilterQueue { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }, worker.run(queued))
+    let waiting = guest.metrics.queue.clone();
+    let worker = Worker { filter: Warm::new(code, guest), deadline };
+    (FilterQueue { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)), waiting }, worker.run(queued))
 }
 
 struct Worker {
     filter: Warm<FilterComponent>,
     deadline: Duration,
-    metrics: Arc<UpstreamMetrics>,
 }
 
 impl Worker {
@@ -163,9 +154,10 @@ impl Worker {
                 Err(_) => break,
             }
         }
+        self.filter.guest.metrics.queue.dec_by(signed(batch.len()));
         match self.on_frames(&batch).await {
             Some(publications) => publish_all(&self.filter.guest, publications).await,
-            None => drop(self.metrics.filter_lost.inc_by(batch.len() as u64)),
+            None => drop(self.filter.guest.metrics.lost.inc_by(batch.len() as u64)),
         }
         held
     }
@@ -198,4 +190,9 @@ impl Worker {
         });
         made.await
     }
+}
+
+/// Gauges count in `i64`; bursts are small.
+fn signed(frames: usize) -> i64 {
+    i64::try_from(frames).unwrap_or(i64::MAX)
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::gauge::Gauge;
 use wasmtime::{
     ResourceLimiter, Result, Store,
     component::{HasSelf, Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::{
     Engine,
@@ -18,21 +20,26 @@ use super::{
             logging::logging::{self, Level},
         },
     },
+    outbound::Outbound,
     output::{self, Output},
 };
-use crate::tenant::Tenant;
+use crate::{metrics::GuestMetrics, tenant::Tenant};
 
 /// Core instances, memories and tables that one component instance may have: languages' toolchains need a few.
 const MAX_PARTS: usize = 64;
 /// Entries in all tables of an instance.
 const MAX_TABLE: usize = 100_000;
+/// Handles that an instance may hold at once: streams, buckets, requests, header fields.
+const MAX_HANDLES: usize = 10_000;
 
 /// Whose code runs, and within which limits.
 #[derive(Clone)]
 pub struct Guest {
     pub tenant: Arc<Tenant>,
-    /// What it works on: a filter's upstream, a job's schedule.
+    pub role: &'static str,
+    /// What it works on: a filter's upstream, a job's schedule; else its role again.
     pub name: Arc<str>,
+    pub metrics: Arc<GuestMetrics>,
 }
 
 /// The data of one instance's store.
@@ -41,7 +48,26 @@ pub struct Host {
     table: ResourceTable,
     wasi: WasiCtx,
     config: WasiConfigVariables,
+    http: WasiHttpCtx,
+    outbound: Outbound,
     guest: Guest,
+    _counted: Counted,
+}
+
+/// An instance that counts as there until this is dropped.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(instances: &Gauge) -> Self {
+        instances.inc();
+        Self(instances.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Host {
@@ -66,7 +92,18 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         .build();
     let limits = Limits { memory: guest.tenant.limits.memory, table: MAX_TABLE };
     let config = guest.tenant.settings.iter().cloned().collect();
-    let host = Host { limits, table: ResourceTable::new(), wasi, config, guest: guest.clone() };
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(MAX_HANDLES);
+    let host = Host {
+        limits,
+        table,
+        wasi,
+        config,
+        http: WasiHttpCtx::new(),
+        outbound: Outbound,
+        guest: guest.clone(),
+        _counted: Counted::new(&guest.metrics.instances),
+    };
     let mut store = Store::new(engine.wasmtime(), host);
     store.limiter(|host| &mut host.limits);
     store.epoch_deadline_async_yield_and_update(1);
@@ -77,6 +114,7 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
 pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(&host.config))?;
     logging::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     keyvalue::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
@@ -127,6 +165,12 @@ impl ResourceLimiter for Limits {
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.outbound, table: &mut self.table, ctx: &mut self.http }
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, sleep_until};
 use wasmtime::{
     Result, Store,
@@ -18,13 +19,13 @@ use wasmtime::{
 use super::{
     Guest,
     bindings::job::{JobComponent, JobComponentPre},
-    call::Broken,
     channels::publish_all,
     check,
     host::Host,
-    warm::{Code, Role, Warm},
+    instance::{Code, Role},
+    warm::Warm,
 };
-use crate::{config::ScheduleConfig, metrics::ScheduleMetrics, shutdown::Stop};
+use crate::{config::ScheduleConfig, shutdown::Stop};
 
 impl Role for JobComponent {
     const NAME: &'static str = "job";
@@ -37,16 +38,6 @@ impl Role for JobComponent {
     fn check(pre: &InstancePre<Host>) -> Result<()> {
         JobComponentPre::new(pre.clone()).map(drop)
     }
-
-    fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
-        tracing::warn!(
-            tenant.name = %guest.tenant.name,
-            schedule.name = %guest.name,
-            error = %broken,
-            pause_ms = pause.as_millis(),
-            "job broke"
-        );
-    }
 }
 
 pub type JobCode = Code<JobComponent>;
@@ -56,15 +47,16 @@ pub struct Job {
     pub code: Arc<JobCode>,
     pub guest: Guest,
     pub schedule: ScheduleConfig,
-    pub metrics: ScheduleMetrics,
+    /// Counts ticks left out.
+    pub missed: Counter,
 }
 
 impl Job {
     /// Calls the job at its times until told to stop; a call under way is finished.
     pub async fn run(self, mut stop: Stop) {
-        let Self { code, guest, schedule, metrics } = self;
+        let Self { code, guest, schedule, missed } = self;
         let deadline = guest.tenant.limits.job_call;
-        let mut job = Warm::new(code, guest, metrics.calls);
+        let mut job = Warm::new(code, guest);
         let started = (Instant::now(), SystemTime::now());
         let mut after = schedule.after;
         loop {
@@ -78,10 +70,10 @@ impl Job {
             });
             match made.await {
                 Some(made) => publish_all(&job.guest, made).await,
-                None => drop(metrics.lost.inc()),
+                None => drop(job.guest.metrics.lost.inc()),
             }
-            let (next, missed) = next_tick(after, schedule.every, started.0.elapsed());
-            metrics.missed.inc_by(missed);
+            let (next, passed) = next_tick(after, schedule.every, started.0.elapsed());
+            missed.inc_by(passed);
             after = next;
         }
     }

@@ -14,6 +14,7 @@ impl upstreams::Host for Host {
     fn send(&mut self, upstream: String, frames: Vec<FrameResult>) -> Result<(), Error> {
         let upstream = self.tenant().upstream(&upstream).ok_or(Error::Unknown)?;
         upstream.send(frames.into_iter().map(from_guest).collect()).map_err(|error| match error {
+            SendError::Unknown => Error::Unknown,
             SendError::Disconnected => Error::Disconnected,
             SendError::Full => Error::Full,
             SendError::TooLarge => Error::TooLarge,

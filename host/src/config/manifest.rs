@@ -1,21 +1,14 @@
 //! A tenant's `tenant.toml`.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    ops::RangeInclusive,
-    path::{Component, Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, sync::Arc, time::Duration};
 
 use hyper::header::{HeaderName, HeaderValue};
 use toml::de::DeValue;
 
-use crate::state::Quota;
-
 use super::{
-    ChannelRule, ScheduleConfig, TenantConfig, TenantLimits, UpstreamConfig,
+    ChannelRule, ScheduleConfig, TenantConfig, UpstreamConfig,
+    components::{api, component},
+    limits::limits,
     units::{Claim, MAX_PATH_BYTES, name, path, url},
     walk::{Document, Problems, Table, Value, quote},
 };
@@ -32,24 +25,9 @@ const MAX_MESSAGE: RangeInclusive<u64> = 1 << 10..=64 << 20;
 /// A log shorter than the least makes every client a slow one; all channels of all tenants share the host's memory.
 const LOG: RangeInclusive<u64> = 64 << 10..=1 << 30;
 
-/// From what a small guest starts with to all that 32 bits address.
-const MEMORY: RangeInclusive<u64> = 1 << 20..=4 << 30;
-
-/// The engine's clock ticks every millisecond; over the most a busy guest looks like a hung one.
-const FILTER_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
-
-/// A job may wait for others, but not for ever.
-const JOB_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
-
-/// The least is the longest control frame's payload (RFC 6455, 5.5).
-const CLIENT_MESSAGE: RangeInclusive<u64> = 125..=16 << 20;
-/// From one log of the least size to more than most hosts have.
-const LOGS: RangeInclusive<u64> = 64 << 10..=64 << 30;
 /// Under the least a job is a loop; a year is longer than hosts run.
 const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
 const AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
-const STATE: RangeInclusive<u64> = 4 << 10..=1 << 30;
-const STATE_KEYS: RangeInclusive<u64> = 1..=10_000_000;
 
 /// Headers the handshake sets itself, or that would give it a body; with them go all in [`WEBSOCKET_HEADERS`].
 const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
@@ -109,6 +87,8 @@ fn tenant(
     }
     let folder = file.parent().unwrap_or(Path::new(""));
     let filter = filter.and_then(|value| component(&value, folder));
+    let client = components.take("client").and_then(|value| component(&value, folder));
+    let api = components.take("api").and_then(|value| api(value, folder));
     let job = components.take("job");
     components.finish();
 
@@ -135,6 +115,8 @@ fn tenant(
         path: path.value.clone(),
         upstreams,
         filter,
+        client,
+        api,
         job,
         schedules,
         channels,
@@ -269,31 +251,6 @@ fn subprotocol(value: &Value<'_>, offered: &mut BTreeSet<String>) -> Option<Stri
     None
 }
 
-/// A component's file, which must be within `folder`, links followed.
-fn component(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
-    let text = value.str()?;
-    let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
-    if text.is_empty() || !Path::new(text).components().all(inside) {
-        value.problem(format!("{} is not within the tenant's folder; write for example \"filter.wasm\"", quote(text)));
-        return None;
-    }
-    let path = folder.join(text);
-    let base = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let message = match base.canonicalize().and_then(|base| Ok((base, path.canonicalize()?))) {
-        Ok((base, real)) if !real.starts_with(&base) => {
-            "leads out of the tenant's folder; put the file itself there".into()
-        }
-        Ok((_, real)) if real.is_file() => return Some(path),
-        Ok(_) => "is not a file; name the component's .wasm".into(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            format!("is not in {}; build the component and put it there", base.display())
-        }
-        Err(error) => format!("cannot be read ({error}); check its rights"),
-    };
-    value.problem(format!("{} {message}", quote(text)));
-    None
-}
-
 fn channel(pattern: String, value: Value<'_>) -> Option<ChannelRule> {
     let fix = if pattern.is_empty() || pattern.len() > MAX_PATH_BYTES {
         Some("is empty or too long; write 1 to 255 bytes")
@@ -331,29 +288,13 @@ fn setting(value: &Value<'_>) -> Option<String> {
     valid.then_some(text)
 }
 
-fn limits(mut table: Table<'_>) -> TenantLimits {
-    let default = TenantLimits::default();
-    let limits = TenantLimits {
-        memory: table.size("memory", &MEMORY).unwrap_or(default.memory),
-        filter_call: table.duration("filter-call", &FILTER_CALL).unwrap_or(default.filter_call),
-        job_call: table.duration("job-call", &JOB_CALL).unwrap_or(default.job_call),
-        client_message: table.size("client-message", &CLIENT_MESSAGE).unwrap_or(default.client_message),
-        logs: table.size("logs", &LOGS).unwrap_or(default.logs),
-        state: Quota {
-            keys: table.count("state-keys", &STATE_KEYS).unwrap_or(default.state.keys),
-            bytes: table.size("state", &STATE).unwrap_or(default.state.bytes),
-        },
-    };
-    table.finish();
-    limits
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use proptest::{prelude::*, sample::Index};
 
     use super::*;
+    use crate::config::TenantLimits;
 
     /// A manifest with every key but `components.filter`, whose tests are with the folders'.
     const GOOD: &str = r##"name = "my-market"

@@ -21,6 +21,9 @@ use super::{
 /// Where clients connect by default.
 const LISTEN_CLIENTS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
 
+/// Where the API is by default.
+const LISTEN_API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8081);
+
 /// Where the admin listener is by default: out of reach of other machines.
 const LISTEN_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
@@ -29,6 +32,9 @@ const CLIENTS: RangeInclusive<u64> = 1..=16_000_000;
 
 /// Each handshake under way holds a task and buffers of some 10 KiB.
 const HANDSHAKES: RangeInclusive<u64> = 1..=1_000_000;
+
+/// Each holds a task and a buffer of some 10 KiB.
+const API_CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// Under the least a distant client fails; over the most, connections that never speak pile up.
 const HANDSHAKE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
@@ -98,17 +104,25 @@ fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<Stri
 }
 
 fn listen(mut table: Table<'_>) -> Listen {
-    let clients = table.take("clients").and_then(|value| address(&value, LISTEN_CLIENTS)).unwrap_or(LISTEN_CLIENTS);
-    let admin = table.take("admin");
-    let place = admin.as_ref().map(|value| value.place.clone());
-    let admin = admin.and_then(|value| address(&value, LISTEN_ADMIN)).unwrap_or(LISTEN_ADMIN);
-    if clients == admin && clients.port() != 0 {
-        let place = place.unwrap_or_else(|| table.place.clone());
-        place
-            .problem(format!("{admin} is where clients connect; give listen.clients and listen.admin their own ports"));
-    }
+    let mut claimed: Vec<(SocketAddr, &str)> = Vec::new();
+    let mut listener = |key: &'static str, default: SocketAddr| {
+        let value = table.take(key);
+        let place = value.as_ref().map_or_else(|| table.place.clone(), |value| value.place.clone());
+        let address = value.and_then(|value| address(&value, default)).unwrap_or(default);
+        let taken = claimed.iter().find(|(other, _)| *other == address && address.port() != 0);
+        if let Some((_, other)) = taken {
+            place.problem(format!(
+                "{address} is listen.{other} already; give listen.{other} and listen.{key} their own ports"
+            ));
+        }
+        claimed.push((address, key));
+        address
+    };
+    let clients = listener("clients", LISTEN_CLIENTS);
+    let api = listener("api", LISTEN_API);
+    let admin = listener("admin", LISTEN_ADMIN);
     table.finish();
-    Listen { clients, admin: Some(admin) }
+    Listen { clients, api: Some(api), admin: Some(admin) }
 }
 
 fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
@@ -136,6 +150,7 @@ fn limits(mut table: Table<'_>) -> HostLimits {
     let limits = HostLimits {
         clients: table.count("clients", &CLIENTS),
         handshakes: table.count("handshakes", &HANDSHAKES).unwrap_or(default.handshakes),
+        api_connections: table.count("api-connections", &API_CONNECTIONS).unwrap_or(default.api_connections),
         handshake_timeout: table.duration("handshake-timeout", &HANDSHAKE_TIMEOUT).unwrap_or(default.handshake_timeout),
         ping_interval: table.duration("ping-interval", &PING_INTERVAL).unwrap_or(default.ping_interval),
         stall_timeout: table.duration("stall-timeout", &STALL_TIMEOUT).unwrap_or(default.stall_timeout),
@@ -300,7 +315,7 @@ mod tests {
     #[test]
     fn everything_set() {
         let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
-            [listen]\nclients = '[::]:0'\nadmin = '[::]:0'\n\
+            [listen]\nclients = '[::]:0'\napi = '[::]:0'\nadmin = '[::]:0'\n\
             [limits]\nclients = 5\nhandshakes = 6\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
             stall-timeout = '1h'\nshutdown-timeout = '10ms'\n";
         let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
@@ -389,7 +404,7 @@ mod tests {
     #[test]
     fn listeners_apart() {
         let relay = "tenants = 'tenants'\n[listen]\nclients = '127.0.0.1:9090'\n";
-        let expected = "relay.toml:2: listen: 127.0.0.1:9090 is where clients connect; give listen.clients and listen.admin their own ports";
+        let expected = "relay.toml:2: listen: 127.0.0.1:9090 is listen.clients already; give listen.clients and listen.admin their own ports";
         assert_eq!(Folder::new(&[("relay.toml", relay), ONE]).problems(), [expected]);
     }
 

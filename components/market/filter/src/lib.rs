@@ -1,8 +1,8 @@
 //! A filter: what the tenant `market` makes of Coinbase's feed.
 //!
 //! Of all that the exchange sends (order books, matches, tickers), clients of the channel `prices` receive the price
-//! of each product, at each change: `{"product":"BTC-USD","price":"60234.1"}`. The latest prices also go into the tenant's
-//! state, for its other components: product → price, while the exchange is connected.
+//! of each product, at each change: `{"product":"BTC-USD","price":"60234.1"}`. For its other components the tenant's state
+//! has, while the exchange is connected, the latest prices and the products that any message has named.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{
@@ -31,12 +31,17 @@ wit_bindgen::generate!({
 });
 
 const CHANNEL: &str = "prices";
-/// The part of the tenant's state with the latest prices.
-const BUCKET: &str = "public";
+/// The part of the tenant's state with product → latest price.
+const PUBLIC: &str = "public";
+/// The part with the products, as keys.
+const PRODUCTS: &str = "products";
+
+/// What the open connection has brought: each product, and its latest price if there was one.
+type Seen = BTreeMap<String, Option<String>>;
 
 thread_local! {
-    /// The last price of each product on the open connection. An instance serves one upstream, on one thread.
-    static LAST_PRICES: RefCell<BTreeMap<String, String>> = const { RefCell::new(BTreeMap::new()) };
+    /// An instance serves one upstream, on one thread.
+    static SEEN: RefCell<Seen> = const { RefCell::new(Seen::new()) };
 }
 
 struct MarketFilter;
@@ -54,35 +59,39 @@ impl Guest for MarketFilter {
     }
 
     fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
-        LAST_PRICES.with_borrow_mut(|last| {
-            let publications: Vec<_> = frames.iter().filter_map(|frame| publication(frame, last)).collect();
-            let changed: BTreeSet<_> = publications.iter().filter_map(|publication| publication.key.clone()).collect();
-            if !changed.is_empty() {
-                report("on-frames", keep(changed, last));
-            }
+        SEEN.with_borrow_mut(|seen| {
+            let known = seen.len();
+            let publications: Vec<_> = frames.iter().filter_map(|frame| publication(frame, seen)).collect();
+            let changed = publications.iter().filter_map(|publication| publication.key.as_deref()).collect();
+            report("on-frames", keep(seen, changed, seen.len() > known));
             publications
         })
     }
 
     fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
-        LAST_PRICES.with_borrow_mut(BTreeMap::clear);
-        report("on-close", forget());
+        SEEN.with_borrow_mut(BTreeMap::clear);
+        report("on-close", forget(PUBLIC).and_then(|()| forget(PRODUCTS)));
         Vec::new()
     }
 }
 
-/// Keeps the latest prices of these products, in one call.
-fn keep(products: BTreeSet<String>, last: &BTreeMap<String, String>) -> Result<(), Error> {
-    let price = |product: String| {
-        let price = last.get(&product)?.clone().into_bytes();
-        Some((product, price))
-    };
-    batch::set_many(&store::open(BUCKET)?, &products.into_iter().filter_map(price).collect::<Vec<_>>())
+/// Keeps the latest prices of these products in one call, and in another the products if there are new ones.
+fn keep(seen: &Seen, changed: BTreeSet<&str>, new: bool) -> Result<(), Error> {
+    let price = |product: &str| Some((product.to_owned(), seen.get(product)?.clone()?.into_bytes()));
+    let prices: Vec<_> = changed.into_iter().filter_map(price).collect();
+    if !prices.is_empty() {
+        batch::set_many(&store::open(PUBLIC)?, &prices)?;
+    }
+    if new {
+        let products: Vec<_> = seen.keys().map(|product| (product.clone(), Vec::new())).collect();
+        batch::set_many(&store::open(PRODUCTS)?, &products)?;
+    }
+    Ok(())
 }
 
-/// Takes all prices out of the state: without the exchange they are the latest no more.
-fn forget() -> Result<(), Error> {
-    let bucket = store::open(BUCKET)?;
+/// Empties a part of the state: without the exchange nothing in it is the latest.
+fn forget(bucket: &str) -> Result<(), Error> {
+    let bucket = store::open(bucket)?;
     loop {
         let keys = bucket.list_keys(None)?.keys;
         if keys.is_empty() {
@@ -94,7 +103,7 @@ fn forget() -> Result<(), Error> {
 
 fn report(context: &str, outcome: Result<(), Error>) {
     if let Err(error) = outcome {
-        log(Level::Error, context, &format!("state `{BUCKET}`: {error:?}"));
+        log(Level::Error, context, &format!("the state cannot be changed: {error:?}"));
     }
 }
 
@@ -117,7 +126,7 @@ struct Price<'a> {
 }
 
 /// What a message changes for clients: nothing, unless it is a ticker with a new price.
-fn publication(frame: &Frame, last: &mut BTreeMap<String, String>) -> Option<Publication> {
+fn publication(frame: &Frame, seen: &mut Seen) -> Option<Publication> {
     let Frame::Text(text) = frame else { return None };
     let message: Message = match serde_json::from_str(text) {
         Ok(message) => message,
@@ -128,14 +137,18 @@ fn publication(frame: &Frame, last: &mut BTreeMap<String, String>) -> Option<Pub
         }
     };
     let Message { kind, product_id, price } = message;
-    if kind != "ticker" || product_id.is_empty() || price.is_empty() {
+    if product_id.is_empty() {
         return None;
     }
-    if last.get(&*product_id).is_some_and(|last| *last == price) {
+    if !seen.contains_key(&*product_id) {
+        seen.insert(product_id.to_string(), None);
+    }
+    let last = seen.get_mut(&*product_id)?;
+    if kind != "ticker" || price.is_empty() || last.as_deref() == Some(&*price) {
         return None;
     }
     let json = serde_json::to_string(&Price { product: &product_id, price: &price });
-    last.insert(product_id.to_string(), price.into_owned());
+    *last = Some(price.into_owned());
     Some(Publication {
         channel: CHANNEL.to_owned(),
         key: Some(product_id.into_owned()),

@@ -106,18 +106,22 @@ impl Shard {
         }
     }
 
-    /// Sends a control frame, between two frames.
-    pub(super) fn send(&mut self, slot: usize, control: &[u8]) {
+    /// Sends a control frame, or leaves it out where too many wait.
+    pub(super) fn control(&mut self, slot: usize, control: Vec<u8>) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let queued = row.extra.as_ref().map_or(0, |extra| extra.controls);
+        if queued + control.len() <= MAX_QUEUED {
+            row.extra().controls += control.len();
+            self.send(slot, control);
+        }
+    }
+
+    /// Sends whole frames, behind the one that is half sent and before the next publication.
+    pub(super) fn send(&mut self, slot: usize, frames: Vec<u8>) {
         self.finish_frame(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
-        let behind = row.is(flag::BEHIND);
-        let closing = row.is(flag::CLOSING);
-        let out = &mut row.extra().out;
-        if out.len() + control.len() > MAX_QUEUED && !closing {
-            return;
-        }
-        out.extend_from_slice(control);
-        if behind {
+        row.queue(frames);
+        if row.is(flag::BEHIND) {
             return;
         }
         match row.flush(self.now) {

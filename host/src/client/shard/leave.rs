@@ -6,7 +6,7 @@ use mio::Interest;
 
 use super::{
     Shard, TICKS, millis,
-    row::{Cursors, flag},
+    row::{Cursor, Cursors, flag},
 };
 use crate::client::frame;
 
@@ -17,14 +17,14 @@ impl Shard {
     /// Sends a close frame behind whatever is half sent, and nothing more.
     pub(super) fn close(&mut self, slot: usize, code: u16, text: &str, reason: &'static str) {
         let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
-        row.client.terms().metrics.closed(reason);
+        row.client.leaves(reason);
         self.finish_frame(slot);
         self.unsubscribe(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
         row.flags |= flag::CLOSING;
         row.extra().close_by = self.now.wrapping_add(millis(CLOSE_TIMEOUT));
         self.closing.push(slot);
-        self.send(slot, &frame::close(code, text));
+        self.send(slot, frame::close(code, text));
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
             self.close_sent(slot);
         }
@@ -46,24 +46,31 @@ impl Shard {
         let Some(row) = self.rows.get_mut(slot) else { return };
         let cursors = std::mem::replace(&mut row.cursors, Cursors::none());
         for cursor in cursors.as_slice() {
-            let at = cursor.view as usize;
-            let Some(view) = self.views.get_mut(at) else { continue };
-            view.unsubscribe(cursor.at, &mut self.rows);
-            if view.subscribers.is_empty() {
-                view.channel.detach(&self.reader);
-                self.by_channel.remove(&Arc::as_ptr(&view.channel).addr());
-                self.views.remove(at);
-            }
+            self.leave_view(cursor);
+        }
+    }
+
+    /// Takes a cursor out of its view, which goes with its last subscriber.
+    pub(super) fn leave_view(&mut self, cursor: &Cursor) {
+        let at = cursor.view as usize;
+        let Some(view) = self.views.get_mut(at) else { return };
+        view.unsubscribe(cursor.at, &mut self.rows);
+        if view.subscribers.is_empty() {
+            view.channel.detach(&self.reader);
+            self.by_channel.remove(&Arc::as_ptr(&view.channel).addr());
+            self.views.remove(at);
         }
     }
 
     /// Drops a client; `reason` counts unless its closing has been counted.
     pub(super) fn remove(&mut self, slot: usize, reason: &'static str) {
         self.unsubscribe(slot);
-        if let Some(row) = self.rows.try_remove(slot)
-            && !row.is(flag::CLOSING)
-        {
-            row.client.terms().metrics.closed(reason);
+        let Some(row) = self.rows.try_remove(slot) else { return };
+        if let Some(session) = row.client.session() {
+            self.by_id.remove(&session.id);
+        }
+        if !row.is(flag::CLOSING) {
+            row.client.leaves(reason);
         }
     }
 
@@ -101,7 +108,7 @@ impl Shard {
                 row.touched = self.now;
                 let mut ping = Vec::with_capacity(2);
                 frame::encode(frame::PING, &[], &mut ping);
-                self.send(slot, &ping);
+                self.control(slot, ping);
             }
         }
     }

@@ -78,7 +78,7 @@ impl Shard {
             partial = rest.to_vec();
         }
         if !pongs.is_empty() {
-            self.send(slot, &pongs);
+            self.control(slot, pongs);
         }
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         if !partial.is_empty() || !assembly.is_empty() {
@@ -93,9 +93,15 @@ impl Shard {
     fn handle(&mut self, slot: usize, event: &Event<'_>, pongs: &mut Vec<u8>) -> bool {
         let Some(row) = self.rows.get_mut(slot) else { return false };
         match event {
-            Event::Message(..) => {
-                row.client.terms().metrics.client_messages_dropped.inc();
-            }
+            Event::Message(kind, payload) => match row.client.session() {
+                Some(session) => {
+                    if session.message(*kind, payload).is_err() {
+                        row.client.terms().metrics.message_dropped("queue");
+                        self.refuse(slot);
+                    }
+                }
+                None => row.client.terms().metrics.message_dropped("no_handler"),
+            },
             Event::Pong => row.flags &= !flag::PINGED,
             Event::Ping(payload) => {
                 if pongs.len() >= MAX_PONGS {

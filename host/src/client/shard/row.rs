@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 
 use crate::{
     channel::{Chunk, Log},
-    client::{Connected, message::Assembly},
+    client::{Connected, Share, message::Assembly},
 };
 
 /// Chunks in one write: after a stall, many small ones.
@@ -84,6 +84,37 @@ impl Cursors {
             Self::Many(cursors) => cursors,
         }
     }
+
+    /// Adds one behind the others.
+    pub fn push(&mut self, cursor: Cursor) {
+        let mut cursors = self.take_all();
+        cursors.push(cursor);
+        *self = Self::from(cursors);
+    }
+
+    /// Takes one out; the last takes its place.
+    pub fn take(&mut self, nth: usize) -> Option<Cursor> {
+        let mut cursors = self.take_all();
+        let taken = (nth < cursors.len()).then(|| cursors.swap_remove(nth));
+        *self = Self::from(cursors);
+        taken
+    }
+
+    fn take_all(&mut self) -> Vec<Cursor> {
+        match std::mem::replace(self, Self::none()) {
+            Self::One(cursor) => vec![cursor],
+            Self::Many(cursors) => cursors.into(),
+        }
+    }
+}
+
+impl From<Vec<Cursor>> for Cursors {
+    fn from(cursors: Vec<Cursor>) -> Self {
+        match <[_; 1]>::try_from(cursors) {
+            Ok([one]) => Self::One(one),
+            Err(many) => Self::Many(many.into()),
+        }
+    }
 }
 
 /// What only some rows have.
@@ -91,10 +122,14 @@ impl Cursors {
 pub struct Extra {
     /// What is left of a half-sent frame that something else must follow: a part of a chunk.
     pub rest: Option<(Arc<Chunk>, Range<usize>)>,
-    /// Bytes to send after that and before the cursors go on: whole control frames.
+    /// Bytes to send after that and before the cursors go on: whole frames, replies and control frames.
     pub out: Vec<u8>,
     /// How much of `out` is sent.
     pub sent: usize,
+    /// How many bytes of control frames were put into `out`.
+    pub controls: usize,
+    /// What the replies in `out` have of the tenant's budget.
+    pub share: Option<Share>,
     /// Received, and not a whole frame yet.
     pub partial: Vec<u8>,
     pub assembly: Assembly,
@@ -128,6 +163,28 @@ impl Row {
 
     pub fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
+    }
+
+    /// Bytes that wait before the cursors go on.
+    pub fn queued(&self) -> usize {
+        self.extra.as_ref().map_or(0, |extra| extra.out.len() - extra.sent)
+    }
+
+    /// Puts whole frames behind what waits.
+    pub fn queue(&mut self, bytes: Vec<u8>) {
+        let extra = self.extra();
+        if extra.out.is_empty() {
+            extra.out = bytes;
+            return;
+        }
+        if extra.sent > extra.out.len() / 2 {
+            extra.out.drain(..extra.sent);
+            extra.sent = 0;
+        }
+        extra.out.extend_from_slice(&bytes);
+        if let Some(share) = &mut extra.share {
+            share.shrink_to(extra.out.len());
+        }
     }
 
     /// Gives back what an idle row needs no more.
@@ -164,7 +221,7 @@ impl Row {
                 Some(_) if all => extra.rest = None,
                 Some((_, range)) => range.start += written,
                 None if all => {
-                    (extra.out, extra.sent) = (Vec::new(), 0);
+                    (extra.out, extra.sent, extra.controls, extra.share) = (Vec::new(), 0, 0, None);
                     return Step::Done;
                 }
                 None => extra.sent += written,

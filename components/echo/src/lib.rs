@@ -1,0 +1,30 @@
+//! The least client handler: lets everybody in and sends back every message, text as text and binary as binary.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use edge_relay::tenant::types::Frame;
+use exports::edge_relay::tenant::client_handler::{Acceptance, Action, Client, Guest, Kind, Refusal, Request};
+
+wit_bindgen::generate!({
+    path: "../../wit/edge-relay-tenant@0.1.0",
+    world: "client-component",
+    generate_all,
+});
+
+struct Echo;
+export!(Echo);
+
+impl Guest for Echo {
+    fn on_connect(_id: String, _request: Request) -> Result<Acceptance, Refusal> {
+        Ok(Acceptance { identity: None, channels: None })
+    }
+
+    fn on_subscribe(_client: Client, _channel: String, _data: Option<String>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn on_message(_client: Client, _kind: Kind, frame: Frame) -> Vec<Action> {
+        vec![Action::Reply(frame)]
+    }
+
+    fn on_disconnect(_client: Client, _reason: String) {}
+}

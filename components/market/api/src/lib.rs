@@ -1,0 +1,111 @@
+//! An API: the latest prices over HTTP, read from the tenant's state where the filter keeps them.
+//!
+//! `GET /public` answers `{"BTC-USD":"60234.1",…}`, `GET /products` a sorted array of products. The path begins after the
+//! tenant's own. An API is a component of the standard world `wasi:http/proxy`, of which the crate `wasip2` has bindings.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use std::{collections::BTreeMap, io::Write as _};
+
+use wasi::keyvalue::{
+    batch,
+    store::{self, Error},
+};
+use wasip2::http::types::{
+    ErrorCode, Fields, IncomingRequest, Method, OutgoingBody, OutgoingResponse, ResponseOutparam,
+};
+
+wit_bindgen::generate!({
+    path: "../../../wit/edge-relay-tenant@0.1.0",
+    world: "imports",
+    generate_all,
+});
+
+/// Product → latest price, as the filter keeps it.
+const PUBLIC: &str = "public";
+/// The products that the exchange has named, as keys.
+const PRODUCTS: &str = "products";
+
+struct MarketApi;
+wasip2::http::proxy::export!(MarketApi);
+
+impl wasip2::exports::http::incoming_handler::Guest for MarketApi {
+    fn handle(request: IncomingRequest, answer: ResponseOutparam) {
+        let path = request.path_with_query().unwrap_or_default();
+        let path = path.split('?').next().unwrap_or_default();
+        let (status, json) = match (request.method(), path) {
+            (Method::Get | Method::Head, "/public") => found(public()),
+            (Method::Get | Method::Head, "/products") => found(products()),
+            (_, "/public" | "/products") => (405, error("only GET and HEAD")),
+            _ => (404, error("here are /public and /products")),
+        };
+        match response(status, json.len()) {
+            Some((response, body)) => {
+                ResponseOutparam::set(answer, Ok(response));
+                send(body, &json);
+            }
+            None => ResponseOutparam::set(answer, Err(ErrorCode::InternalError(None))),
+        }
+    }
+}
+
+fn found(json: Result<serde_json::Value, Error>) -> (u16, String) {
+    match json {
+        Ok(json) => (200, json.to_string()),
+        Err(why) => (500, error(&format!("the state cannot be read: {why:?}"))),
+    }
+}
+
+fn error(message: &str) -> String {
+    serde_json::json!({ "error": message }).to_string()
+}
+
+/// Every product's latest price.
+fn public() -> Result<serde_json::Value, Error> {
+    let bucket = store::open(PUBLIC)?;
+    let pairs = batch::get_many(&bucket, &keys(&bucket)?)?.into_iter().flatten();
+    let prices: BTreeMap<_, _> =
+        pairs.map(|(product, price)| (product, String::from_utf8_lossy(&price).into_owned())).collect();
+    Ok(serde_json::json!(prices))
+}
+
+/// The names of all products.
+fn products() -> Result<serde_json::Value, Error> {
+    Ok(serde_json::json!(keys(&store::open(PRODUCTS)?)?))
+}
+
+/// All keys of a bucket, sorted: it lists them so, a page at a time.
+fn keys(bucket: &store::Bucket) -> Result<Vec<String>, Error> {
+    let (mut keys, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = bucket.list_keys(cursor)?;
+        keys.extend(page.keys);
+        cursor = page.cursor;
+        if cursor.is_none() {
+            return Ok(keys);
+        }
+    }
+}
+
+/// An answer's head, and the place for its body.
+fn response(status: u16, length: usize) -> Option<(OutgoingResponse, OutgoingBody)> {
+    let headers = Fields::new();
+    headers.append("content-type", b"application/json").ok()?;
+    headers.append("content-length", length.to_string().as_bytes()).ok()?;
+    // Prices are public: a page of any origin may show them.
+    headers.append("access-control-allow-origin", b"*").ok()?;
+    let response = OutgoingResponse::new(headers);
+    response.set_status_code(status).ok()?;
+    let body = response.body().ok()?;
+    Some((response, body))
+}
+
+/// Writes the body to its end, unless nobody takes it: the client is gone, or asked for the head alone.
+fn send(body: OutgoingBody, json: &str) {
+    let Ok(mut stream) = body.write() else { return };
+    let written = stream.write_all(json.as_bytes());
+    drop(stream);
+    if written.is_ok() {
+        // It has as many bytes as its head says.
+        let _ = OutgoingBody::finish(body, None);
+    }
+}

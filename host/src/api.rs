@@ -1,0 +1,204 @@
+//! The API: HTTP requests to the tenants' own components.
+//!
+//! hyper serves the connections on the I/O runtime; the path says which tenant is meant, and its component, on the
+//! guests' runtime, answers (`component::Api`). Bodies stream both ways (`body`). What goes wrong on the way is answered
+//! here, with the same JSON envelope as everywhere. The guest sees its own part of the path, and in `x-forwarded-for` the
+//! client's address: what the client wrote there, or in headers of the same meaning, is taken away.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::{
+    Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{FORWARDED, HOST, HeaderName, HeaderValue, RETRY_AFTER},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use crate::{
+    client::client_address,
+    component::{Api, NoAnswer},
+    http_error,
+    metrics::Metrics,
+    shutdown::Stop,
+    tenant::Tenant,
+};
+
+mod body;
+
+pub use body::{Download, Upload};
+
+/// Bytes of a request's line and headers; above, hyper answers 431.
+const MAX_REQUEST: usize = 64 << 10;
+/// For a request's headers, from the end of the request before it: how long a connection may be idle, too.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Seconds after which a client that found the tenant busy may try again.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Headers that would say who the client is.
+const SAY_WHO: [HeaderName; 3] =
+    [FORWARDED, HeaderName::from_static("x-real-ip"), HeaderName::from_static("cf-connecting-ip")];
+
+/// What every connection needs to know.
+pub struct Routes {
+    pub tenants: Vec<(Arc<Tenant>, Option<Arc<Api>>)>,
+    pub trusted_proxies: Vec<IpNet>,
+    pub metrics: Arc<Metrics>,
+    /// Connections at once; the next ones are closed.
+    pub max_connections: usize,
+    /// How long requests under way may take at shutdown.
+    pub shutdown_timeout: Duration,
+}
+
+/// Why a request does not get to a guest, or has no answer from it.
+struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    fn response(&self) -> Response<Download> {
+        let mut response = http_error::answer(self.status, self.code, &self.message).map(Download::from);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
+        }
+        response
+    }
+}
+
+impl From<NoAnswer> for Refusal {
+    fn from(why: NoAnswer) -> Self {
+        let (status, code) = match why {
+            NoAnswer::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            NoAnswer::Gone => (StatusCode::SERVICE_UNAVAILABLE, "shutdown"),
+            NoAnswer::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            NoAnswer::Refused => (StatusCode::INTERNAL_SERVER_ERROR, "api_error"),
+            NoAnswer::Broke => (StatusCode::INTERNAL_SERVER_ERROR, "api_broke"),
+            NoAnswer::Late => (StatusCode::GATEWAY_TIMEOUT, "api_late"),
+        };
+        Self::new(status, code, why.to_string())
+    }
+}
+
+/// Serves until told to stop; then requests under way are finished.
+pub async fn run(listener: TcpListener, routes: Arc<Routes>, mut stop: Stop) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.wait() => break,
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok(_) if connections.len() >= routes.max_connections => routes.metrics.api_refused("full"),
+            Ok((socket, peer)) => {
+                connections.spawn(serve(socket, peer, Arc::clone(&routes), stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "an API connection could not be accepted");
+                routes.metrics.api_refused("accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(routes.shutdown_timeout, finished).await.is_err() {
+        tracing::warn!(connections = connections.len(), "API requests cut off at shutdown");
+    }
+}
+
+async fn serve(socket: TcpStream, peer: SocketAddr, routes: Arc<Routes>, mut stop: Stop) {
+    let service = service_fn(move |request| {
+        let routes = Arc::clone(&routes);
+        async move {
+            Ok::<_, Infallible>(match answer(request, peer.ip(), &routes).await {
+                Ok(response) => response,
+                Err(refusal) => {
+                    routes.metrics.api_refused(refusal.code);
+                    refusal.response()
+                }
+            })
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_REQUEST)
+        .serve_connection(TokioIo::new(socket), service);
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stop.wait() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "API connection failed");
+    }
+}
+
+async fn answer(request: Request<Incoming>, peer: IpAddr, routes: &Routes) -> Result<Response<Download>, Refusal> {
+    let not_found = |message: &str| Refusal::new(StatusCode::NOT_FOUND, "not_found", message);
+    let Some((api, path)) = routes.find(request.uri()) else {
+        return Err(not_found("no tenant answers at this path"));
+    };
+    let Some(api) = api else { return Err(not_found("this tenant has no API")) };
+    if request.headers().get(HOST).is_none_or(|host| host.to_str().is_err()) {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", "the header Host is missing or not text"));
+    }
+    let address = client_address(peer, request.headers(), &routes.trusted_proxies);
+    let mut request = request.map(|body| Upload::new(body, api.max_body()));
+    *request.uri_mut() = path;
+    let headers = request.headers_mut();
+    for name in SAY_WHO {
+        headers.remove(name);
+    }
+    if let Ok(address) = HeaderValue::try_from(address.to_string()) {
+        headers.insert(FORWARDED_FOR, address);
+    }
+    let upload = request.body().clone();
+    let answered = if upload.is_too_large() { Err(NoAnswer::TooLarge) } else { api.call(request).await };
+    if matches!(answered, Err(NoAnswer::TooLarge)) {
+        upload.drain().await;
+    }
+    Ok(answered?)
+}
+
+impl Routes {
+    /// Whose request it is, and the path as its component sees it.
+    fn find(&self, uri: &Uri) -> Option<(Option<&Arc<Api>>, Uri)> {
+        let path = uri.path();
+        let rest = |tenant: &Tenant| match tenant.path.as_str() {
+            "/" => Some(path),
+            prefix => path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/')),
+        };
+        let fitting = self.tenants.iter().filter_map(|(tenant, api)| Some((tenant, api, rest(tenant)?)));
+        let (_, api, rest) = fitting.min_by_key(|(_, _, rest)| rest.len())?;
+        let rest = if rest.is_empty() { "/" } else { rest };
+        let rest = match uri.query() {
+            Some(query) => format!("{rest}?{query}"),
+            None => rest.to_owned(),
+        };
+        // A part of a path is one.
+        Some((api.as_ref(), rest.parse().ok()?))
+    }
+}

@@ -1,0 +1,221 @@
+//! API components: `wasi:http/incoming-handler@0.2`, one call of an instance per request.
+//!
+//! In comes a request whose body is still arriving, out goes the guest's answer, whose body may still be made. Requests
+//! wait for an instance, so many and so long; the call has a deadline from its begin to the end of the answer's body. A
+//! call that breaks before it has answered becomes an error, one that breaks behind its answer cuts that off.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{Request, Response};
+use tokio::{sync::oneshot, time::timeout};
+use wasmtime::{
+    Result, Store,
+    component::{Instance, InstancePre},
+};
+use wasmtime_wasi_http::{
+    WasiHttpView,
+    p2::bindings::{
+        Proxy, ProxyPre,
+        http::types::{ErrorCode, Scheme},
+    },
+    p2::body::HyperOutgoingBody,
+};
+
+use super::{
+    Guest, Tasks,
+    call::Broken,
+    check,
+    host::Host,
+    instance::{Code, Role},
+    pool::Pool,
+};
+use crate::{
+    api::{Download, Upload},
+    metrics::Blame,
+};
+
+impl Role for Proxy {
+    const NAME: &'static str = "api";
+    const INTERFACE: &'static str = check::API;
+
+    fn find(store: &mut Store<Host>, instance: &Instance) -> Result<Self> {
+        Self::new(store, instance)
+    }
+
+    fn check(pre: &InstancePre<Host>) -> Result<()> {
+        ProxyPre::new(pre.clone()).map(drop)
+    }
+}
+
+pub type ApiCode = Code<Proxy>;
+
+/// A tenant's API.
+pub struct Api {
+    pool: Pool<Proxy>,
+    deadline: Duration,
+    /// Requests that wait for an instance, now and at most.
+    waiting: AtomicUsize,
+    max_waiting: usize,
+    tasks: Tasks,
+}
+
+/// Why a request has no answer of the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    #[error("too many requests wait for the tenant's API")]
+    Busy,
+    #[error("the request's body is larger than the tenant's API takes")]
+    TooLarge,
+    /// The guest gave an error instead of an answer.
+    #[error("the tenant's API failed")]
+    Refused,
+    #[error("the tenant's API broke")]
+    Broke,
+    #[error("the tenant's API did not answer in time")]
+    Late,
+    #[error("the relay is shutting down")]
+    Gone,
+}
+
+impl Api {
+    /// Each instance serves `reuse` calls.
+    pub fn new(code: Arc<ApiCode>, guest: Guest, reuse: u32, tasks: Tasks) -> Arc<Self> {
+        let limits = &guest.tenant.limits;
+        let (deadline, max_waiting, instances) = (limits.api_call, limits.api_queue, limits.api_instances);
+        let pool = Pool::new(code, guest, instances, reuse);
+        Arc::new(Self { pool, deadline, waiting: AtomicUsize::new(0), max_waiting, tasks })
+    }
+
+    /// Largest body of a request, in bytes.
+    pub fn max_body(&self) -> usize {
+        self.pool.guest.tenant.limits.api_body
+    }
+
+    /// Hands a request to the guest. A call is not cut short when nobody waits for its answer any more.
+    pub async fn call(self: &Arc<Self>, request: Request<Upload>) -> Result<Response<Download>, NoAnswer> {
+        let (answer, answered) = oneshot::channel();
+        let answer = Answer { waited_for: Arc::new(Mutex::new(Some(answer))), upload: request.body().clone() };
+        let api = Arc::clone(self);
+        self.tasks.spawn(async move { api.serve(request, answer).await });
+        answered.await.unwrap_or(Err(NoAnswer::Gone))
+    }
+
+    async fn serve(&self, request: Request<Upload>, answer: Answer) {
+        let metrics = &self.pool.guest.metrics;
+        let upload = request.body().clone();
+        let slot = {
+            let Some(_waiting) = self.wait() else { return self.busy(&answer) };
+            let Ok(slot) = timeout(self.deadline, self.pool.slot()).await else { return self.busy(&answer) };
+            slot
+        };
+        if answer.is_unwanted() {
+            return;
+        }
+        let broken = Arc::new(AtomicBool::new(false));
+        let called = slot.call(self.deadline, async |store, proxy| {
+            let mut ending = Ending { broken: Arc::clone(&broken), well: false };
+            let (to_guest, done) = (answer.clone(), Arc::clone(&broken));
+            let http = store.data_mut();
+            let request = http.http().new_incoming_request(Scheme::Http, request)?;
+            let out = http.http().new_response_outparam_from_callback(move |made| to_guest.give(made, done))?;
+            proxy.wasi_http_incoming_handler().call_handle(store, request, out).await?;
+            ending.well = true;
+            Ok(())
+        });
+        let called = called.await;
+        // Whatever the guest keeps, the connection needs the body's end.
+        upload.end();
+        let failure = match called {
+            Ok(()) if answer.is_given() => return,
+            Ok(()) => {
+                metrics.failed(Blame::GuestBroke, "no_answer");
+                NoAnswer::Broke
+            }
+            Err(Broken::Deadline(_)) => NoAnswer::Late,
+            Err(_) => NoAnswer::Broke,
+        };
+        metrics.lost.inc();
+        answer.fail(failure);
+    }
+
+    /// `None`: too many wait already.
+    fn wait(&self) -> Option<Waiting<'_>> {
+        let waiting = Waiting(self);
+        self.pool.guest.metrics.queue.inc();
+        (self.waiting.fetch_add(1, Ordering::Relaxed) < self.max_waiting).then_some(waiting)
+    }
+
+    fn busy(&self, answer: &Answer) {
+        self.pool.guest.metrics.failed(Blame::HostFailed, "busy");
+        self.pool.guest.metrics.lost.inc();
+        answer.fail(NoAnswer::Busy);
+    }
+}
+
+/// A request that waits for an instance until this is dropped.
+struct Waiting<'a>(&'a Api);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.pool.guest.metrics.queue.dec();
+    }
+}
+
+/// Marks a call as broken if it is dropped before it has ended well: before the guest's side of the answer's body is.
+struct Ending {
+    broken: Arc<AtomicBool>,
+    well: bool,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.broken.store(!self.well, Ordering::Release);
+    }
+}
+
+type Answered = Result<Response<Download>, NoAnswer>;
+
+/// The place for the one answer to a request.
+#[derive(Clone)]
+struct Answer {
+    waited_for: Arc<Mutex<Option<oneshot::Sender<Answered>>>>,
+    upload: Upload,
+}
+
+impl Answer {
+    /// What the guest answers. A body that was too large for it is answered by the host.
+    fn give(&self, made: Result<Response<HyperOutgoingBody>, ErrorCode>, broken: Arc<AtomicBool>) {
+        let made = match made {
+            _ if self.upload.is_too_large() => Err(NoAnswer::TooLarge),
+            Ok(response) => Ok(response.map(|body| Download::new(body, broken))),
+            Err(_) => Err(NoAnswer::Refused),
+        };
+        self.send(made);
+    }
+
+    fn fail(&self, why: NoAnswer) {
+        self.send(Err(if self.upload.is_too_large() { NoAnswer::TooLarge } else { why }));
+    }
+
+    fn send(&self, answer: Answered) {
+        if let Some(sender) = self.waited_for.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A client that is gone gets none.
+            drop(sender.send(answer));
+        }
+    }
+
+    fn is_given(&self) -> bool {
+        self.waited_for.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.waited_for.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+}

@@ -1,0 +1,187 @@
+//! The client handler: what a tenant answers to its clients.
+//!
+//! In come requests to be let in, which wait for their answer, and clients' messages, which do not: each client has a
+//! [`Session`] whose inbox one task at a time empties, so that its messages are handled in order while those of others go
+//! to other instances. Out go steps to the client's shard, publications and frames to upstreams.
+//!
+//! An inbox is bounded in messages, all inboxes of a tenant and the replies on their way in bytes. A message over that is
+//! refused by the one who asked, who tells the client. A call that breaks costs its message, and the client is told.
+
+use std::{sync::Arc, time::Duration};
+
+use wasmtime::{
+    Store,
+    component::{Instance, InstancePre},
+};
+
+use super::{
+    Guest, Tasks,
+    bindings::client::{
+        ClientComponent, ClientComponentPre,
+        exports::edge_relay::tenant::client_handler::{
+            Acceptance, Action, Client, Kind, Request as GuestRequest, Transport,
+        },
+    },
+    call::Broken,
+    channels::to_guest,
+    check,
+    host::Host,
+    instance::{Code, Role},
+    pool::Pool,
+};
+use crate::{
+    channel::Frame,
+    client::{ClientId, Step},
+    metrics::Blame,
+};
+
+mod actions;
+mod session;
+
+pub use session::{Joined, Session};
+
+impl Role for ClientComponent {
+    const NAME: &'static str = "client";
+    const INTERFACE: &'static str = check::CLIENT;
+
+    fn find(store: &mut Store<Host>, instance: &Instance) -> wasmtime::Result<Self> {
+        Self::new(store, instance)
+    }
+
+    fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()> {
+        ClientComponentPre::new(pre.clone()).map(drop)
+    }
+}
+
+pub type ClientCode = Code<ClientComponent>;
+
+/// Calls an instance serves before a fresh one takes its place.
+const REUSE: u32 = 100_000;
+
+/// A tenant's handler for all of its clients.
+pub struct Handler {
+    pool: Pool<ClientComponent>,
+    deadline: Duration,
+    tasks: Tasks,
+}
+
+/// A client that asks to be let in.
+pub struct Request {
+    pub path: String,
+    pub query: String,
+    pub headers: Vec<(String, String)>,
+    pub client_ip: String,
+    pub token: Option<String>,
+}
+
+/// A client that is let in.
+pub struct Admission {
+    pub session: Joined,
+    /// The channels it is to follow; `None`: those it asks for, each of them with [`Handler::subscribe`].
+    pub channels: Option<Vec<String>>,
+}
+
+/// Why a client, or its subscription, is not let in.
+#[derive(Debug)]
+pub enum NotLetIn {
+    /// The guest said no: the status of the HTTP answer, and what it told.
+    Refused(u16, String),
+    Broken(Broken),
+    /// The guests' runtime is shutting down.
+    Gone,
+}
+
+impl Handler {
+    pub fn new(code: Arc<ClientCode>, guest: Guest, tasks: Tasks) -> Arc<Self> {
+        let (deadline, instances) = (guest.tenant.limits.client_call, guest.tenant.limits.client_instances);
+        Arc::new(Self { pool: Pool::new(code, guest, instances, REUSE), deadline, tasks })
+    }
+
+    pub fn guest(&self) -> &Guest {
+        &self.pool.guest
+    }
+
+    /// Has the client's shard do something with it.
+    fn act(&self, client: ClientId, steps: Vec<Step>) {
+        let tenant = &self.guest().tenant;
+        tenant.shards.act(client, &tenant.terms, steps);
+    }
+
+    /// Asks whether a client is to be let in. If it is and nobody waits for the answer any more, it has left at once.
+    pub async fn connect(self: &Arc<Self>, request: Request) -> Result<Admission, NotLetIn> {
+        let handler = Arc::clone(self);
+        let asked = self.tasks.spawn(async move {
+            let id = handler.guest().tenant.shards.next_id();
+            let accepted = handler.on_connect(id, &request).await?;
+            let session = Joined::new(Session::new(id, accepted.identity, Arc::clone(&handler)));
+            Ok(Admission { session, channels: accepted.channels })
+        });
+        asked.await.unwrap_or(Err(NotLetIn::Gone))
+    }
+
+    /// Asks whether a client may follow a channel.
+    pub async fn subscribe(self: &Arc<Self>, session: &Arc<Session>, channel: String) -> Result<(), NotLetIn> {
+        let (handler, session) = (Arc::clone(self), Arc::clone(session));
+        let asked = self.tasks.spawn(async move { handler.on_subscribe(&session, &channel).await });
+        asked.await.unwrap_or(Err(NotLetIn::Gone))
+    }
+
+    async fn on_connect(&self, id: ClientId, request: &Request) -> Result<Acceptance, NotLetIn> {
+        let id = id.to_string();
+        let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let request = GuestRequest {
+            path: &request.path,
+            query: &request.query,
+            headers: &headers,
+            client_ip: &request.client_ip,
+            transport: Transport::Websocket,
+            token: request.token.as_deref(),
+            data: None,
+        };
+        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+            handler.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
+        });
+        let refused = match called.await {
+            Ok(Ok(acceptance)) => return Ok(acceptance),
+            Ok(Err(refused)) => refused,
+            Err(broken) => return Err(NotLetIn::Broken(broken)),
+        };
+        self.guest().metrics.failed(Blame::GuestSaidNo, "connect");
+        Err(NotLetIn::Refused(refused.status, refused.reason))
+    }
+
+    async fn on_subscribe(&self, session: &Session, channel: &str) -> Result<(), NotLetIn> {
+        let id = session.id.to_string();
+        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+            let client = Client { id: &id, identity: session.identity.as_deref() };
+            handler.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, None).await
+        });
+        let refused = match called.await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(refused)) => refused,
+            Err(broken) => return Err(NotLetIn::Broken(broken)),
+        };
+        self.guest().metrics.failed(Blame::GuestSaidNo, "subscribe");
+        Err(NotLetIn::Refused(refused.status, refused.reason))
+    }
+
+    async fn on_message(&self, session: &Session, frame: &Frame) -> Result<Vec<Action>, Broken> {
+        let id = session.id.to_string();
+        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+            let client = Client { id: &id, identity: session.identity.as_deref() };
+            let handler = handler.edge_relay_tenant_client_handler();
+            handler.call_on_message(store, client, Kind::Message, to_guest(frame)).await
+        });
+        called.await
+    }
+
+    async fn on_disconnect(&self, session: &Session, reason: &str) {
+        let id = session.id.to_string();
+        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+            let client = Client { id: &id, identity: session.identity.as_deref() };
+            handler.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
+        });
+        // If it broke, that has been counted and logged, and nobody is there to be told.
+        drop(called.await);
+    }
+}

@@ -1,0 +1,113 @@
+//! A component's code and its instances: made, called within a deadline, dropped when they break.
+
+use std::{
+    marker::PhantomData,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use wasmtime::{
+    Store,
+    component::{self, Component, InstancePre},
+};
+
+use super::{
+    Engine, Guest, LoadError,
+    call::{Broken, within},
+    host::{self, Host},
+};
+use crate::metrics::Blame;
+
+/// Instantiating runs the guest's own start-up code.
+const INSTANTIATE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a component is to the host: an interface it exports.
+pub trait Role: Sized + Send {
+    /// Its key in the manifest's `[components]`.
+    const NAME: &'static str;
+    const INTERFACE: &'static str;
+
+    /// Finds the role's functions in an instance.
+    fn find(store: &mut Store<Host>, instance: &component::Instance) -> wasmtime::Result<Self>;
+
+    /// Checks their types before there is an instance.
+    fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()>;
+}
+
+/// A component's code, linked and known to have a role.
+pub struct Code<R> {
+    engine: Arc<Engine>,
+    pre: InstancePre<Host>,
+    role: PhantomData<fn() -> R>,
+}
+
+impl<R: Role> Code<R> {
+    pub const ROLE: &'static str = R::NAME;
+
+    pub fn new(engine: &Arc<Engine>, component: &Component) -> Result<Self, LoadError> {
+        let report = engine.report(component);
+        if !report.roles.contains(&R::NAME) {
+            let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
+            return Err(LoadError::Role { role: R::NAME, interface: R::INTERFACE, exports });
+        }
+        let pre = engine.link(component)?;
+        R::check(&pre).map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        Ok(Self { engine: Arc::clone(engine), pre, role: PhantomData })
+    }
+
+    /// A fresh instance.
+    pub async fn instantiate(&self, guest: &Guest) -> Result<Instance<R>, Broken> {
+        let mut store = host::store(&self.engine, guest);
+        store.set_epoch_deadline(1);
+        let made = async {
+            let instance = self.pre.instantiate_async(&mut store).await?;
+            R::find(&mut store, &instance)
+        };
+        match within(INSTANTIATE_DEADLINE, &self.engine.ticker, made).await {
+            Ok(role) => Ok(Instance { engine: Arc::clone(&self.engine), store, role, calls: 0 }),
+            Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
+            Err(broken) => Err(broken),
+        }
+    }
+}
+
+/// One instance. After a call that broke it must be dropped.
+pub struct Instance<R> {
+    engine: Arc<Engine>,
+    store: Store<Host>,
+    role: R,
+    /// Calls that it has returned from.
+    pub calls: u32,
+}
+
+impl<R: Role> Instance<R> {
+    /// Calls the guest within its deadline, and counts the call if it returned.
+    pub async fn call<T>(
+        &mut self,
+        guest: &Guest,
+        deadline: Duration,
+        call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
+    ) -> Result<T, Broken> {
+        // The epoch has moved on since the last call, which is no reason to yield at the first check.
+        self.store.set_epoch_deadline(1);
+        let started = Instant::now();
+        let value = within(deadline, &self.engine.ticker, call(&mut self.store, &self.role)).await?;
+        self.calls = self.calls.saturating_add(1);
+        guest.metrics.calls.inc();
+        guest.metrics.seconds.observe(started.elapsed().as_secs_f64());
+        Ok(value)
+    }
+}
+
+/// Counts and logs that a guest broke; `pause`: until there may be a fresh instance.
+pub fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
+    guest.metrics.failed(Blame::GuestBroke, broken.reason());
+    tracing::warn!(
+        tenant.name = %guest.tenant.name,
+        guest.role = guest.role,
+        guest.name = %guest.name,
+        error = %broken,
+        pause_ms = pause.as_millis(),
+        "component broke"
+    );
+}
