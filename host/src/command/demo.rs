@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
+use self::page::Addresses;
 use super::{Failure, announce, io_runtime};
 use crate::{
     client,
@@ -24,6 +25,8 @@ use crate::{
     shutdown::{self, on_signals},
     telemetry,
 };
+
+mod page;
 
 /// The sample tenant, as it stands in the repository; its components are compiled along with the host.
 const MANIFEST: &str = include_str!("../../../components/market/tenant.toml");
@@ -37,16 +40,21 @@ const PARTNER: &str = "wss://ws-feed.exchange.coinbase.com";
 const RATE: f64 = 50.0;
 const LOOPBACK: &str = "127.0.0.1:0";
 
-/// Shows the relay at work: a simulated exchange, the sample tenant's filter, and a client.
+/// Shows the relay at work: a simulated exchange, the sample tenant's filter, a client, and a page to open in a browser.
 ///
-/// Everything runs in this process, on free ports of 127.0.0.1. Prints a line a second of what the client gets, until
-/// it is interrupted.
+/// Everything runs in this process, on free ports of 127.0.0.1. Prints the page's URL first, then a line a second of what
+/// the client gets, until it is interrupted.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   edge-relay demo
+  edge-relay demo --listen 127.0.0.1:8000
   edge-relay demo --for 10s")]
 pub struct Demo {
+    /// Where the page is served; with a port of your own a bookmark lasts, and a page that is open comes back with the
+    /// next demo.
+    #[arg(long, value_name = "ADDR", default_value = LOOPBACK)]
+    listen: SocketAddr,
     /// Ends by itself after this time, for example 10s or 2m; fails if nothing was relayed.
     #[arg(long = "for", value_name = "TIME", value_parser = config::duration)]
     time: Option<Duration>,
@@ -57,6 +65,9 @@ impl Demo {
         telemetry::start("warn").map_err(Failure::usage)?;
         let runtime = io_runtime()?;
         let _entered = runtime.enter();
+        let page = client::bind(self.listen)
+            .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", self.listen)))?;
+        let page_address = page.local_addr().map_err(Failure::failed)?;
         let loopback = LOOPBACK.parse().map_err(Failure::failed)?;
         let exchange = client::bind(loopback).map_err(Failure::failed)?;
         let address = exchange.local_addr().map_err(Failure::failed)?;
@@ -64,6 +75,7 @@ impl Demo {
         let files = Files::write(address).map_err(Failure::failed)?;
         let relay = Relay::bind(config::load(&files.folder.join("relay.toml")).map_err(Failure::failed)?)?;
         let (clients, admin) = (relay.clients, relay.admin);
+        announce(&format!("page               http://{page_address}/"))?;
         announce(&format!("simulated exchange ws://{address}"))?;
         announce(&format!("clients connect to ws://{clients}/market?channel=prices"))?;
         if let Some(admin) = admin {
@@ -76,6 +88,8 @@ impl Demo {
         let sent = Sent::default();
         let feed = Feed { source: Source::Simulated { rate: RATE }, start_after: Duration::ZERO };
         let received = runtime.block_on(async {
+            let addresses = Addresses { clients: format!("ws://{clients}/market"), api: None };
+            let showing = page::run(page, addresses, finished.clone());
             let relaying = relay.run(finished);
             let playing = feed::serve(exchange, feed, sent.clone());
             let watching = async {
@@ -84,7 +98,7 @@ impl Demo {
                 received
             };
             tokio::select! {
-                (received, ()) = async { tokio::join!(watching, relaying) } => received,
+                (received, (), ()) = async { tokio::join!(watching, relaying, showing) } => received,
                 never = playing => match never {},
             }
         })?;
