@@ -33,7 +33,7 @@ async fn wrong_usage_is_exit_code_2_and_named() {
     let broken = folder.path("broken.jsonl");
     fs::write(&broken, "{\"t\":0,\"from\":\"upstream\",\"text\":\"\"}\n{\"t\":1").unwrap();
     let broken = broken.to_str().unwrap();
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 13] = [
         (&["relay"], "relay"),
         (&["serve"], "--config"),
         (&["serve", "--config", "x", "--verbose"], "--verbose"),
@@ -45,6 +45,7 @@ async fn wrong_usage_is_exit_code_2_and_named() {
         (&["feed", "--file", broken], "broken.jsonl:2:"),
         (&["feed", "--file", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (&["demo", "--for", "ever"], "ever"),
+        (&["demo", "--listen", "here"], "here"),
         (&["component", "check", "/nowhere.wasm"], "/nowhere.wasm"),
     ];
     for (arguments, named) in cases {

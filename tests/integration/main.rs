@@ -26,5 +26,6 @@ mod admin;
 mod bad_config;
 mod commands;
 mod components;
+mod page;
 mod readme;
 mod shutdown;

@@ -1,10 +1,11 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], the [`proxy`] between, the [`relay`] with
-//! its [`tenant`]s and their [`guests`], and [`client`]s.
+//! its [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`].
 
 use std::{fmt::Display, time::Duration};
 
+pub mod browser;
 pub mod certificates;
 pub mod client;
 pub mod feeds;
