@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tar
 .PHONY: demo test setup
 
 demo: setup ## A simulated exchange, the sample filter, and a page with what a client gets; its URL is printed first.
-	cargo run --package edge-relay -- demo
+	@cargo run --package edge-relay -- demo
 
 test: ## Every test.
 	@.ci/setup tests
