@@ -74,7 +74,7 @@ impl Demo {
 
         let files = Files::write(address).map_err(Failure::failed)?;
         let relay = Relay::bind(config::load(&files.folder.join("relay.toml")).map_err(Failure::failed)?)?;
-        let (clients, admin) = (relay.clients, relay.admin);
+        let (clients, api, admin) = (relay.clients, relay.api, relay.admin);
         announce(&format!("page               http://{page_address}/"))?;
         announce(&format!("simulated exchange ws://{address}"))?;
         announce(&format!("clients connect to ws://{clients}/market?channel=prices"))?;
@@ -88,7 +88,10 @@ impl Demo {
         let sent = Sent::default();
         let feed = Feed { source: Source::Simulated { rate: RATE }, start_after: Duration::ZERO };
         let received = runtime.block_on(async {
-            let addresses = Addresses { clients: format!("ws://{clients}/market"), api: None };
+            let addresses = Addresses {
+                clients: format!("ws://{clients}/market"),
+                api: api.map(|api| format!("http://{api}/market")),
+            };
             let showing = page::run(page, addresses, finished.clone());
             let relaying = relay.run(finished);
             let playing = feed::serve(exchange, feed, sent.clone());
