@@ -1,6 +1,7 @@
 //! The sample tenant as a whole, beside what `filter` and `real_input` show of its parts.
 
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{client::Client, guests, partner::Partner, relay::Relay, tenant::Folder, until};
 
@@ -38,4 +39,27 @@ async fn a_summary_has_the_latest_prices_of_the_open_connection() {
     let mut peer = partner.accept().await;
     peer.text(ticker("ETH-USD", "4")).await;
     summary_is(&mut summaries, json!({ "ETH-USD": "4" })).await;
+}
+
+#[tokio::test]
+async fn a_question_that_is_none_is_answered_by_an_error() {
+    let folder = Folder::new("");
+    folder.write("tenants/t/tenant.toml", "name = \"t\"\n[components]\nclient = \"client.wasm\"");
+    folder.copy(guests::market("client"), "tenants/t/client.wasm");
+    let relay = Relay::serve(folder).await;
+    let mut client = relay.client("/t").await;
+    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    let wrong = ["", "{", "null", "[]", r#"{"get":"all"}"#, r#"{"get":"public","x":1}"#, r#"{"GET":"public"}"#, &deep];
+    for text in wrong {
+        client.send(Message::text(text)).await;
+        let answer: Value = serde_json::from_str(&client.text().await).unwrap();
+        assert_eq!(answer["error"]["code"], 400, "{text:.80}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(r#"{"get":"public"}"#), "{answer}");
+    }
+    client.send(Message::binary(vec![0xFF])).await;
+    assert_eq!(client.text().await, r#"{"error":{"code":400,"message":"only text is understood"}}"#);
+    client.send(Message::text(r#"{"get":"products"}"#)).await;
+    assert_eq!(client.text().await, r#"{"products":[]}"#);
+    let said_no = [("role", "client"), ("blame", "guest_said_no"), ("reason", "error")];
+    assert_eq!(relay.metric("edge_relay_guest_failures_total", &said_no).await, wrong.len() as f64 + 1.0);
 }

@@ -1,6 +1,12 @@
 //! Recorded sessions of three exchanges, through `feed` and the relay to clients.
 
-use std::{collections::HashMap, fs, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -138,23 +144,65 @@ async fn market_publishes_every_price_change_of_coinbase_and_nothing_else() {
     assert_eq!(relay.metric("edge_relay_guest_lost_total", &[]).await, 0.0);
 }
 
-#[tokio::test]
-async fn market_keeps_the_latest_prices_of_coinbase() {
-    let Some(file) = feeds::file("coinbase") else { return };
-    let mut latest = serde_json::Map::new();
-    for message in feeds::messages(&file) {
+/// What the tenant is to know of a recording, read from it in the plainest way: the latest prices, and the products.
+fn known(messages: &[Message]) -> (Value, Value) {
+    let (mut prices, mut products) = (serde_json::Map::new(), BTreeSet::new());
+    for message in messages {
         let json: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
-        if json["type"] == "ticker" {
-            latest.insert(json["product_id"].as_str().unwrap().to_owned(), json["price"].clone());
+        if let Some(product) = json["product_id"].as_str() {
+            products.insert(product.to_owned());
+            if json["type"] == "ticker" {
+                prices.insert(product.to_owned(), json["price"].clone());
+            }
         }
     }
-    let (_feed, address) = feed(&file, "0").await;
+    (Value::Object(prices), json!(products))
+}
+
+/// What the API and a client's questions bring: prices, products, prices, products.
+async fn answers(relay: &Relay, client: &mut Client) -> [Value; 4] {
+    let mut answers = Vec::new();
+    for path in ["/market/public", "/market/products"] {
+        let (status, body) = relay.api_get(path).await;
+        assert_eq!(status, 200, "{body}");
+        answers.push(serde_json::from_str(&body).unwrap());
+    }
+    for subject in ["public", "products"] {
+        client.send(Message::text(json!({ "get": subject }).to_string())).await;
+        answers.push(serde_json::from_str::<Value>(&client.text().await).unwrap()[subject].clone());
+    }
+    answers.try_into().unwrap()
+}
+
+#[tokio::test]
+async fn market_answers_with_the_latest_of_coinbase_and_forgets_it_with_the_connection() {
+    let Some(file) = feeds::file("coinbase") else { return };
+    let messages = feeds::messages(&file);
+    let (prices, products) = known(&messages);
+    assert_eq!((prices.as_object().unwrap().len(), products.as_array().unwrap().len()), (10, 10));
+    let (feed, address) = feed(&file, "0").await;
     let relay = Relay::serve(market(&format!("ws://{address}"))).await;
+    // It follows a channel on which nothing comes: what it gets are answers.
+    let mut client = relay.client("/market?channel=main").await;
+    relay.metric_reaches("edge_relay_upstream_messages_total", &[], messages.len() as f64).await;
+    let known = [&prices, &products, &prices, &products];
+    until("answers that equal the recording", async || {
+        let answers = answers(&relay, &mut client).await;
+        if answers.each_ref() == known { Ok(()) } else { Err(json!(answers).to_string()) }
+    })
+    .await;
     let mut summaries = relay.client("/market?channel=summary").await;
     until("a summary of all", async || {
         let text = summaries.text().await;
-        let same = serde_json::from_str::<Value>(&text).unwrap() == Value::Object(latest.clone());
-        if same { Ok(()) } else { Err(text) }
+        if serde_json::from_str::<Value>(&text).unwrap() == prices { Ok(()) } else { Err(text) }
+    })
+    .await;
+
+    drop(feed);
+    let nothing = [json!({}), json!([]), json!({}), json!([])];
+    until("nothing known any more", async || {
+        let answers = answers(&relay, &mut client).await;
+        if answers == nothing { Ok(()) } else { Err(json!(answers).to_string()) }
     })
     .await;
 }
