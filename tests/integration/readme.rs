@@ -1,8 +1,13 @@
-//! The README's own filter and configuration, taken from its text.
+//! The README's own components and configuration, taken from its text.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::support::{guests, partner::Partner, relay::Relay, tenant::Folder};
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use crate::support::{client::Client, guests, partner::Partner, relay::Relay, tenant::Folder};
 
 const README: &str = include_str!("../../README.md");
 
@@ -12,16 +17,20 @@ fn block(language: &str, words: &str) -> &'static str {
     blocks.into_iter().find(|block| block.contains(words)).unwrap()
 }
 
-/// A crate with the README's filter, as the README says to make one.
-fn write_crate(folder: &Folder) {
-    let manifest = "[package]\nname = \"trades\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n";
-    let library = "[lib]\ncrate-type = [\"cdylib\"]\n[dependencies]\nwit-bindgen = \"0.61\"\n";
-    folder.write("crate/Cargo.toml", format!("{manifest}{library}"));
-    folder.write("crate/src/lib.rs", block("rust", "export!"));
+/// The component of the README's crate that has these words in it, made as the README says.
+fn built(name: &str, words: &str) -> PathBuf {
+    let source = Folder::empty();
+    let manifest = format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n");
+    let dependency = |line: &str| README.contains(&format!("`{line}`")).then(|| format!("{line}\n")).unwrap();
+    let dependencies = [r#"wit-bindgen = "0.62""#, r#"wasip2 = "2""#].map(dependency).concat();
+    let library = format!("[lib]\ncrate-type = [\"cdylib\"]\n[dependencies]\n{dependencies}");
+    source.write("crate/Cargo.toml", format!("{manifest}{library}"));
+    source.write("crate/src/lib.rs", block("rust", words));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     // The versions that the other guests are built with.
-    folder.copy(&root.join("Cargo.lock"), "crate/Cargo.lock");
-    copy_folder(&root.join("wit/edge-relay-tenant@0.1.0"), folder, "crate/wit");
+    source.copy(&root.join("Cargo.lock"), "crate/Cargo.lock");
+    copy_folder(&root.join("wit/edge-relay-tenant@0.1.0"), &source, "crate/wit");
+    guests::build_crate(&source.path("crate"))
 }
 
 fn copy_folder(from: &Path, folder: &Folder, to: &str) {
@@ -39,9 +48,7 @@ fn copy_folder(from: &Path, folder: &Folder, to: &str) {
 #[tokio::test]
 async fn its_filter_builds_and_runs() {
     let mut partner = Partner::start().await;
-    let source = Folder::empty();
-    write_crate(&source);
-    let filter = guests::build_crate(&source.path("crate"));
+    let filter = built("trades", "struct Trades");
     let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), &filter, "")).await;
     let mut trades = relay.client("/t?channel=trades").await;
     let mut peer = partner.accept().await;
@@ -51,17 +58,58 @@ async fn its_filter_builds_and_runs() {
     assert_eq!(trades.text().await, "a trade");
 }
 
+/// A tenant without an upstream, with one component.
+async fn with_component(role: &str, component: &Path, more: &str) -> Relay {
+    let folder = Folder::new("");
+    folder.write("tenants/t/tenant.toml", format!("name = \"t\"\n{more}\n[components]\n{role} = \"it.wasm\"\n"));
+    folder.copy(component, "tenants/t/it.wasm");
+    Relay::serve(folder).await
+}
+
+#[tokio::test]
+async fn its_client_handler_builds_and_runs() {
+    let relay = with_component("client", &built("desk", "struct Desk"), "").await;
+    let mut client = relay.client("/t?token=let%20me%20in&channel=public-news").await;
+    client.send(Message::text("hi")).await;
+    assert_eq!(client.text().await, "hello ada");
+    for (path, status) in [("/t", 401), ("/t?token=let%20me%20in&channel=secret", 403)] {
+        match Client::try_connect(&relay.url(path)).await.err() {
+            Some(tungstenite::Error::Http(answer)) => assert_eq!(answer.status(), status, "{path}"),
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn its_api_builds_and_runs() {
+    let relay = with_component("api", &built("hello", "struct Hello"), "").await;
+    let (status, body) = relay.api_get("/t/over/here?x=1").await;
+    assert!(status == 200 && body.contains("this is /over/here?x=1"), "{status} {body}");
+}
+
+#[tokio::test]
+async fn its_job_builds_and_runs() {
+    let schedule = "[[schedule]]\nname = \"tick\"\nevery = \"100ms\"";
+    let relay = with_component("job", &built("ticks", "struct Ticks"), schedule).await;
+    let mut ticks = relay.client("/t?channel=ticks").await;
+    let first: u64 = ticks.text().await.parse().unwrap();
+    assert_eq!(ticks.text().await, (first + 1).to_string());
+}
+
 #[tokio::test]
 async fn its_configuration_is_accepted() {
     let folder = Folder::empty();
-    let listen = block("toml", "trusted-proxies").replace("0.0.0.0:8080", "127.0.0.1:0").replace(":9090", ":0");
+    let listen = block("toml", "trusted-proxies").replace("0.0.0.0:8080", "127.0.0.1:0");
+    let listen = listen.replace("0.0.0.0:8081", "127.0.0.1:0").replace(":9090", ":0");
     folder.write("relay.toml", listen);
     // What is commented out is true too.
     let manifest = block("toml", "[[upstream]]").replace("# headers", "headers").replace("# sub", "sub");
     let manifest = manifest.replace("# idle", "idle").replace("# max", "max").replace("# path", "path");
     let partner = Partner::start().await;
     folder.write("tenants/market/tenant.toml", manifest.replace("wss://ws-feed.exchange.coinbase.com", &partner.url()));
-    folder.copy(guests::market("filter"), "tenants/market/filter.wasm");
+    for role in guests::MARKET {
+        folder.copy(guests::market(role), &format!("tenants/market/{role}.wasm"));
+    }
     let relay = Relay::serve_with(folder, &[("MARKET__TOKEN", "Bearer x")]).await;
     assert_eq!(relay.ready().await["status"], "ready");
 }
