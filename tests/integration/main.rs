@@ -19,6 +19,7 @@ mod jobs;
 mod market;
 
 mod clients;
+mod foreign;
 mod handshakes;
 mod slow_clients;
 

@@ -1,7 +1,9 @@
 //! Components, built from their source once per run.
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
+    process::Command,
     sync::OnceLock,
 };
 
@@ -72,4 +74,21 @@ pub fn build_crate(source: &Path) -> PathBuf {
     let output = command.env("CARGO_TARGET_DIR", target.join("guests")).output().unwrap();
     assert!(built.is_file(), "{} was not built: {}", source.display(), shown(&output));
     built
+}
+
+/// A component that others' tools made, of JavaScript; `None`: they are not here.
+pub fn foreign() -> Option<PathBuf> {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("tmp/guests/foreign.wasm");
+    let script = Path::new(ROOT).join("tests/guests/foreign/build.sh");
+    let output = Command::new(script).arg(&built).output().unwrap();
+    match output.status.code() {
+        Some(0) => Some(built),
+        // No node, or none of its packages to be had.
+        Some(3 | 4) => {
+            let why = String::from_utf8_lossy(&output.stderr);
+            writeln!(std::io::stderr(), "SKIPPED: {}", why.trim().lines().last().unwrap_or_default()).unwrap();
+            None
+        }
+        _ => panic!("{}", shown(&output)),
+    }
 }

@@ -152,9 +152,9 @@ fn serve(folder: &Folder) -> Command {
 }
 
 /// Sends a request as it stands and reads the answer to the connection's end: its head and its body.
-pub async fn http(address: SocketAddr, request: &str) -> (String, String) {
+pub async fn http(address: SocketAddr, request: impl AsRef<str>) -> (String, String) {
     let mut socket = TcpStream::connect(address).await.unwrap();
-    socket.write_all(request.as_bytes()).await.unwrap();
+    socket.write_all(request.as_ref().as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).await.unwrap();
     let answer = String::from_utf8(answer).unwrap();
