@@ -82,9 +82,10 @@ fn answer(request: &Request<Incoming>, tenants: &[Arc<Tenant>], metrics: &Metric
     }
 }
 
-/// The relay listens, so it is ready; an upstream that is down is the partner's matter and shown.
+/// The relay listens, so it is ready; an upstream that is down is the partner's matter and shown, as are records that
+/// wait for MySQL.
 fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
-    let tenants: serde_json::Map<_, _> = tenants
+    let by_name: serde_json::Map<_, _> = tenants
         .iter()
         .map(|tenant| {
             let state = |up: bool| if up { "up" } else { "down" };
@@ -96,5 +97,11 @@ fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
             (tenant.name.to_string(), serde_json::json!({ "upstreams": upstreams }))
         })
         .collect();
-    serde_json::json!({ "status": "ready", "tenants": tenants })
+    let mut ready = serde_json::json!({ "status": "ready", "tenants": by_name });
+    // One store for all.
+    let backlog = tenants.iter().find_map(|tenant| tenant.store.as_ref()?.backlog());
+    if let (Some((rows, seconds)), Some(ready)) = (backlog, ready.as_object_mut()) {
+        ready.insert("records".into(), serde_json::json!({ "waiting": rows, "oldest_seconds": seconds }));
+    }
+    ready
 }

@@ -10,6 +10,7 @@ use crate::relay::StartError;
 mod component;
 mod demo;
 mod feed;
+mod migrate;
 mod pass;
 mod serve;
 
@@ -20,6 +21,7 @@ pub enum Command {
     Demo(demo::Demo),
     Feed(feed::Feed),
     Component(component::Component),
+    Migrate(migrate::Migrate),
 }
 
 /// Why a command ended early.
@@ -57,6 +59,7 @@ impl Command {
             Self::Demo(demo) => demo.run(),
             Self::Feed(feed) => feed.run(),
             Self::Component(component) => component.run(),
+            Self::Migrate(migrate) => migrate.run(),
         }
     }
 }

@@ -30,6 +30,7 @@ mod keyvalue;
 mod outbound;
 mod output;
 mod pool;
+mod records;
 mod ticker;
 pub mod toolchain;
 mod upstreams;

@@ -11,12 +11,13 @@ use hyper::{
 };
 use ipnet::IpNet;
 
-use crate::state::Quota;
+use crate::{state::Quota, store::StoreConfig};
 
 mod components;
 mod limits;
 mod manifest;
 mod relay;
+mod store;
 mod units;
 mod walk;
 
@@ -31,6 +32,8 @@ pub struct RelayConfig {
     /// Peers whose forwarding headers name the real client.
     pub trusted_proxies: Vec<IpNet>,
     pub limits: HostLimits,
+    /// `None`: there are no components that could need one.
+    pub store: Option<StoreConfig>,
     pub tenants: Vec<TenantConfig>,
 }
 
@@ -95,6 +98,8 @@ pub struct TenantConfig {
     pub schedules: Vec<ScheduleConfig>,
     /// Per-channel settings, in the manifest's order.
     pub channels: Vec<ChannelRule>,
+    /// How long collections of records are kept, by their names: `[records."name"] keep`.
+    pub keep: Vec<(String, Duration)>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
     pub limits: TenantLimits,
@@ -193,6 +198,8 @@ pub struct TenantLimits {
     pub logs: usize,
     /// How much state all the tenant's components keep together.
     pub state: Quota,
+    /// Most bytes of the tenant's records in the host's own file.
+    pub records: u64,
 }
 
 impl Default for TenantLimits {
@@ -212,6 +219,7 @@ impl Default for TenantLimits {
             api_body: 1 << 20,
             logs: 256 << 20,
             state: Quota { keys: 100_000, bytes: 16 << 20 },
+            records: 256 << 20,
         }
     }
 }

@@ -22,5 +22,6 @@ pub mod metrics;
 pub mod relay;
 pub mod shutdown;
 pub mod state;
+pub mod store;
 pub mod telemetry;
 pub mod tenant;

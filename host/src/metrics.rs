@@ -4,7 +4,7 @@
 //! Labels are bounded by the configuration: tenants, upstreams and schedules have names in it, reasons are words of the code.
 //! Channels are no label, their names are the guests' choice.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -99,6 +99,14 @@ pub struct Metrics {
     guest_instances: Family<GuestLabel, Gauge>,
     guest_queue: Family<GuestLabel, Gauge>,
     job_missed: Family<GuestLabel, Counter>,
+    records_appended: Counter,
+    records_refused: Family<Reason, Counter>,
+    records_waiting: Gauge,
+    records_oldest_seconds: Gauge<f64, AtomicU64>,
+    records_drained: Counter,
+    records_dead_letters: Counter,
+    records_drain_failures: Counter,
+    records_commit_seconds: Histogram,
     publications: Family<TenantLabel, Counter>,
     publications_refused: Family<TenantReason, Counter>,
     clients: Family<TenantLabel, Gauge>,
@@ -133,6 +141,19 @@ impl Metrics {
             guest_instances: add(r, "guest_instances", "Instances of a component that there are now"),
             guest_queue: add(r, "guest_queue", "Upstream or client messages and requests that wait for a component"),
             job_missed: add(r, "job_missed_ticks", "Ticks left out since the call before was still under way"),
+            records_appended: add(r, "records_appended", "Rows appended: they are on disk"),
+            records_refused: add(r, "records_refused", "Rows not taken, by reason"),
+            records_waiting: add(r, "records_waiting", "Rows in the SQLite file: without MySQL all there are"),
+            records_oldest_seconds: add(r, "records_oldest_seconds", "Age of the oldest row that waits for MySQL"),
+            records_drained: add(r, "records_drained", "Rows moved to MySQL"),
+            records_dead_letters: add(r, "records_dead_letters", "Rows that MySQL refused, put aside"),
+            records_drain_failures: add(r, "records_drain_failures", "Tries to move rows to MySQL that failed"),
+            records_commit_seconds: register(
+                r,
+                "records_commit_seconds",
+                "Time of a commit of appends",
+                Histogram::new(CALL_SECONDS),
+            ),
             publications: add(r, "publications", "Publications taken into channel logs"),
             publications_refused: add(r, "publications_refused", "Publications refused, by reason"),
             clients: add(r, "clients", "Clients connected now"),
@@ -197,6 +218,20 @@ impl Metrics {
     pub fn missed_ticks(&self, tenant: &Arc<str>, role: &'static str, schedule: &Arc<str>) -> Counter {
         let label = GuestLabel { tenant: Arc::clone(tenant), role, name: Arc::clone(schedule) };
         self.job_missed.get_or_create_owned(&label)
+    }
+
+    /// The store's own counters.
+    pub fn store(self: &Arc<Self>) -> StoreMetrics {
+        StoreMetrics {
+            appended: self.records_appended.clone(),
+            waiting: self.records_waiting.clone(),
+            oldest_seconds: self.records_oldest_seconds.clone(),
+            drained: self.records_drained.clone(),
+            dead_letters: self.records_dead_letters.clone(),
+            drain_failures: self.records_drain_failures.clone(),
+            commit_seconds: self.records_commit_seconds.clone(),
+            all: Arc::clone(self),
+        }
     }
 
     /// A handshake that led to no client.
@@ -271,6 +306,25 @@ impl GuestMetrics {
         let GuestLabel { tenant, role, name } = self.label.clone();
         let label = GuestFailure { tenant, role, name, blame: blame.label(), reason };
         self.all.guest_failures.get_or_create(&label).inc();
+    }
+}
+
+/// What is counted of records.
+pub struct StoreMetrics {
+    pub appended: Counter,
+    pub waiting: Gauge,
+    pub oldest_seconds: Gauge<f64, AtomicU64>,
+    pub drained: Counter,
+    pub dead_letters: Counter,
+    pub drain_failures: Counter,
+    pub commit_seconds: Histogram,
+    all: Arc<Metrics>,
+}
+
+impl StoreMetrics {
+    /// Rows not taken.
+    pub fn refused(&self, reason: &'static str, rows: usize) {
+        self.all.records_refused.get_or_create(&Reason { reason }).inc_by(rows as u64);
     }
 }
 

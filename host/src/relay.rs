@@ -17,6 +17,7 @@ use crate::{
     config::{HostLimits, RelayConfig, TenantConfig},
     metrics::Metrics,
     shutdown::Stop,
+    store::{self, Keep, Store, StoreConfig},
     tenant::{self, Code, Shared, Tenant},
     upstream::{Connector, Upstream},
 };
@@ -36,6 +37,8 @@ pub enum StartError {
     Engine(String),
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("the store {path} cannot be used: {error}")]
+    Store { path: String, error: store::OpenError },
     #[error("a thread or runtime does not start: {0}")]
     Threads(#[from] io::Error),
 }
@@ -56,6 +59,7 @@ pub struct Relay {
     jobs: Vec<Job>,
     connector: Connector,
     guests: Option<Guests>,
+    store: Option<store::Running>,
     shutdown_timeout: Duration,
 }
 
@@ -92,7 +96,16 @@ impl Relay {
                 shutdown_timeout: limits.shutdown_timeout,
             },
         )?);
-        let mut shared = Shared { guests: guests.as_mut(), metrics: &metrics, shards: &shards, total: &total };
+        let store = config.store.filter(|_| codes.iter().any(Code::keeps_records));
+        let (store, running_store) =
+            store.map(|store| open_store(store, &config.tenants, &metrics)).transpose()?.unzip();
+        let mut shared = Shared {
+            guests: guests.as_mut(),
+            metrics: &metrics,
+            shards: &shards,
+            store: store.as_ref(),
+            total: &total,
+        };
         let (mut tenants, mut routes, mut apis) = (Vec::new(), Vec::new(), Vec::new());
         let (mut upstreams, mut jobs) = (Vec::new(), Vec::new());
         for (config, code) in config.tenants.into_iter().zip(&codes) {
@@ -135,6 +148,7 @@ impl Relay {
             jobs,
             connector,
             guests,
+            store: running_store,
             shutdown_timeout: limits.shutdown_timeout,
         })
     }
@@ -171,11 +185,37 @@ impl Relay {
         if let Some(guests) = self.guests {
             guests.shutdown(self.shutdown_timeout).await;
         }
+        // Behind all who append.
+        if let Some(store) = self.store {
+            store.shutdown(self.shutdown_timeout).await;
+        }
     }
 
     pub fn tenants(&self) -> &[Arc<Tenant>] {
         &self.tenants
     }
+}
+
+fn open_store(
+    config: StoreConfig,
+    tenants: &[TenantConfig],
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Store>, store::Running), StartError> {
+    let path = config.file.display().to_string();
+    let failed = |error: store::OpenError| StartError::Store { path: path.clone(), error };
+    let keep = tenants.iter().flat_map(|tenant| {
+        let keep = |(pattern, age): &(String, Duration)| Keep {
+            tenant: Arc::clone(&tenant.name),
+            pattern: pattern.clone(),
+            age: *age,
+        };
+        tenant.keep.iter().map(keep)
+    });
+    let keep = keep.collect();
+    if let Some(folder) = config.file.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
+    }
+    Store::open(config, keep, Arc::new(metrics.store())).map_err(failed)
 }
 
 /// What is wrong with the components of these tenants.

@@ -12,6 +12,7 @@ use crate::{
     config::{ScheduleConfig, TenantConfig, TenantLimits},
     metrics::{Metrics, TenantMetrics},
     state::State,
+    store::Store,
     upstream::{self, Sink, Upstream},
 };
 
@@ -26,6 +27,8 @@ pub struct Tenant {
     pub shards: Arc<Shards>,
     pub upstreams: Vec<Arc<upstream::Handle>>,
     pub state: Arc<State>,
+    /// `None`: nobody on this host keeps records.
+    pub store: Option<Arc<Store>>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
     pub limits: TenantLimits,
@@ -48,6 +51,14 @@ pub struct Code {
 }
 
 impl Code {
+    /// Whether any component appends records or reads them.
+    pub fn keeps_records(&self) -> bool {
+        self.filter.as_ref().is_some_and(|code| code.keeps_records)
+            || self.client.as_ref().is_some_and(|code| code.keeps_records)
+            || self.api.as_ref().is_some_and(|code| code.keeps_records)
+            || self.job.as_ref().is_some_and(|code| code.keeps_records)
+    }
+
     /// Loads what the manifest names; an error says which file and why.
     pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, String> {
         Ok(Self {
@@ -82,13 +93,14 @@ pub struct Shared<'h> {
     pub guests: Option<&'h mut Guests>,
     pub metrics: &'h Arc<Metrics>,
     pub shards: &'h Arc<Shards>,
+    pub store: Option<&'h Arc<Store>>,
     /// Clients of the whole host.
     pub total: &'h Arc<AtomicUsize>,
 }
 
 /// Brings a tenant to life: its channels and state, its upstreams and jobs ready to run.
 pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Started {
-    let Shared { guests, metrics, shards, total } = shared;
+    let Shared { guests, metrics, shards, store, total } = shared;
     let counts = Arc::new(metrics.tenant(&config.name));
     let (handles, outbound): (Vec<_>, Vec<_>) = config
         .upstreams
@@ -110,6 +122,7 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
         shards: Arc::clone(shards),
         upstreams: handles.clone(),
         state: Arc::new(State::new(config.limits.state)),
+        store: store.map(Arc::clone),
         settings: config.settings,
         limits: config.limits,
         metrics: counts,

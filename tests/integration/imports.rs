@@ -2,37 +2,7 @@
 
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{
-    client::Client,
-    guests,
-    partner::{Partner, Peer},
-    relay::Relay,
-    tenant::Folder,
-};
-
-/// A tenant whose filter takes commands, and a client that gets its answers.
-struct Probe {
-    peer: Peer,
-    answers: Client,
-}
-
-impl Probe {
-    async fn new(relay: &Relay, partner: &mut Partner, tenant: &str) -> Self {
-        let answers = relay.client(&format!("/{tenant}?channel=answers")).await;
-        Self { peer: partner.accept().await, answers }
-    }
-
-    async fn ask(&mut self, command: &str) -> String {
-        self.peer.text(command).await;
-        self.answers.text().await
-    }
-
-    async fn check(&mut self, steps: &[(&str, &str)]) {
-        for (command, answer) in steps {
-            assert_eq!(self.ask(command).await, *answer, "{command}");
-        }
-    }
-}
+use crate::support::{guests, partner::Partner, probe::Probe, relay::Relay, tenant::Folder};
 
 #[tokio::test]
 async fn state_is_kept_in_buckets() {

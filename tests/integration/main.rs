@@ -29,4 +29,5 @@ mod commands;
 mod components;
 mod page;
 mod readme;
+mod records;
 mod shutdown;

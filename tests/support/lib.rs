@@ -11,6 +11,7 @@ pub mod client;
 pub mod feeds;
 pub mod guests;
 pub mod partner;
+pub mod probe;
 pub mod process;
 pub mod proxy;
 pub mod raw;

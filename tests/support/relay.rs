@@ -6,6 +6,7 @@ use std::{
     process::Command,
 };
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -25,7 +26,7 @@ pub struct Relay {
     api: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     /// Kept for as long as the relay may read it.
-    _folder: Option<Folder>,
+    folder: Option<Folder>,
 }
 
 impl Relay {
@@ -59,7 +60,7 @@ impl Relay {
         let (clients, api, admin) = (address("clients").unwrap(), address("api"), address("admin"));
         let names: Vec<_> = addresses.iter().map(|(name, _)| name.as_str()).collect();
         assert!(names == ["clients"] || names == ["clients", "api", "admin"], "{addresses:?}");
-        Self { process, clients, api, admin, _folder: folder }
+        Self { process, clients, api, admin, folder }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -71,6 +72,13 @@ impl Relay {
         let mut client = Client::connect(&self.url(path)).await;
         client.settle().await;
         client
+    }
+
+    /// Ends it with this signal; what is left is its folder.
+    pub async fn end_with(mut self, signal: Signal) -> Folder {
+        self.process.signal(signal);
+        self.process.end().await;
+        self.folder.unwrap()
     }
 
     /// Where the API listens.

@@ -46,6 +46,11 @@ impl Folder {
         fs::write(path, content).unwrap();
     }
 
+    pub fn append(&self, path: &str, more: &str) {
+        let so_far = fs::read_to_string(self.0.join(path)).unwrap();
+        self.write(path, so_far + more);
+    }
+
     pub fn copy(&self, file: &Path, path: &str) {
         self.write(path, fs::read(file).unwrap());
     }

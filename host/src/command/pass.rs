@@ -75,6 +75,7 @@ impl Pass {
             job: None,
             schedules: Vec::new(),
             channels: vec![ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES }],
+            keep: Vec::new(),
             settings: Vec::new(),
             limits: TenantLimits::default(),
         };
@@ -82,6 +83,7 @@ impl Pass {
             listen: Listen { clients: self.listen, api: None, admin: None },
             trusted_proxies: Vec::new(),
             limits: HostLimits::default(),
+            store: None,
             tenants: vec![tenant],
         }
     }

@@ -11,6 +11,7 @@ pub mod filter {
             "wasi:keyvalue/atomics": async | trappable,
             "wasi:keyvalue/batch": async | trappable,
             "edge-relay:tenant/channels.publish": async,
+            "edge-relay:tenant/records": async,
         },
         exports: { default: async },
         with: { "wasi:keyvalue/store.bucket": crate::state::Bucket },

@@ -14,11 +14,14 @@ pub const API: &str = "wasi:http/incoming-handler@0.2.";
 /// The job's.
 pub const JOB: &str = "edge-relay:tenant/job@0.1.0";
 
+/// Who imports it needs a store.
+pub const RECORDS: &str = "edge-relay:tenant/records";
+
 /// How interfaces begin that mean a role.
 const ROLES: [(&str, &str); 4] = [("filter", FILTER), ("client", CLIENT), ("api", API), ("job", JOB)];
 
 /// Packages the host gives, with the versions that fit: up to the slash of an interface's name, and behind its `@`.
-const PROVIDED: [(&str, &str); 13] = [
+const PROVIDED: [(&str, &str); 14] = [
     ("wasi:io/", "0.2."),
     ("wasi:clocks/", "0.2."),
     ("wasi:random/", "0.2."),
@@ -32,6 +35,7 @@ const PROVIDED: [(&str, &str); 13] = [
     ("edge-relay:tenant/types", "0.1.0"),
     ("edge-relay:tenant/channels", "0.1.0"),
     ("edge-relay:tenant/upstreams", "0.1.0"),
+    (RECORDS, "0.1.0"),
 ];
 
 /// A component's outside.

@@ -167,7 +167,9 @@ impl Worker {
         self.filter.pause().await;
         let upstream = Arc::clone(&self.filter.guest.name);
         let frames = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &FilterComponent| {
-            filter.edge_relay_tenant_filter().call_on_open(store, &upstream).await
+            let made = filter.edge_relay_tenant_filter().call_on_open(&mut *store, &upstream).await?;
+            store.data_mut().write_deferred().await;
+            Ok(made)
         });
         frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
     }
@@ -176,7 +178,9 @@ impl Worker {
         let upstream = Arc::clone(&self.filter.guest.name);
         let frames: Vec<FrameParam<'_>> = frames.iter().map(to_guest).collect();
         let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &FilterComponent| {
-            filter.edge_relay_tenant_filter().call_on_frames(store, &upstream, &frames).await
+            let made = filter.edge_relay_tenant_filter().call_on_frames(&mut *store, &upstream, &frames).await?;
+            store.data_mut().write_deferred().await;
+            Ok(made)
         });
         made.await
     }
@@ -186,7 +190,9 @@ impl Worker {
         self.filter.pause().await;
         let upstream = Arc::clone(&self.filter.guest.name);
         let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &FilterComponent| {
-            filter.edge_relay_tenant_filter().call_on_close(store, &upstream, reason).await
+            let made = filter.edge_relay_tenant_filter().call_on_close(&mut *store, &upstream, reason).await?;
+            store.data_mut().write_deferred().await;
+            Ok(made)
         });
         made.await
     }

@@ -14,14 +14,16 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use super::{
     Engine,
     bindings::{
-        edge_relay::tenant::{channels, upstreams},
+        edge_relay::tenant::{channels, records, upstreams},
         wasi::{
             keyvalue::{atomics, batch, store as keyvalue},
             logging::logging::{self, Level},
         },
     },
+    filter,
     outbound::Outbound,
     output::{self, Output},
+    records::Deferred,
 };
 use crate::{metrics::GuestMetrics, tenant::Tenant};
 
@@ -50,6 +52,8 @@ pub struct Host {
     config: WasiConfigVariables,
     http: WasiHttpCtx,
     outbound: Outbound,
+    /// Of a filter.
+    deferred: Option<Deferred>,
     guest: Guest,
     _counted: Counted,
 }
@@ -73,6 +77,10 @@ impl Drop for Counted {
 impl Host {
     pub fn tenant(&self) -> &Arc<Tenant> {
         &self.guest.tenant
+    }
+
+    pub fn deferred(&mut self) -> Option<&mut Deferred> {
+        self.deferred.as_mut()
     }
 
     pub fn table(&mut self) -> &mut ResourceTable {
@@ -101,6 +109,7 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         config,
         http: WasiHttpCtx::new(),
         outbound: Outbound,
+        deferred: (guest.role == filter::FilterCode::ROLE).then(Deferred::default),
         guest: guest.clone(),
         _counted: Counted::new(&guest.metrics.instances),
     };
@@ -121,6 +130,7 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     atomics::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     batch::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     channels::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    records::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     upstreams::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     Ok(linker)
 }

@@ -14,6 +14,7 @@ use wasmtime::{
 use super::{
     Engine, Guest, LoadError,
     call::{Broken, within},
+    check,
     host::{self, Host},
 };
 use crate::metrics::Blame;
@@ -38,6 +39,8 @@ pub trait Role: Sized + Send {
 pub struct Code<R> {
     engine: Arc<Engine>,
     pre: InstancePre<Host>,
+    /// It needs a store.
+    pub keeps_records: bool,
     role: PhantomData<fn() -> R>,
 }
 
@@ -52,7 +55,8 @@ impl<R: Role> Code<R> {
         }
         let pre = engine.link(component)?;
         R::check(&pre).map_err(|error| LoadError::Link(format!("{error:#}")))?;
-        Ok(Self { engine: Arc::clone(engine), pre, role: PhantomData })
+        let keeps_records = report.imports.iter().any(|import| import.starts_with(check::RECORDS));
+        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, role: PhantomData })
     }
 
     /// A fresh instance.

@@ -31,6 +31,8 @@ const JOB_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration:
 const CLIENT_MESSAGE: RangeInclusive<u64> = 125..=16 << 20;
 /// From one log of the least size to more than most hosts have.
 const LOGS: RangeInclusive<u64> = 64 << 10..=64 << 30;
+/// All tenants together have what `[store] size` says.
+const RECORDS: RangeInclusive<u64> = 4 << 10..=1 << 44;
 const STATE: RangeInclusive<u64> = 4 << 10..=1 << 30;
 const STATE_KEYS: RangeInclusive<u64> = 1..=10_000_000;
 
@@ -54,6 +56,7 @@ pub(super) fn limits(mut table: Table<'_>) -> TenantLimits {
             keys: table.count("state-keys", &STATE_KEYS).unwrap_or(default.state.keys),
             bytes: table.size("state", &STATE).unwrap_or(default.state.bytes),
         },
+        records: table.size("records", &RECORDS).map_or(default.records, |bytes| bytes as u64),
     };
     table.finish();
     limits

@@ -29,6 +29,9 @@ const LOG: RangeInclusive<u64> = 64 << 10..=1 << 30;
 const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
 const AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
 
+/// Under the least a collection is of no use; the most is a century.
+const KEEP: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(36_525 * 24 * 3600);
+
 /// Headers the handshake sets itself, or that would give it a body; with them go all in [`WEBSOCKET_HEADERS`].
 const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
 
@@ -105,6 +108,7 @@ fn tenant(
     let schedules = tables.filter_map(|table| schedule(table, &mut names)).collect();
 
     let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
+    let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
     let settings =
         root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
     let limits = limits(root.section("limits"));
@@ -120,6 +124,7 @@ fn tenant(
         job,
         schedules,
         channels,
+        keep,
         settings,
         limits,
     });
@@ -268,6 +273,15 @@ fn channel(pattern: String, value: Value<'_>) -> Option<ChannelRule> {
     let log_bytes = table.size("log", &LOG).unwrap_or(ChannelRule::LOG_BYTES);
     table.finish();
     Some(ChannelRule { pattern, log_bytes })
+}
+
+/// How long a collection's records are kept.
+fn kept(name: String, value: Value<'_>) -> Option<(String, Duration)> {
+    let mut table = value.table("a table, headed [records.\"summaries\"]")?;
+    table.expect("keep", "keep = \"30d\"");
+    let keep = table.duration("keep", &KEEP);
+    table.finish();
+    Some((name, keep?))
 }
 
 /// A setting as text, a number as it is written. The parser leaves it to us whether an integer is one: it takes `0x`.

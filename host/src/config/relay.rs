@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use super::{
     HostLimits, Listen, RelayConfig, TenantConfig, manifest,
+    store::store,
     units::{Claim, show_size},
     walk::{Document, Problem, Problems, Table, Value, quote},
 };
@@ -99,8 +100,9 @@ fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<Stri
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
     let listen = listen(root.section("listen"));
     let limits = limits(root.section("limits"));
+    let store = Some(store(root.section("store"), path, secrets));
     root.finish();
-    (Some(RelayConfig { listen, trusted_proxies, limits, tenants: Vec::new() }), tenants)
+    (Some(RelayConfig { listen, trusted_proxies, limits, store, tenants: Vec::new() }), tenants)
 }
 
 fn listen(mut table: Table<'_>) -> Listen {
@@ -394,7 +396,7 @@ mod tests {
             ("tenants/3/tenant.toml", "name = 'b'\n"),
         ];
         let expected = [
-            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, path, upstream, components, schedule, channels, settings, limits",
+            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, path, upstream, components, schedule, channels, records, settings, limits",
             "tenants/2/tenant.toml:2: name: \"a\" is also the name in tenants/1/tenant.toml; give each tenant its own",
             "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
         ];

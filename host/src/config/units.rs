@@ -9,8 +9,13 @@ use toml::de::DeValue;
 use super::walk::{MAX_QUOTED_CHARS, Table, Value, quote};
 
 /// Duration units with their nanoseconds. `ms` stands before `m` and `s`: it ends like one of them.
-const DURATION_UNITS: [(&str, u128); 4] =
-    [("ms", 1_000_000), ("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000)];
+const DURATION_UNITS: [(&str, u128); 5] = [
+    ("ms", 1_000_000),
+    ("d", 86_400_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("m", 60_000_000_000),
+    ("s", 1_000_000_000),
+];
 
 /// Size units, largest first, with their bytes.
 const SIZE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
@@ -402,7 +407,7 @@ mod tests {
             "+1s",
             "1 s",
             "1S",
-            "1d",
+            "1w",
             ".5s",
             "1.s",
             "1.2.3s",

@@ -1,11 +1,13 @@
 //! An API: the latest prices over HTTP, read from the tenant's state where the filter keeps them.
 //!
-//! `GET /public` answers `{"BTC-USD":"60234.1",…}`, `GET /products` a sorted array of products. The path begins after the
-//! tenant's own. An API is a component of the standard world `wasi:http/proxy`, of which the crate `wasip2` has bindings.
+//! `GET /public` answers `{"BTC-USD":"60234.1",…}`, `GET /products` a sorted array of products, and
+//! `GET /history?product=BTC-USD&limit=10` the summaries that the job has saved, `[{"at":…,"price":"60234.1"},…]`, newest
+//! first. The path begins after the tenant's own. An API is a component of the standard world `wasi:http/proxy`, of which the crate `wasip2` has bindings.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{collections::BTreeMap, io::Write as _};
 
+use edge_relay::tenant::records;
 use wasi::keyvalue::{
     batch,
     store::{self, Error},
@@ -24,6 +26,10 @@ wit_bindgen::generate!({
 const PUBLIC: &str = "public";
 /// The products that the exchange has named, as keys.
 const PRODUCTS: &str = "products";
+/// A product's summaries, as the job saves them: before the product.
+const SUMMARIES: &str = "summary.";
+/// Summaries in an answer, unless the query says how many.
+const LIMIT: u32 = 100;
 
 struct MarketApi;
 wasip2::http::proxy::export!(MarketApi);
@@ -31,12 +37,13 @@ wasip2::http::proxy::export!(MarketApi);
 impl wasip2::exports::http::incoming_handler::Guest for MarketApi {
     fn handle(request: IncomingRequest, answer: ResponseOutparam) {
         let path = request.path_with_query().unwrap_or_default();
-        let path = path.split('?').next().unwrap_or_default();
+        let (path, query) = path.split_once('?').unwrap_or((&path, ""));
         let (status, json) = match (request.method(), path) {
             (Method::Get | Method::Head, "/public") => found(public()),
             (Method::Get | Method::Head, "/products") => found(products()),
-            (_, "/public" | "/products") => (405, error("only GET and HEAD")),
-            _ => (404, error("here are /public and /products")),
+            (Method::Get | Method::Head, "/history") => history(query),
+            (_, "/public" | "/products" | "/history") => (405, error("only GET and HEAD")),
+            _ => (404, error("here are /public, /products and /history")),
         };
         match response(status, json.len()) {
             Some((response, body)) => {
@@ -71,6 +78,29 @@ fn public() -> Result<serde_json::Value, Error> {
 /// The names of all products.
 fn products() -> Result<serde_json::Value, Error> {
     Ok(serde_json::json!(keys(&store::open(PRODUCTS)?)?))
+}
+
+/// A product's summaries, newest first: what the query asks for.
+fn history(query: &str) -> (u16, String) {
+    let (mut product, mut limit) = (None, Some(LIMIT));
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        match key {
+            "product" => product = Some(value),
+            "limit" => limit = value.parse().ok(),
+            _ => {}
+        }
+    }
+    let (Some(product), Some(limit)) = (product, limit) else {
+        return (400, error("ask /history?product=BTC-USD&limit=10"));
+    };
+    match records::latest(&format!("{SUMMARIES}{product}"), limit) {
+        Ok(rows) => {
+            let rows: Vec<_> = rows.iter().map(|row| String::from_utf8_lossy(&row.data)).collect();
+            (200, format!("[{}]", rows.join(",")))
+        }
+        Err(records::Error::Invalid(why)) => (400, error(&why)),
+        Err(why) => (503, error(&format!("the records cannot be read: {why:?}"))),
+    }
 }
 
 /// All keys of a bucket, sorted: it lists them so, a page at a time.

@@ -1,11 +1,15 @@
-//! A job: all prices at once, on channel `summary`, at the times of the tenant's schedule.
+//! A job: all prices at once, at the times of the tenant's schedule: saved, then broadcast on channel `summary`.
 //!
-//! The filter keeps the latest price of each product in the tenant's state; the job reads it there.
+//! The filter keeps the latest price of each product in the tenant's state; the job reads it there. Each product has a
+//! collection of records, `summary.PRODUCT`, which outlives the host; the API serves it.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::collections::BTreeMap;
 
-use edge_relay::tenant::types::{Frame, Publication};
+use edge_relay::tenant::{
+    records,
+    types::{Frame, Publication},
+};
 use exports::edge_relay::tenant::job::Guest;
 use wasi::{
     keyvalue::{
@@ -25,19 +29,29 @@ const CHANNEL: &str = "summary";
 /// Product → latest price, as the filter keeps it.
 const BUCKET: &str = "public";
 
+/// Before the product.
+const COLLECTION: &str = "summary.";
+
 struct MarketJob;
 export!(MarketJob);
 
 impl Guest for MarketJob {
-    fn on_schedule(name: String, _scheduled_at: u64) -> Vec<Publication> {
-        match prices() {
-            Ok(prices) if prices.is_empty() => Vec::new(),
-            Ok(prices) => serde_json::to_string(&prices).into_iter().map(summary).collect(),
+    fn on_schedule(name: String, scheduled_at: u64) -> Vec<Publication> {
+        let prices = match prices() {
+            Ok(prices) if prices.is_empty() => return Vec::new(),
+            Ok(prices) => prices,
             Err(error) => {
                 log(Level::Error, &name, &format!("the state cannot be read: {error:?}"));
-                Vec::new()
+                return Vec::new();
+            }
+        };
+        for (product, price) in &prices {
+            let row = serde_json::json!({ "at": scheduled_at, "price": price }).to_string();
+            if let Err(error) = records::append(&format!("{COLLECTION}{product}"), row.as_bytes()) {
+                log(Level::Error, &name, &format!("the summary of {product} is not saved: {error:?}"));
             }
         }
+        serde_json::to_string(&prices).into_iter().map(summary).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use edge_relay::tenant::{
-    channels,
+    channels, records,
     types::{Frame, Publication},
     upstreams,
 };
@@ -87,6 +87,27 @@ fn answer(command: &str) -> String {
             let many = vec![publication(channel, String::new()); count.parse().unwrap_or_default()];
             format!("{:?}", channels::publish(&many))
         }
+        ["append", collection, text] => match records::append(collection, text.as_bytes()) {
+            Ok(id) => id,
+            Err(error) => format!("{error:?}"),
+        },
+        ["append-many", collection, count, bytes] => {
+            let row = vec![b'x'; bytes.parse().unwrap_or_default()];
+            let rows = vec![row; count.parse().unwrap_or_default()];
+            match records::append_batch(collection, &rows) {
+                Ok(ids) => ids.len().to_string(),
+                Err(error) => format!("{error:?}"),
+            }
+        }
+        ["records", collection, count] => shown(records::latest(collection, count.parse().unwrap_or_default())),
+        ["range", collection, at, to, limit] => {
+            let number = |text: &str| text.parse().unwrap_or_default();
+            let start = match at.parse() {
+                Ok(at) => records::Start::At(at),
+                Err(_) => records::Start::After(at.to_owned()),
+            };
+            shown(records::range(collection, &start, number(to), number(limit) as u32))
+        }
         ["latest", channel] => match channels::latest(channel) {
             Some(Frame::Text(text)) if text.len() > LONGEST => format!("{} bytes", text.len()),
             latest => format!("{latest:?}"),
@@ -95,6 +116,15 @@ fn answer(command: &str) -> String {
         ["send", upstream, text] => format!("{:?}", upstreams::send(upstream, &[Frame::Text(text.to_owned())])),
         ["status", upstream] => format!("{:?}", upstreams::status(upstream)),
         _ => format!("not a command: {command}"),
+    }
+}
+
+/// The rows' texts.
+fn shown(rows: Result<Vec<records::Entry>, records::Error>) -> String {
+    let text = |row: records::Entry| String::from_utf8_lossy(&row.data).into_owned();
+    match rows {
+        Ok(rows) => rows.into_iter().map(text).collect::<Vec<_>>().join(" "),
+        Err(error) => format!("{error:?}"),
     }
 }
 

@@ -1,0 +1,137 @@
+//! `edge-relay migrate`: the tables of the store.
+
+use std::{error::Error, fs, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use super::{Failure, announce, io_runtime};
+use crate::{
+    config,
+    store::{
+        StoreConfig,
+        migrate::{self, State},
+    },
+    telemetry,
+};
+
+/// Shows or changes the version of the store's tables.
+///
+/// `serve` brings them up to date by itself; this is for looking before, and for going back to an older version of the
+/// program: migrate down with the newer one, then install the older. With MySQL there are two databases, the outbox in
+/// its file and MySQL itself. No host may be running on the same file.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  edge-relay migrate --config relay.toml --status
+  edge-relay migrate --config relay.toml --up
+  edge-relay migrate --config relay.toml --down 1 --database mysql")]
+pub struct Migrate {
+    /// The host's configuration, which says where the store is.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    #[command(flatten)]
+    what: What,
+    /// Only this one of the two databases.
+    #[arg(long, value_enum)]
+    database: Option<Database>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// Lists the migrations, and which are applied.
+    #[arg(long)]
+    status: bool,
+    /// Applies those that are missing.
+    #[arg(long)]
+    up: bool,
+    /// Undoes the last N. What their tables had in them is gone.
+    #[arg(long, value_name = "N")]
+    down: Option<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Database {
+    /// The SQLite file: the store, or the outbox.
+    Sqlite,
+    Mysql,
+}
+
+impl Migrate {
+    pub fn run(self) -> Result<(), Failure> {
+        telemetry::start("warn").map_err(Failure::usage)?;
+        let config = config::load(&self.config).map_err(|invalid| Failure::usage(invalid.to_string()))?;
+        let Some(store) = config.store else { return Err(Failure::usage("there is no store")) };
+        let wanted = |database| self.database.is_none_or(|only| only == database);
+        if self.database == Some(Database::Mysql) && store.mysql.is_none() {
+            return Err(Failure::usage("store.url names no MySQL"));
+        }
+        if self.what.down.is_some() && store.mysql.is_some() && self.database.is_none() {
+            return Err(Failure::usage(
+                "there are two databases: say which with --database sqlite or --database mysql",
+            ));
+        }
+        if wanted(Database::Sqlite) {
+            let path = store.file.display().to_string();
+            announce(&format!("sqlite {path}"))?;
+            self.sqlite(&store).map_err(|error| Failure::failed(format!("{path}: {error}")))?;
+        }
+        if wanted(Database::Mysql) && store.mysql.is_some() {
+            announce("mysql")?;
+            io_runtime()?.block_on(self.mysql(&store)).map_err(|error| Failure::failed(format!("MySQL: {error}")))?;
+        }
+        Ok(())
+    }
+
+    fn sqlite(&self, store: &StoreConfig) -> Result<(), Box<dyn Error>> {
+        if let Some(folder) = store.file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let _lock = crate::store::FileLock::take(&store.file)?.ok_or("a host is using it: stop that first")?;
+        let mut file = crate::store::open_file(store)?;
+        match self.what.down {
+            Some(count) => undone(&migrate::sqlite_down(&mut file, count)?),
+            None => {
+                if self.what.up {
+                    migrate::sqlite_up(&mut file)?;
+                }
+                show(&migrate::sqlite_states(&file)?)
+            }
+        }
+    }
+
+    async fn mysql(&self, store: &StoreConfig) -> Result<(), Box<dyn Error>> {
+        let pool = mysql_async::Pool::new(store.mysql.clone().ok_or("it is not configured")?);
+        let done = match self.what.down {
+            Some(count) => undone(&migrate::mysql_down(&pool, count).await?),
+            None => {
+                if self.what.up {
+                    migrate::mysql_up(&pool).await?;
+                }
+                show(&migrate::mysql_states(&pool).await?)
+            }
+        };
+        pool.disconnect().await?;
+        done
+    }
+}
+
+fn show(states: &[State]) -> Result<(), Box<dyn Error>> {
+    for State { name, applied } in states {
+        let state = if *applied { "applied" } else { "missing" };
+        announce(&format!("  {state}  {name}")).map_err(said)?;
+    }
+    Ok(())
+}
+
+fn undone(names: &[&'static str]) -> Result<(), Box<dyn Error>> {
+    for name in names {
+        announce(&format!("  undone   {name}")).map_err(said)?;
+    }
+    if names.is_empty() { announce("  nothing to undo").map_err(said) } else { Ok(()) }
+}
+
+fn said(failure: Failure) -> Box<dyn Error> {
+    let (Failure::Usage(error) | Failure::Failed(error)) = failure;
+    error
+}

@@ -1,0 +1,124 @@
+//! The import `records`: rows that outlive the host.
+//!
+//! A filter's appends wait in its instance's [`Host`] and are written together when its call has returned: its feed waits
+//! for the disk once a call. All others wait for the disk at each append.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    bindings::edge_relay::tenant::records::{self, Entry, Error, Start},
+    host::Host,
+};
+use crate::{
+    store::{self, Collection, Query, Record, RecordId, Row, StoreError},
+    tenant::Tenant,
+};
+
+/// Rows and bytes of one call of a filter.
+const MAX_DEFERRED: usize = 10_000;
+const MAX_DEFERRED_BYTES: usize = 16 << 20;
+/// How long a filter's appends are refused at once after a call's could not be written.
+const REFUSE_FOR: Duration = Duration::from_secs(1);
+
+/// A filter's rows that are yet to be written.
+#[derive(Default)]
+pub struct Deferred {
+    rows: Vec<Row>,
+    bytes: usize,
+    /// Why the last could not be, and until when others are not tried.
+    refused: Option<(StoreError, Instant)>,
+}
+
+impl Deferred {
+    fn add(&mut self, rows: Vec<Row>) -> Result<(), StoreError> {
+        if let Some((error, until)) = &self.refused
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        let bytes: usize = rows.iter().map(|row| row.data.len()).sum();
+        if self.rows.len() + rows.len() > MAX_DEFERRED || self.bytes + bytes > MAX_DEFERRED_BYTES {
+            return Err(StoreError::Full("one call of a filter appends at most 10,000 rows and 16 MiB"));
+        }
+        self.rows.extend(rows);
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Host {
+    /// Writes what a filter has appended in the call that has just returned.
+    pub async fn write_deferred(&mut self) {
+        let tenant = std::sync::Arc::clone(self.tenant());
+        let (Some(deferred), Some(store)) = (self.deferred(), &tenant.store) else { return };
+        let rows = std::mem::take(&mut deferred.rows);
+        deferred.bytes = 0;
+        if rows.is_empty() {
+            return;
+        }
+        let count = rows.len();
+        if let Err(error) = store.append(rows, tenant.limits.records).await {
+            tracing::error!(tenant.name = %tenant.name, records = count, %error, "a filter's records are not written");
+            deferred.refused = Some((error, Instant::now() + REFUSE_FOR));
+        }
+    }
+
+    async fn append_rows(&mut self, collection: &str, data: Vec<Vec<u8>>) -> Result<Vec<RecordId>, StoreError> {
+        let tenant = std::sync::Arc::clone(self.tenant());
+        let store = store_of(&tenant)?;
+        let rows = store::rows(&Collection::new(&tenant.name, collection)?, data)?;
+        let ids = rows.iter().map(|row| row.id).collect();
+        match self.deferred() {
+            Some(deferred) => deferred.add(rows)?,
+            None => store.append(rows, tenant.limits.records).await?,
+        }
+        Ok(ids)
+    }
+
+    async fn read_rows(&mut self, collection: &str, query: Query) -> Result<Vec<Entry>, Error> {
+        let tenant = std::sync::Arc::clone(self.tenant());
+        let collection = Collection::new(&tenant.name, collection)?;
+        let rows = store_of(&tenant)?.read(&collection, query).await?;
+        Ok(rows.into_iter().map(|Record { id, data }| Entry { id: id.to_string(), at: id.at(), data }).collect())
+    }
+}
+
+fn store_of(tenant: &Tenant) -> Result<&store::Store, StoreError> {
+    tenant.store.as_deref().ok_or_else(|| StoreError::Unavailable("this host keeps no records".into()))
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Invalid(_) => Self::Invalid(message),
+            StoreError::Full(_) => Self::Full(message),
+            StoreError::Unavailable(_) => Self::Unavailable(message),
+        }
+    }
+}
+
+impl records::Host for Host {
+    async fn append(&mut self, collection: String, data: Vec<u8>) -> Result<String, Error> {
+        let ids = self.append_rows(&collection, vec![data]).await?;
+        Ok(ids.iter().map(ToString::to_string).collect())
+    }
+
+    async fn append_batch(&mut self, collection: String, rows: Vec<Vec<u8>>) -> Result<Vec<String>, Error> {
+        let ids = self.append_rows(&collection, rows).await?;
+        Ok(ids.iter().map(ToString::to_string).collect())
+    }
+
+    async fn latest(&mut self, collection: String, count: u32) -> Result<Vec<Entry>, Error> {
+        self.read_rows(&collection, Query::Latest(count as usize)).await
+    }
+
+    async fn range(&mut self, collection: String, start: Start, to: u64, limit: u32) -> Result<Vec<Entry>, Error> {
+        let from = match start {
+            Start::At(millis) => RecordId::first_of(millis),
+            Start::After(id) => id.parse::<RecordId>()?.next(),
+        };
+        let query = Query::Range { from, to: RecordId::first_of(to), limit: limit as usize };
+        self.read_rows(&collection, query).await
+    }
+}

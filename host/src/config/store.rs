@@ -1,0 +1,109 @@
+//! `[store]` of relay.toml: where records are kept.
+
+use std::{ops::RangeInclusive, path::Path};
+
+use mysql_async::Opts;
+use toml::de::DeValue;
+
+use super::walk::{Place, Table, Value, quote};
+use crate::store::StoreConfig;
+
+/// The file without configuration, beside relay.toml.
+const FILE: &str = "data/records.sqlite";
+/// From what a test needs to what one machine has.
+const SIZE: RangeInclusive<u64> = 64 << 10..=1 << 44;
+const EXAMPLE: &str = "write \"sqlite:data/records.sqlite\" or { env = \"STORE_URL\" } with a mysql:// URL in it";
+
+/// Reads the section; `relay` is the file it stands in.
+pub(super) fn store(mut table: Table<'_>, relay: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> StoreConfig {
+    let folder = relay.parent().unwrap_or(Path::new(""));
+    let mut config = StoreConfig { file: folder.join(FILE), size: StoreConfig::SIZE, mysql: None };
+    let url = table.take("url");
+    let file = table.take("file");
+    if let Some(name) = file.as_ref().and_then(Value::str) {
+        config.file = folder.join(name);
+    }
+    if let Some(value) = url {
+        match (source(value, folder, secrets), file) {
+            (Some(Source::Sqlite(path)), None) => config.file = folder.join(path),
+            (Some(Source::Sqlite(_)), Some(file)) => file.problem("is named by url already; remove one"),
+            (Some(Source::MySql(opts)), _) => config.mysql = Some(*opts),
+            (None, _) => {}
+        }
+    }
+    config.size = table.size("size", &SIZE).map_or(config.size, |size| size as u64);
+    table.finish();
+    config
+}
+
+enum Source {
+    Sqlite(String),
+    MySql(Box<Opts>),
+}
+
+/// The URL, written out or where its secret is. Problems do not repeat it.
+fn source(value: Value<'_>, folder: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Option<Source> {
+    let place = value.place.clone();
+    if let DeValue::String(text) = &value.value {
+        let source = parse(&place, text)?;
+        if matches!(&source, Source::MySql(opts) if opts.pass().is_some()) {
+            place.problem("has a password in it; put the URL into the environment or a file: { env = \"STORE_URL\" }");
+            return None;
+        }
+        return Some(source);
+    }
+    let mut table = value.table("a URL in quotes, { env = \"VARIABLE\" } or { file = \"PATH\" }")?;
+    let (variable, file) = (table.take("env"), table.take("file"));
+    table.finish();
+    let url = match (variable, file) {
+        (Some(variable), None) => {
+            let name = variable.str()?;
+            let url = secrets(name);
+            if url.is_none() {
+                variable.problem(format!("{} is not in the host's environment; set it", quote(name)));
+            }
+            url?
+        }
+        (None, Some(file)) => {
+            let name = file.str()?;
+            match std::fs::read_to_string(folder.join(name)) {
+                Ok(url) => url,
+                Err(error) => {
+                    file.problem(format!("{} cannot be read ({error})", quote(name)));
+                    return None;
+                }
+            }
+        }
+        _ => {
+            place.problem("names no URL, or two; write either env or file");
+            return None;
+        }
+    };
+    parse(&place, url.trim())
+}
+
+fn parse(place: &Place<'_>, url: &str) -> Option<Source> {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        if path.is_empty() {
+            place.problem(format!("names no file; {EXAMPLE}"));
+            return None;
+        }
+        return Some(Source::Sqlite(path.to_owned()));
+    }
+    if !url.starts_with("mysql://") {
+        place.problem(format!("is neither sqlite: nor mysql://; {EXAMPLE}"));
+        return None;
+    }
+    match Opts::from_url(url) {
+        Ok(opts) if opts.db_name().is_some() => Some(Source::MySql(Box::new(opts))),
+        Ok(_) => {
+            place.problem("names no database; write mysql://USER:PASSWORD@HOST:3306/DATABASE");
+            None
+        }
+        // What it says may repeat the URL's parts.
+        Err(_) => {
+            place.problem("is not a MySQL URL; write mysql://USER:PASSWORD@HOST:3306/DATABASE");
+            None
+        }
+    }
+}

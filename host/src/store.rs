@@ -1,0 +1,210 @@
+//! Records: rows that components append and that outlive the host.
+//!
+//! In come appends of all tenants; each is answered once its rows are on disk. One thread writes them to a SQLite file,
+//! all that have queued in one transaction (`writer`). Without MySQL that file is the store. With it the file is an
+//! outbox: `drain` moves its rows there, each exactly once since a row's id is its key, through any outage. A read sees
+//! both. Nothing of this runs on a guest's thread, a shard's or the listeners': the store has a runtime of its own.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use mysql_async::Opts;
+use tokio::{runtime::Runtime, sync::Semaphore, task::JoinSet};
+
+use crate::{
+    metrics::StoreMetrics,
+    shutdown::{self, Trigger},
+};
+
+mod drain;
+pub mod migrate;
+mod mysql;
+mod reader;
+mod record;
+mod retention;
+mod sqlite;
+mod writer;
+
+pub use record::{Collection, Query, Record, RecordId, Row, rows};
+pub use retention::Keep;
+pub use sqlite::FileLock;
+
+use self::{drain::Drain, mysql::Rows, reader::Readers, retention::Retention, writer::Writer};
+
+/// Bytes of rows that wait to be written; beyond, appends wait for room.
+const QUEUE_BYTES: usize = 64 << 20;
+/// What a row takes besides its data, in the queue and on disk, roughly.
+const ROW_OVERHEAD: u64 = 128;
+
+/// Why an append or a read failed. Nothing of the append was taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("{0}")]
+    Invalid(&'static str),
+    #[error("{0}")]
+    Full(&'static str),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl StoreError {
+    /// The value of the metric's label `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::Full(_) => "full",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
+/// Where records are kept: `[store]` of relay.toml.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The SQLite file: the store, or the outbox.
+    pub file: PathBuf,
+    /// Largest size of it, in bytes.
+    pub size: u64,
+    /// Where its rows go.
+    pub mysql: Option<Opts>,
+}
+
+impl StoreConfig {
+    pub const SIZE: u64 = 1 << 30;
+}
+
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("another host uses it: give each its own store.file")]
+    InUse,
+    #[error("{0}")]
+    Migrate(#[from] migrate::MigrateError),
+}
+
+/// The file alone, for its migrations.
+pub fn open_file(config: &StoreConfig) -> Result<rusqlite::Connection, OpenError> {
+    Ok(sqlite::open(&config.file, config.size)?)
+}
+
+/// All records of the host.
+pub struct Store {
+    writer: Arc<Writer>,
+    /// Bytes that may wait for the writer.
+    room: Semaphore,
+    readers: Arc<Readers>,
+    mysql: Option<Arc<Rows>>,
+    metrics: Arc<StoreMetrics>,
+}
+
+/// What runs for a store.
+pub struct Running {
+    runtime: Runtime,
+    tasks: JoinSet<()>,
+    stop: Trigger,
+    writer: Arc<Writer>,
+    _lock: FileLock,
+}
+
+impl Store {
+    /// Opens the file, brings it up to date and begins to drain. MySQL need not be there; if it is, and newer than this
+    /// program, there is no store.
+    pub fn open(
+        config: StoreConfig,
+        keep: Vec<Keep>,
+        metrics: Arc<StoreMetrics>,
+    ) -> Result<(Arc<Self>, Running), OpenError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(reader::MAX_READERS)
+            .thread_name("store")
+            .enable_all()
+            .build()?;
+        let lock = FileLock::take(&config.file)?.ok_or(OpenError::InUse)?;
+        let mut connection = open_file(&config)?;
+        migrate::sqlite_up(&mut connection)?;
+        let writer = Arc::new(Writer::start(connection, Arc::clone(&metrics))?);
+        let readers = Arc::new(Readers::new(config.file, runtime.handle().clone()));
+        let (trigger, stop) = shutdown::stop();
+        let mut tasks = JoinSet::new();
+        let mysql = match config.mysql {
+            None => None,
+            Some(opts) => {
+                let _entered = runtime.enter();
+                let mysql = Arc::new(Rows::new(opts));
+                runtime.block_on(refuse_newer(&mysql))?;
+                let (writer, readers) = (Arc::clone(&writer), Arc::clone(&readers));
+                let drain = Drain { mysql: Arc::clone(&mysql), writer, readers, metrics: Arc::clone(&metrics) };
+                tasks.spawn_on(drain.run(stop.clone()), runtime.handle());
+                Some(mysql)
+            }
+        };
+        if !keep.is_empty() {
+            let retention =
+                Retention { keep, writer: Arc::clone(&writer), readers: Arc::clone(&readers), mysql: mysql.clone() };
+            tasks.spawn_on(retention.run(stop), runtime.handle());
+        }
+        let running = Running { runtime, tasks, stop: trigger, writer: Arc::clone(&writer), _lock: lock };
+        Ok((Arc::new(Self { writer, room: Semaphore::new(QUEUE_BYTES), readers, mysql, metrics }), running))
+    }
+
+    /// Appends rows of one tenant, all or none; they are on disk when this returns. `quota`: bytes that the tenant may
+    /// have in the file.
+    pub async fn append(&self, rows: Vec<Row>, quota: u64) -> Result<(), StoreError> {
+        let bytes = |row: &Row| row.data.len() as u64 + ROW_OVERHEAD;
+        let bytes = u32::try_from(rows.iter().map(bytes).sum::<u64>().min(QUEUE_BYTES as u64)).unwrap_or(u32::MAX);
+        // It is never closed.
+        let _room = self.room.acquire_many(bytes).await;
+        let count = rows.len();
+        let appended = self.writer.append(rows, quota).await;
+        if let Err(error) = &appended {
+            self.metrics.refused(error.reason(), count);
+        }
+        appended
+    }
+
+    /// With MySQL: how many rows wait for it, and for how many seconds the oldest has.
+    pub fn backlog(&self) -> Option<(i64, f64)> {
+        self.mysql.as_ref().map(|_| (self.metrics.waiting.get(), self.metrics.oldest_seconds.get()))
+    }
+
+    /// Reads rows that were appended, drained or not.
+    pub async fn read(&self, collection: &Collection, query: Query) -> Result<Vec<Record>, StoreError> {
+        let (of, asked) = (collection.clone(), query.clone());
+        // The outbox first: a row that leaves it now is in MySQL already.
+        let here = self.readers.read(move |connection| sqlite::select(connection, &of, &asked)).await?;
+        match &self.mysql {
+            None => Ok(here),
+            Some(mysql) => Ok(query.merge(here, mysql.select(collection, &query).await?)),
+        }
+    }
+}
+
+impl Running {
+    /// Ends the drain and writes what is queued. Rows that are in the outbox stay there for the next time.
+    pub async fn shutdown(mut self, timeout: Duration) {
+        self.stop.pull();
+        let finished = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(timeout, finished).await.is_err() {
+            tracing::warn!("the drain was cut off at shutdown");
+        }
+        self.tasks.abort_all();
+        self.writer.end();
+        self.runtime.shutdown_background();
+    }
+}
+
+/// A database that another version has made its own must not be written to. One that does not answer may come later.
+async fn refuse_newer(mysql: &Rows) -> Result<(), OpenError> {
+    match migrate::mysql_states(mysql.pool()).await {
+        Err(error @ migrate::MigrateError::Newer { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "MySQL does not answer: records wait in the outbox");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
+}

@@ -1,0 +1,173 @@
+//! MySQL: where an outbox's rows go, and from where they are read.
+
+use std::{sync::Arc, time::Duration};
+
+use mysql_async::{
+    Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, Value,
+    prelude::{Query as _, Queryable, WithParams},
+};
+use tokio::time::timeout;
+
+use super::{
+    StoreError,
+    record::{Collection, Query, Record, RecordId, Row},
+};
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 8;
+/// For a connection, and for a statement.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+const QUERY_DEADLINE: Duration = Duration::from_secs(30);
+/// Bytes of one statement, unless the server takes fewer.
+const MAX_STATEMENT: usize = 8 << 20;
+/// What a statement needs besides its rows' data, for each row.
+const ROW_STATEMENT_BYTES: usize = 300;
+/// Rows of one statement.
+const STATEMENT_ROWS: usize = 1000;
+
+/// Why rows were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum InsertError {
+    /// It is one of these rows: the server will never take it.
+    #[error("{0}")]
+    Row(String),
+    /// Later it may.
+    #[error("{0}")]
+    Later(String),
+}
+
+/// The table of records.
+pub struct Rows {
+    pool: Pool,
+}
+
+impl Rows {
+    /// Connects when it is first used.
+    pub fn new(opts: Opts) -> Self {
+        // None is kept that has not been used for a while: what stands between drops them silently.
+        let bounds = PoolConstraints::new(0, MAX_CONNECTIONS).unwrap_or_default();
+        let pool = PoolOpts::new().with_constraints(bounds).with_inactive_connection_ttl(Duration::from_secs(60));
+        let opts = OptsBuilder::from_opts(opts).pool_opts(pool).stmt_cache_size(8);
+        Self { pool: Pool::new(opts) }
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub async fn connect(&self) -> Result<Conn, Error> {
+        within(CONNECT_DEADLINE, self.pool.get_conn()).await
+    }
+
+    /// Puts rows there that are not there yet, all or none. After an error the connection is not to be used again.
+    pub async fn insert(connection: &mut Conn, rows: &[Row]) -> Result<(), InsertError> {
+        let mut sql = String::from("INSERT INTO records (tenant, collection, id, data) VALUES ");
+        let mut values: Vec<Value> = Vec::with_capacity(rows.len() * 4);
+        for (nth, Row { id, collection, data }) in rows.iter().enumerate() {
+            sql.push_str(if nth == 0 { "(?,?,?,?)" } else { ",(?,?,?,?)" });
+            values.push(Value::Bytes(collection.tenant.as_bytes().to_vec()));
+            values.push(Value::Bytes(collection.name.as_bytes().to_vec()));
+            values.push(Value::Bytes(id.bytes().to_vec()));
+            values.push(Value::Bytes(data.clone()));
+        }
+        // A row that is there already has come from here: its id says so.
+        sql.push_str(" ON DUPLICATE KEY UPDATE id = VALUES(id)");
+        within(QUERY_DEADLINE, connection.exec_drop(sql, Params::Positional(values))).await.map_err(InsertError::from)
+    }
+
+    /// How many of these rows fit into one statement.
+    pub async fn fitting(connection: &mut Conn, rows: &[Row]) -> usize {
+        let most = connection.opts().max_allowed_packet().unwrap_or(MAX_STATEMENT).min(MAX_STATEMENT);
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            bytes += row.data.len() + ROW_STATEMENT_BYTES;
+            bytes <= most
+        };
+        rows.iter().take(STATEMENT_ROWS).take_while(fits).count().max(1)
+    }
+
+    /// What a query finds, in its order.
+    pub async fn select(&self, collection: &Collection, query: &Query) -> Result<Vec<Record>, StoreError> {
+        self.try_select(collection, query).await.map_err(unavailable)
+    }
+
+    async fn try_select(&self, collection: &Collection, query: &Query) -> Result<Vec<Record>, Error> {
+        let mut connection = self.connect().await?;
+        let (from, to) = query.bounds();
+        let order = if query.newest_first() { "DESC" } else { "ASC" };
+        let of = "FROM records WHERE tenant = ? AND collection = ? AND id >= ? AND id < ? ORDER BY id";
+        let parameters = |limit: usize| {
+            let bytes = |bytes: &[u8]| Value::Bytes(bytes.to_vec());
+            let [tenant, name] = [&collection.tenant, &collection.name].map(|name| bytes(name.as_bytes()));
+            Params::Positional(vec![tenant, name, bytes(&from.bytes()), bytes(&to.bytes()), Value::UInt(limit as u64)])
+        };
+        // Their lengths first: so many large rows are not fetched to be dropped.
+        let lengths = format!("SELECT LENGTH(data) {of} {order} LIMIT ?");
+        let lengths = lengths.with(parameters(query.limit())).fetch::<usize, _>(&mut connection);
+        let count = query.fitting(within(QUERY_DEADLINE, lengths).await?);
+        let rows = format!("SELECT id, data {of} {order} LIMIT ?");
+        let rows = rows.with(parameters(count)).fetch::<(Vec<u8>, Vec<u8>), _>(&mut connection);
+        let rows = within(QUERY_DEADLINE, rows).await?;
+        let record =
+            |(id, data): (Vec<u8>, Vec<u8>)| Some(Record { id: RecordId::from(<[u8; 16]>::try_from(id).ok()?), data });
+        Ok(rows.into_iter().filter_map(record).collect())
+    }
+
+    /// The first collection of a tenant with a name from `from` to before `to`.
+    pub async fn collection(&self, tenant: &Arc<str>, from: &str, to: &str) -> Result<Option<Collection>, StoreError> {
+        let found = async {
+            let mut connection = self.connect().await?;
+            let sql = "SELECT collection FROM records WHERE tenant = ? AND collection >= ? AND collection < ? \
+                ORDER BY collection LIMIT 1";
+            let parameters = (tenant.as_bytes(), from.as_bytes(), to.as_bytes());
+            within(QUERY_DEADLINE, connection.exec_first::<Vec<u8>, _, _>(sql, parameters)).await
+        };
+        let name = found.await.map_err(unavailable)?;
+        let name = name.map(|name| String::from_utf8_lossy(&name).into());
+        Ok(name.map(|name| Collection { tenant: Arc::clone(tenant), name }))
+    }
+
+    /// Deletes some rows from before an id; returns how many.
+    pub async fn delete_before(
+        &self,
+        collection: &Collection,
+        before: RecordId,
+        most: usize,
+    ) -> Result<u64, StoreError> {
+        let deleted = async {
+            let mut connection = self.connect().await?;
+            let parameters = (collection.tenant.as_bytes(), collection.name.as_bytes(), before.bytes().to_vec(), most);
+            let sql = "DELETE FROM records WHERE tenant = ? AND collection = ? AND id < ? LIMIT ?";
+            within(QUERY_DEADLINE, connection.exec_drop(sql, parameters)).await?;
+            Ok(connection.affected_rows())
+        };
+        deleted.await.map_err(unavailable)
+    }
+}
+
+fn unavailable(error: Error) -> StoreError {
+    StoreError::Unavailable(format!("MySQL: {error}"))
+}
+
+async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = || Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+    timeout(deadline, work).await.unwrap_or_else(|_| Err(late()))
+}
+
+impl From<Error> for InsertError {
+    /// Whose fault it is. What is not known to be a row's is the server's: its rows wait.
+    fn from(error: Error) -> Self {
+        let of_row = match &error {
+            Error::Driver(DriverError::PacketTooLarge) => true,
+            // Data exceptions and integrity constraints by their class (SQLSTATE), the rest by number: packet too large,
+            // row too large, incorrect value, a CHECK constraint (MySQL's and MariaDB's).
+            Error::Server(server) => {
+                server.state.starts_with("22")
+                    || server.state.starts_with("23")
+                    || matches!(server.code, 1153 | 1118 | 1366 | 3819 | 4025)
+            }
+            _ => false,
+        };
+        if of_row { Self::Row(error.to_string()) } else { Self::Later(error.to_string()) }
+    }
+}
