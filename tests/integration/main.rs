@@ -31,3 +31,5 @@ mod page;
 mod readme;
 mod records;
 mod shutdown;
+
+mod chaos;

@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
+    chaos::{Chaos, Fault, Way, When},
     client::Client,
     feeds, guests,
     process::{Process, command},
-    proxy::Proxy,
     relay::Relay,
     tenant::Folder,
     until,
@@ -32,6 +32,14 @@ async fn feed(file: &Path, speed: &str) -> (Process, SocketAddr) {
     let addresses = feed.listening().await;
     assert_eq!((addresses.len(), addresses[0].0.as_str()), (1, "feed"));
     (feed, addresses[0].1)
+}
+
+/// A proxy through which the feed's handshake passes, and no message until it goes on; and its URL.
+async fn held(feed: SocketAddr) -> (Chaos, String) {
+    let proxy = Chaos::start(feed).await;
+    proxy.arm(When::After(Way::Down, "\r\n\r\n"), Fault::Stall);
+    let url = format!("ws://{}/", proxy.address);
+    (proxy, url)
 }
 
 /// Every client must get exactly these messages.
@@ -58,13 +66,13 @@ async fn passes_through(exchange: &str, frames: usize, speed: &str) {
     let expected: Arc<[Message]> = feeds::messages(&file).into();
     assert_eq!(expected.len(), frames, "as many as the feeds' README says");
     let (_feed, address) = feed(&file, speed).await;
-    let proxy = Proxy::start(address).await;
-    let relay = Relay::pass(&proxy.url(), &[]).await;
+    let (proxy, url) = held(address).await;
+    let relay = Relay::pass(&url, &[]).await;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(relay.client("/").await);
     }
-    proxy.open();
+    proxy.go_on();
     all_get(clients, expected).await;
     assert_eq!(proxy.connections(), 1);
 }
@@ -131,13 +139,13 @@ async fn market_publishes_every_price_change_of_coinbase_and_nothing_else() {
     assert!((2..messages.len()).contains(&expected.len()), "{} changes", expected.len());
 
     let (_feed, address) = feed(&longer, "0").await;
-    let proxy = Proxy::start(address).await;
-    let relay = Relay::serve(market(&proxy.url())).await;
+    let (proxy, url) = held(address).await;
+    let relay = Relay::serve(market(&url)).await;
     let mut clients = Vec::new();
     for _ in 0..5 {
         clients.push(relay.client("/market?channel=prices").await);
     }
-    proxy.open();
+    proxy.go_on();
     all_get(clients, expected.into()).await;
     assert_eq!(proxy.connections(), 1);
     assert_eq!(relay.metric("edge_relay_upstream_messages_total", &[]).await, messages.len() as f64);

@@ -1,19 +1,24 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
-//! In the order data flows: a [`feeds`] recording or a scripted [`partner`], the [`proxy`] between, the [`relay`] with
-//! its [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`].
+//! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
+//! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`].
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 
 pub mod browser;
 pub mod certificates;
+pub mod chaos;
 pub mod client;
 pub mod feeds;
 pub mod guests;
 pub mod partner;
 pub mod probe;
 pub mod process;
-pub mod proxy;
 pub mod raw;
 pub mod relay;
 pub mod tenant;
@@ -23,6 +28,13 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Between two looks at what gives no event of its own: a metric, a log, a child's end.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A loopback address of its own for each server, so that nobody takes its port while it does not listen.
+pub fn loopback() -> Ipv4Addr {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    Ipv4Addr::new(127, 1, high, low)
+}
 
 /// Waits for something that must happen.
 pub async fn within<T>(what: impl Display, event: impl Future<Output = T>) -> T {

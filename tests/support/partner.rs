@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU16, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -29,7 +29,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::within;
+use super::{loopback, within};
 
 /// A listener that gives every connection to the test.
 pub struct Partner {
@@ -40,14 +40,11 @@ pub struct Partner {
 }
 
 impl Partner {
-    /// On a loopback address of its own, so that nobody takes its port while it does not listen.
     pub async fn start() -> Self {
-        static NEXT: AtomicU16 = AtomicU16::new(1);
-        let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         let mut listening = JoinSet::new();
         let (sender, arrivals) = mpsc::unbounded_channel();
         let connections = Arc::new(AtomicUsize::new(0));
-        let listener = TcpListener::bind((std::net::Ipv4Addr::new(127, 1, high, low), 0)).await.unwrap();
+        let listener = TcpListener::bind((loopback(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         listening.spawn(listen(listener, sender, Arc::clone(&connections)));
         Self { address, arrivals, connections, listening }
