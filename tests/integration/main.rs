@@ -33,3 +33,4 @@ mod records;
 mod shutdown;
 
 mod chaos;
+mod mariadb;

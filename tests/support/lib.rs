@@ -1,7 +1,7 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
-//! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`].
+//! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`]; for records [`mariadb`], and a [`disk`] to fill.
 
 use std::{
     fmt::Display,
@@ -14,8 +14,10 @@ pub mod browser;
 pub mod certificates;
 pub mod chaos;
 pub mod client;
+pub mod disk;
 pub mod feeds;
 pub mod guests;
+pub mod mariadb;
 pub mod partner;
 pub mod probe;
 pub mod process;

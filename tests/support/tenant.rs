@@ -3,8 +3,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
+
+use super::disk;
+
+const FOLDERS: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// Removed with the test.
 pub struct Folder(PathBuf);
@@ -20,8 +27,10 @@ impl Folder {
 
     pub fn empty() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
         let name = format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let folder = Path::new(FOLDERS).join(name);
         fs::create_dir_all(folder.join("tenants")).unwrap();
         Self(folder)
     }
@@ -68,5 +77,19 @@ impl Drop for Folder {
     fn drop(&mut self) {
         // What cannot be removed lies in the build's own folder.
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Removes the folders of tests that were killed.
+fn sweep() {
+    for folder in fs::read_dir(FOLDERS).unwrap().map_while(Result::ok) {
+        let name = folder.file_name();
+        let mut parts = name.to_str().unwrap_or_default().split('-');
+        if parts.next() == Some("test")
+            && parts.next().is_some_and(|process| !Path::new("/proc").join(process).exists())
+        {
+            disk::unmount(&folder.path());
+            let _ = fs::remove_dir_all(folder.path());
+        }
     }
 }
