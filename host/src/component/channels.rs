@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     channel::{Frame, Kind, MAX_KEY, Publication, Refused},
-    client::{ClientId, Step},
+    client::{ClientId, Step, frame::MAX_CONTROL},
     tenant::Tenant,
 };
 
@@ -64,10 +64,16 @@ pub fn from_guest(frame: FrameResult) -> Frame {
     }
 }
 
-/// The code a guest closes a connection with: those that an endpoint may send (RFC 6455 section 7.4), else that of a
-/// broken policy.
-pub fn close_code(code: u16) -> u16 {
-    if matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) { code } else { 1008 }
+/// The end of a connection that a guest asks for, as a step of the client's shard.
+///
+/// A code is one that an endpoint may send (RFC 6455 section 7.4), else that of a broken policy. A reason is cut here:
+/// what a frame does not take need not wait for the shard.
+pub fn closing(close: Close) -> Step {
+    let Close { code, reason: mut text } = close;
+    let code = if matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) { code } else { 1008 };
+    text.truncate(text.floor_char_boundary(MAX_CONTROL));
+    text.shrink_to_fit();
+    Step::Close { code, text }
 }
 
 impl channels::Host for Host {
@@ -94,8 +100,7 @@ impl channels::Host for Host {
 
     fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
         let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
-        let close = Step::Close { code: close_code(close.code), text: close.reason };
-        self.tenant().shards.act(client, &self.tenant().terms, vec![close]);
+        self.tenant().shards.act(client, &self.tenant().terms, vec![closing(close)]);
         Ok(())
     }
 }

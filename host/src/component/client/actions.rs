@@ -6,7 +6,7 @@ use super::{
             client::exports::edge_relay::tenant::client_handler::{Action, Error},
             edge_relay::tenant::types::Publication,
         },
-        channels::{close_code, from_guest, publish_all},
+        channels::{closing, from_guest, publish_all},
     },
     Handler,
 };
@@ -79,9 +79,7 @@ impl Plan<'_> {
                 }
             },
             Action::Unsubscribe(channel) => self.step(Step::Unsubscribe(channel)),
-            Action::Disconnect(close) => {
-                self.step(Step::Close { code: close_code(close.code), text: close.reason });
-            }
+            Action::Disconnect(close) => self.step(closing(close)),
         }
     }
 
