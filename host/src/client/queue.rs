@@ -6,6 +6,7 @@ use std::{
 };
 
 use mio::{Registry, Token, Waker};
+use tokio::sync::oneshot;
 
 use crate::{
     channel::{Channel, Reader},
@@ -37,26 +38,30 @@ pub enum Step {
         code: u16,
         text: String,
     },
+    /// Tells, sent or dropped, that the steps before it are done or never will be.
+    Tell(oneshot::Sender<()>),
 }
 
 /// A shard's queue. Its length is bounded by the clients that handshakes let in, by one `Fresh` a view, and by what
 /// guests do in their calls: the bytes of that have shares of their tenants' budgets.
 pub struct Queue {
-    commands: Mutex<Vec<Command>>,
+    /// `None`: the shard has ended.
+    commands: Mutex<Option<Vec<Command>>>,
     waker: Waker,
 }
 
 impl Queue {
     pub fn new(registry: &Registry, token: Token) -> io::Result<Self> {
-        Ok(Self { commands: Mutex::default(), waker: Waker::new(registry, token)? })
+        Ok(Self { commands: Mutex::new(Some(Vec::new())), waker: Waker::new(registry, token)? })
     }
 
-    /// Adds a command; wakes the shard only if it had none waiting.
+    /// Adds a command; wakes the shard only if it had none waiting. Once that has ended, commands are dropped.
     pub fn push(&self, command: Command) {
-        let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(commands) = &mut *waiting else { return };
         let was_empty = commands.is_empty();
         commands.push(command);
-        drop(commands);
+        drop(waiting);
         if was_empty && let Err(error) = self.waker.wake() {
             tracing::error!(%error, "a shard cannot be woken");
         }
@@ -64,7 +69,16 @@ impl Queue {
 
     /// Swaps all waiting commands for an empty vector.
     pub fn take(&self, into: &mut Vec<Command>) {
-        std::mem::swap(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner), into);
+        if let Some(commands) = &mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner) {
+            std::mem::swap(commands, into);
+        }
+    }
+
+    /// Drops all commands, now and from now on.
+    pub fn close(&self) {
+        // Not under the lock: clients among them have an end of their own.
+        let dropped = self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(dropped);
     }
 }
 

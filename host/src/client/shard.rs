@@ -228,6 +228,7 @@ impl Shard {
                 self.sweep();
             }
             if self.end.is_some_and(|end| self.rows.is_empty() || now >= end) {
+                self.queue.close();
                 return Ok(());
             }
         }

@@ -33,6 +33,8 @@ impl Shard {
                 Step::Subscribe(channel) => self.subscribe(slot, &channel),
                 Step::Unsubscribe(channel) => self.unsubscribe_from(slot, &channel),
                 Step::Close { code, text } => self.close(slot, code, &text, "handler"),
+                // Nobody may wait for it any more.
+                Step::Tell(done) => drop(done.send(())),
             }
         }
     }

@@ -1,5 +1,7 @@
 //! What a handler wants done after a message, carried out in its order.
 
+use tokio::sync::oneshot;
+
 use super::{
     super::{
         bindings::{
@@ -28,9 +30,10 @@ pub async fn carry_out(handler: &Handler, client: ClientId, actions: Vec<Action>
     }
     let mut plan = Plan { handler, client, replies: Vec::new(), steps: Vec::new(), publications: Vec::new() };
     for action in actions.into_iter().take(MAX_ACTIONS) {
-        // What went before a publication must have reached the shard, and the other way round.
+        // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
+        // done. The other way round the shard's queue keeps the order.
         if matches!(action, Action::Publish(_)) {
-            plan.act();
+            plan.done().await;
         } else {
             plan.publish().await;
         }
@@ -106,6 +109,18 @@ impl Plan<'_> {
         if !self.steps.is_empty() {
             let steps = std::mem::take(&mut self.steps);
             self.handler.act(self.client, steps);
+        }
+    }
+
+    /// Hands the steps to the client's shard and waits until they are done, or the client is gone.
+    async fn done(&mut self) {
+        self.send();
+        if !self.steps.is_empty() {
+            let (done, waits) = oneshot::channel();
+            self.steps.push(Step::Tell(done));
+            self.act();
+            // An error: they never will be.
+            let _ = waits.await;
         }
     }
 
