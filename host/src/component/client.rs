@@ -9,6 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::oneshot;
 use wasmtime::{
     Store,
     component::{Instance, InstancePre},
@@ -27,7 +28,7 @@ use super::{
     check,
     host::Host,
     instance::{Code, Role},
-    pool::Pool,
+    pool::{Pool, Slot},
 };
 use crate::{
     channel::Frame,
@@ -110,23 +111,45 @@ impl Handler {
     /// Asks whether a client is to be let in. If it is and nobody waits for the answer any more, it has left at once.
     pub async fn connect(self: &Arc<Self>, request: Request) -> Result<Admission, NotLetIn> {
         let handler = Arc::clone(self);
-        let asked = self.tasks.spawn(async move {
+        let (mut answer, answered) = oneshot::channel();
+        self.tasks.spawn(async move {
+            let Some(slot) = handler.slot_for(&mut answer).await else { return };
             let id = handler.guest().tenant.shards.next_id();
-            let accepted = handler.on_connect(id, &request).await?;
-            let session = Joined::new(Session::new(id, accepted.identity, Arc::clone(&handler)));
-            Ok(Admission { session, channels: accepted.channels })
+            let accepted = handler.on_connect(slot, id, &request).await.map(|accepted| {
+                let session = Joined::new(Session::new(id, accepted.identity, Arc::clone(&handler)));
+                Admission { session, channels: accepted.channels }
+            });
+            drop(answer.send(accepted));
         });
-        asked.await.unwrap_or(Err(NotLetIn::Gone))
+        answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
 
     /// Asks whether a client may follow a channel.
     pub async fn subscribe(self: &Arc<Self>, session: &Arc<Session>, channel: String) -> Result<(), NotLetIn> {
         let (handler, session) = (Arc::clone(self), Arc::clone(session));
-        let asked = self.tasks.spawn(async move { handler.on_subscribe(&session, &channel).await });
-        asked.await.unwrap_or(Err(NotLetIn::Gone))
+        let (mut answer, answered) = oneshot::channel();
+        self.tasks.spawn(async move {
+            let Some(slot) = handler.slot_for(&mut answer).await else { return };
+            drop(answer.send(handler.on_subscribe(slot, &session, &channel).await));
+        });
+        answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
 
-    async fn on_connect(&self, id: ClientId, request: &Request) -> Result<Acceptance, NotLetIn> {
+    /// Waits for an instance's turn; `None`: before it came, nobody waited for the answer any more.
+    async fn slot_for<T>(&self, answer: &mut oneshot::Sender<T>) -> Option<Slot<'_, ClientComponent>> {
+        tokio::select! {
+            biased;
+            () = answer.closed() => None,
+            slot = self.pool.slot() => Some(slot),
+        }
+    }
+
+    async fn on_connect(
+        &self,
+        slot: Slot<'_, ClientComponent>,
+        id: ClientId,
+        request: &Request,
+    ) -> Result<Acceptance, NotLetIn> {
         let id = id.to_string();
         let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let request = GuestRequest {
@@ -138,7 +161,7 @@ impl Handler {
             token: request.token.as_deref(),
             data: None,
         };
-        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+        let called = slot.call(self.deadline, async |store, handler| {
             handler.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
         });
         let refused = match called.await {
@@ -150,9 +173,14 @@ impl Handler {
         Err(NotLetIn::Refused(refused.status, refused.reason))
     }
 
-    async fn on_subscribe(&self, session: &Session, channel: &str) -> Result<(), NotLetIn> {
+    async fn on_subscribe(
+        &self,
+        slot: Slot<'_, ClientComponent>,
+        session: &Session,
+        channel: &str,
+    ) -> Result<(), NotLetIn> {
         let id = session.id.to_string();
-        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+        let called = slot.call(self.deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             handler.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, None).await
         });
