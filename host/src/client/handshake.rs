@@ -26,6 +26,8 @@ use crate::{
     client::{Connected, Door, MAX_CHANNELS, client_address, listener::Route},
     component::{self, Broken, Handler, Joined, NotLetIn},
     http_error,
+    metrics::Blame,
+    tenant::Tenant,
 };
 
 /// Seconds after which a client that found the relay full may try again.
@@ -69,7 +71,8 @@ impl Refusal {
     fn guests(why: NotLetIn) -> Self {
         match why {
             NotLetIn::Refused(status, message) => {
-                let status = StatusCode::from_u16(status).ok().filter(|status| status.as_u16() >= 400);
+                let status = Some(status).filter(|status| (400..=599).contains(status));
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
                 Self::new(status.unwrap_or(StatusCode::FORBIDDEN), "rejected", &message)
             }
             NotLetIn::Broken(Broken::Deadline(_)) => {
@@ -78,6 +81,15 @@ impl Refusal {
             NotLetIn::Broken(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", "the tenant's code broke"),
             NotLetIn::Gone => Self::unavailable("shutdown", "the relay is shutting down"),
         }
+    }
+
+    fn channel(why: Refused, name: &str) -> Self {
+        let status = match why {
+            Refused::NotAllowed => StatusCode::FORBIDDEN,
+            Refused::Channels => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, "channel", &no_channel(why, name))
     }
 
     fn with(mut self, name: HeaderName, value: &'static str) -> Self {
@@ -122,26 +134,17 @@ impl Attempt {
             return Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path"));
         };
         let accept = check(request)?;
-        if self.door.total.load(Ordering::Relaxed) >= self.door.max_clients {
-            return Err(Refusal::unavailable("full", "the relay has as many clients as it takes"));
-        }
+        self.has_room()?;
         let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
-        let (session, names) = match handler {
-            Some(handler) => self.ask(handler, request, address).await?,
-            None => (None, channel_names(request.uri())?),
+        let (session, channels) = match handler {
+            Some(handler) => {
+                let let_in = self.ask(tenant, handler, request, address).await?;
+                // Others have come meanwhile.
+                self.has_room()?;
+                let_in
+            }
+            None => (None, find(tenant, channel_names(request.uri())?, Refusal::channel)?),
         };
-        let mut channels = Vec::new();
-        for name in names {
-            let channel = tenant.channels.subscribe(&name).map_err(|why| {
-                let status = match why {
-                    Refused::NotAllowed => StatusCode::FORBIDDEN,
-                    Refused::Channels => StatusCode::SERVICE_UNAVAILABLE,
-                    _ => StatusCode::BAD_REQUEST,
-                };
-                Refusal::new(status, "channel", &format!("channel {:.80}: {why}", format!("{name:?}")))
-            })?;
-            channels.push(channel);
-        }
         tracing::debug!(tenant.name = %tenant.name, client.address = %address, "client accepted");
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -152,13 +155,21 @@ impl Attempt {
         Ok((response, Accepted { client: Connected::new(Arc::clone(&tenant.terms), session), channels }))
     }
 
+    fn has_room(&self) -> Result<(), Refusal> {
+        if self.door.total.load(Ordering::Relaxed) < self.door.max_clients {
+            return Ok(());
+        }
+        Err(Refusal::unavailable("full", "the relay has as many clients as it takes"))
+    }
+
     /// Asks the tenant's handler whether to let the client in, and to which channels.
     async fn ask(
         &self,
+        tenant: &Tenant,
         handler: &Arc<Handler>,
         request: &Request<Incoming>,
         address: IpAddr,
-    ) -> Result<(Option<Joined>, BTreeSet<String>), Refusal> {
+    ) -> Result<(Option<Joined>, Vec<Arc<Channel>>), Refusal> {
         // Before the handler is asked for anything.
         let wanted = channel_names(request.uri())?;
         let admission = handler.connect(for_handler(request, address)).await.map_err(Refusal::guests)?;
@@ -166,15 +177,39 @@ impl Attempt {
             for name in &wanted {
                 handler.subscribe(&admission.session, name.clone()).await.map_err(Refusal::guests)?;
             }
-            return Ok((Some(admission.session), wanted));
+            return Ok((Some(admission.session), find(tenant, wanted, Refusal::channel)?));
         };
-        let channels: BTreeSet<String> = channels.into_iter().collect();
-        if channels.len() > MAX_CHANNELS {
-            let message = format!("the tenant gives it more channels than {MAX_CHANNELS}");
-            return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &message));
+        let names: BTreeSet<String> = channels.into_iter().collect();
+        if names.len() > MAX_CHANNELS {
+            return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
         }
-        Ok((Some(admission.session), channels))
+        let channels = find(tenant, names, |why, name| match why {
+            Refused::Channels => Refusal::channel(why, name),
+            _ => wrong_channels(handler, &no_channel(why, name)),
+        });
+        Ok((Some(admission.session), channels?))
     }
+}
+
+/// The channels of these names; the first that cannot be followed leads to a refusal.
+fn find(
+    tenant: &Tenant,
+    names: BTreeSet<String>,
+    refusal: impl Fn(Refused, &str) -> Refusal,
+) -> Result<Vec<Arc<Channel>>, Refusal> {
+    names.iter().map(|name| tenant.channels.subscribe(name).map_err(|why| refusal(why, name))).collect()
+}
+
+fn no_channel(why: Refused, name: &str) -> String {
+    format!("channel {:.80}: {why}", format!("{name:?}"))
+}
+
+/// A handler has let a client in to channels that cannot be: the client has done nothing wrong.
+fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
+    let guest = handler.guest();
+    guest.metrics.failed(Blame::GuestBroke, "channels");
+    tracing::warn!(tenant.name = %guest.tenant.name, error = why, "a handler's channels for a client cannot be");
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &format!("the tenant's code gives it {why}"))
 }
 
 /// The request as a handler sees it.
