@@ -25,7 +25,7 @@ async fn relay(limits: &str) -> (Partner, Relay) {
 }
 
 /// What a request without a WebSocket's end gets: status, head, the error's code and message.
-async fn refusal(relay: &Relay, request: &str) -> (u16, String, String, String) {
+pub async fn refusal(relay: &Relay, request: &str) -> (u16, String, String, String) {
     let (head, body) = within("an answer", http(relay.clients, request)).await;
     let json: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {head}\n\n{body}"));
     let text = |key: &str| json["error"][key].as_str().unwrap_or_else(|| panic!("{json}")).to_owned();

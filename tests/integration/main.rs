@@ -20,6 +20,7 @@ mod market;
 
 mod clients;
 mod foreign;
+mod handlers;
 mod handshakes;
 mod slow_clients;
 

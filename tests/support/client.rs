@@ -58,6 +58,11 @@ impl Client {
         within("room to send", self.socket.send(message)).await.unwrap();
     }
 
+    /// Sends what the relay may cut short by closing; whether all went out.
+    pub async fn try_send(&mut self, message: Message) -> bool {
+        within("room to send", self.socket.send(message)).await.is_ok()
+    }
+
     /// The next text or binary message.
     pub async fn message(&mut self) -> Message {
         let message = async {

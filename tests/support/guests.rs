@@ -37,6 +37,12 @@ pub fn probe() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/probe"))
 }
 
+/// The client handler that does what clients tell it.
+pub fn handler() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/handler"))
+}
+
 /// A component of the sample tenant, by its role.
 pub fn market(role: &str) -> &'static Path {
     static BUILT: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];

@@ -49,6 +49,14 @@ impl Folder {
         folder
     }
 
+    /// Adds a tenant without an upstream whose clients have this handler.
+    pub fn handled(self, name: &str, handler: &Path, more: &str) -> Self {
+        let manifest = format!("name = \"{name}\"\n[components]\nclient = \"client.wasm\"\n{more}\n");
+        self.write(&format!("tenants/{name}/tenant.toml"), manifest);
+        self.copy(handler, &format!("tenants/{name}/client.wasm"));
+        self
+    }
+
     pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
         let path = self.0.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

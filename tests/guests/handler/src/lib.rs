@@ -1,0 +1,225 @@
+//! A client handler that does what clients tell it: with their query when they connect, with the names of the channels
+//! they ask for, then with text commands, one a line. Binary messages come back.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use std::{hint::black_box, process::abort};
+
+use edge_relay::tenant::{
+    channels,
+    types::{Close, Frame, Publication},
+};
+use exports::edge_relay::tenant::client_handler::{
+    Acceptance, Action, Client, Error, Guest, Kind, Refusal, Request, UpstreamFrame,
+};
+use wasi::{
+    clocks::monotonic_clock,
+    keyvalue::store,
+    logging::logging::{Level, log},
+};
+
+wit_bindgen::generate!({
+    path: ["../../../wit/edge-relay-tenant@0.1.0", "wit"],
+    world: "edge-relay-tests:handler/handler",
+    generate_all,
+});
+
+/// Buckets of the state: what clients came with, the channels they asked for, what they want kept.
+const REQUESTS: &str = "requests";
+const ASKED: &str = "asked";
+const NOTES: &str = "default";
+
+struct Handler;
+export!(Handler);
+
+impl Guest for Handler {
+    /// Publishes who comes on channel `knocks`. The query says what happens then: `reject=STATUS`, `trap`, `loop`,
+    /// `busy=MS`, `hold=KEY` (until that is in the state); else the client is let in, with `identity=NAME`, `channels=a,b`
+    /// (none: `channels=`), or so many of them: `many=COUNT`.
+    fn on_connect(id: String, request: Request) -> Result<Acceptance, Refusal> {
+        publish("knocks", &format!("{id} {}", request.query));
+        set(REQUESTS, &id, &shown(&request));
+        let query = |wanted: &str| {
+            let pairs = request.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+            pairs.filter(|(key, _)| *key == wanted).map(|(_, value)| value).next()
+        };
+        if query("trap").is_some() {
+            abort();
+        }
+        if query("loop").is_some() {
+            loop_for_ever();
+        }
+        stay_busy(query("busy").map_or(0, number));
+        if let Some(key) = query("hold") {
+            hold(key);
+        }
+        if let Some(status) = query("reject") {
+            return Err(Refusal { status: number(status) as u16, reason: format!("told to say {status}") });
+        }
+        let channels = match (query("channels"), query("many")) {
+            (Some(names), _) => Some(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()),
+            (None, Some(count)) => Some((0..number(count)).map(|nth| format!("many-{nth}")).collect()),
+            (None, None) => None,
+        };
+        Ok(Acceptance { identity: query("identity").map(str::to_owned), channels })
+    }
+
+    /// Says no to channels that begin with `private`.
+    fn on_subscribe(client: Client, channel: String, _data: Option<String>) -> Result<(), Refusal> {
+        let asked = get(ASKED, &client.id);
+        set(ASKED, &client.id, &format!("{}{channel} ", asked.unwrap_or_default()));
+        match channel.as_str() {
+            "trap" => abort(),
+            "loop" => loop_for_ever(),
+            name if name.starts_with("private") => Err(Refusal { status: 451, reason: format!("{name} is private") }),
+            _ => Ok(()),
+        }
+    }
+
+    fn on_message(client: Client, _kind: Kind, frame: Frame) -> Vec<Action> {
+        match frame {
+            Frame::Text(text) => text.split('\n').flat_map(|command| obey(&client, command)).collect(),
+            Frame::Binary(_) => vec![Action::Reply(frame)],
+        }
+    }
+
+    /// Publishes who left and why on channel `gone`, and logs it; a client called `fatal` makes it trap after that.
+    fn on_disconnect(client: Client, reason: String) {
+        let text = format!("{} {reason}", client.id);
+        log(Level::Info, "gone", &text);
+        publish("gone", &text);
+        if client.identity.as_deref() == Some("fatal") {
+            abort();
+        }
+    }
+}
+
+fn obey(client: &Client, command: &str) -> Vec<Action> {
+    let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
+    let (first, second) = rest.split_once(' ').unwrap_or((rest, ""));
+    match verb {
+        "reply" => rest.split(' ').map(reply).collect(),
+        "result" => vec![Action::RpcResult(text(rest))],
+        "error" => vec![Action::Error(Error { code: number(first) as u32, message: second.to_owned() })],
+        "publish" => vec![Action::Publish(publication(first, second))],
+        "subscribe" => vec![Action::Subscribe(rest.to_owned())],
+        "unsubscribe" => vec![Action::Unsubscribe(rest.to_owned())],
+        "disconnect" => vec![Action::Disconnect(close(first, second))],
+        "upstream" => vec![Action::Upstream(UpstreamFrame { upstream: first.to_owned(), frame: text(second) })],
+        // At once, by way of the imports.
+        "kick" => {
+            let (code, reason) = second.split_once(' ').unwrap_or((second, ""));
+            vec![reply(&format!("{:?}", channels::disconnect(first, &close(code, reason))))]
+        }
+        "subscribers" => vec![reply(&channels::subscriber_count(rest).to_string())],
+        "id" => vec![reply(&client.id)],
+        "whoami" => vec![reply(client.identity.as_deref().unwrap_or("nobody"))],
+        "request" => vec![reply(&get(REQUESTS, &client.id).unwrap_or_default())],
+        "asked" => vec![reply(&get(ASKED, &client.id).unwrap_or_default())],
+        "set" => {
+            set(NOTES, first, second);
+            Vec::new()
+        }
+        "get" => vec![reply(&get(NOTES, rest).unwrap_or_default())],
+        "trap" => abort(),
+        "loop" => loop_for_ever(),
+        "busy" => {
+            stay_busy(number(rest));
+            Vec::new()
+        }
+        "hold" => {
+            hold(rest);
+            Vec::new()
+        }
+        "log" => {
+            log(Level::Info, "told", rest);
+            Vec::new()
+        }
+        "hoard" => hoard_for_ever(),
+        // Not one by one: what is to be seen is what so many cost the host.
+        "flood" => vec![Action::Reply(Frame::Binary(vec![7; number(second)])); number(first)],
+        "count" => (0..number(rest)).map(|nth| reply(&nth.to_string())).collect(),
+        "publish-large" => {
+            let data = Frame::Binary(large(number(second)));
+            vec![Action::Publish(Publication { data, ..publication(first, "") })]
+        }
+        "publish-many" => vec![Action::Publish(publication(first, "")); number(second)],
+        _ => vec![reply(&format!("not a command: {command}"))],
+    }
+}
+
+fn reply(said: &str) -> Action {
+    Action::Reply(text(said))
+}
+
+fn text(text: &str) -> Frame {
+    Frame::Text(text.to_owned())
+}
+
+fn close(code: &str, reason: &str) -> Close {
+    Close { code: number(code) as u16, reason: reason.to_owned() }
+}
+
+/// At once, by way of the imports.
+fn publish(channel: &str, said: &str) {
+    if let Err(error) = channels::publish(&[publication(channel, said)]) {
+        log(Level::Error, "publish", &error);
+    }
+}
+
+fn publication(channel: &str, said: &str) -> Publication {
+    Publication { channel: channel.to_owned(), key: None, data: text(said), remove: false }
+}
+
+/// Bytes that say where they belong.
+fn large(size: usize) -> Vec<u8> {
+    (0..size as u32 / 4).flat_map(u32::to_be_bytes).collect()
+}
+
+/// Digits, or 0.
+fn number(digits: &str) -> usize {
+    digits.parse().unwrap_or_default()
+}
+
+/// A line for each part of the request.
+fn shown(request: &Request) -> String {
+    let Request { path, query, headers, client_ip, transport, token, data } = request;
+    let mut lines = format!("{path}\n{query}\n{client_ip}\n{transport:?}\n{token:?}\n{data:?}\n");
+    for (name, value) in headers {
+        lines.push_str(&format!("{name}: {value}\n"));
+    }
+    lines
+}
+
+fn set(bucket: &str, key: &str, value: &str) {
+    if let Err(error) = store::open(bucket).and_then(|bucket| bucket.set(key, value.as_bytes())) {
+        log(Level::Error, "state", &format!("{error:?}"));
+    }
+}
+
+fn get(bucket: &str, key: &str) -> Option<String> {
+    let value = store::open(bucket).and_then(|bucket| bucket.get(key)).ok().flatten()?;
+    Some(String::from_utf8_lossy(&value).into_owned())
+}
+
+fn loop_for_ever() -> ! {
+    loop {
+        black_box(());
+    }
+}
+
+fn hoard_for_ever() -> ! {
+    let mut hoard = Vec::new();
+    loop {
+        hoard.push(black_box(vec![1_u8; 1 << 20]));
+    }
+}
+
+/// Returns when the key is in the state.
+fn hold(key: &str) {
+    while get(NOTES, key).is_none() {}
+}
+
+fn stay_busy(milliseconds: usize) {
+    let end = monotonic_clock::now() + milliseconds as u64 * 1_000_000;
+    while monotonic_clock::now() < end {}
+}
