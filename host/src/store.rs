@@ -8,7 +8,11 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use mysql_async::Opts;
-use tokio::{runtime::Runtime, sync::Semaphore, task::JoinSet};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::Semaphore,
+    task::JoinSet,
+};
 
 use crate::{
     metrics::StoreMetrics,
@@ -93,6 +97,7 @@ pub fn open_file(config: &StoreConfig) -> Result<rusqlite::Connection, OpenError
 /// All records of the host.
 pub struct Store {
     writer: Arc<Writer>,
+    runtime: Handle,
     /// Bytes that may wait for the writer.
     room: Semaphore,
     readers: Arc<Readers>,
@@ -147,8 +152,12 @@ impl Store {
                 Retention { keep, writer: Arc::clone(&writer), readers: Arc::clone(&readers), mysql: mysql.clone() };
             tasks.spawn_on(retention.run(stop), runtime.handle());
         }
+        let handle = runtime.handle().clone();
         let running = Running { runtime, tasks, stop: trigger, writer: Arc::clone(&writer), _lock: lock };
-        Ok((Arc::new(Self { writer, room: Semaphore::new(QUEUE_BYTES), readers, mysql, metrics }), running))
+        Ok((
+            Arc::new(Self { writer, runtime: handle, room: Semaphore::new(QUEUE_BYTES), readers, mysql, metrics }),
+            running,
+        ))
     }
 
     /// Appends rows of one tenant, all or none; they are on disk when this returns. `quota`: bytes that the tenant may
@@ -178,7 +187,13 @@ impl Store {
         let here = self.readers.read(move |connection| sqlite::select(connection, &of, &asked)).await?;
         match &self.mysql {
             None => Ok(here),
-            Some(mysql) => Ok(query.merge(here, mysql.select(collection, &query).await?)),
+            Some(mysql) => {
+                // On the store's own runtime: the guests' has no sockets.
+                let (mysql, of, asked) = (Arc::clone(mysql), collection.clone(), query.clone());
+                let there = self.runtime.spawn(async move { mysql.select(&of, &asked).await }).await;
+                let there = there.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
+                Ok(query.merge(here, there?))
+            }
         }
     }
 }

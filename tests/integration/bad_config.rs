@@ -73,7 +73,7 @@ async fn every_mistake_in_every_file_is_listed_at_once() {
 async fn unknown_keys_wherever_they_stand() {
     let folder = Folder::new("clents = 5");
     let config = std::fs::read_to_string(folder.config()).unwrap();
-    folder.write("relay.toml", format!("tenant = 1\n{config}[store]\nurl = \"x\"\n"));
+    folder.write("relay.toml", format!("tenant = 1\n{config}[shop]\nurl = \"x\"\n"));
     let tenant = format!(
         "name = \"t\"\nhost = \"x\"\n{UPSTREAM}idle = \"1s\"\n[components]\nfillter = \"x.wasm\"\n\
          [channels.\"out\"]\nlogs = 1\n[limits]\nmemory-limit = 1\n"
@@ -82,7 +82,7 @@ async fn unknown_keys_wherever_they_stand() {
     let reasons: [&[&str]; 8] = [
         &["relay.toml", "tenant:", "unknown"],
         &["relay.toml", "limits.clents", "unknown", "clients"],
-        &["relay.toml", "store", "unknown"],
+        &["relay.toml", "shop", "unknown"],
         &["tenant.toml", "host", "unknown"],
         &["tenant.toml", "idle", "unknown"],
         &["tenant.toml", "components.fillter", "unknown", "filter"],

@@ -23,6 +23,7 @@ mod foreign;
 mod handlers;
 mod handshakes;
 mod slow_clients;
+mod store;
 
 mod admin;
 mod bad_config;

@@ -137,8 +137,10 @@ impl Chaos {
 
     /// Takes connections again where it did before.
     pub async fn accept(&mut self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
-        self.listen(listener);
+        // Or the listener from before for as long.
+        let bound =
+            until("the address", async || TcpListener::bind(self.address).await.map_err(|error| error.to_string()));
+        self.listen(bound.await);
     }
 
     /// Resets every connection.

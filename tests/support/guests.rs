@@ -92,7 +92,8 @@ pub fn foreign() -> Option<PathBuf> {
         // No node, or none of its packages to be had.
         Some(3 | 4) => {
             let why = String::from_utf8_lossy(&output.stderr);
-            writeln!(std::io::stderr(), "SKIPPED: {}", why.trim().lines().last().unwrap_or_default()).unwrap();
+            let mut stderr = std::io::stderr();
+            writeln!(stderr, "SKIPPED: {}", why.trim().lines().last().unwrap_or_default()).unwrap();
             None
         }
         _ => panic!("{}", shown(&output)),

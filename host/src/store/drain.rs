@@ -9,12 +9,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mysql_async::Conn;
 use rusqlite::{Transaction, params};
 
 use super::{
     StoreError, migrate,
-    mysql::{InsertError, Rows},
+    mysql::{InsertError, Inserter, Rows},
     reader::Readers,
     record::Row,
     sqlite,
@@ -80,7 +79,7 @@ impl Drain {
     }
 
     /// Moves the oldest rows; false: there are none.
-    async fn batch(&self, connection: &mut Option<Conn>) -> Result<bool, Failure> {
+    async fn batch(&self, connection: &mut Option<Inserter>) -> Result<bool, Failure> {
         let batch = self.readers.read(sqlite::oldest).await?;
         let oldest = batch.first().map(|(_, row)| row.id.at());
         self.metrics.oldest_seconds.set(oldest.map_or(0.0, age));
@@ -90,14 +89,14 @@ impl Drain {
             Some(connection) => connection,
             None => {
                 migrate::mysql_up(self.mysql.pool()).await?;
-                connection.insert(self.mysql.connect().await?)
+                connection.insert(self.mysql.inserter().await?)
             }
         };
         let rows: Vec<Row> = batch.into_iter().map(|(_, row)| row).collect();
         let mut rest = rows.as_slice();
         let mut refused = Vec::new();
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(Rows::fitting(connection, rest).await);
+            let (now, later) = rest.split_at(connection.fitting(rest));
             self.insert(connection, now, &mut refused).await?;
             rest = later;
         }
@@ -112,13 +111,13 @@ impl Drain {
     /// Inserts rows; those that MySQL will never take are added to `refused`.
     async fn insert(
         &self,
-        connection: &mut Conn,
+        connection: &mut Inserter,
         rows: &[Row],
         refused: &mut Vec<(Row, String)>,
     ) -> Result<(), Failure> {
         let mut parts = vec![rows];
         while let Some(part) = parts.pop() {
-            match (Rows::insert(connection, part).await, part) {
+            match (connection.insert(part).await, part) {
                 (Ok(()), _) => {}
                 (Err(InsertError::Later(why)), _) => return Err(Failure::Insert(why)),
                 (Err(InsertError::Row(error)), [row]) => {

@@ -9,10 +9,14 @@ use std::time::Duration;
 use mysql_async::{Conn, Pool, prelude::Queryable};
 use refinery_core::{Migration, Runner};
 use rusqlite::Connection;
+use tokio::time::timeout;
 
 /// The server's lock, and how long another host may take.
 const LOCK: &str = "edge-relay migrations";
 const LOCK_DEADLINE: Duration = Duration::from_secs(60);
+/// For a connection, and for all that is missing.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+const UP_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A migration as it lies in `migrations/`.
 struct Pair {
@@ -43,6 +47,8 @@ pub enum MigrateError {
     Newer { found: usize, known: usize },
     #[error("another host has been migrating it for {} s", LOCK_DEADLINE.as_secs())]
     Locked,
+    #[error("no {what} within {} s", deadline.as_secs())]
+    Late { what: &'static str, deadline: Duration },
     #[error("{0}")]
     Refinery(#[from] refinery_core::Error),
     #[error("{0}")]
@@ -79,7 +85,7 @@ fn sqlite_applied(connection: &Connection) -> Result<usize, MigrateError> {
 }
 
 async fn mysql_applied(pool: &Pool) -> Result<usize, MigrateError> {
-    let mut connection = pool.get_conn().await?;
+    let mut connection = connect(pool).await?;
     let exists = "SELECT count(*) FROM information_schema.tables \
         WHERE table_schema = DATABASE() AND table_name = 'refinery_schema_history'";
     let found = match connection.query_first::<usize, _>(exists).await? {
@@ -124,7 +130,8 @@ pub async fn mysql_up(pool: &Pool) -> Result<(), MigrateError> {
         runner(&MYSQL)?.run_async(&mut pool.clone()).await?;
         Ok(())
     };
-    let applied = applied.await;
+    let late = |_| MigrateError::Late { what: "end of the migrations", deadline: UP_DEADLINE };
+    let applied = timeout(UP_DEADLINE, applied).await.map_err(late)?;
     unlock(lock).await?;
     applied
 }
@@ -151,9 +158,14 @@ fn undo(states: Vec<State>, pairs: &'static [Pair], count: usize) -> Vec<(usize,
     (1..).zip(pairs).take(applied).collect::<Vec<_>>().into_iter().rev().take(count).collect()
 }
 
+async fn connect(pool: &Pool) -> Result<Conn, MigrateError> {
+    let late = |_| MigrateError::Late { what: "connection", deadline: CONNECT_DEADLINE };
+    Ok(timeout(CONNECT_DEADLINE, pool.get_conn()).await.map_err(late)??)
+}
+
 /// Held by the connection: it is given back when that ends, however it does.
 async fn lock(pool: &Pool) -> Result<Conn, MigrateError> {
-    let mut connection = pool.get_conn().await?;
+    let mut connection = connect(pool).await?;
     let taken: Option<Option<i64>> =
         connection.exec_first("SELECT GET_LOCK(?, ?)", (LOCK, LOCK_DEADLINE.as_secs())).await?;
     if taken.flatten() == Some(1) { Ok(connection) } else { Err(MigrateError::Locked) }

@@ -18,12 +18,15 @@ const MAX_CONNECTIONS: usize = 8;
 /// For a connection, and for a statement.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const QUERY_DEADLINE: Duration = Duration::from_secs(30);
-/// Bytes of one statement, unless the server takes fewer.
+/// Bytes of one statement, or half of what the server takes (`max_allowed_packet`) if that is fewer.
 const MAX_STATEMENT: usize = 8 << 20;
 /// What a statement needs besides its rows' data, for each row.
 const ROW_STATEMENT_BYTES: usize = 300;
 /// Rows of one statement.
 const STATEMENT_ROWS: usize = 1000;
+
+/// ER_NO_SUCH_TABLE.
+const NO_SUCH_TABLE: u16 = 1146;
 
 /// Why rows were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -59,36 +62,20 @@ impl Rows {
         within(CONNECT_DEADLINE, self.pool.get_conn()).await
     }
 
-    /// Puts rows there that are not there yet, all or none. After an error the connection is not to be used again.
-    pub async fn insert(connection: &mut Conn, rows: &[Row]) -> Result<(), InsertError> {
-        let mut sql = String::from("INSERT INTO records (tenant, collection, id, data) VALUES ");
-        let mut values: Vec<Value> = Vec::with_capacity(rows.len() * 4);
-        for (nth, Row { id, collection, data }) in rows.iter().enumerate() {
-            sql.push_str(if nth == 0 { "(?,?,?,?)" } else { ",(?,?,?,?)" });
-            values.push(Value::Bytes(collection.tenant.as_bytes().to_vec()));
-            values.push(Value::Bytes(collection.name.as_bytes().to_vec()));
-            values.push(Value::Bytes(id.bytes().to_vec()));
-            values.push(Value::Bytes(data.clone()));
-        }
-        // A row that is there already has come from here: its id says so.
-        sql.push_str(" ON DUPLICATE KEY UPDATE id = VALUES(id)");
-        within(QUERY_DEADLINE, connection.exec_drop(sql, Params::Positional(values))).await.map_err(InsertError::from)
-    }
-
-    /// How many of these rows fit into one statement.
-    pub async fn fitting(connection: &mut Conn, rows: &[Row]) -> usize {
-        let most = connection.opts().max_allowed_packet().unwrap_or(MAX_STATEMENT).min(MAX_STATEMENT);
-        let mut bytes = 0;
-        let fits = |row: &&Row| {
-            bytes += row.data.len() + ROW_STATEMENT_BYTES;
-            bytes <= most
-        };
-        rows.iter().take(STATEMENT_ROWS).take_while(fits).count().max(1)
+    /// A connection to insert with.
+    pub async fn inserter(&self) -> Result<Inserter, Error> {
+        let mut connection = self.connect().await?;
+        let packet = within(QUERY_DEADLINE, connection.query_first::<usize, _>("SELECT @@max_allowed_packet")).await?;
+        Ok(Inserter { connection, packet: packet.unwrap_or(MAX_STATEMENT) })
     }
 
     /// What a query finds, in its order.
     pub async fn select(&self, collection: &Collection, query: &Query) -> Result<Vec<Record>, StoreError> {
-        self.try_select(collection, query).await.map_err(unavailable)
+        match self.try_select(collection, query).await {
+            // The drain makes the table before it brings the first row.
+            Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => Ok(Vec::new()),
+            selected => selected.map_err(unavailable),
+        }
     }
 
     async fn try_select(&self, collection: &Collection, query: &Query) -> Result<Vec<Record>, Error> {
@@ -147,6 +134,49 @@ impl Rows {
 
 fn unavailable(error: Error) -> StoreError {
     StoreError::Unavailable(format!("MySQL: {error}"))
+}
+
+/// A connection to insert with. After [`InsertError::Later`] it is not to be used again.
+pub struct Inserter {
+    connection: Conn,
+    /// Bytes that the server takes at once.
+    packet: usize,
+}
+
+impl Inserter {
+    /// Puts rows there that are not there yet, all or none.
+    pub async fn insert(&mut self, rows: &[Row]) -> Result<(), InsertError> {
+        // The client would report a statement that is too long as a broken connection.
+        if let [row] = rows
+            && row.data.len() + ROW_STATEMENT_BYTES > self.packet
+        {
+            return Err(InsertError::Row(format!("it has more bytes than max_allowed_packet allows, {}", self.packet)));
+        }
+        let mut sql = String::from("INSERT INTO records (tenant, collection, id, data) VALUES ");
+        let mut values: Vec<Value> = Vec::with_capacity(rows.len() * 4);
+        for (nth, Row { id, collection, data }) in rows.iter().enumerate() {
+            sql.push_str(if nth == 0 { "(?,?,?,?)" } else { ",(?,?,?,?)" });
+            values.push(Value::Bytes(collection.tenant.as_bytes().to_vec()));
+            values.push(Value::Bytes(collection.name.as_bytes().to_vec()));
+            values.push(Value::Bytes(id.bytes().to_vec()));
+            values.push(Value::Bytes(data.clone()));
+        }
+        // A row that is there already has come from here: its id says so.
+        sql.push_str(" ON DUPLICATE KEY UPDATE id = VALUES(id)");
+        let inserted = self.connection.exec_drop(sql, Params::Positional(values));
+        within(QUERY_DEADLINE, inserted).await.map_err(InsertError::from)
+    }
+
+    /// How many of these rows fit into one statement, at least one.
+    pub fn fitting(&self, rows: &[Row]) -> usize {
+        let most = MAX_STATEMENT.min(self.packet / 2);
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            bytes += row.data.len() + ROW_STATEMENT_BYTES;
+            bytes <= most
+        };
+        rows.iter().take(STATEMENT_ROWS).take_while(fits).count().max(1)
+    }
 }
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -89,6 +89,32 @@ async fn subscriptions_begin_and_end_where_the_handler_says() {
 }
 
 #[tokio::test]
+async fn the_channels_a_client_keeps_go_on_when_it_leaves_one() {
+    let relay = relay("").await;
+    for left in 0..4 {
+        let mut client = relay.client("/t?channels=c0,c1,c2,c3").await;
+        let mut other = relay.client("/t?channels=c0,c1,c2,c3").await;
+        assert_eq!(ask(&mut client, &format!("unsubscribe c{left}\nreply left")).await, "left");
+        for nth in 0..4 {
+            assert_eq!(ask(&mut other, &format!("publish c{nth} {nth}")).await, nth.to_string());
+            if nth != left {
+                assert_eq!(client.text().await, nth.to_string());
+            }
+        }
+        // And one more from those that are left, wherever each stands now.
+        let next = (left + 1) % 4;
+        assert_eq!(ask(&mut client, &format!("unsubscribe c{next}\nreply left")).await, "left");
+        for nth in 0..4 {
+            assert_eq!(ask(&mut other, &format!("publish c{nth} {nth}")).await, nth.to_string());
+            if nth != left && nth != next {
+                assert_eq!(client.text().await, nth.to_string());
+            }
+        }
+        client.has_no_more().await;
+    }
+}
+
+#[tokio::test]
 async fn a_channel_that_may_not_be_followed_is_counted_and_nothing_else_happens() {
     let folder = Folder::new("").handled("t", guests::handler(), "[channels.\"news\"]");
     let relay = Relay::serve(folder).await;

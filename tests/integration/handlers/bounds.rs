@@ -121,6 +121,7 @@ async fn calls_run_at_once_in_as_many_instances_as_may_be() {
     assert_eq!(relay.metric("edge_relay_guest_instances", &CLIENT).await, 2.0);
     assert_eq!(failures(&relay, "guest_broke", "deadline").await, 0.0);
     assert_eq!(third.text().await, "late");
+    assert!(failures(&relay, "guest_broke", "deadline").await >= 1.0, "there was another instance");
     assert_eq!(fourth.text().await, "late");
     assert_eq!(first.text().await, ERROR_100);
     assert_eq!(second.text().await, ERROR_100);
