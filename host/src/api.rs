@@ -15,7 +15,7 @@ use std::{
 use hyper::{
     Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{FORWARDED, HOST, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, RETRY_AFTER},
     server::conn::http1,
     service::service_fn,
 };
@@ -37,7 +37,7 @@ use crate::{
 
 mod body;
 
-pub use body::{Download, Upload};
+pub use body::{Download, Making, Upload};
 
 /// Bytes of a request's line and headers; above, hyper answers 431.
 const MAX_REQUEST: usize = 64 << 10;
@@ -157,16 +157,16 @@ async fn serve(socket: TcpStream, peer: SocketAddr, routes: Arc<Routes>, mut sto
 }
 
 async fn answer(request: Request<Incoming>, peer: IpAddr, routes: &Routes) -> Result<Response<Download>, Refusal> {
-    let not_found = |message: &str| Refusal::new(StatusCode::NOT_FOUND, "not_found", message);
-    let Some((api, path)) = routes.find(request.uri()) else {
-        return Err(not_found("no tenant answers at this path"));
+    let expects = request.headers().contains_key(EXPECT);
+    let (api, path) = match routes.find(&request) {
+        Ok(found) => found,
+        Err(refusal) => {
+            Upload::new(request.into_body(), 0, expects).drain().await;
+            return Err(refusal);
+        }
     };
-    let Some(api) = api else { return Err(not_found("this tenant has no API")) };
-    if request.headers().get(HOST).is_none_or(|host| host.to_str().is_err()) {
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", "the header Host is missing or not text"));
-    }
     let address = client_address(peer, request.headers(), &routes.trusted_proxies);
-    let mut request = request.map(|body| Upload::new(body, api.max_body()));
+    let mut request = request.map(|body| Upload::new(body, api.max_body(), expects));
     *request.uri_mut() = path;
     let headers = request.headers_mut();
     for name in SAY_WHO {
@@ -175,30 +175,38 @@ async fn answer(request: Request<Incoming>, peer: IpAddr, routes: &Routes) -> Re
     if let Ok(address) = HeaderValue::try_from(address.to_string()) {
         headers.insert(FORWARDED_FOR, address);
     }
-    let upload = request.body().clone();
-    let answered = if upload.is_too_large() { Err(NoAnswer::TooLarge) } else { api.call(request).await };
-    if matches!(answered, Err(NoAnswer::TooLarge)) {
-        upload.drain().await;
+    if request.body().is_too_large() {
+        request.body().drain().await;
+        return Err(NoAnswer::TooLarge.into());
     }
-    Ok(answered?)
+    Ok(api.call(request).await?)
 }
 
 impl Routes {
     /// Whose request it is, and the path as its component sees it.
-    fn find(&self, uri: &Uri) -> Option<(Option<&Arc<Api>>, Uri)> {
-        let path = uri.path();
+    fn find(&self, request: &Request<Incoming>) -> Result<(&Arc<Api>, Uri), Refusal> {
+        let not_found = |message: &str| Refusal::new(StatusCode::NOT_FOUND, "not_found", message);
+        let path = request.uri().path();
         let rest = |tenant: &Tenant| match tenant.path.as_str() {
             "/" => Some(path),
             prefix => path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/')),
         };
-        let fitting = self.tenants.iter().filter_map(|(tenant, api)| Some((tenant, api, rest(tenant)?)));
-        let (_, api, rest) = fitting.min_by_key(|(_, _, rest)| rest.len())?;
+        let fitting = self.tenants.iter().filter_map(|(tenant, api)| Some((api, rest(tenant)?)));
+        let Some((api, rest)) = fitting.min_by_key(|(_, rest)| rest.len()) else {
+            return Err(not_found("no tenant answers at this path"));
+        };
+        let Some(api) = api else { return Err(not_found("this tenant has no API")) };
+        if request.headers().get(HOST).is_none_or(|host| host.to_str().is_err()) {
+            let message = "the header Host is missing or not text";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message));
+        }
         let rest = if rest.is_empty() { "/" } else { rest };
-        let rest = match uri.query() {
+        let rest = match request.uri().query() {
             Some(query) => format!("{rest}?{query}"),
             None => rest.to_owned(),
         };
         // A part of a path is one.
-        Some((api.as_ref(), rest.parse().ok()?))
+        let rest = rest.parse().map_err(|_| not_found("no tenant answers at this path"))?;
+        Ok((api, rest))
     }
 }

@@ -6,8 +6,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,7 +36,7 @@ use super::{
     pool::Pool,
 };
 use crate::{
-    api::{Download, Upload},
+    api::{Download, Making, Upload},
     metrics::Blame,
 };
 
@@ -102,13 +102,17 @@ impl Api {
         let (answer, answered) = oneshot::channel();
         let answer = Answer { waited_for: Arc::new(Mutex::new(Some(answer))), upload: request.body().clone() };
         let api = Arc::clone(self);
-        self.tasks.spawn(async move { api.serve(request, answer).await });
+        self.tasks.spawn(async move {
+            let upload = request.body().clone();
+            api.serve(request, answer).await;
+            // Whatever the guest keeps, the connection needs the body's end.
+            upload.drain().await;
+        });
         answered.await.unwrap_or(Err(NoAnswer::Gone))
     }
 
     async fn serve(&self, request: Request<Upload>, answer: Answer) {
         let metrics = &self.pool.guest.metrics;
-        let upload = request.body().clone();
         let slot = {
             let Some(_waiting) = self.wait() else { return self.busy(&answer) };
             let Ok(slot) = timeout(self.deadline, self.pool.slot()).await else { return self.busy(&answer) };
@@ -117,23 +121,25 @@ impl Api {
         if answer.is_unwanted() {
             return;
         }
-        let broken = Arc::new(AtomicBool::new(false));
         let called = slot.call(self.deadline, async |store, proxy| {
-            let mut ending = Ending { broken: Arc::clone(&broken), well: false };
-            let (to_guest, done) = (answer.clone(), Arc::clone(&broken));
+            let ending = Ending::default();
+            let (to_guest, making) = (answer.clone(), Arc::clone(&ending.0));
             let http = store.data_mut();
             let request = http.http().new_incoming_request(Scheme::Http, request)?;
-            let out = http.http().new_response_outparam_from_callback(move |made| to_guest.give(made, done))?;
+            let give = move |made| to_guest.give(made, &making);
+            let out = http.http().new_response_outparam_from_callback(give)?;
             proxy.wasi_http_incoming_handler().call_handle(store, request, out).await?;
-            ending.well = true;
-            Ok(())
+            Ok(ending.end())
         });
-        let called = called.await;
-        // Whatever the guest keeps, the connection needs the body's end.
-        upload.end();
-        let failure = match called {
-            Ok(()) if answer.is_given() => return,
-            Ok(()) => {
+        let failure = match called.await {
+            Ok(whole) if answer.is_given() => {
+                if !whole {
+                    metrics.failed(Blame::GuestBroke, "half_answer");
+                    metrics.lost.inc();
+                }
+                return;
+            }
+            Ok(_) => {
                 metrics.failed(Blame::GuestBroke, "no_answer");
                 NoAnswer::Broke
             }
@@ -168,15 +174,20 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Marks a call as broken if it is dropped before it has ended well: before the guest's side of the answer's body is.
-struct Ending {
-    broken: Arc<AtomicBool>,
-    well: bool,
+/// Ends the answer's body with the call, however that ends, and before the guest's store is dropped.
+#[derive(Default)]
+struct Ending(Arc<OnceLock<Making>>);
+
+impl Ending {
+    /// Whether the body, if one was begun, is whole.
+    fn end(&self) -> bool {
+        self.0.get().is_none_or(Making::end)
+    }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.broken.store(!self.well, Ordering::Release);
+        self.end();
     }
 }
 
@@ -191,10 +202,15 @@ struct Answer {
 
 impl Answer {
     /// What the guest answers. A body that was too large for it is answered by the host.
-    fn give(&self, made: Result<Response<HyperOutgoingBody>, ErrorCode>, broken: Arc<AtomicBool>) {
+    fn give(&self, made: Result<Response<HyperOutgoingBody>, ErrorCode>, making: &OnceLock<Making>) {
         let made = match made {
             _ if self.upload.is_too_large() => Err(NoAnswer::TooLarge),
-            Ok(response) => Ok(response.map(|body| Download::new(body, broken))),
+            Ok(response) => Ok(response.map(|body| {
+                let (download, made) = Download::made(body);
+                // A guest has one answer to give.
+                let _ = making.set(made);
+                download
+            })),
             Err(_) => Err(NoAnswer::Refused),
         };
         self.send(made);
@@ -205,17 +221,21 @@ impl Answer {
     }
 
     fn send(&self, answer: Answered) {
-        if let Some(sender) = self.waited_for.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(sender) = self.waited_for().take() {
             // A client that is gone gets none.
             drop(sender.send(answer));
         }
     }
 
     fn is_given(&self) -> bool {
-        self.waited_for.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.waited_for().is_none()
     }
 
     fn is_unwanted(&self) -> bool {
-        self.waited_for.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(oneshot::Sender::is_closed)
+        self.waited_for().as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    fn waited_for(&self) -> MutexGuard<'_, Option<oneshot::Sender<Answered>>> {
+        self.waited_for.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
