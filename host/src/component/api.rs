@@ -5,10 +5,12 @@
 //! call that breaks before it has answered becomes an error, one that breaks behind its answer cuts that off.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -115,8 +117,13 @@ impl Api {
         let metrics = &self.pool.guest.metrics;
         let slot = {
             let Some(_waiting) = self.wait() else { return self.busy(&answer) };
-            let Ok(slot) = timeout(self.deadline, self.pool.slot()).await else { return self.busy(&answer) };
-            slot
+            tokio::select! {
+                slot = timeout(self.deadline, self.pool.slot()) => match slot {
+                    Ok(slot) => slot,
+                    Err(_) => return self.busy(&answer),
+                },
+                () = answer.unwanted() => return,
+            }
         };
         if answer.is_unwanted() {
             return;
@@ -233,6 +240,15 @@ impl Answer {
 
     fn is_unwanted(&self) -> bool {
         self.waited_for().as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// Returns when nobody waits for the answer any more.
+    async fn unwanted(&self) {
+        poll_fn(|context| match self.waited_for().as_mut() {
+            Some(sender) => sender.poll_closed(context),
+            None => Poll::Ready(()),
+        })
+        .await;
     }
 
     fn waited_for(&self) -> MutexGuard<'_, Option<oneshot::Sender<Answered>>> {
