@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     api::{Download, Making, Upload},
-    metrics::Blame,
+    metrics::{Blame, GuestMetrics},
 };
 
 impl Role for Proxy {
@@ -130,10 +130,10 @@ impl Api {
         }
         let called = slot.call(self.deadline, async |store, proxy| {
             let ending = Ending::default();
-            let (to_guest, making) = (answer.clone(), Arc::clone(&ending.0));
+            let (to_guest, making, metrics) = (answer.clone(), Arc::clone(&ending.0), Arc::clone(metrics));
             let http = store.data_mut();
             let request = http.http().new_incoming_request(Scheme::Http, request)?;
-            let give = move |made| to_guest.give(made, &making);
+            let give = move |made| to_guest.give(made, &making, &metrics);
             let out = http.http().new_response_outparam_from_callback(give)?;
             proxy.wasi_http_incoming_handler().call_handle(store, request, out).await?;
             Ok(ending.end())
@@ -209,7 +209,12 @@ struct Answer {
 
 impl Answer {
     /// What the guest answers. A body that was too large for it is answered by the host.
-    fn give(&self, made: Result<Response<HyperOutgoingBody>, ErrorCode>, making: &OnceLock<Making>) {
+    fn give(
+        &self,
+        made: Result<Response<HyperOutgoingBody>, ErrorCode>,
+        making: &OnceLock<Making>,
+        metrics: &GuestMetrics,
+    ) {
         let made = match made {
             _ if self.upload.is_too_large() => Err(NoAnswer::TooLarge),
             Ok(response) => Ok(response.map(|body| {
@@ -218,7 +223,10 @@ impl Answer {
                 let _ = making.set(made);
                 download
             })),
-            Err(_) => Err(NoAnswer::Refused),
+            Err(_) => {
+                metrics.failed(Blame::GuestSaidNo, "error");
+                Err(NoAnswer::Refused)
+            }
         };
         self.send(made);
     }
