@@ -19,7 +19,7 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -36,6 +36,9 @@ use crate::{
 };
 
 mod body;
+mod socket;
+
+use socket::Socket;
 
 pub use body::{Download, Making, Upload};
 
@@ -58,6 +61,8 @@ pub struct Routes {
     pub metrics: Arc<Metrics>,
     /// Connections at once; the next ones are closed.
     pub max_connections: usize,
+    /// How long a client may not read what waits for it.
+    pub stall_timeout: Duration,
     /// How long requests under way may take at shutdown.
     pub shutdown_timeout: Duration,
 }
@@ -126,6 +131,7 @@ pub async fn run(listener: TcpListener, routes: Arc<Routes>, mut stop: Stop) {
 }
 
 async fn serve(socket: TcpStream, peer: SocketAddr, routes: Arc<Routes>, mut stop: Stop) {
+    let socket = Socket::new(socket, routes.stall_timeout, Arc::clone(&routes.metrics));
     let service = service_fn(move |request| {
         let routes = Arc::clone(&routes);
         async move {
@@ -142,7 +148,7 @@ async fn serve(socket: TcpStream, peer: SocketAddr, routes: Arc<Routes>, mut sto
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(socket), service);
+        .serve_connection(socket, service);
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,

@@ -131,6 +131,7 @@ impl Relay {
             trusted_proxies: config.trusted_proxies,
             metrics: Arc::clone(&metrics),
             max_connections: room.api_connections,
+            stall_timeout: limits.stall_timeout,
             shutdown_timeout: limits.shutdown_timeout,
         };
         Ok(Self {
