@@ -342,6 +342,10 @@ flag = true
 memory = "128MiB"
 filter-call = "250ms"
 client-message = 125
+api-call = "1h"
+api-instances = 1
+api-queue = 2
+api-body = 0
 "##;
 
     fn environment(variable: &str) -> Option<String> {
@@ -394,6 +398,8 @@ client-message = 125
         assert_eq!(settings, expected);
         assert_eq!((tenant.limits.memory, tenant.limits.client_message), (128 << 20, 125));
         assert_eq!(tenant.limits.filter_call, Duration::from_millis(250));
+        let TenantLimits { api_call, api_instances, api_queue, api_body, .. } = tenant.limits;
+        assert_eq!((api_call, api_instances, api_queue, api_body), (Duration::from_secs(3600), 1, 2, 0));
         assert!(!format!("{:?}", parsed(GOOD)).contains("hunter2"));
     }
 
@@ -410,7 +416,8 @@ client-message = 125
             [[upstream]]\nname = 'f'\nmax-message = 1\n\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n\n\
             [channels.'a*b']\nlog = 1\nlogs = 1\n[channels.'']\n[channels.\"\\u0007\"]\n\n\
             [settings]\nlist = []\nwhen = 1979-05-27\nhuge = 99999999999999999999\n\n\
-            [limits]\nmemory = '8GiB'\nfilter-call = '5ms'\nclient-message = 124\nfilter_call = 1\n";
+            [limits]\nmemory = '8GiB'\nfilter-call = '5ms'\nclient-message = 124\nfilter_call = 1\n\
+            api-call = '2h'\napi-instances = 0\napi-queue = 0\napi-body = '5GiB'\n";
         let expected = [
             "2: path: \"/a/\" is not a path clients can connect to; write no '//' and no '/' at the end",
             "4: upstream.name: is missing; write for example name = \"feed\"",
@@ -432,6 +439,10 @@ client-message = 125
             "30: limits.filter-call: \"5ms\" is out of range; write \"10ms\" to \"1m\"",
             "31: limits.client-message: 124 is out of range; write 125 to 16MiB",
             "32: limits.filter_call: unknown key; did you mean `filter-call`?",
+            "33: limits.api-call: \"2h\" is out of range; write \"10ms\" to \"1h\"",
+            "34: limits.api-instances: 0 is out of range; write 1 to 1000",
+            "35: limits.api-queue: 0 is out of range; write 1 to 1000000",
+            "36: limits.api-body: \"5GiB\" is out of range; write 0 to 4GiB",
         ];
         assert_eq!(problems(text), expected);
     }

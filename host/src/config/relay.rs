@@ -262,6 +262,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::config::ApiConfig;
 
     /// A folder of its own for each test, removed after it.
     struct Folder(PathBuf);
@@ -308,6 +309,7 @@ mod tests {
     fn defaults() {
         let config = Folder::new(&[LEAST, ONE]).load().unwrap();
         assert_eq!(config.listen.clients.to_string(), "0.0.0.0:8080");
+        assert_eq!(config.listen.api.unwrap().to_string(), "0.0.0.0:8081");
         assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
         assert!(config.trusted_proxies.is_empty());
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
@@ -317,8 +319,8 @@ mod tests {
     #[test]
     fn everything_set() {
         let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
-            [listen]\nclients = '[::]:0'\napi = '[::]:0'\nadmin = '[::]:0'\n\
-            [limits]\nclients = 5\nhandshakes = 6\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
+            [listen]\nclients = '[::]:0'\napi = '[::1]:0'\nadmin = '[::]:0'\n\
+            [limits]\nclients = 5\nhandshakes = 6\napi-connections = 8\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
             stall-timeout = '1h'\nshutdown-timeout = '10ms'\n";
         let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
         // Neither a hidden folder nor a file is a tenant.
@@ -326,6 +328,8 @@ mod tests {
         folder.write("tenants/README", b"");
         let config = folder.load().unwrap();
         assert_eq!(config.listen.clients.to_string(), "[::]:0");
+        assert_eq!(config.listen.api.unwrap().to_string(), "[::1]:0");
+        assert_eq!(config.limits.api_connections, 8);
         let networks: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
         assert_eq!((config.limits.clients, config.limits.handshakes), (Some(5), 6));
@@ -340,8 +344,8 @@ mod tests {
     #[test]
     fn every_mistake_in_every_file() {
         let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.0.0.0/99', 1]\ntrusted_proxies = []\n\
-            [listen]\nclients = '80'\nadmin = ':9090'\n\
-            [limits]\nping-interval = '1ms'\nhandshakes = 0\nstall-timeout = '1'\n";
+            [listen]\nclients = '80'\nadmin = ':9090'\napi = 8081\n\
+            [limits]\nping-interval = '1ms'\nhandshakes = 0\nstall-timeout = '1'\napi-connections = 0\n";
         let files = [
             ("relay.toml", relay),
             ("tenants/a/tenant.toml", "name = 'A'\npaht = '/x'\n"),
@@ -354,9 +358,11 @@ mod tests {
             "relay.toml:3: trusted_proxies: unknown key; did you mean `trusted-proxies`?",
             "relay.toml:5: listen.clients: \"80\" is not an address; write for example \"0.0.0.0:8080\"",
             "relay.toml:6: listen.admin: \":9090\" is not an address; write for example \"127.0.0.1:9090\"",
-            "relay.toml:8: limits.ping-interval: \"1ms\" is out of range; write \"100ms\" to \"1h\"",
-            "relay.toml:9: limits.handshakes: 0 is out of range; write 1 to 1000000",
-            "relay.toml:10: limits.stall-timeout: \"1\" is not a duration; write for example \"500ms\", \"30s\" or \"5m\"",
+            "relay.toml:7: listen.api: must be a string in quotes, not an integer",
+            "relay.toml:9: limits.ping-interval: \"1ms\" is out of range; write \"100ms\" to \"1h\"",
+            "relay.toml:10: limits.handshakes: 0 is out of range; write 1 to 1000000",
+            "relay.toml:11: limits.stall-timeout: \"1\" is not a duration; write for example \"500ms\", \"30s\" or \"5m\"",
+            "relay.toml:12: limits.api-connections: 0 is out of range; write 1 to 1000000",
             "tenants/a/tenant.toml:1: name: \"A\" is not a name; write at most 63 lower-case letters, digits and hyphens, beginning with a letter or digit",
             "tenants/a/tenant.toml:2: paht: unknown key; did you mean `path`?",
             "tenants/b/tenant.toml:1: is not TOML: invalid literal string, expected `'`",
@@ -408,6 +414,9 @@ mod tests {
         let relay = "tenants = 'tenants'\n[listen]\nclients = '127.0.0.1:9090'\n";
         let expected = "relay.toml:2: listen: 127.0.0.1:9090 is listen.clients already; give listen.clients and listen.admin their own ports";
         assert_eq!(Folder::new(&[("relay.toml", relay), ONE]).problems(), [expected]);
+        let relay = "tenants = 'tenants'\n[listen]\napi = '0.0.0.0:8080'\n";
+        let expected = "relay.toml:3: listen.api: 0.0.0.0:8080 is listen.clients already; give listen.clients and listen.api their own ports";
+        assert_eq!(Folder::new(&[("relay.toml", relay), ONE]).problems(), [expected]);
     }
 
     #[test]
@@ -455,6 +464,67 @@ mod tests {
             folder.write(ONE.0, manifest(filter).as_bytes());
             let expected = format!("tenants/one/tenant.toml:6: components.filter: {filter:?} {message}");
             assert_eq!(folder.problems(), [expected]);
+        }
+    }
+
+    #[test]
+    fn an_api_is_a_file_or_a_table() {
+        let folder = Folder::new(&[LEAST]);
+        folder.write("tenants/one/api.wasm", b"");
+        let write = |api: &str| folder.write(ONE.0, format!("name = 'one'\n[components]\napi = {api}\n").as_bytes());
+        for (api, reuse) in [
+            ("'api.wasm'", ApiConfig::REUSE),
+            ("{ file = 'api.wasm' }", ApiConfig::REUSE),
+            ("{ file = 'api.wasm', reuse = 7 }", 7),
+            ("{ file = 'api.wasm', isolation = 'call' }", 1),
+        ] {
+            write(api);
+            let config = folder.load().unwrap().tenants.remove(0);
+            let api = config.api.unwrap();
+            assert_eq!((api.file, api.reuse), (folder.0.join("tenants/one/api.wasm"), reuse));
+        }
+        for (api, messages) in [
+            (
+                "1",
+                &["api: must be a file's name, or { file = \"api.wasm\", isolation = \"call\" }, not an integer"][..],
+            ),
+            (
+                "'../api.wasm'",
+                &["api: \"../api.wasm\" is not within the tenant's folder; write for example \"filter.wasm\""],
+            ),
+            ("'none.wasm'", &["api: \"none.wasm\" is not in tenants/one; build the component and put it there"]),
+            ("{}", &["api.file: is missing; write for example file = \"api.wasm\""]),
+            (
+                "{ file = 'none.wasm' }",
+                &["api.file: \"none.wasm\" is not in tenants/one; build the component and put it there"],
+            ),
+            ("{ file = 'api.wasm', reuse = 0 }", &["api.reuse: 0 is out of range; write 1 to 1000000000"]),
+            (
+                "{ file = 'api.wasm', isolation = 'instance' }",
+                &[
+                    "api.isolation: is not known; write \"call\", or remove it and set how many calls an instance serves: reuse = 1000",
+                ],
+            ),
+            (
+                "{ file = 1, isolation = 1, reuse = '9', file_ = 1 }",
+                &[
+                    "api.file: must be a string in quotes, not an integer",
+                    "api.file_: unknown key; did you mean `file`?",
+                    "api.isolation: must be a string in quotes, not an integer",
+                    "api.reuse: must be an integer, not a string",
+                ],
+            ),
+            (
+                "{ file = 'api.wasm', isolation = 'call', reuse = 1 }",
+                &["api: has both isolation = \"call\" and reuse; remove one"],
+            ),
+        ] {
+            write(api);
+            let mut problems = folder.problems();
+            problems.sort();
+            let expected: Vec<_> =
+                messages.iter().map(|message| format!("tenants/one/tenant.toml:3: components.{message}")).collect();
+            assert_eq!(problems, expected, "{api}");
         }
     }
 }
