@@ -75,6 +75,8 @@ pub fn build_crate(source: &Path) -> PathBuf {
     let name = source.to_str().unwrap().replace(['/', '.'], "-");
     let built = target.join("tmp/guests").join(format!("{name}.wasm"));
     std::fs::create_dir_all(built.parent().unwrap()).unwrap();
+    // Else a build that fails would leave an earlier one's.
+    let _ = std::fs::remove_file(&built);
     let mut command =
         command(&["component".as_ref(), "build".as_ref(), source.as_os_str(), "-o".as_ref(), built.as_os_str()]);
     let output = command.env("CARGO_TARGET_DIR", target.join("guests")).output().unwrap();
