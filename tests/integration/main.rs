@@ -18,6 +18,9 @@ mod imports;
 mod jobs;
 mod market;
 
+mod api;
+mod api_bodies;
+mod api_faults;
 mod clients;
 mod foreign;
 mod handlers;

@@ -43,6 +43,12 @@ pub fn handler() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/handler"))
 }
 
+/// An API that does what the path says.
+pub fn api() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/api"))
+}
+
 /// A component of the sample tenant, by its role.
 pub fn market(role: &str) -> &'static Path {
     static BUILT: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];

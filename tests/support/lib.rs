@@ -1,7 +1,8 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
-//! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`]; for records [`mariadb`], and a [`disk`] to fill.
+//! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`], or requests to its API ([`http`]); for records
+//! [`mariadb`], and a [`disk`] to fill.
 
 use std::{
     fmt::Display,
@@ -17,6 +18,7 @@ pub mod client;
 pub mod disk;
 pub mod feeds;
 pub mod guests;
+pub mod http;
 pub mod mariadb;
 pub mod partner;
 pub mod probe;

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     client::Client,
+    http::Http,
     process::{Process, command, with_file_limit},
     tenant::Folder,
     until, within,
@@ -86,6 +87,11 @@ impl Relay {
         self.api.expect("the relay has an API listener")
     }
 
+    /// A connection to the API.
+    pub async fn http(&self) -> Http {
+        Http::connect(self.api()).await
+    }
+
     /// A GET at the API listener: status and body.
     pub async fn api_get(&self, path: &str) -> (u16, String) {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -128,6 +134,15 @@ impl Relay {
             if value >= least { Ok(value) } else { Err(value.to_string()) }
         })
         .await
+    }
+
+    /// Waits until a metric is this value.
+    pub async fn metric_is(&self, name: &str, labels: &[(&str, &str)], wanted: f64) {
+        until(format!("{name}{labels:?} of {wanted}"), async || {
+            let value = self.metric(name, labels).await;
+            if value == wanted { Ok(()) } else { Err(value.to_string()) }
+        })
+        .await;
     }
 
     /// Waits until an upstream was lost, or not reached, so many times for this reason.

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::disk;
+use super::{disk, guests};
 
 const FOLDERS: &str = env!("CARGO_TARGET_TMPDIR");
 
@@ -54,6 +54,19 @@ impl Folder {
         let manifest = format!("name = \"{name}\"\n[components]\nclient = \"client.wasm\"\n{more}\n");
         self.write(&format!("tenants/{name}/tenant.toml"), manifest);
         self.copy(handler, &format!("tenants/{name}/client.wasm"));
+        self
+    }
+
+    /// Adds a tenant whose only code is the API that does what the path says; `more` of its manifest begins with keys.
+    pub fn api(self, name: &str, more: &str) -> Self {
+        self.api_as(name, "\"api.wasm\"", more)
+    }
+
+    /// The same, with what the manifest says of the API.
+    pub fn api_as(self, name: &str, api: &str, more: &str) -> Self {
+        let manifest = format!("name = \"{name}\"\ncomponents.api = {api}\n{more}\n");
+        self.write(&format!("tenants/{name}/tenant.toml"), manifest);
+        self.copy(guests::api(), &format!("tenants/{name}/api.wasm"));
         self
     }
 

@@ -1,0 +1,340 @@
+//! An API that does what the path says, well or badly: see [`answer`].
+#![allow(unsafe_code)] // What `export!` expands to, and a handle that is used twice.
+
+use std::{cell::Cell, hint::black_box, io::Write as _, mem::forget, process::abort};
+
+use edge_relay::tenant::{
+    channels,
+    types::{Frame, Publication},
+    upstreams,
+};
+use wasi::{config::store as settings, keyvalue::store};
+use wasip2::{
+    clocks::monotonic_clock,
+    http::{
+        outgoing_handler,
+        types::{
+            ErrorCode, Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse,
+            ResponseOutparam, Scheme,
+        },
+    },
+    io::streams::{OutputStream, StreamError},
+};
+
+wit_bindgen::generate!({
+    path: "../../../wit/edge-relay-tenant@0.1.0",
+    world: "imports",
+    generate_all,
+});
+
+/// What is read and written at a time.
+const PART: usize = 16 << 10;
+
+thread_local! {
+    /// Calls that this instance has had.
+    static CALLS: Cell<u32> = const { Cell::new(0) };
+}
+
+struct Api;
+wasip2::http::proxy::export!(Api);
+
+impl wasip2::exports::http::incoming_handler::Guest for Api {
+    fn handle(request: IncomingRequest, place: ResponseOutparam) {
+        CALLS.set(CALLS.get() + 1);
+        answer(request, place);
+    }
+}
+
+fn answer(request: IncomingRequest, place: ResponseOutparam) {
+    let target = request.path_with_query().unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let number = |name: &str| query_value(query, name).parse().unwrap_or(0_u64);
+    match path {
+        // What is well.
+        "/count" => text(place, CALLS.get().to_string()),
+        "/request" => text(place, seen(&request)),
+        "/echo" => echo(&request, place),
+        "/length" => text(place, until_end(&request).to_string()),
+        "/status" => with_status(place, number("is") as u16, Some("answered")),
+        "/empty" => with_status(place, number("is") as u16, None),
+        "/big" => big(place, number("bytes")),
+        "/stream" => stream(place, number("chunks"), number("ms")),
+        "/ignore" => text(place, "not read".to_owned()),
+        "/fetch" => text(place, fetch(query_value(query, "from"))),
+        "/state" => text(place, fill_state(number("bytes") as usize)),
+        "/publish" => text(place, publish(query_value(query, "channel"), query_value(query, "text"))),
+        "/imports" => text(place, imports()),
+        // No answer.
+        "/silent" => {}
+        "/silent-and-keeps" => forget(place),
+        "/refuse" => ResponseOutparam::set(place, Err(ErrorCode::InternalError(Some("hush".to_owned())))),
+        "/trap" => abort(),
+        "/loop" => spin(),
+        "/wait" => wait_for_ever(),
+        "/memory" => hoard(),
+        // An answer, and more than that or less.
+        "/twice" => twice(place),
+        "/trap-after" => {
+            text(place, "all of it".to_owned());
+            abort();
+        }
+        "/trap-after-chunks" => {
+            chunked(place, |body| body.is_some_and(|body| body.write("all of it")));
+            abort();
+        }
+        "/die" => half(&request, place, None, || abort()),
+        "/die-with-length" => half(&request, place, Some("12"), || abort()),
+        "/die-at-once" => {
+            let mut body = begin(place, &[]);
+            if let Some(body) = &mut body {
+                body.write("half ");
+            }
+            abort();
+        }
+        "/hang" => half(&request, place, None, || wait_for_ever()),
+        "/drop" => half(&request, place, None, || {}),
+        "/keep" => {
+            // What was begun is never ended, and what it was begun with is kept.
+            let body = begin(place, &[]);
+            forget(body.map(|mut body| body.write("half ").then_some(body)));
+        }
+        "/keep-all" => {
+            forget(request.consume());
+            forget(request);
+            text(place, "kept".to_owned());
+        }
+        "/leak" => {
+            for _ in 0..number("handles") {
+                forget(Fields::new());
+            }
+            text(place, "leaked".to_owned());
+        }
+        _ => with_status(place, 404, Some("no such path")),
+    }
+}
+
+/// A parameter of a query, as it stands.
+fn query_value<'q>(query: &'q str, name: &str) -> &'q str {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next().unwrap_or_default()
+}
+
+/// An answer's body on its way.
+struct Body {
+    stream: OutputStream,
+    body: OutgoingBody,
+}
+
+impl Body {
+    /// False: nobody takes it any more.
+    fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
+    fn end(self) {
+        drop(self.stream);
+        let _ = OutgoingBody::finish(self.body, None);
+    }
+}
+
+/// Gives the head of an answer.
+fn begin(place: ResponseOutparam, headers: &[(&str, &str)]) -> Option<Body> {
+    let fields = Fields::new();
+    for (name, value) in headers {
+        let _ = fields.append(name, value.as_bytes());
+    }
+    let response = OutgoingResponse::new(fields);
+    let body = response.body().ok()?;
+    ResponseOutparam::set(place, Ok(response));
+    Some(Body { stream: body.write().ok()?, body })
+}
+
+/// An answer without a length, ended if `write` says so.
+fn chunked(place: ResponseOutparam, write: impl FnOnce(Option<&mut Body>) -> bool) {
+    let mut body = begin(place, &[]);
+    if write(body.as_mut())
+        && let Some(body) = body
+    {
+        body.end();
+    }
+}
+
+fn text(place: ResponseOutparam, text: String) {
+    if let Some(mut body) = begin(place, &[("content-length", &text.len().to_string())])
+        && body.write(text)
+    {
+        body.end();
+    }
+}
+
+fn with_status(place: ResponseOutparam, status: u16, text: Option<&str>) {
+    let response = OutgoingResponse::new(Fields::new());
+    if response.set_status_code(status).is_err() {
+        return ResponseOutparam::set(place, Err(ErrorCode::InternalError(None)));
+    }
+    let body = text.and_then(|_| response.body().ok());
+    ResponseOutparam::set(place, Ok(response));
+    if let (Some(body), Some(text)) = (body, text)
+        && let Ok(stream) = body.write()
+    {
+        let mut body = Body { body, stream };
+        body.write(text);
+        body.end();
+    }
+}
+
+/// What the guest sees of the request, as JSON.
+fn seen(request: &IncomingRequest) -> String {
+    let headers = request.headers().entries();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value))).collect();
+    serde_json::json!({
+        "method": format!("{:?}", request.method()),
+        "path": request.path_with_query(),
+        "scheme": format!("{:?}", request.scheme()),
+        "authority": request.authority(),
+        "headers": headers,
+    })
+    .to_string()
+}
+
+/// Reads the request's body a part at a time, to its end, or until it breaks: false.
+fn read(request: &IncomingRequest, mut each: impl FnMut(&[u8]) -> bool) -> bool {
+    let Ok(body) = request.consume() else { return false };
+    let Ok(stream) = body.stream() else { return false };
+    let whole = loop {
+        match stream.blocking_read(PART as u64) {
+            Ok(part) if each(&part) => {}
+            Err(StreamError::Closed) => break true,
+            _ => break false,
+        }
+    };
+    drop(stream);
+    drop(IncomingBody::finish(body));
+    whole
+}
+
+/// Sends the body back as it comes.
+fn echo(request: &IncomingRequest, place: ResponseOutparam) {
+    chunked(place, |body| body.is_some_and(|body| read(request, |part| body.write(part))));
+}
+
+/// How many bytes the request's body has.
+fn until_end(request: &IncomingRequest) -> usize {
+    let mut length = 0;
+    read(request, |part| {
+        length += part.len();
+        true
+    });
+    length
+}
+
+fn big(place: ResponseOutparam, bytes: u64) {
+    let Some(mut body) = begin(place, &[]) else { return };
+    let part = [b'x'; PART];
+    let mut left = bytes as usize;
+    while left > 0 {
+        let length = left.min(PART);
+        if !body.write(part.get(..length).unwrap_or_default()) {
+            return;
+        }
+        left -= length;
+    }
+    body.end();
+}
+
+/// So many chunks, with a pause after each.
+fn stream(place: ResponseOutparam, chunks: u64, ms: u64) {
+    let Some(mut body) = begin(place, &[]) else { return };
+    for chunk in 0..chunks {
+        if !body.write(format!("chunk {chunk}\n")) {
+            return;
+        }
+        monotonic_clock::subscribe_duration(ms * 1_000_000).block();
+    }
+    body.end();
+}
+
+/// Half of an answer; the other half when the request's body has ended, unless `then` does not return.
+fn half(request: &IncomingRequest, place: ResponseOutparam, length: Option<&str>, then: impl FnOnce()) {
+    let headers: &[_] = match length {
+        Some(length) => &[("content-length", length)],
+        None => &[],
+    };
+    let Some(mut body) = begin(place, headers) else { return };
+    body.write("half ");
+    until_end(request);
+    then();
+    // Dropped, not ended.
+}
+
+/// Sets the answer, then another by the same handle.
+fn twice(place: ResponseOutparam) {
+    let handle = place.take_handle();
+    // SAFETY: the second use is one of a handle that is no more: the host's table of handles refuses it.
+    let (first, second) = unsafe { (ResponseOutparam::from_handle(handle), ResponseOutparam::from_handle(handle)) };
+    chunked(first, |body| body.is_some_and(|body| body.write("the first")));
+    text(second, "the second".to_owned());
+}
+
+/// What an outgoing request comes to.
+fn fetch(authority: &str) -> String {
+    let request = OutgoingRequest::new(Fields::new());
+    let _ = request.set_scheme(Some(&Scheme::Http));
+    let _ = request.set_authority(Some(authority));
+    let _ = request.set_path_with_query(Some("/"));
+    match outgoing_handler::handle(request, None) {
+        Ok(answer) => {
+            answer.subscribe().block();
+            match answer.get() {
+                Some(Ok(Ok(response))) => format!("status {}", response.status()),
+                other => format!("{other:?}"),
+            }
+        }
+        Err(why) => format!("{why:?}"),
+    }
+}
+
+/// Sets keys of so many bytes until there is no more room, and says how many and why.
+fn fill_state(bytes: usize) -> String {
+    let bucket = match store::open("default") {
+        Ok(bucket) => bucket,
+        Err(why) => return format!("{why:?}"),
+    };
+    for key in 0.. {
+        if let Err(why) = bucket.set(&key.to_string(), &vec![0; bytes]) {
+            return format!("{key} keys, then {why:?}");
+        }
+    }
+    String::new()
+}
+
+fn publish(channel: &str, text: &str) -> String {
+    let data = Frame::Text(text.to_owned());
+    let publication = Publication { channel: channel.to_owned(), key: None, data, remove: false };
+    format!("{:?}", channels::publish(&[publication]))
+}
+
+fn imports() -> String {
+    let status = upstreams::status("none").map_err(|error| error.name());
+    format!("{:?} {status:?} {:?}", channels::latest("out"), settings::get("greeting"))
+}
+
+fn spin() -> ! {
+    loop {
+        black_box(());
+    }
+}
+
+/// Waits without working.
+fn wait_for_ever() -> ! {
+    loop {
+        monotonic_clock::subscribe_duration(u64::MAX / 2).block();
+    }
+}
+
+fn hoard() -> ! {
+    let mut hoard = Vec::new();
+    loop {
+        hoard.push(black_box(vec![1_u8; 1 << 20]));
+    }
+}
