@@ -65,7 +65,7 @@ async fn rows_go_to_mysql_and_are_read_from_both() {
     assert_eq!(probe.ask("range log 0 9999999999999 2").await, "one two");
     let rows = database.query("SELECT CAST(tenant AS CHAR), CAST(collection AS CHAR), LENGTH(id) FROM records").await;
     assert!(rows.iter().all(|row| row[..] == ["t", "log", "16"]), "{rows:?}");
-    assert_eq!(relay.metric("edge_relay_records_drained_total", &[]).await, 3.0);
+    assert_eq!(relay.metric_reaches("edge_relay_records_drained_total", &[], 3.0).await, 3.0);
     assert_eq!(relay.ready().await["records"]["waiting"], 0);
 }
 
@@ -163,7 +163,7 @@ async fn a_row_that_mysql_refuses_is_put_aside_and_holds_up_nobody() {
     probe.ask("append log poison").await;
     assert_eq!(probe.ask("append-many log 700 10").await, "700");
     drained(&relay, &database, 1401).await;
-    assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 1.0);
+    assert_eq!(relay.metric_reaches("edge_relay_records_dead_letters_total", &[], 1.0).await, 1.0);
     relay.logged(&["ERROR", "dead letters", "tenant.name=t", "no_poison"]).await;
 }
 
