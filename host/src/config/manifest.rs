@@ -550,7 +550,8 @@ api-body = 0
             }
             let started = std::time::Instant::now();
             assert!(parsed(&text).unwrap_err().0.len() > 10_000);
-            assert!(started.elapsed() < Duration::from_secs(10), "{line}");
+            // Far from what it takes, and from what comparing each line with each other would.
+            assert!(started.elapsed() < Duration::from_secs(60), "{line}");
         }
     }
 
