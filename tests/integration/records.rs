@@ -35,9 +35,13 @@ async fn rows_are_read_back_in_their_order() {
     texts_are(&mut probe, &format!("range log {} {ever} 1", ids[0]), "two").await;
     texts_are(&mut probe, "range log 0 1 9", "").await;
     texts_are(&mut probe, &format!("range log {ever} {ever} 9"), "").await;
+    // A filter's rows are written when its call has returned; it sees them before.
+    texts_are(&mut probe, "append-and-read log four 2", "four three").await;
+    texts_are(&mut probe, "append-and-read other five 9", "five").await;
+    texts_are(&mut probe, "records log 9", "four three two one").await;
     assert!(probe.ask(&format!("range log nonsense {ever} 9")).await.contains("not a record's id"));
-    assert_eq!(relay.metric("edge_relay_records_appended_total", &[]).await, 3.0);
-    assert_eq!(relay.metric("edge_relay_records_waiting", &[]).await, 3.0);
+    assert_eq!(relay.metric("edge_relay_records_appended_total", &[]).await, 5.0);
+    assert_eq!(relay.metric("edge_relay_records_waiting", &[]).await, 5.0);
     assert!(relay.metric("edge_relay_records_commit_seconds_count", &[]).await >= 1.0);
 }
 

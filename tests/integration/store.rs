@@ -1,5 +1,10 @@
 //! Records on their way to MySQL: a real MariaDB, and what can happen to it and to the way there.
 
+mod disk;
+mod interleavings;
+mod load;
+mod tls;
+
 use std::{
     sync::{
         Arc,
@@ -29,13 +34,18 @@ async fn count(database: &MariaDb) -> usize {
     database.query("SELECT count(*) FROM records").await[0][0].parse().unwrap()
 }
 
-/// Waits until MySQL has so many rows, and the outbox none.
-async fn drained(relay: &Relay, database: &MariaDb, rows: usize) {
-    until(format!("{rows} rows in MySQL"), async || {
+/// Waits until the outbox is empty.
+async fn outbox_empty(relay: &Relay) {
+    until("an empty outbox", async || {
         let waiting = relay.metric("edge_relay_records_waiting", &[]).await;
         if waiting == 0.0 { Ok(()) } else { Err(format!("{waiting} rows wait:\n{}", relay.log())) }
     })
     .await;
+}
+
+/// Waits until MySQL has so many rows, and the outbox none.
+async fn drained(relay: &Relay, database: &MariaDb, rows: usize) {
+    outbox_empty(relay).await;
     assert_eq!(count(database).await, rows);
 }
 
@@ -140,11 +150,7 @@ async fn a_host_killed_while_it_drains_loses_nothing_and_repeats_nothing() {
         folder = relay.end_with(Signal::KILL).await;
     }
     let relay = serve(folder, &database.url()).await;
-    until("an empty outbox", async || {
-        let waiting = relay.metric("edge_relay_records_waiting", &[]).await;
-        if waiting == 0.0 { Ok(()) } else { Err(waiting.to_string()) }
-    })
-    .await;
+    outbox_empty(&relay).await;
     // What a filter's last call appended may be on disk though nobody was told: never less, and never twice.
     let rows = count(&database).await;
     assert!((acknowledged..=acknowledged + 500).contains(&rows), "{rows} rows, {acknowledged} acknowledged");
@@ -168,6 +174,71 @@ async fn a_row_that_mysql_refuses_is_put_aside_and_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn dead_letters_leave_a_full_outbox_and_stay_their_tenants_bytes() {
+    let Some(mut database) = MariaDb::start_with(&["--max-allowed-packet=1M"]).await else { return };
+    let mut partner = Partner::start().await;
+    let folder = folder(&partner);
+    folder.append("relay.toml", "size = \"6MiB\"\n");
+    folder.append("tenants/t/tenant.toml", "[limits]\nrecords = \"5MiB\"\n");
+    database.stop().await;
+    let relay = serve(folder, &database.url()).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    // Rows of a mebibyte: MySQL takes no statement as long as one of them.
+    assert_eq!(probe.ask("append-many log 4 1048576").await, "4");
+    assert_eq!(probe.ask("append-many log 2 400000").await, "2");
+    relay.metric_is("edge_relay_records_waiting", &[], 6.0).await;
+    database.restart().await;
+    drained(&relay, &database, 2).await;
+    assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 4.0);
+    // Also for a host that begins with them.
+    drop(probe);
+    let relay = serve(relay.end_with(Signal::TERM).await, &database.url()).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    assert_eq!(probe.ask("append-many log 2 1000000").await, "2");
+    relay.logged(&["ERROR", "tenant.name=t", "not written", "as many bytes as they may"]).await;
+}
+
+#[tokio::test]
+async fn names_that_would_mean_something_in_sql_are_names() {
+    let Some(database) = MariaDb::start().await else { return };
+    let (mut one, mut other) = (Partner::start().await, Partner::start().await);
+    let folder = folder(&one).filtered("u", &other.url(), guests::probe(), "");
+    let relay = serve(folder, &database.url()).await;
+    let mut by_one = Probe::new(&relay, &mut one, "t").await;
+    let mut by_other = Probe::new(&relay, &mut other, "u").await;
+    by_other.ask("append log yours").await;
+    let names = [
+        "log'--",
+        "log\"",
+        "log%",
+        "l_g",
+        "LOG",
+        "log\\",
+        "log\\'",
+        "log/**/",
+        "'OR'1'='1",
+        "`log`",
+        "l\u{f6}g",
+        "?",
+        "log;",
+    ];
+    for name in names {
+        assert_eq!(by_one.ask(&format!("append {name} {name}")).await.len(), 36);
+    }
+    drained(&relay, &database, names.len() + 1).await;
+    for name in names {
+        assert_eq!(by_one.ask(&format!("records {name} 9")).await, name);
+        assert_eq!(by_one.ask(&format!("range {name} 0 9999999999999 9")).await, name);
+        assert!(by_one.ask(&format!("range {name} 0'OR'1 9999999999999 9")).await.contains("not a record's id"));
+        assert_eq!(by_other.ask(&format!("records {name} 9")).await, "");
+    }
+    // What differs only as a collation sees it, or in spaces at its end.
+    assert_eq!(by_one.ask("records Log 9").await, "");
+    assert_eq!(by_other.ask("records log 9").await, "yours");
+    assert_eq!(by_one.ask("records log 9").await, "");
+}
+
+#[tokio::test]
 async fn two_hosts_that_start_at_once_migrate_one_database() {
     let Some(database) = MariaDb::start().await else { return };
     let (mut one, mut other) = (Partner::start().await, Partner::start().await);
@@ -178,11 +249,7 @@ async fn two_hosts_that_start_at_once_migrate_one_database() {
     assert_eq!(by_first.ask("append-many log 10 10").await, "10");
     assert_eq!(by_second.ask("append-many log 10 10").await, "10");
     for relay in [&first, &second] {
-        until("an empty outbox", async || {
-            let waiting = relay.metric("edge_relay_records_waiting", &[]).await;
-            if waiting == 0.0 { Ok(()) } else { Err(relay.log()) }
-        })
-        .await;
+        outbox_empty(relay).await;
     }
     assert_eq!(count(&database).await, 20);
     assert_eq!(database.query("SELECT count(*) FROM refinery_schema_history").await[0][0], "1");

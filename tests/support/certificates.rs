@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{
     ServerConfig,
     crypto::ring,
@@ -25,10 +25,16 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// The server's side of TLS, for a server at that address.
-    pub fn acceptor(&self, address: IpAddr) -> TlsAcceptor {
+    /// A certificate for a server at that address, and its key.
+    pub fn certificate(&self, address: IpAddr) -> (Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new([address.to_string()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (certificate, key)
+    }
+
+    /// The server's side of TLS, for a server at that address.
+    pub fn acceptor(&self, address: IpAddr) -> TlsAcceptor {
+        let (certificate, key) = self.certificate(address);
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()

@@ -106,6 +106,16 @@ impl Http {
         self.answer().await
     }
 
+    /// The same from a relay that may be killed meanwhile; `None`: it was.
+    pub async fn try_get(&mut self, path: &str) -> Option<Answer> {
+        if !self.try_send(format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n\r\n")).await {
+            return None;
+        }
+        let head = within("an answer, or the end", self.read_head()).await?;
+        let (body, whole) = within("a whole answer, or the end", self.read_body(&head)).await;
+        whole.then_some(Answer { head, body })
+    }
+
     pub async fn post(&mut self, path: &str, body: &str) -> Answer {
         let length = body.len();
         self.send(format!("POST {path} HTTP/1.1\r\nHost: api.test\r\nContent-Length: {length}\r\n\r\n{body}")).await;

@@ -2,7 +2,7 @@
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
 //! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`], or requests to its API ([`http`]); for records
-//! [`mariadb`], and a [`disk`] to fill.
+//! [`appends`], [`mariadb`], and a [`disk`] to fill.
 
 use std::{
     fmt::Display,
@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+pub mod appends;
 pub mod browser;
 pub mod certificates;
 pub mod chaos;

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::{self, Write},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
 };
@@ -13,6 +13,7 @@ use mysql_async::{Conn, Error, OptsBuilder, Row, Value, prelude::Queryable};
 use rustix::process::{Signal, geteuid};
 
 use super::{
+    certificates::Authority,
     disk::Disk,
     loopback,
     process::{Process, shown},
@@ -77,15 +78,28 @@ impl MariaDb {
     pub async fn start_with(arguments: &[&str]) -> Option<Self> {
         let folder = Folder::empty();
         let place = folder.path("data");
-        Self::start_in(place, folder, arguments).await
+        Self::start_in(place, folder, loopback().into(), arguments).await
+    }
+
+    /// The same, at an address of its own that a certificate can be for, with that and its key in PEM.
+    pub async fn start_tls(authority: &Authority) -> Option<Self> {
+        let folder = Folder::empty();
+        let address = IpAddr::from(loopback());
+        let (certificate, key) = authority.certificate(address);
+        folder.write("certificate.pem", certificate.pem());
+        folder.write("key.pem", key.serialize_pem());
+        let file = |option: &str, name: &str| format!("--{option}={}", folder.path(name).display());
+        let (certificate, key) = (file("ssl-cert", "certificate.pem"), file("ssl-key", "key.pem"));
+        let place = folder.path("data");
+        Self::start_in(place, folder, address, &[&certificate, &key]).await
     }
 
     /// The same, with its data on a disk that can be filled.
     pub async fn start_on(disk: &Disk, arguments: &[&str]) -> Option<Self> {
-        Self::start_in(disk.path("data"), Folder::empty(), arguments).await
+        Self::start_in(disk.path("data"), Folder::empty(), loopback().into(), arguments).await
     }
 
-    async fn start_in(place: PathBuf, folder: Folder, more: &[&str]) -> Option<Self> {
+    async fn start_in(place: PathBuf, folder: Folder, address: IpAddr, more: &[&str]) -> Option<Self> {
         let program = program()?;
         let mut arguments = vec![program, "--no-defaults".to_owned(), format!("--datadir={}", place.display())];
         if geteuid().is_root() {
@@ -97,7 +111,7 @@ impl MariaDb {
         arguments.extend(SETTINGS.iter().chain(more).map(|argument| (*argument).to_owned()));
         make_data(&arguments, &place, &folder).await;
 
-        let address = TcpListener::bind((loopback(), 0)).unwrap().local_addr().unwrap();
+        let address = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap();
         arguments.push(format!("--bind-address={}", address.ip()));
         arguments.push(format!("--port={}", address.port()));
         arguments.extend(["--socket=", "--skip-name-resolve"].map(str::to_owned));

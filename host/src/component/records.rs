@@ -44,6 +44,13 @@ impl Deferred {
         self.bytes += bytes;
         Ok(())
     }
+
+    /// What a query finds among them.
+    fn select(&self, collection: &Collection, query: &Query) -> Vec<Record> {
+        let (from, to) = query.bounds();
+        let found = |row: &&Row| row.collection == *collection && (from..to).contains(&row.id);
+        self.rows.iter().filter(found).map(|row| Record { id: row.id, data: row.data.clone() }).collect()
+    }
 }
 
 impl Host {
@@ -78,7 +85,10 @@ impl Host {
     async fn read_rows(&mut self, collection: &str, query: Query) -> Result<Vec<Entry>, Error> {
         let tenant = std::sync::Arc::clone(self.tenant());
         let collection = Collection::new(&tenant.name, collection)?;
-        let rows = store_of(&tenant)?.read(&collection, query).await?;
+        let mut rows = store_of(&tenant)?.read(&collection, query.clone()).await?;
+        if let Some(deferred) = self.deferred() {
+            rows = query.merge(rows, deferred.select(&collection, &query));
+        }
         Ok(rows.into_iter().map(|Record { id, data }| Entry { id: id.to_string(), at: id.at(), data }).collect())
     }
 }

@@ -107,3 +107,74 @@ fn parse(place: &Place<'_>, url: &str) -> Option<Source> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::walk::Document, *};
+
+    const TLS: &str = "mysql://user:hush@db/records?require_ssl=true";
+
+    /// What a section says; its variables are `TLS` and `BAD`.
+    fn read(section: &str) -> Result<StoreConfig, String> {
+        let text = format!("[store]\n{section}");
+        let relay = Path::new("/nowhere/relay.toml");
+        let document = Document::new(relay, &text);
+        let config = {
+            let mut root = document.parse().unwrap_or_else(|root| root);
+            let secrets = |name: &str| match name {
+                "TLS" => Some(TLS.to_owned()),
+                "BAD" => Some("mysql://user:hush@db:port/records".to_owned()),
+                _ => None,
+            };
+            store(root.section("store"), relay, &secrets)
+        };
+        document.conclude(Some(config)).map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn a_file_beside_relay_toml_is_the_store() {
+        let file = |section| read(section).unwrap().file;
+        assert_eq!(file(""), Path::new("/nowhere/data/records.sqlite"));
+        assert_eq!(file("file = \"r.sqlite\""), Path::new("/nowhere/r.sqlite"));
+        assert_eq!(file("url = \"sqlite:/var/r.sqlite\""), Path::new("/var/r.sqlite"));
+        assert!(read("").unwrap().mysql.is_none());
+        assert_eq!((read("").unwrap().size, read("size = \"2MiB\"").unwrap().size), (1 << 30, 2 << 20));
+    }
+
+    #[test]
+    fn a_url_of_mysql_makes_it_the_outbox() {
+        let config = read("url = \"mysql://user@db/records\"\nfile = \"outbox.sqlite\"").unwrap();
+        assert_eq!(config.file, Path::new("/nowhere/outbox.sqlite"));
+        let opts = config.mysql.unwrap();
+        assert_eq!((opts.ip_or_hostname(), opts.db_name(), opts.ssl_opts()), ("db", Some("records"), None));
+        let opts = read("url = { env = \"TLS\" }").unwrap().mysql.unwrap();
+        assert_eq!(opts.pass(), Some("hush"));
+        let tls = opts.ssl_opts().unwrap();
+        assert!(!tls.accept_invalid_certs() && !tls.skip_domain_validation());
+    }
+
+    #[test]
+    fn mistakes_are_named_and_secrets_are_not() {
+        for (section, words) in [
+            ("url = \"postgres://db/x\"", "store.url: is neither sqlite: nor mysql://"),
+            ("url = \"sqlite:\"", "store.url: names no file"),
+            ("url = \"mysql://db\"", "store.url: names no database"),
+            ("url = \"mysql://user:hush@db/x\"", "store.url: has a password in it"),
+            ("url = \"mysql://db/x?nonsense=1\"", "store.url: is not a MySQL URL"),
+            ("url = { env = \"BAD\" }", "store.url: is not a MySQL URL"),
+            ("url = { env = \"NONE\" }", "\"NONE\" is not in the host's environment"),
+            ("url = { file = \"missing\" }", "\"missing\" cannot be read"),
+            ("url = { env = \"TLS\", file = \"x\" }", "store.url: names no URL, or two"),
+            ("url = {}", "store.url: names no URL, or two"),
+            ("url = { variable = \"TLS\" }", "store.url.variable: is unknown"),
+            ("url = 5", "store.url"),
+            ("url = \"sqlite:a\"\nfile = \"b\"", "store.file: is named by url already"),
+            ("size = \"1KiB\"", "store.size"),
+            ("size = \"much\"", "store.size"),
+            ("sise = \"1MiB\"", "store.sise: is unknown"),
+        ] {
+            let problems = read(section).unwrap_err();
+            assert!(problems.contains(words) && !problems.contains("hush"), "{section}: {problems}");
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! MySQL refuses is found by halving its batch, and put aside; it holds up nobody.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -140,17 +141,25 @@ impl Drain {
     }
 }
 
-/// Takes rows out of the outbox, those refused to the dead letters.
+/// Takes rows out of the outbox, those refused to the dead letters. These remain their tenant's bytes, so that they too are
+/// bounded.
 fn leave(transaction: &Transaction<'_>, first: i64, last: i64, refused: &[(Row, String)]) -> rusqlite::Result<Freed> {
+    let sql = "DELETE FROM records WHERE seq BETWEEN ?1 AND ?2 RETURNING id, tenant, length(data)";
+    let mut statement = transaction.prepare_cached(sql)?;
+    let gone = statement.query_map([first, last], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get(1)?, row.get(2)?)))?;
+    let gone: Vec<([u8; 16], String, usize)> = gone.collect::<Result<_, _>>()?;
+    let rows = gone.len();
+    let dead: HashSet<[u8; 16]> = refused.iter().map(|(row, _)| row.id.bytes()).collect();
+    let drained = gone.into_iter().filter(|(id, ..)| !dead.contains(id));
+    let bytes = drained.map(|(_, tenant, length)| (tenant, length)).collect();
+    // Into the room that the others leave: a full outbox must not keep them all.
     for (Row { id, collection, data }, error) in refused {
         transaction.execute(
             "INSERT OR IGNORE INTO dead_letters (id, tenant, collection, data, error) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![id.bytes(), &*collection.tenant, &*collection.name, data, error],
         )?;
     }
-    let mut statement =
-        transaction.prepare_cached("DELETE FROM records WHERE seq BETWEEN ?1 AND ?2 RETURNING tenant, length(data)")?;
-    statement.query_map([first, last], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    Ok(Freed { rows, bytes })
 }
 
 /// Seconds since a time in milliseconds.

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use mysql_async::{
-    Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, Value,
+    Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, SslOpts, Value,
     prelude::{Query as _, Queryable, WithParams},
 };
+use rustls::{RootCertStore, pki_types::CertificateDer};
 use tokio::time::timeout;
 
 use super::{
@@ -50,7 +51,8 @@ impl Rows {
         // None is kept that has not been used for a while: what stands between drops them silently.
         let bounds = PoolConstraints::new(0, MAX_CONNECTIONS).unwrap_or_default();
         let pool = PoolOpts::new().with_constraints(bounds).with_inactive_connection_ttl(Duration::from_secs(60));
-        let opts = OptsBuilder::from_opts(opts).pool_opts(pool).stmt_cache_size(8);
+        let tls = opts.ssl_opts().cloned().map(trusting);
+        let opts = OptsBuilder::from_opts(opts).ssl_opts(tls).pool_opts(pool).stmt_cache_size(8);
         Self { pool: Pool::new(opts) }
     }
 
@@ -130,6 +132,16 @@ impl Rows {
         };
         deleted.await.map_err(unavailable)
     }
+}
+
+/// TLS trusts whom it trusts towards upstreams: the machine's roots, or those of `SSL_CERT_FILE`.
+fn trusting(tls: SslOpts) -> SslOpts {
+    let roots = rustls_native_certs::load_native_certs();
+    roots.errors.iter().for_each(|error| tracing::warn!(%error, "a root certificate cannot be read"));
+    // The client would fail by one that it does not understand.
+    let parsable = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
+    let roots = roots.certs.into_iter().filter(parsable).map(|root| root.to_vec().into()).collect();
+    tls.with_disable_built_in_roots(true).with_root_certs(roots)
 }
 
 fn unavailable(error: Error) -> StoreError {

@@ -120,7 +120,9 @@ fn delete(transaction: &Transaction<'_>, collection: &Collection, before: Record
         (SELECT seq FROM records WHERE tenant = ?1 AND collection = ?2 AND id < ?3 LIMIT ?4) RETURNING tenant, length(data)";
     let mut statement = transaction.prepare_cached(sql)?;
     let parameters = params![&*collection.tenant, &*collection.name, before.bytes(), BATCH];
-    statement.query_map(parameters, |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    let gone = statement.query_map(parameters, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let bytes: Vec<(String, usize)> = gone.collect::<Result<_, _>>()?;
+    Ok(Freed { rows: bytes.len(), bytes })
 }
 
 #[cfg(test)]

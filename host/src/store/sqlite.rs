@@ -59,19 +59,26 @@ pub fn open_for_reading(file: &Path) -> rusqlite::Result<Connection> {
 /// Bytes of each tenant's rows.
 pub type Used = HashMap<Arc<str>, u64>;
 
-/// How many rows are in the file, and whose.
+/// How many rows are in the file, and whose; the dead letters are bytes too.
 pub fn usage(connection: &Connection) -> rusqlite::Result<(u64, Used)> {
-    let mut statement =
-        connection.prepare("SELECT tenant, count(*), sum(length(data)) FROM records GROUP BY tenant")?;
+    let mut used = Used::new();
+    let rows = add_usage(connection, "records", &mut used)?;
+    add_usage(connection, "dead_letters", &mut used)?;
+    Ok((rows, used))
+}
+
+fn add_usage(connection: &Connection, table: &str, used: &mut Used) -> rusqlite::Result<u64> {
+    let sql = format!("SELECT tenant, count(*), sum(length(data)) FROM {table} GROUP BY tenant");
+    let mut statement = connection.prepare(&sql)?;
     let of_tenants =
         statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?)))?;
-    let (mut rows, mut bytes) = (0, Used::new());
+    let mut rows = 0;
     for of_tenant in of_tenants {
         let (tenant, count, length) = of_tenant?;
         rows += count;
-        bytes.insert(tenant.into(), length + count * super::ROW_OVERHEAD);
+        *used.entry(tenant.into()).or_default() += length + count * super::ROW_OVERHEAD;
     }
-    Ok((rows, bytes))
+    Ok(rows)
 }
 
 pub fn insert(connection: &Connection, rows: &[Row]) -> rusqlite::Result<()> {

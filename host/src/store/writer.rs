@@ -23,8 +23,13 @@ use crate::metrics::StoreMetrics;
 const GROUP_ROWS: usize = 10_000;
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
-/// What a change took out of the file: each row's tenant and length.
-pub type Freed = Vec<(String, usize)>;
+/// What a change took from the records.
+#[derive(Default)]
+pub struct Freed {
+    pub rows: usize,
+    /// Of those whose bytes are free again: tenant and length.
+    pub bytes: Vec<(String, usize)>,
+}
 type Change = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
 
 enum Order {
@@ -139,7 +144,7 @@ impl Work {
             Err(error) => {
                 tracing::error!(%error, "records cannot be written");
                 group.iter().for_each(|(rows, _)| {
-                    self.release(rows.iter().map(|row| (&row.collection.tenant, row.data.len())))
+                    self.release(rows.iter().map(|row| (&*row.collection.tenant, row.data.len())))
                 });
             }
         }
@@ -166,13 +171,9 @@ impl Work {
             Ok(freed)
         })();
         let freed: Freed = changed.map_err(|error: rusqlite::Error| refusal(&error))?;
-        for (tenant, length) in &freed {
-            if let Some(used) = self.used.get_mut(tenant.as_str()) {
-                *used = used.saturating_sub(*length as u64 + ROW_OVERHEAD);
-            }
-        }
-        self.metrics.waiting.dec_by(i64::try_from(freed.len()).unwrap_or(i64::MAX));
-        Ok(freed.len())
+        self.release(freed.bytes.iter().map(|(tenant, length)| (tenant.as_str(), *length)));
+        self.metrics.waiting.dec_by(i64::try_from(freed.rows).unwrap_or(i64::MAX));
+        Ok(freed.rows)
     }
 
     /// Counts the rows' bytes, if their tenant may have them.
@@ -185,7 +186,7 @@ impl Work {
         fits
     }
 
-    fn release<'r>(&mut self, rows: impl Iterator<Item = (&'r Arc<str>, usize)>) {
+    fn release<'r>(&mut self, rows: impl Iterator<Item = (&'r str, usize)>) {
         for (tenant, length) in rows {
             if let Some(used) = self.used.get_mut(tenant) {
                 *used = used.saturating_sub(length as u64 + ROW_OVERHEAD);

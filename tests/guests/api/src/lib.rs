@@ -4,7 +4,7 @@
 use std::{cell::Cell, hint::black_box, io::Write as _, mem::forget, process::abort};
 
 use edge_relay::tenant::{
-    channels,
+    channels, records,
     types::{Frame, Publication},
     upstreams,
 };
@@ -63,6 +63,8 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
         "/fetch" => text(place, fetch(query_value(query, "from"))),
         "/state" => text(place, fill_state(number("bytes") as usize)),
         "/publish" => text(place, publish(query_value(query, "channel"), query_value(query, "text"))),
+        "/append" => text(place, append(query)),
+        "/records" => text(place, newest(query)),
         "/imports" => text(place, imports()),
         // No answer.
         "/silent" => {}
@@ -110,6 +112,32 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
             text(place, "leaked".to_owned());
         }
         _ => with_status(place, 404, Some("no such path")),
+    }
+}
+
+/// Appends rows one after another, `first` to before `first + rows`, each its number filled up to so many `bytes`; says how
+/// many were taken, and the first error.
+fn append(query: &str) -> String {
+    let number = |name: &str| query_value(query, name).parse().unwrap_or(0_u64);
+    let (first, rows, bytes) = (number("first"), number("rows"), number("bytes") as usize);
+    let collection = query_value(query, "to");
+    for nth in 0..rows {
+        let mut row = (first + nth).to_string().into_bytes();
+        row.resize(row.len().max(bytes), b' ');
+        if let Err(error) = records::append(collection, &row) {
+            return format!("{nth} {error:?}");
+        }
+    }
+    rows.to_string()
+}
+
+/// The texts of a collection's newest rows.
+fn newest(query: &str) -> String {
+    let count = query_value(query, "count").parse().unwrap_or(0);
+    let text = |row: &records::Entry| String::from_utf8_lossy(&row.data).trim_end().to_owned();
+    match records::latest(query_value(query, "of"), count) {
+        Ok(rows) => rows.iter().map(text).collect::<Vec<_>>().join(" "),
+        Err(error) => format!("{error:?}"),
     }
 }
 

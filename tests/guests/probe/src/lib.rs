@@ -99,6 +99,10 @@ fn answer(command: &str) -> String {
                 Err(error) => format!("{error:?}"),
             }
         }
+        ["append-and-read", collection, text, count] => match records::append(collection, text.as_bytes()) {
+            Ok(_) => shown(records::latest(collection, count.parse().unwrap_or_default())),
+            Err(error) => format!("{error:?}"),
+        },
         ["records", collection, count] => shown(records::latest(collection, count.parse().unwrap_or_default())),
         ["range", collection, at, to, limit] => {
             let number = |text: &str| text.parse().unwrap_or_default();
