@@ -73,6 +73,8 @@ async fn take(steps: &[Step], database: &mut MariaDb) {
     let url = database.url_at(chaos.address);
     let mut relay = serve(Appends::folder_to_mysql(), &url).await;
     let mut appends = Appends::default();
+    // Makes the tables.
+    appends.append(&relay, 1).await;
     for step in steps {
         match *step {
             Step::Append(rows) => appends.append(&relay, rows).await,
@@ -113,5 +115,6 @@ async fn take(steps: &[Step], database: &mut MariaDb) {
     }
     outbox_empty(&relay).await;
     assert!(appends.refused.is_empty(), "{:?}", appends.refused);
+    assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 0.0, "{}", relay.log());
     appends.are_in(database).await;
 }
