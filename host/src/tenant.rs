@@ -21,6 +21,8 @@ pub struct Tenant {
     pub name: Arc<str>,
     /// The path its clients connect to.
     pub path: String,
+    /// Origins whose pages may read channels over HTTP.
+    pub cors: Vec<String>,
     pub channels: Arc<Channels>,
     pub terms: Arc<Terms>,
     /// Where its clients are.
@@ -117,6 +119,7 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
     let tenant = Arc::new(Tenant {
         name: config.name,
         path: config.path,
+        cors: config.cors,
         channels: Arc::new(Channels::new(config.channels, config.limits.logs, Arc::clone(&counts))),
         terms: Arc::new(terms),
         shards: Arc::clone(shards),
@@ -140,7 +143,7 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
             (Some(code), Some(guests)) => {
                 Sink::Filter(guests.filter(Arc::clone(code), guest(FilterCode::ROLE, &config.name)))
             }
-            _ => Sink::Channel(Arc::clone(&tenant.channels)),
+            _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
         };
         upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, outbound });
     }
