@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 
 use crate::support::{
     browser::{Browser, Seen},
+    chaos::Chaos,
     process::{Process, command, run, shown},
     relay::{http, status},
     tenant::Folder,
@@ -126,6 +127,53 @@ async fn an_open_page_comes_back_with_the_relay() {
     assert_eq!(browser.value("notReloaded").await, true);
     // That nothing answered for a while is no fault of the page.
     assert_clean(&browser.seen().await);
+}
+
+#[tokio::test]
+async fn a_page_whose_network_was_cut_gets_all_that_it_missed() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let demo = Demo::start(&[]).await;
+    let clients = demo.addresses().await["clients"].as_str().unwrap().to_owned();
+    let relay = clients.strip_prefix("ws://").unwrap().split('/').next().unwrap().to_owned();
+    // At an address where the page may connect to.
+    let mut chaos = Chaos::start_at("127.0.0.1:0".parse().unwrap(), relay.parse().unwrap()).await;
+    // The page's WebSockets by way of the proxy, and what they bring kept.
+    let script = "globalThis.got = [];
+        globalThis.WebSocket = class extends WebSocket {
+            constructor(url) {
+                super(url.replace('RELAY', 'PROXY'));
+                this.addEventListener('message', (message) => got.push(message.data));
+            }
+        };";
+    browser.before_pages(&script.replace("RELAY", &relay).replace("PROXY", &chaos.address.to_string())).await;
+    browser.open(&demo.url()).await;
+    prices_move(&mut browser).await;
+    for round in 1..=3 {
+        chaos.refuse().await;
+        chaos.cut();
+        browser.sees("document.body.dataset.state === 'offline'").await;
+        let got = browser.value("got.length").await.as_u64().unwrap();
+        chaos.accept().await;
+        browser.sees("document.body.dataset.state === 'live'").await;
+        let recovered = browser.value("document.body.dataset.recovered").await;
+        assert_ne!(recovered, "", "round {round}: something is lost");
+        browser.sees(&format!("got.length > {got} + {}", recovered.as_str().unwrap())).await;
+    }
+    browser.sees("document.getElementById('detail').textContent.includes('reconnected 3 times, nothing lost')").await;
+    let got = browser.value("got").await;
+    let got: Vec<&str> = got.as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    let (_, page) =
+        http(relay.parse().unwrap(), "GET /market/channels/prices?limit=1000 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let page: Value = serde_json::from_str(&page).unwrap();
+    let published: Vec<&str> = page["publications"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|publication| publication["data"].as_str().unwrap())
+        .collect();
+    // All that was published between the first and the last, once and in order.
+    let first = published.iter().position(|text| *text == got[0]).expect("1,000 publications are more than this takes");
+    assert_eq!(published.get(first..first + got.len()), Some(got.as_slice()));
 }
 
 #[tokio::test]

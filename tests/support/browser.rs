@@ -101,6 +101,11 @@ impl Browser {
         Some(browser)
     }
 
+    /// Runs a script in each page before the page's own.
+    pub async fn before_pages(&mut self, script: &str) {
+        self.command("Page.addScriptToEvaluateOnNewDocument", json!({ "source": script })).await;
+    }
+
     pub async fn open(&mut self, url: &str) {
         let opened = self.command("Page.navigate", json!({ "url": url })).await;
         assert_eq!(opened.get("errorText"), None, "{url}: {opened}");

@@ -97,6 +97,11 @@ struct Connection {
 
 impl Chaos {
     pub async fn start(target: SocketAddr) -> Self {
+        Self::start_at((loopback(), 0).into(), target).await
+    }
+
+    /// The same, at an address that somebody expects it at.
+    pub async fn start_at(address: SocketAddr, target: SocketAddr) -> Self {
         let line = Arc::new(Line {
             target,
             flowing: watch::Sender::new(true),
@@ -106,7 +111,7 @@ impl Chaos {
             open: Mutex::default(),
             bytes: Default::default(),
         });
-        let listener = TcpListener::bind((loopback(), 0)).await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut chaos = Self { address, line, listening: JoinSet::new(), forwarding: Arc::default() };
         chaos.listen(listener);

@@ -36,6 +36,8 @@ use crate::{
 mod act;
 mod deliver;
 mod leave;
+#[cfg(test)]
+mod model;
 mod receive;
 mod row;
 mod view;
@@ -190,48 +192,54 @@ impl Shard {
         let mut events = Events::with_capacity(1024);
         let mut commands = Vec::new();
         loop {
-            let timeout = match self.again.is_empty() {
+            let wait = match self.again.is_empty() {
                 true => self.next_tick.saturating_duration_since(Instant::now()),
                 false => Duration::ZERO,
             };
-            match self.poll.poll(&mut events, Some(timeout)) {
-                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-            let now = Instant::now();
-            self.now = millis(now - self.started);
-            for event in events.iter().filter(|event| event.token() != WAKER) {
-                let slot = event.token().0;
-                if event.is_readable() || event.is_read_closed() || event.is_error() {
-                    self.read(slot, event.is_read_closed() || event.is_error());
-                }
-                if event.is_writable() {
-                    self.resume(slot);
-                }
-            }
-            for slot in std::mem::take(&mut self.again) {
-                // To the end: if that came meanwhile, its edge has been spent on the turn before.
-                self.read(slot, true);
-                self.resume(slot);
-            }
-            self.queue.take(&mut commands);
-            for command in commands.drain(..) {
-                match command {
-                    Command::Client(newcomer) => self.adopt(*newcomer),
-                    Command::Fresh(view) => self.fan_out(view),
-                    Command::Act { client, terms, steps } => self.act(client, &terms, steps),
-                    Command::Shutdown => self.begin_shutdown(now),
-                }
-            }
-            if now >= self.next_tick {
-                self.next_tick = now + self.tick;
-                self.sweep();
-            }
-            if self.end.is_some_and(|end| self.rows.is_empty() || now >= end) {
+            self.turn(&mut events, &mut commands, wait)?;
+            if self.end.is_some_and(|end| self.rows.is_empty() || Instant::now() >= end) {
                 self.queue.close();
                 return Ok(());
             }
         }
+    }
+
+    /// Waits for something to do, and does all there is.
+    fn turn(&mut self, events: &mut Events, commands: &mut Vec<Command>, wait: Duration) -> io::Result<()> {
+        match self.poll.poll(events, Some(wait)) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let now = Instant::now();
+        self.now = millis(now - self.started);
+        for event in events.iter().filter(|event| event.token() != WAKER) {
+            let slot = event.token().0;
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                self.read(slot, event.is_read_closed() || event.is_error());
+            }
+            if event.is_writable() {
+                self.resume(slot);
+            }
+        }
+        for slot in std::mem::take(&mut self.again) {
+            // To the end: if that came meanwhile, its edge has been spent on the turn before.
+            self.read(slot, true);
+            self.resume(slot);
+        }
+        self.queue.take(commands);
+        for command in commands.drain(..) {
+            match command {
+                Command::Client(newcomer) => self.adopt(*newcomer),
+                Command::Fresh(view) => self.fan_out(view),
+                Command::Act { client, terms, steps } => self.act(client, &terms, steps),
+                Command::Shutdown => self.begin_shutdown(now),
+            }
+        }
+        if now >= self.next_tick {
+            self.next_tick = now + self.tick;
+            self.sweep();
+        }
+        Ok(())
     }
 
     fn adopt(&mut self, newcomer: Newcomer) {

@@ -79,9 +79,11 @@ impl Shard {
         let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(nth).unwrap_or(u16::MAX) };
         let cursor = self.views.get_mut(at).and_then(|view| view.subscribe(index(at), subscriber, Start::Now));
         let Some((row, cursor)) = self.rows.get_mut(slot).zip(cursor) else { return };
-        let begins = cursor.since().is_some() && !row.is(flag::BEHIND);
+        let begins = cursor.since().is_some();
         row.cursors.push(cursor);
         if begins {
+            // What comes first must not come into the middle of a frame.
+            self.finish_frame(slot);
             self.begin(slot);
         }
     }
@@ -95,10 +97,8 @@ impl Shard {
         let Some(nth) = row.cursors.as_slice().iter().position(|cursor| of_channel(cursor.view as usize)) else {
             return;
         };
-        if usize::from(row.current) == nth {
-            row.cut_snapshot();
-        }
         let Some(cursor) = row.cursors.take(nth) else { return };
+        row.cut_preface(cursor.view);
         // The last cursor has its place now.
         if usize::from(row.current) == row.cursors.as_slice().len() {
             row.current = u16::try_from(nth).unwrap_or(0);

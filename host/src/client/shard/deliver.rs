@@ -5,8 +5,8 @@ use std::sync::Arc;
 use mio::Interest;
 
 use super::{
-    Shard,
-    row::{Rest, Step, flag},
+    Shard, index,
+    row::{Preface, Rest, Step, flag},
     view::Subscriber,
 };
 use crate::{channel::Since, config::Slow};
@@ -74,7 +74,8 @@ impl Shard {
     /// A cursor is off the end of its log: what its channel's policy says.
     fn lagged(&mut self, slot: usize, nth: u16, at: usize) {
         let Some(view) = self.views.get(at) else { return };
-        let (policy, end) = (view.channel.slow(), view.log.next_seq());
+        let policy = view.channel.slow();
+        let newest = view.log.newest().map(|chunk| (chunk.seq, chunk.position_after(chunk.last_offset() - 1)));
         let metrics = Arc::clone(&view.channel.metrics);
         if policy == Slow::Close {
             metrics.lagged("close");
@@ -83,7 +84,7 @@ impl Shard {
         metrics.lagged(if policy == Slow::Skip { "skip" } else { "conflate" });
         let Some(row) = self.rows.get_mut(slot) else { return };
         // In the middle of a snapshot its log went on without it.
-        let cut = if row.current == nth { row.cut_snapshot() } else { None };
+        let cut = row.cut_preface(index(at));
         let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
         let has = cut.unwrap_or_else(|| Since::Offset(view.had(cursor)));
         if row.current == nth {
@@ -94,35 +95,46 @@ impl Shard {
             return;
         };
         match policy {
-            Slow::Skip => cursor.enter(end),
+            Slow::Skip => {
+                let (seq, position) = newest.unwrap_or_default();
+                cursor.enter(seq, position);
+            }
             _ => cursor.leave(has),
         }
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
-            self.begin(slot);
+            self.hold(slot, &Step::Turn);
         }
     }
 
-    /// Puts a row in line for the snapshot or the history that it is to begin with.
+    /// Takes the snapshots that a row's cursors are to begin with, as of now, and puts it in line for what is to be sent.
     pub(super) fn begin(&mut self, slot: usize) {
-        self.hold(slot, &Step::Turn);
+        let cursors = self.rows.get(slot).map_or(0, |row| row.cursors.as_slice().len());
+        for nth in 0..u16::try_from(cursors).unwrap_or(u16::MAX) {
+            // Of a new client nothing can have been forgotten; one that is off its log has its turn later.
+            self.conflate(slot, nth);
+        }
+        if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
+            self.hold(slot, &Step::Turn);
+        }
     }
 
-    /// Puts what a client has missed of a snapshot in front of its log. `None`: that is not known any more.
-    fn conflate(&mut self, slot: usize, nth: u16) -> Option<()> {
+    /// Puts a snapshot, or what a client has missed of it, in front of a cursor that is off its log. `None`: that is not
+    /// known any more.
+    pub(super) fn conflate(&mut self, slot: usize, nth: u16) -> Option<()> {
         let row = self.rows.get_mut(slot)?;
         let cursor = row.cursors.as_mut_slice().get_mut(usize::from(nth))?;
-        let since = cursor.since()?;
-        let view = self.views.get(cursor.view as usize)?;
-        let chunk = view.channel.snapshot(since, view.log.oldest_seq())?;
+        let (since, view) = (cursor.since()?, cursor.view);
+        let of = self.views.get(view as usize)?;
+        let chunk = of.channel.snapshot(since, of.log.oldest_seq())?;
         let from = match since {
             Since::Nothing => 0,
             Since::Offset(offset) => chunk.position_after(offset),
         };
-        cursor.enter(chunk.seq);
-        row.current = nth;
+        cursor.enter(chunk.seq, 0);
         let end = chunk.bytes().len();
         if from < end {
-            row.extra().rest = Some(Rest { chunk, range: from..end, since: Some(since) });
+            let rest = Rest { chunk, range: from..end };
+            row.extra().prefaces.push_back(Preface { view, since, rest });
         }
         Some(())
     }
@@ -144,7 +156,9 @@ impl Shard {
             };
             let at = cursor.view as usize;
             if cursor.since().is_some() && self.conflate(slot, nth).is_none() {
-                return self.close(slot, 1013, "fell off the end of the channel's log", "lagged");
+                self.close(slot, 1013, "fell off the end of the channel's log", "lagged");
+                // The socket has room, and will not say so again.
+                return self.hold(slot, &Step::Turn);
             }
             let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(at)) else { continue };
             step = row.flush(self.now);
@@ -154,7 +168,9 @@ impl Shard {
             let mut delivered = 0;
             step = row.advance(nth, &view.log, self.now, &mut delivered);
             view.channel.metrics.deliveries.inc_by(delivered);
-            row.current = nth;
+            if step != Step::Done {
+                row.current = nth;
+            }
         }
         match step {
             Step::Done => self.caught_up(slot),
@@ -210,7 +226,7 @@ impl Shard {
         if cursor.seq >= view.log.oldest_seq() {
             cursor.step(rest.len(), &view.log, &mut 0);
         }
-        row.extra.get_or_insert_default().rest = Some(Rest { chunk, range: rest, since: None });
+        row.extra.get_or_insert_default().rest = Some(Rest { chunk, range: rest });
         view.channel.metrics.deliveries.inc();
     }
 }

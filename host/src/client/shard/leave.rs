@@ -20,7 +20,10 @@ impl Shard {
         row.client.leaves(reason);
         self.finish_frame(slot);
         if let Some(row) = self.rows.get_mut(slot) {
-            row.cut_snapshot();
+            let views: Vec<u32> = row.cursors.as_slice().iter().map(|cursor| cursor.view).collect();
+            for view in views {
+                row.cut_preface(view);
+            }
         }
         self.unsubscribe(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };

@@ -1,6 +1,7 @@
 //! A client in a shard's table.
 
 use std::{
+    collections::VecDeque,
     io::{self, ErrorKind, IoSlice, Write},
     ops::Range,
     slice,
@@ -56,13 +57,13 @@ pub struct Cursor {
     pub at: u32,
     /// The chunk; of a cursor off the log, the offset of the last publication its client has.
     pub seq: u64,
-    /// The byte within it, or [`OFF`] or [`NEW`].
+    /// The byte within it, or [`OFF`] or [`OFF_ALL`].
     pub position: u32,
 }
 
 /// In the place of a position: off the log, which goes on behind a part of the snapshot, or behind all of it.
-pub const OFF: u32 = u32::MAX;
-pub const NEW: u32 = u32::MAX - 1;
+const OFF: u32 = u32::MAX;
+const OFF_ALL: u32 = u32::MAX - 1;
 
 /// A row's cursors; nearly always one, kept in place.
 pub enum Cursors {
@@ -124,8 +125,10 @@ impl From<Vec<Cursor>> for Cursors {
 /// What only some rows have.
 #[derive(Default)]
 pub struct Extra {
-    /// What comes before all else.
+    /// What is left of a half-sent frame that something else must follow.
     pub rest: Option<Rest>,
+    /// Snapshots to send after that; only the first may have begun.
+    pub prefaces: VecDeque<Preface>,
     /// Bytes to send after that and before the cursors go on: whole frames, replies and control frames.
     pub out: Vec<u8>,
     /// How much of `out` is sent.
@@ -145,14 +148,24 @@ pub struct Extra {
 pub struct Rest {
     pub chunk: Arc<Chunk>,
     pub range: Range<usize>,
-    /// It is of a snapshot, which the row's current cursor follows, for a client that had what came up to this offset.
-    /// `None`: it is what is left of a half-sent frame.
-    pub since: Option<Since>,
+}
+
+/// A snapshot that one of the row's cursors follows.
+pub struct Preface {
+    /// That cursor's.
+    pub view: u32,
+    /// What the client had before.
+    pub since: Since,
+    pub rest: Rest,
 }
 
 impl Extra {
     fn is_empty(&self) -> bool {
-        self.rest.is_none() && self.out.is_empty() && self.partial.is_empty() && self.assembly.is_empty()
+        self.rest.is_none()
+            && self.prefaces.is_empty()
+            && self.out.is_empty()
+            && self.partial.is_empty()
+            && self.assembly.is_empty()
     }
 }
 
@@ -170,23 +183,24 @@ pub enum Step {
 }
 
 impl Row {
-    /// Leaves out what a client has not got yet of the snapshot before its current cursor, but for the frame that is
-    /// half sent; returns what it has then. `None`: there was no snapshot.
-    pub fn cut_snapshot(&mut self) -> Option<Since> {
-        let place = &mut self.extra.as_mut()?.rest;
-        let Rest { chunk, range, since } = place.take_if(|rest| rest.since.is_some())?;
+    /// Leaves out what a client has not got yet of a view's snapshot, but for the frame that is half sent; returns what it
+    /// has then. `None`: there is no snapshot under way.
+    pub fn cut_preface(&mut self, view: u32) -> Option<Since> {
+        let extra = self.extra.as_mut()?;
+        let index = extra.prefaces.iter().position(|preface| preface.view == view)?;
+        let Preface { since, rest: Rest { chunk, range }, .. } = extra.prefaces.remove(index)?;
+        // Before its first own frame are those that the client had already.
+        let begun = chunk.begun(range.start).unwrap_or(0);
         if let Some(frame) = chunk.rest_of_frame(range.start) {
             // Copied: the snapshot is large, and others may have a newer one.
             let (part, length) = (chunk.part(frame.clone()), frame.len());
-            *place = Some(Rest { chunk: Arc::new(part), range: 0..length, since: None });
+            extra.rest = Some(Rest { chunk: Arc::new(part), range: 0..length });
         }
-        // Before its first own frame are those that the client had already.
-        let had = match since? {
-            Since::Offset(offset) => offset,
-            Since::Nothing => 0,
-        };
-        let has = chunk.begun(range.start).unwrap_or(0).max(had);
-        Some(if has == 0 { Since::Nothing } else { Since::Offset(has) })
+        Some(match since {
+            Since::Offset(had) => Since::Offset(begun.max(had)),
+            Since::Nothing if begun > 0 => Since::Offset(begun),
+            Since::Nothing => since,
+        })
     }
 
     pub fn is(&self, flags: u8) -> bool {
@@ -231,8 +245,13 @@ impl Row {
         let behind = self.is(flag::BEHIND);
         let Some(extra) = &mut self.extra else { return Step::Done };
         loop {
-            let bytes = match &extra.rest {
-                Some(Rest { chunk, range, .. }) => chunk.bytes().get(range.clone()).unwrap_or_default(),
+            let half_sent = extra.rest.is_some();
+            let before = match (&mut extra.rest, extra.prefaces.front_mut()) {
+                (Some(rest), _) | (None, Some(Preface { rest, .. })) => Some(rest),
+                (None, None) => None,
+            };
+            let bytes = match &before {
+                Some(Rest { chunk, range }) => chunk.bytes().get(range.clone()).unwrap_or_default(),
                 None => extra.out.get(extra.sent..).unwrap_or_default(),
             };
             let written = match bytes {
@@ -249,15 +268,16 @@ impl Row {
                 self.touched = now;
             }
             let all = written == bytes.len();
-            match &mut extra.rest {
-                Some(Rest { chunk, range, since }) => {
-                    if since.is_some() {
+            match before {
+                Some(Rest { chunk, range }) => {
+                    // A half-sent frame has been counted, and its chunk may be a copy that has no index.
+                    if !half_sent {
                         let completed = chunk.completed(range.start, range.start + written);
                         self.client.terms().metrics.deliveries.inc_by(completed as u64);
                     }
                     range.start += written;
-                    if all {
-                        extra.rest = None;
+                    if all && extra.rest.take().is_none() {
+                        extra.prefaces.pop_front();
                     }
                 }
                 None if all => {
@@ -308,7 +328,7 @@ impl Cursor {
     pub fn since(&self) -> Option<Since> {
         match self.position {
             OFF => Some(Since::Offset(self.seq)),
-            NEW => Some(Since::Nothing),
+            OFF_ALL => Some(Since::Nothing),
             _ => None,
         }
     }
@@ -317,13 +337,15 @@ impl Cursor {
     pub fn leave(&mut self, since: Since) {
         (self.seq, self.position) = match since {
             Since::Offset(offset) => (offset, OFF),
-            Since::Nothing => (0, NEW),
+            Since::Nothing => (0, OFF_ALL),
         };
     }
 
-    /// Goes on at a chunk's start.
-    pub fn enter(&mut self, seq: u64) {
-        (self.seq, self.position) = (seq, 0);
+    /// Goes on at a byte of a chunk, which is a frame's first.
+    pub fn enter(&mut self, seq: u64, position: usize) {
+        self.seq = seq;
+        // A chunk is far below 4 GiB.
+        self.position = u32::try_from(position).unwrap_or(0);
     }
 
     /// Moves on by bytes written.

@@ -43,9 +43,7 @@ impl View {
             Start::After(position) => {
                 self.log.prepend(self.channel.resume(position, self.log.oldest_seq())?);
                 if let Some(chunk) = self.log.after(position.offset).next() {
-                    cursor.enter(chunk.seq);
-                    // A chunk is far below 4 GiB.
-                    cursor.position = u32::try_from(chunk.position_after(position.offset)).unwrap_or(0);
+                    cursor.enter(chunk.seq, chunk.position_after(position.offset));
                 }
             }
         }

@@ -1,0 +1,349 @@
+//! The shard, the log, the snapshot and the policies against a naive reference: sockets with small buffers, and clients
+//! that read as they please.
+
+use std::{
+    collections::HashMap,
+    io::{ErrorKind, Read},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+};
+
+use mio::Events;
+use proptest::prelude::*;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+
+use super::*;
+use crate::{
+    channel::{Channels, Frame, Kind, Position, Publication},
+    client::{Budget, frame},
+    config::{ChannelRule, Slow},
+    metrics::Metrics,
+};
+
+const CHANNELS: [&str; 2] = ["a", "b"];
+/// Of each log: a dozen publications.
+const LOG_BYTES: usize = 6 << 10;
+/// The least that the kernel grants.
+const BUFFER: usize = 1;
+const KEYS: u8 = 6;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A burst: for each publication its channel, its key and whether it removes that, and its payload's length.
+    Publish(Vec<(usize, Option<u8>, bool, usize)>),
+    /// A client of these channels comes.
+    Connect(Vec<usize>),
+    /// A client comes with the position that another has reached in a channel.
+    Resume {
+        of: usize,
+        channel: usize,
+    },
+    /// A client takes so many bytes.
+    Read {
+        client: usize,
+        bytes: usize,
+    },
+    Leave(usize),
+    LoseUpstream,
+    /// The shard has its turn.
+    Turn,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let channel = 0..CHANNELS.len();
+    let key = proptest::option::weighted(0.8, 0..KEYS);
+    let publication = (channel.clone(), key, proptest::bool::weighted(0.1), 0..2000_usize);
+    let publication =
+        publication.prop_map(|(channel, key, remove, length)| (channel, key, remove && key.is_some(), length));
+    let step = prop_oneof![
+        8 => proptest::collection::vec(publication, 1..12).prop_map(Step::Publish),
+        2 => proptest::sample::subsequence(vec![0, 1], 1..=2).prop_map(Step::Connect),
+        1 => (0..8_usize, channel).prop_map(|(of, channel)| Step::Resume { of, channel }),
+        6 => (0..8_usize, 1..20_000_usize).prop_map(|(client, bytes)| Step::Read { client, bytes }),
+        1 => (0..8_usize).prop_map(Step::Leave),
+        1 => Just(Step::LoseUpstream),
+        6 => Just(Step::Turn),
+    ];
+    proptest::collection::vec(step, 1..80)
+}
+
+/// A publication as the reference knows it; its payload begins with its number.
+#[derive(Clone)]
+struct Published {
+    channel: usize,
+    key: Option<u8>,
+    remove: bool,
+    offset: u64,
+    epoch: usize,
+    length: usize,
+}
+
+struct Client {
+    socket: UnixStream,
+    bytes: Vec<u8>,
+    channels: Vec<usize>,
+    /// The offset of the newest publication of each channel when it came.
+    came: [u64; 2],
+    /// Where it goes on.
+    after: Option<u64>,
+    left: bool,
+}
+
+impl Client {
+    /// Takes what has come, up to so many bytes; whether there was any.
+    fn read(&mut self, bytes: usize) -> bool {
+        let mut part = vec![0; bytes];
+        match self.socket.read(&mut part) {
+            Ok(read) => {
+                self.bytes.extend_from_slice(&part[..read]);
+                read > 0
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The numbers of the publications it has got whole, and the code it was closed with.
+    fn got(&self, published: &[Published], whole: bool) -> (Vec<usize>, Option<u16>) {
+        let (mut numbers, mut rest) = (Vec::new(), self.bytes.as_slice());
+        while let [first, second, ..] = *rest {
+            let (header, length) = match second {
+                126 if rest.len() >= 4 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
+                126 => break,
+                127.. => panic!("no frame of this test is so long, or masked"),
+                length => (2, usize::from(length)),
+            };
+            let Some(payload) = rest.get(header..header + length) else { break };
+            rest = &rest[header + length..];
+            if first == 0x80 | frame::CLOSE {
+                return (numbers, Some(u16::from_be_bytes([payload[0], payload[1]])));
+            }
+            assert_eq!(first, 0x80 | frame::BINARY);
+            let number = usize::try_from(u32::from_be_bytes(payload[..4].try_into().unwrap())).unwrap();
+            assert_eq!(*payload, payload_of(number, published[number].length), "publication {number}");
+            numbers.push(number);
+        }
+        assert!(!whole || rest.is_empty(), "half a frame at the end");
+        (numbers, None)
+    }
+}
+
+fn payload_of(number: usize, length: usize) -> Vec<u8> {
+    let mut payload = u32::try_from(number).unwrap().to_be_bytes().to_vec();
+    payload.resize(4 + length, number as u8);
+    payload
+}
+
+struct World {
+    shard: Shard,
+    events: Events,
+    channels: Channels,
+    terms: Arc<Terms>,
+    upstream: Arc<str>,
+    published: Vec<Published>,
+    offsets: [u64; 2],
+    epoch: [usize; 2],
+    clients: Vec<Client>,
+    policy: Slow,
+}
+
+impl World {
+    fn new(policy: Slow) -> Self {
+        let hour = Duration::from_secs(3600);
+        let timing = Timing { ping_interval: hour, stall_timeout: hour, shutdown_timeout: hour };
+        let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
+        let rule =
+            ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, slow: Some(policy), ..ChannelRule::default() };
+        let terms =
+            Terms { metrics: Arc::clone(&metrics), max_message: 0, budget: Budget::new(0), total: Arc::default() };
+        Self {
+            shard: Shard::new(timing).unwrap(),
+            events: Events::with_capacity(64),
+            channels: Channels::new(vec![rule], usize::MAX / 2, metrics),
+            terms: Arc::new(terms),
+            upstream: "feed".into(),
+            published: Vec::new(),
+            offsets: [0; 2],
+            epoch: [0; 2],
+            clients: Vec::new(),
+            policy,
+        }
+    }
+
+    fn turn(&mut self) {
+        self.shard.turn(&mut self.events, &mut Vec::new(), Duration::ZERO).unwrap();
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Publish(burst) => self.publish(&burst),
+            Step::Connect(channels) => self.connect(channels, None),
+            Step::Resume { of, channel } => self.resume(of, channel),
+            Step::Read { client, bytes } => {
+                if let Some(client) = self.clients.get_mut(client).filter(|client| !client.left) {
+                    client.read(bytes);
+                }
+            }
+            Step::Leave(client) => {
+                if let Some(client) = self.clients.get_mut(client) {
+                    client.left = true;
+                    drop(client.socket.shutdown(std::net::Shutdown::Both));
+                }
+            }
+            Step::LoseUpstream => {
+                self.channels.lost(&self.upstream);
+                for (channel, epoch) in self.epoch.iter_mut().enumerate() {
+                    let newest = self.published.iter().rev().find(|published| published.channel == channel);
+                    if newest.is_some_and(|newest| newest.epoch == *epoch) {
+                        *epoch += 1;
+                    }
+                }
+            }
+            Step::Turn => self.turn(),
+        }
+    }
+
+    fn publish(&mut self, burst: &[(usize, Option<u8>, bool, usize)]) {
+        let mut publications = Vec::new();
+        for &(channel, key, remove, length) in burst {
+            let number = self.published.len();
+            self.offsets[channel] += 1;
+            let (offset, epoch) = (self.offsets[channel], self.epoch[channel]);
+            self.published.push(Published { channel, key, remove, offset, epoch, length });
+            let data = Frame { kind: Kind::Binary, bytes: payload_of(number, length).into() };
+            let key = key.map(|key| key.to_string().into());
+            publications.push(Publication { channel: CHANNELS[channel].into(), key, remove, data });
+        }
+        let publishing = self.channels.publish(publications, Some(&self.upstream));
+        let refused = futures_util::FutureExt::now_or_never(publishing).unwrap().1;
+        assert_eq!(refused, []);
+    }
+
+    fn connect(&mut self, channels: Vec<usize>, after: Option<Position>) {
+        let open = |channel: &usize| self.channels.open(CHANNELS[*channel]).unwrap();
+        let start = after.map_or(Start::Now, Start::After);
+        let wanted = channels.iter().map(|channel| (open(channel), start)).collect();
+        // Not TCP, which takes its time over small windows; to a shard a socket is a socket.
+        let (socket, served) = UnixStream::pair().unwrap();
+        set_socket_send_buffer_size(&served, BUFFER).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        served.set_nonblocking(true).unwrap();
+        let served = OwnedFd::from(served).into();
+        let client = Connected::new(Arc::clone(&self.terms), None);
+        self.shard.adopt(Newcomer { socket: served, leftover: Vec::new(), client, channels: wanted });
+        let after = after.map(|position| position.offset);
+        self.clients.push(Client { socket, bytes: Vec::new(), channels, came: self.offsets, after, left: false });
+    }
+
+    /// As one that was there before and has got what that client has.
+    fn resume(&mut self, of: usize, channel: usize) {
+        let Some(other) = self.clients.get(of) else { return };
+        let numbers = other.got(&self.published, false).0;
+        let newest = numbers.iter().rev().map(|number| &self.published[*number]).find(|got| got.channel == channel);
+        let Some(newest) = newest.cloned() else { return };
+        let open = self.channels.open(CHANNELS[channel]).unwrap();
+        let epoch = open.page(None, 1).position.epoch;
+        let after = Position { epoch, offset: newest.offset };
+        if newest.epoch == self.epoch[channel] && open.reaches(after) {
+            self.connect(vec![channel], Some(after));
+        }
+    }
+
+    /// Everybody reads to the end; then all must be as the reference says.
+    fn settle(mut self) {
+        // A turn without anything to read may have left a socket with room.
+        let mut quiet = 0;
+        while quiet < 3 {
+            self.turn();
+            quiet += 1;
+            for client in self.clients.iter_mut().filter(|client| !client.left) {
+                while client.read(1 << 16) {
+                    quiet = 0;
+                }
+            }
+        }
+        for client in self.clients.iter().filter(|client| !client.left) {
+            let (numbers, code) = client.got(&self.published, true);
+            for channel in &client.channels {
+                let got: Vec<&Published> = numbers
+                    .iter()
+                    .map(|number| &self.published[*number])
+                    .filter(|got| got.channel == *channel)
+                    .collect();
+                self.check(client, *channel, &got, code);
+            }
+        }
+    }
+
+    fn check(&self, client: &Client, channel: usize, got: &[&Published], code: Option<u16>) {
+        let offsets: Vec<u64> = got.iter().map(|published| published.offset).collect();
+        assert!(offsets.is_sorted_by(|one, other| one < other), "out of order or twice: {offsets:?}");
+        let newest = self.offsets[channel];
+        if let Some(code) = code {
+            assert_eq!(code, 1013);
+            assert_ne!(self.policy, Slow::Skip, "closed though it may skip");
+        } else if self.policy != Slow::Conflate && newest > client.after.unwrap_or(client.came[channel]) {
+            assert_eq!(offsets.last(), Some(&newest), "the newest is missing: {offsets:?}");
+        }
+        // What was not in a snapshot at the beginning.
+        let from = client.after.unwrap_or(client.came[channel]);
+        let live: Vec<u64> = offsets.iter().copied().filter(|offset| *offset > from).collect();
+        match self.policy {
+            Slow::Close => {
+                let whole: Vec<u64> = (from + 1..).take(live.len()).collect();
+                assert_eq!(live, whole, "a gap");
+            }
+            Slow::Skip => {}
+            Slow::Conflate if code.is_none() => self.check_keys(channel, got, client.after),
+            Slow::Conflate => {}
+        }
+    }
+
+    /// The latest of every key must be what the client has of it.
+    fn check_keys(&self, channel: usize, got: &[&Published], after: Option<u64>) {
+        let mut has: HashMap<u8, &Published> = HashMap::new();
+        for published in got {
+            has.extend(published.key.map(|key| (key, *published)));
+        }
+        let of_epoch = |published: &&Published| published.channel == channel && published.epoch == self.epoch[channel];
+        let mut latest: HashMap<u8, &Published> = HashMap::new();
+        for published in self.published.iter().filter(of_epoch) {
+            latest.extend(published.key.map(|key| (key, published)));
+        }
+        for (key, latest) in latest {
+            let has = has.get(&key).map(|has| has.offset);
+            // That a key is gone is nothing to tell one that never had it. What one that resumes had is not known here.
+            let untold = match after {
+                None => latest.remove && has.is_none(),
+                Some(after) => latest.offset <= after,
+            };
+            assert!(has == Some(latest.offset) || untold, "key {key}: {has:?}, and {} is the latest", latest.offset);
+        }
+    }
+}
+
+fn run(policy: Slow, steps: Vec<Step>) {
+    let mut world = World::new(policy);
+    for step in steps {
+        world.take(step);
+    }
+    world.settle();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn slow_clients_are_closed_and_all_others_miss_nothing(steps in steps()) {
+        run(Slow::Close, steps);
+    }
+
+    #[test]
+    fn slow_clients_skip_to_the_newest(steps in steps()) {
+        run(Slow::Skip, steps);
+    }
+
+    #[test]
+    fn slow_clients_have_the_latest_of_every_key(steps in steps()) {
+        run(Slow::Conflate, steps);
+    }
+}
