@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{config::ChannelRule, metrics::TenantMetrics};
+use crate::{config::ChannelRule, demand::Demand, metrics::TenantMetrics};
 
 mod chunk;
 mod log;
@@ -112,6 +112,8 @@ pub trait Reader: Send + Sync {
 pub struct Channels {
     rules: Vec<ChannelRule>,
     metrics: Arc<TenantMetrics>,
+    /// Told which channels have subscribers.
+    pub demand: Arc<Demand>,
     open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
     /// Bytes of all logs, now and at most.
     bytes: Arc<AtomicUsize>,
@@ -123,7 +125,15 @@ pub struct Channels {
 impl Channels {
     /// `max_bytes`: of all the tenant's logs together.
     pub fn new(rules: Vec<ChannelRule>, max_bytes: usize, metrics: Arc<TenantMetrics>) -> Self {
-        Self { rules, metrics, open: Mutex::default(), bytes: Arc::default(), max_bytes, swept: Mutex::default() }
+        Self {
+            rules,
+            metrics,
+            demand: Arc::default(),
+            open: Mutex::default(),
+            bytes: Arc::default(),
+            max_bytes,
+            swept: Mutex::default(),
+        }
     }
 
     /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
@@ -191,6 +201,7 @@ impl Channels {
             name: Arc::clone(&name),
             metrics: Arc::clone(&self.metrics),
             subscribers: AtomicUsize::new(0),
+            demand: Arc::clone(&self.demand),
             total: Arc::clone(&self.bytes),
             max_total: self.max_bytes,
             state: Mutex::new(State { log: Log::new(log_bytes), next_offset: 1, readers: Vec::new() }),
@@ -243,6 +254,7 @@ pub struct Channel {
     pub metrics: Arc<TenantMetrics>,
     /// Clients that follow it now, in all shards.
     subscribers: AtomicUsize,
+    demand: Arc<Demand>,
     /// Bytes of all the tenant's logs, now and at most.
     total: Arc<AtomicUsize>,
     max_total: usize,
@@ -330,12 +342,16 @@ impl Channel {
 
     /// A shard has one subscriber more.
     pub fn joined(&self) {
-        self.subscribers.fetch_add(1, Ordering::Relaxed);
+        if self.subscribers.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.demand.channel_active(&self.name);
+        }
     }
 
     /// A shard has one subscriber less.
     pub fn left(&self) {
-        self.subscribers.fetch_sub(1, Ordering::Relaxed);
+        if self.subscribers.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.demand.channel_idle(&self.name);
+        }
     }
 
     fn log_bytes(&self) -> usize {
