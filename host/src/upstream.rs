@@ -2,8 +2,8 @@
 //!
 //! In come the partner's messages, out go publications: straight to channel `main`, or by way of the tenant's filter.
 //! One task owns the connection; it lives as long as the relay and connects again, for ever, when the connection is
-//! lost; one that is on demand, for as long as the tenant has clients. What arrives faster than a filter takes it waits in a queue bounded in bytes, and behind that in the partner's
-//! socket.
+//! lost; an upstream on demand, for as long as the tenant has clients, and else it rests. What arrives faster than a
+//! filter takes it waits in a queue bounded in bytes, and behind that in the partner's socket.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -167,7 +167,8 @@ impl Upstream {
         }
     }
 
-    /// One connection, from its opening to its end; `Ok`: nobody needs it any more, after it was healthy for so long.
+    /// One connection, from its opening to its end; `Ok`: nobody needs it any more, or the relay stops, after it was
+    /// healthy for so long.
     async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> Result<Duration, Failure> {
         let connected = tokio::select! {
             connected = connector.connect(&self.config) => connected,
@@ -185,7 +186,8 @@ impl Upstream {
         let silence = Silence { heard, limit: self.config.idle_timeout };
         let (need, metrics) = (&mut self.need, &self.metrics);
         let lost = session::run(socket, &silence, &self.sink, metrics, &mut outbound, need, stop).await;
-        drop(up);
+        // From here on nothing is taken for it.
+        drop((up, outbound));
         let rests = matches!(lost, Lost::Unneeded);
         if rests {
             self.metrics.rests.inc();

@@ -85,6 +85,9 @@ impl Following {
 impl Worker {
     /// Tells the filter of channels, if there is something to tell, for one turn.
     pub(super) async fn tell(&mut self) {
+        if self.following.is_none() {
+            return;
+        }
         let began = Instant::now();
         // What comes up during a pause keeps until the next instance may be made.
         while !self.filter.is_pausing() && began.elapsed() < TURN {
