@@ -298,10 +298,12 @@ async fn a_call_that_breaks_costs_its_channel_and_not_the_upstream() {
     let mut peer = partner.accept().await;
     assert_eq!(texts(&mut peer, 2).await, ["feed: active out", "open "]);
 
-    let _trap = relay.client("/t?channel=trap").await;
-    relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "trap")], 1.0).await;
-    relay.metric_is("edge_relay_guest_lost_total", &[("role", "filter")], 1.0).await;
-    passes(&mut peer, &mut client, "after a trap").await;
+    let _traps = relay.client("/t?channel=trap-1&channel=trap-2&channel=trap-3&channel=well").await;
+    // Told behind them, after the pauses that they cost.
+    assert_eq!(peer.next_text().await, "feed: active well");
+    assert_eq!(relay.metric(FAILURES, &[("role", "filter"), ("reason", "trap")]).await, 3.0);
+    assert_eq!(relay.metric("edge_relay_guest_lost_total", &[("role", "filter")]).await, 3.0);
+    passes(&mut peer, &mut client, "after the traps").await;
     let _loop = relay.client("/t?channel=loop").await;
     relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "deadline")], 1.0).await;
     passes(&mut peer, &mut client, "after a deadline").await;
@@ -310,15 +312,15 @@ async fn a_call_that_breaks_costs_its_channel_and_not_the_upstream() {
     assert_eq!(peer.next_text().await, "feed: active next");
     assert_eq!(partner.connections(), 1);
 
-    // The others are told all the same, after the pauses that these two cost.
+    // All over again on the next connection.
     peer.reset();
     let mut peer = partner.accept().await;
-    let mut told = texts(&mut peer, 3).await;
+    let mut told = texts(&mut peer, 4).await;
     assert!(told.pop().unwrap().starts_with("open "));
-    assert_eq!(told, ["feed: active next", "feed: active out"]);
-    relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "trap")], 2.0).await;
+    assert_eq!(told, ["feed: active next", "feed: active out", "feed: active well"]);
+    relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "trap")], 6.0).await;
     relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "deadline")], 2.0).await;
-    relay.metric_is("edge_relay_guest_lost_total", &[("role", "filter")], 4.0).await;
+    relay.metric_is("edge_relay_guest_lost_total", &[("role", "filter")], 8.0).await;
     // Behind the last pause.
     let _last = relay.client("/t?channel=last").await;
     assert_eq!(peer.next_text().await, "feed: active last");

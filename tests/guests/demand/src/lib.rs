@@ -47,7 +47,7 @@ impl filter::Guest for Demand {
 impl filter_demand::Guest for Demand {
     fn on_channel_active(upstream: String, channel: String) -> Vec<Frame> {
         match channel.as_str() {
-            "trap" => abort(),
+            trap if trap.starts_with("trap") => abort(),
             "loop" => stay_busy(u64::MAX),
             "many" => return (0..MANY).map(|nth| Frame::Text(format!("many {nth}"))).collect(),
             "huge" => return vec![Frame::Binary(vec![0; TOO_LARGE]), Frame::Text("beside it".to_owned())],
