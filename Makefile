@@ -3,7 +3,7 @@
 # Outside the clone, so that a second clone builds fast.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/target
 
-.PHONY: demo test setup
+.PHONY: demo test bench-records setup
 
 demo: setup ## A simulated exchange, the sample filter, and a page with what a client gets; its URL is printed first.
 	@cargo run --package edge-relay -- demo
@@ -12,6 +12,10 @@ test: ## Every test.
 	@.ci/setup tests
 	cargo build
 	cargo test
+
+bench-records: setup ## What records cost, as a table; some minutes.
+	@.ci/setup tests
+	cargo bench --bench records
 
 setup:
 	@.ci/setup

@@ -3,6 +3,9 @@
 //! In come publications, through [`Channels::publish`] whoever produced them; they are encoded once into a [`Chunk`],
 //! kept in the channel's [`Log`], and every shard that has subscribers is told. Nothing here waits for a client: shards
 //! take references to the chunks when they come to it, and what bounds memory is the log's size.
+//!
+//! A client that resumes, one that has fallen off the log and whoever reads over HTTP ask the [`Channel`] for what they
+//! have missed. Offsets are of an [`Epoch`]: a new one begins whenever something may be missing before what follows.
 
 use std::{
     collections::HashMap,
@@ -15,13 +18,23 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{config::ChannelRule, demand::Demand, metrics::TenantMetrics};
+use crate::{
+    config::{ChannelRule, Slow},
+    demand::Demand,
+    metrics::TenantMetrics,
+};
 
 mod chunk;
+mod history;
 mod log;
+mod snapshot;
 
-pub use chunk::Chunk;
+pub use chunk::{Chunk, Entry, Key};
+pub use history::{Epoch, NotAPosition, Page, Position, Start};
 pub use log::Log;
+pub use snapshot::Since;
+
+use snapshot::Snapshot;
 
 /// Longest channel name, in bytes.
 pub const MAX_NAME: usize = 255;
@@ -57,7 +70,17 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Publication {
     pub channel: Arc<str>,
+    /// What it is the latest of.
+    pub key: Option<Arc<str>>,
+    /// It says that its key is no more.
+    pub remove: bool,
     pub data: Frame,
+}
+
+impl Publication {
+    fn key(&self) -> Key {
+        Key { name: self.key.clone(), remove: self.remove }
+    }
 }
 
 /// Why a publication or a subscription was refused.
@@ -65,8 +88,10 @@ pub struct Publication {
 pub enum Refused {
     #[error("a channel's name has 1 to {MAX_NAME} bytes and no control characters")]
     Name,
-    #[error("a key has at most {MAX_KEY} bytes")]
+    #[error("a key has at most {MAX_KEY} bytes, and what removes has one")]
     Key,
+    #[error("the channel has as many keys as it may")]
+    Keys,
     #[error("a publication has at most {MAX_PAYLOAD} bytes")]
     Size,
     #[error("the tenant has as many channels as it may, {MAX_CHANNELS}, and clients may add half of them")]
@@ -85,6 +110,7 @@ impl Refused {
         match self {
             Self::Name => "channel_name",
             Self::Key => "key",
+            Self::Keys => "keys",
             Self::Size => "size",
             Self::Channels => "channels",
             Self::Bytes => "bytes",
@@ -92,6 +118,14 @@ impl Refused {
             Self::NotAllowed => "not_allowed",
         }
     }
+}
+
+fn check(publication: &Publication) -> Result<(), Refused> {
+    let Publication { key, remove, data, .. } = publication;
+    if key.as_ref().map_or(*remove, |key| key.len() > MAX_KEY) {
+        return Err(Refused::Key);
+    }
+    if data.bytes.len() > MAX_PAYLOAD { Err(Refused::Size) } else { Ok(()) }
 }
 
 /// Checks a channel's name.
@@ -150,22 +184,23 @@ impl Channels {
         self.open(name)
     }
 
-    /// The one way into a log: appends the publications in their order, each channel's as one burst.
+    /// The one way into a log: appends the publications in their order, each channel's as one burst. `upstream`: that of
+    /// the filter that made them, if one did.
     ///
     /// Returns how many went in and, for the rest, why not (counted already). Async for the day when the log lives on
     /// another node; here it never waits.
     #[allow(clippy::unused_async)]
-    pub async fn publish(&self, publications: Vec<Publication>) -> (usize, Vec<Refused>) {
+    pub async fn publish(&self, publications: Vec<Publication>, upstream: Option<&Arc<str>>) -> (usize, Vec<Refused>) {
         let mut bursts: HashMap<Arc<str>, Result<Burst, Refused>> = HashMap::new();
         let mut refused = Vec::new();
-        for Publication { channel, data } in publications {
-            if data.bytes.len() > MAX_PAYLOAD {
-                refused.push(Refused::Size);
+        for publication in publications {
+            if let Err(why) = check(&publication) {
+                refused.push(why);
                 continue;
             }
             let open = |name: &Arc<str>| self.open(name).map(|channel| (channel, Vec::new()));
-            match bursts.entry(channel).or_insert_with_key(open) {
-                Ok((_, burst)) => burst.push(data),
+            match bursts.entry(Arc::clone(&publication.channel)).or_insert_with_key(open) {
+                Ok((_, burst)) => burst.push(publication),
                 Err(why) => refused.push(*why),
             }
         }
@@ -175,14 +210,25 @@ impl Channels {
                 refused.extend(burst.iter().map(|_| Refused::Bytes));
                 continue;
             }
-            taken += burst.len();
-            channel.append(&burst);
+            let count = burst.len();
+            let without = channel.append(burst, upstream);
+            taken += count - without;
+            refused.extend((0..without).map(|_| Refused::Keys));
         }
         self.metrics.publications.inc_by(taken as u64);
         for why in &refused {
             self.metrics.refused(why.reason());
         }
         (taken, refused)
+    }
+
+    /// An upstream is lost, or a part of what it brought: in every channel that its publications went to a new epoch
+    /// begins.
+    pub fn lost(&self, upstream: &Arc<str>) {
+        let channels: Vec<_> = lock(&self.open).values().map(Arc::clone).collect();
+        for channel in channels {
+            channel.lost(upstream);
+        }
     }
 
     /// The channel of that name, made if it is not there yet.
@@ -195,7 +241,7 @@ impl Channels {
         if open.len() >= MAX_CHANNELS && !self.sweep(&mut open) {
             return Err(Refused::Channels);
         }
-        let log_bytes = self.rule(name).map_or(ChannelRule::LOG_BYTES, |rule| rule.log_bytes);
+        let rule = self.rule(name).cloned().unwrap_or_default();
         let name: Arc<str> = name.into();
         let channel = Arc::new(Channel {
             name: Arc::clone(&name),
@@ -204,7 +250,8 @@ impl Channels {
             demand: Arc::clone(&self.demand),
             total: Arc::clone(&self.bytes),
             max_total: self.max_bytes,
-            state: Mutex::new(State { log: Log::new(log_bytes), next_offset: 1, readers: Vec::new() }),
+            state: Mutex::new(State::new(&rule)),
+            rule,
         });
         open.insert(name, Arc::clone(&channel));
         Ok(channel)
@@ -216,8 +263,9 @@ impl Channels {
     }
 
     /// Whether the tenant's logs may hold a burst, if need be in the place of what its channel has.
-    fn has_room(&self, channel: &Channel, burst: &[Frame]) -> bool {
-        let burst = Chunk::most(burst, chunk_limit(channel.max_log_bytes()));
+    fn has_room(&self, channel: &Channel, burst: &[Publication]) -> bool {
+        let keys: usize = burst.iter().map(Snapshot::cost).sum();
+        let burst = Chunk::most(burst, chunk_limit(channel.rule.log_bytes)) + keys;
         let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes + own;
         if fits(0) {
             return true;
@@ -234,7 +282,7 @@ impl Channels {
         }
         *swept = Some(Instant::now());
         // Held elsewhere, it has readers, or will have: a handshake or a publication is under way.
-        open.retain(|_, channel| Arc::strong_count(channel) > 1);
+        open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
         open.len() < MAX_CHANNELS && self.bytes.load(Ordering::Relaxed) < self.max_bytes
     }
 
@@ -248,25 +296,32 @@ impl Channels {
     }
 }
 
-/// One channel: its log and the shards that read it.
+/// One channel: its log, its snapshot and the shards that read it.
 pub struct Channel {
     pub name: Arc<str>,
     pub metrics: Arc<TenantMetrics>,
+    rule: ChannelRule,
     /// Clients that follow it now, in all shards.
     subscribers: AtomicUsize,
     demand: Arc<Demand>,
-    /// Bytes of all the tenant's logs, now and at most.
+    /// Bytes of all the tenant's logs and snapshots, now and at most.
     total: Arc<AtomicUsize>,
     max_total: usize,
     state: Mutex<State>,
 }
 
 /// A channel, and what is to be published on it at once.
-type Burst = (Arc<Channel>, Vec<Frame>);
+type Burst = (Arc<Channel>, Vec<Publication>);
 
 struct State {
     log: Log,
+    snapshot: Snapshot,
     next_offset: u64,
+    epoch: Epoch,
+    /// The first offset of the epoch.
+    begins: u64,
+    /// Upstreams whose publications it has had.
+    upstreams: Vec<Arc<str>>,
     readers: Vec<Attached>,
 }
 
@@ -277,15 +332,47 @@ struct Attached {
     told: Option<u64>,
 }
 
+impl State {
+    fn new(rule: &ChannelRule) -> Self {
+        Self {
+            log: Log::new(rule.log_bytes),
+            snapshot: Snapshot::new(rule.max_keys),
+            next_offset: 1,
+            epoch: Epoch::generate(),
+            begins: 1,
+            upstreams: Vec::new(),
+            readers: Vec::new(),
+        }
+    }
+}
+
 impl Channel {
-    /// Appends a burst whole, then tells the readers.
-    fn append(&self, burst: &[Frame]) {
+    /// Appends a burst whole, then tells the readers. Returns how many had no room for their keys, and are left out.
+    fn append(&self, mut burst: Vec<Publication>, upstream: Option<&Arc<str>>) -> usize {
         let mut state = lock(&self.state);
+        let state = &mut *state;
+        let snapshot = state.snapshot.bytes();
+        let mut offset = state.next_offset;
+        let count = burst.len();
+        burst.retain(|publication| {
+            let takes = state.snapshot.takes(publication);
+            if takes {
+                state.snapshot.apply(offset, publication);
+                offset += 1;
+            }
+            takes
+        });
+        self.resized(snapshot, state.snapshot.bytes());
+        if let Some(upstream) = upstream
+            && !state.upstreams.contains(upstream)
+        {
+            state.upstreams.push(Arc::clone(upstream));
+        }
         let newest = state.log.next_seq();
         // A burst stays whole until its readers have come for it, however small the log: they may be fast.
         let unread = state.readers.iter().filter_map(|attached| attached.told).min().unwrap_or(newest);
-        let limit = chunk_limit(state.log.max_bytes());
-        let mut rest = burst;
+        let limit = chunk_limit(self.rule.log_bytes);
+        let mut rest = burst.as_slice();
         while !rest.is_empty() {
             let (chunk, encoded) = Chunk::encode(state.log.next_seq(), state.next_offset, rest, limit);
             rest = rest.get(encoded..).unwrap_or_default();
@@ -301,14 +388,26 @@ impl Channel {
             let Some(gone) = state.log.pop_before(newest) else { break };
             self.forget(&gone);
         }
-        for attached in state.readers.iter_mut().filter(|attached| attached.told.is_none()) {
-            attached.told = Some(newest);
-            attached.reader.fresh(attached.token);
+        if !burst.is_empty() {
+            for attached in state.readers.iter_mut().filter(|attached| attached.told.is_none()) {
+                attached.told = Some(newest);
+                attached.reader.fresh(attached.token);
+            }
         }
+        count - burst.len()
     }
 
     fn forget(&self, gone: &Chunk) {
         self.total.fetch_sub(gone.size(), Ordering::Relaxed);
+    }
+
+    /// The snapshot's bytes are others now.
+    fn resized(&self, before: usize, now: usize) {
+        if now > before {
+            self.total.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.total.fetch_sub(before - now, Ordering::Relaxed);
+        }
     }
 
     /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones.
@@ -354,20 +453,27 @@ impl Channel {
         }
     }
 
-    fn log_bytes(&self) -> usize {
-        lock(&self.state).log.bytes()
+    /// What happens to a client that has fallen off the log.
+    pub fn slow(&self) -> Slow {
+        let keyed = || !lock(&self.state).snapshot.is_empty();
+        self.rule.slow.unwrap_or_else(|| if keyed() { Slow::Conflate } else { Slow::Close })
     }
 
-    fn max_log_bytes(&self) -> usize {
-        lock(&self.state).log.max_bytes()
+    /// Whether it must not make room for others while nobody follows it: what it has would be missed.
+    fn is_kept(&self) -> bool {
+        self.rule.history.kept || !lock(&self.state).snapshot.is_empty()
+    }
+
+    fn log_bytes(&self) -> usize {
+        lock(&self.state).log.bytes()
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        for chunk in lock(&self.state).log.from(0) {
-            self.forget(chunk);
-        }
+        let state = lock(&self.state);
+        state.log.from(0).for_each(|chunk| self.forget(chunk));
+        self.resized(state.snapshot.bytes(), 0);
     }
 }
 
@@ -387,13 +493,18 @@ mod tests {
     use crate::metrics::Metrics;
 
     fn channels(rules: &[(&str, usize)], max_bytes: usize) -> Channels {
-        let rules =
-            rules.iter().map(|(pattern, log_bytes)| ChannelRule { pattern: (*pattern).into(), log_bytes: *log_bytes });
+        let rule = |(pattern, log_bytes): &(&str, usize)| ChannelRule {
+            pattern: (*pattern).into(),
+            log_bytes: *log_bytes,
+            ..ChannelRule::default()
+        };
+        let rules = rules.iter().map(rule);
         Channels::new(rules.collect(), max_bytes, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
     }
 
     fn publication(channel: &str, bytes: usize) -> Publication {
-        Publication { channel: channel.into(), data: Frame { kind: Kind::Binary, bytes: vec![0; bytes].into() } }
+        let data = Frame { kind: Kind::Binary, bytes: vec![0; bytes].into() };
+        Publication { channel: channel.into(), key: None, remove: false, data }
     }
 
     #[test]
@@ -421,16 +532,16 @@ mod tests {
         let held: Vec<_> = ["a", "b", "c"].map(|name| channels.open(name).unwrap()).into();
         for _ in 0..20 {
             for name in ["a", "b", "c"] {
-                channels.publish(vec![publication(name, 20_000)]).await;
+                channels.publish(vec![publication(name, 20_000)], None).await;
                 assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
             }
         }
         // One channel's newest is never let go for another's: what does not fit is refused.
-        let (taken, refused) = channels.publish(vec![publication("a", 90_000)]).await;
+        let (taken, refused) = channels.publish(vec![publication("a", 90_000)], None).await;
         assert_eq!((taken, refused), (0, vec![Refused::Bytes]));
         drop(held);
         *lock(&channels.swept) = None;
-        assert_eq!(channels.publish(vec![publication("d", 90_000)]).await.0, 1);
+        assert_eq!(channels.publish(vec![publication("d", 90_000)], None).await.0, 1);
         assert!(channels.get("a").is_none());
     }
 
@@ -439,7 +550,7 @@ mod tests {
         let channels = channels(&[("a", 1000)], 100_000);
         let held = channels.open("a").unwrap();
         for _ in 0..50 {
-            channels.publish(vec![publication("a", 300)]).await;
+            channels.publish(vec![publication("a", 300)], None).await;
         }
         assert_eq!(channels.bytes.load(Ordering::Relaxed), held.log_bytes());
         assert!(held.log_bytes() <= 1000);

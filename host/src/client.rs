@@ -15,6 +15,7 @@ mod address;
 mod budget;
 pub mod frame;
 mod handshake;
+mod history;
 mod id;
 mod listener;
 mod message;

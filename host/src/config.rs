@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use crate::{state::Quota, store::StoreConfig};
 
+mod channels;
 mod components;
 mod limits;
 mod manifest;
@@ -96,6 +97,8 @@ pub struct TenantConfig {
     /// The job's `.wasm`.
     pub job: Option<PathBuf>,
     pub schedules: Vec<ScheduleConfig>,
+    /// Origins whose pages may read channels over HTTP; `*` is any.
+    pub cors: Vec<String>,
     /// Per-channel settings, in the manifest's order.
     pub channels: Vec<ChannelRule>,
     /// How long collections of records are kept, by their names: `[records."name"] keep`.
@@ -164,11 +167,63 @@ pub struct ChannelRule {
     pub pattern: String,
     /// Bytes of encoded frames the channel's log keeps.
     pub log_bytes: usize,
+    /// What happens to a client that falls off the log's end; `None`: conflation if the channel has keys, else its end.
+    pub slow: Option<Slow>,
+    /// How far back clients may resume and read.
+    pub history: History,
+    /// Keys of the channel's snapshot.
+    pub max_keys: usize,
+    /// Whether new clients get the snapshot first.
+    pub snapshot: bool,
 }
 
 impl ChannelRule {
     /// A channel's log without a rule.
     pub const LOG_BYTES: usize = 16 << 20;
+    pub const MAX_KEYS: usize = 10_000;
+}
+
+impl Default for ChannelRule {
+    fn default() -> Self {
+        Self {
+            pattern: String::new(),
+            log_bytes: Self::LOG_BYTES,
+            slow: None,
+            history: History::default(),
+            max_keys: Self::MAX_KEYS,
+            snapshot: true,
+        }
+    }
+}
+
+/// `slow`: what happens to a client that falls off its channel's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slow {
+    /// It gets the latest publication of each key that changed, then what follows.
+    Conflate,
+    /// It goes on at the newest publication.
+    Skip,
+    /// It is closed with 1013.
+    Close,
+}
+
+/// `history`: how much of a channel's log clients may read again.
+#[derive(Clone, Copy, Debug)]
+pub struct History {
+    /// Publications.
+    pub size: u64,
+    pub age: Duration,
+    /// Bytes of the log.
+    pub bytes: usize,
+    /// Whether it is kept while nobody follows the channel: the manifest asks for it.
+    pub kept: bool,
+}
+
+impl Default for History {
+    /// All that the log has.
+    fn default() -> Self {
+        Self { size: u64::MAX, age: Duration::MAX, bytes: usize::MAX, kept: false }
+    }
 }
 
 /// `[limits]` of a tenant.

@@ -118,6 +118,8 @@ pub struct Metrics {
     deliveries: Family<TenantLabel, Counter>,
     client_messages_dropped: Family<TenantReason, Counter>,
     client_replies: Family<TenantLabel, Counter>,
+    clients_lagged: Family<TenantReason, Counter>,
+    epochs: Family<TenantLabel, Counter>,
 }
 
 impl Metrics {
@@ -170,6 +172,12 @@ impl Metrics {
             deliveries: add(r, "deliveries", "Publications written whole to a client's socket"),
             client_messages_dropped: add(r, "client_messages_dropped", "Clients' messages not handled, by reason"),
             client_replies: add(r, "client_replies", "Batches of replies taken for clients"),
+            clients_lagged: add(
+                r,
+                "clients_lagged",
+                "Times that a client fell off the end of a channel's log, by what was done: conflate, skip or close",
+            ),
+            epochs: add(r, "epochs", "Times that a channel began a new epoch: before it something may be missing"),
             registry,
         }
     }
@@ -183,6 +191,7 @@ impl Metrics {
             clients_accepted: self.clients_accepted.get_or_create_owned(&label),
             deliveries: self.deliveries.get_or_create_owned(&label),
             client_replies: self.client_replies.get_or_create_owned(&label),
+            epochs: self.epochs.get_or_create_owned(&label),
             tenant: Arc::clone(tenant),
             all: Arc::clone(self),
         }
@@ -268,6 +277,7 @@ pub struct TenantMetrics {
     pub clients_accepted: Counter,
     pub deliveries: Counter,
     pub client_replies: Counter,
+    pub epochs: Counter,
     tenant: Arc<str>,
     all: Arc<Metrics>,
 }
@@ -283,6 +293,12 @@ impl TenantMetrics {
     pub fn message_dropped(&self, reason: &'static str) {
         let label = TenantReason { tenant: Arc::clone(&self.tenant), reason };
         self.all.client_messages_dropped.get_or_create(&label).inc();
+    }
+
+    /// A client that has fallen off a channel's log; `policy` is what is done.
+    pub fn lagged(&self, policy: &'static str) {
+        let label = TenantReason { tenant: Arc::clone(&self.tenant), reason: policy };
+        self.all.clients_lagged.get_or_create(&label).inc();
     }
 
     /// A client gone.

@@ -21,6 +21,8 @@ pub struct Tenant {
     pub name: Arc<str>,
     /// The path its clients connect to.
     pub path: String,
+    /// Origins whose pages may read channels over HTTP.
+    pub cors: Vec<String>,
     pub channels: Arc<Channels>,
     pub terms: Arc<Terms>,
     /// Where its clients are.
@@ -118,6 +120,7 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
     let tenant = Arc::new(Tenant {
         name: config.name,
         path: config.path,
+        cors: config.cors,
         channels,
         terms: Arc::new(terms),
         shards: Arc::clone(shards),
@@ -141,7 +144,7 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
             (Some(code), Some(guests)) => {
                 Sink::Filter(guests.filter(Arc::clone(code), guest(FilterCode::ROLE, &config.name)))
             }
-            _ => Sink::Channel(Arc::clone(&tenant.channels)),
+            _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
         };
         let need = Need::new(&tenant.channels.demand, config.linger);
         upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, need });

@@ -50,8 +50,8 @@ pub struct Upstream {
 
 /// Where messages go.
 pub enum Sink {
-    /// To channel `main`, as they are.
-    Channel(Arc<Channels>),
+    /// To channel `main`, as they are, from the upstream of this name.
+    Channel(Arc<Channels>, Arc<str>),
     Filter(FilterQueue),
 }
 
@@ -195,8 +195,9 @@ impl Upstream {
             self.metrics.failed(lost.reason());
         }
         let reason = lost.to_string();
-        if let Sink::Filter(filter) = &self.sink {
-            filter.close(reason.clone()).await;
+        match &self.sink {
+            Sink::Filter(filter) => filter.close(reason.clone()).await,
+            Sink::Channel(channels, upstream) => channels.lost(upstream),
         }
         let healthy = since.elapsed();
         if rests { Ok(healthy) } else { Err(Failure { reason, healthy }) }
@@ -207,10 +208,10 @@ impl Sink {
     /// Hands on a burst, in order.
     async fn accept(&self, burst: Vec<Frame>) {
         match self {
-            Self::Channel(channels) => {
+            Self::Channel(channels, upstream) => {
                 let main: Arc<str> = MAIN.into();
-                let publish = |data| Publication { channel: Arc::clone(&main), data };
-                channels.publish(burst.into_iter().map(publish).collect()).await;
+                let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data };
+                channels.publish(burst.into_iter().map(publish).collect(), Some(upstream)).await;
             }
             Self::Filter(filter) => filter.frames(burst).await,
         }
@@ -221,7 +222,7 @@ impl Sink {
     /// `outbound`: for what is to be sent later.
     async fn opening(&self, outbound: &mpsc::Sender<Frame>) -> Option<Vec<Frame>> {
         match self {
-            Self::Channel(_) => Some(Vec::new()),
+            Self::Channel(..) => Some(Vec::new()),
             Self::Filter(filter) => filter.open(outbound.clone()).await,
         }
     }

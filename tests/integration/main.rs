@@ -26,7 +26,9 @@ mod clients;
 mod foreign;
 mod handlers;
 mod handshakes;
+mod history;
 mod slow_clients;
+mod snapshots;
 mod store;
 
 mod admin;

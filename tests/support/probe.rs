@@ -20,6 +20,11 @@ impl Probe {
 
     pub async fn ask(&mut self, command: &str) -> String {
         self.peer.text(command).await;
+        self.answer().await
+    }
+
+    /// The answer to a command that was given without waiting.
+    pub async fn answer(&mut self) -> String {
         self.answers.text().await
     }
 

@@ -1,6 +1,6 @@
 //! The last chunks of a channel, oldest first, bounded in bytes.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::channel::Chunk;
 
@@ -32,8 +32,28 @@ impl Log {
         self.chunks.back()
     }
 
+    /// The chunks with publications of greater offsets.
+    pub fn after(&self, offset: u64) -> impl DoubleEndedIterator<Item = &Arc<Chunk>> {
+        self.chunks.range(self.chunks.partition_point(|chunk| chunk.last_offset() <= offset)..)
+    }
+
+    /// The newest chunk that was published before a time.
+    pub fn before(&self, at: Instant) -> Option<&Arc<Chunk>> {
+        self.chunks.get(self.chunks.partition_point(|chunk| chunk.at < at).checked_sub(1)?)
+    }
+
+    /// Adds older chunks, which must stand before the oldest, without a gap.
+    pub fn prepend(&mut self, older: Vec<Arc<Chunk>>) {
+        for chunk in older.into_iter().rev() {
+            if chunk.seq + 1 == self.oldest_seq() {
+                self.bytes += chunk.size();
+                self.chunks.push_front(chunk);
+            }
+        }
+    }
+
     /// The chunks from a position on.
-    pub fn from(&self, seq: u64) -> impl Iterator<Item = &Arc<Chunk>> {
+    pub fn from(&self, seq: u64) -> impl DoubleEndedIterator<Item = &Arc<Chunk>> {
         let skip = usize::try_from(seq.saturating_sub(self.oldest_seq())).unwrap_or(usize::MAX);
         self.chunks.range(skip.min(self.chunks.len())..)
     }
@@ -85,11 +105,12 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{Frame, Kind};
+    use crate::channel::{Frame, Kind, Publication};
 
     fn chunk(seq: u64, size: usize) -> Arc<Chunk> {
-        let frame = Frame { kind: Kind::Binary, bytes: vec![0; size - 2].into() };
-        Arc::new(Chunk::encode(seq, seq, &[frame], usize::MAX).0)
+        let data = Frame { kind: Kind::Binary, bytes: vec![0; size - 2].into() };
+        let publication = Publication { channel: "c".into(), key: None, remove: false, data };
+        Arc::new(Chunk::encode(seq, seq, &[publication], usize::MAX).0)
     }
 
     #[test]

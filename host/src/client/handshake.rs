@@ -22,8 +22,8 @@ use hyper::{
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
-    channel::{Channel, MAIN, Refused},
-    client::{Connected, Door, MAX_CHANNELS, client_address, listener::Route},
+    channel::{Channel, MAIN, NotAPosition, Position, Refused, Start},
+    client::{Connected, Door, MAX_CHANNELS, client_address, history, listener::Route},
     component::{self, Broken, Handler, Joined, NotLetIn},
     http_error,
     metrics::Blame,
@@ -46,19 +46,19 @@ pub struct Attempt {
 /// A client to be.
 pub struct Accepted {
     pub client: Connected,
-    pub channels: Vec<Arc<Channel>>,
+    pub channels: Vec<(Arc<Channel>, Start)>,
 }
 
 /// Why there will be no client; `reason` is the answer's code and the metric's label.
-struct Refusal {
+pub struct Refusal {
     status: StatusCode,
-    reason: &'static str,
+    pub reason: &'static str,
     message: String,
     headers: Vec<(HeaderName, &'static str)>,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, reason: &'static str, message: &str) -> Self {
+    pub fn new(status: StatusCode, reason: &'static str, message: &str) -> Self {
         // Said here: told not to keep connections alive, hyper would say it in a successful handshake too.
         Self { status, reason, message: message.to_owned(), headers: vec![(CONNECTION, "close")] }
     }
@@ -68,7 +68,7 @@ impl Refusal {
     }
 
     /// What a handler's answer is to the client.
-    fn guests(why: NotLetIn) -> Self {
+    pub fn guests(why: NotLetIn) -> Self {
         match why {
             NotLetIn::Refused(status, message) => {
                 let status = Some(status).filter(|status| (400..=599).contains(status));
@@ -83,7 +83,7 @@ impl Refusal {
         }
     }
 
-    fn channel(why: Refused, name: &str) -> Self {
+    pub fn channel(why: Refused, name: &str) -> Self {
         let status = match why {
             Refused::NotAllowed => StatusCode::FORBIDDEN,
             Refused::Channels => StatusCode::SERVICE_UNAVAILABLE,
@@ -92,12 +92,21 @@ impl Refusal {
         Self::new(status, "channel", &no_channel(why, name))
     }
 
-    fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+    /// What `since` must be.
+    pub fn no_position(parsed: Result<Position, NotAPosition>) -> Result<Position, Self> {
+        parsed.map_err(|NotAPosition| Self::position("since is no position: those are EPOCH:OFFSET"))
+    }
+
+    fn position(message: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "position", message)
+    }
+
+    pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
         self.headers.push((name, value));
         self
     }
 
-    fn response(self) -> Response<Full<Bytes>> {
+    pub fn response(self) -> Response<Full<Bytes>> {
         let mut response = http_error::answer(self.status, self.reason, &self.message);
         for (name, value) in self.headers {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -114,6 +123,9 @@ impl Service<Request<Incoming>> for Handshake {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let attempt = Arc::clone(&self.0);
         Box::pin(async move {
+            if let Some(asked) = attempt.door.channel(request.uri().path()) {
+                return Ok(history::answer(&attempt, &request, asked).await);
+            }
             Ok(match attempt.accept(&request).await {
                 Ok((response, accepted)) => {
                     *attempt.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
@@ -136,15 +148,18 @@ impl Attempt {
         let accept = check(request)?;
         self.has_room()?;
         let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
+        // Before the handler is asked for anything.
+        let Wanted { names, after } = Wanted::read(request.uri())?;
         let (session, channels) = match handler {
             Some(handler) => {
-                let let_in = self.ask(tenant, handler, request, address).await?;
+                let let_in = self.ask(tenant, handler, request, address, names).await?;
                 // Others have come meanwhile.
                 self.has_room()?;
                 let_in
             }
-            None => (None, find(tenant, channel_names(request.uri())?, Refusal::channel)?),
+            None => (None, find(tenant, names, Refusal::channel)?),
         };
+        let channels = begin(channels, after)?;
         tracing::debug!(tenant.name = %tenant.name, client.address = %address, "client accepted");
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -169,9 +184,8 @@ impl Attempt {
         handler: &Arc<Handler>,
         request: &Request<Incoming>,
         address: IpAddr,
+        wanted: BTreeSet<String>,
     ) -> Result<(Option<Joined>, Vec<Arc<Channel>>), Refusal> {
-        // Before the handler is asked for anything.
-        let wanted = channel_names(request.uri())?;
         let admission = handler.connect(for_handler(request, address)).await.map_err(Refusal::guests)?;
         let Some(channels) = admission.channels else {
             for name in &wanted {
@@ -213,7 +227,7 @@ fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
 }
 
 /// The request as a handler sees it.
-fn for_handler(request: &Request<Incoming>, address: IpAddr) -> component::Request {
+pub fn for_handler(request: &Request<Incoming>, address: IpAddr) -> component::Request {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let query = request.uri().query().unwrap_or_default();
     // The scheme's name has no case (RFC 9110 section 11.1).
@@ -268,21 +282,43 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(token))
 }
 
-/// The channels that `?channel=…` asks for, each once.
-fn channel_names(uri: &Uri) -> Result<BTreeSet<String>, Refusal> {
-    let query = uri.query().unwrap_or_default().as_bytes();
-    let mut names = BTreeSet::new();
-    for (key, value) in form_urlencoded::parse(query) {
-        if key == "channel" {
-            names.insert(value.into_owned());
+/// What the query asks for: `?channel=…`, each channel once, and `&since=EPOCH:OFFSET`, where to go on with one.
+struct Wanted {
+    names: BTreeSet<String>,
+    after: Option<Position>,
+}
+
+impl Wanted {
+    fn read(uri: &Uri) -> Result<Self, Refusal> {
+        let query = uri.query().unwrap_or_default().as_bytes();
+        let mut wanted = Self { names: BTreeSet::new(), after: None };
+        for (key, value) in form_urlencoded::parse(query) {
+            match &*key {
+                "channel" => drop(wanted.names.insert(value.into_owned())),
+                "since" => wanted.after = Some(Refusal::no_position(value.parse())?),
+                _ => {}
+            }
+            if wanted.names.len() > MAX_CHANNELS {
+                let message = format!("a client follows at most {MAX_CHANNELS} channels");
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
+            }
         }
-        if names.len() > MAX_CHANNELS {
-            let message = format!("a client follows at most {MAX_CHANNELS} channels");
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
+        if wanted.names.is_empty() {
+            wanted.names.insert(MAIN.to_owned());
         }
+        Ok(wanted)
     }
-    if names.is_empty() {
-        names.insert(MAIN.to_owned());
+}
+
+/// Where the client begins in each channel.
+fn begin(channels: Vec<Arc<Channel>>, after: Option<Position>) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
+    let Some(after) = after else { return Ok(channels.into_iter().map(|channel| (channel, Start::Now)).collect()) };
+    match <[_; 1]>::try_from(channels) {
+        Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
+        Ok(_) => {
+            let message = "what came after this position is not all there: begin anew, without since";
+            Err(Refusal::new(StatusCode::GONE, "not_recovered", message))
+        }
+        Err(_) => Err(Refusal::position("since is a position in one channel: ask for one")),
     }
-    Ok(names)
 }

@@ -11,6 +11,7 @@ use std::{
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     task::{AbortHandle, JoinSet},
@@ -60,6 +61,29 @@ impl Door {
         let path = if path.len() > 1 { path.strip_suffix('/').unwrap_or(path) } else { path };
         self.routes.iter().find(|route| route.tenant.path == path)
     }
+
+    /// The channel that a path names: behind its tenant's path, `/channels/`, its name percent-encoded, and perhaps
+    /// `/snapshot`.
+    pub fn channel(&self, path: &str) -> Option<Asked<'_>> {
+        if self.route(path).is_some() {
+            return None;
+        }
+        let behind =
+            |route: &Route| path.strip_prefix(route.tenant.path.trim_end_matches('/'))?.strip_prefix("/channels/");
+        let named = self.routes.iter().filter_map(|route| Some((route, behind(route)?)));
+        let (route, name) = named.max_by_key(|(route, _)| route.tenant.path.len())?;
+        let (name, snapshot) = name.strip_suffix("/snapshot").map_or((name, false), |name| (name, true));
+        let channel = percent_decode_str(name).decode_utf8().ok().filter(|_| !name.contains('/'))?.into_owned();
+        Some(Asked { route, channel, snapshot })
+    }
+}
+
+/// A channel that is to be read over HTTP.
+pub struct Asked<'d> {
+    pub route: &'d Route,
+    pub channel: String,
+    /// Its snapshot, not its log.
+    pub snapshot: bool,
 }
 
 /// A bound listener, its sockets without Nagle's delay.

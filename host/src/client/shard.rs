@@ -25,7 +25,7 @@ use self::{
     view::{Subscriber, View},
 };
 use crate::{
-    channel::{Channel, Reader},
+    channel::{Channel, Reader, Start},
     client::{
         ClientId, Connected, Terms,
         id::Ids,
@@ -64,7 +64,7 @@ pub struct Newcomer {
     /// Bytes that came behind its handshake.
     pub leftover: Vec<u8>,
     pub client: Connected,
-    pub channels: Vec<Arc<Channel>>,
+    pub channels: Vec<(Arc<Channel>, Start)>,
 }
 
 /// All shards of the host.
@@ -248,10 +248,17 @@ impl Shard {
             return;
         }
         let mut cursors = Vec::with_capacity(channels.len());
-        for (nth, channel) in (0..).zip(&channels) {
-            let view = self.view(channel);
-            if let Some(channel) = self.views.get_mut(view) {
-                cursors.push(channel.subscribe(index(view), Subscriber { slot: index(slot), nth }));
+        let (mut behind, mut gap) = (false, false);
+        for (channel, start) in &channels {
+            let at = self.view(channel);
+            let Some(view) = self.views.get_mut(at) else { continue };
+            let nth = u16::try_from(cursors.len()).unwrap_or(u16::MAX);
+            match view.subscribe(index(at), Subscriber { slot: index(slot), nth }, *start) {
+                Some(cursor) => {
+                    behind |= cursor.since().is_some() || cursor.seq < view.log.next_seq();
+                    cursors.push(cursor);
+                }
+                None => gap = true,
             }
         }
         let cursors = Cursors::from(cursors);
@@ -259,6 +266,12 @@ impl Shard {
             self.by_id.insert(session.id, slot);
         }
         self.rows.insert(Row { socket, client, cursors, extra: None, touched: self.now, flags: 0, current: 0 });
+        if gap {
+            // It was there at the handshake.
+            self.close(slot, 1013, "what was missed is no longer there", "gap");
+        } else if behind {
+            self.begin(slot);
+        }
         if !leftover.is_empty() {
             self.received(slot, &mut leftover);
         }

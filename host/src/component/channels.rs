@@ -5,39 +5,40 @@ use super::{
         channels,
         types::{Close, FrameParam, FrameResult, Publication as GuestPublication},
     },
+    filter::FilterCode,
     host::{Guest, Host},
 };
 use crate::{
-    channel::{Frame, Kind, MAX_KEY, Publication, Refused},
+    channel::{Frame, Kind, Publication, Refused},
     client::{ClientId, Step, frame::MAX_CONTROL},
-    tenant::Tenant,
 };
 
 /// Publications of one call; each costs the host some microseconds.
 const MAX_PUBLICATIONS: usize = 10_000;
 
 /// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
-pub async fn publish(tenant: &Tenant, made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
+pub async fn publish(guest: &Guest, made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
+    let tenant = &guest.tenant;
+    // A filter works on its upstream.
+    let upstream = (guest.role == FilterCode::ROLE).then_some(&guest.name);
     let mut publications = Vec::with_capacity(made.len());
     let mut refused = Vec::new();
-    for (index, GuestPublication { channel, key, data, .. }) in made.into_iter().enumerate() {
+    for (index, GuestPublication { channel, key, data, remove }) in made.into_iter().enumerate() {
         if index >= MAX_PUBLICATIONS {
             tenant.metrics.refused(Refused::Count.reason());
             refused.push(Refused::Count);
-        } else if key.is_some_and(|key| key.len() > MAX_KEY) {
-            tenant.metrics.refused(Refused::Key.reason());
-            refused.push(Refused::Key);
         } else {
-            publications.push(Publication { channel: channel.into(), data: from_guest(data) });
+            let (channel, key) = (channel.into(), key.map(Into::into));
+            publications.push(Publication { channel, key, remove, data: from_guest(data) });
         }
     }
-    refused.extend(tenant.channels.publish(publications).await.1);
+    refused.extend(tenant.channels.publish(publications, upstream).await.1);
     refused.first().map(|why| (refused.len(), *why))
 }
 
 /// The same for what a call returned, which nobody is there to be told about: it goes to the log.
 pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
-    if let Some((count, why)) = publish(&guest.tenant, made).await {
+    if let Some((count, why)) = publish(guest, made).await {
         tracing::warn!(
             tenant.name = %guest.tenant.name,
             guest.name = %guest.name,
@@ -78,7 +79,7 @@ pub fn closing(close: Close) -> Step {
 
 impl channels::Host for Host {
     async fn publish(&mut self, publications: Vec<GuestPublication>) -> Result<(), String> {
-        match publish(self.tenant(), publications).await {
+        match publish(self.guest(), publications).await {
             None => Ok(()),
             Some((count, why)) => Err(format!("{count} refused, the first because {why}")),
         }

@@ -162,6 +162,7 @@ impl Worker {
                 Some(Event::Frames(first, room)) => held = self.batch(first, room, &mut queued).await,
                 Some(Event::Close(reason)) => {
                     self.following.iter_mut().for_each(Following::end);
+                    self.lost();
                     if let Some(publications) = self.on_close(&reason).await {
                         publish_all(&self.filter.guest, publications).await;
                     }
@@ -194,9 +195,18 @@ impl Worker {
         self.filter.guest.metrics.queue.dec_by(signed(batch.len()));
         match self.on_frames(&batch).await {
             Some(publications) => publish_all(&self.filter.guest, publications).await,
-            None => drop(self.filter.guest.metrics.lost.inc_by(batch.len() as u64)),
+            None => {
+                self.filter.guest.metrics.lost.inc_by(batch.len() as u64);
+                self.lost();
+            }
         }
         held
+    }
+
+    /// What the filter publishes from now on does not follow what it has published without a gap.
+    fn lost(&self) {
+        let guest = &self.filter.guest;
+        guest.tenant.channels.lost(&guest.name);
     }
 
     /// Waits out a pause: a connection without its subscription is of no use.

@@ -75,6 +75,10 @@ impl Drop for Counted {
 }
 
 impl Host {
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
     pub fn tenant(&self) -> &Arc<Tenant> {
         &self.guest.tenant
     }

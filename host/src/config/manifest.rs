@@ -6,10 +6,11 @@ use hyper::header::{HeaderName, HeaderValue};
 use toml::de::DeValue;
 
 use super::{
-    ChannelRule, ScheduleConfig, TenantConfig, UpstreamConfig,
+    ScheduleConfig, TenantConfig, UpstreamConfig,
+    channels::{channel, origin},
     components::{api, component},
     limits::limits,
-    units::{Claim, MAX_PATH_BYTES, name, path, url},
+    units::{Claim, name, path, url},
     walk::{Document, Problems, Table, Value, quote},
 };
 
@@ -24,9 +25,6 @@ const MAX_MESSAGE: RangeInclusive<u64> = 1 << 10..=64 << 20;
 
 /// Under the least a page that is loaded again makes the partner another connection; over the most it may stay for good.
 const LINGER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
-
-/// A log shorter than the least makes every client a slow one; all channels of all tenants share the host's memory.
-const LOG: RangeInclusive<u64> = 64 << 10..=1 << 30;
 
 /// Under the least a job is a loop; a year is longer than hosts run.
 const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
@@ -110,6 +108,8 @@ fn tenant(
     let tables = listed.into_iter().flatten().filter_map(|value| value.table("a table, headed [[schedule]]"));
     let schedules = tables.filter_map(|table| schedule(table, &mut names)).collect();
 
+    let cors = root.take("cors").and_then(|value| value.array("an array of origins in quotes")).unwrap_or_default();
+    let cors = cors.iter().filter_map(origin).collect();
     let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
     let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
     let settings =
@@ -126,6 +126,7 @@ fn tenant(
         api,
         job,
         schedules,
+        cors,
         channels,
         keep,
         settings,
@@ -282,25 +283,6 @@ fn subprotocol(value: &Value<'_>, offered: &mut BTreeSet<String>) -> Option<Stri
     None
 }
 
-fn channel(pattern: String, value: Value<'_>) -> Option<ChannelRule> {
-    let fix = if pattern.is_empty() || pattern.len() > MAX_PATH_BYTES {
-        Some("is empty or too long; write 1 to 255 bytes")
-    } else if pattern.chars().any(char::is_control) {
-        Some("must have no control characters; rename the channel")
-    } else if pattern.find('*').is_some_and(|star| star + 1 < pattern.len()) {
-        Some("may have '*' only at its end; write a prefix and one '*'")
-    } else {
-        None
-    };
-    if let Some(fix) = fix {
-        value.problem(format!("a channel's pattern {fix}"));
-    }
-    let mut table = value.table("a table, headed [channels.\"prices*\"]")?;
-    let log_bytes = table.size("log", &LOG).unwrap_or(ChannelRule::LOG_BYTES);
-    table.finish();
-    Some(ChannelRule { pattern, log_bytes })
-}
-
 /// How long a collection's records are kept.
 fn kept(name: String, value: Value<'_>) -> Option<(String, Duration)> {
     let mut table = value.table("a table, headed [records.\"summaries\"]")?;
@@ -421,7 +403,7 @@ api-body = 0
             (UpstreamConfig::IDLE_TIMEOUT, UpstreamConfig::MAX_MESSAGE)
         );
         let channels: Vec<_> = tenant.channels.iter().map(|rule| (rule.pattern.as_str(), rule.log_bytes)).collect();
-        assert_eq!(channels, [("prices*", 64 << 10), ("all", ChannelRule::LOG_BYTES)]);
+        assert_eq!(channels, [("prices*", 64 << 10), ("all", crate::config::ChannelRule::LOG_BYTES)]);
         let settings: Vec<_> = tenant.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let expected = [("text", "a\tb"), ("whole", "1000"), ("hex", "0x1F"), ("float", "1.50"), ("flag", "true")];
         assert_eq!(settings, expected);

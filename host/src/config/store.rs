@@ -166,12 +166,12 @@ mod tests {
             ("url = { file = \"missing\" }", "\"missing\" cannot be read"),
             ("url = { env = \"TLS\", file = \"x\" }", "store.url: names no URL, or two"),
             ("url = {}", "store.url: names no URL, or two"),
-            ("url = { variable = \"TLS\" }", "store.url.variable: is unknown"),
+            ("url = { variable = \"TLS\" }", "store.url.variable: unknown key"),
             ("url = 5", "store.url"),
             ("url = \"sqlite:a\"\nfile = \"b\"", "store.file: is named by url already"),
             ("size = \"1KiB\"", "store.size"),
             ("size = \"much\"", "store.size"),
-            ("sise = \"1MiB\"", "store.sise: is unknown"),
+            ("sise = \"1MiB\"", "store.sise: unknown key"),
         ] {
             let problems = read(section).unwrap_err();
             assert!(problems.contains(words) && !problems.contains("hush"), "{section}: {problems}");

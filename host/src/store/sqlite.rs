@@ -137,3 +137,20 @@ pub fn oldest(connection: &Connection) -> rusqlite::Result<Vec<(i64, Row)>> {
 fn id(row: &SqlRow<'_>, column: usize) -> rusqlite::Result<RecordId> {
     row.get::<_, [u8; 16]>(column).map(RecordId::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_is_on_disk_when_it_returns() {
+        let file = std::env::temp_dir().join(format!("edge-relay-sqlite-{}", std::process::id()));
+        let connection = open(&file, 1 << 20).unwrap();
+        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
+        assert_eq!(pragma("journal_mode").unwrap(), "wal".to_owned().into());
+        // FULL.
+        assert_eq!(pragma("synchronous").unwrap(), 2.into());
+        drop(connection);
+        std::fs::remove_file(file).unwrap();
+    }
+}

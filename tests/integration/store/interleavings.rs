@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::{outbox_empty, serve};
 use crate::support::{
     appends::Appends,
-    chaos::{Chaos, Fault, When},
+    chaos::{Chaos, Fault, Way, When},
     mariadb::MariaDb,
 };
 
@@ -24,8 +24,11 @@ enum Step {
     Append(u64),
     /// Waits until all rows are in MySQL, if it is there.
     Drain,
-    /// Appends rows; what MySQL says to them never arrives, though it has committed them.
-    LoseAnswer(u64),
+    /// Appends rows; the statement with them never arrives, or it does, is committed, and the answer never arrives.
+    Lose {
+        rows: u64,
+        answer: bool,
+    },
     /// Appends as fast as it goes, and kills the host some milliseconds later; then starts it.
     CrashAppending(u64),
     /// Ends the host, in peace or not, and starts it.
@@ -39,7 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (1..60_u64).prop_map(Step::Append),
         2 => Just(Step::Drain),
-        2 => (1..60_u64).prop_map(Step::LoseAnswer),
+        3 => (1..60_u64, proptest::bool::ANY).prop_map(|(rows, answer)| Step::Lose { rows, answer }),
         2 => (0..60_u64).prop_map(Step::CrashAppending),
         1 => proptest::bool::ANY.prop_map(Step::Restart),
         1 => proptest::bool::ANY.prop_map(Step::LoseMySql),
@@ -73,12 +76,15 @@ async fn take(steps: &[Step], database: &mut MariaDb) {
     let url = database.url_at(chaos.address);
     let mut relay = serve(Appends::folder_to_mysql(), &url).await;
     let mut appends = Appends::default();
+    // Makes the tables.
+    appends.append(&relay, 1).await;
     for step in steps {
         match *step {
             Step::Append(rows) => appends.append(&relay, rows).await,
             Step::Drain if there => outbox_empty(&relay).await,
-            Step::LoseAnswer(rows) if there => {
-                chaos.arm(When::Answer(format!("{} ", appends.given()).leak()), Fault::Cut);
+            Step::Lose { rows, answer } if there => {
+                let row = format!("{} ", appends.given()).leak();
+                chaos.arm(if answer { When::Answer(row) } else { When::Before(Way::Up, row) }, Fault::Cut);
                 appends.append(&relay, rows).await;
                 chaos.struck().await;
             }
@@ -105,7 +111,7 @@ async fn take(steps: &[Step], database: &mut MariaDb) {
                 database.restart().await;
                 there = true;
             }
-            Step::Drain | Step::LoseAnswer(_) | Step::LoseMySql(_) | Step::StartMySql => {}
+            Step::Drain | Step::Lose { .. } | Step::LoseMySql(_) | Step::StartMySql => {}
         }
     }
     if !there {
@@ -113,5 +119,6 @@ async fn take(steps: &[Step], database: &mut MariaDb) {
     }
     outbox_empty(&relay).await;
     assert!(appends.refused.is_empty(), "{:?}", appends.refused);
+    assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 0.0, "{}", relay.log());
     appends.are_in(database).await;
 }

@@ -70,6 +70,7 @@ async fn the_line_is_cut_stalled_half_closed_in_a_commit_and_slow() {
     appends.end(load).await;
     outbox_empty(&relay).await;
     assert_eq!(appends.refused, [""; 0]);
+    assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 0.0, "{}", relay.log());
     assert_eq!(appends.kept.len() as u64, appends.given());
     appends.are_in(&database).await;
 }

@@ -8,7 +8,7 @@ use super::{
     view::Subscriber,
 };
 use crate::{
-    channel::Channel,
+    channel::{Channel, Start},
     client::{ClientId, ErrorCode, MAX_CHANNELS, Share, Step, Terms, raw},
 };
 
@@ -77,9 +77,12 @@ impl Shard {
         }
         let at = self.view(channel);
         let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(nth).unwrap_or(u16::MAX) };
-        let cursor = self.views.get_mut(at).map(|view| view.subscribe(index(at), subscriber));
-        if let Some((row, cursor)) = self.rows.get_mut(slot).zip(cursor) {
-            row.cursors.push(cursor);
+        let cursor = self.views.get_mut(at).and_then(|view| view.subscribe(index(at), subscriber, Start::Now));
+        let Some((row, cursor)) = self.rows.get_mut(slot).zip(cursor) else { return };
+        let begins = cursor.since().is_some() && !row.is(flag::BEHIND);
+        row.cursors.push(cursor);
+        if begins {
+            self.begin(slot);
         }
     }
 
@@ -92,9 +95,14 @@ impl Shard {
         let Some(nth) = row.cursors.as_slice().iter().position(|cursor| of_channel(cursor.view as usize)) else {
             return;
         };
+        if usize::from(row.current) == nth {
+            row.cut_snapshot();
+        }
         let Some(cursor) = row.cursors.take(nth) else { return };
-        row.current = 0;
         // The last cursor has its place now.
+        if usize::from(row.current) == row.cursors.as_slice().len() {
+            row.current = u16::try_from(nth).unwrap_or(0);
+        }
         if let Some(moved) = row.cursors.as_slice().get(nth)
             && let Some(subscriber) =
                 views.get_mut(moved.view as usize).and_then(|view| view.subscribers.get_mut(moved.at as usize))

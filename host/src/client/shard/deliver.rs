@@ -1,12 +1,15 @@
 //! Bytes to clients: new chunks to all who follow a channel, the rest to those who were behind.
 
+use std::sync::Arc;
+
 use mio::Interest;
 
 use super::{
     Shard,
-    row::{Step, flag},
+    row::{Rest, Step, flag},
     view::Subscriber,
 };
+use crate::{channel::Since, config::Slow};
 
 /// Control frames queued for a client that takes none; past this, pongs are left out (RFC 6455 section 5.5.3 lets the
 /// latest answer stand for all).
@@ -22,9 +25,11 @@ impl Shard {
         let (mut held, mut lagged, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for &Subscriber { slot, nth } in &view.subscribers {
             let Some(row) = self.rows.get_mut(slot as usize) else { continue };
-            let seq = row.cursors.as_slice().get(usize::from(nth)).map(|cursor| cursor.seq);
-            if seq.is_some_and(|seq| seq < oldest) {
-                lagged.push(slot as usize);
+            let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { continue };
+            if cursor.since().is_some() {
+                // It goes on when its socket has room.
+            } else if cursor.seq < oldest {
+                lagged.push((slot as usize, nth));
             } else if !row.is(flag::BEHIND) {
                 match row.advance(nth, &view.log, self.now, &mut delivered) {
                     Step::Done => {}
@@ -40,8 +45,8 @@ impl Shard {
         for (slot, step) in held {
             self.hold(slot, &step);
         }
-        for slot in lagged {
-            self.close(slot, 1013, "fell off the end of the channel's log", "lagged");
+        for (slot, nth) in lagged {
+            self.lagged(slot, nth, at);
         }
         for slot in gone {
             self.remove(slot, "io");
@@ -66,25 +71,90 @@ impl Shard {
         }
     }
 
+    /// A cursor is off the end of its log: what its channel's policy says.
+    fn lagged(&mut self, slot: usize, nth: u16, at: usize) {
+        let Some(view) = self.views.get(at) else { return };
+        let (policy, end) = (view.channel.slow(), view.log.next_seq());
+        let metrics = Arc::clone(&view.channel.metrics);
+        if policy == Slow::Close {
+            metrics.lagged("close");
+            return self.close(slot, 1013, "fell off the end of the channel's log", "lagged");
+        }
+        metrics.lagged(if policy == Slow::Skip { "skip" } else { "conflate" });
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        // In the middle of a snapshot its log went on without it.
+        let cut = if row.current == nth { row.cut_snapshot() } else { None };
+        let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
+        let has = cut.unwrap_or_else(|| Since::Offset(view.had(cursor)));
+        if row.current == nth {
+            self.finish_frame(slot);
+        }
+        let Some(cursor) = self.rows.get_mut(slot).and_then(|row| row.cursors.as_mut_slice().get_mut(usize::from(nth)))
+        else {
+            return;
+        };
+        match policy {
+            Slow::Skip => cursor.enter(end),
+            _ => cursor.leave(has),
+        }
+        if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
+            self.begin(slot);
+        }
+    }
+
+    /// Puts a row in line for the snapshot or the history that it is to begin with.
+    pub(super) fn begin(&mut self, slot: usize) {
+        self.hold(slot, &Step::Turn);
+    }
+
+    /// Puts what a client has missed of a snapshot in front of its log. `None`: that is not known any more.
+    fn conflate(&mut self, slot: usize, nth: u16) -> Option<()> {
+        let row = self.rows.get_mut(slot)?;
+        let cursor = row.cursors.as_mut_slice().get_mut(usize::from(nth))?;
+        let since = cursor.since()?;
+        let view = self.views.get(cursor.view as usize)?;
+        let chunk = view.channel.snapshot(since, view.log.oldest_seq())?;
+        let from = match since {
+            Since::Nothing => 0,
+            Since::Offset(offset) => chunk.position_after(offset),
+        };
+        cursor.enter(chunk.seq);
+        row.current = nth;
+        let end = chunk.bytes().len();
+        if from < end {
+            row.extra().rest = Some(Rest { chunk, range: from..end, since: Some(since) });
+        }
+        Some(())
+    }
+
     /// Goes on with a row that was behind.
     pub(super) fn resume(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
         let mut step = row.flush(self.now);
         let cursors = u16::try_from(row.cursors.as_slice().len()).unwrap_or(u16::MAX);
+        let first = row.current;
         for turn in 0..cursors {
             if step != Step::Done {
                 break;
             }
             // The half-sent frame first, whichever channel it is of.
-            let nth = (row.current + turn) % cursors;
-            let view = row.cursors.as_slice().get(usize::from(nth)).map(|cursor| cursor.view as usize);
-            let Some(view) = view.and_then(|view| self.views.get(view)) else { continue };
+            let nth = (first + turn) % cursors;
+            let Some(cursor) = self.rows.get(slot).and_then(|row| row.cursors.as_slice().get(usize::from(nth))) else {
+                continue;
+            };
+            let at = cursor.view as usize;
+            if cursor.since().is_some() && self.conflate(slot, nth).is_none() {
+                return self.close(slot, 1013, "fell off the end of the channel's log", "lagged");
+            }
+            let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(at)) else { continue };
+            step = row.flush(self.now);
+            if step != Step::Done {
+                break;
+            }
             let mut delivered = 0;
             step = row.advance(nth, &view.log, self.now, &mut delivered);
             view.channel.metrics.deliveries.inc_by(delivered);
-            if step != Step::Done {
-                row.current = nth;
-            }
+            row.current = nth;
         }
         match step {
             Step::Done => self.caught_up(slot),
@@ -140,7 +210,7 @@ impl Shard {
         if cursor.seq >= view.log.oldest_seq() {
             cursor.step(rest.len(), &view.log, &mut 0);
         }
-        row.extra.get_or_insert_default().rest = Some((chunk, rest));
+        row.extra.get_or_insert_default().rest = Some(Rest { chunk, range: rest, since: None });
         view.channel.metrics.deliveries.inc();
     }
 }

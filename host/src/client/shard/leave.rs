@@ -19,6 +19,9 @@ impl Shard {
         let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         row.client.leaves(reason);
         self.finish_frame(slot);
+        if let Some(row) = self.rows.get_mut(slot) {
+            row.cut_snapshot();
+        }
         self.unsubscribe(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
         row.flags |= flag::CLOSING;

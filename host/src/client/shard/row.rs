@@ -10,7 +10,7 @@ use std::{
 use mio::net::TcpStream;
 
 use crate::{
-    channel::{Chunk, Log},
+    channel::{Chunk, Log, Since},
     client::{Connected, Share, message::Assembly},
 };
 
@@ -54,11 +54,15 @@ pub struct Cursor {
     pub view: u32,
     /// Where the view has this cursor among its subscribers.
     pub at: u32,
-    /// The chunk.
+    /// The chunk; of a cursor off the log, the offset of the last publication its client has.
     pub seq: u64,
-    /// The byte within it.
+    /// The byte within it, or [`OFF`] or [`NEW`].
     pub position: u32,
 }
+
+/// In the place of a position: off the log, which goes on behind a part of the snapshot, or behind all of it.
+pub const OFF: u32 = u32::MAX;
+pub const NEW: u32 = u32::MAX - 1;
 
 /// A row's cursors; nearly always one, kept in place.
 pub enum Cursors {
@@ -120,8 +124,8 @@ impl From<Vec<Cursor>> for Cursors {
 /// What only some rows have.
 #[derive(Default)]
 pub struct Extra {
-    /// What is left of a half-sent frame that something else must follow: a part of a chunk.
-    pub rest: Option<(Arc<Chunk>, Range<usize>)>,
+    /// What comes before all else.
+    pub rest: Option<Rest>,
     /// Bytes to send after that and before the cursors go on: whole frames, replies and control frames.
     pub out: Vec<u8>,
     /// How much of `out` is sent.
@@ -135,6 +139,15 @@ pub struct Extra {
     pub assembly: Assembly,
     /// When a closing row is dropped, answered or not. Milliseconds on the shard's clock.
     pub close_by: u32,
+}
+
+/// A part of a chunk, to be sent to its end.
+pub struct Rest {
+    pub chunk: Arc<Chunk>,
+    pub range: Range<usize>,
+    /// It is of a snapshot, which the row's current cursor follows, for a client that had what came up to this offset.
+    /// `None`: it is what is left of a half-sent frame.
+    pub since: Option<Since>,
 }
 
 impl Extra {
@@ -157,6 +170,25 @@ pub enum Step {
 }
 
 impl Row {
+    /// Leaves out what a client has not got yet of the snapshot before its current cursor, but for the frame that is
+    /// half sent; returns what it has then. `None`: there was no snapshot.
+    pub fn cut_snapshot(&mut self) -> Option<Since> {
+        let place = &mut self.extra.as_mut()?.rest;
+        let Rest { chunk, range, since } = place.take_if(|rest| rest.since.is_some())?;
+        if let Some(frame) = chunk.rest_of_frame(range.start) {
+            // Copied: the snapshot is large, and others may have a newer one.
+            let (part, length) = (chunk.part(frame.clone()), frame.len());
+            *place = Some(Rest { chunk: Arc::new(part), range: 0..length, since: None });
+        }
+        // Before its first own frame are those that the client had already.
+        let had = match since? {
+            Since::Offset(offset) => offset,
+            Since::Nothing => 0,
+        };
+        let has = chunk.begun(range.start).unwrap_or(0).max(had);
+        Some(if has == 0 { Since::Nothing } else { Since::Offset(has) })
+    }
+
     pub fn is(&self, flags: u8) -> bool {
         self.flags & flags != 0
     }
@@ -200,7 +232,7 @@ impl Row {
         let Some(extra) = &mut self.extra else { return Step::Done };
         loop {
             let bytes = match &extra.rest {
-                Some((chunk, range)) => chunk.bytes().get(range.clone()).unwrap_or_default(),
+                Some(Rest { chunk, range, .. }) => chunk.bytes().get(range.clone()).unwrap_or_default(),
                 None => extra.out.get(extra.sent..).unwrap_or_default(),
             };
             let written = match bytes {
@@ -218,8 +250,16 @@ impl Row {
             }
             let all = written == bytes.len();
             match &mut extra.rest {
-                Some(_) if all => extra.rest = None,
-                Some((_, range)) => range.start += written,
+                Some(Rest { chunk, range, since }) => {
+                    if since.is_some() {
+                        let completed = chunk.completed(range.start, range.start + written);
+                        self.client.terms().metrics.deliveries.inc_by(completed as u64);
+                    }
+                    range.start += written;
+                    if all {
+                        extra.rest = None;
+                    }
+                }
                 None if all => {
                     (extra.out, extra.sent, extra.controls, extra.share) = (Vec::new(), 0, 0, None);
                     return Step::Done;
@@ -233,6 +273,9 @@ impl Row {
     pub fn advance(&mut self, nth: u16, log: &Log, now: u32, delivered: &mut u64) -> Step {
         let behind = self.is(flag::BEHIND);
         let Some(cursor) = self.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return Step::Done };
+        if cursor.since().is_some() {
+            return Step::Done;
+        }
         let mut turn = TURN_BYTES;
         while cursor.seq < log.next_seq() {
             let (offered, result) = write(&mut self.socket, cursor, log);
@@ -261,6 +304,28 @@ impl Row {
 }
 
 impl Cursor {
+    /// Off the log: what its client has.
+    pub fn since(&self) -> Option<Since> {
+        match self.position {
+            OFF => Some(Since::Offset(self.seq)),
+            NEW => Some(Since::Nothing),
+            _ => None,
+        }
+    }
+
+    /// Leaves the log: what follows depends on what its client has by then.
+    pub fn leave(&mut self, since: Since) {
+        (self.seq, self.position) = match since {
+            Since::Offset(offset) => (offset, OFF),
+            Since::Nothing => (0, NEW),
+        };
+    }
+
+    /// Goes on at a chunk's start.
+    pub fn enter(&mut self, seq: u64) {
+        (self.seq, self.position) = (seq, 0);
+    }
+
     /// Moves on by bytes written.
     pub fn step(&mut self, written: usize, log: &Log, delivered: &mut u64) {
         let mut left = written;

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use slab::Slab;
 
 use crate::{
-    channel::{Channel, Chunk, Log, Reader},
+    channel::{Channel, Chunk, Log, Reader, Since, Start},
     client::shard::row::{Cursor, Row},
 };
 
@@ -33,12 +33,32 @@ impl View {
         channel.read(reader, fresh, |chunk| log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk)));
     }
 
-    /// A new cursor at the end of the log.
-    pub fn subscribe(&mut self, view: u32, subscriber: Subscriber) -> Cursor {
+    /// A new cursor; `None`: there is a gap behind the position that it would go on after.
+    pub fn subscribe(&mut self, view: u32, subscriber: Subscriber, start: Start) -> Option<Cursor> {
         let at = u32::try_from(self.subscribers.len()).unwrap_or(u32::MAX);
+        let mut cursor = Cursor { view, at, seq: self.log.next_seq(), position: 0 };
+        match start {
+            Start::Now if self.channel.gives_snapshot() => cursor.leave(Since::Nothing),
+            Start::Now => {}
+            Start::After(position) => {
+                self.log.prepend(self.channel.resume(position, self.log.oldest_seq())?);
+                if let Some(chunk) = self.log.after(position.offset).next() {
+                    cursor.enter(chunk.seq);
+                    // A chunk is far below 4 GiB.
+                    cursor.position = u32::try_from(chunk.position_after(position.offset)).unwrap_or(0);
+                }
+            }
+        }
         self.subscribers.push(subscriber);
         self.channel.joined();
-        Cursor { view, at, seq: self.log.next_seq(), position: 0 }
+        Some(cursor)
+    }
+
+    /// What a client has whose cursor has just fallen off the log, the frame that it may be inside of included.
+    pub fn had(&self, cursor: &Cursor) -> u64 {
+        let chunk = self.gone.iter().chain(self.log.from(cursor.seq).take(1)).find(|chunk| chunk.seq == cursor.seq);
+        let begun = chunk.and_then(|chunk| chunk.begun(cursor.position as usize));
+        begun.or_else(|| chunk?.first_offset().checked_sub(1)).unwrap_or_default()
     }
 
     /// Takes a cursor out; the last subscriber takes its place.

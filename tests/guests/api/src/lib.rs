@@ -64,6 +64,7 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
         "/state" => text(place, fill_state(number("bytes") as usize)),
         "/publish" => text(place, publish(query_value(query, "channel"), query_value(query, "text"))),
         "/append" => text(place, append(query)),
+        "/append-for" => text(place, append_for(query)),
         "/records" => text(place, newest(query)),
         "/imports" => text(place, imports()),
         // No answer.
@@ -129,6 +130,24 @@ fn append(query: &str) -> String {
         }
     }
     rows.to_string()
+}
+
+/// Appends rows of so many `bytes` one after another for so many `ms`; says how many microseconds each took.
+fn append_for(query: &str) -> String {
+    let number = |name: &str| query_value(query, name).parse().unwrap_or(0_u64);
+    let row = vec![b'x'; number("bytes") as usize];
+    let end = monotonic_clock::now() + number("ms") * 1_000_000;
+    let mut took = Vec::new();
+    loop {
+        let begun = monotonic_clock::now();
+        if begun >= end {
+            return took.join(" ");
+        }
+        match records::append(query_value(query, "to"), &row) {
+            Ok(_) => took.push(((monotonic_clock::now() - begun) / 1000).to_string()),
+            Err(error) => return format!("{error:?}"),
+        }
+    }
 }
 
 /// The texts of a collection's newest rows.

@@ -60,6 +60,10 @@ fn publication(channel: &str, text: String) -> Publication {
     Publication { channel: channel.to_owned(), key: None, data: Frame::Text(text), remove: false }
 }
 
+fn keyed(channel: &str, key: &str, text: String) -> Publication {
+    Publication { key: Some(key.to_owned()), ..publication(channel, text) }
+}
+
 fn answer(command: &str) -> String {
     let words: Vec<&str> = command.split(' ').collect();
     match words[..] {
@@ -83,6 +87,24 @@ fn answer(command: &str) -> String {
             format!("{:?}", open(bucket).and_then(|at| batch::delete_many(&at, &[one.into(), other.into()])))
         }
         ["publish", channel, text] => format!("{:?}", channels::publish(&[publication(channel, text.to_owned())])),
+        ["publish-key", channel, key, text] => {
+            format!("{:?}", channels::publish(&[keyed(channel, key, text.to_owned())]))
+        }
+        ["remove", channel, key] => {
+            let removal = Publication { remove: true, ..keyed(channel, key, format!("{key} is gone")) };
+            format!("{:?}", channels::publish(&[removal]))
+        }
+        ["rounds", channel, from, to, keys, bytes] => {
+            let number = |text: &str| text.parse::<usize>().unwrap_or_default();
+            let (keys, bytes) = (number(keys), number(bytes));
+            let update = |round: usize, key: usize| {
+                let key = format!("k{key}");
+                keyed(channel, &key, format!("{:<bytes$}", format!("{key} {round}")))
+            };
+            let updates: Vec<_> =
+                (number(from)..number(to)).flat_map(|round| (0..keys).map(move |key| update(round, key))).collect();
+            format!("{:?}", channels::publish(&updates))
+        }
         ["many", channel, count] => {
             let many = vec![publication(channel, String::new()); count.parse().unwrap_or_default()];
             format!("{:?}", channels::publish(&many))

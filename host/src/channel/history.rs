@@ -1,0 +1,206 @@
+//! What a channel can say of the past: resuming, reading back, the snapshot.
+
+use std::{fmt, num::ParseIntError, str::FromStr, sync::Arc, time::Instant};
+
+use super::{Channel, Chunk, Entry, Key, Since, State, lock};
+use crate::config::History;
+
+/// Bytes of payloads in one page, unless its first publication has more.
+const MAX_PAGE_BYTES: usize = 8 << 20;
+
+/// The identity of one unbroken run of a channel's offsets. Written as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    /// One that never was.
+    pub fn generate() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Epoch {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// A publication's place: what a client has got, this one included. Written as `EPOCH:OFFSET`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub epoch: Epoch,
+    pub offset: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.epoch, self.offset)
+    }
+}
+
+/// Not a position: those are `EPOCH:OFFSET`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAPosition;
+
+impl FromStr for Position {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let (epoch, offset) = text.split_once(':').ok_or(NotAPosition)?;
+        let (epoch, offset) = (epoch.parse().map_err(|_| NotAPosition)?, offset.parse().map_err(|_| NotAPosition)?);
+        Ok(Self { epoch, offset })
+    }
+}
+
+/// Where a client begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With the snapshot, if the channel gives one, and then what follows.
+    Now,
+    /// With what it has missed.
+    After(Position),
+}
+
+/// A part of what was published.
+#[derive(Debug)]
+pub struct Page {
+    /// The newest publication's.
+    pub position: Position,
+    /// Oldest first.
+    pub entries: Vec<Entry>,
+    /// Whether nothing is missing between what was asked for and the first entry.
+    pub recovered: bool,
+}
+
+impl Channel {
+    /// Whether it could go on after a position now.
+    pub fn reaches(&self, after: Position) -> bool {
+        self.goes_on(&lock(&self.state), after)
+    }
+
+    /// The chunks that a view of the log lacks which begins with `oldest`, for a client that goes on after a position;
+    /// oldest first. `None`: there is a gap.
+    pub fn resume(&self, after: Position, oldest: u64) -> Option<Vec<Arc<Chunk>>> {
+        let state = lock(&self.state);
+        if !self.goes_on(&state, after) {
+            return None;
+        }
+        let missed = state.log.after(after.offset);
+        Some(missed.take_while(|chunk| chunk.seq < oldest).map(Arc::clone).collect())
+    }
+
+    /// What comes first for a client: the snapshot, or what of it is behind an offset. The log goes on at the chunk's
+    /// `seq`, which is `least` or later. `None`: what it has missed is not known any more.
+    pub fn snapshot(&self, since: Since, least: u64) -> Option<Arc<Chunk>> {
+        let mut state = lock(&self.state);
+        let before = state.snapshot.bytes();
+        let next = state.log.next_seq();
+        let least = least.max(state.log.oldest_seq());
+        let chunk = state.snapshot.chunk(since, next, least);
+        self.resized(before, state.snapshot.bytes());
+        chunk
+    }
+
+    /// Whether new clients get a snapshot first.
+    pub fn gives_snapshot(&self) -> bool {
+        self.rule.snapshot && !lock(&self.state).snapshot.is_empty()
+    }
+
+    /// Publications after a position, or the newest, at most `limit`.
+    pub fn page(&self, after: Option<Position>, limit: usize) -> Page {
+        let state = lock(&self.state);
+        let position = state.position();
+        let Some(after) = after else {
+            let reach = self.reach(&state);
+            let newest = state.log.after(reach).rev().flat_map(|chunk| chunk.after(reach).rev());
+            let mut entries = within(newest, limit);
+            entries.reverse();
+            return Page { position, entries, recovered: true };
+        };
+        let recovered = self.goes_on(&state, after);
+        let entries = if recovered {
+            within(state.log.after(after.offset).flat_map(|chunk| chunk.after(after.offset)), limit)
+        } else {
+            Vec::new()
+        };
+        Page { position, entries, recovered }
+    }
+
+    /// The latest publication of every key.
+    pub fn latest_of_keys(&self) -> Page {
+        let state = lock(&self.state);
+        let entry = |(offset, key, data): (u64, &Arc<str>, &super::Frame)| Entry {
+            offset,
+            key: Key { name: Some(Arc::clone(key)), remove: false },
+            data: data.clone(),
+        };
+        Page { position: state.position(), entries: state.snapshot.iter().map(entry).collect(), recovered: true }
+    }
+
+    /// Begins a new epoch if it has had publications of an upstream that is lost.
+    pub(super) fn lost(&self, upstream: &Arc<str>) {
+        let mut state = lock(&self.state);
+        // Without a publication since the last time there is nothing to tell apart.
+        if !state.upstreams.contains(upstream) || state.begins == state.next_offset {
+            return;
+        }
+        let (before, next) = (state.snapshot.bytes(), state.next_offset);
+        state.epoch = Epoch::generate();
+        state.begins = next;
+        state.snapshot.clear(next);
+        self.resized(before, state.snapshot.bytes());
+        self.metrics.epochs.inc();
+    }
+
+    fn goes_on(&self, state: &State, after: Position) -> bool {
+        after.epoch == state.epoch && after.offset < state.next_offset && after.offset >= self.reach(state)
+    }
+
+    /// The least offset of which all that came after it is there and may be read.
+    fn reach(&self, state: &State) -> u64 {
+        let History { size, age, bytes, .. } = self.rule.history;
+        let newest = state.next_offset - 1;
+        let first = state.log.from(0).next().map_or(state.next_offset, |chunk| chunk.first_offset());
+        let mut reach = (state.begins - 1).max(first - 1).max(newest.saturating_sub(size));
+        if bytes < state.log.bytes() {
+            let mut left = bytes;
+            for chunk in state.log.from(0).rev() {
+                let size = chunk.bytes().len();
+                if size > left {
+                    reach = reach.max(chunk.last_within(left));
+                    break;
+                }
+                left -= size;
+            }
+        }
+        if let Some(since) = Instant::now().checked_sub(age) {
+            reach = reach.max(state.log.before(since).map_or(0, |chunk| chunk.last_offset()));
+        }
+        reach
+    }
+}
+
+impl State {
+    fn position(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.next_offset - 1 }
+    }
+}
+
+/// As many as fit into a page.
+fn within(entries: impl Iterator<Item = Entry>, limit: usize) -> Vec<Entry> {
+    let mut bytes = 0;
+    let fits = |entry: &Entry| {
+        let first = bytes == 0;
+        bytes += entry.data.bytes.len() + 1;
+        first || bytes <= MAX_PAGE_BYTES
+    };
+    entries.take(limit).take_while(fits).collect()
+}
