@@ -231,6 +231,13 @@ impl Channels {
         }
     }
 
+    /// The same for one channel: its part of an upstream is subscribed to, or no longer.
+    pub fn interrupted(&self, channel: &str, upstream: &Arc<str>) {
+        if let Some(channel) = self.get(channel) {
+            channel.lost(upstream);
+        }
+    }
+
     /// The channel of that name, made if it is not there yet.
     pub fn open(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         check_name(name)?;

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::{
     client::Client,
     guests,
+    http::Http,
     partner::{Partner, Peer},
     relay::Relay,
     tenant::Folder,
@@ -247,6 +248,41 @@ async fn a_client_that_comes_back_in_time_is_no_news_to_it() {
         return;
     }
     panic!("in {ROUNDS} rounds no client came back within {QUIET:?}");
+}
+
+/// What was published on channel `out`, asked for like this.
+async fn history(relay: &Relay, query: &str) -> serde_json::Value {
+    Http::connect(relay.clients).await.get(&format!("/t/channels/out{query}")).await.json()
+}
+
+#[tokio::test]
+async fn what_was_missed_while_a_channel_was_idle_is_no_secret() {
+    let mut partner = Partner::start().await;
+    let relay = following(&partner, "", "").await;
+    let mut client = relay.client("/t?channel=out").await;
+    let mut peer = partner.accept().await;
+    assert_eq!(texts(&mut peer, 2).await, ["feed: active out", "open "]);
+    passes(&mut peer, &mut client, "1").await;
+    let subscribed = history(&relay, "").await["epoch"].clone();
+    drop(client);
+    assert_eq!(peer.next_text().await, "feed: idle out");
+    let idle = history(&relay, "").await["epoch"].clone();
+    assert_ne!(idle, subscribed);
+    // On its way when the partner was told.
+    peer.text("2").await;
+    let read = until("the publication", async || match history(&relay, "?limit=1").await {
+        page if page["publications"][0]["data"] == "2" => Ok(page),
+        page => Err(page.to_string()),
+    });
+    assert_eq!(read.await["epoch"], idle);
+
+    let mut client = relay.client("/t?channel=out").await;
+    assert_eq!(peer.next_text().await, "feed: active out");
+    passes(&mut peer, &mut client, "4").await;
+    for (epoch, offset) in [(subscribed, 1), (idle, 2)] {
+        let epoch = epoch.as_str().unwrap();
+        assert_eq!(history(&relay, &format!("?since={epoch}:{offset}")).await["recovered"], false);
+    }
 }
 
 #[tokio::test]

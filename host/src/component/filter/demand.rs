@@ -96,6 +96,11 @@ impl Worker {
                 self.filter.guest.metrics.lost.inc();
                 continue;
             };
+            if !frames.is_empty() {
+                // Before they are sent: what the partner has sent until now, and what it will, may have a gap between.
+                let guest = &self.filter.guest;
+                guest.tenant.channels.interrupted(&change.channel, &guest.name);
+            }
             frames.retain(|frame| self.fits(frame));
             self.following.iter_mut().for_each(|following| following.send(std::mem::take(&mut frames)));
         }
