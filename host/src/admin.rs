@@ -88,12 +88,8 @@ fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
     let by_name: serde_json::Map<_, _> = tenants
         .iter()
         .map(|tenant| {
-            let state = |up: bool| if up { "up" } else { "down" };
-            let upstreams: serde_json::Map<_, _> = tenant
-                .upstreams
-                .iter()
-                .map(|upstream| (upstream.name.to_string(), state(upstream.is_up()).into()))
-                .collect();
+            let upstreams: serde_json::Map<_, _> =
+                tenant.upstreams.iter().map(|upstream| (upstream.name.to_string(), upstream.state().into())).collect();
             (tenant.name.to_string(), serde_json::json!({ "upstreams": upstreams }))
         })
         .collect();

@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use crate::{
     config::{ChannelRule, Slow},
+    demand::Demand,
     metrics::TenantMetrics,
 };
 
@@ -145,6 +146,8 @@ pub trait Reader: Send + Sync {
 pub struct Channels {
     rules: Vec<ChannelRule>,
     metrics: Arc<TenantMetrics>,
+    /// Told which channels have subscribers.
+    pub demand: Arc<Demand>,
     open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
     /// Bytes of all logs, now and at most.
     bytes: Arc<AtomicUsize>,
@@ -156,7 +159,15 @@ pub struct Channels {
 impl Channels {
     /// `max_bytes`: of all the tenant's logs together.
     pub fn new(rules: Vec<ChannelRule>, max_bytes: usize, metrics: Arc<TenantMetrics>) -> Self {
-        Self { rules, metrics, open: Mutex::default(), bytes: Arc::default(), max_bytes, swept: Mutex::default() }
+        Self {
+            rules,
+            metrics,
+            demand: Arc::default(),
+            open: Mutex::default(),
+            bytes: Arc::default(),
+            max_bytes,
+            swept: Mutex::default(),
+        }
     }
 
     /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
@@ -220,6 +231,13 @@ impl Channels {
         }
     }
 
+    /// The same for one channel: its part of an upstream is subscribed to, or no longer.
+    pub fn interrupted(&self, channel: &str, upstream: &Arc<str>) {
+        if let Some(channel) = self.get(channel) {
+            channel.lost(upstream);
+        }
+    }
+
     /// The channel of that name, made if it is not there yet.
     pub fn open(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         check_name(name)?;
@@ -236,6 +254,7 @@ impl Channels {
             name: Arc::clone(&name),
             metrics: Arc::clone(&self.metrics),
             subscribers: AtomicUsize::new(0),
+            demand: Arc::clone(&self.demand),
             total: Arc::clone(&self.bytes),
             max_total: self.max_bytes,
             state: Mutex::new(State::new(&rule)),
@@ -291,6 +310,7 @@ pub struct Channel {
     rule: ChannelRule,
     /// Clients that follow it now, in all shards.
     subscribers: AtomicUsize,
+    demand: Arc<Demand>,
     /// Bytes of all the tenant's logs and snapshots, now and at most.
     total: Arc<AtomicUsize>,
     max_total: usize,
@@ -428,12 +448,16 @@ impl Channel {
 
     /// A shard has one subscriber more.
     pub fn joined(&self) {
-        self.subscribers.fetch_add(1, Ordering::Relaxed);
+        if self.subscribers.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.demand.channel_active(&self.name);
+        }
     }
 
     /// A shard has one subscriber less.
     pub fn left(&self) {
-        self.subscribers.fetch_sub(1, Ordering::Relaxed);
+        if self.subscribers.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.demand.channel_idle(&self.name);
+        }
     }
 
     /// What happens to a client that has fallen off the log.

@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use crate::{component::Joined, metrics::TenantMetrics};
+use crate::{component::Joined, demand::Demand, metrics::TenantMetrics};
 
 mod address;
 mod budget;
@@ -43,6 +43,8 @@ pub struct Terms {
     pub budget: Arc<Budget>,
     /// Clients of the whole host.
     pub total: Arc<AtomicUsize>,
+    /// Told of each client: some upstreams are there only for them.
+    pub demand: Arc<Demand>,
 }
 
 /// A client that counts as connected until this is dropped.
@@ -57,6 +59,7 @@ impl Connected {
         terms.total.fetch_add(1, Ordering::Relaxed);
         terms.metrics.clients.inc();
         terms.metrics.clients_accepted.inc();
+        terms.demand.client_came();
         Self { terms, session }
     }
 
@@ -81,5 +84,6 @@ impl Drop for Connected {
     fn drop(&mut self) {
         self.terms.total.fetch_sub(1, Ordering::Relaxed);
         self.terms.metrics.clients.dec();
+        self.terms.demand.client_went();
     }
 }

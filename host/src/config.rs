@@ -141,11 +141,15 @@ pub struct UpstreamConfig {
     pub idle_timeout: Duration,
     /// Largest message accepted, in bytes; one frame may be as large.
     pub max_message: usize,
+    /// `connect = "on-demand"`: how long it stays connected after its last client. `None`: it always is.
+    pub linger: Option<Duration>,
 }
 
 impl UpstreamConfig {
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
     pub const MAX_MESSAGE: usize = 16 << 20;
+    /// Of one that is on demand.
+    pub const LINGER: Duration = Duration::from_secs(30);
 }
 
 /// One `[[schedule]]`.

@@ -16,6 +16,7 @@ pub mod api;
 pub mod admin;
 pub mod command;
 pub mod config;
+pub mod demand;
 pub mod feed;
 pub mod http_error;
 pub mod metrics;

@@ -9,11 +9,11 @@ use crate::{
     channel::Channels,
     client::{Budget, Shards, Terms},
     component::{self, Api, ApiCode, ClientCode, Engine, FilterCode, Guest, Guests, Handler, Job, JobCode, Role},
-    config::{ScheduleConfig, TenantConfig, TenantLimits},
+    config::{ScheduleConfig, TenantConfig, TenantLimits, UpstreamConfig},
     metrics::{Metrics, TenantMetrics},
     state::State,
     store::Store,
-    upstream::{self, Sink, Upstream},
+    upstream::{self, Need, Sink, Upstream},
 };
 
 /// All that a tenant's parts share: its clients, its guests, the listeners.
@@ -104,23 +104,24 @@ pub struct Shared<'h> {
 pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Started {
     let Shared { guests, metrics, shards, store, total } = shared;
     let counts = Arc::new(metrics.tenant(&config.name));
-    let (handles, outbound): (Vec<_>, Vec<_>) = config
-        .upstreams
-        .iter()
-        .map(|upstream| upstream::Handle::new(Arc::clone(&upstream.name)))
-        .map(|(handle, outbound)| (Arc::new(handle), outbound))
-        .unzip();
+    let channels = Arc::new(Channels::new(config.channels, config.limits.logs, Arc::clone(&counts)));
+    let handle = |upstream: &UpstreamConfig| {
+        let demand = upstream.linger.map(|_| Arc::clone(&channels.demand));
+        Arc::new(upstream::Handle::new(Arc::clone(&upstream.name), demand))
+    };
+    let handles: Vec<_> = config.upstreams.iter().map(handle).collect();
     let terms = Terms {
         metrics: Arc::clone(&counts),
         max_message: config.limits.client_message,
         budget: Budget::new(config.limits.client_backlog),
         total: Arc::clone(total),
+        demand: Arc::clone(&channels.demand),
     };
     let tenant = Arc::new(Tenant {
         name: config.name,
         path: config.path,
         cors: config.cors,
-        channels: Arc::new(Channels::new(config.channels, config.limits.logs, Arc::clone(&counts))),
+        channels,
         terms: Arc::new(terms),
         shards: Arc::clone(shards),
         upstreams: handles.clone(),
@@ -137,7 +138,7 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
         metrics: metrics.guest(&tenant.name, role, name),
     };
     let mut upstreams = Vec::new();
-    for ((config, handle), outbound) in config.upstreams.into_iter().zip(handles).zip(outbound) {
+    for (config, handle) in config.upstreams.into_iter().zip(handles) {
         let metrics = Arc::new(metrics.upstream(&tenant.name, &config.name));
         let sink = match (&code.filter, guests.as_mut()) {
             (Some(code), Some(guests)) => {
@@ -145,7 +146,8 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
             }
             _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
         };
-        upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, outbound });
+        let need = Need::new(&tenant.channels.demand, config.linger);
+        upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, need });
     }
     let tasks = guests.as_ref().map(|guests| guests.tasks());
     let handler =

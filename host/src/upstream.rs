@@ -2,14 +2,11 @@
 //!
 //! In come the partner's messages, out go publications: straight to channel `main`, or by way of the tenant's filter.
 //! One task owns the connection; it lives as long as the relay and connects again, for ever, when the connection is
-//! lost. What arrives faster than a filter takes it waits in a queue bounded in bytes, and behind that in the partner's
-//! socket.
+//! lost; an upstream on demand, for as long as the tenant has clients, and else it rests. What arrives faster than a
+//! filter takes it waits in a queue bounded in bytes, and behind that in the partner's socket.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,6 +16,7 @@ use crate::{
     channel::{Channels, Frame, MAIN, Publication},
     component::FilterQueue,
     config::UpstreamConfig,
+    demand::Demand,
     metrics::UpstreamMetrics,
     shutdown::Stop,
 };
@@ -26,17 +24,19 @@ use crate::{
 mod backoff;
 mod connect;
 mod heard;
+mod need;
 mod session;
 
 use backoff::Backoff;
 pub use connect::{ConnectError, Connector};
+pub use need::Need;
 pub use session::Lost;
 use session::Silence;
 
 /// Frames from components that wait to be sent.
 const OUTBOUND_FRAMES: usize = 256;
 /// Largest of them, in bytes: subscriptions are small.
-const MAX_OUTBOUND: usize = 1 << 20;
+pub const MAX_OUTBOUND: usize = 1 << 20;
 
 /// One upstream and what its messages go through.
 pub struct Upstream {
@@ -45,8 +45,7 @@ pub struct Upstream {
     pub sink: Sink,
     pub metrics: Arc<UpstreamMetrics>,
     pub handle: Arc<Handle>,
-    /// What components want sent.
-    pub outbound: mpsc::Receiver<Frame>,
+    pub need: Need,
 }
 
 /// Where messages go.
@@ -59,8 +58,23 @@ pub enum Sink {
 /// What others may know of an upstream, and how they reach it.
 pub struct Handle {
     pub name: Arc<str>,
-    up: AtomicBool,
-    outbound: mpsc::Sender<Frame>,
+    /// Of one that is connected on demand.
+    demand: Option<Arc<Demand>>,
+    /// Where the connection takes what components want sent; `None`: there is none.
+    outbound: Mutex<Option<mpsc::Sender<Frame>>>,
+}
+
+/// What components want sent on one connection; what is left at its end goes with it.
+struct Outbound {
+    sender: mpsc::Sender<Frame>,
+    frames: mpsc::Receiver<Frame>,
+}
+
+/// How a connection failed, or its opening.
+struct Failure {
+    reason: String,
+    /// How long it was healthy.
+    healthy: Duration,
 }
 
 /// Why frames were not taken: none of them.
@@ -77,14 +91,24 @@ pub enum SendError {
 }
 
 impl Handle {
-    /// A handle, and what the upstream's task is to send.
-    pub fn new(name: Arc<str>) -> (Self, mpsc::Receiver<Frame>) {
-        let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES);
-        (Self { name, up: AtomicBool::new(false), outbound }, frames)
+    /// `demand`: if it is connected on demand.
+    pub fn new(name: Arc<str>, demand: Option<Arc<Demand>>) -> Self {
+        Self { name, demand, outbound: Mutex::default() }
     }
 
     pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+        self.outbound().is_some()
+    }
+
+    /// One word for an operator: `up`, `down`, or `resting` while nobody needs it.
+    pub fn state(&self) -> &'static str {
+        if self.is_up() {
+            "up"
+        } else if self.demand.as_ref().is_some_and(|demand| !demand.has_clients()) {
+            "resting"
+        } else {
+            "down"
+        }
     }
 
     /// Queues frames for the partner, all or none.
@@ -92,26 +116,42 @@ impl Handle {
         if frames.iter().any(|frame| frame.bytes.len() > MAX_OUTBOUND) {
             return Err(SendError::TooLarge);
         }
-        if !self.is_up() {
-            return Err(SendError::Disconnected);
-        }
-        let room = self.outbound.try_reserve_many(frames.len()).map_err(|_| SendError::Full)?;
+        let outbound = self.outbound();
+        let outbound = outbound.as_ref().ok_or(SendError::Disconnected)?;
+        let room = outbound.try_reserve_many(frames.len()).map_err(|_| SendError::Full)?;
         for (place, frame) in room.zip(frames) {
             place.send(frame);
         }
         Ok(())
     }
+
+    fn outbound(&self) -> MutexGuard<'_, Option<mpsc::Sender<Frame>>> {
+        self.outbound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Upstream {
-    /// Keeps the upstream connected until told to stop.
+    /// Keeps the upstream connected, for as long as it is needed, until told to stop.
     pub async fn run(mut self, connector: Connector, mut stop: Stop) {
         let mut backoff = Backoff::default();
         while !stop.is_set() {
-            let (reason, healthy) = self.connection(&connector, &mut stop).await;
+            tokio::select! {
+                () = self.need.begins() => {}
+                () = stop.wait() => return,
+            }
+            let ended = self.connection(&connector, &mut stop).await;
             if stop.is_set() {
                 return;
             }
+            let Failure { reason, healthy } = match ended {
+                Ok(healthy) => {
+                    backoff.note(healthy);
+                    tracing::info!(tenant.name = %self.tenant, upstream.name = %self.config.name, "upstream rests");
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            // Whoever comes meanwhile waits with the others: the partner is no better for it.
             let wait = backoff.after(healthy);
             tracing::warn!(
                 tenant.name = %self.tenant,
@@ -127,35 +167,40 @@ impl Upstream {
         }
     }
 
-    /// One connection, from its opening to its end: why it ended and how long it was healthy.
-    async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> (String, Duration) {
+    /// One connection, from its opening to its end; `Ok`: nobody needs it any more, or the relay stops, after it was
+    /// healthy for so long.
+    async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> Result<Duration, Failure> {
         let connected = tokio::select! {
             connected = connector.connect(&self.config) => connected,
-            () = stop.wait() => return (String::new(), Duration::ZERO),
+            () = stop.wait() => return Ok(Duration::ZERO),
         };
-        let (socket, heard) = match connected {
-            Ok(connected) => connected,
-            Err(error) => {
-                self.metrics.failed(error.reason());
-                return (error.to_string(), Duration::ZERO);
-            }
-        };
+        let (socket, heard) = connected.map_err(|error| {
+            self.metrics.failed(error.reason());
+            Failure { reason: error.to_string(), healthy: Duration::ZERO }
+        })?;
         self.metrics.connections.inc();
         tracing::info!(tenant.name = %self.tenant, upstream.name = %self.config.name, "upstream connected");
         let since = Instant::now();
-        // What an earlier connection left unsent was meant for that one.
-        while self.outbound.try_recv().is_ok() {}
-        let up = Up::new(&self.metrics, &self.handle);
+        let mut outbound = Outbound::new();
+        let up = Up::new(&self.metrics, &self.handle, &outbound);
         let silence = Silence { heard, limit: self.config.idle_timeout };
-        let lost = session::run(socket, &silence, &self.sink, &self.metrics, &mut self.outbound, stop).await;
-        drop(up);
-        self.metrics.failed(lost.reason());
+        let (need, metrics) = (&mut self.need, &self.metrics);
+        let lost = session::run(socket, &silence, &self.sink, metrics, &mut outbound, need, stop).await;
+        // From here on nothing is taken for it.
+        drop((up, outbound));
+        let rests = matches!(lost, Lost::Unneeded);
+        if rests {
+            self.metrics.rests.inc();
+        } else {
+            self.metrics.failed(lost.reason());
+        }
         let reason = lost.to_string();
         match &self.sink {
             Sink::Filter(filter) => filter.close(reason.clone()).await,
             Sink::Channel(channels, upstream) => channels.lost(upstream),
         }
-        (reason, since.elapsed())
+        let healthy = since.elapsed();
+        if rests { Ok(healthy) } else { Err(Failure { reason, healthy }) }
     }
 }
 
@@ -173,11 +218,20 @@ impl Sink {
     }
 
     /// The frames to send on a new connection; `None`: the filter broke.
-    async fn opening(&self) -> Option<Vec<Frame>> {
+    ///
+    /// `outbound`: for what is to be sent later.
+    async fn opening(&self, outbound: &mpsc::Sender<Frame>) -> Option<Vec<Frame>> {
         match self {
             Self::Channel(..) => Some(Vec::new()),
-            Self::Filter(filter) => filter.open().await,
+            Self::Filter(filter) => filter.open(outbound.clone()).await,
         }
+    }
+}
+
+impl Outbound {
+    fn new() -> Self {
+        let (sender, frames) = mpsc::channel(OUTBOUND_FRAMES);
+        Self { sender, frames }
     }
 }
 
@@ -188,9 +242,9 @@ struct Up<'a> {
 }
 
 impl<'a> Up<'a> {
-    fn new(metrics: &'a UpstreamMetrics, handle: &'a Handle) -> Self {
+    fn new(metrics: &'a UpstreamMetrics, handle: &'a Handle, outbound: &Outbound) -> Self {
         metrics.up.set(1);
-        handle.up.store(true, Ordering::Relaxed);
+        *handle.outbound() = Some(outbound.sender.clone());
         Self { metrics, handle }
     }
 }
@@ -198,6 +252,6 @@ impl<'a> Up<'a> {
 impl Drop for Up<'_> {
     fn drop(&mut self) {
         self.metrics.up.set(0);
-        self.handle.up.store(false, Ordering::Relaxed);
+        *self.handle.outbound() = None;
     }
 }

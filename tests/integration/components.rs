@@ -33,6 +33,16 @@ async fn check_says_which_roles_and_imports_a_component_has() {
 }
 
 #[tokio::test]
+async fn check_says_of_a_filter_that_it_follows_demand() {
+    let output = check(guests::demand()).await;
+    let shown = shown(&output);
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let roles = stdout.lines().find(|line| line.starts_with("roles:")).unwrap();
+    assert!(roles.ends_with(" filter, follows demand"), "{shown}");
+}
+
+#[tokio::test]
 async fn check_names_what_the_host_does_not_give() {
     let output = check(guests::stranger()).await;
     let shown = shown(&output);

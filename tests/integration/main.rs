@@ -9,6 +9,7 @@ mod support;
 mod real_input;
 
 mod faults;
+mod on_demand;
 mod tls;
 mod upstream;
 

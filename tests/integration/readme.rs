@@ -105,6 +105,7 @@ async fn its_configuration_is_accepted() {
     // What is commented out is true too.
     let manifest = block("toml", "[[upstream]]").replace("# headers", "headers").replace("# sub", "sub");
     let manifest = manifest.replace("# idle", "idle").replace("# max", "max").replace("# path", "path");
+    let manifest = manifest.replace("# connect", "connect").replace("# linger", "linger");
     let partner = Partner::start().await;
     folder.write("tenants/market/tenant.toml", manifest.replace("wss://ws-feed.exchange.coinbase.com", &partner.url()));
     for role in guests::MARKET {

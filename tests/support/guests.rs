@@ -37,6 +37,12 @@ pub fn probe() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/probe"))
 }
 
+/// A filter that tells its upstream which channels are active.
+pub fn demand() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/demand"))
+}
+
 /// The client handler that does what clients tell it.
 pub fn handler() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

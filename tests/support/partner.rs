@@ -22,9 +22,12 @@ use tokio_tungstenite::{
         Message,
         handshake::server::{Callback, ErrorResponse, Request, Response},
         http::{HeaderMap, HeaderValue},
-        protocol::frame::{
-            Frame,
-            coding::{Data, OpCode},
+        protocol::{
+            CloseFrame,
+            frame::{
+                Frame,
+                coding::{CloseCode, Data, OpCode},
+            },
         },
     },
 };
@@ -226,6 +229,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
             }
         };
         within("an answer from the relay", answer).await;
+    }
+
+    /// Ends with a close frame of code 1000, and waits for the relay's end.
+    pub async fn close(mut self) {
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        self.send(Message::Close(Some(frame))).await;
+        self.ended().await;
     }
 
     /// Reads until the relay has ended the connection; its close code, if it gave one.

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{Failure, announce};
-use crate::component::{Engine, build};
+use crate::component::{Engine, FilterCode, build};
 
 /// Builds a tenant's component, or says what one offers and needs.
 #[derive(Args)]
@@ -67,7 +67,11 @@ fn check(path: &Path) -> Result<(), Failure> {
     let size = path.metadata().map_err(Failure::failed)?.len();
     let report = engine.report(&component);
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
-    let roles: Vec<String> = report.roles.iter().map(ToString::to_string).collect();
+    let role = |role: &&str| match *role {
+        FilterCode::ROLE if report.follows_demand => format!("{role}, follows demand"),
+        role => role.to_owned(),
+    };
+    let roles: Vec<String> = report.roles.iter().map(role).collect();
     announce(&format!(
         "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}",
         path.display(),

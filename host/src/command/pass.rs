@@ -64,6 +64,7 @@ impl Pass {
             subprotocols: self.subprotocols,
             idle_timeout: UpstreamConfig::IDLE_TIMEOUT,
             max_message: UpstreamConfig::MAX_MESSAGE,
+            linger: None,
         };
         let tenant = TenantConfig {
             name: "pass".into(),

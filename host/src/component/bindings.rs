@@ -19,6 +19,21 @@ pub mod filter {
     });
 }
 
+pub mod demand {
+    wasmtime::component::bindgen!({
+        path: "../wit/edge-relay-tenant@0.1.0",
+        world: "filter-demand-component",
+        exports: { default: async },
+        with: {
+            "edge-relay:tenant": super::edge_relay::tenant,
+            "wasi:config": super::wasi::config,
+            "wasi:keyvalue": super::wasi::keyvalue,
+            "wasi:logging": super::wasi::logging,
+        },
+        ownership: Borrowing { duplicate_if_necessary: true },
+    });
+}
+
 pub mod job {
     wasmtime::component::bindgen!({
         path: "../wit/edge-relay-tenant@0.1.0",

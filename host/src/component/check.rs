@@ -5,6 +5,9 @@ use wasmtime::component::Component;
 /// The filter's interface, as exported.
 pub const FILTER: &str = "edge-relay:tenant/filter@0.1.0";
 
+/// What a filter exports beside it if it follows demand.
+pub const FILTER_DEMAND: &str = "edge-relay:tenant/filter-demand@0.1.0";
+
 /// The client handler's.
 pub const CLIENT: &str = "edge-relay:tenant/client-handler@0.1.0";
 
@@ -42,6 +45,8 @@ const PROVIDED: [(&str, &str); 14] = [
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {
     pub roles: Vec<&'static str>,
+    /// It is told which channels are active.
+    pub follows_demand: bool,
     pub exports: Vec<String>,
     pub imports: Vec<String>,
     /// Those imports that the host does not give.
@@ -54,8 +59,9 @@ pub fn report(engine: &wasmtime::Engine, component: &Component) -> Report {
     let imports: Vec<String> = component.imports(engine).map(|(name, _)| name.to_owned()).collect();
     let has = |interface: &str| exports.iter().any(|export| export.starts_with(interface));
     let roles = ROLES.iter().filter(|(_, interface)| has(interface)).map(|(role, _)| *role).collect();
+    let follows_demand = has(FILTER_DEMAND);
     let missing = imports.iter().filter(|import| !is_provided(import)).cloned().collect();
-    Report { roles, exports, imports, missing }
+    Report { roles, follows_demand, exports, imports, missing }
 }
 
 fn is_provided(import: &str) -> bool {

@@ -3,7 +3,8 @@
 //! In come the upstream's frames through a queue bounded in bytes, out go publications to the tenant's channels. What
 //! has queued up goes in as one call. A call that breaks loses its batch, which is counted; a fresh instance takes the
 //! next. While fresh instances keep breaking there is a growing pause before each, and what arrives meanwhile is lost
-//! and counted too: the partner is not made to wait for code that does not work.
+//! and counted too: the partner is not made to wait for code that does not work. One that follows demand is told of
+//! channels between its frames (`demand`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,6 +18,7 @@ use wasmtime::{
 use super::{
     Guest,
     bindings::{
+        demand::{FilterDemandComponent, FilterDemandComponentPre},
         edge_relay::tenant::types::{FrameParam, Publication as GuestPublication},
         filter::{FilterComponent, FilterComponentPre},
     },
@@ -27,6 +29,10 @@ use super::{
     warm::Warm,
 };
 use crate::channel::Frame;
+
+mod demand;
+
+use demand::Following;
 
 /// Bytes that wait for a filter: enough for one message of the largest size allowed. Beyond, the upstream is not read.
 const QUEUE_BYTES: usize = 64 << 20;
@@ -39,24 +45,37 @@ const BATCH_FRAMES: usize = 256;
 /// Payload bytes of one call, unless a single burst has more.
 const BATCH_BYTES: usize = 256 << 10;
 
-impl Role for FilterComponent {
+/// The functions of a filter.
+pub struct Filter {
+    own: FilterComponent,
+    /// Of one that follows demand.
+    demand: Option<FilterDemandComponent>,
+}
+
+impl Role for Filter {
     const NAME: &'static str = "filter";
     const INTERFACE: &'static str = check::FILTER;
 
     fn find(store: &mut Store<Host>, instance: &Instance) -> Result<Self> {
-        Self::new(store, instance)
+        let follows = instance.get_export_index(&mut *store, None, check::FILTER_DEMAND).is_some();
+        let demand = follows.then(|| FilterDemandComponent::new(&mut *store, instance)).transpose()?;
+        Ok(Self { own: FilterComponent::new(store, instance)?, demand })
     }
 
     fn check(pre: &InstancePre<Host>) -> Result<()> {
+        if pre.component().get_export_index(None, check::FILTER_DEMAND).is_some() {
+            FilterDemandComponentPre::new(pre.clone())?;
+        }
         FilterComponentPre::new(pre.clone()).map(drop)
     }
 }
 
-pub type FilterCode = Code<FilterComponent>;
+pub type FilterCode = Code<Filter>;
 
 /// What a filter is told, in order.
 enum Event {
-    Open(oneshot::Sender<Option<Vec<Frame>>>),
+    /// With the way to the connection for what is to be sent later.
+    Open(oneshot::Sender<Option<Vec<Frame>>>, mpsc::Sender<Frame>),
     Frames(Vec<Frame>, OwnedSemaphorePermit),
     Close(String),
 }
@@ -71,9 +90,11 @@ pub struct FilterQueue {
 
 impl FilterQueue {
     /// The frames to send first on a new connection; `None`: the filter broke.
-    pub async fn open(&self) -> Option<Vec<Frame>> {
+    ///
+    /// `outbound`: behind them, what the filter wants sent for channels that become active and idle.
+    pub async fn open(&self, outbound: mpsc::Sender<Frame>) -> Option<Vec<Frame>> {
         let (answer, answered) = oneshot::channel();
-        self.send(Event::Open(answer)).await;
+        self.send(Event::Open(answer, outbound)).await;
         answered.await.ok().flatten()
     }
 
@@ -105,32 +126,48 @@ pub fn worker(code: Arc<FilterCode>, guest: Guest) -> (FilterQueue, impl Future<
     let (events, queued) = mpsc::channel(QUEUE_BURSTS);
     let deadline = guest.tenant.limits.filter_call;
     let waiting = guest.metrics.queue.clone();
-    let worker = Worker { filter: Warm::new(code, guest), deadline };
+    let following = code.follows_demand.then(|| Following::new(guest.tenant.channels.demand.follow()));
+    let worker = Worker { filter: Warm::new(code, guest), deadline, following };
     (FilterQueue { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)), waiting }, worker.run(queued))
 }
 
 struct Worker {
-    filter: Warm<FilterComponent>,
+    filter: Warm<Filter>,
     deadline: Duration,
+    /// If it follows demand.
+    following: Option<Following>,
 }
 
 impl Worker {
     async fn run(mut self, mut queued: mpsc::Receiver<Event>) {
         let mut held = None;
-        while let Some(event) = match held.take() {
-            Some(event) => Some(event),
-            None => queued.recv().await,
-        } {
+        loop {
+            self.tell().await;
+            let event = match held.take() {
+                Some(event) => Some(event),
+                None => tokio::select! {
+                    event = queued.recv() => event,
+                    () = self.news() => continue,
+                },
+            };
             match event {
-                // A connection that is gone by now needs no answer.
-                Event::Open(answer) => drop(answer.send(self.on_open().await)),
-                Event::Frames(first, room) => held = self.batch(first, room, &mut queued).await,
-                Event::Close(reason) => {
+                Some(Event::Open(answer, outbound)) => {
+                    let frames = self.on_open().await;
+                    let opened = frames.is_some();
+                    // A connection that is gone by now needs no answer.
+                    if answer.send(frames).is_ok() && opened {
+                        self.following.iter_mut().for_each(|following| following.begin(&outbound));
+                    }
+                }
+                Some(Event::Frames(first, room)) => held = self.batch(first, room, &mut queued).await,
+                Some(Event::Close(reason)) => {
+                    self.following.iter_mut().for_each(Following::end);
                     self.lost();
                     if let Some(publications) = self.on_close(&reason).await {
                         publish_all(&self.filter.guest, publications).await;
                     }
                 }
+                None => return,
             }
         }
     }
@@ -176,8 +213,8 @@ impl Worker {
     async fn on_open(&mut self) -> Option<Vec<Frame>> {
         self.filter.pause().await;
         let upstream = Arc::clone(&self.filter.guest.name);
-        let frames = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &FilterComponent| {
-            let made = filter.edge_relay_tenant_filter().call_on_open(&mut *store, &upstream).await?;
+        let frames = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
+            let made = filter.own.edge_relay_tenant_filter().call_on_open(&mut *store, &upstream).await?;
             store.data_mut().write_deferred().await;
             Ok(made)
         });
@@ -187,8 +224,8 @@ impl Worker {
     async fn on_frames(&mut self, frames: &[Frame]) -> Option<Vec<GuestPublication>> {
         let upstream = Arc::clone(&self.filter.guest.name);
         let frames: Vec<FrameParam<'_>> = frames.iter().map(to_guest).collect();
-        let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &FilterComponent| {
-            let made = filter.edge_relay_tenant_filter().call_on_frames(&mut *store, &upstream, &frames).await?;
+        let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
+            let made = filter.own.edge_relay_tenant_filter().call_on_frames(&mut *store, &upstream, &frames).await?;
             store.data_mut().write_deferred().await;
             Ok(made)
         });
@@ -199,8 +236,8 @@ impl Worker {
     async fn on_close(&mut self, reason: &str) -> Option<Vec<GuestPublication>> {
         self.filter.pause().await;
         let upstream = Arc::clone(&self.filter.guest.name);
-        let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &FilterComponent| {
-            let made = filter.edge_relay_tenant_filter().call_on_close(&mut *store, &upstream, reason).await?;
+        let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
+            let made = filter.own.edge_relay_tenant_filter().call_on_close(&mut *store, &upstream, reason).await?;
             store.data_mut().write_deferred().await;
             Ok(made)
         });

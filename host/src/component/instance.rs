@@ -41,6 +41,8 @@ pub struct Code<R> {
     pre: InstancePre<Host>,
     /// It needs a store.
     pub keeps_records: bool,
+    /// It wants to be told which channels are active.
+    pub follows_demand: bool,
     role: PhantomData<fn() -> R>,
 }
 
@@ -56,7 +58,8 @@ impl<R: Role> Code<R> {
         let pre = engine.link(component)?;
         R::check(&pre).map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let keeps_records = report.imports.iter().any(|import| import.starts_with(check::RECORDS));
-        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, role: PhantomData })
+        let follows_demand = report.follows_demand;
+        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, follows_demand, role: PhantomData })
     }
 
     /// A fresh instance.

@@ -41,16 +41,21 @@ impl<R: Role> Warm<R> {
         }
     }
 
+    /// Whether a call would come to nothing now.
+    pub fn is_pausing(&self) -> bool {
+        self.instance.is_none() && self.not_before.is_some_and(|at| Instant::now() < at)
+    }
+
     /// Calls the guest within its deadline; `None`: it broke, or it has and its pause is not over.
     pub async fn call<T>(
         &mut self,
         deadline: Duration,
         call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
     ) -> Option<T> {
+        if self.is_pausing() {
+            return None;
+        }
         if self.instance.is_none() {
-            if self.not_before.is_some_and(|at| Instant::now() < at) {
-                return None;
-            }
             match self.code.instantiate(&self.guest).await {
                 Ok(instance) => self.instance = Some(instance),
                 Err(broken) => self.broke(&broken),

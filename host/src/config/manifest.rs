@@ -23,6 +23,9 @@ const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Dura
 /// One message is held whole, and twice while it is filtered.
 const MAX_MESSAGE: RangeInclusive<u64> = 1 << 10..=64 << 20;
 
+/// Under the least a page that is loaded again makes the partner another connection; over the most it may stay for good.
+const LINGER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
 /// Under the least a job is a loop; a year is longer than hosts run.
 const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
 const AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
@@ -147,8 +150,31 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
     let subprotocols = listed.into_iter().flatten().filter_map(|value| subprotocol(&value, &mut offered)).collect();
     let idle_timeout = table.duration("idle-timeout", &IDLE_TIMEOUT).unwrap_or(UpstreamConfig::IDLE_TIMEOUT);
     let max_message = table.size("max-message", &MAX_MESSAGE).unwrap_or(UpstreamConfig::MAX_MESSAGE);
+    let linger = linger(&mut table);
     table.finish();
-    Some(UpstreamConfig { name: name?, url: url?, headers, subprotocols, idle_timeout, max_message })
+    Some(UpstreamConfig { name: name?, url: url?, headers, subprotocols, idle_timeout, max_message, linger })
+}
+
+/// How long an upstream that is connected on demand stays after its last client; `None`: it is always connected.
+fn linger(table: &mut Table<'_>) -> Option<Duration> {
+    let connect = table.take("connect");
+    let linger = table.take("linger");
+    match connect.as_ref().map(Value::str) {
+        Some(Some("on-demand")) => {
+            return Some(linger.and_then(|value| value.duration(&LINGER)).unwrap_or(UpstreamConfig::LINGER));
+        }
+        None | Some(Some("always")) => {
+            if let Some(value) = linger {
+                value.problem("needs connect = \"on-demand\"; write that too, or remove it");
+            }
+        }
+        Some(Some(other)) => {
+            let message = format!("{} is not known; write \"always\" or \"on-demand\"", quote(other));
+            connect.iter().for_each(|value| value.problem(message.as_str()));
+        }
+        Some(None) => {}
+    }
+    None
 }
 
 fn schedule(mut table: Table<'_>, names: &mut BTreeSet<String>) -> Option<ScheduleConfig> {
@@ -307,6 +333,8 @@ max-message = "1MiB"
 [[upstream]]
 name = "other"
 url = "ws://127.0.0.1:9000"
+connect = "on-demand"
+linger = "1s"
 
 [channels."prices*"]
 log = "64KiB"
@@ -368,6 +396,7 @@ api-body = 0
         assert_eq!(headers, [("authorization", "Bearer hunter2", true), ("x-client", "edge", false)]);
         assert_eq!(feed.subprotocols, ["v2.json", "v1"]);
         assert_eq!((feed.idle_timeout, feed.max_message), (Duration::from_secs(5), 1 << 20));
+        assert_eq!((feed.linger, tenant.upstreams[1].linger), (None, Some(Duration::from_secs(1))));
         let other = &tenant.upstreams[1];
         assert_eq!(
             (other.idle_timeout, other.max_message),
@@ -500,6 +529,26 @@ api-body = 0
             let found = upstream_problem(&format!("subprotocols = {listed}"));
             assert!(found.starts_with(start), "{found}");
         }
+    }
+
+    #[test]
+    fn connected_always_or_on_demand() {
+        let linger = |keys: &str| {
+            let text = format!("name = 'a'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n{keys}");
+            parsed(&text).unwrap().upstreams[0].linger
+        };
+        assert_eq!((linger(""), linger("connect = 'always'")), (None, None));
+        assert_eq!(linger("connect = 'on-demand'"), Some(UpstreamConfig::LINGER));
+        assert_eq!(linger("connect = 'on-demand'\nlinger = '24h'"), Some(Duration::from_secs(86_400)));
+        for (keys, found) in [
+            ("connect = 'never'", "connect: \"never\" is not known; write \"always\" or \"on-demand\""),
+            ("connect = true", "connect: must be a string in quotes, not a boolean"),
+            ("linger = '30s'", "linger: needs connect = \"on-demand\"; write that too, or remove it"),
+        ] {
+            assert_eq!(upstream_problem(keys), found);
+        }
+        let bad = "name = 'a'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\nconnect = 'on-demand'\nlinger = '25h'";
+        assert_eq!(problems(bad), ["6: upstream.linger: \"25h\" is out of range; write \"1s\" to \"24h\""]);
     }
 
     #[test]

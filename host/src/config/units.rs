@@ -44,7 +44,7 @@ impl Table<'_> {
 }
 
 impl Value<'_> {
-    fn duration(&self, range: &RangeInclusive<Duration>) -> Option<Duration> {
+    pub(super) fn duration(&self, range: &RangeInclusive<Duration>) -> Option<Duration> {
         let DeValue::String(text) = &self.value else {
             self.mismatch("a duration in quotes, for example \"30s\" or \"500ms\"");
             return None;

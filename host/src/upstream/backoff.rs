@@ -17,12 +17,17 @@ pub struct Backoff {
 impl Backoff {
     /// How long to wait now that a connection has ended that was up for `healthy`.
     pub fn after(&mut self, healthy: Duration) -> Duration {
-        if healthy >= HEALTHY {
-            self.failures = 0;
-        }
+        self.note(healthy);
         let bound = self.bound();
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(rand::random::<f64>())
+    }
+
+    /// A connection was up for `healthy`, and that it ended is no failure.
+    pub fn note(&mut self, healthy: Duration) {
+        if healthy >= HEALTHY {
+            self.failures = 0;
+        }
     }
 
     fn bound(&self) -> Duration {

@@ -1,12 +1,11 @@
 //! One connection to a partner, while it lasts.
 
-use std::{io, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_tungstenite::tungstenite::{
@@ -15,7 +14,7 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use super::{Sink, connect::Socket, heard::Heard};
+use super::{Need, Outbound, Sink, connect::Socket, heard::Heard};
 use crate::{
     channel::{Frame, Kind},
     metrics::UpstreamMetrics,
@@ -54,6 +53,8 @@ pub enum Lost {
     Filter,
     #[error("the relay is shutting down")]
     Stopped,
+    #[error("no client needs it")]
+    Unneeded,
     #[error("{0}")]
     Socket(#[from] tungstenite::Error),
 }
@@ -67,6 +68,7 @@ impl Lost {
             Self::Stuck => "timeout",
             Self::Filter => "filter",
             Self::Stopped => "shutdown",
+            Self::Unneeded => "unneeded",
             Self::Socket(error) => reason(error),
         }
     }
@@ -93,10 +95,11 @@ pub async fn run(
     silence: &Silence,
     sink: &Sink,
     metrics: &UpstreamMetrics,
-    outbound: &mut mpsc::Receiver<Frame>,
+    outbound: &mut Outbound,
+    need: &mut Need,
     stop: &mut Stop,
 ) -> Lost {
-    match session(&mut socket, silence, sink, metrics, outbound, stop).await {
+    match session(&mut socket, silence, sink, metrics, outbound, need, stop).await {
         Ok(never) => match never {},
         Err(lost) => {
             farewell(&mut socket, &lost).await;
@@ -110,11 +113,12 @@ async fn session(
     silence: &Silence,
     sink: &Sink,
     metrics: &UpstreamMetrics,
-    outbound: &mut mpsc::Receiver<Frame>,
+    outbound: &mut Outbound,
+    need: &mut Need,
     stop: &mut Stop,
 ) -> Result<std::convert::Infallible, Lost> {
     let opening = tokio::select! {
-        opening = sink.opening() => opening.ok_or(Lost::Filter)?,
+        opening = sink.opening(&outbound.sender) => opening.ok_or(Lost::Filter)?,
         () = stop.wait() => return Err(Lost::Stopped),
     };
     for frame in opening {
@@ -123,11 +127,13 @@ async fn session(
     let period = silence.limit / PINGS_PER_IDLE;
     let mut ping = interval_at(Instant::now() + period, period);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unneeded = pin!(need.ends());
     loop {
         let first = tokio::select! {
             message = socket.next() => message,
             () = stop.wait() => return Err(Lost::Stopped),
-            Some(frame) = outbound.recv() => {
+            () = &mut unneeded => return Err(Lost::Unneeded),
+            Some(frame) = outbound.frames.recv() => {
                 send(socket, message(frame)).await?;
                 continue;
             }
@@ -203,7 +209,7 @@ async fn farewell(socket: &mut Socket, lost: &Lost) {
     let code = match lost {
         Lost::Idle(_) | Lost::Stuck => return,
         // The library has the answer ready: closing sends it.
-        Lost::Closed(_) => CloseCode::Normal,
+        Lost::Closed(_) | Lost::Unneeded => CloseCode::Normal,
         Lost::Stopped => CloseCode::Away,
         Lost::Filter => CloseCode::Error,
         Lost::Socket(tungstenite::Error::Capacity(_)) => CloseCode::Size,

@@ -1,0 +1,455 @@
+//! Demand: what a tenant's clients need of its upstreams.
+//!
+//! In comes that clients come and go, and that channels get their first subscriber and lose their last; whoever follows
+//! is woken and looks: an upstream that connects on demand, and a filter that subscribes upstream only to what someone
+//! reads. Those who tell are shards and handshakes: they never wait, and take a lock only between none and one. Nothing
+//! here is on the way of a publication.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
+
+/// How long a channel is without a subscriber before it is idle: a page is loaded again in less, and most partners take
+/// a subscription that comes and goes for abuse.
+const QUIET: Duration = Duration::from_secs(2);
+/// Channels that one filter takes for active: twice those that can be, for the others are quiet. Over it the quietest is
+/// idle at once.
+const MAX_TOLD: usize = 20_000;
+
+/// What one tenant's clients need.
+#[derive(Default)]
+pub struct Demand {
+    clients: AtomicUsize,
+    /// The first client came, or the last went.
+    changed: watch::Sender<()>,
+    channels: Mutex<Channels>,
+}
+
+#[derive(Default)]
+struct Channels {
+    /// How often a channel has become active, less how often idle; those at 0 are left out. Two shards' words of one
+    /// channel may pass each other: the sum is right once both are in.
+    active: HashMap<Arc<str>, i32>,
+    followers: Vec<Told>,
+}
+
+/// A channel that has its first subscriber, or has had none for [`QUIET`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Change {
+    pub channel: Arc<str>,
+    pub active: bool,
+}
+
+impl Demand {
+    pub fn client_came(&self) {
+        if self.clients.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.changed.send_replace(());
+        }
+    }
+
+    pub fn client_went(&self) {
+        if self.clients.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Whether a client is connected, whatever it follows: it may subscribe, or ask something of the upstream.
+    pub fn has_clients(&self) -> bool {
+        self.clients.load(Ordering::Relaxed) > 0
+    }
+
+    /// Tells when to look at [`Demand::has_clients`] again.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// A channel has got its first subscriber.
+    pub fn channel_active(&self, name: &Arc<str>) {
+        lock(&self.channels).changed(name, 1);
+    }
+
+    /// A channel has lost its last subscriber.
+    pub fn channel_idle(&self, name: &Arc<str>) {
+        lock(&self.channels).changed(name, -1);
+    }
+
+    /// Whom to tell of channels from now on.
+    pub fn follow(self: &Arc<Self>) -> Follower {
+        let mut channels = lock(&self.channels);
+        let wake = Arc::new(Notify::new());
+        channels.followers.push(Told { wake: Arc::clone(&wake), ..Told::default() });
+        Follower { demand: Arc::clone(self), nth: channels.followers.len() - 1, wake }
+    }
+}
+
+impl Channels {
+    fn changed(&mut self, name: &Arc<str>, step: i32) {
+        let count = self.active.entry(Arc::clone(name)).or_default();
+        let was_active = *count > 0;
+        *count += step;
+        let active = *count > 0;
+        if *count == 0 {
+            self.active.remove(name);
+        }
+        if active != was_active {
+            let now = Instant::now();
+            self.followers.iter_mut().for_each(|told| told.changed(name, active, now));
+        }
+    }
+}
+
+/// One filter's view of its tenant's channels: what it was told on the connection there is, and what it is to be told.
+pub struct Follower {
+    demand: Arc<Demand>,
+    /// Its place among the followers.
+    nth: usize,
+    wake: Arc<Notify>,
+}
+
+impl Follower {
+    /// There is a new connection: every channel that is active is news.
+    pub fn begin(&self) {
+        let mut channels = lock(&self.demand.channels);
+        let Channels { active, followers } = &mut *channels;
+        if let Some(told) = followers.get_mut(self.nth) {
+            told.clear();
+            told.connected = true;
+            told.unseen = active.keys().cloned().collect();
+        }
+    }
+
+    /// The connection is gone: nothing is to be told.
+    pub fn end(&self) {
+        if let Some(told) = lock(&self.demand.channels).followers.get_mut(self.nth) {
+            told.clear();
+        }
+    }
+
+    /// The next change, which counts as told. Those of one channel alternate, and the first is that it is active.
+    pub fn next(&self) -> Option<Change> {
+        let mut channels = lock(&self.demand.channels);
+        let Channels { active, followers } = &mut *channels;
+        followers.get_mut(self.nth)?.next(active, Instant::now())
+    }
+
+    /// Returns when there may be a next change. Cancelled, it misses nothing.
+    pub async fn changed(&self) {
+        let due = { lock(&self.demand.channels).followers.get(self.nth).and_then(Told::due) };
+        tokio::select! {
+            () = self.wake.notified() => {}
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What a follower was told, and what it is to be told: each channel at most once in all the lists together.
+#[derive(Default)]
+struct Told {
+    connected: bool,
+    /// Told as active.
+    active: HashSet<Arc<str>>,
+    /// Active when the connection began, and not looked at since: to sort them in then would hold up the shards.
+    unseen: Vec<Arc<str>>,
+    /// Since when a channel differs from what was told.
+    since: HashMap<Arc<str>, Instant>,
+    /// The same, oldest first: those to be told as active, and those to be told as idle once they have been quiet.
+    coming: BTreeSet<(Instant, Arc<str>)>,
+    going: BTreeSet<(Instant, Arc<str>)>,
+    wake: Arc<Notify>,
+}
+
+impl Told {
+    fn clear(&mut self) {
+        *self = Self { wake: Arc::clone(&self.wake), ..Self::default() };
+    }
+
+    /// A channel has become active, or idle; when it is again what was told, there is nothing to tell.
+    fn changed(&mut self, name: &Arc<str>, active: bool, now: Instant) {
+        if !self.connected {
+            return;
+        }
+        let told = self.active.contains(name);
+        let list = if told { &mut self.going } else { &mut self.coming };
+        if told != active {
+            self.since.insert(Arc::clone(name), now);
+            list.insert((now, Arc::clone(name)));
+            self.wake.notify_one();
+        } else if let Some(since) = self.since.remove(name) {
+            list.remove(&(since, Arc::clone(name)));
+        }
+    }
+
+    fn next(&mut self, active: &HashMap<Arc<str>, i32>, now: Instant) -> Option<Change> {
+        let full = self.active.len() >= MAX_TOLD && !self.coming.is_empty();
+        if self.going.first().is_some_and(|(since, _)| full || now.duration_since(*since) >= QUIET) {
+            let (_, channel) = self.going.pop_first()?;
+            self.since.remove(&channel);
+            self.active.remove(&channel);
+            return Some(Change { channel, active: false });
+        }
+        let channel = self.next_unseen(active).or_else(|| Some(self.coming.pop_first()?.1))?;
+        self.since.remove(&channel);
+        self.active.insert(Arc::clone(&channel));
+        Some(Change { channel, active: true })
+    }
+
+    /// One that is active still; if it was idle in between, it has its place in the other lists.
+    fn next_unseen(&mut self, active: &HashMap<Arc<str>, i32>) -> Option<Arc<str>> {
+        while let Some(name) = self.unseen.pop() {
+            let listed = self.active.contains(&name) || self.since.contains_key(&name);
+            if !listed && active.get(&name).is_some_and(|count| *count > 0) {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    /// When there is something to tell; that may have passed.
+    fn due(&self) -> Option<Instant> {
+        if self.unseen.is_empty() && self.coming.is_empty() {
+            return self.going.first().map(|(since, _)| *since + QUIET);
+        }
+        Some(Instant::now())
+    }
+}
+
+/// A lock is poisoned only by a panic, and every state here is whole between two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    const AN_INSTANT: Duration = Duration::from_millis(1);
+
+    fn followed() -> (Arc<Demand>, Follower) {
+        let demand = Arc::new(Demand::default());
+        let follower = demand.follow();
+        (demand, follower)
+    }
+
+    /// All that there is to tell now.
+    fn news(follower: &Follower) -> Vec<(String, bool)> {
+        std::iter::from_fn(|| follower.next()).map(|change| (change.channel.to_string(), change.active)).collect()
+    }
+
+    fn one(name: &str, active: bool) -> Vec<(String, bool)> {
+        vec![(name.to_owned(), active)]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn active_at_once_idle_after_a_quiet_time() {
+        let (demand, follower) = followed();
+        let a: Arc<str> = "a".into();
+        follower.begin();
+        demand.channel_active(&a);
+        assert_eq!(news(&follower), one("a", true));
+        demand.channel_idle(&a);
+        advance(QUIET - AN_INSTANT).await;
+        assert_eq!(news(&follower), []);
+        advance(AN_INSTANT).await;
+        assert_eq!(news(&follower), one("a", false));
+        advance(QUIET * 2).await;
+        assert_eq!(news(&follower), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subscriber_that_comes_back_in_time_is_no_news() {
+        let (demand, follower) = followed();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        follower.begin();
+        demand.channel_active(&a);
+        assert_eq!(news(&follower), one("a", true));
+        for _ in 0..10 {
+            demand.channel_idle(&a);
+            // One that nobody has been told of.
+            demand.channel_active(&b);
+            demand.channel_idle(&b);
+            advance(QUIET - AN_INSTANT).await;
+            demand.channel_active(&a);
+            assert_eq!(news(&follower), []);
+        }
+        // The quiet time begins anew each time.
+        demand.channel_idle(&a);
+        advance(QUIET - AN_INSTANT).await;
+        assert_eq!(news(&follower), []);
+        advance(AN_INSTANT).await;
+        assert_eq!(news(&follower), one("a", false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_is_woken_when_there_is_news_and_only_then() {
+        let (demand, follower) = followed();
+        let a: Arc<str> = "a".into();
+        timeout(QUIET * 10, follower.changed()).await.unwrap_err();
+        follower.begin();
+        timeout(QUIET * 10, follower.changed()).await.unwrap_err();
+        demand.channel_active(&a);
+        // Whether it waited or not: once for the change, then for as long as it is not taken.
+        for _ in 0..3 {
+            timeout(AN_INSTANT, follower.changed()).await.unwrap();
+        }
+        assert_eq!(news(&follower), one("a", true));
+        timeout(QUIET * 10, follower.changed()).await.unwrap_err();
+        demand.channel_idle(&a);
+        follower.changed().await;
+        let began = Instant::now();
+        follower.changed().await;
+        assert_eq!(began.elapsed(), QUIET);
+        assert_eq!(news(&follower), one("a", false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_is_told_what_is_active_then() {
+        let (demand, follower) = followed();
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(Arc::<str>::from);
+        for name in [&a, &b, &c] {
+            demand.channel_active(name);
+        }
+        assert_eq!(news(&follower), []);
+        follower.begin();
+        // Changes before all that is there has been told.
+        demand.channel_idle(&b);
+        demand.channel_idle(&c);
+        demand.channel_active(&c);
+        demand.channel_active(&d);
+        let mut told = news(&follower);
+        told.sort();
+        assert_eq!(told, [one("a", true), one("c", true), one("d", true)].concat());
+        follower.end();
+        demand.channel_idle(&a);
+        advance(QUIET).await;
+        assert_eq!(news(&follower), []);
+        follower.begin();
+        let mut told = news(&follower);
+        told.sort();
+        assert_eq!(told, [one("c", true), one("d", true)].concat());
+    }
+
+    #[test]
+    fn word_that_comes_in_the_wrong_order_is_right_in_the_end() {
+        let (demand, follower) = followed();
+        let a: Arc<str> = "a".into();
+        follower.begin();
+        // One shard loses the last subscriber, another has the next one: the second is heard first.
+        demand.channel_active(&a);
+        assert_eq!(news(&follower), one("a", true));
+        demand.channel_active(&a);
+        demand.channel_idle(&a);
+        assert_eq!(news(&follower), []);
+        assert!(lock(&demand.channels).followers[0].going.is_empty());
+        // And with none before.
+        demand.channel_idle(&a);
+        demand.channel_idle(&a);
+        demand.channel_active(&a);
+        assert!(lock(&demand.channels).active.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_is_bounded() {
+        let (demand, follower) = followed();
+        follower.begin();
+        let mut idle = 0;
+        for nth in 0..MAX_TOLD * 2 {
+            let name: Arc<str> = nth.to_string().into();
+            demand.channel_active(&name);
+            idle += news(&follower).iter().filter(|(_, active)| !active).count();
+            demand.channel_idle(&name);
+            assert!(lock(&demand.channels).followers[0].active.len() <= MAX_TOLD);
+        }
+        assert_eq!(idle, MAX_TOLD);
+        assert!(lock(&demand.channels).active.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_are_there_from_the_first_to_the_last() {
+        let demand = Demand::default();
+        let mut changed = demand.watch();
+        assert!(!demand.has_clients());
+        demand.client_came();
+        assert!(changed.has_changed().unwrap() && demand.has_clients());
+        changed.mark_unchanged();
+        demand.client_came();
+        demand.client_went();
+        assert!(!changed.has_changed().unwrap() && demand.has_clients());
+        demand.client_went();
+        assert!(changed.has_changed().unwrap() && !demand.has_clients());
+    }
+
+    /// Something happens to one of four channels, or time passes, or the connection is another, or news is taken.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Flip(usize),
+        Wait(u64),
+        Begin,
+        Take,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..4_usize).prop_map(Step::Flip),
+            3 => (0..3_000_u64).prop_map(Step::Wait),
+            1 => Just(Step::Begin),
+            4 => Just(Step::Take),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn news_alternates_and_agrees_with_what_is(steps in prop::collection::vec(step(), 0..60)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let (demand, follower) = followed();
+                let names = ["a", "b", "c", "d"].map(Arc::<str>::from);
+                let (mut active, mut told) = ([false; 4], [false; 4]);
+                follower.begin();
+                for step in steps.into_iter().chain([Step::Wait(2_000), Step::Take]) {
+                    match step {
+                        Step::Flip(nth) => {
+                            active[nth] = !active[nth];
+                            if active[nth] { demand.channel_active(&names[nth]) } else { demand.channel_idle(&names[nth]) }
+                        }
+                        Step::Wait(millis) => advance(Duration::from_millis(millis)).await,
+                        Step::Begin => {
+                            follower.begin();
+                            told = [false; 4];
+                        }
+                        Step::Take => {
+                            while let Some(change) = follower.next() {
+                                let nth = names.iter().position(|name| *name == change.channel).unwrap();
+                                assert_ne!(told[nth], change.active, "told twice");
+                                assert_eq!(active[nth], change.active, "told what is not");
+                                told[nth] = change.active;
+                            }
+                            // Nothing that is active waits.
+                            assert!((0..4).all(|nth| told[nth] || !active[nth]));
+                        }
+                    }
+                }
+                assert_eq!(told, active);
+            });
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A filter that tells its upstream which channels are active and idle, and misbehaves for some of their names. What
+//! comes from the upstream goes out on channel `out`.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use std::process::abort;
+
+use edge_relay::tenant::types::{Frame, Publication};
+use exports::edge_relay::tenant::{filter, filter_demand};
+use wasi::{clocks::monotonic_clock, keyvalue::store};
+
+wit_bindgen::generate!({
+    path: ["../../../wit/edge-relay-tenant@0.1.0", "wit"],
+    world: "edge-relay-tests:demand/demand",
+    generate_all,
+});
+
+/// Frames for channel `many`.
+const MANY: usize = 1_000;
+/// Larger than may wait for an upstream.
+const TOO_LARGE: usize = (1 << 20) + 1;
+/// How long a channel whose name begins with `slow` takes.
+const SLOW_NANOS: u64 = 300_000_000;
+
+struct Demand;
+export!(Demand);
+
+impl filter::Guest for Demand {
+    /// Says how the connection before it ended.
+    fn on_open(_upstream: String) -> Vec<Frame> {
+        let ended = store::open("default").and_then(|bucket| bucket.get("ended")).ok().flatten().unwrap_or_default();
+        vec![Frame::Text(format!("open {}", String::from_utf8_lossy(&ended)))]
+    }
+
+    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
+        let publish = |data| Publication { channel: "out".to_owned(), key: None, data, remove: false };
+        frames.into_iter().map(publish).collect()
+    }
+
+    fn on_close(_upstream: String, reason: String) -> Vec<Publication> {
+        if store::open("default").and_then(|bucket| bucket.set("ended", reason.as_bytes())).is_err() {
+            abort();
+        }
+        Vec::new()
+    }
+}
+
+impl filter_demand::Guest for Demand {
+    fn on_channel_active(upstream: String, channel: String) -> Vec<Frame> {
+        match channel.as_str() {
+            trap if trap.starts_with("trap") => abort(),
+            "loop" => stay_busy(u64::MAX),
+            "many" => return (0..MANY).map(|nth| Frame::Text(format!("many {nth}"))).collect(),
+            "huge" => return vec![Frame::Binary(vec![0; TOO_LARGE]), Frame::Text("beside it".to_owned())],
+            slow if slow.starts_with("slow") => stay_busy(SLOW_NANOS),
+            _ => {}
+        }
+        vec![Frame::Text(format!("{upstream}: active {channel}"))]
+    }
+
+    fn on_channel_idle(upstream: String, channel: String) -> Vec<Frame> {
+        vec![Frame::Text(format!("{upstream}: idle {channel}"))]
+    }
+}
+
+fn stay_busy(nanos: u64) {
+    let began = monotonic_clock::now();
+    while monotonic_clock::now() - began < nanos {}
+}
