@@ -15,7 +15,8 @@ use hyper::{
     body::Incoming,
     header::{ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, HeaderValue, ORIGIN, VARY},
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     client_address,
@@ -63,16 +64,17 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>)
     may_follow(asked, request, address).await?;
     let channel = asked.route.tenant.channels.subscribe(&asked.channel);
     let channel = channel.map_err(|why| Refusal::channel(why, &asked.channel))?;
-    if asked.snapshot {
-        return Ok(body(channel.latest_of_keys()));
-    }
-    let page = channel.page(since, limit);
-    let recovered = page.recovered;
-    let mut body = body(page);
-    if since.is_some() {
-        body["recovered"] = recovered.into();
-    }
-    Ok(body)
+    let body = match asked.snapshot {
+        true => Body::new(channel.latest_of_keys(), None),
+        false => {
+            let page = channel.page(since, limit);
+            let recovered = since.map(|_| page.recovered);
+            Body::new(page, recovered)
+        }
+    };
+    serde_json::to_value(body).map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the answer cannot be written: {error}"))
+    })
 }
 
 /// Asks the tenant's handler, if it has one, as for a client that connects and subscribes.
@@ -104,25 +106,50 @@ fn parameters(uri: &Uri) -> Result<(Option<Position>, usize), Refusal> {
     Ok((since, limit))
 }
 
-fn body(page: Page) -> Value {
-    let Page { position: Position { epoch, offset }, entries, .. } = page;
-    let publications: Vec<Value> = entries.into_iter().map(publication).collect();
-    json!({ "epoch": epoch.to_string(), "offset": offset, "publications": publications })
+/// An answer.
+#[derive(Serialize)]
+struct Body {
+    epoch: String,
+    offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovered: Option<bool>,
+    publications: Vec<Published>,
 }
 
-fn publication(Entry { offset, key, data }: Entry) -> Value {
-    let mut publication = json!({ "offset": offset });
-    if let Some(name) = key.name {
-        publication["key"] = (*name).into();
+#[derive(Serialize)]
+struct Published {
+    offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    remove: bool,
+    #[serde(flatten)]
+    payload: Payload,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Payload {
+    Data(String),
+    Base64(String),
+}
+
+impl Body {
+    fn new(page: Page, recovered: Option<bool>) -> Self {
+        let Page { position: Position { epoch, offset }, entries, .. } = page;
+        let publications = entries.into_iter().map(Published::new).collect();
+        Self { epoch: epoch.to_string(), offset, recovered, publications }
     }
-    if key.remove {
-        publication["remove"] = true.into();
+}
+
+impl Published {
+    fn new(Entry { offset, key, data }: Entry) -> Self {
+        let payload = match (data.kind, str::from_utf8(&data.bytes)) {
+            (Kind::Text, Ok(text)) => Payload::Data(text.to_owned()),
+            _ => Payload::Base64(BASE64_STANDARD.encode(&data.bytes)),
+        };
+        Self { offset, key: key.name.map(|name| (*name).to_owned()), remove: key.remove, payload }
     }
-    match (data.kind, str::from_utf8(&data.bytes)) {
-        (Kind::Text, Ok(text)) => publication["data"] = text.into(),
-        _ => publication["base64"] = BASE64_STANDARD.encode(&data.bytes).into(),
-    }
-    publication
 }
 
 /// The request's origin, if the tenant lets its pages read.

@@ -153,8 +153,13 @@ impl World {
         let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
         let rule =
             ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, slow: Some(policy), ..ChannelRule::default() };
-        let terms =
-            Terms { metrics: Arc::clone(&metrics), max_message: 0, budget: Budget::new(0), total: Arc::default() };
+        let terms = Terms {
+            metrics: Arc::clone(&metrics),
+            max_message: 0,
+            budget: Budget::new(0),
+            total: Arc::default(),
+            demand: Arc::default(),
+        };
         Self {
             shard: Shard::new(timing).unwrap(),
             events: Events::with_capacity(64),
