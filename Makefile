@@ -14,6 +14,7 @@ test: ## Every test.
 	@.ci/setup tests
 	cargo build
 	cargo test
+	cargo test --package bench
 
 bench: ## What a delivery costs, beside other servers, as tables. Some of it: ARGS="--only paced --runs 7"; all of ARGS: --help.
 	@.ci/setup bench

@@ -56,7 +56,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let mut good = true;
     for scenario in &scenarios {
         let rows = measure(scenario, &kinds, runs, &place);
-        println!("{}", table::of(scenario, &rows));
+        print!("{}", table::of(scenario, &rows));
         good &= rows.iter().filter(|row| row.kind.is_ours()).all(Row::is_good);
     }
     good.then_some(()).context("the relay has failed, or not every message came once and in order")

@@ -10,9 +10,12 @@ pub fn description(runs: usize) -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let changes =
         if said(&["git", "status", "--porcelain", "--untracked-files=no"]).is_empty() { "" } else { ", changed" };
+    let medians = match runs {
+        1 => "One run".to_owned(),
+        _ => format!("Medians of {runs} runs, the servers in turn; in brackets the lowest and highest"),
+    };
     format!(
-        "{date}, commit {commit}{changes}: {cpu}, {cores} cores shared by server, feed and clients, Linux {kernel}. Medians of \
-         {runs} runs, the servers in turn; in brackets the lowest and highest. CPU is the server's own, user and system, from \
+        "{date}, commit {commit}{changes}: {cpu}, {cores} cores shared by server, feed and clients, Linux {kernel}. {medians}. CPU is the server's own, user and system, from \
          `/proc`; × is the ratio to the bare server in the same turn.\n",
         date = said(&["date", "--utc", "+%F"]),
         commit = said(&["git", "rev-parse", "--short", "HEAD"]),
