@@ -15,8 +15,9 @@ pub fn description(runs: usize) -> String {
         _ => format!("Medians of {runs} runs, the servers in turn; in brackets the lowest and highest"),
     };
     format!(
-        "{date}, commit {commit}{changes}: {cpu}, {cores} cores shared by server, feed and clients, Linux {kernel}. {medians}. CPU is the server's own, user and system, from \
-         `/proc`; × is the ratio to the bare server in the same turn.\n",
+        "{date}, commit {commit}{changes}: {cpu}, {cores} cores shared by server, feed and clients, Linux {kernel}. \
+         {medians}. CPU is the server's own, user and system, from `/proc`; × is the ratio to the bare server in the same \
+         turn.\n",
         date = said(&["date", "--utc", "+%F"]),
         commit = said(&["git", "rev-parse", "--short", "HEAD"]),
         cpu = cpu.unwrap_or("a processor without a name"),
