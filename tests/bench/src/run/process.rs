@@ -97,9 +97,9 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Children first: theirs would live on.
+    /// Its children after it: nginx would start others in their place.
     fn drop(&mut self) {
-        for id in self.family().into_iter().rev() {
+        for id in self.family() {
             if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
                 let _ = kill_process(id, Signal::KILL);
             }
