@@ -2,8 +2,10 @@
 
 # Outside the clone, so that a second clone builds fast.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/target
+# The servers that the benchmark measures beside the relay.
+export BENCH_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/bench
 
-.PHONY: demo test bench-records setup
+.PHONY: demo test bench bench-records setup
 
 demo: setup ## A simulated exchange, the sample filter, and a page with what a client gets; its URL is printed first.
 	@cargo run --package edge-relay -- demo
@@ -12,6 +14,12 @@ test: ## Every test.
 	@.ci/setup tests
 	cargo build
 	cargo test
+	cargo test --package bench
+
+bench: ## What a delivery costs, beside other servers, as tables. Some of it: ARGS="--only paced --runs 7"; all of ARGS: --help.
+	@.ci/setup bench
+	cargo build --release --package edge-relay --package bench
+	@$(CARGO_TARGET_DIR)/release/bench $(ARGS)
 
 bench-records: setup ## What records cost, as a table; some minutes.
 	@.ci/setup tests

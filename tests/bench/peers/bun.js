@@ -1,0 +1,24 @@
+// The same relay with what Bun gives for it: topics, which its server publishes to natively.
+// bun bun.js UPSTREAM
+
+const server = Bun.serve({
+  hostname: "127.0.0.1",
+  port: 0,
+  fetch(request, server) {
+    return server.upgrade(request) ? undefined : new Response("a WebSocket is wanted", { status: 426 });
+  },
+  websocket: {
+    perMessageDeflate: false,
+    // What a client may be behind before messages to it are dropped: as much as `edge-relay pass` keeps for it.
+    backpressureLimit: 64 * 1024 * 1024,
+    open(client) {
+      client.subscribe("feed");
+    },
+    message() {},
+  },
+});
+console.log(`version Bun ${Bun.version}`);
+console.log(`listening 127.0.0.1:${server.port}`);
+
+const upstream = new WebSocket(process.argv[2]);
+upstream.onmessage = ({ data }) => server.publish("feed", data);

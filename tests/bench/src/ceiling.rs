@@ -1,0 +1,157 @@
+//! The least that a relay can be: epoll, and one log of bytes that all clients read from. `bench ceiling FEED`
+//!
+//! The feed's frames are copied on as they are, so nothing is parsed. No HTTP library, no liveness, no limits, no TLS;
+//! the log keeps everything. What a relay costs more than this is what it does for its users.
+
+use std::{
+    io::{self, Read, Write},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use mio::{
+    Events, Interest, Poll, Registry, Token,
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{
+    arguments::Arguments,
+    failure::{Context, Failure},
+    handshake,
+};
+
+const LISTENER: Token = Token(usize::MAX - 1);
+const FEED: Token = Token(usize::MAX - 2);
+const EVENTS: usize = 1024;
+const BUFFER_BYTES: usize = 256 * 1024;
+/// Of a log that grows no further where it is not written: pages that nothing has touched cost nothing.
+const LOG_BYTES: usize = 64 * 1024 * 1024;
+
+pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
+    let feed: SocketAddr = arguments.word("the feed's address")?;
+    arguments.end()?;
+    let mut feed = std::net::TcpStream::connect(feed).context("the feed")?;
+    handshake::ask(&mut feed, "/")?;
+    feed.set_nonblocking(true).context("the feed")?;
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).context("the listener")?;
+    println!("listening {}", listener.local_addr().context("the listener")?);
+    Server::new(TcpStream::from_std(feed), listener)?.serve()
+}
+
+struct Server {
+    poll: Poll,
+    feed: TcpStream,
+    listener: TcpListener,
+    clients: Vec<Client>,
+    log: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Server {
+    fn new(mut feed: TcpStream, mut listener: TcpListener) -> Result<Self, Failure> {
+        let poll = Poll::new().context("epoll")?;
+        poll.registry().register(&mut feed, FEED, Interest::READABLE).context("epoll")?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE).context("epoll")?;
+        let log = Vec::with_capacity(LOG_BYTES);
+        Ok(Self { poll, feed, listener, clients: Vec::new(), log, buffer: vec![0; BUFFER_BYTES] })
+    }
+
+    fn serve(mut self) -> Result<(), Failure> {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            self.poll.poll(&mut events, None::<Duration>).context("epoll")?;
+            let before = self.log.len();
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.accept()?,
+                    FEED => self.take()?,
+                    Token(nth) => {
+                        let Some(client) = self.clients.get_mut(nth) else { continue };
+                        if event.is_readable() {
+                            client.read(&mut self.buffer, self.log.len());
+                        }
+                        if event.is_writable() && client.blocked {
+                            client.write(nth, &self.log, self.poll.registry());
+                        }
+                    }
+                }
+            }
+            if self.log.len() > before {
+                let open = self.clients.iter_mut().enumerate().filter(|(_, client)| client.open && !client.blocked);
+                open.for_each(|(nth, client)| client.write(nth, &self.log, self.poll.registry()));
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Result<(), Failure> {
+        while let Ok((mut socket, _)) = self.listener.accept() {
+            socket.set_nodelay(true).context("TCP_NODELAY")?;
+            let token = Token(self.clients.len());
+            self.poll.registry().register(&mut socket, token, Interest::READABLE).context("epoll")?;
+            self.clients.push(Client { socket, position: 0, open: false, blocked: false });
+        }
+        Ok(())
+    }
+
+    /// Takes what the feed has sent, all that is there, before anybody is written to.
+    fn take(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.feed.read(&mut self.buffer) {
+                Ok(0) => return Err(Failure::new("the feed has gone")),
+                Ok(read) => {
+                    self.log.extend_from_slice(self.buffer.get(..read).unwrap_or_default());
+                    if read < self.buffer.len() {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("the feed"),
+            }
+        }
+    }
+}
+
+struct Client {
+    socket: TcpStream,
+    /// In the log.
+    position: usize,
+    /// The handshake is over.
+    open: bool,
+    /// The socket is full: epoll says when it is not.
+    blocked: bool,
+}
+
+impl Client {
+    /// Whatever comes first is a handshake, of a client of this program; what follows is not looked at.
+    fn read(&mut self, buffer: &mut [u8], end: usize) {
+        let read = self.socket.read(buffer);
+        if !self.open && read.is_ok_and(|read| read > 0) {
+            self.open = self.socket.write_all(handshake::known_answer().as_bytes()).is_ok();
+            self.position = end;
+        }
+    }
+
+    /// Writes the log, from where this client is to its end or until the socket is full.
+    fn write(&mut self, nth: usize, log: &[u8], registry: &Registry) {
+        let mut blocked = false;
+        while let Some(bytes @ [_, ..]) = log.get(self.position..) {
+            match self.socket.write(bytes) {
+                Ok(written) => self.position += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    blocked = true;
+                    break;
+                }
+                Err(_) => {
+                    self.open = false;
+                    return;
+                }
+            }
+        }
+        if blocked != self.blocked {
+            self.blocked = blocked;
+            let interest = if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            // A client that epoll no longer knows is one that has gone.
+            self.open = registry.reregister(&mut self.socket, Token(nth), interest).is_ok();
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Many clients in one thread: they take everything at once, check each message, and cost far less than the server.
+//!
+//! `bench clients ADDRESS/PATH --clients N --window N --messages N`
+//!
+//! Says `connected` with what that took, then, once all messages are there or nothing has come for a while, `received`
+//! with a report; and keeps the sockets open to the end.
+
+mod connect;
+mod histogram;
+mod order;
+mod receive;
+mod report;
+
+pub use report::{Connected, Received};
+
+use std::io;
+
+use mio::Poll;
+
+use crate::{
+    arguments::Arguments,
+    failure::{Context, Failure},
+};
+
+pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
+    let count = arguments.option("--clients")?.unwrap_or(1);
+    let window = arguments.option("--window")?.unwrap_or(1);
+    let messages = arguments.option("--messages")?.unwrap_or(0);
+    let target = connect::Target::new(&arguments.word::<String>("an address with a path")?)?;
+    arguments.end()?;
+
+    let mut poll = Poll::new().context("epoll")?;
+    let (mut clients, connected) = connect::connect(&mut poll, &target, count, window)?;
+    println!("connected {connected}");
+    if messages > 0 {
+        let received = receive::receive(&mut poll, &mut clients, messages)?;
+        println!("received {received}");
+    }
+    let _ = io::stdin().read_line(&mut String::new()).context("standard input")?;
+    Ok(())
+}

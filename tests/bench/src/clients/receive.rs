@@ -1,0 +1,181 @@
+//! Clients take what comes, as fast as it does.
+
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
+
+use mio::{Events, Poll};
+
+use super::{connect::Client, histogram::Histogram, order::Came, report::Received};
+use crate::{
+    clock,
+    failure::{Context, Failure},
+    frame, message,
+};
+
+const EVENTS: usize = 1024;
+/// What one read takes at most, and what it takes it into: little enough to stay in a core's own cache.
+const BUFFER_BYTES: usize = 64 * 1024;
+const TICK: Duration = Duration::from_millis(50);
+/// Nothing for so long, in ticks, and what is missing is missed. More before the first message: nobody plays yet.
+const QUIET: u32 = 5_000 / 50;
+const QUIET_BEFORE: u32 = 30_000 / 50;
+/// How long, in ticks, messages that come again are looked for when all have come.
+const AFTER: u32 = 200 / 50;
+
+pub fn receive(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Result<Received, Failure> {
+    let mut receiver = Receiver::new(messages);
+    let expected = u64::from(messages) * clients.len() as u64;
+    let mut events = Events::with_capacity(EVENTS);
+    let mut quiet = 0;
+    loop {
+        poll.poll(&mut events, Some(TICK)).context("epoll")?;
+        quiet = if events.is_empty() { quiet + 1 } else { 0 };
+        for event in &events {
+            if let Some(client) = clients.get_mut(event.token().0) {
+                receiver.read(client)?;
+            }
+        }
+        let enough = match receiver.deliveries {
+            0 => QUIET_BEFORE,
+            deliveries if deliveries < expected => QUIET,
+            _ => AFTER,
+        };
+        if quiet >= enough || receiver.closed == clients.len() as u64 {
+            return Ok(receiver.report(clients));
+        }
+    }
+}
+
+struct Receiver {
+    messages: u32,
+    buffer: Vec<u8>,
+    /// When each message was sent; 0: nobody has got it yet. The first client that does reads it from the message, the
+    /// others spare themselves that.
+    sent: Vec<u64>,
+    /// Of every message of this server, known from the first.
+    shape: Option<Shape>,
+    latencies: Histogram,
+    deliveries: u64,
+    again: u64,
+    late: u64,
+    closed: u64,
+    last: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    length: usize,
+    stamp: usize,
+}
+
+impl Receiver {
+    fn new(messages: u32) -> Self {
+        Self {
+            messages,
+            buffer: vec![0; BUFFER_BYTES],
+            sent: vec![0; messages as usize],
+            shape: None,
+            latencies: Histogram::new(),
+            deliveries: 0,
+            again: 0,
+            late: 0,
+            closed: 0,
+            last: 0,
+        }
+    }
+
+    /// Reads until the socket has no more.
+    fn read(&mut self, client: &mut Client) -> Result<(), Failure> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let outcome = self.read_with(client, &mut buffer);
+        self.buffer = buffer;
+        outcome
+    }
+
+    fn read_with(&mut self, client: &mut Client, buffer: &mut [u8]) -> Result<(), Failure> {
+        loop {
+            let kept = client.partial.len();
+            let (head, room) = buffer.split_at_mut_checked(kept).context("a message longer than any that was sent")?;
+            head.copy_from_slice(&client.partial);
+            let space = room.len();
+            let read = match client.socket.read(room) {
+                Ok(read @ 1..) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(0) | Err(_) => {
+                    self.closed += u64::from(!std::mem::replace(&mut client.closed, true));
+                    return Ok(());
+                }
+            };
+            let rest = self.take(client, buffer.get(..kept + read).unwrap_or_default())?;
+            client.partial.clear();
+            client.partial.extend_from_slice(rest);
+            if read < space {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Checks the whole messages that `bytes` begin with; returns what follows them.
+    fn take<'a>(&mut self, client: &mut Client, mut bytes: &'a [u8]) -> Result<&'a [u8], Failure> {
+        let now = clock::now();
+        self.last = now;
+        while let Some((frame, rest)) = frame::split(bytes) {
+            bytes = rest;
+            match frame.first {
+                frame::TEXT => self.message(client, frame.payload, now)?,
+                // Pings, pongs and closes: what a close means is seen when the socket ends.
+                first if first & frame::CONTROL != 0 => {}
+                first => return Err(Failure::new(format!("a frame that begins with {first:#x}"))),
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn message(&mut self, client: &mut Client, payload: &[u8], now: u64) -> Result<(), Failure> {
+        let strange = || format!("no message of the feed: {:?}", String::from_utf8_lossy(payload));
+        let shape = match self.shape {
+            Some(shape) => shape,
+            None => {
+                let stamp = message::find_stamp(payload).with_context(strange)?;
+                *self.shape.insert(Shape { length: payload.len(), stamp })
+            }
+        };
+        let stamp = payload.get(shape.stamp..).and_then(<[u8]>::first_chunk);
+        let stamp = stamp.filter(|_| payload.len() == shape.length).with_context(strange)?;
+        let number = message::number(stamp).with_context(strange)?;
+        let sent = self.sent.get_mut(number as usize).with_context(strange)?;
+        if *sent == 0 {
+            *sent = message::sent(stamp).with_context(strange)?;
+        }
+        let latency = now.saturating_sub(*sent);
+        match client.order.came(number) {
+            Came::InOrder => {}
+            Came::Late => self.late += 1,
+            Came::Again => {
+                self.again += 1;
+                return Ok(());
+            }
+        }
+        self.deliveries += 1;
+        self.latencies.add(latency);
+        Ok(())
+    }
+
+    fn report(&self, clients: &[Client]) -> Received {
+        let first = self.sent.iter().copied().filter(|sent| *sent > 0).min().unwrap_or(self.last);
+        let milliseconds = |share| self.latencies.quantile(share) as f64 / 1e6;
+        Received {
+            deliveries: self.deliveries,
+            missed: clients.iter().map(|client| client.order.missed(self.messages)).sum(),
+            again: self.again,
+            late: self.late,
+            closed: self.closed,
+            seconds: self.last.saturating_sub(first) as f64 / 1e9,
+            p50_ms: milliseconds(0.5),
+            p99_ms: milliseconds(0.99),
+            p999_ms: milliseconds(0.999),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The partner: plays messages to one server, once it is told to.
+//!
+//! `bench feed [--messages N] [--burst N] [--pause-us N] [--publish-to ADDRESS/PATH]`
+//!
+//! Waits for a server that connects, or connects to one itself (a server that is published to). Then it says
+//! `connected`, waits for a line on standard input, plays, and stays.
+
+use std::{
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    arguments::Arguments,
+    clock,
+    failure::{Context, Failure},
+    frame, handshake, message,
+};
+
+/// How often a feed that waits looks for pings.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
+    let plan = Plan {
+        messages: arguments.option("--messages")?.unwrap_or(1),
+        burst: arguments.option("--burst")?.unwrap_or(1),
+        pause: Duration::from_micros(arguments.option("--pause-us")?.unwrap_or(0)),
+    };
+    let publish_to: Option<String> = arguments.option("--publish-to")?;
+    arguments.end()?;
+
+    let mut line = match publish_to {
+        Some(target) => Line { socket: connect(&target)?, masked: true },
+        None => Line { socket: accept()?, masked: false },
+    };
+    line.socket.set_nodelay(true).context("TCP_NODELAY")?;
+    println!("connected");
+    line.wait_for(&input())?;
+    let drain = line.drain()?;
+    line.play(&plan)?;
+    println!("played");
+    // Until the server or this process is ended.
+    drain.join().map_err(|_| Failure::new("the feed's reader has panicked"))
+}
+
+/// What is played: bursts of messages, each burst as one write.
+struct Plan {
+    messages: u32,
+    burst: u32,
+    /// From one burst's begin to the next one's; 0: as fast as the server reads.
+    pause: Duration,
+}
+
+struct Line {
+    socket: TcpStream,
+    /// Who connects must mask (RFC 6455, section 5.3).
+    masked: bool,
+}
+
+impl Line {
+    /// Answers pings until a line comes in: connecting many clients takes some servers longer than they wait for
+    /// a partner's sign of life.
+    fn wait_for(&mut self, input: &mpsc::Receiver<()>) -> Result<(), Failure> {
+        self.socket.set_nonblocking(true).context("a socket")?;
+        let mut bytes = Vec::new();
+        loop {
+            match input.recv_timeout(LOOK) {
+                Ok(()) => return self.socket.set_nonblocking(false).context("a socket"),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Failure::new("nobody has said when to play")),
+            }
+            match self.socket.read_to_end(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("the server's bytes"),
+                Ok(_) => return Err(Failure::new("the server has closed the connection")),
+            }
+            let mut rest = bytes.as_slice();
+            while let Some((frame, behind)) = frame::split(rest) {
+                self.answer(&frame)?;
+                rest = behind;
+            }
+            bytes = rest.to_vec();
+        }
+    }
+
+    fn answer(&mut self, frame: &frame::Frame<'_>) -> Result<(), Failure> {
+        if frame.first != frame::PING {
+            return Ok(());
+        }
+        let mut pong = Vec::new();
+        frame::header(frame::PONG, self.masked, u16::try_from(frame.payload.len()).context("a ping")?, &mut pong);
+        let mask = frame.mask.unwrap_or_default();
+        pong.extend(frame.payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        self.socket.write_all(&pong).context("a pong")
+    }
+
+    /// Drops what the server sends from now on: some answer every message.
+    fn drain(&self) -> Result<thread::JoinHandle<()>, Failure> {
+        let mut socket = self.socket.try_clone().context("a socket")?;
+        let mut buffer = [0; 4096];
+        Ok(thread::spawn(move || while socket.read(&mut buffer).is_ok_and(|read| read > 0) {}))
+    }
+
+    fn play(&mut self, plan: &Plan) -> Result<(), Failure> {
+        let begin = Instant::now();
+        let mut bytes = Vec::new();
+        let mut number = 0;
+        let mut due = Duration::ZERO;
+        while number < plan.messages {
+            thread::sleep(due.saturating_sub(begin.elapsed()));
+            due += plan.pause;
+            bytes.clear();
+            let end = plan.messages.min(number.saturating_add(plan.burst.max(1)));
+            for number in number..end {
+                frame::header(frame::TEXT, self.masked, message::BYTES, &mut bytes);
+                message::write(number, clock::now(), &mut bytes);
+            }
+            self.socket.write_all(&bytes).context("a message to the server")?;
+            number = end;
+        }
+        Ok(())
+    }
+}
+
+fn accept() -> Result<TcpStream, Failure> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("the feed's listener")?;
+    println!("listening {}", listener.local_addr().context("the feed's listener")?);
+    let (mut socket, _) = listener.accept().context("the feed's listener")?;
+    handshake::give(&mut socket)?;
+    Ok(socket)
+}
+
+fn connect(target: &str) -> Result<TcpStream, Failure> {
+    let (address, path) = target.split_once('/').context("an address without a path")?;
+    let mut socket = TcpStream::connect(address).context(format!("connecting to {address}"))?;
+    handshake::ask(&mut socket, &format!("/{path}"))?;
+    Ok(socket)
+}
+
+/// A message for each line of standard input.
+fn input() -> mpsc::Receiver<()> {
+    let (told, input) = mpsc::channel();
+    thread::spawn(move || {
+        for line in io::stdin().lines() {
+            if line.is_err() || told.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    input
+}

@@ -1,0 +1,74 @@
+//! Where everything is that a run needs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{self, Command, Stdio},
+};
+
+use crate::failure::{Context, Failure};
+
+/// The sample filter's source, from the repository's root.
+const FILTER: &str = "components/market/filter";
+
+pub struct Place {
+    bench: PathBuf,
+    pub relay: PathBuf,
+    /// What `.ci/setup bench` has installed.
+    tools: Option<PathBuf>,
+    /// A folder of this run's own, gone at its end.
+    pub scratch: PathBuf,
+}
+
+impl Place {
+    pub fn new(bench: PathBuf, relay: PathBuf, tools: Option<PathBuf>) -> Result<Self, Failure> {
+        let relay = relay.canonicalize().context(relay.display())?;
+        let scratch = std::env::temp_dir().join(format!("edge-relay-bench-{}", process::id()));
+        fs::create_dir_all(&scratch).context(scratch.display())?;
+        Ok(Self { bench, relay, tools, scratch })
+    }
+
+    /// This program, with a command.
+    pub fn own(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.bench);
+        command.args(arguments);
+        command
+    }
+
+    pub fn tool(&self, path: &str) -> Result<PathBuf, Failure> {
+        let tools = self.tools.as_ref().context("BENCH_TOOLS is not set")?;
+        let path = tools.join(path);
+        path.exists().then_some(()).with_context(|| format!("{} is missing", path.display()))?;
+        Ok(path)
+    }
+
+    /// As npm's package names it.
+    pub fn bun(&self) -> Result<PathBuf, Failure> {
+        let architecture = if cfg!(target_arch = "x86_64") { "x64" } else { std::env::consts::ARCH };
+        self.tool(&format!("node_modules/@oven/bun-linux-{architecture}/bin/bun"))
+    }
+
+    /// Writes a file of a server's into this run's folder.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf, Failure> {
+        let path = self.scratch.join(name);
+        fs::write(&path, text).context(path.display())?;
+        Ok(path)
+    }
+
+    /// Makes the tenant's folder, with the sample's filter compiled by the relay itself.
+    pub fn build_filter(&self) -> Result<(), Failure> {
+        let tenant = self.scratch.join("tenants/market");
+        fs::create_dir_all(&tenant).context(tenant.display())?;
+        let mut build = Command::new(&self.relay);
+        build.args(["component", "build", FILTER, "-o"]).arg(tenant.join("filter.wasm")).stdout(Stdio::null());
+        let status = build.status().context(self.relay.display())?;
+        let root = Path::new(FILTER).exists();
+        status.success().then_some(()).with_context(|| format!("{FILTER} was not built (there: {root})"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.scratch);
+    }
+}

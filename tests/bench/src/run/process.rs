@@ -1,0 +1,143 @@
+//! Processes that this one starts: what they say, what they have used, and their end.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getrlimit, kill_process, set_parent_process_death_signal, setrlimit,
+};
+
+use crate::{
+    arguments::Arguments,
+    failure::{Context, Failure},
+};
+
+pub struct Process {
+    name: String,
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<String>,
+    log: PathBuf,
+}
+
+/// What a process and its children have used.
+#[derive(Clone, Copy, Default)]
+pub struct Usage {
+    /// User and system, in µs.
+    pub cpu: f64,
+    /// Resident bytes but for those of files: programs and libraries are shared with others that come and go. Memory
+    /// that processes share counts once.
+    pub resident: f64,
+}
+
+impl Process {
+    /// Starts `command`, on a leash. What it writes to standard error goes to a file in `folder`.
+    pub fn start(name: &str, command: &Command, folder: &Path) -> Result<Self, Failure> {
+        let log = folder.join(format!("{name}.log"));
+        let mut leashed = Command::new(std::env::current_exe().context("this program's own path")?);
+        leashed.arg("leash").arg(command.get_program()).args(command.get_args());
+        leashed.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        leashed.current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        leashed.stderr(File::create(&log).context(log.display())?);
+        let mut child = leashed.spawn().context(name)?;
+        let stdin = child.stdin.take().context("standard input")?;
+        let stdout = BufReader::new(child.stdout.take().context("standard output")?);
+        let (said, lines) = mpsc::channel();
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
+        Ok(Self { name: name.to_owned(), child, stdin, lines, log })
+    }
+
+    /// Waits for a line that begins with `begin`; returns the rest of it.
+    pub fn line(&self, begin: &str, patience: Duration) -> Result<String, Failure> {
+        let until = Instant::now() + patience;
+        loop {
+            let line = self.lines.recv_timeout(until.saturating_duration_since(Instant::now()));
+            let line = line.with_context(|| format!("{} has not said `{begin}` ({})", self.name, self.last_words()))?;
+            if let Some(rest) = line.strip_prefix(begin) {
+                return Ok(rest.trim().to_owned());
+            }
+        }
+    }
+
+    /// The last line of its standard error.
+    pub fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().last().unwrap_or("no words").to_owned()
+    }
+
+    /// Ends a line of its standard input.
+    pub fn tell(&mut self) -> Result<(), Failure> {
+        self.stdin.write_all(b"\n").context(&self.name)
+    }
+
+    pub fn usage(&self) -> Result<Usage, Failure> {
+        let mut usage = Usage::default();
+        for id in self.family() {
+            usage.cpu += cpu(id)?;
+            usage.resident += resident(id)?;
+        }
+        Ok(usage)
+    }
+
+    /// The process and its children (nginx's workers).
+    fn family(&self) -> Vec<u32> {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|id| id.parse().ok());
+        [id].into_iter().chain(children).collect()
+    }
+}
+
+impl Drop for Process {
+    /// Its children after it: nginx would start others in their place.
+    fn drop(&mut self) {
+        for id in self.family() {
+            if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(id, Signal::KILL);
+            }
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// `bench leash PROGRAM ARGUMENT…` becomes that program, which ends when the process that started it does: whatever
+/// ends the benchmark, its servers do not stay.
+pub fn leash(mut arguments: Arguments) -> Result<(), Failure> {
+    let program: String = arguments.word("a program")?;
+    set_parent_process_death_signal(Some(Signal::TERM)).context("prctl")?;
+    Err(Command::new(&program).args(arguments.rest()).exec()).context(program)
+}
+
+/// A server has a file for each client.
+pub fn allow_many_files() -> Result<(), Failure> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("the limit of open files")
+}
+
+fn cpu(id: u32) -> Result<f64, Failure> {
+    let path = format!("/proc/{id}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| path.clone())?;
+    // Counted behind the name, which may have spaces: proc_pid_stat(5), fields 14 and 15.
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace()).with_context(|| path.clone())?;
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(ticks as f64 * 1e6 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+fn resident(id: u32) -> Result<f64, Failure> {
+    let path = format!("/proc/{id}/smaps_rollup");
+    let maps = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let value = |name| maps.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+    let mut kibibytes = 0.0;
+    for name in ["Pss_Anon:", "Pss_Shmem:"] {
+        kibibytes += value(name).with_context(|| path.clone())?.parse::<f64>().with_context(|| path.clone())?;
+    }
+    Ok(kibibytes * 1024.0)
+}

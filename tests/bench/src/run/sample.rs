@@ -1,0 +1,124 @@
+//! One run of one server in one scenario.
+
+use std::{
+    fmt::{self, Display},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use super::{
+    place::Place,
+    process::{Process, Usage},
+    scenario::Scenario,
+    server::{Kind, Server},
+};
+use crate::{
+    clients::{Connected, Received},
+    failure::{Context, Failure},
+};
+
+/// For whatever is a matter of moments.
+const SOON: Duration = Duration::from_secs(20);
+/// Clients end sooner where nothing comes; this is for a server that is merely slow.
+const LONG: Duration = Duration::from_secs(300);
+
+pub struct Sample {
+    /// What the server calls itself, with its version.
+    pub version: String,
+    pub resident_per_client: f64,
+    pub cpu_per_handshake: f64,
+    pub handshakes_per_second: f64,
+    /// `None`: nothing was played.
+    pub delivery: Option<Delivery>,
+}
+
+pub struct Delivery {
+    pub messages: u32,
+    /// Of the server, µs per delivery.
+    pub cpu: f64,
+    /// Of the clients' process.
+    pub cpu_of_clients: f64,
+    pub per_second: f64,
+    pub received: Received,
+}
+
+impl Delivery {
+    /// Every message to every client, once, in order.
+    pub fn is_exact(&self) -> bool {
+        let Received { missed, again, late, closed, .. } = self.received;
+        missed + again + late + closed == 0
+    }
+}
+
+impl Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { resident_per_client, cpu_per_handshake, handshakes_per_second, .. } = self;
+        write!(f, "{resident_per_client:.0} B a client, {cpu_per_handshake:.1} µs a handshake, ")?;
+        write!(f, "{handshakes_per_second:.0} handshakes/s")?;
+        let Some(Delivery { cpu, cpu_of_clients, per_second, received, .. }) = &self.delivery else { return Ok(()) };
+        write!(f, "; {cpu:.3} µs a delivery (clients {cpu_of_clients:.3}), {per_second:.0}/s, {received}")
+    }
+}
+
+pub fn take(scenario: &Scenario, kind: Kind, place: &Place) -> Result<Sample, Failure> {
+    let messages = if kind.is_slow() { scenario.messages_if_slow } else { scenario.messages };
+    let mut feed = place.own(&["feed"]);
+    feed.args(["--messages", &messages.to_string(), "--burst", &scenario.burst.to_string()]);
+    feed.args(["--pause-us", &scenario.pause.as_micros().to_string()]);
+    let (server, mut feed) = start(kind, feed, place)?;
+    feed.line("connected", SOON)?;
+
+    let before = server.process.usage()?;
+    let mut clients = place.own(&["clients", "--clients", &scenario.clients.to_string()]);
+    clients.args(["--window", &scenario.window.to_string(), "--messages", &messages.to_string(), &server.target]);
+    let clients = Process::start("clients", &clients, &place.scratch)?;
+    let connected: Connected = clients.line("connected", LONG)?.parse()?;
+    let after = server.process.usage()?;
+    thread::sleep(scenario.settle);
+    let settled = server.process.usage()?;
+
+    let delivery = match messages {
+        0 => None,
+        _ => Some(deliver(messages, &mut feed, &server, &clients)?),
+    };
+    let count = scenario.clients as f64;
+    Ok(Sample {
+        version: server.version,
+        resident_per_client: (settled.resident - before.resident) / count,
+        cpu_per_handshake: (after.cpu - before.cpu) / count,
+        handshakes_per_second: count / connected.seconds,
+        delivery,
+    })
+}
+
+/// Whoever is connected to is started first.
+fn start(kind: Kind, mut feed: Command, place: &Place) -> Result<(Server, Process), Failure> {
+    if kind.is_published_to() {
+        let server = kind.start("", place)?;
+        feed.args(["--publish-to", &server.publish_to]);
+        let feed = Process::start("feed", &feed, &place.scratch)?;
+        return Ok((server, feed));
+    }
+    let feed = Process::start("feed", &feed, &place.scratch)?;
+    let address = feed.line("listening", SOON)?;
+    Ok((kind.start(&address, place)?, feed))
+}
+
+fn deliver(messages: u32, feed: &mut Process, server: &Server, clients: &Process) -> Result<Delivery, Failure> {
+    let (before, clients_before) = (server.process.usage()?, clients.usage()?);
+    feed.tell()?;
+    let received: Received = clients.line("received", LONG)?.parse()?;
+    let (after, clients_after) = (server.process.usage()?, clients.usage()?);
+    let deliveries = received.deliveries as f64;
+    let per_delivery = |from: Usage, to: Usage| (to.cpu - from.cpu) / deliveries;
+    let delivered = (received.deliveries > 0).then_some(());
+    delivered.with_context(|| format!("nothing was delivered ({})", server.process.last_words()))?;
+    Ok(Delivery {
+        messages,
+        cpu: per_delivery(before, after),
+        cpu_of_clients: per_delivery(clients_before, clients_after),
+        per_second: deliveries / received.seconds,
+        received,
+    })
+}

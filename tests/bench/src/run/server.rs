@@ -1,0 +1,154 @@
+//! The servers that are measured, and how each is started.
+
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{place::Place, process::Process};
+use crate::failure::{Context, Failure};
+
+const NODE: &str = include_str!("../../peers/ws.js");
+const BUN: &str = include_str!("../../peers/bun.js");
+const NGINX: &str = include_str!("../../peers/nginx.conf");
+const RELAY: &str = include_str!("../../relay/relay.toml");
+const TENANT: &str = include_str!("../../relay/tenant.toml");
+const NGINX_PROGRAM: &str = "nginx/usr/sbin/nginx";
+const NCHAN_MODULE: &str = "nginx/usr/lib/nginx/modules/ngx_nchan_module.so";
+/// Of one worker: it may get more clients than the other.
+const NGINX_FILES: u32 = 12_000;
+const NCHAN_MESSAGES: u32 = 20_000;
+/// A server is up by then, a filter compiled.
+const START: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Ceiling,
+    Pass,
+    Market,
+    Bun,
+    Nchan,
+    Ws,
+}
+
+pub struct Server {
+    pub process: Process,
+    pub version: String,
+    /// `ADDRESS/PATH` for clients, and for the feed if it is to connect.
+    pub target: String,
+    pub publish_to: String,
+}
+
+impl Kind {
+    /// In the order of the tables.
+    pub const ALL: [Self; 6] = [Self::Ceiling, Self::Pass, Self::Market, Self::Bun, Self::Nchan, Self::Ws];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ceiling => "ceiling",
+            Self::Pass => "pass",
+            Self::Market => "market",
+            Self::Bun => "bun",
+            Self::Nchan => "nchan",
+            Self::Ws => "ws",
+        }
+    }
+
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Pass | Self::Market)
+    }
+
+    /// Cannot keep up with the flood or the bursts.
+    pub fn is_slow(self) -> bool {
+        matches!(self, Self::Nchan | Self::Ws)
+    }
+
+    /// The feed connects to the server, not the server to the feed.
+    pub fn is_published_to(self) -> bool {
+        self == Self::Nchan
+    }
+
+    /// Makes what it needs, or says what is missing.
+    pub fn prepare(self, place: &Place) -> Result<(), Failure> {
+        match self {
+            Self::Ceiling | Self::Pass => Ok(()),
+            Self::Market => place.build_filter(),
+            Self::Bun => place.bun().map(drop),
+            Self::Nchan => place.tool(NGINX_PROGRAM).and(place.tool(NCHAN_MODULE)).map(drop),
+            Self::Ws => place.tool("node_modules/ws").map(drop),
+        }
+    }
+
+    /// Starts the server for a feed at this address, or for one that will publish to it.
+    pub fn start(self, feed: &str, place: &Place) -> Result<Server, Failure> {
+        match self {
+            Self::Ceiling => Server::start(self, "bare epoll server (ceiling)", &place.own(&["ceiling", feed]), place),
+            Self::Pass => {
+                let mut command = Command::new(&place.relay);
+                command.args(["pass", "--listen", "127.0.0.1:0", "--upstream", &format!("ws://{feed}/")]);
+                Server::start(self, "`edge-relay pass`", &command, place)
+            }
+            Self::Market => {
+                place.write("relay.toml", RELAY)?;
+                place.write("tenants/market/tenant.toml", &TENANT.replace("FEED", feed))?;
+                let mut command = Command::new(&place.relay);
+                command.args(["serve", "--config", "relay.toml"]);
+                Server::start(self, "`edge-relay serve`, filter of `market`", &command, place)
+            }
+            Self::Bun => {
+                let mut command = Command::new(place.bun()?);
+                command.arg(place.write("bun.js", BUN)?).arg(format!("ws://{feed}/"));
+                Server::start(self, "", &command, place)
+            }
+            Self::Ws => {
+                let mut command = Command::new("node");
+                command.arg(place.write("ws.js", NODE)?).arg(format!("ws://{feed}/"));
+                command.env("NODE_PATH", place.tool("node_modules")?);
+                Server::start(self, "", &command, place)
+            }
+            Self::Nchan => Server::start_nginx(place),
+        }
+    }
+}
+
+impl Server {
+    /// Starts a server that says `listening` and where; before it, what it is, where that is not known.
+    fn start(kind: Kind, version: &str, command: &Command, place: &Place) -> Result<Self, Failure> {
+        let process = Process::start(kind.name(), command, &place.scratch)?;
+        let version = if version.is_empty() { process.line("version", START)? } else { version.to_owned() };
+        // `listening ADDRESS`, and of the relay `listening clients=ADDRESS …`.
+        let listening = process.line("listening ", START)?;
+        let address = listening.split_whitespace().next().unwrap_or_default().trim_start_matches("clients=");
+        let path = if kind == Kind::Market { "market?channel=prices" } else { "" };
+        let target = format!("{address}/{path}");
+        Ok(Self { process, version, target, publish_to: String::new() })
+    }
+
+    fn start_nginx(place: &Place) -> Result<Self, Failure> {
+        // nginx cannot be asked which port it has taken: it is told one that was free a moment ago.
+        let address = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+        let address = address.context("a free port")?.to_string();
+        let module = place.tool(NCHAN_MODULE)?.display().to_string();
+        let conf = NGINX
+            .replace("MODULE", &module)
+            .replace("ADDRESS", &address)
+            .replace("FILES", &NGINX_FILES.to_string())
+            .replace("CONNECTIONS", &NGINX_FILES.to_string())
+            .replace("MESSAGES", &NCHAN_MESSAGES.to_string());
+        let mut command = Command::new(place.tool(NGINX_PROGRAM)?);
+        command.arg("-p").arg(&place.scratch).args(["-e", "stderr", "-c"]).arg(place.write("nginx.conf", &conf)?);
+        let process = Process::start(Kind::Nchan.name(), &command, &place.scratch)?;
+        let until = Instant::now() + START;
+        while TcpStream::connect(&address).is_err() {
+            let waits = (Instant::now() < until).then_some(());
+            waits.with_context(|| format!("nginx does not listen ({})", process.last_words()))?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        let version = fs::read_to_string(place.tool("nginx/version")?).context("nginx's version")?;
+        let version = format!("{}, 2 workers", version.trim());
+        Ok(Self { process, version, target: format!("{address}/subscribe"), publish_to: format!("{address}/publish") })
+    }
+}
