@@ -14,7 +14,7 @@ test: ## Every test.
 	@.ci/setup tests
 	cargo build
 	cargo test
-	cargo test --package bench
+	cargo test --package bench --package loom-models
 
 bench: ## What a delivery costs, beside other servers, as tables. Some of it: ARGS="--only paced --runs 7"; all of ARGS: --help.
 	@.ci/setup bench

@@ -27,13 +27,16 @@ use crate::{
 mod chunk;
 mod history;
 mod log;
+mod readers;
 mod snapshot;
 
 pub use chunk::{Chunk, Entry, Key};
 pub use history::{Epoch, NotAPosition, Page, Position, Start};
 pub use log::Log;
+pub use readers::Reader;
 pub use snapshot::Since;
 
+use readers::Readers;
 use snapshot::Snapshot;
 
 /// Longest channel name, in bytes.
@@ -134,12 +137,6 @@ pub fn check_name(name: &str) -> Result<(), Refused> {
         return Err(Refused::Name);
     }
     Ok(())
-}
-
-/// Whom a channel tells of new chunks: a shard's queue. Called with the channel locked: it must not wait.
-pub trait Reader: Send + Sync {
-    /// `token` is what the reader gave to [`Channel::attach`].
-    fn fresh(&self, token: usize);
 }
 
 /// The channels of one tenant.
@@ -329,14 +326,7 @@ struct State {
     begins: u64,
     /// Upstreams whose publications it has had.
     upstreams: Vec<Arc<str>>,
-    readers: Vec<Attached>,
-}
-
-struct Attached {
-    reader: Arc<dyn Reader>,
-    token: usize,
-    /// Told of new chunks, from this position on, and not yet come for them.
-    told: Option<u64>,
+    readers: Readers,
 }
 
 impl State {
@@ -348,7 +338,7 @@ impl State {
             epoch: Epoch::generate(),
             begins: 1,
             upstreams: Vec::new(),
-            readers: Vec::new(),
+            readers: Readers::default(),
         }
     }
 }
@@ -377,7 +367,7 @@ impl Channel {
         }
         let newest = state.log.next_seq();
         // A burst stays whole until its readers have come for it, however small the log: they may be fast.
-        let unread = state.readers.iter().filter_map(|attached| attached.told).min().unwrap_or(newest);
+        let unread = state.readers.unread().unwrap_or(newest);
         let limit = chunk_limit(self.rule.log_bytes);
         let mut rest = burst.as_slice();
         while !rest.is_empty() {
@@ -396,10 +386,7 @@ impl Channel {
             self.forget(&gone);
         }
         if !burst.is_empty() {
-            for attached in state.readers.iter_mut().filter(|attached| attached.told.is_none()) {
-                attached.told = Some(newest);
-                attached.reader.fresh(attached.token);
-            }
+            state.readers.tell(newest);
         }
         count - burst.len()
     }
@@ -420,21 +407,19 @@ impl Channel {
     /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones.
     pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> Log {
         let mut state = lock(&self.state);
-        state.readers.push(Attached { reader, token, told: None });
+        state.readers.attach(reader, token);
         state.log.from_here()
     }
 
     /// Hands over the chunks from position `seq` on that the log still has.
     pub fn read(&self, reader: &Arc<dyn Reader>, seq: u64, mut take: impl FnMut(&Arc<Chunk>)) {
         let mut state = lock(&self.state);
-        if let Some(attached) = state.readers.iter_mut().find(|attached| Arc::ptr_eq(&attached.reader, reader)) {
-            attached.told = None;
-        }
+        state.readers.came(reader);
         state.log.from(seq).for_each(&mut take);
     }
 
     pub fn detach(&self, reader: &Arc<dyn Reader>) {
-        lock(&self.state).readers.retain(|attached| !Arc::ptr_eq(&attached.reader, reader));
+        lock(&self.state).readers.detach(reader);
     }
 
     /// The newest publication, if the log has one.

@@ -18,6 +18,7 @@ mod handshake;
 mod history;
 mod id;
 mod listener;
+mod mailbox;
 mod message;
 mod queue;
 pub mod raw;

@@ -19,6 +19,11 @@ pub mod config;
 pub mod demand;
 pub mod feed;
 pub mod http_error;
+mod memory;
+/// The locks of what `tests/loom` compiles with others.
+mod sync {
+    pub use std::sync::{Mutex, PoisonError};
+}
 pub mod metrics;
 pub mod relay;
 pub mod shutdown;

@@ -26,6 +26,7 @@ mod clients;
 mod foreign;
 mod handlers;
 mod handshakes;
+mod herd;
 mod history;
 mod slow_clients;
 mod snapshots;

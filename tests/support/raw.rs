@@ -48,6 +48,23 @@ impl Raw {
         Self::tcp(address).await.upgraded(address, path).await
     }
 
+    /// A client on a connection of its own; if it is not let in, what the relay said, or nothing if it was cut off.
+    pub async fn try_upgrade(socket: TcpStream, address: SocketAddr, path: &str) -> Result<Self, String> {
+        let mut raw = Self(socket);
+        if !raw.try_send(request(address, path).as_bytes()).await {
+            return Err(String::new());
+        }
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match within("an HTTP answer, or the end", raw.0.read_u8()).await {
+                Ok(byte) => head.push(byte),
+                Err(_) => return Err(String::new()),
+            }
+        }
+        let head = String::from_utf8(head).unwrap();
+        if head.starts_with("HTTP/1.1 101 ") { Ok(raw) } else { Err(head) }
+    }
+
     /// The same, with a small receive buffer: while it does not read, most of a large frame stays with the relay.
     pub async fn narrow(address: SocketAddr, path: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();

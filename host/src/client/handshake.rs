@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -19,6 +22,7 @@ use hyper::{
     },
     service::Service,
 };
+use rand::seq::IndexedRandom;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
@@ -30,8 +34,8 @@ use crate::{
     tenant::Tenant,
 };
 
-/// Seconds after which a client that found the relay full may try again.
-const RETRY_SECONDS: &str = "5";
+/// Seconds after which clients that found the relay full may try again: not all at once.
+const RETRY_SECONDS: [&str; 5] = ["1", "2", "3", "4", "5"];
 
 /// Serves one connection's request; keeps the client if the handshake succeeds.
 pub struct Handshake(pub Arc<Attempt>);
@@ -41,6 +45,10 @@ pub struct Attempt {
     pub door: Arc<Door>,
     pub peer: IpAddr,
     pub accepted: Mutex<Option<Accepted>>,
+    /// Too many others wait for an answer.
+    crowded: bool,
+    /// Whether the request has come.
+    asked: AtomicBool,
 }
 
 /// A client to be.
@@ -64,7 +72,8 @@ impl Refusal {
     }
 
     fn unavailable(reason: &'static str, message: &str) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, message).with(RETRY_AFTER, RETRY_SECONDS)
+        let seconds = RETRY_SECONDS.choose(&mut rand::rng()).copied().unwrap_or("5");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, message).with(RETRY_AFTER, seconds)
     }
 
     /// What a handler's answer is to the client.
@@ -122,7 +131,12 @@ impl Service<Request<Incoming>> for Handshake {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let attempt = Arc::clone(&self.0);
+        attempt.asked.store(true, Ordering::Relaxed);
         Box::pin(async move {
+            if attempt.crowded {
+                attempt.door.metrics.handshake_refused("crowded");
+                return Ok(Refusal::unavailable("crowded", "too many clients come at once").response());
+            }
             if let Some(asked) = attempt.door.channel(request.uri().path()) {
                 return Ok(history::answer(&attempt, &request, asked).await);
             }
@@ -141,6 +155,14 @@ impl Service<Request<Incoming>> for Handshake {
 }
 
 impl Attempt {
+    pub fn new(door: Arc<Door>, peer: IpAddr, crowded: bool) -> Self {
+        Self { door, peer, accepted: Mutex::new(None), crowded, asked: AtomicBool::new(false) }
+    }
+
+    pub fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
     async fn accept(&self, request: &Request<Incoming>) -> Result<(Response<Full<Bytes>>, Accepted), Refusal> {
         let Some(Route { tenant, handler }) = self.door.route(request.uri().path()) else {
             return Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path"));

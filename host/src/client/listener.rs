@@ -3,9 +3,9 @@
 use std::{
     collections::VecDeque,
     io,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
-    time::Duration,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, atomic::AtomicUsize},
+    time::{Duration, Instant},
 };
 
 use hyper::server::conn::http1;
@@ -24,6 +24,7 @@ use crate::{
         shard::Newcomer,
     },
     component::Handler,
+    memory,
     metrics::Metrics,
     shutdown::Stop,
     tenant::Tenant,
@@ -35,6 +36,12 @@ const BACKLOG: u32 = 4096;
 const MAX_REQUEST: usize = 16 << 10;
 /// Pause after `accept` failed, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// An honest client makes its request within a second of its connection.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// So many handshakes at once leave megabytes to the allocator; they are given back when there are few again.
+const STORM: usize = 512;
+const CALM: usize = 64;
 
 /// What every handshake needs to know.
 pub struct Door {
@@ -100,29 +107,46 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
     let mut handshakes = JoinSet::new();
     // Oldest first; those that are done are taken out when they come to the front.
-    let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
+    let mut under_way: VecDeque<UnderWay> = VecDeque::new();
+    let mut storm = false;
+    let mut trims = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            // None is left to wait for: the select goes on with the others.
+            Some(_) = handshakes.join_next(), if storm => {
+                if handshakes.len() < CALM {
+                    storm = false;
+                    trims.spawn_blocking(memory::trim);
+                }
+                continue;
+            }
             () = stop.wait() => return handshakes.shutdown().await,
         };
         while handshakes.try_join_next().is_some() {}
-        while under_way.front().is_some_and(AbortHandle::is_finished) {
+        while trims.try_join_next().is_some() {}
+        while under_way.front().is_some_and(|oldest| oldest.task.is_finished()) {
             under_way.pop_front();
         }
         match accepted {
             Ok((socket, peer)) => {
-                if handshakes.len() >= door.max_handshakes {
-                    cut_oldest(&mut under_way, &door);
+                let crowded = handshakes.len() >= door.max_handshakes && !cut_silent(&mut under_way, PATIENCE, &door);
+                // Those that are told to come later are bounded too.
+                if handshakes.len() >= 2 * door.max_handshakes && !cut_silent(&mut under_way, Duration::ZERO, &door) {
+                    door.metrics.handshake_refused("crowded");
+                    continue;
                 }
-                under_way.push_back(handshakes.spawn(handshake(socket, peer.ip(), Arc::clone(&door))));
+                let attempt = Arc::new(Attempt::new(Arc::clone(&door), peer.ip(), crowded));
+                let task = handshakes.spawn(handshake(socket, Arc::clone(&attempt)));
+                under_way.push_back(UnderWay { task, attempt, since: Instant::now() });
+                storm |= handshakes.len() >= STORM;
             }
             Err(error) => {
                 door.metrics.handshake_refused("accept");
                 // A connection that is gone already is no reason to wait.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tracing::warn!(%error, "a connection could not be accepted");
-                    cut_oldest(&mut under_way, &door);
+                    cut_silent(&mut under_way, Duration::ZERO, &door);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -130,19 +154,29 @@ pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
     }
 }
 
-/// An honest handshake takes milliseconds: the oldest is the one to give up when there are too many.
-fn cut_oldest(under_way: &mut VecDeque<AbortHandle>, door: &Door) {
-    while let Some(oldest) = under_way.pop_front() {
-        if !oldest.is_finished() {
-            oldest.abort();
-            door.metrics.handshake_refused("crowded");
-            return;
-        }
-    }
+/// A handshake that may be under way.
+struct UnderWay {
+    task: AbortHandle,
+    attempt: Arc<Attempt>,
+    since: Instant,
 }
 
-async fn handshake(socket: TcpStream, peer: IpAddr, door: Arc<Door>) {
-    let attempt = Arc::new(Attempt { door: Arc::clone(&door), peer, accepted: Mutex::new(None) });
+/// Makes room by cutting the oldest connection that has made no request for so long. Those that have made one wait for the
+/// tenant's code, or for their turn among many: they are left alone, and whoever comes then is told to come later.
+fn cut_silent(under_way: &mut VecDeque<UnderWay>, patience: Duration, door: &Door) -> bool {
+    let silent = |under_way: &UnderWay| {
+        !under_way.task.is_finished() && !under_way.attempt.has_asked() && under_way.since.elapsed() >= patience
+    };
+    let Some(oldest) = under_way.iter().position(silent).and_then(|oldest| under_way.remove(oldest)) else {
+        return false;
+    };
+    oldest.task.abort();
+    door.metrics.handshake_refused("crowded");
+    true
+}
+
+async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
+    let door = &attempt.door;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)

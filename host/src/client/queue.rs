@@ -1,16 +1,13 @@
 //! How the other threads reach a shard.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io, sync::Arc};
 
 use mio::{Registry, Token, Waker};
 use tokio::sync::oneshot;
 
 use crate::{
     channel::{Channel, Reader},
-    client::{ClientId, Share, Terms, shard::Newcomer},
+    client::{ClientId, Share, Terms, mailbox::Mailbox, shard::Newcomer},
 };
 
 /// What a shard is told.
@@ -45,40 +42,33 @@ pub enum Step {
 /// A shard's queue. Its length is bounded by the clients that handshakes let in, by one `Fresh` a view, and by what
 /// guests do in their calls: the bytes of that have shares of their tenants' budgets.
 pub struct Queue {
-    /// `None`: the shard has ended.
-    commands: Mutex<Option<Vec<Command>>>,
+    commands: Mailbox<Command>,
     waker: Waker,
 }
 
 impl Queue {
     pub fn new(registry: &Registry, token: Token) -> io::Result<Self> {
-        Ok(Self { commands: Mutex::new(Some(Vec::new())), waker: Waker::new(registry, token)? })
+        Ok(Self { commands: Mailbox::new(), waker: Waker::new(registry, token)? })
     }
 
     /// Adds a command; wakes the shard only if it had none waiting. Once that has ended, commands are dropped.
     pub fn push(&self, command: Command) {
-        let mut waiting = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(commands) = &mut *waiting else { return };
-        let was_empty = commands.is_empty();
-        commands.push(command);
-        drop(waiting);
-        if was_empty && let Err(error) = self.waker.wake() {
+        if self.commands.push(command)
+            && let Err(error) = self.waker.wake()
+        {
             tracing::error!(%error, "a shard cannot be woken");
         }
     }
 
     /// Swaps all waiting commands for an empty vector.
     pub fn take(&self, into: &mut Vec<Command>) {
-        if let Some(commands) = &mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner) {
-            std::mem::swap(commands, into);
-        }
+        self.commands.take(into);
     }
 
     /// Drops all commands, now and from now on.
     pub fn close(&self) {
         // Not under the lock: clients among them have an end of their own.
-        let dropped = self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(dropped);
+        drop(self.commands.close());
     }
 }
 

@@ -277,6 +277,28 @@ async fn no_more_clients_get_in_at_once_than_may_be_there() {
 }
 
 #[tokio::test]
+async fn whoever_comes_while_too_many_wait_for_the_handler_is_told_to_come_later() {
+    let relay = relay_with("handshakes = 3", "client-call = \"60s\"").await;
+    let mut watches = relay.client("/t?channels=gone,knocks").await;
+    let (url, mut connecting) = (relay.url("/t?hold=key"), JoinSet::new());
+    for _ in 0..3 {
+        let url = url.clone();
+        connecting.spawn(async move { Client::try_connect(&url).await });
+        assert!(watches.text().await.ends_with(" hold=key"));
+    }
+    let (status, head, code, _) = refusal(&relay, &request(relay.clients, "/t")).await;
+    assert_eq!((status, code.as_str()), (503, "crowded"), "{head}");
+    let later =
+        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("retry-after: ")?.parse::<u32>().ok());
+    assert!(later.is_some_and(|seconds| (1..=5).contains(&seconds)), "{head}");
+    assert_eq!(counted(&relay, "crowded").await, 1.0);
+    // Those that have asked are not cut for others.
+    assert_eq!(ask(&mut watches, RELEASE).await, "released");
+    assert!(connecting.join_all().await.iter().all(Result::is_ok));
+    relay.client("/t").await;
+}
+
+#[tokio::test]
 async fn without_a_handler_what_clients_send_is_dropped() {
     let folder = Folder::new("").handled("t", guests::handler(), "");
     folder.write("tenants/bare/tenant.toml", "name = \"bare\"");

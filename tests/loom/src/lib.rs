@@ -1,0 +1,139 @@
+//! What threads share, compiled with loom's locks and run in every order of their steps.
+//!
+//! Publishers put chunks into a channel's log under its lock and tell its readers; a reader is a shard's mailbox, and a
+//! shard sleeps until it is woken. A word that is lost is a client that waits for ever: no test on real threads would
+//! find the one order in which that happens.
+#![cfg(test)]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod sync {
+    pub use std::sync::PoisonError;
+
+    pub use loom::sync::Mutex;
+}
+
+#[path = "../../../host/src/client/mailbox.rs"]
+mod mailbox;
+#[allow(dead_code)] // What is not shared is not tried.
+#[path = "../../../host/src/channel/readers.rs"]
+mod readers;
+
+use std::sync::Arc;
+
+use loom::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use self::{
+    mailbox::Mailbox,
+    readers::{Reader, Readers},
+};
+
+/// A shard's queue; in the place of epoll, how often it was woken and has not noticed yet.
+struct Queue {
+    commands: Mailbox<usize>,
+    woken: AtomicUsize,
+}
+
+impl Queue {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { commands: Mailbox::new(), woken: AtomicUsize::new(0) })
+    }
+}
+
+impl Reader for Queue {
+    fn fresh(&self, token: usize) {
+        if self.commands.push(token) {
+            self.woken.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A channel: how many chunks its log has, and who reads it.
+type Channel = Arc<Mutex<(u64, Readers)>>;
+
+fn publish(channel: &Channel) {
+    let mut state = channel.lock().unwrap();
+    let (chunks, readers) = &mut *state;
+    let newest = *chunks;
+    *chunks += 1;
+    readers.tell(newest);
+}
+
+/// A turn of the shard, if it was woken: takes its commands, and for each word of a channel all chunks that it has.
+fn turn(queue: &Arc<Queue>, channel: &Channel, seen: &mut u64) {
+    if queue.woken.swap(0, Ordering::SeqCst) == 0 {
+        return thread::yield_now();
+    }
+    let mut commands = Vec::new();
+    queue.commands.take(&mut commands);
+    for _fresh in commands {
+        let mut state = channel.lock().unwrap();
+        let reader: Arc<dyn Reader> = queue.clone();
+        state.1.came(&reader);
+        assert!(state.0 >= *seen);
+        *seen = state.0;
+    }
+}
+
+#[test]
+fn a_sleeping_shard_is_woken_for_every_chunk() {
+    loom::model(|| {
+        let (queue, channel) = (Queue::new(), Channel::default());
+        channel.lock().unwrap().1.attach(queue.clone(), 0);
+        let publishers: Vec<_> = (0..2)
+            .map(|_| {
+                let channel = channel.clone();
+                thread::spawn(move || publish(&channel))
+            })
+            .collect();
+        let mut seen = 0;
+        // While they publish, and once more when they are done: if it is awake then.
+        turn(&queue, &channel, &mut seen);
+        for publisher in publishers {
+            publisher.join().unwrap();
+        }
+        turn(&queue, &channel, &mut seen);
+        assert_eq!(seen, 2, "asleep with chunks to read");
+    });
+}
+
+#[test]
+fn one_word_waits_however_many_chunks_there_are() {
+    loom::model(|| {
+        let (queue, channel) = (Queue::new(), Channel::default());
+        channel.lock().unwrap().1.attach(queue.clone(), 0);
+        let publisher = {
+            let channel = channel.clone();
+            thread::spawn(move || (0..2).for_each(|_| publish(&channel)))
+        };
+        publish(&channel);
+        publisher.join().unwrap();
+        let mut commands = Vec::new();
+        queue.commands.take(&mut commands);
+        assert_eq!(commands, [0]);
+        assert_eq!(channel.lock().unwrap().1.unread(), Some(0));
+    });
+}
+
+#[test]
+fn what_comes_after_the_end_is_dropped_and_nothing_before_it_is() {
+    loom::model(|| {
+        let queue = Queue::new();
+        let pusher = {
+            let queue = queue.clone();
+            thread::spawn(move || (0..2).for_each(|command| queue.fresh(command)))
+        };
+        let mut taken = Vec::new();
+        queue.commands.take(&mut taken);
+        taken.extend(queue.commands.close().unwrap());
+        pusher.join().unwrap();
+        // A beginning of what was pushed, in its order.
+        assert!(taken.iter().copied().eq(0..taken.len()), "{taken:?}");
+        assert!(queue.commands.close().is_none());
+    });
+}
