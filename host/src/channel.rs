@@ -16,8 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-
 use crate::{
     config::{ChannelRule, Slow},
     demand::Demand,
@@ -27,26 +25,23 @@ use crate::{
 mod chunk;
 mod history;
 mod log;
+mod publication;
 mod readers;
 mod snapshot;
 
 pub use chunk::{Chunk, Entry, Key};
 pub use history::{Epoch, NotAPosition, Page, Position, Start};
 pub use log::Log;
+pub use publication::{Frame, Kind, Publication, Refused, check_name};
 pub use readers::Reader;
 pub use snapshot::Since;
 
+use publication::check;
 use readers::Readers;
 use snapshot::Snapshot;
 
-/// Longest channel name, in bytes.
-pub const MAX_NAME: usize = 255;
-/// Longest key, in bytes.
-pub const MAX_KEY: usize = 255;
-/// Largest payload of a publication, in bytes: that of an upstream message, so that `pass` refuses none.
-pub const MAX_PAYLOAD: usize = 64 << 20;
 /// Most channels of a tenant that exist at once, published to or subscribed to.
-const MAX_CHANNELS: usize = 10_000;
+pub const MAX_CHANNELS: usize = 10_000;
 /// The channel of clients that ask for none, and of upstreams without a filter.
 pub const MAIN: &str = "main";
 /// Between two searches for channels that nobody reads: each looks at all of them.
@@ -55,89 +50,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_UNREAD: usize = 16 << 20;
 /// Burst bytes after which a new chunk begins: a chunk leaves the log whole, so it stays small beside it.
 const CHUNK_BYTES: usize = 256 << 10;
-
-/// A WebSocket message: its type and its bytes (for text, UTF-8: whoever makes one has checked).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    pub kind: Kind,
-    pub bytes: Bytes,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Text,
-    Binary,
-}
-
-/// One message for a channel's subscribers.
-#[derive(Clone, Debug)]
-pub struct Publication {
-    pub channel: Arc<str>,
-    /// What it is the latest of.
-    pub key: Option<Arc<str>>,
-    /// It says that its key is no more.
-    pub remove: bool,
-    pub data: Frame,
-}
-
-impl Publication {
-    fn key(&self) -> Key {
-        Key { name: self.key.clone(), remove: self.remove }
-    }
-}
-
-/// Why a publication or a subscription was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("a channel's name has 1 to {MAX_NAME} bytes and no control characters")]
-    Name,
-    #[error("a key has at most {MAX_KEY} bytes, and what removes has one")]
-    Key,
-    #[error("the channel has as many keys as it may")]
-    Keys,
-    #[error("a publication has at most {MAX_PAYLOAD} bytes")]
-    Size,
-    #[error("the tenant has as many channels as it may, {MAX_CHANNELS}, and clients may add half of them")]
-    Channels,
-    #[error("the tenant's logs have as many bytes as they may")]
-    Bytes,
-    #[error("one call makes more publications than are taken")]
-    Count,
-    #[error("the tenant has no such channel")]
-    NotAllowed,
-}
-
-impl Refused {
-    /// The value of the metric's label `reason`.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Name => "channel_name",
-            Self::Key => "key",
-            Self::Keys => "keys",
-            Self::Size => "size",
-            Self::Channels => "channels",
-            Self::Bytes => "bytes",
-            Self::Count => "count",
-            Self::NotAllowed => "not_allowed",
-        }
-    }
-}
-
-fn check(publication: &Publication) -> Result<(), Refused> {
-    let Publication { key, remove, data, .. } = publication;
-    if key.as_ref().map_or(*remove, |key| key.len() > MAX_KEY) {
-        return Err(Refused::Key);
-    }
-    if data.bytes.len() > MAX_PAYLOAD { Err(Refused::Size) } else { Ok(()) }
-}
-
-/// Checks a channel's name.
-pub fn check_name(name: &str) -> Result<(), Refused> {
-    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
-        return Err(Refused::Name);
-    }
-    Ok(())
-}
 
 /// The channels of one tenant.
 pub struct Channels {
