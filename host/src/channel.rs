@@ -82,15 +82,30 @@ impl Channels {
     /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
     /// more than half of the channels, so that components can always publish.
     pub fn subscribe(&self, name: &str) -> Result<Arc<Channel>, Refused> {
+        self.check_allowed(name)?;
+        let mut open = lock(&self.open);
+        if open.len() >= MAX_CHANNELS / 2 && !open.contains_key(name) {
+            self.sweep(&mut open);
+            if open.len() >= MAX_CHANNELS / 2 {
+                return Err(Refused::Channels);
+            }
+        }
+        drop(open);
+        self.open(name)
+    }
+
+    /// The same if it is there already.
+    pub fn find(&self, name: &str) -> Result<Option<Arc<Channel>>, Refused> {
+        self.check_allowed(name)?;
+        Ok(self.get(name))
+    }
+
+    fn check_allowed(&self, name: &str) -> Result<(), Refused> {
         check_name(name)?;
         if !self.rules.is_empty() && name != MAIN && self.rule(name).is_none() {
             return Err(Refused::NotAllowed);
         }
-        let full = { lock(&self.open).len() >= MAX_CHANNELS / 2 };
-        if full && self.get(name).is_none() {
-            return Err(Refused::Channels);
-        }
-        self.open(name)
+        Ok(())
     }
 
     /// The one way into a log: appends the publications in their order, each channel's as one burst. `upstream`: that of
@@ -187,7 +202,22 @@ impl Channels {
             return true;
         }
         self.sweep(&mut lock(&self.open));
-        fits(channel.log_bytes())
+        fits(channel.log_bytes()) || self.takes_from_others(channel, |own| fits(own))
+    }
+
+    /// Lets the largest logs give up their oldest chunks until a burst fits.
+    fn takes_from_others(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
+        let others = lock(&self.open).values().map(Arc::clone).collect::<Vec<_>>();
+        loop {
+            let own = channel.log_bytes();
+            if fits(own) {
+                return true;
+            }
+            let largest = others.iter().max_by_key(|other| other.log_bytes());
+            if !largest.is_some_and(|largest| largest.log_bytes() > own && largest.give_up()) {
+                return false;
+            }
+        }
     }
 
     /// Drops the channels that nobody reads, to make room for others; not more than once a second.
@@ -233,6 +263,8 @@ struct State {
     log: Log,
     snapshot: Snapshot,
     next_offset: u64,
+    /// Of all chunks there ever were.
+    bytes: u64,
     epoch: Epoch,
     /// The first offset of the epoch.
     begins: u64,
@@ -247,6 +279,7 @@ impl State {
             log: Log::new(rule.log_bytes),
             snapshot: Snapshot::new(rule.max_keys),
             next_offset: 1,
+            bytes: 0,
             epoch: Epoch::generate(),
             begins: 1,
             upstreams: Vec::new(),
@@ -287,6 +320,7 @@ impl Channel {
             rest = rest.get(encoded..).unwrap_or_default();
             state.next_offset += encoded as u64;
             self.total.fetch_add(chunk.size(), Ordering::Relaxed);
+            state.bytes += chunk.bytes().len() as u64;
             state.log.push(Arc::new(chunk), unread, |gone| self.forget(&gone));
         }
         while state.log.excess() > MAX_UNREAD {
@@ -316,18 +350,20 @@ impl Channel {
         }
     }
 
-    /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones.
-    pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> Log {
+    /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones, and their last
+    /// offset.
+    pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> (Log, u64) {
         let mut state = lock(&self.state);
         state.readers.attach(reader, token);
-        state.log.from_here()
+        (state.log.from_here(), state.next_offset - 1)
     }
 
-    /// Hands over the chunks from position `seq` on that the log still has.
-    pub fn read(&self, reader: &Arc<dyn Reader>, seq: u64, mut take: impl FnMut(&Arc<Chunk>)) {
+    /// Hands over the chunks from position `seq` on that the log still has; returns the oldest one's position.
+    pub fn read(&self, reader: &Arc<dyn Reader>, seq: u64, mut take: impl FnMut(&Arc<Chunk>)) -> u64 {
         let mut state = lock(&self.state);
         state.readers.came(reader);
         state.log.from(seq).for_each(&mut take);
+        state.log.oldest_seq()
     }
 
     pub fn detach(&self, reader: &Arc<dyn Reader>) {
@@ -365,7 +401,23 @@ impl Channel {
 
     /// Whether it must not make room for others while nobody follows it: what it has would be missed.
     fn is_kept(&self) -> bool {
-        self.rule.history.kept || !lock(&self.state).snapshot.is_empty()
+        let state = lock(&self.state);
+        state.next_offset > 1 && (self.rule.history.kept || !state.snapshot.is_empty())
+    }
+
+    /// Lets go of an eighth of the log, but for the newest chunk; false: there is no other.
+    fn give_up(&self) -> bool {
+        let mut state = lock(&self.state);
+        let newest = state.log.next_seq().saturating_sub(1);
+        let enough = state.log.bytes() - state.log.bytes() / 8;
+        let mut gave = false;
+        while state.log.bytes() > enough
+            && let Some(gone) = state.log.pop_before(newest)
+        {
+            self.forget(&gone);
+            gave = true;
+        }
+        gave
     }
 
     fn log_bytes(&self) -> usize {
@@ -447,6 +499,76 @@ mod tests {
         *lock(&channels.swept) = None;
         assert_eq!(channels.publish(vec![publication("d", 90_000)], None).await.0, 1);
         assert!(channels.get("a").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_comes_late_gets_its_part_of_the_bytes() {
+        let channels = channels(&[], 100_000);
+        let _held = ["a", "b", "c"].map(|name| channels.open(name).unwrap());
+        for _ in 0..100 {
+            channels.publish(vec![publication("a", 1000)], None).await;
+        }
+        assert!(channels.get("a").unwrap().log_bytes() > 90_000);
+        for _ in 0..100 {
+            for name in ["b", "c"] {
+                assert_eq!(channels.publish(vec![publication(name, 1000)], None).await.0, 1);
+                assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
+            }
+        }
+        assert!(["b", "c"].iter().all(|name| channels.get(name).unwrap().log_bytes() > 5_000));
+    }
+
+    #[tokio::test]
+    async fn a_reader_lets_go_of_what_its_channel_has_no_room_for() {
+        struct Deaf;
+        impl Reader for Deaf {
+            fn fresh(&self, _: usize) {}
+        }
+        let channels = channels(&[], 100_000);
+        let channel = channels.open("a").unwrap();
+        let reader: Arc<dyn Reader> = Arc::new(Deaf);
+        channel.attach(Arc::clone(&reader), 0);
+        channels.publish((0..50).map(|_| publication("a", 1000)).collect(), None).await;
+        assert_eq!(channel.read(&reader, 0, |_| ()), 0);
+        let _other = channels.open("b").unwrap();
+        for _ in 0..80 {
+            channels.publish(vec![publication("b", 1000)], None).await;
+            channels.publish(vec![publication("a", 10)], None).await;
+        }
+        assert!(channel.read(&reader, 0, |_| ()) > 0, "what it need not keep is told");
+    }
+
+    #[tokio::test]
+    async fn made_up_names_make_room_for_others_once_nobody_follows_them() {
+        let channels = channels(&[], 100_000);
+        let followed: Vec<_> = (0..MAX_CHANNELS / 2).map(|nth| channels.subscribe(&nth.to_string()).unwrap()).collect();
+        assert_eq!(channels.subscribe("one more").err(), Some(Refused::Channels));
+        assert_eq!(channels.publish(vec![publication("published", 10)], None).await.0, 1);
+        drop(followed);
+        *lock(&channels.swept) = None;
+        assert!(channels.subscribe("one more").is_ok());
+        assert!(channels.find("never").unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn keys_and_snapshots_are_bytes_of_the_tenant() {
+        let channels = channels(&[], 1_000_000);
+        let keyed =
+            |key: usize, bytes| Publication { key: Some(format!("{key:0>250}").into()), ..publication("a", bytes) };
+        for round in 0..100 {
+            channels.publish((0..10).map(|key| keyed(key, 100)).collect(), None).await;
+            let bytes = channels.bytes.load(Ordering::Relaxed);
+            // Names too, each of which is an allocation.
+            assert!(bytes >= (round + 1) * 10 * (100 + 250) && bytes <= 1_000_000, "{bytes} in round {round}");
+        }
+        let channel = channels.get("a").unwrap();
+        // What is encoded has been counted before.
+        let before = channels.bytes.load(Ordering::Relaxed);
+        assert_eq!(channel.snapshot(Since::Nothing, 0).unwrap().after(0).count(), 10);
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), before);
+        drop(channel);
+        lock(&channels.open).clear();
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ mod shard;
 pub use address::client_address;
 pub use budget::{Budget, Share};
 pub use id::ClientId;
-pub use listener::{Door, Route, bind, run};
+pub use listener::{Door, MAX_READS, Route, bind, run};
 pub use queue::Step;
 pub use raw::ErrorCode;
 pub use shard::{Shards, Timing};

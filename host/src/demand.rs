@@ -146,6 +146,8 @@ impl Follower {
     pub async fn changed(&self) {
         let due = { lock(&self.demand.channels).followers.get(self.nth).and_then(Told::due) };
         tokio::select! {
+            // First, so that a word that has been heard is not heard again.
+            biased;
             () = self.wake.notified() => {}
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }

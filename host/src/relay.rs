@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::Semaphore;
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
@@ -125,6 +126,7 @@ impl Relay {
             max_clients: room.clients,
             max_handshakes: room.handshakes,
             handshake_timeout: limits.handshake_timeout,
+            reads: Arc::new(Semaphore::new(client::MAX_READS)),
         };
         let api_routes = api::Routes {
             tenants: apis,

@@ -5,8 +5,9 @@
 //! outbox: `drain` moves its rows there, each exactly once since a row's id is its key, through any outage. A read sees
 //! both. Nothing of this runs on a guest's thread, a shard's or the listeners': the store has a runtime of its own.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use mysql_async::Opts;
 use tokio::{
     runtime::{Handle, Runtime},
@@ -36,8 +37,6 @@ use self::{drain::Drain, mysql::Rows, reader::Readers, retention::Retention, wri
 
 /// Bytes of rows that wait to be written; beyond, appends wait for room.
 const QUEUE_BYTES: usize = 64 << 20;
-/// What a row takes besides its data, in the queue and on disk, roughly.
-const ROW_OVERHEAD: u64 = 128;
 
 /// Why an append or a read failed. Nothing of the append was taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +98,7 @@ pub struct Store {
     writer: Arc<Writer>,
     runtime: Handle,
     /// Bytes that may wait for the writer.
-    room: Semaphore,
+    room: Arc<Semaphore>,
     readers: Arc<Readers>,
     mysql: Option<Arc<Rows>>,
     metrics: Arc<StoreMetrics>,
@@ -143,19 +142,26 @@ impl Store {
                 runtime.block_on(refuse_newer(&mysql))?;
                 let (writer, readers) = (Arc::clone(&writer), Arc::clone(&readers));
                 let drain = Drain { mysql: Arc::clone(&mysql), writer, readers, metrics: Arc::clone(&metrics) };
-                tasks.spawn_on(drain.run(stop.clone()), runtime.handle());
+                tasks.spawn_on(vital("the drain", drain.run(stop.clone())), runtime.handle());
                 Some(mysql)
             }
         };
         if !keep.is_empty() {
             let retention =
                 Retention { keep, writer: Arc::clone(&writer), readers: Arc::clone(&readers), mysql: mysql.clone() };
-            tasks.spawn_on(retention.run(stop), runtime.handle());
+            tasks.spawn_on(vital("retention", retention.run(stop)), runtime.handle());
         }
         let handle = runtime.handle().clone();
         let running = Running { runtime, tasks, stop: trigger, writer: Arc::clone(&writer), _lock: lock };
         Ok((
-            Arc::new(Self { writer, runtime: handle, room: Semaphore::new(QUEUE_BYTES), readers, mysql, metrics }),
+            Arc::new(Self {
+                writer,
+                runtime: handle,
+                room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+                readers,
+                mysql,
+                metrics,
+            }),
             running,
         ))
     }
@@ -163,12 +169,13 @@ impl Store {
     /// Appends rows of one tenant, all or none; they are on disk when this returns. `quota`: bytes that the tenant may
     /// have in the file.
     pub async fn append(&self, rows: Vec<Row>, quota: u64) -> Result<(), StoreError> {
-        let bytes = |row: &Row| row.data.len() as u64 + ROW_OVERHEAD;
-        let bytes = u32::try_from(rows.iter().map(bytes).sum::<u64>().min(QUEUE_BYTES as u64)).unwrap_or(u32::MAX);
-        // It is never closed.
-        let _room = self.room.acquire_many(bytes).await;
+        let bytes = rows.iter().map(Row::cost).sum::<u64>().min(QUEUE_BYTES as u64);
+        let room = Arc::clone(&self.room).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
         let count = rows.len();
-        let appended = self.writer.append(rows, quota).await;
+        let appended = match room {
+            Ok(room) => self.writer.append(rows, quota, room).await,
+            Err(_) => Err(StoreError::Unavailable("the store is closed".into())),
+        };
         if let Err(error) = &appended {
             self.metrics.refused(error.reason(), count);
         }
@@ -207,8 +214,21 @@ impl Running {
             tracing::warn!("the drain was cut off at shutdown");
         }
         self.tasks.abort_all();
-        self.writer.end();
+        let writer = Arc::clone(&self.writer);
+        if tokio::time::timeout(timeout, tokio::task::spawn_blocking(move || writer.end())).await.is_err() {
+            tracing::error!(
+                "the store's disk does not answer: what waited to be written is lost, and was not acknowledged"
+            );
+        }
         self.runtime.shutdown_background();
+    }
+}
+
+/// A task that the host does not go on without: whoever supervises the process starts it again.
+async fn vital(what: &str, task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        tracing::error!("{what} has panicked; the process ends");
+        std::process::exit(1);
     }
 }
 

@@ -47,6 +47,10 @@ async fn a_new_client_gets_the_latest_of_every_key_and_then_what_follows() {
         ok(&mut probe, command).await;
     }
     assert_eq!(snapshot(&relay).await, [("a".into(), "3".into()), ("d".into(), "4".into())]);
+    let page = Http::connect(relay.clients).await.get("/t/channels/c/snapshot?limit=1").await.json();
+    assert_eq!((&page["publications"][0]["data"], page["publications"].as_array().unwrap().len()), (&"3".into(), 1));
+    let next = format!("/t/channels/c/snapshot?after={}", page["publications"][0]["offset"]);
+    assert_eq!(Http::connect(relay.clients).await.get(&next).await.json()["publications"][0]["data"], "4");
     let mut client = relay.client("/t?channel=c").await;
     assert_eq!((client.text().await, client.text().await), ("3".into(), "4".into()));
     client.has_no_more().await;

@@ -80,6 +80,19 @@ async fn rows_go_to_mysql_and_are_read_from_both() {
 }
 
 #[tokio::test]
+async fn rows_are_committed_whatever_the_servers_default() {
+    let Some(mut database) = MariaDb::start_with(&["--autocommit=0"]).await else { return };
+    let mut partner = Partner::start().await;
+    let relay = serve(folder(&partner), &database.url()).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    assert_eq!(probe.ask("append-many log 100 10").await, "100");
+    drained(&relay, &database, 100).await;
+    database.kill().await;
+    database.restart().await;
+    assert_eq!(count(&database).await, 100);
+}
+
+#[tokio::test]
 async fn appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back() {
     let Some(mut database) = MariaDb::start().await else { return };
     let mut partner = Partner::start().await;

@@ -12,6 +12,9 @@ use crate::{
 /// What a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
 const OVERHEAD: usize = 128;
 
+/// What the allocator adds.
+const ALLOCATION: usize = 16;
+
 /// Publications as WebSocket frames, one after another: immutable, shared by reference.
 #[derive(Debug)]
 pub struct Chunk {
@@ -41,6 +44,13 @@ pub struct Key {
     pub name: Option<Arc<str>>,
     /// It says that the key is no more.
     pub remove: bool,
+}
+
+impl Key {
+    /// Bytes of memory it takes, its name's allocation included.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.name.as_ref().map_or(0, |name| name.len() + 2 * size_of::<usize>() + ALLOCATION)
+    }
 }
 
 /// A publication as a chunk has it.
@@ -91,10 +101,11 @@ impl Chunk {
     pub fn most(burst: &[Publication], limit: usize) -> usize {
         let frame = |Publication { data, .. }: &Publication| frame::header_len(data.bytes.len()) + data.bytes.len();
         let frames: usize = burst.iter().map(frame).sum();
-        let keys = if burst.iter().any(|publication| publication.key.is_some()) { size_of::<Key>() } else { 0 };
+        let keyed = burst.iter().any(|publication| publication.key.is_some());
+        let keys: usize = if keyed { burst.iter().map(|publication| publication.key().size()).sum() } else { 0 };
         // Each chunk but the last has `limit` bytes at least.
         let chunks = burst.len().min(1 + frames / limit.max(1));
-        frames + burst.len() * (size_of::<u32>() + keys) + chunks * OVERHEAD
+        frames + burst.len() * size_of::<u32>() + keys + chunks * OVERHEAD
     }
 
     /// All frames.
@@ -158,7 +169,7 @@ impl Chunk {
     /// Bytes of memory it takes, roughly.
     pub fn size(&self) -> usize {
         let offsets = if let Offsets::Each(offsets) = &self.offsets { size_of_val(&**offsets) } else { 0 };
-        let keys = self.keys.as_ref().map_or(0, |keys| size_of_val(&**keys));
+        let keys = self.keys.as_ref().map_or(0, |keys| keys.iter().map(Key::size).sum());
         self.bytes.len() + self.ends.len() * size_of::<u32>() + offsets + keys + OVERHEAD
     }
 

@@ -2,11 +2,11 @@
 
 use std::{fmt, num::ParseIntError, str::FromStr, sync::Arc, time::Instant};
 
-use super::{Channel, Chunk, Entry, Key, Since, State, lock};
+use super::{Channel, Chunk, Entry, Key, Since, State, lock, snapshot::End};
 use crate::config::History;
 
 /// Bytes of payloads in one page, unless its first publication has more.
-const MAX_PAGE_BYTES: usize = 8 << 20;
+const MAX_PAGE_BYTES: usize = 1 << 20;
 
 /// The identity of one unbroken run of a channel's offsets. Written as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +76,8 @@ pub struct Page {
     pub position: Position,
     /// Oldest first.
     pub entries: Vec<Entry>,
-    /// Whether nothing is missing between what was asked for and the first entry.
-    pub recovered: bool,
+    /// Behind a position: whether nothing is missing between that and the first entry.
+    pub recovered: Option<bool>,
 }
 
 impl Channel {
@@ -101,12 +101,9 @@ impl Channel {
     /// `seq`, which is `least` or later. `None`: what it has missed is not known any more.
     pub fn snapshot(&self, since: Since, least: u64) -> Option<Arc<Chunk>> {
         let mut state = lock(&self.state);
-        let before = state.snapshot.bytes();
-        let next = state.log.next_seq();
         let least = least.max(state.log.oldest_seq());
-        let chunk = state.snapshot.chunk(since, next, least);
-        self.resized(before, state.snapshot.bytes());
-        chunk
+        let end = End { next: state.log.next_seq(), bytes: state.bytes };
+        state.snapshot.chunk(since, end, least)
     }
 
     /// Whether new clients get a snapshot first.
@@ -123,7 +120,7 @@ impl Channel {
             let newest = state.log.after(reach).rev().flat_map(|chunk| chunk.after(reach).rev());
             let mut entries = within(newest, limit);
             entries.reverse();
-            return Page { position, entries, recovered: true };
+            return Page { position, entries, recovered: None };
         };
         let recovered = self.goes_on(&state, after);
         let entries = if recovered {
@@ -131,18 +128,20 @@ impl Channel {
         } else {
             Vec::new()
         };
-        Page { position, entries, recovered }
+        Page { position, entries, recovered: Some(recovered) }
     }
 
-    /// The latest publication of every key.
-    pub fn latest_of_keys(&self) -> Page {
+    /// The latest publications of keys, those with offsets greater than `after`, at most `limit`. What changes between two
+    /// pages comes again in a later one.
+    pub fn latest_of_keys(&self, after: u64, limit: usize) -> Page {
         let state = lock(&self.state);
         let entry = |(offset, key, data): (u64, &Arc<str>, &super::Frame)| Entry {
             offset,
             key: Key { name: Some(Arc::clone(key)), remove: false },
             data: data.clone(),
         };
-        Page { position: state.position(), entries: state.snapshot.iter().map(entry).collect(), recovered: true }
+        let entries = within(state.snapshot.after(after).map(entry), limit);
+        Page { position: state.position(), entries, recovered: None }
     }
 
     /// Begins a new epoch if it has had publications of an upstream that is lost.

@@ -13,6 +13,12 @@ use super::{Chunk, Frame, Publication, chunk::Key};
 
 /// What a key takes besides its name and its payload.
 const OVERHEAD: usize = 160;
+/// A key is there as it came, and encoded for new clients and for those that have missed something.
+const COPIES: usize = 3;
+/// Bytes of a snapshot, all copies together.
+const MAX_BYTES: usize = 1 << 30;
+/// What may follow an encoded snapshot before another is made, if the snapshot itself has fewer bytes.
+const FRESH_BYTES: u64 = 64 << 10;
 
 /// Who reads a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +38,23 @@ pub struct Snapshot {
     bytes: usize,
     /// What was removed up to here may be forgotten.
     forgotten: u64,
-    /// Encoded, for new clients and for those that have missed something.
-    encoded: [Option<Arc<Chunk>>; 2],
+    /// For new clients and for those that have missed something.
+    encoded: [Option<Encoded>; 2],
+}
+
+struct Encoded {
+    chunk: Arc<Chunk>,
+    /// Bytes that the channel had been given until then.
+    at: u64,
+}
+
+/// Where a channel's log is.
+#[derive(Clone, Copy)]
+pub struct End {
+    /// The next chunk's position.
+    pub next: u64,
+    /// Bytes of all chunks there ever were.
+    pub bytes: u64,
 }
 
 struct Latest {
@@ -56,7 +77,7 @@ impl Snapshot {
 
     /// Bytes of memory it takes, roughly.
     pub fn bytes(&self) -> usize {
-        self.bytes + self.encoded.iter().flatten().map(|chunk| chunk.size()).sum::<usize>()
+        self.bytes
     }
 
     pub fn is_empty(&self) -> bool {
@@ -66,14 +87,15 @@ impl Snapshot {
     /// What a publication would add to it, at most.
     pub fn cost(publication: &Publication) -> usize {
         let key = publication.key.as_ref();
-        key.map_or(0, |key| OVERHEAD + key.len() + publication.data.bytes.len())
+        key.map_or(0, |key| cost(key, &publication.data))
     }
 
     /// Whether there is room for a publication's key.
     pub fn takes(&self, publication: &Publication) -> bool {
         let Some(key) = &publication.key else { return true };
         let there = self.offsets.get(key).is_some_and(|offset| !self.removals.contains(offset));
-        there || publication.remove || self.offsets.len() - self.removals.len() < self.max_keys
+        let keys = there || publication.remove || self.offsets.len() - self.removals.len() < self.max_keys;
+        keys && self.bytes + Self::cost(publication) <= MAX_BYTES
     }
 
     /// Takes in a publication that has just got its offset.
@@ -102,15 +124,16 @@ impl Snapshot {
         *self = Self { forgotten: next.saturating_sub(1), ..Self::new(self.max_keys) };
     }
 
-    /// The whole of it, oldest first; without removals.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, &Arc<str>, &Frame)> {
-        let live = self.latest.iter().filter(|(offset, _)| !self.removals.contains(offset));
+    /// What stands behind an offset, oldest first; without removals.
+    pub fn after(&self, offset: u64) -> impl Iterator<Item = (u64, &Arc<str>, &Frame)> {
+        let behind = self.latest.range(offset.saturating_add(1)..);
+        let live = behind.filter(|(offset, _)| !self.removals.contains(offset));
         live.map(|(offset, latest)| (*offset, &latest.key, &latest.data))
     }
 
-    /// It as of now or of some time before, encoded: its chunk's `seq` is that of the chunk to go on with, `least` or
-    /// later; `next` now. `None`: something may have been forgotten that whoever asks has missed.
-    pub fn chunk(&mut self, since: Since, next: u64, least: u64) -> Option<Arc<Chunk>> {
+    /// It as of now or of a moment ago, encoded: its chunk's `seq` is that of the chunk to go on with, `least` or later.
+    /// `None`: something may have been forgotten that whoever asks has missed.
+    pub fn chunk(&mut self, since: Since, end: End, least: u64) -> Option<Arc<Chunk>> {
         if let Since::Offset(offset) = since
             && offset < self.forgotten
         {
@@ -118,19 +141,22 @@ impl Snapshot {
         }
         // Without removals both are the same.
         let with_removals = !self.removals.is_empty() && since != Since::Nothing;
-        if let Some(chunk) = self.encoded.get(usize::from(with_removals)).and_then(Option::as_ref)
-            && chunk.seq >= least
-        {
-            return Some(Arc::clone(chunk));
+        // One that more follows than it has itself saves nobody anything.
+        let good = |encoded: &&Encoded| {
+            let follows = end.bytes - encoded.at;
+            encoded.chunk.seq >= least && follows <= FRESH_BYTES.max(encoded.chunk.bytes().len() as u64)
+        };
+        if let Some(encoded) = self.encoded.get(usize::from(with_removals)).and_then(Option::as_ref).filter(good) {
+            return Some(Arc::clone(&encoded.chunk));
         }
         let entries = self.latest.iter().filter(|(offset, _)| with_removals || !self.removals.contains(offset));
         let entries = entries.map(|(offset, latest)| {
             let key = Key { name: Some(Arc::clone(&latest.key)), remove: self.removals.contains(offset) };
             (*offset, key, &latest.data)
         });
-        let chunk = Arc::new(Chunk::snapshot(next, entries));
+        let chunk = Arc::new(Chunk::snapshot(end.next, entries));
         if let Some(place) = self.encoded.get_mut(usize::from(with_removals)) {
-            *place = Some(Arc::clone(&chunk));
+            *place = Some(Encoded { chunk: Arc::clone(&chunk), at: end.bytes });
         }
         Some(chunk)
     }
@@ -139,7 +165,12 @@ impl Snapshot {
     fn forget(&mut self, offset: u64) -> Option<Latest> {
         let gone = self.latest.remove(&offset)?;
         self.removals.remove(&offset);
-        self.bytes -= OVERHEAD + gone.key.len() + gone.data.bytes.len();
+        self.bytes -= cost(&gone.key, &gone.data);
         Some(gone)
     }
+}
+
+/// Bytes that a key takes.
+fn cost(key: &str, data: &Frame) -> usize {
+    OVERHEAD + key.len() + COPIES * data.bytes.len()
 }

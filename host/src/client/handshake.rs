@@ -23,6 +23,7 @@ use hyper::{
     service::Service,
 };
 use rand::seq::IndexedRandom;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
@@ -49,6 +50,8 @@ pub struct Attempt {
     crowded: bool,
     /// Whether the request has come.
     asked: AtomicBool,
+    /// While it reads a channel, and until its answer is sent.
+    reading: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// A client to be.
@@ -71,7 +74,7 @@ impl Refusal {
         Self { status, reason, message: message.to_owned(), headers: vec![(CONNECTION, "close")] }
     }
 
-    fn unavailable(reason: &'static str, message: &str) -> Self {
+    pub fn unavailable(reason: &'static str, message: &str) -> Self {
         let seconds = RETRY_SECONDS.choose(&mut rand::rng()).copied().unwrap_or("5");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, message).with(RETRY_AFTER, seconds)
     }
@@ -156,11 +159,26 @@ impl Service<Request<Incoming>> for Handshake {
 
 impl Attempt {
     pub fn new(door: Arc<Door>, peer: IpAddr, crowded: bool) -> Self {
-        Self { door, peer, accepted: Mutex::new(None), crowded, asked: AtomicBool::new(false) }
+        Self {
+            door,
+            peer,
+            accepted: Mutex::new(None),
+            crowded,
+            asked: AtomicBool::new(false),
+            reading: Mutex::default(),
+        }
     }
 
     pub fn has_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is room for one more that reads a channel.
+    pub fn begins_to_read(&self) -> bool {
+        let permit = Arc::clone(&self.door.reads).try_acquire_owned().ok();
+        let begins = permit.is_some();
+        *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+        begins
     }
 
     async fn accept(&self, request: &Request<Incoming>) -> Result<(Response<Full<Bytes>>, Accepted), Refusal> {

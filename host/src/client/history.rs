@@ -2,8 +2,9 @@
 //!
 //! Both answer `{"epoch":"…","offset":7,"publications":[{"offset":7,"key":"…","data":"…"}]}`, `offset` being the
 //! channel's newest; a binary payload is `base64` in the place of `data`, and a removal says `"remove":true`. With
-//! `?since=EPOCH:OFFSET` come those behind it, and `recovered`: false, and none, where some are missing; `&limit=N`.
-//! Allowed is what the same request for a subscription would be allowed.
+//! `?since=EPOCH:OFFSET` come those behind it, and `recovered`: false, and none, where some are missing; `&limit=N`. A
+//! snapshot is ordered by offset: `?after=OFFSET` has its next page. Allowed is what the same request for a subscription
+//! would be allowed.
 
 use std::net::IpAddr;
 
@@ -59,20 +60,21 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>)
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
     }
-    let (since, limit) = parameters(request.uri())?;
+    let parameters = Parameters::read(request.uri())?;
+    if !attempt.begins_to_read() {
+        return Err(Refusal::unavailable("busy", "too many read channels at once"));
+    }
     let address = client_address(attempt.peer, request.headers(), &attempt.door.trusted_proxies);
     may_follow(asked, request, address).await?;
-    let channel = asked.route.tenant.channels.subscribe(&asked.channel);
-    let channel = channel.map_err(|why| Refusal::channel(why, &asked.channel))?;
-    let body = match asked.snapshot {
-        true => Body::new(channel.latest_of_keys(), None),
-        false => {
-            let page = channel.page(since, limit);
-            let recovered = since.map(|_| page.recovered);
-            Body::new(page, recovered)
-        }
+    let channel = asked.route.tenant.channels.find(&asked.channel);
+    let Some(channel) = channel.map_err(|why| Refusal::channel(why, &asked.channel))? else {
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
     };
-    serde_json::to_value(body).map_err(|error| {
+    let page = match asked.snapshot {
+        true => channel.latest_of_keys(parameters.after, parameters.limit),
+        false => channel.page(parameters.since, parameters.limit),
+    };
+    serde_json::to_value(Body::from(page)).map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the answer cannot be written: {error}"))
     })
 }
@@ -90,20 +92,32 @@ async fn may_follow(asked: &Asked<'_>, request: &Request<Incoming>, address: IpA
     allowed
 }
 
-fn parameters(uri: &Uri) -> Result<(Option<Position>, usize), Refusal> {
-    let (mut since, mut limit) = (None, LIMIT);
-    for (key, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
-        match &*key {
-            "since" => since = Some(Refusal::no_position(value.parse())?),
-            "limit" => {
-                let count = value.parse().ok().filter(|count| (1..=MAX_LIMIT).contains(count));
-                let message = format!("limit is a number from 1 to {MAX_LIMIT}");
-                limit = count.ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "limit", &message))?;
+/// What the query asks for.
+struct Parameters {
+    since: Option<Position>,
+    /// Of a snapshot.
+    after: u64,
+    limit: usize,
+}
+
+impl Parameters {
+    fn read(uri: &Uri) -> Result<Self, Refusal> {
+        let mut parameters = Self { since: None, after: 0, limit: LIMIT };
+        for (key, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+            let wrong = |message: &str| Refusal::new(StatusCode::BAD_REQUEST, "parameter", message);
+            match &*key {
+                "since" => parameters.since = Some(Refusal::no_position(value.parse())?),
+                "after" => parameters.after = value.parse().map_err(|_| wrong("after is an offset"))?,
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+                    parameters.limit =
+                        limit.ok_or_else(|| wrong(&format!("limit is a number from 1 to {MAX_LIMIT}")))?;
+                }
+                _ => {}
             }
-            _ => {}
         }
+        Ok(parameters)
     }
-    Ok((since, limit))
 }
 
 /// An answer.
@@ -134,9 +148,9 @@ enum Payload {
     Base64(String),
 }
 
-impl Body {
-    fn new(page: Page, recovered: Option<bool>) -> Self {
-        let Page { position: Position { epoch, offset }, entries, .. } = page;
+impl From<Page> for Body {
+    fn from(page: Page) -> Self {
+        let Page { position: Position { epoch, offset }, entries, recovered } = page;
         let publications = entries.into_iter().map(Published::new).collect();
         Self { epoch: epoch.to_string(), offset, recovered, publications }
     }

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
     task::{AbortHandle, JoinSet},
 };
 
@@ -54,7 +55,12 @@ pub struct Door {
     pub max_clients: usize,
     pub max_handshakes: usize,
     pub handshake_timeout: Duration,
+    /// Requests for channels, from their beginning until their answers are sent.
+    pub reads: Arc<Semaphore>,
 }
+
+/// So many requests for channels at once: each holds a page of a mebibyte or two.
+pub const MAX_READS: usize = 64;
 
 /// A tenant, and what asks its code about clients.
 pub struct Route {
@@ -135,6 +141,9 @@ pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
                 if handshakes.len() >= 2 * door.max_handshakes && !cut_silent(&mut under_way, Duration::ZERO, &door) {
                     door.metrics.handshake_refused("crowded");
                     continue;
+                }
+                if under_way.len() > 2 * handshakes.len().max(CALM) {
+                    under_way.retain(|under_way| !under_way.task.is_finished());
                 }
                 let attempt = Arc::new(Attempt::new(Arc::clone(&door), peer.ip(), crowded));
                 let task = handshakes.spawn(handshake(socket, Arc::clone(&attempt)));

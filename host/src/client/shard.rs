@@ -266,7 +266,10 @@ impl Shard {
                     behind |= cursor.since().is_some() || cursor.seq < view.log.next_seq();
                     cursors.push(cursor);
                 }
-                None => gap = true,
+                None => {
+                    gap = true;
+                    self.leave_if_empty(at);
+                }
             }
         }
         let cursors = Cursors::from(cursors);
@@ -291,9 +294,9 @@ impl Shard {
             return *view;
         }
         let view = self.views.vacant_key();
-        let log = channel.attach(Arc::clone(&self.reader), view);
+        let (log, had) = channel.attach(Arc::clone(&self.reader), view);
         self.by_channel.insert(Arc::as_ptr(channel).addr(), view);
-        self.views.insert(View { channel: Arc::clone(channel), log, gone: Vec::new(), subscribers: Vec::new() })
+        self.views.insert(View { channel: Arc::clone(channel), log, gone: Vec::new(), subscribers: Vec::new(), had })
     }
 
     fn begin_shutdown(&mut self, now: Instant) {

@@ -215,7 +215,6 @@ impl Worker {
         let upstream = Arc::clone(&self.filter.guest.name);
         let frames = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
             let made = filter.own.edge_relay_tenant_filter().call_on_open(&mut *store, &upstream).await?;
-            store.data_mut().write_deferred().await;
             Ok(made)
         });
         frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
@@ -226,7 +225,6 @@ impl Worker {
         let frames: Vec<FrameParam<'_>> = frames.iter().map(to_guest).collect();
         let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
             let made = filter.own.edge_relay_tenant_filter().call_on_frames(&mut *store, &upstream, &frames).await?;
-            store.data_mut().write_deferred().await;
             Ok(made)
         });
         made.await
@@ -238,7 +236,6 @@ impl Worker {
         let upstream = Arc::clone(&self.filter.guest.name);
         let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
             let made = filter.own.edge_relay_tenant_filter().call_on_close(&mut *store, &upstream, reason).await?;
-            store.data_mut().write_deferred().await;
             Ok(made)
         });
         made.await

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
 use super::{
     bindings::edge_relay::tenant::records::{self, Entry, Error, Start},
     host::Host,
@@ -17,6 +19,8 @@ use crate::{
 /// Rows and bytes of one call of a filter.
 const MAX_DEFERRED: usize = 10_000;
 const MAX_DEFERRED_BYTES: usize = 16 << 20;
+/// How long a filter's feed waits for its rows; they may be written later all the same.
+const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a filter's appends are refused at once after a call's could not be written.
 const REFUSE_FOR: Duration = Duration::from_secs(1);
 
@@ -64,7 +68,9 @@ impl Host {
             return;
         }
         let count = rows.len();
-        if let Err(error) = store.append(rows, tenant.limits.records).await {
+        let written = timeout(WRITE_DEADLINE, store.append(rows, tenant.limits.records));
+        let late = |_| Err(StoreError::Unavailable(format!("not written within {} s", WRITE_DEADLINE.as_secs())));
+        if let Err(error) = written.await.unwrap_or_else(late) {
             tracing::error!(tenant.name = %tenant.name, records = count, %error, "a filter's records are not written");
             deferred.refused = Some((error, Instant::now() + REFUSE_FOR));
         }

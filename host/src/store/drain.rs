@@ -16,7 +16,7 @@ use super::{
     StoreError, migrate,
     mysql::{InsertError, Inserter, Rows},
     reader::Readers,
-    record::Row,
+    record::{RecordId, Row},
     sqlite,
     writer::{Freed, Writer},
 };
@@ -84,8 +84,9 @@ impl Drain {
         let batch = self.readers.read(sqlite::oldest).await?;
         let oldest = batch.first().map(|(_, row)| row.id.at());
         self.metrics.oldest_seconds.set(oldest.map_or(0.0, age));
-        let (Some((first, _)), Some((last, _))) = (batch.first(), batch.last()) else { return Ok(false) };
-        let (first, last) = (*first, *last);
+        if batch.is_empty() {
+            return Ok(false);
+        }
         let connection = match connection {
             Some(connection) => connection,
             None => {
@@ -93,7 +94,7 @@ impl Drain {
                 connection.insert(self.mysql.inserter().await?)
             }
         };
-        let rows: Vec<Row> = batch.into_iter().map(|(_, row)| row).collect();
+        let (places, rows): (Vec<i64>, Vec<Row>) = batch.into_iter().unzip();
         let mut rest = rows.as_slice();
         let mut refused = Vec::new();
         while !rest.is_empty() {
@@ -102,7 +103,7 @@ impl Drain {
             rest = later;
         }
         let dead = refused.len();
-        let left = move |transaction: &Transaction<'_>| leave(transaction, first, last, &refused);
+        let left = move |transaction: &Transaction<'_>| leave(transaction, &places, &rows, &refused);
         let gone = self.writer.change(left).await?;
         self.metrics.dead_letters.inc_by(dead as u64);
         self.metrics.drained.inc_by(gone.saturating_sub(dead) as u64);
@@ -142,16 +143,25 @@ impl Drain {
 }
 
 /// Takes rows out of the outbox, those refused to the dead letters. These remain their tenant's bytes, so that they too are
-/// bounded.
-fn leave(transaction: &Transaction<'_>, first: i64, last: i64, refused: &[(Row, String)]) -> rusqlite::Result<Freed> {
-    let sql = "DELETE FROM records WHERE seq BETWEEN ?1 AND ?2 RETURNING id, tenant, length(data)";
-    let mut statement = transaction.prepare_cached(sql)?;
-    let gone = statement.query_map([first, last], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get(1)?, row.get(2)?)))?;
-    let gone: Vec<([u8; 16], String, usize)> = gone.collect::<Result<_, _>>()?;
-    let rows = gone.len();
-    let dead: HashSet<[u8; 16]> = refused.iter().map(|(row, _)| row.id.bytes()).collect();
-    let drained = gone.into_iter().filter(|(id, ..)| !dead.contains(id));
-    let bytes = drained.map(|(_, tenant, length)| (tenant, length)).collect();
+/// bounded. A place may have another row by now, if retention has deleted the one that was read: that stays.
+fn leave(
+    transaction: &Transaction<'_>,
+    places: &[i64],
+    rows: &[Row],
+    refused: &[(Row, String)],
+) -> rusqlite::Result<Freed> {
+    let dead: HashSet<RecordId> = refused.iter().map(|(row, _)| row.id).collect();
+    let mut statement = transaction.prepare_cached("DELETE FROM records WHERE seq = ?1 AND id = ?2")?;
+    let mut freed = Freed::default();
+    for (place, row) in places.iter().zip(rows) {
+        if statement.execute(params![place, row.id.bytes()])? == 0 {
+            continue;
+        }
+        freed.rows += 1;
+        if !dead.contains(&row.id) {
+            freed.add(&row.collection.tenant, row.cost());
+        }
+    }
     // Into the room that the others leave: a full outbox must not keep them all.
     for (Row { id, collection, data }, error) in refused {
         transaction.execute(
@@ -159,11 +169,37 @@ fn leave(transaction: &Transaction<'_>, first: i64, last: i64, refused: &[(Row, 
             params![id.bytes(), &*collection.tenant, &*collection.name, data, error],
         )?;
     }
-    Ok(Freed { rows, bytes })
+    Ok(freed)
 }
 
 /// Seconds since a time in milliseconds.
 fn age(at: u64) -> f64 {
     let at = UNIX_EPOCH + Duration::from_millis(at);
     SystemTime::now().duration_since(at).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Collection, rows};
+
+    #[test]
+    fn a_row_in_the_place_of_one_that_was_read_stays() {
+        let file = std::env::temp_dir().join(format!("edge-relay-drain-{}", std::process::id()));
+        let mut connection = sqlite::open(&file, 1 << 20).unwrap();
+        migrate::sqlite_up(&mut connection).unwrap();
+        let collection = Collection::new(&"t".into(), "c").unwrap();
+        let row = |data: &str| rows(&collection, vec![data.into()]).unwrap();
+        sqlite::insert(&connection, &row("read")).unwrap();
+        let (places, read): (Vec<i64>, Vec<Row>) = sqlite::oldest(&connection).unwrap().into_iter().unzip();
+        // Meanwhile retention deletes it, and another comes.
+        connection.execute("DELETE FROM records", []).unwrap();
+        sqlite::insert(&connection, &row("another")).unwrap();
+        assert_eq!(sqlite::oldest(&connection).unwrap()[0].0, places[0], "the place is taken again");
+        let transaction = connection.transaction().unwrap();
+        assert_eq!(leave(&transaction, &places, &read, &[]).unwrap().rows, 0);
+        transaction.commit().unwrap();
+        assert_eq!(sqlite::oldest(&connection).unwrap()[0].1.data, b"another");
+        std::fs::remove_file(file).unwrap();
+    }
 }

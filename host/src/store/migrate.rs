@@ -14,8 +14,9 @@ use tokio::time::timeout;
 /// The server's lock, and how long another host may take.
 const LOCK: &str = "edge-relay migrations";
 const LOCK_DEADLINE: Duration = Duration::from_secs(60);
-/// For a connection, and for all that is missing.
+/// For a connection, for an answer, and for all that is missing.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+const QUERY_DEADLINE: Duration = Duration::from_secs(10);
 const UP_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A migration as it lies in `migrations/`.
@@ -85,6 +86,11 @@ fn sqlite_applied(connection: &Connection) -> Result<usize, MigrateError> {
 }
 
 async fn mysql_applied(pool: &Pool) -> Result<usize, MigrateError> {
+    let late = |_| MigrateError::Late { what: "answer", deadline: QUERY_DEADLINE };
+    timeout(QUERY_DEADLINE, mysql_version(pool)).await.map_err(late)?
+}
+
+async fn mysql_version(pool: &Pool) -> Result<usize, MigrateError> {
     let mut connection = connect(pool).await?;
     let exists = "SELECT count(*) FROM information_schema.tables \
         WHERE table_schema = DATABASE() AND table_name = 'refinery_schema_history'";
@@ -166,12 +172,16 @@ async fn connect(pool: &Pool) -> Result<Conn, MigrateError> {
 /// Held by the connection: it is given back when that ends, however it does.
 async fn lock(pool: &Pool) -> Result<Conn, MigrateError> {
     let mut connection = connect(pool).await?;
-    let taken: Option<Option<i64>> =
-        connection.exec_first("SELECT GET_LOCK(?, ?)", (LOCK, LOCK_DEADLINE.as_secs())).await?;
+    // The server's own time first.
+    let deadline = LOCK_DEADLINE + QUERY_DEADLINE;
+    let late = |_| MigrateError::Late { what: "answer", deadline };
+    let taking = connection.exec_first("SELECT GET_LOCK(?, ?)", (LOCK, LOCK_DEADLINE.as_secs()));
+    let taken: Option<Option<i64>> = timeout(deadline, taking).await.map_err(late)??;
     if taken.flatten() == Some(1) { Ok(connection) } else { Err(MigrateError::Locked) }
 }
 
 async fn unlock(mut connection: Conn) -> Result<(), MigrateError> {
-    connection.exec_drop("DO RELEASE_LOCK(?)", (LOCK,)).await?;
+    let late = |_| MigrateError::Late { what: "answer", deadline: QUERY_DEADLINE };
+    timeout(QUERY_DEADLINE, connection.exec_drop("DO RELEASE_LOCK(?)", (LOCK,))).await.map_err(late)??;
     Ok(())
 }

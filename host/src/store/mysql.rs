@@ -53,6 +53,8 @@ impl Rows {
         let pool = PoolOpts::new().with_constraints(bounds).with_inactive_connection_ttl(Duration::from_secs(60));
         let tls = opts.ssl_opts().cloned().map(trusting);
         let opts = OptsBuilder::from_opts(opts).ssl_opts(tls).pool_opts(pool).stmt_cache_size(8);
+        // A statement is its own transaction, whatever the server's default.
+        let opts = opts.setup(vec!["SET autocommit = 1"]);
         Self { pool: Pool::new(opts) }
     }
 

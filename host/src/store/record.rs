@@ -13,6 +13,8 @@ const MAX_ROW: usize = 1 << 20;
 /// Rows and bytes of one append.
 const MAX_ROWS: usize = 10_000;
 const MAX_APPEND: usize = 16 << 20;
+/// What a row takes besides its data and its names.
+const ROW_OVERHEAD: usize = 100;
 /// Bits of an id behind its milliseconds.
 const BELOW_TIME: u32 = 80;
 
@@ -96,6 +98,17 @@ pub struct Row {
     pub id: RecordId,
     pub collection: Collection,
     pub data: Vec<u8>,
+}
+
+impl Row {
+    /// Bytes that it takes in the file, roughly: its names stand there twice, the second time in the index.
+    pub fn cost(&self) -> u64 {
+        Self::cost_of(self.data.len(), self.collection.tenant.len(), self.collection.name.len())
+    }
+
+    pub fn cost_of(data: usize, tenant: usize, name: usize) -> u64 {
+        (data + 2 * (tenant + name) + ROW_OVERHEAD) as u64
+    }
 }
 
 /// Gives rows their ids, in their order.

@@ -11,7 +11,7 @@ use super::{
     StoreError,
     mysql::Rows,
     reader::Readers,
-    record::{Collection, RecordId},
+    record::{Collection, RecordId, Row},
     writer::{Freed, Writer},
 };
 use crate::shutdown::Stop;
@@ -117,12 +117,15 @@ fn behind(collection: &Collection) -> String {
 
 fn delete(transaction: &Transaction<'_>, collection: &Collection, before: RecordId) -> rusqlite::Result<Freed> {
     let sql = "DELETE FROM records WHERE seq IN \
-        (SELECT seq FROM records WHERE tenant = ?1 AND collection = ?2 AND id < ?3 LIMIT ?4) RETURNING tenant, length(data)";
+        (SELECT seq FROM records WHERE tenant = ?1 AND collection = ?2 AND id < ?3 LIMIT ?4) RETURNING length(data)";
     let mut statement = transaction.prepare_cached(sql)?;
     let parameters = params![&*collection.tenant, &*collection.name, before.bytes(), BATCH];
-    let gone = statement.query_map(parameters, |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let bytes: Vec<(String, usize)> = gone.collect::<Result<_, _>>()?;
-    Ok(Freed { rows: bytes.len(), bytes })
+    let mut freed = Freed::default();
+    for length in statement.query_map(parameters, |row| row.get::<_, usize>(0))? {
+        freed.rows += 1;
+        freed.add(&collection.tenant, Row::cost_of(length?, collection.tenant.len(), collection.name.len()));
+    }
+    Ok(freed)
 }
 
 #[cfg(test)]

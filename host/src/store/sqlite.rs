@@ -68,15 +68,17 @@ pub fn usage(connection: &Connection) -> rusqlite::Result<(u64, Used)> {
 }
 
 fn add_usage(connection: &Connection, table: &str, used: &mut Used) -> rusqlite::Result<u64> {
-    let sql = format!("SELECT tenant, count(*), sum(length(data)) FROM {table} GROUP BY tenant");
+    let sql = format!(
+        "SELECT tenant, count(*), sum(length(data)), sum(length(CAST(collection AS BLOB))) FROM {table} GROUP BY tenant"
+    );
     let mut statement = connection.prepare(&sql)?;
-    let of_tenants =
-        statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?)))?;
+    let mut found = statement.query([])?;
     let mut rows = 0;
-    for of_tenant in of_tenants {
-        let (tenant, count, length) = of_tenant?;
+    while let Some(row) = found.next()? {
+        let (tenant, count, data, names): (String, u64, u64, u64) =
+            (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
         rows += count;
-        *used.entry(tenant.into()).or_default() += length + count * super::ROW_OVERHEAD;
+        *used.entry(tenant.as_str().into()).or_default() += data + 2 * names + count * Row::cost_of(0, tenant.len(), 0);
     }
     Ok(rows)
 }

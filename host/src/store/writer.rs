@@ -4,6 +4,7 @@
 //! the disk was busy are one transaction, so that the disk is waited for once for all of them.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,26 +15,49 @@ use std::{
 };
 
 use rusqlite::{Connection, ErrorCode, Transaction};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
-use super::{ROW_OVERHEAD, StoreError, record::Row, sqlite};
+use super::{StoreError, record::Row, sqlite};
 use crate::metrics::StoreMetrics;
 
 /// Rows of one transaction, unless one append has more.
 const GROUP_ROWS: usize = 10_000;
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
+type Change = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
+
 /// What a change took from the records.
 #[derive(Default)]
 pub struct Freed {
     pub rows: usize,
-    /// Of those whose bytes are free again: tenant and length.
-    pub bytes: Vec<(String, usize)>,
+    /// Bytes that are free again, of each tenant.
+    pub bytes: HashMap<Arc<str>, u64>,
 }
-type Change = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
+
+impl Freed {
+    pub fn add(&mut self, tenant: &Arc<str>, bytes: u64) {
+        *self.bytes.entry(Arc::clone(tenant)).or_default() += bytes;
+    }
+}
+
+/// Rows of one tenant that are to be written, all or none.
+struct Append {
+    rows: Vec<Row>,
+    /// Bytes the tenant may have in the file.
+    quota: u64,
+    done: Done,
+    /// Its place among what waits: given back when it is written, whether somebody still waits for that or not.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Append {
+    fn bytes(&self) -> u64 {
+        self.rows.iter().map(Row::cost).sum()
+    }
+}
 
 enum Order {
-    Append { rows: Vec<Row>, quota: u64, done: Done },
+    Append(Append),
     Change(Change, oneshot::Sender<Result<usize, StoreError>>),
     End,
 }
@@ -58,9 +82,9 @@ impl Writer {
     }
 
     /// Writes rows of one tenant, all or none; returns when they are on disk. `quota`: bytes the tenant may have here.
-    pub async fn append(&self, rows: Vec<Row>, quota: u64) -> Result<(), StoreError> {
+    pub async fn append(&self, rows: Vec<Row>, quota: u64, room: OwnedSemaphorePermit) -> Result<(), StoreError> {
         let (done, answer) = oneshot::channel();
-        self.order(Order::Append { rows, quota, done });
+        self.order(Order::Append(Append { rows, quota, done, _room: room }));
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -106,7 +130,7 @@ impl Work {
         let mut held = None;
         while let Some(order) = held.take().or_else(|| queued.recv().ok()) {
             match order {
-                Order::Append { rows, quota, done } => held = self.append((rows, quota, done), queued),
+                Order::Append(append) => held = self.append(append, queued),
                 Order::Change(change, done) => drop(done.send(self.change(change))),
                 Order::End => return,
             }
@@ -114,53 +138,74 @@ impl Work {
     }
 
     /// Writes an append and those behind it in one transaction; returns an order that was something else.
-    fn append(&mut self, first: (Vec<Row>, u64, Done), queued: &Receiver<Order>) -> Option<Order> {
-        let mut group: Vec<(Vec<Row>, Done)> = Vec::new();
+    fn append(&mut self, first: Append, queued: &Receiver<Order>) -> Option<Order> {
+        let mut group: Vec<Append> = Vec::new();
         let (mut count, mut held, mut next) = (0, None, Some(first));
-        while let Some((rows, quota, done)) = next.take() {
-            if self.reserve(&rows, quota) {
-                count += rows.len();
-                group.push((rows, done));
+        while let Some(append) = next.take() {
+            if self.reserve(&append) {
+                count += append.rows.len();
+                group.push(append);
             } else {
-                drop(done.send(Err(StoreError::Full("the tenant's records have as many bytes as they may"))));
+                let full = StoreError::Full("the tenant's records have as many bytes as they may");
+                drop(append.done.send(Err(full)));
             }
             if count < GROUP_ROWS {
                 match queued.try_recv() {
-                    Ok(Order::Append { rows, quota, done }) => next = Some((rows, quota, done)),
+                    Ok(Order::Append(append)) => next = Some(append),
                     Ok(other) => held = Some(other),
                     Err(_) => {}
                 }
             }
         }
-        let started = Instant::now();
         let written = self.write(&group);
+        let mut alone = Vec::new();
+        if written.is_err() && group.len() > 1 {
+            // One may be too large for what is left: the others need not be.
+            alone = group.split_off(0);
+        }
+        self.answer(group, written);
+        for append in alone {
+            let append = vec![append];
+            let written = self.write(&append);
+            self.answer(append, written);
+        }
+        held
+    }
+
+    fn write(&mut self, group: &[Append]) -> rusqlite::Result<()> {
+        let started = Instant::now();
+        let transaction = self.connection.transaction()?;
+        for append in group {
+            sqlite::insert(&transaction, &append.rows)?;
+        }
+        let committed = transaction.commit();
         self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+        committed
+    }
+
+    /// Tells how the writing went.
+    fn answer(&mut self, group: Vec<Append>, written: rusqlite::Result<()>) {
+        let count: usize = group.iter().map(|append| append.rows.len()).sum();
         match &written {
             Ok(()) => {
                 self.metrics.appended.inc_by(count as u64);
                 self.metrics.waiting.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
                 self.appended.notify_one();
             }
-            Err(error) => {
+            Err(error) if count > 0 => {
                 tracing::error!(%error, "records cannot be written");
-                group.iter().for_each(|(rows, _)| {
-                    self.release(rows.iter().map(|row| (&*row.collection.tenant, row.data.len())))
-                });
+                for append in &group {
+                    if let Some(first) = append.rows.first() {
+                        self.release(&first.collection.tenant, append.bytes());
+                    }
+                }
             }
+            Err(_) => {}
         }
-        for (_, done) in group {
+        for append in group {
             // Whoever has stopped waiting has its rows all the same.
-            drop(done.send(written.as_ref().map(|_| ()).map_err(refusal)));
+            drop(append.done.send(written.as_ref().map(|_| ()).map_err(refusal)));
         }
-        held
-    }
-
-    fn write(&mut self, group: &[(Vec<Row>, Done)]) -> rusqlite::Result<()> {
-        let transaction = self.connection.transaction()?;
-        for (rows, _) in group {
-            sqlite::insert(&transaction, rows)?;
-        }
-        transaction.commit()
     }
 
     fn change(&mut self, change: Change) -> Result<usize, StoreError> {
@@ -171,26 +216,26 @@ impl Work {
             Ok(freed)
         })();
         let freed: Freed = changed.map_err(|error: rusqlite::Error| refusal(&error))?;
-        self.release(freed.bytes.iter().map(|(tenant, length)| (tenant.as_str(), *length)));
+        for (tenant, bytes) in &freed.bytes {
+            self.release(tenant, *bytes);
+        }
         self.metrics.waiting.dec_by(i64::try_from(freed.rows).unwrap_or(i64::MAX));
         Ok(freed.rows)
     }
 
     /// Counts the rows' bytes, if their tenant may have them.
-    fn reserve(&mut self, rows: &[Row], quota: u64) -> bool {
-        let Some(first) = rows.first() else { return true };
-        let bytes: u64 = rows.iter().map(|row| row.data.len() as u64 + ROW_OVERHEAD).sum();
+    fn reserve(&mut self, append: &Append) -> bool {
+        let Some(first) = append.rows.first() else { return true };
+        let bytes = append.bytes();
         let used = self.used.entry(Arc::clone(&first.collection.tenant)).or_default();
-        let fits = used.saturating_add(bytes) <= quota;
+        let fits = used.saturating_add(bytes) <= append.quota;
         *used += if fits { bytes } else { 0 };
         fits
     }
 
-    fn release<'r>(&mut self, rows: impl Iterator<Item = (&'r str, usize)>) {
-        for (tenant, length) in rows {
-            if let Some(used) = self.used.get_mut(tenant) {
-                *used = used.saturating_sub(length as u64 + ROW_OVERHEAD);
-            }
+    fn release(&mut self, tenant: &Arc<str>, bytes: u64) {
+        if let Some(used) = self.used.get_mut(tenant) {
+            *used = used.saturating_sub(bytes);
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::{channel::Since, config::Slow};
 /// latest answer stand for all).
 const MAX_QUEUED: usize = 4 << 10;
 
+/// What is less than this part of its chunk is copied out of it.
+const SMALL_PART: usize = 8;
+
 impl Shard {
     /// Takes in a channel's new chunks and writes them to all who can take them.
     pub(super) fn fan_out(&mut self, at: usize) {
@@ -86,7 +89,7 @@ impl Shard {
         // In the middle of a snapshot its log went on without it.
         let cut = row.cut_preface(index(at));
         let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
-        let has = cut.unwrap_or_else(|| Since::Offset(view.had(cursor)));
+        let has = cut.unwrap_or_else(|| Since::Offset(view.had_by(cursor)));
         if row.current == nth {
             self.finish_frame(slot);
         }
@@ -226,7 +229,12 @@ impl Shard {
         if cursor.seq >= view.log.oldest_seq() {
             cursor.step(rest.len(), &view.log, &mut 0);
         }
-        row.extra.get_or_insert_default().rest = Some(Rest { chunk, range: rest });
+        // A small part is copied: it must not keep a large chunk for as long as the client is stalled.
+        let rest = match rest.len() < chunk.bytes().len() / SMALL_PART {
+            true => Rest { range: 0..rest.len(), chunk: Arc::new(chunk.part(rest)) },
+            false => Rest { chunk, range: rest },
+        };
+        row.extra.get_or_insert_default().rest = Some(rest);
         view.channel.metrics.deliveries.inc();
     }
 }

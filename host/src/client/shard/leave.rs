@@ -59,9 +59,14 @@ impl Shard {
     /// Takes a cursor out of its view, which goes with its last subscriber.
     pub(super) fn leave_view(&mut self, cursor: &Cursor) {
         let at = cursor.view as usize;
-        let Some(view) = self.views.get_mut(at) else { return };
-        view.unsubscribe(cursor.at, &mut self.rows);
-        if view.subscribers.is_empty() {
+        if let Some(view) = self.views.get_mut(at) {
+            view.unsubscribe(cursor.at, &mut self.rows);
+        }
+        self.leave_if_empty(at);
+    }
+
+    pub(super) fn leave_if_empty(&mut self, at: usize) {
+        if let Some(view) = self.views.get(at).filter(|view| view.subscribers.is_empty()) {
             view.channel.detach(&self.reader);
             self.by_channel.remove(&Arc::as_ptr(&view.channel).addr());
             self.views.remove(at);

@@ -14,9 +14,9 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use super::*;
 use crate::{
     channel::{Channels, Frame, Kind, Position, Publication},
-    client::{Budget, frame},
+    client::{Budget, frame, queue},
     config::{ChannelRule, Slow},
-    metrics::Metrics,
+    metrics::{Metrics, TenantMetrics},
 };
 
 const CHANNELS: [&str; 2] = ["a", "b"];
@@ -43,6 +43,16 @@ enum Step {
         bytes: usize,
     },
     Leave(usize),
+    /// A client is sent a reply of so many bytes.
+    Reply {
+        client: usize,
+        bytes: usize,
+    },
+    /// A client follows another channel.
+    Follow {
+        client: usize,
+        channel: usize,
+    },
     LoseUpstream,
     /// The shard has its turn.
     Turn,
@@ -57,9 +67,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => proptest::collection::vec(publication, 1..12).prop_map(Step::Publish),
         2 => proptest::sample::subsequence(vec![0, 1], 1..=2).prop_map(Step::Connect),
-        1 => (0..8_usize, channel).prop_map(|(of, channel)| Step::Resume { of, channel }),
+        1 => (0..8_usize, channel.clone()).prop_map(|(of, channel)| Step::Resume { of, channel }),
         6 => (0..8_usize, 1..20_000_usize).prop_map(|(client, bytes)| Step::Read { client, bytes }),
         1 => (0..8_usize).prop_map(Step::Leave),
+        2 => (0..8_usize, 0..20_000_usize).prop_map(|(client, bytes)| Step::Reply { client, bytes }),
+        1 => (0..8_usize, channel).prop_map(|(client, channel)| Step::Follow { client, channel }),
         1 => Just(Step::LoseUpstream),
         6 => Just(Step::Turn),
     ];
@@ -86,6 +98,9 @@ struct Client {
     /// Where it goes on.
     after: Option<u64>,
     left: bool,
+    id: ClientId,
+    /// Its own, so that whoever has its place later is not taken for it.
+    terms: Arc<Terms>,
 }
 
 impl Client {
@@ -117,6 +132,10 @@ impl Client {
             if first == 0x80 | frame::CLOSE {
                 return (numbers, Some(u16::from_be_bytes([payload[0], payload[1]])));
             }
+            if first == 0x80 | frame::TEXT {
+                assert!(payload.iter().all(|byte| *byte == b'r'), "a reply with something in it");
+                continue;
+            }
             assert_eq!(first, 0x80 | frame::BINARY);
             let number = usize::try_from(u32::from_be_bytes(payload[..4].try_into().unwrap())).unwrap();
             assert_eq!(*payload, payload_of(number, published[number].length), "publication {number}");
@@ -137,7 +156,8 @@ struct World {
     shard: Shard,
     events: Events,
     channels: Channels,
-    terms: Arc<Terms>,
+    metrics: Arc<TenantMetrics>,
+    ids: Ids,
     upstream: Arc<str>,
     published: Vec<Published>,
     offsets: [u64; 2],
@@ -153,18 +173,12 @@ impl World {
         let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
         let rule =
             ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, slow: Some(policy), ..ChannelRule::default() };
-        let terms = Terms {
-            metrics: Arc::clone(&metrics),
-            max_message: 0,
-            budget: Budget::new(0),
-            total: Arc::default(),
-            demand: Arc::default(),
-        };
         Self {
             shard: Shard::new(timing).unwrap(),
             events: Events::with_capacity(64),
-            channels: Channels::new(vec![rule], usize::MAX / 2, metrics),
-            terms: Arc::new(terms),
+            channels: Channels::new(vec![rule], usize::MAX / 2, Arc::clone(&metrics)),
+            metrics,
+            ids: Ids::new(),
             upstream: "feed".into(),
             published: Vec::new(),
             offsets: [0; 2],
@@ -194,6 +208,15 @@ impl World {
                     drop(client.socket.shutdown(std::net::Shutdown::Both));
                 }
             }
+            Step::Reply { client, bytes } => {
+                if let Some(client) = self.clients.get(client).filter(|client| !client.left) {
+                    let mut reply = Vec::new();
+                    frame::encode(frame::TEXT, &vec![b'r'; bytes], &mut reply);
+                    let share = client.terms.budget.take(0).unwrap();
+                    self.shard.act(client.id, &client.terms, vec![queue::Step::Send(reply, share)]);
+                }
+            }
+            Step::Follow { client, channel } => self.follow(client, channel),
             Step::LoseUpstream => {
                 self.channels.lost(&self.upstream);
                 for (channel, epoch) in self.epoch.iter_mut().enumerate() {
@@ -223,6 +246,16 @@ impl World {
         assert_eq!(refused, []);
     }
 
+    fn follow(&mut self, client: usize, channel: usize) {
+        let Some(client) = self.clients.get_mut(client) else { return };
+        if !client.left && !client.channels.contains(&channel) {
+            client.channels.push(channel);
+            client.came[channel] = self.offsets[channel];
+            let open = self.channels.open(CHANNELS[channel]).unwrap();
+            self.shard.act(client.id, &client.terms, vec![queue::Step::Subscribe(open)]);
+        }
+    }
+
     fn connect(&mut self, channels: Vec<usize>, after: Option<Position>) {
         let open = |channel: &usize| self.channels.open(CHANNELS[*channel]).unwrap();
         let start = after.map_or(Start::Now, Start::After);
@@ -233,10 +266,21 @@ impl World {
         socket.set_nonblocking(true).unwrap();
         served.set_nonblocking(true).unwrap();
         let served = OwnedFd::from(served).into();
-        let client = Connected::new(Arc::clone(&self.terms), None);
+        let terms = Arc::new(Terms {
+            metrics: Arc::clone(&self.metrics),
+            max_message: 0,
+            budget: Budget::new(0),
+            total: Arc::default(),
+            demand: Arc::default(),
+        });
+        let client = Connected::new(Arc::clone(&terms), None);
+        let id = self.ids.next(1);
+        // As one with a handler has it.
+        self.shard.by_id.insert(id, self.shard.rows.vacant_key());
         self.shard.adopt(Newcomer { socket: served, leftover: Vec::new(), client, channels: wanted });
         let after = after.map(|position| position.offset);
-        self.clients.push(Client { socket, bytes: Vec::new(), channels, came: self.offsets, after, left: false });
+        let (bytes, came) = (Vec::new(), self.offsets);
+        self.clients.push(Client { socket, bytes, channels, came, after, left: false, id, terms });
     }
 
     /// As one that was there before and has got what that client has.

@@ -240,20 +240,25 @@ impl Row {
         }
     }
 
-    /// Writes what is queued before the cursors.
+    /// Writes what is queued before the cursors: the rest of a frame, what of `out` has begun, snapshots, the rest of `out`.
     pub fn flush(&mut self, now: u32) -> Step {
         let behind = self.is(flag::BEHIND);
         let Some(extra) = &mut self.extra else { return Step::Done };
+        let mut turn = TURN_BYTES;
         loop {
             let half_sent = extra.rest.is_some();
             let before = match (&mut extra.rest, extra.prefaces.front_mut()) {
-                (Some(rest), _) | (None, Some(Preface { rest, .. })) => Some(rest),
-                (None, None) => None,
+                (Some(rest), _) => Some(rest),
+                (None, Some(preface)) if extra.sent == 0 => Some(&mut preface.rest),
+                (None, _) => None,
             };
             let bytes = match &before {
                 Some(Rest { chunk, range }) => chunk.bytes().get(range.clone()).unwrap_or_default(),
                 None => extra.out.get(extra.sent..).unwrap_or_default(),
             };
+            if turn == 0 && !bytes.is_empty() {
+                return Step::Turn;
+            }
             let written = match bytes {
                 [] => 0,
                 bytes => match self.socket.write(bytes) {
@@ -264,6 +269,7 @@ impl Row {
                     Err(_) => return Step::Gone,
                 },
             };
+            turn = turn.saturating_sub(written);
             if behind {
                 self.touched = now;
             }
@@ -282,7 +288,9 @@ impl Row {
                 }
                 None if all => {
                     (extra.out, extra.sent, extra.controls, extra.share) = (Vec::new(), 0, 0, None);
-                    return Step::Done;
+                    if extra.prefaces.is_empty() {
+                        return Step::Done;
+                    }
                 }
                 None => extra.sent += written,
             }

@@ -15,6 +15,8 @@ pub struct View {
     /// Chunks that left the log just now: a client may have one of their frames half sent.
     pub gone: Vec<Arc<Chunk>>,
     pub subscribers: Vec<Subscriber>,
+    /// The last offset before the chunks that were fetched last.
+    pub had: u64,
 }
 
 /// One cursor of one row.
@@ -27,10 +29,15 @@ pub struct Subscriber {
 impl View {
     /// Fetches the channel's new chunks.
     pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
-        let Self { channel, log, gone, .. } = self;
+        let Self { channel, log, gone, had, .. } = self;
+        *had = log.newest().map_or(*had, |chunk| chunk.last_offset());
         // All that is fresh stays until the fan-out that follows has offered it.
         let fresh = log.next_seq();
-        channel.read(reader, fresh, |chunk| log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk)));
+        let oldest = channel.read(reader, fresh, |chunk| log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk)));
+        // What the channel had no room for has none here.
+        while let Some(chunk) = log.pop_before(oldest.min(fresh)) {
+            gone.push(chunk);
+        }
     }
 
     /// A new cursor; `None`: there is a gap behind the position that it would go on after.
@@ -53,10 +60,11 @@ impl View {
     }
 
     /// What a client has whose cursor has just fallen off the log, the frame that it may be inside of included.
-    pub fn had(&self, cursor: &Cursor) -> u64 {
+    pub fn had_by(&self, cursor: &Cursor) -> u64 {
         let chunk = self.gone.iter().chain(self.log.from(cursor.seq).take(1)).find(|chunk| chunk.seq == cursor.seq);
-        let begun = chunk.and_then(|chunk| chunk.begun(cursor.position as usize));
-        begun.or_else(|| chunk?.first_offset().checked_sub(1)).unwrap_or_default()
+        // Without its chunk it stood at the end, and what came next was gone before it was here.
+        let Some(chunk) = chunk else { return self.had };
+        chunk.begun(cursor.position as usize).unwrap_or_else(|| chunk.first_offset().saturating_sub(1))
     }
 
     /// Takes a cursor out; the last subscriber takes its place.

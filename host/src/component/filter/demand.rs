@@ -129,7 +129,6 @@ impl Worker {
                 true => functions.call_on_channel_active(&mut *store, &upstream, &change.channel).await?,
                 false => functions.call_on_channel_idle(&mut *store, &upstream, &change.channel).await?,
             };
-            store.data_mut().write_deferred().await;
             Ok(frames)
         });
         frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
