@@ -42,7 +42,8 @@ struct Server {
     poll: Poll,
     feed: TcpStream,
     listener: TcpListener,
-    clients: Vec<Client>,
+    /// Those that have gone leave their places empty.
+    clients: Vec<Option<Client>>,
     log: Vec<u8>,
     buffer: Vec<u8>,
 }
@@ -66,18 +67,24 @@ impl Server {
                     LISTENER => self.accept()?,
                     FEED => self.take()?,
                     Token(nth) => {
-                        let Some(client) = self.clients.get_mut(nth) else { continue };
+                        let Some(place) = self.clients.get_mut(nth) else { continue };
+                        let Some(client) = place else { continue };
                         if event.is_readable() {
                             client.read(&mut self.buffer, self.log.len());
                         }
                         if event.is_writable() && client.blocked {
                             client.write(nth, &self.log, self.poll.registry());
                         }
+                        if client.gone {
+                            *place = None;
+                        }
                     }
                 }
             }
             if self.log.len() > before {
-                let open = self.clients.iter_mut().enumerate().filter(|(_, client)| client.open && !client.blocked);
+                let open =
+                    self.clients.iter_mut().enumerate().filter_map(|(nth, client)| Some((nth, client.as_mut()?)));
+                let open = open.filter(|(_, client)| client.open && !client.blocked);
                 open.for_each(|(nth, client)| client.write(nth, &self.log, self.poll.registry()));
             }
         }
@@ -88,7 +95,7 @@ impl Server {
             socket.set_nodelay(true).context("TCP_NODELAY")?;
             let token = Token(self.clients.len());
             self.poll.registry().register(&mut socket, token, Interest::READABLE).context("epoll")?;
-            self.clients.push(Client { socket, position: 0, open: false, blocked: false });
+            self.clients.push(Some(Client { socket, position: 0, open: false, blocked: false, gone: false }));
         }
         Ok(())
     }
@@ -119,12 +126,18 @@ struct Client {
     open: bool,
     /// The socket is full: epoll says when it is not.
     blocked: bool,
+    /// It has closed the connection.
+    gone: bool,
 }
 
 impl Client {
     /// Whatever comes first is a handshake, of a client of this program; what follows is not looked at.
     fn read(&mut self, buffer: &mut [u8], end: usize) {
         let read = self.socket.read(buffer);
+        self.gone = match &read {
+            Ok(read) => *read == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        };
         if !self.open && read.is_ok_and(|read| read > 0) {
             self.open = self.socket.write_all(handshake::known_answer().as_bytes()).is_ok();
             self.position = end;

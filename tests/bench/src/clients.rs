@@ -1,17 +1,24 @@
 //! Many clients in one thread: they take everything at once, check each message, and cost far less than the server.
 //!
-//! `bench clients ADDRESS/PATH --clients N --window N --messages N`
+//! `bench clients ADDRESS/PATH --clients N --window N --messages N [--stalled N]`
 //!
 //! Says `connected` with what that took, then, once all messages are there or nothing has come for a while, `received`
-//! with a report; and keeps the sockets open to the end.
+//! with a report; and keeps the sockets open to the end. Those that are stalled do not read until then: after a line on
+//! standard input they do, and what became of them is `stalled`.
+//!
+//! `bench herd`: clients that are all cut off at once and come back (`herd.rs`).
 
 mod connect;
+mod herd;
 mod histogram;
 mod order;
+mod position;
 mod receive;
 mod report;
+mod stall;
 
-pub use report::{Connected, Received};
+pub use herd::run as herd;
+pub use report::{Connected, Received, Returned, Stalled};
 
 use std::io;
 
@@ -26,6 +33,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let count = arguments.option("--clients")?.unwrap_or(1);
     let window = arguments.option("--window")?.unwrap_or(1);
     let messages = arguments.option("--messages")?.unwrap_or(0);
+    let stalled = arguments.option("--stalled")?.unwrap_or(0);
     let target = connect::Target::new(&arguments.word::<String>("an address with a path")?)?;
     arguments.end()?;
 
@@ -33,9 +41,19 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let (mut clients, connected) = connect::connect(&mut poll, &target, count, window)?;
     println!("connected {connected}");
     if messages > 0 {
+        stall::stall(&mut clients, stalled);
         let received = receive::receive(&mut poll, &mut clients, messages)?;
         println!("received {received}");
     }
+    if stalled > 0 {
+        wait()?;
+        println!("stalled {}", stall::read_again(&mut poll, &mut clients, messages)?);
+    }
+    wait()
+}
+
+/// For a line on standard input.
+fn wait() -> Result<(), Failure> {
     let _ = io::stdin().read_line(&mut String::new()).context("standard input")?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! The partner: plays messages to one server, once it is told to.
 //!
-//! `bench feed [--messages N] [--burst N] [--pause-us N] [--publish-to ADDRESS/PATH]`
+//! `bench feed [--messages N] [--parts N] [--burst N] [--pause-us N] [--publish-to ADDRESS/PATH]`
 //!
 //! Waits for a server that connects, or connects to one itself (a server that is published to). Then it says
-//! `connected`, waits for a line on standard input, plays, and stays.
+//! `connected`, waits for a line on standard input, plays, as often as there are parts, and stays.
 
 use std::{
     io::{self, Read, Write},
@@ -29,6 +29,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
         burst: arguments.option("--burst")?.unwrap_or(1),
         pause: Duration::from_micros(arguments.option("--pause-us")?.unwrap_or(0)),
     };
+    let parts = arguments.option("--parts")?.unwrap_or(1);
     let publish_to: Option<String> = arguments.option("--publish-to")?;
     arguments.end()?;
 
@@ -38,9 +39,14 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     };
     line.socket.set_nodelay(true).context("TCP_NODELAY")?;
     println!("connected");
-    line.wait_for(&input())?;
+    let input = input();
+    for part in 1..parts {
+        line.wait_for(&input)?;
+        line.play(&plan, part - 1)?;
+    }
+    line.wait_for(&input)?;
     let drain = line.drain()?;
-    line.play(&plan)?;
+    line.play(&plan, parts - 1)?;
     println!("played");
     // Until the server or this process is ended.
     drain.join().map_err(|_| Failure::new("the feed's reader has panicked"))
@@ -48,6 +54,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
 
 /// What is played: bursts of messages, each burst as one write.
 struct Plan {
+    /// In each part.
     messages: u32,
     burst: u32,
     /// From one burst's begin to the next one's; 0: as fast as the server reads.
@@ -104,16 +111,18 @@ impl Line {
         Ok(thread::spawn(move || while socket.read(&mut buffer).is_ok_and(|read| read > 0) {}))
     }
 
-    fn play(&mut self, plan: &Plan) -> Result<(), Failure> {
+    /// Plays one part, counted from 0.
+    fn play(&mut self, plan: &Plan, part: u32) -> Result<(), Failure> {
         let begin = Instant::now();
         let mut bytes = Vec::new();
-        let mut number = 0;
+        let mut number = part * plan.messages;
+        let last = number + plan.messages;
         let mut due = Duration::ZERO;
-        while number < plan.messages {
+        while number < last {
             thread::sleep(due.saturating_sub(begin.elapsed()));
             due += plan.pause;
             bytes.clear();
-            let end = plan.messages.min(number.saturating_add(plan.burst.max(1)));
+            let end = last.min(number.saturating_add(plan.burst.max(1)));
             for number in number..end {
                 frame::header(frame::TEXT, self.masked, message::BYTES, &mut bytes);
                 message::write(number, clock::now(), &mut bytes);

@@ -2,6 +2,7 @@
 
 /// How a whole message's only frame begins: FIN and the opcode.
 pub const TEXT: u8 = 0x81;
+pub const CLOSE: u8 = 0x88;
 pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8a;
 /// Of an opcode: not a part of a message.

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -45,6 +46,16 @@ pub fn check_answer(head: &[u8]) -> Result<(), Failure> {
     Err(Failure::new(format!("no handshake, but {:?}", head.lines().next().unwrap_or_default())))
 }
 
+/// When to come again, if a head says that there is no room now (RFC 9110, section 15.6.4).
+pub fn busy(head: &[u8]) -> Option<Duration> {
+    let head = String::from_utf8_lossy(head);
+    let seconds = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("retry-after").then(|| value.trim().parse().ok())?
+    });
+    head.starts_with("HTTP/1.1 503 ").then(|| Duration::from_secs(seconds.unwrap_or(1)))
+}
+
 /// Asks for a WebSocket over a socket that blocks.
 pub fn ask(socket: &mut TcpStream, path: &str) -> Result<(), Failure> {
     let host = socket.peer_addr().context("a server's address")?;
@@ -83,4 +94,17 @@ fn read_head(socket: &mut TcpStream) -> Result<Vec<u8>, Failure> {
         }
     }
     Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_says_for_how_long() {
+        let seconds = |head: &str| busy(head.as_bytes()).map(|pause| pause.as_secs());
+        assert_eq!(seconds("HTTP/1.1 503 Service Unavailable\r\nretry-after: 3\r\n\r\n"), Some(3));
+        assert_eq!(seconds("HTTP/1.1 503 Service Unavailable\r\n\r\n"), Some(1));
+        assert_eq!(seconds("HTTP/1.1 410 Gone\r\nRetry-After: 3\r\n\r\n"), None);
+    }
 }

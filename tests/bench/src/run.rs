@@ -1,12 +1,16 @@
 //! Runs every server in every scenario, in turn, and prints what each has cost.
 
+mod deliveries;
+mod herd;
 mod machine;
 mod place;
 mod process;
 mod sample;
 mod scenario;
 mod server;
+mod slow;
 mod table;
+mod turns;
 
 pub use process::leash;
 
@@ -17,23 +21,25 @@ use crate::{
     failure::{Context, Failure},
 };
 use place::Place;
-use sample::{Delivery, Sample, take};
-use scenario::Scenario;
 use server::Kind;
 
 const HELP: &str = "\
 What a delivery costs the relay, beside a bare server and its peers. Prints Markdown; goes on about each run on standard error.
 
-  --only A,B      scenarios (flood, bursts, paced, many, idle); all by default
-  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); all that are there by default
+  --only A,B      scenarios (flood, bursts, paced, many, idle, slow, herd); all by default
+  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); all that are there by default; slow has its own
   --runs N        of each server in each scenario, the servers in turn (3)
-  --clients N     in place of the scenarios' own 1,000 and 10,000
-  --seconds N     how long messages are played where they are paced; the flood has 2,500 for each (8)
+  --clients N     in place of the scenarios' own 1,000, 5,000 and 10,000
+  --seconds N     how long messages are played where they are paced; the flood has 2,500 for each (8, slow 30)
   --relay PATH    the relay's program; by default `edge-relay` beside this one
 
 The peers are installed by `.ci/setup bench`, into $BENCH_TOOLS. The exit code is 1 if the relay has lost, repeated or
 reordered a message.
 ";
+
+const SECONDS: u32 = 8;
+/// The kernel takes 4 MB for a client that stalls, and then its log has to run over.
+const SLOW_SECONDS: u32 = 30;
 
 pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     if arguments.flag("--help") {
@@ -42,8 +48,8 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     }
     let runs: usize = arguments.option("--runs")?.unwrap_or(3);
     let clients: Option<usize> = arguments.option("--clients")?;
-    let seconds: u32 = arguments.option("--seconds")?.unwrap_or(8);
-    let scenarios = chosen(arguments.option("--only")?, scenario::all(clients, seconds), |scenario| scenario.name)?;
+    let seconds: Option<u32> = arguments.option("--seconds")?;
+    let scenarios = chosen(arguments.option("--only")?, all(clients, seconds), Scenario::name)?;
     let kinds = chosen(arguments.option("--servers")?, Kind::ALL.to_vec(), |kind| kind.name())?;
     let here = env::current_exe().context("this program's own path")?;
     let relay = arguments.option("--relay")?.unwrap_or_else(|| here.with_file_name("edge-relay"));
@@ -55,47 +61,46 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     println!("{}", machine::description(runs));
     let mut good = true;
     for scenario in &scenarios {
-        let rows = measure(scenario, &kinds, runs, &place);
-        print!("{}", table::of(scenario, &rows));
-        good &= rows.iter().filter(|row| row.kind.is_ours()).all(Row::is_good);
+        let outcome = match scenario {
+            Scenario::Played(scenario) => deliveries::run(scenario, &kinds, runs, &place),
+            Scenario::Slow(scenario) => slow::run(scenario, runs, &place),
+            Scenario::Herd(scenario) => herd::run(scenario, &kinds, runs, &place),
+        };
+        print!("{}", outcome.text);
+        good &= outcome.good;
     }
     good.then_some(()).context("the relay has failed, or not every message came once and in order")
 }
 
-/// What one server has done in a scenario.
-struct Row {
-    kind: Kind,
-    /// `None`: that run failed.
-    runs: Vec<Option<Sample>>,
+enum Scenario {
+    Played(scenario::Scenario),
+    Slow(slow::Scenario),
+    Herd(herd::Scenario),
 }
 
-impl Row {
-    fn samples(&self) -> impl Iterator<Item = &Sample> {
-        self.runs.iter().flatten()
-    }
-
-    fn is_good(&self) -> bool {
-        let exact = |sample: &Sample| sample.delivery.as_ref().is_none_or(Delivery::is_exact);
-        self.runs.iter().all(|run| run.as_ref().is_some_and(exact))
-    }
+/// What a scenario has come to.
+struct Outcome {
+    /// Its heading and tables.
+    text: String,
+    /// The relay has done all that it should.
+    good: bool,
 }
 
-/// Every server once, then every server again: what the machine does besides meets them all. Each turn begins with
-/// another server.
-fn measure(scenario: &Scenario, kinds: &[Kind], runs: usize, place: &Place) -> Vec<Row> {
-    let mut rows: Vec<_> = kinds.iter().map(|kind| Row { kind: *kind, runs: Vec::new() }).collect();
-    for run in 1..=runs {
-        for row in &mut rows {
-            let outcome = take(scenario, row.kind, place);
-            let text = outcome.as_ref().map_or_else(|failure| format!("FAILED: {failure}"), Sample::to_string);
-            eprintln!("{} {run}/{runs} {}: {text}", scenario.name, row.kind.name());
-            row.runs.push(outcome.ok());
+impl Scenario {
+    fn name(&self) -> &str {
+        match self {
+            Self::Played(scenario) => scenario.name,
+            Self::Slow(_) => "slow",
+            Self::Herd(_) => "herd",
         }
-        let first = rows.len().min(1);
-        rows.rotate_left(first);
     }
-    rows.sort_by_key(|row| row.kind);
-    rows
+}
+
+fn all(clients: Option<usize>, seconds: Option<u32>) -> Vec<Scenario> {
+    let slow = slow::Scenario { clients: clients.unwrap_or(5_000), seconds: seconds.unwrap_or(SLOW_SECONDS) };
+    let herd = herd::Scenario { clients: clients.unwrap_or(10_000) };
+    let played = scenario::played(clients, seconds.unwrap_or(SECONDS)).into_iter().map(Scenario::Played);
+    played.chain([Scenario::Slow(slow), Scenario::Herd(herd)]).collect()
 }
 
 /// Leaves out peers that are not installed.

@@ -9,7 +9,7 @@ use std::{
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect as start, socket_with, sockopt};
 
-use super::{order::Order, report::Connected};
+use super::{order::Order, position::Position, report::Connected};
 use crate::{
     failure::{Context, Failure},
     handshake,
@@ -22,16 +22,25 @@ const EVENTS: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Target {
-    address: SocketAddr,
-    request: String,
+    pub address: SocketAddr,
+    path: String,
 }
 
 impl Target {
     /// `ADDRESS/PATH`.
     pub fn new(text: &str) -> Result<Self, Failure> {
         let (address, path) = text.split_once('/').context("an address without a path")?;
-        let request = handshake::request(address, &format!("/{path}"));
-        Ok(Self { address: address.parse().context(address)?, request })
+        Ok(Self { address: address.parse().context(address)?, path: format!("/{path}") })
+    }
+
+    pub fn request(&self) -> String {
+        handshake::request(self.address, &self.path)
+    }
+
+    /// A request for what follows a position.
+    pub fn request_since(&self, position: &Position) -> String {
+        let more = if self.path.contains('?') { '&' } else { '?' };
+        handshake::request(self.address, &format!("{}{more}since={position}", self.path))
     }
 }
 
@@ -40,16 +49,30 @@ pub struct Client {
     /// The begin of a message (or, before that, of the handshake's answer) whose rest is still to come.
     pub partial: Vec<u8>,
     pub order: Order,
+    /// It takes what comes.
+    pub reads: bool,
     /// By the server.
     pub closed: bool,
+    /// Of the server's close frame.
+    pub close_code: Option<u16>,
     stage: Stage,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Connecting,
     Asked,
     Open,
+}
+
+/// Why a client is not let in.
+pub enum Denied {
+    /// There is no room; it may come again so much later.
+    Busy(Duration),
+    /// Nobody has answered.
+    Lost(Failure),
+    /// It was answered, and will not be let in later either.
+    Refused(Failure),
 }
 
 /// Connects `count` clients, at most `window` of them at a time.
@@ -62,21 +85,23 @@ pub fn connect(
     let begin = Instant::now();
     let mut events = Events::with_capacity(EVENTS);
     let mut clients = Vec::with_capacity(count);
+    let request = target.request();
     let mut open = 0;
     while open < count {
         while clients.len() < count && clients.len() - open < window.max(1) {
-            clients.push(Client::start(poll, target, clients.len())?);
+            clients.push(Client::start(poll, target.address, clients.len())?);
         }
         poll.poll(&mut events, Some(PATIENCE)).context("epoll")?;
         if events.is_empty() {
             return Err(Failure::new(format!("{open} of {count} clients connected, then nothing for {PATIENCE:?}")));
         }
         for event in &events {
-            let Some(client) = clients.get_mut(event.token().0).filter(|client| client.stage != Stage::Open) else {
-                continue;
-            };
-            client.go_on(target)?;
-            open += usize::from(client.stage == Stage::Open);
+            let Some(client) = clients.get_mut(event.token().0).filter(|client| !client.is_open()) else { continue };
+            let opened = client.go_on(&request).map_err(|denied| match denied {
+                Denied::Busy(_) => Failure::new("the server has no room"),
+                Denied::Lost(failure) | Denied::Refused(failure) => failure,
+            });
+            open += usize::from(opened?);
         }
     }
     let seconds = begin.elapsed().as_secs_f64();
@@ -84,50 +109,68 @@ pub fn connect(
 }
 
 impl Client {
-    fn start(poll: &Poll, target: &Target, nth: usize) -> Result<Self, Failure> {
+    pub fn start(poll: &Poll, address: SocketAddr, nth: usize) -> Result<Self, Failure> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).context("a socket")?;
         // Closed at once at the end, without a minute in TIME_WAIT that would use up the ports.
         sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).context("SO_LINGER")?;
         let last = 2 + u8::try_from(nth % usize::from(SOURCES)).unwrap_or_default();
         bind(&socket, &SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), 0)).context("a source address")?;
-        match start(&socket, &target.address) {
+        match start(&socket, &address) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-            Err(error) => return Err(error).context(format!("connecting to {}", target.address)),
+            Err(error) => return Err(error).context(format!("connecting to {address}")),
         }
         let mut socket = TcpStream::from_std(socket.into());
         // Edge-triggered, and the buffer for what is sent never fills: later this costs no events.
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry().register(&mut socket, Token(nth), interest).context("epoll")?;
-        Ok(Self { socket, partial: Vec::new(), order: Order::default(), closed: false, stage: Stage::Connecting })
+        Ok(Self {
+            socket,
+            partial: Vec::new(),
+            order: Order::default(),
+            reads: true,
+            closed: false,
+            close_code: None,
+            stage: Stage::Connecting,
+        })
     }
 
-    /// As far as the handshake goes now.
-    fn go_on(&mut self, target: &Target) -> Result<(), Failure> {
+    pub fn is_open(&self) -> bool {
+        self.stage == Stage::Open
+    }
+
+    /// As far as the handshake goes now; says whether that is to its end. What came behind it is in `partial`.
+    pub fn go_on(&mut self, request: &str) -> Result<bool, Denied> {
+        let lost = |doing: &str, error: io::Error| Denied::Lost(Failure::new(format!("{doing}: {error}")));
         if self.stage == Stage::Connecting {
-            if let Some(error) = self.socket.take_error().context("a socket")? {
-                return Err(error).context(format!("connecting to {}", target.address));
+            if let Some(error) = self.socket.take_error().unwrap_or_else(Some) {
+                return Err(lost("connecting", error));
             }
             if self.socket.peer_addr().is_err() {
-                return Ok(()); // Not connected yet.
+                return Ok(false); // Not connected yet.
             }
-            self.socket.write_all(target.request.as_bytes()).context("a handshake")?;
+            self.socket.write_all(request.as_bytes()).map_err(|error| lost("a handshake", error))?;
             self.stage = Stage::Asked;
         }
         let mut buffer = [0; 4096];
-        loop {
+        let end = loop {
             match self.socket.read(&mut buffer) {
-                Ok(0) => return Err(Failure::new("a client was closed in its handshake")),
+                Ok(0) => break Some(Failure::new("a client was closed in its handshake")),
                 Ok(read) => self.partial.extend(buffer.iter().take(read)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error).context("a handshake's answer"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                Err(error) => break Some(Failure::new(format!("a handshake's answer: {error}"))),
             }
+        };
+        match (handshake::behind_head(&self.partial), end) {
+            (Some(behind), _) => {
+                let head: Vec<u8> = self.partial.drain(..behind).collect();
+                handshake::busy(&head).map_or(Ok(()), |pause| Err(Denied::Busy(pause)))?;
+                handshake::check_answer(&head).map_err(Denied::Refused)?;
+                self.stage = Stage::Open;
+            }
+            (None, Some(failure)) => return Err(Denied::Lost(failure)),
+            (None, None) => {}
         }
-        if let Some(end) = handshake::behind_head(&self.partial) {
-            let head: Vec<u8> = self.partial.drain(..end).collect();
-            handshake::check_answer(&head)?;
-            self.stage = Stage::Open;
-        }
-        Ok(())
+        Ok(self.is_open())
     }
 }

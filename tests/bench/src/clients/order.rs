@@ -21,6 +21,11 @@ pub enum Came {
 }
 
 impl Order {
+    /// Of a client that has everything before the message of this number.
+    pub fn from(next: u32) -> Self {
+        Self { next, holes: BTreeSet::new() }
+    }
+
     pub fn came(&mut self, number: u32) -> Came {
         if number >= self.next {
             if number > self.next {
@@ -54,5 +59,10 @@ mod tests {
         assert_eq!(came, [InOrder, InOrder, InOrder, Late, Again, Again, Again, InOrder]);
         assert_eq!((order.missed(6), order.missed(8), order.missed(2)), (1, 3, 0));
         assert_eq!((order.came(2), order.missed(6)), (Came::Late, 0));
+        let mut order = Order::from(3);
+        assert_eq!(
+            (order.missed(5), order.came(2), order.came(3), order.missed(5)),
+            (2, Came::Again, Came::InOrder, 1)
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Clients take what comes, as fast as it does.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     time::Duration,
 };
 
@@ -24,16 +24,22 @@ const QUIET_BEFORE: u32 = 30_000 / 50;
 /// How long, in ticks, messages that come again are looked for when all have come.
 const AFTER: u32 = 200 / 50;
 
+/// Until all the clients that read have everything, or nothing has come for a while.
 pub fn receive(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Result<Received, Failure> {
     let mut receiver = Receiver::new(messages);
-    let expected = u64::from(messages) * clients.len() as u64;
+    // What has come before is not told of again.
+    for client in clients.iter_mut().filter(|client| client.reads) {
+        receiver.read(client)?;
+    }
+    let reading = clients.iter().filter(|client| client.reads).count() as u64;
+    let expected = u64::from(messages) * reading;
     let mut events = Events::with_capacity(EVENTS);
     let mut quiet = 0;
     loop {
         poll.poll(&mut events, Some(TICK)).context("epoll")?;
         quiet = if events.is_empty() { quiet + 1 } else { 0 };
         for event in &events {
-            if let Some(client) = clients.get_mut(event.token().0) {
+            if let Some(client) = clients.get_mut(event.token().0).filter(|client| client.reads) {
                 receiver.read(client)?;
             }
         }
@@ -42,13 +48,13 @@ pub fn receive(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Result
             deliveries if deliveries < expected => QUIET,
             _ => AFTER,
         };
-        if quiet >= enough || receiver.closed == clients.len() as u64 {
+        if quiet >= enough || receiver.closed == reading {
             return Ok(receiver.report(clients));
         }
     }
 }
 
-struct Receiver {
+pub struct Receiver {
     messages: u32,
     buffer: Vec<u8>,
     /// When each message was sent; 0: nobody has got it yet. The first client that does reads it from the message, the
@@ -57,10 +63,10 @@ struct Receiver {
     /// Of every message of this server, known from the first.
     shape: Option<Shape>,
     latencies: Histogram,
-    deliveries: u64,
-    again: u64,
-    late: u64,
-    closed: u64,
+    pub deliveries: u64,
+    pub again: u64,
+    pub late: u64,
+    pub closed: u64,
     last: u64,
 }
 
@@ -71,7 +77,7 @@ struct Shape {
 }
 
 impl Receiver {
-    fn new(messages: u32) -> Self {
+    pub fn new(messages: u32) -> Self {
         Self {
             messages,
             buffer: vec![0; BUFFER_BYTES],
@@ -86,8 +92,15 @@ impl Receiver {
         }
     }
 
+    /// Takes what came right behind a handshake.
+    pub fn begin(&mut self, client: &mut Client) -> Result<(), Failure> {
+        let bytes = std::mem::take(&mut client.partial);
+        client.partial = self.take(client, &bytes)?.to_vec();
+        Ok(())
+    }
+
     /// Reads until the socket has no more.
-    fn read(&mut self, client: &mut Client) -> Result<(), Failure> {
+    pub fn read(&mut self, client: &mut Client) -> Result<(), Failure> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let outcome = self.read_with(client, &mut buffer);
         self.buffer = buffer;
@@ -125,7 +138,9 @@ impl Receiver {
             bytes = rest;
             match frame.first {
                 frame::TEXT => self.message(client, frame.payload, now)?,
-                // Pings, pongs and closes: what a close means is seen when the socket ends.
+                frame::PING => answer(client, frame.payload),
+                frame::CLOSE => client.close_code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
+                // Pongs.
                 first if first & frame::CONTROL != 0 => {}
                 first => return Err(Failure::new(format!("a frame that begins with {first:#x}"))),
             }
@@ -168,7 +183,7 @@ impl Receiver {
         let milliseconds = |share| self.latencies.quantile(share) as f64 / 1e6;
         Received {
             deliveries: self.deliveries,
-            missed: clients.iter().map(|client| client.order.missed(self.messages)).sum(),
+            missed: clients.iter().filter(|client| client.reads).map(|client| client.order.missed(self.messages)).sum(),
             again: self.again,
             late: self.late,
             closed: self.closed,
@@ -178,4 +193,13 @@ impl Receiver {
             p999_ms: milliseconds(0.999),
         }
     }
+}
+
+/// A long run's server wants a sign of life.
+fn answer(client: &mut Client, ping: &[u8]) {
+    let mut pong = Vec::new();
+    frame::header(frame::PONG, true, u16::try_from(ping.len()).unwrap_or_default(), &mut pong);
+    pong.extend_from_slice(ping);
+    // Whether the connection has ended is seen when it is read.
+    let _ = client.socket.write_all(&pong);
 }

@@ -8,67 +8,91 @@ use std::{
 
 use crate::failure::{Context, Failure};
 
-pub struct Connected {
+/// A report: its fields, and how they become a line and are read from one.
+macro_rules! report {
+    ($(#[$about:meta])* $name:ident { $($(#[$field_about:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Default, PartialEq)]
+        pub struct $name { $($(#[$field_about])* pub $field: $type,)* }
+
+        impl Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let fields = [$(format!(concat!(stringify!($field), "={}"), self.$field),)*];
+                f.write_str(&fields.join(" "))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Failure;
+
+            fn from_str(line: &str) -> Result<Self, Failure> {
+                let fields = Fields::new(line);
+                Ok(Self { $($field: fields.get(stringify!($field))?,)* })
+            }
+        }
+    };
+}
+
+report!(Connected {
     /// From the first connection's begin to the last handshake's end.
-    pub seconds: f64,
-}
+    seconds: f64,
+});
 
-#[derive(Debug, Default, PartialEq)]
-pub struct Received {
+report!(Received {
     /// Without those that came again.
-    pub deliveries: u64,
-    pub missed: u64,
-    pub again: u64,
-    pub late: u64,
+    deliveries: u64,
+    missed: u64,
+    again: u64,
+    late: u64,
     /// Clients that the server has closed.
-    pub closed: u64,
+    closed: u64,
     /// From the first message's sending to the last delivery.
-    pub seconds: f64,
-    pub p50_ms: f64,
-    pub p99_ms: f64,
-    pub p999_ms: f64,
-}
+    seconds: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    p999_ms: f64,
+});
 
-impl Display for Connected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seconds={}", self.seconds)
+report!(
+    /// How many of the clients that did not read met with what, once they read again.
+    Stalled {
+        /// Got every message after all.
+        complete: u64,
+        /// Missed some, and are still connected.
+        skipped: u64,
+        /// Got a close frame with this code, 1013.
+        told: u64,
+        /// Another code, or the connection's end without one.
+        cut: u64,
+        /// Messages that came twice or out of order.
+        mistakes: u64,
     }
-}
+);
 
-impl FromStr for Connected {
-    type Err = Failure;
-
-    fn from_str(line: &str) -> Result<Self, Failure> {
-        Ok(Self { seconds: Fields::new(line).get("seconds")? })
+report!(
+    /// How many came back of clients that had all been cut off at once.
+    Returned {
+        back: u64,
+        /// From the cut to the last client's last message; of clients that cannot resume, to the last handshake.
+        seconds: f64,
+        /// The same for half of the clients.
+        p50_seconds: f64,
+        /// To the last handshake's end.
+        handshake_seconds: f64,
+        /// Attempts that were answered with 503.
+        busy: u64,
+        /// Attempts that were refused, reset or ended without an answer.
+        lost: u64,
+        /// Attempts that got no answer in time.
+        late: u64,
+        /// Messages, of those that came in place of what was missed.
+        missed: u64,
+        again: u64,
+        out_of_order: u64,
+        /// Clients that were closed once they were back.
+        closed: u64,
     }
-}
-
-impl Display for Received {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { deliveries, missed, again, late, closed, seconds, p50_ms, p99_ms, p999_ms } = self;
-        write!(f, "deliveries={deliveries} missed={missed} again={again} late={late} closed={closed} ")?;
-        write!(f, "seconds={seconds} p50_ms={p50_ms} p99_ms={p99_ms} p999_ms={p999_ms}")
-    }
-}
-
-impl FromStr for Received {
-    type Err = Failure;
-
-    fn from_str(line: &str) -> Result<Self, Failure> {
-        let fields = Fields::new(line);
-        Ok(Self {
-            deliveries: fields.get("deliveries")?,
-            missed: fields.get("missed")?,
-            again: fields.get("again")?,
-            late: fields.get("late")?,
-            closed: fields.get("closed")?,
-            seconds: fields.get("seconds")?,
-            p50_ms: fields.get("p50_ms")?,
-            p99_ms: fields.get("p99_ms")?,
-            p999_ms: fields.get("p999_ms")?,
-        })
-    }
-}
+);
 
 /// `name=value name=value`
 struct Fields<'a>(BTreeMap<&'a str, &'a str>);

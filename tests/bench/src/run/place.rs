@@ -48,9 +48,10 @@ impl Place {
         self.tool(&format!("node_modules/@oven/bun-linux-{architecture}/bin/bun"))
     }
 
-    /// Writes a file of a server's into this run's folder.
+    /// Writes a file of a server's into this run's folder, and the folders that it is in.
     pub fn write(&self, name: &str, text: &str) -> Result<PathBuf, Failure> {
         let path = self.scratch.join(name);
+        fs::create_dir_all(path.parent().context("a file without a folder")?).context(path.display())?;
         fs::write(&path, text).context(path.display())?;
         Ok(path)
     }

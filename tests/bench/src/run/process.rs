@@ -36,6 +36,8 @@ pub struct Usage {
     /// Resident bytes but for those of files: programs and libraries are shared with others that come and go. Memory
     /// that processes share counts once.
     pub resident: f64,
+    /// The most that was ever resident, files' pages too: each process's own, those that have ended left out.
+    pub peak: f64,
 }
 
 impl Process {
@@ -82,7 +84,8 @@ impl Process {
         let mut usage = Usage::default();
         for id in self.family() {
             usage.cpu += cpu(id)?;
-            usage.resident += resident(id)?;
+            usage.resident += kibibytes(id, "smaps_rollup", &["Pss_Anon:", "Pss_Shmem:"])?;
+            usage.peak += kibibytes(id, "status", &["VmHWM:"])?;
         }
         Ok(usage)
     }
@@ -131,12 +134,13 @@ fn cpu(id: u32) -> Result<f64, Failure> {
     Ok(ticks as f64 * 1e6 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-fn resident(id: u32) -> Result<f64, Failure> {
-    let path = format!("/proc/{id}/smaps_rollup");
-    let maps = fs::read_to_string(&path).with_context(|| path.clone())?;
-    let value = |name| maps.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+/// The sum of such lines of a file of a process's, in bytes.
+fn kibibytes(id: u32, file: &str, names: &[&str]) -> Result<f64, Failure> {
+    let path = format!("/proc/{id}/{file}");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let value = |name| text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
     let mut kibibytes = 0.0;
-    for name in ["Pss_Anon:", "Pss_Shmem:"] {
+    for name in names {
         kibibytes += value(name).with_context(|| path.clone())?.parse::<f64>().with_context(|| path.clone())?;
     }
     Ok(kibibytes * 1024.0)

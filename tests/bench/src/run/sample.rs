@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// For whatever is a matter of moments.
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 /// Clients end sooner where nothing comes; this is for a server that is merely slow.
-const LONG: Duration = Duration::from_secs(300);
+pub const LONG: Duration = Duration::from_secs(300);
 
 pub struct Sample {
     /// What the server calls itself, with its version.
@@ -43,12 +43,29 @@ pub struct Delivery {
     pub received: Received,
 }
 
-impl Delivery {
-    /// Every message to every client, once, in order.
-    pub fn is_exact(&self) -> bool {
-        let Received { missed, again, late, closed, .. } = self.received;
-        missed + again + late + closed == 0
+/// Every message to every client, once, in order.
+pub fn is_exact(received: &Received) -> bool {
+    let Received { missed, again, late, closed, .. } = received;
+    missed + again + late + closed == 0
+}
+
+/// What several runs did wrong, some of which failed altogether.
+pub fn mistakes<'a>(received: impl Iterator<Item = &'a Received>, failed: usize) -> String {
+    let mut sum = Received::default();
+    for it in received {
+        sum.missed += it.missed;
+        sum.again += it.again;
+        sum.late += it.late;
+        sum.closed += it.closed;
     }
+    let mut text = format!("{}, {}, {}", sum.missed, sum.again, sum.late);
+    if sum.closed > 0 {
+        text += &format!("; {} clients closed", sum.closed);
+    }
+    if failed > 0 {
+        text += &format!("; {failed} runs failed");
+    }
+    text
 }
 
 impl Display for Sample {
@@ -93,7 +110,7 @@ pub fn take(scenario: &Scenario, kind: Kind, place: &Place) -> Result<Sample, Fa
 }
 
 /// Whoever is connected to is started first.
-fn start(kind: Kind, mut feed: Command, place: &Place) -> Result<(Server, Process), Failure> {
+pub fn start(kind: Kind, mut feed: Command, place: &Place) -> Result<(Server, Process), Failure> {
     if kind.is_published_to() {
         let server = kind.start("", place)?;
         feed.args(["--publish-to", &server.publish_to]);
@@ -105,7 +122,7 @@ fn start(kind: Kind, mut feed: Command, place: &Place) -> Result<(Server, Proces
     Ok((kind.start(&address, place)?, feed))
 }
 
-fn deliver(messages: u32, feed: &mut Process, server: &Server, clients: &Process) -> Result<Delivery, Failure> {
+pub fn deliver(messages: u32, feed: &mut Process, server: &Server, clients: &Process) -> Result<Delivery, Failure> {
     let (before, clients_before) = (server.process.usage()?, clients.usage()?);
     feed.tell()?;
     let received: Received = clients.line("received", LONG)?.parse()?;

@@ -25,7 +25,7 @@ pub struct Scenario {
 const WINDOW: usize = 64;
 const SETTLE: Duration = Duration::from_millis(500);
 
-pub fn all(clients: Option<usize>, seconds: u32) -> Vec<Scenario> {
+pub fn played(clients: Option<usize>, seconds: u32) -> Vec<Scenario> {
     let few = clients.unwrap_or(1_000);
     let many = clients.unwrap_or(10_000);
     let flood = 2_500 * seconds;

@@ -16,6 +16,7 @@ const BUN: &str = include_str!("../../peers/bun.js");
 const NGINX: &str = include_str!("../../peers/nginx.conf");
 const RELAY: &str = include_str!("../../relay/relay.toml");
 const TENANT: &str = include_str!("../../relay/tenant.toml");
+const PLAIN: &str = include_str!("../../relay/plain.toml");
 const NGINX_PROGRAM: &str = "nginx/usr/sbin/nginx";
 const NCHAN_MODULE: &str = "nginx/usr/lib/nginx/modules/ngx_nchan_module.so";
 /// Of one worker: it may get more clients than the other.
@@ -42,6 +43,12 @@ pub struct Server {
     pub publish_to: String,
 }
 
+/// A tenant without code: what its only channel does with clients that are too slow, and for how long they are not.
+pub struct Plain {
+    pub slow: &'static str,
+    pub log: &'static str,
+}
+
 impl Kind {
     /// In the order of the tables.
     pub const ALL: [Self; 6] = [Self::Ceiling, Self::Pass, Self::Market, Self::Bun, Self::Nchan, Self::Ws];
@@ -64,6 +71,15 @@ impl Kind {
     /// Cannot keep up with the flood or the bursts.
     pub fn is_slow(self) -> bool {
         matches!(self, Self::Nchan | Self::Ws)
+    }
+
+    /// Where a client learns a position to resume from; `None`: nobody can resume.
+    pub fn history(self) -> Option<&'static str> {
+        match self {
+            Self::Pass => Some("/channels/main"),
+            Self::Market => Some("/market/channels/prices"),
+            Self::Ceiling | Self::Bun | Self::Nchan | Self::Ws => None,
+        }
     }
 
     /// The feed connects to the server, not the server to the feed.
@@ -94,8 +110,7 @@ impl Kind {
             Self::Market => {
                 place.write("relay.toml", RELAY)?;
                 place.write("tenants/market/tenant.toml", &TENANT.replace("FEED", feed))?;
-                let mut command = Command::new(&place.relay);
-                command.args(["serve", "--config", "relay.toml"]);
+                let command = serve("relay.toml", place);
                 Server::start(self, "`edge-relay serve`, filter of `market`", &command, place)
             }
             Self::Bun => {
@@ -112,6 +127,22 @@ impl Kind {
             Self::Nchan => Server::start_nginx(place),
         }
     }
+}
+
+impl Plain {
+    pub fn start(&self, feed: &str, place: &Place) -> Result<Server, Failure> {
+        // A folder of its own, or the sample tenant would be served too.
+        place.write("plain/relay.toml", RELAY)?;
+        let manifest = PLAIN.replace("FEED", feed).replace("SLOW", self.slow).replace("LOG", self.log);
+        place.write("plain/tenants/plain/tenant.toml", &manifest)?;
+        Server::start(Kind::Pass, "`edge-relay serve`", &serve("plain/relay.toml", place), place)
+    }
+}
+
+fn serve(config: &str, place: &Place) -> Command {
+    let mut command = Command::new(&place.relay);
+    command.args(["serve", "--config", config]);
+    command
 }
 
 impl Server {

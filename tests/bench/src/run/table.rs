@@ -1,119 +1,73 @@
-//! Markdown tables: medians, what they vary by, and ratios to the bare server.
+//! Markdown tables: medians, what they vary by, and ratios to one of the rows.
 
-use super::{
-    Row,
-    sample::{Delivery, Sample},
-    scenario::Scenario,
-    server::Kind,
-};
+use super::turns::Row;
 
-struct Column {
+pub struct Column<K, S> {
     title: &'static str,
-    value: fn(&Sample) -> Option<f64>,
-    /// With a second column: the ratio to the bare server.
-    ratio: bool,
+    cell: Cell<K, S>,
 }
 
-const DELIVERIES: [Column; 6] = [
-    column("deliveries/s", |sample| Some(delivery(sample)?.per_second)),
-    with_ratio("CPU µs per delivery", |sample| Some(delivery(sample)?.cpu)),
-    with_ratio("p50 ms", |sample| Some(delivery(sample)?.received.p50_ms)),
-    with_ratio("p99 ms", |sample| Some(delivery(sample)?.received.p99_ms)),
-    column("p99.9 ms", |sample| Some(delivery(sample)?.received.p999_ms)),
-    column("clients' CPU µs", |sample| Some(delivery(sample)?.cpu_of_clients)),
-];
-
-const CONNECTIONS: [Column; 3] = [
-    column("resident bytes per client", |sample| Some(sample.resident_per_client)),
-    with_ratio("CPU µs per handshake", |sample| Some(sample.cpu_per_handshake)),
-    column("handshakes/s", |sample| Some(sample.handshakes_per_second)),
-];
-
-const fn column(title: &'static str, value: fn(&Sample) -> Option<f64>) -> Column {
-    Column { title, value, ratio: false }
+enum Cell<K, S> {
+    /// A median, and if so told its ratio to the first row's in a second column.
+    Figure(fn(&S) -> Option<f64>, bool),
+    /// Of all runs together.
+    Text(fn(&Row<K, S>) -> String),
 }
 
-const fn with_ratio(title: &'static str, value: fn(&Sample) -> Option<f64>) -> Column {
-    Column { title, value, ratio: true }
-}
-
-fn delivery(sample: &Sample) -> Option<&Delivery> {
-    sample.delivery.as_ref()
-}
-
-/// A scenario's heading and tables.
-pub fn of(scenario: &Scenario, rows: &[Row]) -> String {
-    let mut text = format!("### {}, {} clients\n\n", scenario.title, rounded(scenario.clients as f64));
-    if scenario.messages > 0 {
-        text += &table(rows, &DELIVERIES, Some(("messages", messages)), Some(("missed, again, late", mistakes)));
+impl<K, S> Column<K, S> {
+    pub const fn figure(title: &'static str, value: fn(&S) -> Option<f64>) -> Self {
+        Self { title, cell: Cell::Figure(value, false) }
     }
-    if scenario.connections {
-        text += &table(rows, &CONNECTIONS, None, None);
+
+    pub const fn with_ratio(title: &'static str, value: fn(&S) -> Option<f64>) -> Self {
+        Self { title, cell: Cell::Figure(value, true) }
     }
-    text
+
+    pub const fn text(title: &'static str, text: fn(&Row<K, S>) -> String) -> Self {
+        Self { title, cell: Cell::Text(text) }
+    }
+
+    fn titles(&self) -> Vec<String> {
+        match self.cell {
+            Cell::Figure(_, true) => vec![self.title.to_owned(), "×".to_owned()],
+            Cell::Figure(_, false) | Cell::Text(_) => vec![self.title.to_owned()],
+        }
+    }
+
+    fn cells(&self, row: &Row<K, S>, base: Option<&Row<K, S>>) -> Vec<String> {
+        match self.cell {
+            Cell::Text(text) => vec![text(row)],
+            Cell::Figure(value, ratio) => {
+                let figure = with_spread(row.samples().filter_map(value).collect());
+                if ratio { vec![figure, ratio_to(base, row, value)] } else { vec![figure] }
+            }
+        }
+    }
 }
 
-type TextColumn = Option<(&'static str, fn(&Row) -> String)>;
-
-fn table(rows: &[Row], columns: &[Column], first: TextColumn, last: TextColumn) -> String {
-    let ratio = |column: &Column| column.ratio.then(|| "×".to_owned());
-    let titles = columns.iter().flat_map(|column| [Some(column.title.to_owned()), ratio(column)]).flatten();
-    let first_title = first.iter().map(|(title, _)| (*title).to_owned());
-    let last_title = last.iter().map(|(title, _)| (*title).to_owned());
-    let titles: Vec<_> = ["server".to_owned()].into_iter().chain(first_title).chain(titles).chain(last_title).collect();
+/// A table; ratios are to `base`.
+pub fn table<K, S>(columns: &[Column<K, S>], rows: &[Row<K, S>], base: Option<&Row<K, S>>) -> String {
+    let titles: Vec<_> = columns.iter().flat_map(Column::titles).collect();
     let mut text = line(&titles) + &line(&vec!["---".to_owned(); titles.len()]);
-    let bare = rows.iter().find(|row| row.kind == Kind::Ceiling);
     for row in rows {
-        let figures = columns.iter().flat_map(|column| {
-            let values = values(row, column.value);
-            let ratio = column.ratio.then(|| ratio_to(bare, row, column.value));
-            [Some(with_spread(values)), ratio]
-        });
-        let first = first.iter().map(|(_, of)| of(row));
-        let last = last.iter().map(|(_, of)| of(row));
-        text += &line(&[name(row)].into_iter().chain(first).chain(figures.flatten()).chain(last).collect::<Vec<_>>());
+        text += &line(&columns.iter().flat_map(|column| column.cells(row, base)).collect::<Vec<_>>());
     }
     text + "\n"
+}
+
+/// What should be zeros stands out if it is not.
+pub fn zeros(text: String, good: bool) -> String {
+    if good { text } else { format!("**{text}**") }
 }
 
 fn line(cells: &[String]) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-fn name(row: &Row) -> String {
-    row.samples().next().map_or_else(|| row.kind.name().to_owned(), |sample| sample.version.clone())
-}
-
-fn messages(row: &Row) -> String {
-    row.samples().find_map(|sample| Some(rounded(delivery(sample)?.messages.into()))).unwrap_or_default()
-}
-
-/// Of all runs together; anything but zeros makes the other figures worth nothing, so it stands out.
-fn mistakes(row: &Row) -> String {
-    let received: Vec<_> = row.samples().filter_map(delivery).map(|delivery| &delivery.received).collect();
-    let missed: u64 = received.iter().map(|received| received.missed).sum();
-    let again: u64 = received.iter().map(|received| received.again).sum();
-    let late: u64 = received.iter().map(|received| received.late).sum();
-    let closed: u64 = received.iter().map(|received| received.closed).sum();
-    let failed = row.runs.iter().filter(|run| run.is_none()).count();
-    let mut text = format!("{missed}, {again}, {late}");
-    if closed > 0 {
-        text += &format!("; {closed} clients closed");
-    }
-    if failed > 0 {
-        text += &format!("; {failed} runs failed");
-    }
-    if row.is_good() { text } else { format!("**{text}**") }
-}
-
-fn values(row: &Row, value: fn(&Sample) -> Option<f64>) -> Vec<f64> {
-    row.samples().filter_map(value).collect()
-}
-
-fn ratio_to(bare: Option<&Row>, row: &Row, value: fn(&Sample) -> Option<f64>) -> String {
-    let Some(bare) = bare else { return "–".to_owned() };
-    let turns = bare.runs.iter().zip(&row.runs);
-    let ratios = turns.filter_map(|(bare, it)| Some(value(it.as_ref()?)? / value(bare.as_ref()?)?));
+fn ratio_to<K, S>(base: Option<&Row<K, S>>, row: &Row<K, S>, value: fn(&S) -> Option<f64>) -> String {
+    let Some(base) = base else { return "–".to_owned() };
+    let turns = base.runs.iter().zip(&row.runs);
+    let ratios = turns.filter_map(|(base, it)| Some(value(it.as_ref()?)? / value(base.as_ref()?)?));
     // A run too short for the clock's ticks has used no CPU.
     median(ratios.filter(|ratio| ratio.is_finite()).collect())
         .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"))
@@ -139,7 +93,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 }
 
 /// Three digits, or all those of a whole number, its thousands set apart.
-fn rounded(value: f64) -> String {
+pub fn rounded(value: f64) -> String {
     let decimals = match value.abs() {
         ..1.0 => 3,
         ..10.0 => 2,

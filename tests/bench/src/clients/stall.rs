@@ -1,0 +1,36 @@
+//! Clients that do not read while messages are played, and what they meet with when they read again.
+
+use mio::Poll;
+
+use super::{connect::Client, receive, report::Stalled};
+use crate::failure::Failure;
+
+/// What a server says to a client that is too slow: come again later (IANA's registry of close codes).
+const TRY_AGAIN_LATER: u16 = 1013;
+
+/// So many clients, spread over all of them, read no more.
+pub fn stall(clients: &mut [Client], count: usize) {
+    let total = clients.len();
+    for (nth, client) in clients.iter_mut().enumerate() {
+        // The nth is one of them if it brings the share of them to the next whole number.
+        client.reads = (nth + 1) * count / total == nth * count / total;
+    }
+}
+
+/// They read again, and nobody else.
+pub fn read_again(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Result<Stalled, Failure> {
+    for client in clients.iter_mut() {
+        client.reads = !client.reads;
+    }
+    let received = receive::receive(poll, clients, messages)?;
+    let mut stalled = Stalled { mistakes: received.again + received.late, ..Stalled::default() };
+    for client in clients.iter().filter(|client| client.reads) {
+        *match (client.close_code, client.closed, client.order.missed(messages)) {
+            (Some(TRY_AGAIN_LATER), ..) => &mut stalled.told,
+            (Some(_), ..) | (None, true, _) => &mut stalled.cut,
+            (None, false, 0) => &mut stalled.complete,
+            (None, false, _) => &mut stalled.skipped,
+        } += 1;
+    }
+    Ok(stalled)
+}
