@@ -94,9 +94,12 @@ impl Channels {
         self.open(name)
     }
 
-    /// The same if it is there already.
+    /// The same if it is there already, or has a name of its own in the manifest: looking makes no others.
     pub fn find(&self, name: &str) -> Result<Option<Arc<Channel>>, Refused> {
         self.check_allowed(name)?;
+        if name == MAIN || self.rules.iter().any(|rule| rule.pattern == name) {
+            return self.open(name).map(Some);
+        }
         Ok(self.get(name))
     }
 
@@ -202,7 +205,7 @@ impl Channels {
             return true;
         }
         self.sweep(&mut lock(&self.open));
-        fits(channel.log_bytes()) || self.takes_from_others(channel, |own| fits(own))
+        fits(channel.log_bytes()) || self.takes_from_others(channel, fits)
     }
 
     /// Lets the largest logs give up their oldest chunks until a burst fits.

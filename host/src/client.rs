@@ -17,6 +17,7 @@ pub mod frame;
 mod handshake;
 mod history;
 mod id;
+mod kernel;
 mod listener;
 mod mailbox;
 mod message;

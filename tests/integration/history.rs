@@ -46,9 +46,8 @@ async fn send(relay: &Relay, peer: &mut Peer, numbers: std::ops::RangeInclusive<
         peer.text(number.to_string()).await;
     }
     until("the last publication", async || {
-        // There is no channel before its first.
-        let answer = Http::connect(relay.clients).await.get("/t/channels/main?limit=1").await;
-        if answer.json()["publications"][0]["data"] == last.as_str() { Ok(()) } else { Err(answer.body) }
+        let newest = texts(&read(relay, "?limit=1").await);
+        if newest == [last.as_str()] { Ok(()) } else { Err(format!("{newest:?}")) }
     })
     .await;
 }

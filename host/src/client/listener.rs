@@ -22,6 +22,7 @@ use crate::{
     client::{
         Shards,
         handshake::{Accepted, Attempt, Handshake},
+        kernel,
         shard::Newcomer,
     },
     component::Handler,
@@ -99,12 +100,13 @@ pub struct Asked<'d> {
     pub snapshot: bool,
 }
 
-/// A bound listener, its sockets without Nagle's delay.
+/// A bound listener, its sockets without Nagle's delay and with little unsent.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     // Accepted sockets inherit it.
     socket.set_nodelay(true)?;
+    kernel::bound_unsent(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

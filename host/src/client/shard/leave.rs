@@ -8,7 +8,7 @@ use super::{
     Shard, TICKS, millis,
     row::{Cursor, Cursors, flag},
 };
-use crate::client::frame;
+use crate::client::{frame, kernel};
 
 /// How long a client has to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,7 +28,9 @@ impl Shard {
         self.unsubscribe(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
         row.flags |= flag::CLOSING;
-        row.extra().close_by = self.now.wrapping_add(millis(CLOSE_TIMEOUT));
+        // One that takes nothing has as long to begin again as any that is behind.
+        let time = if row.is(flag::BEHIND) { self.timing.stall_timeout.max(CLOSE_TIMEOUT) } else { CLOSE_TIMEOUT };
+        row.extra().close_by = self.now.wrapping_add(millis(time));
         self.closing.push(slot);
         self.send(slot, frame::close(code, text));
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
@@ -40,6 +42,7 @@ impl Shard {
     /// reset could overtake the frame.
     pub(super) fn close_sent(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot) else { return };
+        row.extra().close_by = self.now.wrapping_add(millis(CLOSE_TIMEOUT));
         let ended = row.socket.shutdown(Shutdown::Write).is_err();
         if ended || row.is(flag::PEER_CLOSED) {
             self.remove(slot, "client");
@@ -77,6 +80,9 @@ impl Shard {
     pub(super) fn remove(&mut self, slot: usize, reason: &'static str) {
         self.unsubscribe(slot);
         let Some(row) = self.rows.try_remove(slot) else { return };
+        if row.is(flag::BEHIND) {
+            kernel::drop_unsent(&row.socket);
+        }
         if let Some(session) = row.client.session() {
             self.by_id.remove(&session.id);
         }
