@@ -104,6 +104,7 @@ async fn appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back() {
     assert_eq!(probe.ask("append-many log 5000 200").await, "5000");
     relay.metric_reaches("edge_relay_records_drain_failures_total", &[], 2.0).await;
     assert_eq!(relay.ready().await["records"]["waiting"], 5000);
+    relay.metric_reaches("edge_relay_records_oldest_seconds", &[], 0.001).await;
     assert!(probe.ask("records log 1").await.contains("Unavailable"));
     database.restart().await;
     drained(&relay, &database, 5000).await;
@@ -249,6 +250,31 @@ async fn names_that_would_mean_something_in_sql_are_names() {
     assert_eq!(by_one.ask("records Log 9").await, "");
     assert_eq!(by_other.ask("records log 9").await, "yours");
     assert_eq!(by_one.ask("records log 9").await, "");
+}
+
+#[tokio::test]
+async fn old_rows_are_deleted_in_mysql_too() {
+    let Some(database) = MariaDb::start().await else { return };
+    let mut partner = Partner::start().await;
+    let folder = folder(&partner);
+    folder.append("tenants/t/tenant.toml", "[records.\"old*\"]\nkeep = \"1s\"\n");
+    let relay = serve(folder, &database.url()).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    // More than are deleted at once.
+    assert_eq!(probe.ask("append-many old 2500 10").await, "2500");
+    assert_eq!(probe.ask("append kept row").await.len(), 36);
+    drained(&relay, &database, 2501).await;
+    drop(probe);
+    let folder = relay.end_with(Signal::TERM).await;
+    // Old rows are looked for at the start, and then each minute.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let relay = serve(folder, &database.url()).await;
+    until("old rows gone", async || {
+        let rows = count(&database).await;
+        if rows == 1 { Ok(()) } else { Err(format!("{rows} rows:\n{}", relay.log())) }
+    })
+    .await;
+    assert_eq!(database.query("SELECT CAST(collection AS CHAR) FROM records").await, [["kept"]]);
 }
 
 #[tokio::test]

@@ -35,8 +35,9 @@ use crate::{
     tenant::Tenant,
 };
 
-/// Seconds after which clients that found the relay full may try again: not all at once.
-const RETRY_SECONDS: [&str; 5] = ["1", "2", "3", "4", "5"];
+/// Seconds after which clients that found the relay full may try again: not all at once, and soon, since a herd of ten
+/// thousand is let in within a second or two.
+const RETRY_SECONDS: [&str; 2] = ["1", "2"];
 
 /// Serves one connection's request; keeps the client if the handshake succeeds.
 pub struct Handshake(pub Arc<Attempt>);
@@ -75,7 +76,7 @@ impl Refusal {
     }
 
     pub fn unavailable(reason: &'static str, message: &str) -> Self {
-        let seconds = RETRY_SECONDS.choose(&mut rand::rng()).copied().unwrap_or("5");
+        let seconds = RETRY_SECONDS.choose(&mut rand::rng()).copied().unwrap_or("1");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, message).with(RETRY_AFTER, seconds)
     }
 
