@@ -43,7 +43,7 @@ struct Channels {
     followers: Vec<Told>,
 }
 
-/// A channel that has its first subscriber, or has had none for [`QUIET`].
+/// A channel that has its first subscriber, or has had none for two seconds.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Change {
     pub channel: Arc<str>,
