@@ -7,10 +7,10 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{Receiver, Sender, channel},
     },
-    thread::{self, JoinHandle},
+    thread,
     time::Instant,
 };
 
@@ -59,7 +59,7 @@ impl Append {
 enum Order {
     Append(Append),
     Change(Change, oneshot::Sender<Result<usize, StoreError>>),
-    End,
+    End(oneshot::Sender<()>),
 }
 
 /// The way to the thread.
@@ -67,7 +67,6 @@ pub struct Writer {
     orders: Sender<Order>,
     /// Told when rows have been appended.
     pub appended: Arc<Notify>,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Writer {
@@ -77,8 +76,9 @@ impl Writer {
         let (rows, used) = sqlite::usage(&connection).map_err(io::Error::other)?;
         metrics.waiting.set(i64::try_from(rows).unwrap_or(i64::MAX));
         let work = Work { connection, metrics, used, appended: Arc::clone(&appended) };
-        let thread = thread::Builder::new().name("records".into()).spawn(move || work.run(&queued))?;
-        Ok(Self { orders, appended, thread: Mutex::new(Some(thread)) })
+        // Its end is [`Writer::end`]'s; it is not joined, which a disk that does not answer would make endless.
+        thread::Builder::new().name("records".into()).spawn(move || work.run(&queued))?;
+        Ok(Self { orders, appended })
     }
 
     /// Writes rows of one tenant, all or none; returns when they are on disk. `quota`: bytes the tenant may have here.
@@ -98,13 +98,12 @@ impl Writer {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Finishes what is queued.
-    pub fn end(&self) {
-        self.order(Order::End);
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // A panic in it has been printed, and whoever waited has been told.
-            let _ = thread.join();
-        }
+    /// Finishes what is queued, and closes the file. A disk that does not answer is for the caller to give up.
+    pub async fn end(&self) {
+        let (done, ended) = oneshot::channel();
+        self.order(Order::End(done));
+        // A thread that has panicked has ended too: that is printed, and whoever waited for it has been told.
+        let _ = ended.await;
     }
 
     fn order(&self, order: Order) {
@@ -132,7 +131,12 @@ impl Work {
             match order {
                 Order::Append(append) => held = self.append(append, queued),
                 Order::Change(change, done) => drop(done.send(self.change(change))),
-                Order::End => return,
+                Order::End(done) => {
+                    drop(self);
+                    // Who has given up waiting need not be told.
+                    let _ = done.send(());
+                    return;
+                }
             }
         }
     }
@@ -157,17 +161,19 @@ impl Work {
                 }
             }
         }
-        let written = self.write(&group);
-        let mut alone = Vec::new();
-        if written.is_err() && group.len() > 1 {
-            // One may be too large for what is left: the others need not be.
-            alone = group.split_off(0);
+        if group.is_empty() {
+            return held;
         }
-        self.answer(group, written);
-        for append in alone {
-            let append = vec![append];
-            let written = self.write(&append);
-            self.answer(append, written);
+        match self.write(&group) {
+            // One may be too large for what is left: the others need not be.
+            Err(_) if group.len() > 1 => {
+                for append in group {
+                    let alone = vec![append];
+                    let written = self.write(&alone);
+                    self.answer(alone, written);
+                }
+            }
+            written => self.answer(group, written),
         }
         held
     }
@@ -192,7 +198,7 @@ impl Work {
                 self.metrics.waiting.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
                 self.appended.notify_one();
             }
-            Err(error) if count > 0 => {
+            Err(error) => {
                 tracing::error!(%error, "records cannot be written");
                 for append in &group {
                     if let Some(first) = append.rows.first() {
@@ -200,7 +206,6 @@ impl Work {
                     }
                 }
             }
-            Err(_) => {}
         }
         for append in group {
             // Whoever has stopped waiting has its rows all the same.
