@@ -214,8 +214,7 @@ impl Running {
             tracing::warn!("the drain was cut off at shutdown");
         }
         self.tasks.abort_all();
-        let writer = Arc::clone(&self.writer);
-        if tokio::time::timeout(timeout, tokio::task::spawn_blocking(move || writer.end())).await.is_err() {
+        if tokio::time::timeout(timeout, self.writer.end()).await.is_err() {
             tracing::error!(
                 "the store's disk does not answer: what waited to be written is lost, and was not acknowledged"
             );

@@ -49,7 +49,11 @@ pub struct Key {
 impl Key {
     /// Bytes of memory it takes, its name's allocation included.
     fn size(&self) -> usize {
-        size_of::<Self>() + self.name.as_ref().map_or(0, |name| name.len() + 2 * size_of::<usize>() + ALLOCATION)
+        Self::size_with(self.name.as_ref())
+    }
+
+    fn size_with(name: Option<&Arc<str>>) -> usize {
+        size_of::<Self>() + name.map_or(0, |name| name.len() + 2 * size_of::<usize>() + ALLOCATION)
     }
 }
 
@@ -102,7 +106,8 @@ impl Chunk {
         let frame = |Publication { data, .. }: &Publication| frame::header_len(data.bytes.len()) + data.bytes.len();
         let frames: usize = burst.iter().map(frame).sum();
         let keyed = burst.iter().any(|publication| publication.key.is_some());
-        let keys: usize = if keyed { burst.iter().map(|publication| publication.key().size()).sum() } else { 0 };
+        let size = |publication: &Publication| Key::size_with(publication.key.as_ref());
+        let keys: usize = if keyed { burst.iter().map(size).sum() } else { 0 };
         // Each chunk but the last has `limit` bytes at least.
         let chunks = burst.len().min(1 + frames / limit.max(1));
         frames + burst.len() * size_of::<u32>() + keys + chunks * OVERHEAD

@@ -297,13 +297,10 @@ impl Row {
         }
     }
 
-    /// Writes from a cursor to the end of its log, and counts the publications that were completed.
+    /// Writes from a cursor that is on its log to the end of that, and counts the publications that were completed.
     pub fn advance(&mut self, nth: u16, log: &Log, now: u32, delivered: &mut u64) -> Step {
         let behind = self.is(flag::BEHIND);
         let Some(cursor) = self.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return Step::Done };
-        if cursor.since().is_some() {
-            return Step::Done;
-        }
         let mut turn = TURN_BYTES;
         while cursor.seq < log.next_seq() {
             let (offered, result) = write(&mut self.socket, cursor, log);
