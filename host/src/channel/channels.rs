@@ -1,0 +1,364 @@
+//! The channels of a tenant: which there are, what they may take together, and the one way in.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    Channel, Chunk, MAIN, Publication, Refused, State, check_name, chunk_limit, lock, publication::check,
+    snapshot::Snapshot,
+};
+use crate::{config::ChannelRule, demand::Demand, metrics::TenantMetrics};
+
+/// Most channels of a tenant that exist at once, published to or subscribed to.
+pub const MAX_CHANNELS: usize = 10_000;
+/// Between two searches for channels that nobody reads: each looks at all of them.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A channel, and what is to be published on it at once.
+type Burst = (Arc<Channel>, Vec<Publication>);
+
+/// The channels of one tenant.
+pub struct Channels {
+    rules: Vec<ChannelRule>,
+    metrics: Arc<TenantMetrics>,
+    /// Told which channels have subscribers.
+    pub demand: Arc<Demand>,
+    open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
+    /// Bytes of all logs, now and at most.
+    bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
+    /// When unread channels were last dropped.
+    swept: Mutex<Option<Instant>>,
+}
+
+impl Channels {
+    /// `max_bytes`: of all the tenant's logs together.
+    pub fn new(rules: Vec<ChannelRule>, max_bytes: usize, metrics: Arc<TenantMetrics>) -> Self {
+        Self {
+            rules,
+            metrics,
+            demand: Arc::default(),
+            open: Mutex::default(),
+            bytes: Arc::default(),
+            max_bytes,
+            swept: Mutex::default(),
+        }
+    }
+
+    /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
+    /// more than half of the channels, so that components can always publish.
+    pub fn subscribe(&self, name: &str) -> Result<Arc<Channel>, Refused> {
+        self.check_allowed(name)?;
+        let mut open = lock(&self.open);
+        if open.len() >= MAX_CHANNELS / 2 && !open.contains_key(name) {
+            self.sweep(&mut open);
+            if open.len() >= MAX_CHANNELS / 2 {
+                return Err(Refused::Channels);
+            }
+        }
+        drop(open);
+        self.open(name)
+    }
+
+    /// The same if it is there already, or has a name of its own in the manifest: looking makes no others.
+    pub fn find(&self, name: &str) -> Result<Option<Arc<Channel>>, Refused> {
+        self.check_allowed(name)?;
+        if name == MAIN || self.rules.iter().any(|rule| rule.pattern == name) {
+            return self.open(name).map(Some);
+        }
+        Ok(self.get(name))
+    }
+
+    fn check_allowed(&self, name: &str) -> Result<(), Refused> {
+        check_name(name)?;
+        if !self.rules.is_empty() && name != MAIN && self.rule(name).is_none() {
+            return Err(Refused::NotAllowed);
+        }
+        Ok(())
+    }
+
+    /// The one way into a log: appends the publications in their order, each channel's as one burst. `upstream`: that of
+    /// the filter that made them, if one did.
+    ///
+    /// Returns how many went in and, for the rest, why not (counted already). Async for the day when the log lives on
+    /// another node; here it never waits.
+    #[allow(clippy::unused_async)]
+    pub async fn publish(&self, publications: Vec<Publication>, upstream: Option<&Arc<str>>) -> (usize, Vec<Refused>) {
+        let mut bursts: HashMap<Arc<str>, Result<Burst, Refused>> = HashMap::new();
+        let mut refused = Vec::new();
+        for publication in publications {
+            if let Err(why) = check(&publication) {
+                refused.push(why);
+                continue;
+            }
+            let open = |name: &Arc<str>| self.open(name).map(|channel| (channel, Vec::new()));
+            match bursts.entry(Arc::clone(&publication.channel)).or_insert_with_key(open) {
+                Ok((_, burst)) => burst.push(publication),
+                Err(why) => refused.push(*why),
+            }
+        }
+        let mut taken = 0;
+        for (channel, burst) in bursts.into_values().flatten() {
+            if !self.has_room(&channel, &burst) {
+                refused.extend(burst.iter().map(|_| Refused::Bytes));
+                continue;
+            }
+            let count = burst.len();
+            let without = channel.append(burst, upstream);
+            taken += count - without;
+            refused.extend((0..without).map(|_| Refused::Keys));
+        }
+        self.metrics.publications.inc_by(taken as u64);
+        for why in &refused {
+            self.metrics.refused(why.reason());
+        }
+        (taken, refused)
+    }
+
+    /// An upstream is lost, or a part of what it brought: in every channel that its publications went to a new epoch
+    /// begins.
+    pub fn lost(&self, upstream: &Arc<str>) {
+        let channels: Vec<_> = lock(&self.open).values().map(Arc::clone).collect();
+        for channel in channels {
+            channel.lost(upstream);
+        }
+    }
+
+    /// The same for one channel: its part of an upstream is subscribed to, or no longer.
+    pub fn interrupted(&self, channel: &str, upstream: &Arc<str>) {
+        if let Some(channel) = self.get(channel) {
+            channel.lost(upstream);
+        }
+    }
+
+    /// The channel of that name, made if it is not there yet.
+    pub fn open(&self, name: &str) -> Result<Arc<Channel>, Refused> {
+        check_name(name)?;
+        let mut open = lock(&self.open);
+        if let Some(channel) = open.get(name) {
+            return Ok(Arc::clone(channel));
+        }
+        if open.len() >= MAX_CHANNELS && !self.sweep(&mut open) {
+            return Err(Refused::Channels);
+        }
+        let rule = self.rule(name).cloned().unwrap_or_default();
+        let name: Arc<str> = name.into();
+        let channel = Arc::new(Channel {
+            name: Arc::clone(&name),
+            metrics: Arc::clone(&self.metrics),
+            subscribers: AtomicUsize::new(0),
+            demand: Arc::clone(&self.demand),
+            total: Arc::clone(&self.bytes),
+            max_total: self.max_bytes,
+            state: Mutex::new(State::new(&rule)),
+            rule,
+        });
+        open.insert(name, Arc::clone(&channel));
+        Ok(channel)
+    }
+
+    /// A channel that is there already.
+    pub fn get(&self, name: &str) -> Option<Arc<Channel>> {
+        lock(&self.open).get(name).cloned()
+    }
+
+    /// Whether the tenant's logs may hold a burst, if need be in the place of what its channel has.
+    fn has_room(&self, channel: &Channel, burst: &[Publication]) -> bool {
+        let keys: usize = burst.iter().map(Snapshot::cost).sum();
+        let burst = Chunk::most(burst, chunk_limit(channel.rule.log_bytes)) + keys;
+        let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes + own;
+        if fits(0) {
+            return true;
+        }
+        self.sweep(&mut lock(&self.open));
+        fits(channel.log_bytes()) || self.takes_from_others(channel, fits)
+    }
+
+    /// Lets the largest logs give up their oldest chunks until a burst fits.
+    fn takes_from_others(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
+        let others = lock(&self.open).values().map(Arc::clone).collect::<Vec<_>>();
+        loop {
+            let own = channel.log_bytes();
+            if fits(own) {
+                return true;
+            }
+            let largest = others.iter().max_by_key(|other| other.log_bytes());
+            if !largest.is_some_and(|largest| largest.log_bytes() > own && largest.give_up()) {
+                return false;
+            }
+        }
+    }
+
+    /// Drops the channels that nobody reads, to make room for others; not more than once a second.
+    fn sweep(&self, open: &mut HashMap<Arc<str>, Arc<Channel>>) -> bool {
+        let mut swept = lock(&self.swept);
+        if swept.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
+            return false;
+        }
+        *swept = Some(Instant::now());
+        // Held elsewhere, it has readers, or will have: a handshake or a publication is under way.
+        open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
+        open.len() < MAX_CHANNELS && self.bytes.load(Ordering::Relaxed) < self.max_bytes
+    }
+
+    /// The rule for a name: the one that is this name, or else that with the longest prefix of it.
+    fn rule(&self, name: &str) -> Option<&ChannelRule> {
+        let fitting = self.rules.iter().filter_map(|rule| match rule.pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix).then_some((false, prefix.len(), rule)),
+            None => (name == rule.pattern).then_some((true, 0, rule)),
+        });
+        fitting.max_by_key(|(exact, prefix, _)| (*exact, *prefix)).map(|(_, _, rule)| rule)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        channel::{Frame, Kind, Reader, Since},
+        metrics::Metrics,
+    };
+
+    fn channels(rules: &[(&str, usize)], max_bytes: usize) -> Channels {
+        let rule = |(pattern, log_bytes): &(&str, usize)| ChannelRule {
+            pattern: (*pattern).into(),
+            log_bytes: *log_bytes,
+            ..ChannelRule::default()
+        };
+        let rules = rules.iter().map(rule);
+        Channels::new(rules.collect(), max_bytes, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
+    }
+
+    fn publication(channel: &str, bytes: usize) -> Publication {
+        let data = Frame { kind: Kind::Binary, bytes: vec![0; bytes].into() };
+        Publication { channel: channel.into(), key: None, remove: false, data }
+    }
+
+    #[test]
+    fn the_rule_of_that_name_comes_before_prefixes_and_the_longest_of_those() {
+        let channels = channels(&[("a*", 1), ("ab*", 2), ("ab", 3), ("*", 4)], 1000);
+        let log_bytes = |name| channels.rule(name).unwrap().log_bytes;
+        assert_eq!((log_bytes("ab"), log_bytes("abc"), log_bytes("ac"), log_bytes("b")), (3, 2, 1, 4));
+    }
+
+    #[test]
+    fn clients_get_what_is_listed_or_when_nothing_is_any_name() {
+        let listed = channels(&[("prices", 1000), ("news-*", 1000)], 1000);
+        for name in ["prices", "news-", "news-1", MAIN] {
+            assert!(listed.subscribe(name).is_ok(), "{name}");
+        }
+        assert_eq!(listed.subscribe("other").err(), Some(Refused::NotAllowed));
+        assert!(channels(&[], 1000).subscribe("other").is_ok());
+        assert_eq!(listed.subscribe("").err(), Some(Refused::Name));
+    }
+
+    #[tokio::test]
+    async fn all_logs_together_stay_within_the_tenants_bytes() {
+        let channels = channels(&[], 100_000);
+        // Held, as a channel with readers is.
+        let held: Vec<_> = ["a", "b", "c"].map(|name| channels.open(name).unwrap()).into();
+        for _ in 0..20 {
+            for name in ["a", "b", "c"] {
+                channels.publish(vec![publication(name, 20_000)], None).await;
+                assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
+            }
+        }
+        // One channel's newest is never let go for another's: what does not fit is refused.
+        let (taken, refused) = channels.publish(vec![publication("a", 90_000)], None).await;
+        assert_eq!((taken, refused), (0, vec![Refused::Bytes]));
+        drop(held);
+        *lock(&channels.swept) = None;
+        assert_eq!(channels.publish(vec![publication("d", 90_000)], None).await.0, 1);
+        assert!(channels.get("a").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_comes_late_gets_its_part_of_the_bytes() {
+        let channels = channels(&[], 100_000);
+        let _held = ["a", "b", "c"].map(|name| channels.open(name).unwrap());
+        for _ in 0..100 {
+            channels.publish(vec![publication("a", 1000)], None).await;
+        }
+        assert!(channels.get("a").unwrap().log_bytes() > 90_000);
+        for _ in 0..100 {
+            for name in ["b", "c"] {
+                assert_eq!(channels.publish(vec![publication(name, 1000)], None).await.0, 1);
+                assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
+            }
+        }
+        assert!(["b", "c"].iter().all(|name| channels.get(name).unwrap().log_bytes() > 5_000));
+    }
+
+    #[tokio::test]
+    async fn a_reader_lets_go_of_what_its_channel_has_no_room_for() {
+        struct Deaf;
+        impl Reader for Deaf {
+            fn fresh(&self, _: usize) {}
+        }
+        let channels = channels(&[], 100_000);
+        let channel = channels.open("a").unwrap();
+        let reader: Arc<dyn Reader> = Arc::new(Deaf);
+        channel.attach(Arc::clone(&reader), 0);
+        channels.publish((0..50).map(|_| publication("a", 1000)).collect(), None).await;
+        assert_eq!(channel.read(&reader, 0, |_| ()), 0);
+        let _other = channels.open("b").unwrap();
+        for _ in 0..80 {
+            channels.publish(vec![publication("b", 1000)], None).await;
+            channels.publish(vec![publication("a", 10)], None).await;
+        }
+        assert!(channel.read(&reader, 0, |_| ()) > 0, "what it need not keep is told");
+    }
+
+    #[tokio::test]
+    async fn made_up_names_make_room_for_others_once_nobody_follows_them() {
+        let channels = channels(&[], 100_000);
+        let followed: Vec<_> = (0..MAX_CHANNELS / 2).map(|nth| channels.subscribe(&nth.to_string()).unwrap()).collect();
+        assert_eq!(channels.subscribe("one more").err(), Some(Refused::Channels));
+        assert_eq!(channels.publish(vec![publication("published", 10)], None).await.0, 1);
+        drop(followed);
+        *lock(&channels.swept) = None;
+        assert!(channels.subscribe("one more").is_ok());
+        assert!(channels.find("never").unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn keys_and_snapshots_are_bytes_of_the_tenant() {
+        let channels = channels(&[], 1_000_000);
+        let keyed =
+            |key: usize, bytes| Publication { key: Some(format!("{key:0>250}").into()), ..publication("a", bytes) };
+        for round in 0..100 {
+            channels.publish((0..10).map(|key| keyed(key, 100)).collect(), None).await;
+            let bytes = channels.bytes.load(Ordering::Relaxed);
+            // Names too, each of which is an allocation.
+            assert!(bytes >= (round + 1) * 10 * (100 + 250) && bytes <= 1_000_000, "{bytes} in round {round}");
+        }
+        let channel = channels.get("a").unwrap();
+        // What is encoded has been counted before.
+        let before = channels.bytes.load(Ordering::Relaxed);
+        assert_eq!(channel.snapshot(Since::Nothing, 0).unwrap().after(0).count(), 10);
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), before);
+        drop(channel);
+        lock(&channels.open).clear();
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_is_counted_off() {
+        let channels = channels(&[("a", 1000)], 100_000);
+        let held = channels.open("a").unwrap();
+        for _ in 0..50 {
+            channels.publish(vec![publication("a", 300)], None).await;
+        }
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), held.log_bytes());
+        assert!(held.log_bytes() <= 1000);
+        drop(held);
+        channels.sweep(&mut lock(&channels.open));
+        assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
+    }
+}
