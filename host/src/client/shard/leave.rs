@@ -5,8 +5,10 @@ use std::{net::Shutdown, sync::Arc, time::Duration};
 use mio::Interest;
 
 use super::{
-    Shard, TICKS, millis,
-    row::{Cursor, Cursors, flag},
+    Shard, TICKS,
+    cursor::{Cursor, Cursors},
+    millis,
+    row::flag,
 };
 use crate::client::{frame, kernel};
 

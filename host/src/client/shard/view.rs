@@ -6,7 +6,7 @@ use slab::Slab;
 
 use crate::{
     channel::{Channel, Chunk, Log, Reader, Since, Start},
-    client::shard::row::{Cursor, Row},
+    client::shard::{cursor::Cursor, row::Row},
 };
 
 pub struct View {
