@@ -65,8 +65,8 @@ fn answer(request: &Request<Incoming>, tenants: &[Arc<Tenant>], metrics: &Metric
         return response;
     }
     match request.uri().path() {
-        "/healthz" => http_error::json(StatusCode::OK, &serde_json::json!({ "status": "ok" })),
-        "/readyz" => http_error::json(StatusCode::OK, &readiness(tenants)),
+        "/healthz" => http_error::json(StatusCode::OK, serde_json::json!({ "status": "ok" }).to_string()),
+        "/readyz" => http_error::json(StatusCode::OK, readiness(tenants).to_string()),
         "/metrics" => match metrics.encode() {
             Ok(text) => {
                 let mut response = Response::new(Full::from(text));

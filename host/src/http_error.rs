@@ -10,12 +10,12 @@ use hyper::{
 /// `code` is stable and for programs, `message` is for people.
 pub fn answer(status: StatusCode, code: &str, message: &str) -> Response<Full<Bytes>> {
     let envelope = serde_json::json!({ "error": { "code": code, "message": message } });
-    json(status, &envelope)
+    json(status, envelope.to_string())
 }
 
-/// Any JSON answer.
-pub fn json(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+/// Any answer in JSON.
+pub fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

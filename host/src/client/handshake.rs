@@ -17,27 +17,25 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     body::Incoming,
     header::{
-        ALLOW, AUTHORIZATION, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
-        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+        ALLOW, AUTHORIZATION, CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+        SEC_WEBSOCKET_VERSION, UPGRADE,
     },
     service::Service,
 };
-use rand::seq::IndexedRandom;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
-    channel::{Channel, MAIN, NotAPosition, Position, Refused, Start},
-    client::{Connected, Door, MAX_CHANNELS, client_address, history, listener::Route},
-    component::{self, Broken, Handler, Joined, NotLetIn},
-    http_error,
+    channel::{Channel, MAIN, Position, Refused, Start},
+    client::{
+        Connected, Door, MAX_CHANNELS, client_address, history,
+        listener::Route,
+        refusal::{Refusal, no_channel},
+    },
+    component::{self, Handler, Joined},
     metrics::Blame,
     tenant::Tenant,
 };
-
-/// Seconds after which clients that found the relay full may try again: not all at once, and soon, since a herd of ten
-/// thousand is let in within a second or two.
-const RETRY_SECONDS: [&str; 2] = ["1", "2"];
 
 /// Serves one connection's request; keeps the client if the handshake succeeds.
 pub struct Handshake(pub Arc<Attempt>);
@@ -59,73 +57,6 @@ pub struct Attempt {
 pub struct Accepted {
     pub client: Connected,
     pub channels: Vec<(Arc<Channel>, Start)>,
-}
-
-/// Why there will be no client; `reason` is the answer's code and the metric's label.
-pub struct Refusal {
-    status: StatusCode,
-    pub reason: &'static str,
-    message: String,
-    headers: Vec<(HeaderName, &'static str)>,
-}
-
-impl Refusal {
-    pub fn new(status: StatusCode, reason: &'static str, message: &str) -> Self {
-        // Said here: told not to keep connections alive, hyper would say it in a successful handshake too.
-        Self { status, reason, message: message.to_owned(), headers: vec![(CONNECTION, "close")] }
-    }
-
-    pub fn unavailable(reason: &'static str, message: &str) -> Self {
-        let seconds = RETRY_SECONDS.choose(&mut rand::rng()).copied().unwrap_or("1");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, message).with(RETRY_AFTER, seconds)
-    }
-
-    /// What a handler's answer is to the client.
-    pub fn guests(why: NotLetIn) -> Self {
-        match why {
-            NotLetIn::Refused(status, message) => {
-                let status = Some(status).filter(|status| (400..=599).contains(status));
-                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-                Self::new(status.unwrap_or(StatusCode::FORBIDDEN), "rejected", &message)
-            }
-            NotLetIn::Broken(Broken::Deadline(_)) => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "handler", "the tenant's code did not answer in time")
-            }
-            NotLetIn::Broken(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", "the tenant's code broke"),
-            NotLetIn::Gone => Self::unavailable("shutdown", "the relay is shutting down"),
-        }
-    }
-
-    pub fn channel(why: Refused, name: &str) -> Self {
-        let status = match why {
-            Refused::NotAllowed => StatusCode::FORBIDDEN,
-            Refused::Channels => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        Self::new(status, "channel", &no_channel(why, name))
-    }
-
-    /// What `since` must be.
-    pub fn no_position(parsed: Result<Position, NotAPosition>) -> Result<Position, Self> {
-        parsed.map_err(|NotAPosition| Self::position("since is no position: those are EPOCH:OFFSET"))
-    }
-
-    fn position(message: &str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "position", message)
-    }
-
-    pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.headers.push((name, value));
-        self
-    }
-
-    pub fn response(self) -> Response<Full<Bytes>> {
-        let mut response = http_error::answer(self.status, self.reason, &self.message);
-        for (name, value) in self.headers {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
-        }
-        response
-    }
 }
 
 impl Service<Request<Incoming>> for Handshake {
@@ -253,10 +184,6 @@ fn find(
     refusal: impl Fn(Refused, &str) -> Refusal,
 ) -> Result<Vec<Arc<Channel>>, Refusal> {
     names.iter().map(|name| tenant.channels.subscribe(name).map_err(|why| refusal(why, name))).collect()
-}
-
-fn no_channel(why: Refused, name: &str) -> String {
-    format!("channel {:.80}: {why}", format!("{name:?}"))
 }
 
 /// A handler has let a client in to channels that cannot be: the client has done nothing wrong.

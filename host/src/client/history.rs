@@ -17,12 +17,12 @@ use hyper::{
     header::{ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, HeaderValue, ORIGIN, VARY},
 };
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{
     client_address,
-    handshake::{Attempt, Refusal, for_handler},
+    handshake::{Attempt, for_handler},
     listener::Asked,
+    refusal::Refusal,
 };
 use crate::{
     channel::{Entry, Kind, Page, Position},
@@ -38,7 +38,7 @@ const MAX_LIMIT: usize = 1000;
 pub async fn answer(attempt: &Attempt, request: &Request<Incoming>, asked: Asked<'_>) -> Response<Full<Bytes>> {
     let tenant = &asked.route.tenant;
     let mut response = match read(attempt, request, &asked).await {
-        Ok(body) => http_error::json(StatusCode::OK, &body),
+        Ok(body) => http_error::json(StatusCode::OK, body),
         Err(refusal) => {
             attempt.door.metrics.handshake_refused(refusal.reason);
             refusal.response()
@@ -55,7 +55,7 @@ pub async fn answer(attempt: &Attempt, request: &Request<Incoming>, asked: Asked
     response
 }
 
-async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>) -> Result<Value, Refusal> {
+async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>) -> Result<String, Refusal> {
     if request.method() != Method::GET {
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
@@ -74,7 +74,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>)
         true => channel.latest_of_keys(parameters.after, parameters.limit),
         false => channel.page(parameters.since, parameters.limit),
     };
-    serde_json::to_value(Body::from(page)).map_err(|error| {
+    serde_json::to_string(&Body::from(page)).map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the answer cannot be written: {error}"))
     })
 }

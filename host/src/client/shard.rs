@@ -21,7 +21,8 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use self::{
-    row::{Cursors, Row},
+    cursor::Cursors,
+    row::Row,
     view::{Subscriber, View},
 };
 use crate::{
@@ -34,6 +35,7 @@ use crate::{
 };
 
 mod act;
+mod cursor;
 mod deliver;
 mod leave;
 #[cfg(test)]

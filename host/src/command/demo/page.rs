@@ -77,7 +77,7 @@ pub async fn run(listener: TcpListener, addresses: Addresses, mut stop: Stop) {
 fn answer(request: &Request<Incoming>, addresses: &serde_json::Value) -> Response<Full<Bytes>> {
     let mut response = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/") => page(),
-        (&Method::GET | &Method::HEAD, "/addresses") => http_error::json(StatusCode::OK, addresses),
+        (&Method::GET | &Method::HEAD, "/addresses") => http_error::json(StatusCode::OK, addresses.to_string()),
         (_, "/" | "/addresses") => {
             let mut response = http_error::answer(StatusCode::METHOD_NOT_ALLOWED, "method", "only GET and HEAD");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
