@@ -19,47 +19,26 @@ pub mod filter {
     });
 }
 
-pub mod demand {
-    wasmtime::component::bindgen!({
-        path: "../wit/edge-relay-tenant@0.1.0",
-        world: "filter-demand-component",
-        exports: { default: async },
-        with: {
-            "edge-relay:tenant": super::edge_relay::tenant,
-            "wasi:config": super::wasi::config,
-            "wasi:keyvalue": super::wasi::keyvalue,
-            "wasi:logging": super::wasi::logging,
-        },
-        ownership: Borrowing { duplicate_if_necessary: true },
-    });
+/// A further world, with the imports' types of the filter's.
+macro_rules! world {
+    ($name:ident, $world:literal) => {
+        pub mod $name {
+            wasmtime::component::bindgen!({
+                path: "../wit/edge-relay-tenant@0.1.0",
+                world: $world,
+                exports: { default: async },
+                with: {
+                    "edge-relay:tenant": super::edge_relay::tenant,
+                    "wasi:config": super::wasi::config,
+                    "wasi:keyvalue": super::wasi::keyvalue,
+                    "wasi:logging": super::wasi::logging,
+                },
+                ownership: Borrowing { duplicate_if_necessary: true },
+            });
+        }
+    };
 }
 
-pub mod job {
-    wasmtime::component::bindgen!({
-        path: "../wit/edge-relay-tenant@0.1.0",
-        world: "job-component",
-        exports: { default: async },
-        with: {
-            "edge-relay:tenant": super::edge_relay::tenant,
-            "wasi:config": super::wasi::config,
-            "wasi:keyvalue": super::wasi::keyvalue,
-            "wasi:logging": super::wasi::logging,
-        },
-        ownership: Borrowing { duplicate_if_necessary: true },
-    });
-}
-
-pub mod client {
-    wasmtime::component::bindgen!({
-        path: "../wit/edge-relay-tenant@0.1.0",
-        world: "client-component",
-        exports: { default: async },
-        with: {
-            "edge-relay:tenant": super::edge_relay::tenant,
-            "wasi:config": super::wasi::config,
-            "wasi:keyvalue": super::wasi::keyvalue,
-            "wasi:logging": super::wasi::logging,
-        },
-        ownership: Borrowing { duplicate_if_necessary: true },
-    });
-}
+world!(demand, "filter-demand-component");
+world!(job, "job-component");
+world!(client, "client-component");
