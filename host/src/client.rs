@@ -23,6 +23,7 @@ mod mailbox;
 mod message;
 mod queue;
 pub mod raw;
+mod refusal;
 mod shard;
 
 pub use address::client_address;

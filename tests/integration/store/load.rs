@@ -29,6 +29,16 @@ async fn fails(relay: &Relay, before: f64) {
     relay.metric_reaches("edge_relay_records_drain_failures_total", &[], before + 1.0).await;
 }
 
+/// Waits until so many more rows were given to the host.
+async fn more(appends: &Appends, rows: u64) {
+    let enough = appends.given() + rows;
+    until(format!("{rows} more rows"), async || {
+        let given = appends.given();
+        if given > enough { Ok(()) } else { Err(format!("{given} of {enough}")) }
+    })
+    .await;
+}
+
 async fn failures(relay: &Relay) -> f64 {
     relay.metric("edge_relay_records_drain_failures_total", &[]).await
 }
@@ -48,9 +58,9 @@ async fn the_line_is_cut_stalled_half_closed_in_a_commit_and_slow() {
         chaos.cut();
         fails(&relay, before).await;
         drains(&relay).await;
-        // In the middle of whatever is under way, both ways, for two seconds.
+        // In the middle of whatever is under way, both ways: appends go on, for two seconds at their rate.
         chaos.stall();
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        more(&appends, 2 * u64::from(PER_SECOND)).await;
         chaos.go_on();
         drains(&relay).await;
         // MySQL commits, and the host does not learn of it.
@@ -64,7 +74,7 @@ async fn the_line_is_cut_stalled_half_closed_in_a_commit_and_slow() {
         }
         chaos.latency(Duration::from_millis(500));
         drains(&relay).await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        more(&appends, 2 * u64::from(PER_SECOND)).await;
         chaos.latency(Duration::ZERO);
     }
     appends.end(load).await;
@@ -104,8 +114,7 @@ async fn the_host_is_killed() {
         let relay = serve(folder, &database.url()).await;
         let load = appends.begin(&relay, None);
         drains(&relay).await;
-        let enough = appends.given() + 2000;
-        until("more rows", async || if appends.given() > enough { Ok(()) } else { Err(String::new()) }).await;
+        more(&appends, 2000).await;
         folder = relay.end_with(Signal::KILL).await;
         appends.end(load).await;
     }
