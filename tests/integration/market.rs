@@ -42,6 +42,38 @@ async fn a_summary_has_the_latest_prices_of_the_open_connection() {
 }
 
 #[tokio::test]
+async fn a_summary_that_was_broadcast_is_in_the_history() {
+    let mut partner = Partner::start().await;
+    let folder = Folder::new("").tenant("t", &partner.url(), &TENANT.replace("job = ", "api = \"api.wasm\"\njob = "));
+    for role in ["filter", "job", "api"] {
+        folder.copy(guests::market(role), &format!("tenants/t/{role}.wasm"));
+    }
+    let relay = Relay::serve(folder).await;
+    let mut summaries = relay.client("/t?channel=summary").await;
+    let mut peer = partner.accept().await;
+    let history = async |query: &str| -> Vec<Value> {
+        let (status, body) = relay.api_get(&format!("/t/history?{query}")).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    };
+    for price in ["1.2", "1.3"] {
+        peer.text(ticker("BTC-USD", price)).await;
+        peer.text(ticker("ETH-USD", "3")).await;
+        summary_is(&mut summaries, json!({ "BTC-USD": price, "ETH-USD": "3" })).await;
+        // Saved first: whoever has heard of it finds it.
+        assert_eq!(history("product=BTC-USD&limit=1").await[0]["price"], price);
+    }
+    let all = history("product=BTC-USD&limit=1000").await;
+    // Newest first, each product by itself.
+    assert!(all.is_sorted_by(|one, next| one["at"].as_u64() > next["at"].as_u64()), "{all:?}");
+    assert!(all.len() >= 2 && all.last().unwrap()["price"] == "1.2", "{all:?}");
+    assert_eq!(history("product=BTC-USD&limit=2").await.len(), 2);
+    assert_eq!(history("product=ETH-USD&limit=1").await[0]["price"], "3");
+    assert_eq!(history("product=NONE").await, [] as [Value; 0]);
+    assert_eq!(relay.api_get("/t/history").await.0, 400);
+}
+
+#[tokio::test]
 async fn a_question_that_is_none_is_answered_by_an_error() {
     let folder = Folder::new("");
     folder.write("tenants/t/tenant.toml", "name = \"t\"\n[components]\nclient = \"client.wasm\"");

@@ -154,6 +154,15 @@ mod tests {
     }
 
     #[test]
+    fn a_url_may_stand_in_a_file() {
+        let file = std::env::temp_dir().join(format!("edge-relay-store-url-{}", std::process::id()));
+        std::fs::write(&file, format!("{TLS}\n")).unwrap();
+        let opts = read(&format!("url = {{ file = {file:?} }}")).unwrap().mysql.unwrap();
+        std::fs::remove_file(file).unwrap();
+        assert_eq!((opts.pass(), opts.db_name()), (Some("hush"), Some("records")));
+    }
+
+    #[test]
     fn mistakes_are_named_and_secrets_are_not() {
         for (section, words) in [
             ("url = \"postgres://db/x\"", "store.url: is neither sqlite: nor mysql://"),
