@@ -20,6 +20,7 @@ use crate::{
 
 mod channels;
 mod chunk;
+mod encoding;
 mod history;
 mod log;
 mod publication;
@@ -28,6 +29,7 @@ mod snapshot;
 
 pub use channels::{Channels, MAX_CHANNELS};
 pub use chunk::{Chunk, Entry, Key};
+pub use encoding::Format;
 pub use history::{Epoch, NotAPosition, Page, Position, Start};
 pub use log::Log;
 pub use publication::{Frame, Kind, Publication, Refused, check_name};
@@ -49,6 +51,8 @@ pub struct Channel {
     pub name: Arc<str>,
     pub metrics: Arc<TenantMetrics>,
     rule: ChannelRule,
+    /// Payloads of so many bytes and more are compressed for clients that can take it.
+    compress_above: usize,
     /// Clients that follow it now, in all shards.
     subscribers: AtomicUsize,
     demand: Arc<Demand>,
@@ -115,11 +119,12 @@ impl Channel {
         let limit = chunk_limit(self.rule.log_bytes);
         let mut rest = burst.as_slice();
         while !rest.is_empty() {
-            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), state.next_offset, rest, limit);
+            let first = Position { epoch: state.epoch, offset: state.next_offset };
+            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), first, rest, limit);
             rest = rest.get(encoded..).unwrap_or_default();
             state.next_offset += encoded as u64;
             self.total.fetch_add(chunk.size(), Ordering::Relaxed);
-            state.bytes += chunk.bytes().len() as u64;
+            state.bytes += chunk.bytes() as u64;
             state.log.push(Arc::new(chunk), unread, |gone| self.forget(&gone));
         }
         while state.log.excess() > MAX_UNREAD {
@@ -137,6 +142,7 @@ impl Channel {
     }
 
     fn forget(&self, gone: &Chunk) {
+        gone.forget();
         self.total.fetch_sub(gone.size(), Ordering::Relaxed);
     }
 
@@ -149,12 +155,12 @@ impl Channel {
         }
     }
 
-    /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones, and their last
-    /// offset.
-    pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> (Log, u64) {
+    /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones, and the position
+    /// that they end with.
+    pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> (Log, Position) {
         let mut state = lock(&self.state);
         state.readers.attach(reader, token);
-        (state.log.from_here(), state.next_offset - 1)
+        (state.log.from_here(), state.position())
     }
 
     /// Hands over the chunks from position `seq` on that the log still has; returns the oldest one's position.
@@ -171,7 +177,7 @@ impl Channel {
 
     /// The newest publication, if the log has one.
     pub fn latest(&self) -> Option<Frame> {
-        lock(&self.state).log.newest()?.last()
+        lock(&self.state).log.from(0).rev().find_map(|chunk| chunk.last())
     }
 
     pub fn subscribers(&self) -> usize {

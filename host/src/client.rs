@@ -1,7 +1,8 @@
 //! Clients: from an accepted connection to the last byte it is sent.
 //!
-//! hyper does the HTTP handshake on the I/O runtime (`listener`, `handshake`); then the bare socket moves to a
-//! shard (`shard`), where a client is a row in a table: a cursor on each channel it follows, no task, no timer and no
+//! There are three doors: a plain WebSocket (`raw`), server-sent events (`sse`) and the Centrifuge protocol
+//! (`centrifuge`). hyper does the HTTP handshake on the I/O runtime (`listener`, `handshake`); then the bare socket moves to
+//! a shard (`shard`), where a client is a row in a table: a cursor on each channel it follows, no task, no timer and no
 //! buffer of its own while it is idle.
 
 use std::sync::{
@@ -12,27 +13,43 @@ use std::sync::{
 use crate::{component::Joined, demand::Demand, metrics::TenantMetrics};
 
 mod address;
+mod admission;
 mod budget;
+pub mod centrifuge;
+mod compression;
+mod cors;
+pub mod deflate;
+mod door;
+mod end;
 pub mod frame;
 mod handshake;
 mod history;
 mod id;
+mod inbox;
 mod kernel;
 mod listener;
 mod mailbox;
-mod message;
+pub mod message;
 mod queue;
 pub mod raw;
 mod refusal;
 mod shard;
+pub mod sse;
+mod steps;
+mod upgrade;
 
 pub use address::client_address;
 pub use budget::{Budget, Share};
+pub use compression::{Compression, SHARED_WINDOW_BITS, encode};
+pub use door::{Door, MAX_READS, Route};
+pub use end::End;
 pub use id::ClientId;
-pub use listener::{Door, MAX_READS, Route, bind, run};
-pub use queue::Step;
+pub use inbox::{Event, Full, Inbox};
+pub use listener::{bind, run};
+pub use queue::{Follow, Step, Told};
 pub use raw::ErrorCode;
 pub use shard::{Shards, Timing};
+pub use steps::Steps;
 
 /// Most channels one client may follow.
 const MAX_CHANNELS: usize = 64;
@@ -48,37 +65,55 @@ pub struct Terms {
     pub total: Arc<AtomicUsize>,
     /// Told of each client: some upstreams are there only for them.
     pub demand: Arc<Demand>,
+    /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
+    pub compress_above: Option<usize>,
 }
 
 /// A client that counts as connected until this is dropped.
 pub struct Connected {
     terms: Arc<Terms>,
-    /// With a handler: its end of the client.
-    session: Option<Joined>,
+    pub voice: Voice,
+}
+
+/// Who hears what a client says.
+pub enum Voice {
+    /// Nobody.
+    Silent,
+    /// The tenant's handler.
+    Handler(Joined),
+    /// The client speaks the Centrifuge protocol.
+    Centrifuge(Arc<centrifuge::Session>),
 }
 
 impl Connected {
-    pub fn new(terms: Arc<Terms>, session: Option<Joined>) -> Self {
+    pub fn new(terms: Arc<Terms>, voice: Voice) -> Self {
         terms.total.fetch_add(1, Ordering::Relaxed);
         terms.metrics.clients.inc();
         terms.metrics.clients_accepted.inc();
         terms.demand.client_came();
-        Self { terms, session }
+        Self { terms, voice }
     }
 
     pub fn terms(&self) -> &Arc<Terms> {
         &self.terms
     }
 
-    pub fn session(&self) -> Option<&Joined> {
-        self.session.as_ref()
+    /// By which a tenant's code knows it.
+    pub fn id(&self) -> Option<ClientId> {
+        match &self.voice {
+            Voice::Silent => None,
+            Voice::Handler(session) => Some(session.id),
+            Voice::Centrifuge(session) => Some(session.id),
+        }
     }
 
     /// Counts that the client leaves; its handler is told the reason when it is gone.
     pub fn leaves(&self, reason: &'static str) {
         self.terms.metrics.closed(reason);
-        if let Some(session) = &self.session {
-            session.leaves(reason);
+        match &self.voice {
+            Voice::Silent => {}
+            Voice::Handler(session) => session.leaves(reason),
+            Voice::Centrifuge(session) => session.leaves(reason),
         }
     }
 }

@@ -38,7 +38,7 @@ mod warm;
 
 pub use api::{Api, ApiCode, NoAnswer};
 pub use call::Broken;
-pub use client::{Admission, ClientCode, Handler, Joined, NotLetIn, Request};
+pub use client::{Admission, ClientCode, Door, Handler, Joined, Meaning, NotLetIn, Request, Session};
 pub use engine::{Engine, LoadError};
 pub use filter::{FilterCode, FilterQueue};
 pub use host::Guest;
@@ -62,6 +62,11 @@ pub struct Tasks {
 }
 
 impl Tasks {
+    /// Of the runtime that this is called on.
+    pub fn here() -> Self {
+        Self { runtime: Handle::current(), tracker: TaskTracker::new() }
+    }
+
     pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.tracker.spawn_on(task, &self.runtime)
     }

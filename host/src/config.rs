@@ -99,6 +99,8 @@ pub struct TenantConfig {
     pub schedules: Vec<ScheduleConfig>,
     /// Origins whose pages may read channels over HTTP; `*` is any.
     pub cors: Vec<String>,
+    /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
+    pub compress_above: Option<usize>,
     /// Per-channel settings, in the manifest's order.
     pub channels: Vec<ChannelRule>,
     /// How long collections of records are kept, by their names: `[records."name"] keep`.

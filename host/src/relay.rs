@@ -14,7 +14,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use crate::{
     admin, api,
     client::{self, Door, Route, Shards, Timing},
-    component::{Engine, Guests, Job},
+    component::{Engine, Guests, Job, Tasks},
     config::{HostLimits, RelayConfig, TenantConfig},
     metrics::Metrics,
     shutdown::Stop,
@@ -127,6 +127,7 @@ impl Relay {
             max_handshakes: room.handshakes,
             handshake_timeout: limits.handshake_timeout,
             reads: Arc::new(Semaphore::new(client::MAX_READS)),
+            commands: Tasks::here(),
         };
         let api_routes = api::Routes {
             tenants: apis,

@@ -104,7 +104,8 @@ pub struct Shared<'h> {
 pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Started {
     let Shared { guests, metrics, shards, store, total } = shared;
     let counts = Arc::new(metrics.tenant(&config.name));
-    let channels = Arc::new(Channels::new(config.channels, config.limits.logs, Arc::clone(&counts)));
+    let channels =
+        Arc::new(Channels::new(config.channels, config.limits.logs, config.compress_above, Arc::clone(&counts)));
     let handle = |upstream: &UpstreamConfig| {
         let demand = upstream.linger.map(|_| Arc::clone(&channels.demand));
         Arc::new(upstream::Handle::new(Arc::clone(&upstream.name), demand))
@@ -116,6 +117,7 @@ pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Star
         budget: Budget::new(config.limits.client_backlog),
         total: Arc::clone(total),
         demand: Arc::clone(&channels.demand),
+        compress_above: config.compress_above,
     };
     let tenant = Arc::new(Tenant {
         name: config.name,

@@ -26,6 +26,7 @@ type Burst = (Arc<Channel>, Vec<Publication>);
 /// The channels of one tenant.
 pub struct Channels {
     rules: Vec<ChannelRule>,
+    compress_above: usize,
     metrics: Arc<TenantMetrics>,
     /// Told which channels have subscribers.
     pub demand: Arc<Demand>,
@@ -38,10 +39,17 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// `max_bytes`: of all the tenant's logs together.
-    pub fn new(rules: Vec<ChannelRule>, max_bytes: usize, metrics: Arc<TenantMetrics>) -> Self {
+    /// `max_bytes`: of all the tenant's logs together. `compress_above`: payloads of so many bytes and more are compressed
+    /// for clients that can take it.
+    pub fn new(
+        rules: Vec<ChannelRule>,
+        max_bytes: usize,
+        compress_above: Option<usize>,
+        metrics: Arc<TenantMetrics>,
+    ) -> Self {
         Self {
             rules,
+            compress_above: compress_above.unwrap_or(usize::MAX),
             metrics,
             demand: Arc::default(),
             open: Mutex::default(),
@@ -152,6 +160,7 @@ impl Channels {
         let channel = Arc::new(Channel {
             name: Arc::clone(&name),
             metrics: Arc::clone(&self.metrics),
+            compress_above: self.compress_above,
             subscribers: AtomicUsize::new(0),
             demand: Arc::clone(&self.demand),
             total: Arc::clone(&self.bytes),
@@ -232,7 +241,7 @@ mod tests {
             ..ChannelRule::default()
         };
         let rules = rules.iter().map(rule);
-        Channels::new(rules.collect(), max_bytes, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
+        Channels::new(rules.collect(), max_bytes, None, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
     }
 
     fn publication(channel: &str, bytes: usize) -> Publication {

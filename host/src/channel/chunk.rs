@@ -1,31 +1,36 @@
 //! One burst of publications, encoded once for all who read it.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use bytes::Bytes;
 
-use crate::{
-    channel::{Frame, Kind, Publication},
-    client::frame,
+use super::{
+    Epoch, Frame, Kind, Position, Publication,
+    encoding::{Others, Wire},
 };
+use crate::client::{frame, raw};
 
 /// What a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
-const OVERHEAD: usize = 128;
+const OVERHEAD: usize = 160;
 
 /// What the allocator adds.
 const ALLOCATION: usize = 16;
 
-/// Publications as WebSocket frames, one after another: immutable, shared by reference.
+/// Publications of one epoch, one after another: immutable, shared by reference. One without publications stands for the
+/// gap before its epoch.
 #[derive(Debug)]
 pub struct Chunk {
     /// Position in the channel's log, without gaps.
     pub seq: u64,
     /// When it was published.
     pub at: Instant,
+    pub epoch: Epoch,
     offsets: Offsets,
-    bytes: Box<[u8]>,
-    /// Where each publication's frame ends in `bytes`.
-    ends: Box<[u32]>,
+    pub(super) raw: Wire,
+    pub(super) others: OnceLock<Box<Others>>,
     /// `None`: no publication here has one.
     keys: Option<Box<[Key]>>,
 }
@@ -47,6 +52,8 @@ pub struct Key {
 }
 
 impl Key {
+    const NONE: Self = Self { name: None, remove: false };
+
     /// Bytes of memory it takes, its name's allocation included.
     fn size(&self) -> usize {
         Self::size_with(self.name.as_ref())
@@ -65,9 +72,19 @@ pub struct Entry {
     pub data: Frame,
 }
 
+/// The same, still in there.
+#[derive(Clone, Copy)]
+pub(super) struct Item<'c> {
+    pub offset: u64,
+    pub key: &'c Key,
+    pub kind: Kind,
+    pub payload: &'c [u8],
+}
+
 impl Chunk {
     /// Encodes publications until they are all in or `limit` bytes are passed; returns how many went in, at least one.
-    pub fn encode(seq: u64, first_offset: u64, publications: &[Publication], limit: usize) -> (Self, usize) {
+    /// `first`: the position of the first of them.
+    pub fn encode(seq: u64, first: Position, publications: &[Publication], limit: usize) -> (Self, usize) {
         let mut size = 0;
         let mut count = 0;
         for Publication { data, .. } in publications {
@@ -78,27 +95,30 @@ impl Chunk {
             }
         }
         let taken = || publications.iter().take(count);
-        let (bytes, ends) = encode(taken().map(|publication| &publication.data), size);
+        let raw = Wire::new(taken().map(|publication| &publication.data), size, raw::write);
         let keyed = taken().any(|publication| publication.key.is_some());
         let keys = keyed.then(|| taken().map(Publication::key).collect());
-        let offsets = Offsets::From(first_offset);
-        (Self { seq, at: Instant::now(), offsets, bytes, ends, keys }, count)
+        (Self::new(seq, first.epoch, Offsets::From(first.offset), raw, keys), count)
     }
 
     /// Publications out of their turn: those of a snapshot, by their offsets. It stands before position `seq`.
-    pub fn snapshot<'e>(seq: u64, entries: impl Iterator<Item = (u64, Key, &'e Frame)> + Clone) -> Self {
+    pub fn snapshot<'e>(seq: u64, epoch: Epoch, entries: impl Iterator<Item = (u64, Key, &'e Frame)> + Clone) -> Self {
         let size = |frame: &Frame| frame::header_len(frame.bytes.len()) + frame.bytes.len();
-        let (bytes, ends) =
-            encode(entries.clone().map(|(.., data)| data), entries.clone().map(|(.., data)| size(data)).sum());
+        let size = entries.clone().map(|(.., data)| size(data)).sum();
+        let raw = Wire::new(entries.clone().map(|(.., data)| data), size, raw::write);
         let offsets = Offsets::Each(entries.clone().map(|(offset, ..)| offset).collect());
         let keys = Some(entries.map(|(_, key, _)| key).collect());
-        Self { seq, at: Instant::now(), offsets, bytes, ends, keys }
+        Self::new(seq, epoch, offsets, raw, keys)
     }
 
-    /// Bytes of this chunk, copied, without what it knows of them: it lets go of all others.
-    pub fn part(&self, range: Range<usize>) -> Self {
-        let bytes = self.bytes.get(range).unwrap_or_default().into();
-        Self { seq: self.seq, at: self.at, offsets: Offsets::From(0), bytes, ends: Box::default(), keys: None }
+    /// Stands for what may have been missed before the position `first`, which begins an epoch.
+    pub fn gap(seq: u64, first: Position) -> Self {
+        let raw = Wire { bytes: Box::default(), ends: Box::default() };
+        Self::new(seq, first.epoch, Offsets::From(first.offset), raw, None)
+    }
+
+    fn new(seq: u64, epoch: Epoch, offsets: Offsets, raw: Wire, keys: Option<Box<[Key]>>) -> Self {
+        Self { seq, at: Instant::now(), epoch, offsets, raw, others: OnceLock::new(), keys }
     }
 
     /// The most bytes of memory that the chunks of a burst can take, cut at `limit`.
@@ -113,72 +133,70 @@ impl Chunk {
         frames + burst.len() * size_of::<u32>() + keys + chunks * OVERHEAD
     }
 
-    /// All frames.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Whether it stands for a gap.
+    pub fn is_gap(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of its frames.
+    pub fn bytes(&self) -> usize {
+        self.raw.bytes.len()
     }
 
     pub fn first_offset(&self) -> u64 {
         self.offset(0)
     }
 
-    /// The offset of the last publication.
+    /// The offset of the last publication, or of the last before a gap.
     pub fn last_offset(&self) -> u64 {
-        self.offset(self.ends.len().saturating_sub(1))
+        match (&self.offsets, self.len()) {
+            (Offsets::From(first), length) => (first + length as u64).saturating_sub(1),
+            (Offsets::Each(_), length) => self.offset(length.saturating_sub(1)),
+        }
+    }
+
+    /// What a client has that has got nothing of this, in its epoch.
+    pub fn before(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.first_offset().saturating_sub(1) }
     }
 
     /// The last publication's payload, copied.
     pub fn last(&self) -> Option<Frame> {
-        Some(self.entry(self.ends.len().checked_sub(1)?)?.data)
+        Some(self.entry(self.len().checked_sub(1)?)?.data)
     }
 
     /// Its publications with offsets greater than `offset`, their payloads copied.
     pub fn after(&self, offset: u64) -> impl DoubleEndedIterator<Item = Entry> {
-        (self.index_after(offset)..self.ends.len()).filter_map(|index| self.entry(index))
-    }
-
-    /// Where the first publication with an offset greater than `offset` begins.
-    pub fn position_after(&self, offset: u64) -> usize {
-        self.start(self.index_after(offset))
-    }
-
-    /// The offset of the last publication of which there is a byte before `position`.
-    pub fn begun(&self, position: usize) -> Option<u64> {
-        let whole = self.ends_up_to(position);
-        let begun = whole + usize::from(self.start(whole) < position);
-        Some(self.offset(begun.checked_sub(1)?))
+        (self.index_after(offset)..self.len()).filter_map(|index| self.entry(index))
     }
 
     /// The offset behind which publications of at most so many bytes follow here.
     pub fn last_within(&self, bytes: usize) -> u64 {
-        let from = self.bytes.len().saturating_sub(bytes);
-        let index = if from == 0 { 0 } else { 1 + self.ends.partition_point(|end| (*end as usize) < from) };
+        let Wire { bytes: all, ends } = &self.raw;
+        let from = all.len().saturating_sub(bytes);
+        let index = if from == 0 { 0 } else { 1 + ends.partition_point(|end| (*end as usize) < from) };
         self.offset(index).saturating_sub(1)
     }
 
-    /// How many publications end in `from..=to`: those completed by sending the bytes between.
-    pub fn completed(&self, from: usize, to: usize) -> usize {
-        if from == 0 && to == self.bytes.len() {
-            return self.ends.len();
-        }
-        self.ends_up_to(to) - self.ends_up_to(from)
-    }
-
-    /// What is left of the frame that `position` is inside of; `None` at a frame's start.
-    pub fn rest_of_frame(&self, position: usize) -> Option<Range<usize>> {
-        let index = self.ends_up_to(position);
-        let end = *self.ends.get(index)? as usize;
-        (self.start(index) != position).then_some(position..end)
-    }
-
-    /// Bytes of memory it takes, roughly.
+    /// Bytes of memory it takes, roughly, without the formats that are made later.
     pub fn size(&self) -> usize {
         let offsets = if let Offsets::Each(offsets) = &self.offsets { size_of_val(&**offsets) } else { 0 };
         let keys = self.keys.as_ref().map_or(0, |keys| keys.iter().map(Key::size).sum());
-        self.bytes.len() + self.ends.len() * size_of::<u32>() + offsets + keys + OVERHEAD
+        self.raw.bytes.len() + size_of_val(&*self.raw.ends) + offsets + keys + OVERHEAD
     }
 
-    fn offset(&self, index: usize) -> u64 {
+    /// Its log has let go of it: the formats that were made of it are no longer bytes of that.
+    pub fn forget(&self) {
+        if let Some(others) = self.others.get() {
+            others.forget();
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.raw.ends.len()
+    }
+
+    pub(super) fn offset(&self, index: usize) -> u64 {
         match &self.offsets {
             Offsets::From(first) => first + index as u64,
             Offsets::Each(offsets) => offsets.get(index).copied().unwrap_or_default(),
@@ -186,103 +204,108 @@ impl Chunk {
     }
 
     /// How many publications have no greater offset.
-    fn index_after(&self, offset: u64) -> usize {
+    pub(super) fn index_after(&self, offset: u64) -> usize {
         match &self.offsets {
             Offsets::From(first) => {
                 usize::try_from(offset.saturating_add(1).saturating_sub(*first)).unwrap_or(usize::MAX)
             }
             Offsets::Each(offsets) => offsets.partition_point(|own| *own <= offset),
         }
-        .min(self.ends.len())
+        .min(self.len())
     }
 
-    fn start(&self, index: usize) -> usize {
-        index.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize)
+    pub(super) fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        (0..self.len()).filter_map(|index| self.item(index))
+    }
+
+    fn item(&self, index: usize) -> Option<Item<'_>> {
+        let (kind, payload) = frame::decode(self.raw.get(index)?)?;
+        let key = self.keys.as_ref().and_then(|keys| keys.get(index)).unwrap_or(&Key::NONE);
+        Some(Item { offset: self.offset(index), key, kind, payload })
     }
 
     fn entry(&self, index: usize) -> Option<Entry> {
-        let encoded = self.bytes.get(self.start(index)..*self.ends.get(index)? as usize)?;
-        let (kind, payload) = frame::decode(encoded)?;
-        let key = self.keys.as_ref().and_then(|keys| keys.get(index)).cloned().unwrap_or_default();
-        Some(Entry { offset: self.offset(index), key, data: Frame { kind, bytes: Bytes::copy_from_slice(payload) } })
+        let Item { offset, key, kind, payload } = self.item(index)?;
+        Some(Entry { offset, key: key.clone(), data: Frame { kind, bytes: Bytes::copy_from_slice(payload) } })
     }
-
-    fn ends_up_to(&self, position: usize) -> usize {
-        self.ends.partition_point(|end| *end as usize <= position)
-    }
-}
-
-/// Frames one after another, and where each ends. Allocated at the exact size: a chunk is kept as long as its channel's
-/// log reaches back.
-fn encode<'f>(frames: impl Iterator<Item = &'f Frame>, size: usize) -> (Box<[u8]>, Box<[u32]>) {
-    let mut bytes = Vec::with_capacity(size);
-    let mut ends = Vec::with_capacity(frames.size_hint().0);
-    for Frame { kind, bytes: payload } in frames {
-        let opcode = match kind {
-            Kind::Text => frame::TEXT,
-            Kind::Binary => frame::BINARY,
-        };
-        frame::encode(opcode, payload, &mut bytes);
-        // What bounds a tenant's logs keeps all of this far below 4 GiB.
-        ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-    }
-    (bytes.into(), ends.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::Format;
 
     fn text(payload: &'static str) -> Publication {
         let data = Frame { kind: Kind::Text, bytes: payload.into() };
         Publication { channel: "c".into(), key: None, remove: false, data }
     }
 
+    fn first() -> Position {
+        "1:41".parse().unwrap()
+    }
+
     #[test]
     fn frames_stand_one_after_another_and_the_index_knows_their_ends() {
-        let (chunk, count) = Chunk::encode(7, 41, &[text("ab"), text(""), text("cde")], 1000);
+        let (chunk, count) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
         assert_eq!(count, 3);
-        assert_eq!(chunk.bytes(), b"\x81\x02ab\x81\x00\x81\x03cde");
-        assert_eq!(chunk.completed(0, 11), 3);
-        assert_eq!(chunk.completed(0, 4), 1);
-        assert_eq!(chunk.completed(1, 5), 1);
-        assert_eq!(chunk.completed(5, 11), 2);
-        assert_eq!(chunk.rest_of_frame(0), None);
-        assert_eq!(chunk.rest_of_frame(4), None);
-        assert_eq!(chunk.rest_of_frame(1), Some(1..4));
-        assert_eq!(chunk.rest_of_frame(8), Some(8..11));
-        assert_eq!(chunk.rest_of_frame(11), None);
+        let raw = chunk.made(Format::Raw).unwrap();
+        assert_eq!(raw.bytes(), b"\x81\x02ab\x81\x00\x81\x03cde");
+        assert_eq!(raw.completed(0, 11), 3);
+        assert_eq!(raw.completed(0, 4), 1);
+        assert_eq!(raw.completed(1, 5), 1);
+        assert_eq!(raw.completed(5, 11), 2);
+        assert_eq!(raw.rest(0), None);
+        assert_eq!(raw.rest(4), None);
+        assert_eq!(raw.rest(1), Some(1..4));
+        assert_eq!(raw.rest(8), Some(8..11));
+        assert_eq!(raw.rest(11), None);
         assert_eq!(chunk.last(), Some(text("cde").data));
-        let (chunk, _) = Chunk::encode(7, 41, &[text("ab")], 1000);
+        let (chunk, _) = Chunk::encode(7, first(), &[text("ab")], 1000);
         assert_eq!(chunk.last(), Some(text("ab").data));
     }
 
     #[test]
     fn positions_and_offsets_belong_together() {
-        let (chunk, _) = Chunk::encode(7, 41, &[text("ab"), text(""), text("cde")], 1000);
-        let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| chunk.begun(position));
+        let (chunk, _) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
+        let raw = chunk.made(Format::Raw).unwrap();
+        let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.begun(position));
         assert_eq!(begun, [None, Some(41), Some(41), Some(42), Some(42), Some(43), Some(43)]);
-        assert_eq!([0, 40, 41, 42, 43, u64::MAX].map(|offset| chunk.position_after(offset)), [0, 0, 4, 6, 11, 11]);
+        assert_eq!([0, 40, 41, 42, 43, u64::MAX].map(|offset| raw.position_after(offset)), [0, 0, 4, 6, 11, 11]);
         assert_eq!(chunk.after(41).map(|entry| entry.offset).collect::<Vec<_>>(), [42, 43]);
         assert_eq!((chunk.first_offset(), chunk.last_offset()), (41, 43));
         assert_eq!([0, 4, 5, 6, 7, 10, 11, 12].map(|bytes| chunk.last_within(bytes)), [43, 43, 42, 42, 41, 41, 40, 40]);
-        let part = chunk.part(1..4);
-        assert_eq!((part.bytes(), part.completed(0, 3), part.rest_of_frame(1)), (&b"\x02ab"[..], 0, None));
+        let next = [0, 4, 6, 11].map(|position| raw.next(position).map(|(end, reached)| (end, reached.offset)));
+        assert_eq!(next, [Some((4, 41)), Some((6, 42)), Some((11, 43)), None]);
         let frames = [text("x").data, text("yz").data];
         let entries = [(3, &frames[0]), (9, &frames[1])].map(|(offset, frame)| (offset, Key::default(), frame));
-        let chunk = Chunk::snapshot(7, entries.into_iter());
-        assert_eq!([2, 3, 8, 9].map(|offset| chunk.position_after(offset)), [0, 3, 3, 7]);
-        assert_eq!([0, 1, 3, 4].map(|position| chunk.begun(position)), [None, Some(3), Some(3), Some(9)]);
+        let chunk = Chunk::snapshot(7, first().epoch, entries.into_iter());
+        let raw = chunk.made(Format::Raw).unwrap();
+        assert_eq!([2, 3, 8, 9].map(|offset| raw.position_after(offset)), [0, 3, 3, 7]);
+        assert_eq!([0, 1, 3, 4].map(|position| raw.begun(position)), [None, Some(3), Some(3), Some(9)]);
     }
 
     #[test]
     fn a_burst_over_the_limit_is_cut_between_publications() {
         let burst = [text("0123456789"), text("0123456789"), text("0123456789")];
-        let (_, count) = Chunk::encode(0, 1, &burst, 20);
+        let (_, count) = Chunk::encode(0, first(), &burst, 20);
         assert_eq!(count, 2);
-        let (one, count) = Chunk::encode(0, 1, &burst, 1);
+        let (one, count) = Chunk::encode(0, first(), &burst, 1);
         assert_eq!(count, 1);
         assert_eq!(Chunk::most(&burst, 1), 3 * one.size());
-        assert_eq!(Chunk::most(&burst, 1000), Chunk::encode(0, 1, &burst, 1000).0.size());
+        assert_eq!(Chunk::most(&burst, 1000), Chunk::encode(0, first(), &burst, 1000).0.size());
+    }
+
+    #[test]
+    fn a_gap_stands_between_what_is_before_and_behind_it() {
+        let (before, _) = Chunk::encode(7, first(), &[text("ab")], 1000);
+        let gap = Chunk::gap(8, "2:42".parse().unwrap());
+        let (after, _) = Chunk::encode(9, "2:42".parse().unwrap(), &[text("cd")], 1000);
+        assert!(gap.is_gap() && !before.is_gap());
+        assert_eq!(
+            (before.last_offset(), gap.last_offset(), gap.first_offset(), after.first_offset()),
+            (41, 41, 42, 42)
+        );
+        assert_eq!(gap.before(), "2:41".parse().unwrap());
+        assert_eq!((gap.after(0).count(), gap.last(), gap.bytes()), (0, None, 0));
     }
 }

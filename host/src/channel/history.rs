@@ -1,6 +1,13 @@
 //! What a channel can say of the past: resuming, reading back, the snapshot.
 
-use std::{fmt, num::ParseIntError, str::FromStr, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    io::Write,
+    num::ParseIntError,
+    str::FromStr,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{Channel, Chunk, Entry, Key, Since, State, lock, snapshot::End};
 use crate::config::History;
@@ -43,6 +50,14 @@ pub struct Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.epoch, self.offset)
+    }
+}
+
+impl Position {
+    /// Appends it.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        // A vector takes all that is written.
+        let _ = write!(out, "{self}");
     }
 }
 
@@ -102,7 +117,7 @@ impl Channel {
     pub fn snapshot(&self, since: Since, least: u64) -> Option<Arc<Chunk>> {
         let mut state = lock(&self.state);
         let least = least.max(state.log.oldest_seq());
-        let end = End { next: state.log.next_seq(), bytes: state.bytes };
+        let end = End { next: state.log.next_seq(), bytes: state.bytes, epoch: state.epoch };
         state.snapshot.chunk(since, end, least)
     }
 
@@ -131,6 +146,29 @@ impl Channel {
         Page { position, entries, recovered: Some(recovered) }
     }
 
+    /// Publications after a position, or the oldest.
+    pub fn page_from(&self, after: Option<Position>, limit: usize) -> Page {
+        let after = after.unwrap_or_else(|| {
+            let state = lock(&self.state);
+            Position { epoch: state.epoch, offset: self.reach(&state) }
+        });
+        self.page(Some(after), limit)
+    }
+
+    /// Publications before a position, or the newest, newest first.
+    pub fn page_before(&self, before: Option<Position>, limit: usize) -> Page {
+        let state = lock(&self.state);
+        let position = state.position();
+        let recovered = before.map(|before| before.epoch == state.epoch);
+        if recovered == Some(false) {
+            return Page { position, entries: Vec::new(), recovered };
+        }
+        let reach = self.reach(&state);
+        let newest = state.log.after(reach).rev().flat_map(|chunk| chunk.after(reach).rev());
+        let end = before.map_or(u64::MAX, |before| before.offset);
+        Page { position, entries: within(newest.skip_while(|entry| entry.offset >= end), limit), recovered }
+    }
+
     /// The latest publications of keys, those with offsets greater than `after`, at most `limit`. What changes between two
     /// pages comes again in a later one.
     pub fn latest_of_keys(&self, after: u64, limit: usize) -> Page {
@@ -144,9 +182,10 @@ impl Channel {
         Page { position: state.position(), entries, recovered: None }
     }
 
-    /// Begins a new epoch if it has had publications of an upstream that is lost.
+    /// Begins a new epoch if it has had publications of an upstream that is lost; readers are told of the gap.
     pub(super) fn lost(&self, upstream: &Arc<str>) {
         let mut state = lock(&self.state);
+        let state = &mut *state;
         // Without a publication since the last time there is nothing to tell apart.
         if !state.upstreams.contains(upstream) || state.begins == state.next_offset {
             return;
@@ -157,6 +196,12 @@ impl Channel {
         state.snapshot.clear(next);
         self.resized(before, state.snapshot.bytes());
         self.metrics.epochs.inc();
+        let seq = state.log.next_seq();
+        let unread = state.readers.unread().unwrap_or(seq);
+        let gap = Chunk::gap(seq, Position { epoch: state.epoch, offset: next });
+        self.total.fetch_add(gap.size(), Ordering::Relaxed);
+        state.log.push(Arc::new(gap), unread, |gone| self.forget(&gone));
+        state.readers.tell(seq);
     }
 
     fn goes_on(&self, state: &State, after: Position) -> bool {
@@ -172,7 +217,7 @@ impl Channel {
         if bytes < state.log.bytes() {
             let mut left = bytes;
             for chunk in state.log.from(0).rev() {
-                let size = chunk.bytes().len();
+                let size = chunk.bytes();
                 if size > left {
                     reach = reach.max(chunk.last_within(left));
                     break;
@@ -188,7 +233,7 @@ impl Channel {
 }
 
 impl State {
-    fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         Position { epoch: self.epoch, offset: self.next_offset - 1 }
     }
 }

@@ -105,12 +105,12 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{Frame, Kind, Publication};
+    use crate::channel::{Epoch, Frame, Kind, Position, Publication};
 
     fn chunk(seq: u64, size: usize) -> Arc<Chunk> {
         let data = Frame { kind: Kind::Binary, bytes: vec![0; size - 2].into() };
         let publication = Publication { channel: "c".into(), key: None, remove: false, data };
-        Arc::new(Chunk::encode(seq, seq, &[publication], usize::MAX).0)
+        Arc::new(Chunk::encode(seq, Position { epoch: Epoch::generate(), offset: seq }, &[publication], usize::MAX).0)
     }
 
     #[test]

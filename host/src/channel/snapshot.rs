@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Chunk, Frame, Publication, chunk::Key};
+use super::{Chunk, Epoch, Frame, Publication, chunk::Key};
 
 /// What a key takes besides its name and its payload.
 const OVERHEAD: usize = 160;
@@ -55,6 +55,7 @@ pub struct End {
     pub next: u64,
     /// Bytes of all chunks there ever were.
     pub bytes: u64,
+    pub epoch: Epoch,
 }
 
 struct Latest {
@@ -144,7 +145,7 @@ impl Snapshot {
         // One that more follows than it has itself saves nobody anything.
         let good = |encoded: &&Encoded| {
             let follows = end.bytes - encoded.at;
-            encoded.chunk.seq >= least && follows <= FRESH_BYTES.max(encoded.chunk.bytes().len() as u64)
+            encoded.chunk.seq >= least && follows <= FRESH_BYTES.max(encoded.chunk.bytes() as u64)
         };
         if let Some(encoded) = self.encoded.get(usize::from(with_removals)).and_then(Option::as_ref).filter(good) {
             return Some(Arc::clone(&encoded.chunk));
@@ -154,7 +155,7 @@ impl Snapshot {
             let key = Key { name: Some(Arc::clone(&latest.key)), remove: self.removals.contains(offset) };
             (*offset, key, &latest.data)
         });
-        let chunk = Arc::new(Chunk::snapshot(end.next, entries));
+        let chunk = Arc::new(Chunk::snapshot(end.next, end.epoch, entries));
         if let Some(place) = self.encoded.get_mut(usize::from(with_removals)) {
             *place = Some(Encoded { chunk: Arc::clone(&chunk), at: end.bytes });
         }

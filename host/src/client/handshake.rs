@@ -1,41 +1,34 @@
-//! The opening handshake of a raw WebSocket client, RFC 6455 section 4.2.
+//! A client's request, by whichever door: answered, or the client kept for its shard.
 
 use std::{
-    collections::BTreeSet,
+    future::pending,
     net::IpAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
-    body::Incoming,
-    header::{
-        ALLOW, AUTHORIZATION, CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-        SEC_WEBSOCKET_VERSION, UPGRADE,
-    },
-    service::Service,
-};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, header::ALLOW, service::Service};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::{
-    channel::{Channel, MAIN, Position, Refused, Start},
-    client::{
-        Connected, Door, MAX_CHANNELS, client_address, history,
-        listener::Route,
-        refusal::{Refusal, no_channel},
-    },
-    component::{self, Handler, Joined},
-    metrics::Blame,
-    tenant::Tenant,
+use super::{
+    Compression, Connected, Door, End, SHARED_WINDOW_BITS, Voice,
+    admission::{Wanted, begin, for_handler, resume},
+    centrifuge::{self, Disconnect},
+    client_address, cors, deflate,
+    door::{Entrance, Route},
+    history,
+    refusal::Refusal,
+    shard::{Accepted, Due},
+    sse,
+    upgrade::Upgrade,
 };
+use crate::{channel::Format, component, tenant::Tenant};
 
 /// Serves one connection's request; keeps the client if the handshake succeeds.
 pub struct Handshake(pub Arc<Attempt>);
@@ -44,7 +37,9 @@ pub struct Handshake(pub Arc<Attempt>);
 pub struct Attempt {
     pub door: Arc<Door>,
     pub peer: IpAddr,
-    pub accepted: Mutex<Option<Accepted>>,
+    accepted: Mutex<Option<Accepted>>,
+    /// The answer is the shard's: nothing more is to be written here.
+    taken: AtomicBool,
     /// Too many others wait for an answer.
     crowded: bool,
     /// Whether the request has come.
@@ -53,39 +48,17 @@ pub struct Attempt {
     reading: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
-/// A client to be.
-pub struct Accepted {
-    pub client: Connected,
-    pub channels: Vec<(Arc<Channel>, Start)>,
-}
+type Answer = Response<Full<Bytes>>;
 
 impl Service<Request<Incoming>> for Handshake {
-    type Response = Response<Full<Bytes>>;
+    type Response = Answer;
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let attempt = Arc::clone(&self.0);
         attempt.asked.store(true, Ordering::Relaxed);
-        Box::pin(async move {
-            if attempt.crowded {
-                attempt.door.metrics.handshake_refused("crowded");
-                return Ok(Refusal::unavailable("crowded", "too many clients come at once").response());
-            }
-            if let Some(asked) = attempt.door.channel(request.uri().path()) {
-                return Ok(history::answer(&attempt, &request, asked).await);
-            }
-            Ok(match attempt.accept(&request).await {
-                Ok((response, accepted)) => {
-                    *attempt.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
-                    response
-                }
-                Err(refusal) => {
-                    attempt.door.metrics.handshake_refused(refusal.reason);
-                    refusal.response()
-                }
-            })
-        })
+        Box::pin(async move { Ok(attempt.answer(&request).await) })
     }
 }
 
@@ -95,6 +68,7 @@ impl Attempt {
             door,
             peer,
             accepted: Mutex::new(None),
+            taken: AtomicBool::new(false),
             crowded,
             asked: AtomicBool::new(false),
             reading: Mutex::default(),
@@ -105,6 +79,16 @@ impl Attempt {
         self.asked.load(Ordering::Relaxed)
     }
 
+    /// Whether the client's shard writes the answer.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// The client, if it is let in.
+    pub fn accepted(&self) -> Option<Accepted> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Whether there is room for one more that reads a channel.
     pub fn begins_to_read(&self) -> bool {
         let permit = Arc::clone(&self.door.reads).try_acquire_owned().ok();
@@ -113,180 +97,148 @@ impl Attempt {
         begins
     }
 
-    async fn accept(&self, request: &Request<Incoming>) -> Result<(Response<Full<Bytes>>, Accepted), Refusal> {
-        let Some(Route { tenant, handler }) = self.door.route(request.uri().path()) else {
-            return Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path"));
+    async fn answer(&self, request: &Request<Incoming>) -> Answer {
+        let Some((route, entrance)) = self.door.find(request.uri().path()) else {
+            let refusal = Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path");
+            return self.refused(&refusal, refusal.response());
         };
-        let accept = check(request)?;
+        let accepted = match entrance {
+            Entrance::Channel { name, snapshot } => {
+                let asked = history::Asked { route, channel: name, snapshot };
+                return history::answer(self, request, &asked).await;
+            }
+            Entrance::Sse => return self.events(route, request).await,
+            Entrance::Raw => self.raw(route, request).await,
+            Entrance::Centrifuge => self.centrifuge(route, request),
+        };
+        match accepted {
+            Ok((upgrade, accepted)) => {
+                self.keep(accepted);
+                upgrade.response()
+            }
+            Err(refusal) => self.refused(&refusal, refusal.response()),
+        }
+    }
+
+    /// A plain WebSocket.
+    async fn raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
         self.has_room()?;
-        let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
+        let mut upgrade = Upgrade::check(request)?;
         // Before the handler is asked for anything.
         let Wanted { names, after } = Wanted::read(request.uri())?;
-        let (session, channels) = match handler {
-            Some(handler) => {
-                let let_in = self.ask(tenant, handler, request, address, names).await?;
-                // Others have come meanwhile.
-                self.has_room()?;
-                let_in
-            }
-            None => (None, find(tenant, names, Refusal::channel)?),
+        let compression = agree(&route.tenant, request, &mut upgrade);
+        let asked = self.for_handler(request, component::Door::WebSocket);
+        let admitted = self.door.admit(route, asked, names, compression).await?;
+        let accepted = Accepted {
+            channels: begin(admitted.channels, &after)?,
+            format: if shares(compression) { Format::Deflated } else { Format::Raw },
+            deflates: compression.is_some(),
+            ..Accepted::new(Connected::new(Arc::clone(&route.tenant.terms), admitted.voice))
         };
-        let channels = begin(channels, after)?;
-        tracing::debug!(tenant.name = %tenant.name, client.address = %address, "client accepted");
-        let mut response = Response::new(Full::default());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-        Ok((response, Accepted { client: Connected::new(Arc::clone(&tenant.terms), session), channels }))
+        Ok((upgrade, accepted))
+    }
+
+    /// A client of the Centrifuge protocol, which says what it wants by its commands.
+    fn centrifuge(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
+        self.has_room()?;
+        let mut upgrade = Upgrade::check(request)?;
+        let compression = agree(&route.tenant, request, &mut upgrade);
+        let protocol = centrifuge::Protocol::of(request);
+        upgrade.protocol = protocol.name();
+        let session = centrifuge::Session::new(
+            self.door.shards.next_id(),
+            route,
+            self.for_handler(request, component::Door::Centrifuge),
+            compression,
+            self.door.commands.clone(),
+        );
+        let connected = Connected::new(Arc::clone(&route.tenant.terms), Voice::Centrifuge(session));
+        let no_json = || End::Centrifuge(Disconnect::NotAvailable, "the relay speaks this protocol as JSON".into());
+        let accepted = Accepted {
+            format: if shares(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
+            deflates: compression.is_some(),
+            deadline: Some((Instant::now() + self.door.handshake_timeout, Due::Stale)),
+            end: (!protocol.is_json()).then(no_json),
+            ..Accepted::new(connected)
+        };
+        Ok((upgrade, accepted))
+    }
+
+    /// Server-sent events.
+    async fn events(&self, route: &Route, request: &Request<Incoming>) -> Answer {
+        if request.method() == Method::OPTIONS {
+            return cors::preflight(&route.tenant, request.headers());
+        }
+        match self.accept_events(route, request).await {
+            Ok(accepted) => {
+                self.keep(accepted);
+                self.taken.store(true, Ordering::Relaxed);
+                // The connection is taken from under this.
+                pending().await
+            }
+            Err(refusal) => {
+                let mut answer = self.refused(&refusal, refusal.event_stream());
+                answer.headers_mut().extend(cors::headers(&route.tenant, request.headers()));
+                answer
+            }
+        }
+    }
+
+    async fn accept_events(&self, route: &Route, request: &Request<Incoming>) -> Result<Accepted, Refusal> {
+        self.has_room()?;
+        if request.method() != Method::GET {
+            let refusal =
+                Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is asked for with GET");
+            return Err(refusal.with(ALLOW, "GET"));
+        }
+        let Wanted { names, after } = Wanted::read(request.uri())?;
+        let asked = self.for_handler(request, component::Door::Sse);
+        let admitted = self.door.admit(route, asked, names, None).await?;
+        let last = sse::last_event_id(request.headers());
+        let after = last.or_else(|| (!after.is_empty()).then_some(after));
+        let (channels, gaps) = resume(admitted.channels, after.as_deref());
+        let mut hello = sse::head(cors::headers(&route.tenant, request.headers()));
+        gaps.iter().for_each(|channel| sse::gap(channel, None, &mut hello));
+        let connected = Connected::new(Arc::clone(&route.tenant.terms), admitted.voice);
+        Ok(Accepted { channels, hello, format: Format::Sse, ..Accepted::new(connected) })
     }
 
     fn has_room(&self) -> Result<(), Refusal> {
-        if self.door.total.load(Ordering::Relaxed) < self.door.max_clients {
-            return Ok(());
-        }
-        Err(Refusal::unavailable("full", "the relay has as many clients as it takes"))
+        self.is_crowded()?;
+        self.door.has_room()
     }
 
-    /// Asks the tenant's handler whether to let the client in, and to which channels.
-    async fn ask(
-        &self,
-        tenant: &Tenant,
-        handler: &Arc<Handler>,
-        request: &Request<Incoming>,
-        address: IpAddr,
-        wanted: BTreeSet<String>,
-    ) -> Result<(Option<Joined>, Vec<Arc<Channel>>), Refusal> {
-        let admission = handler.connect(for_handler(request, address)).await.map_err(Refusal::guests)?;
-        let Some(channels) = admission.channels else {
-            for name in &wanted {
-                handler.subscribe(&admission.session, name.clone()).await.map_err(Refusal::guests)?;
-            }
-            return Ok((Some(admission.session), find(tenant, wanted, Refusal::channel)?));
-        };
-        let names: BTreeSet<String> = channels.into_iter().collect();
-        if names.len() > MAX_CHANNELS {
-            return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
-        }
-        let channels = find(tenant, names, |why, name| match why {
-            Refused::Channels => Refusal::channel(why, name),
-            _ => wrong_channels(handler, &no_channel(why, name)),
-        });
-        Ok((Some(admission.session), channels?))
+    /// Whether it is refused for all the others that come.
+    pub fn is_crowded(&self) -> Result<(), Refusal> {
+        if self.crowded { Err(Refusal::unavailable("crowded", "too many clients come at once")) } else { Ok(()) }
+    }
+
+    fn for_handler(&self, request: &Request<Incoming>, door: component::Door) -> component::Request {
+        let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
+        for_handler(request, address, door)
+    }
+
+    fn keep(&self, accepted: Accepted) {
+        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+    }
+
+    /// Counts an answer that refuses.
+    pub fn refused(&self, refusal: &Refusal, answer: Answer) -> Answer {
+        self.door.metrics.handshake_refused(refusal.reason);
+        answer
     }
 }
 
-/// The channels of these names; the first that cannot be followed leads to a refusal.
-fn find(
-    tenant: &Tenant,
-    names: BTreeSet<String>,
-    refusal: impl Fn(Refused, &str) -> Refusal,
-) -> Result<Vec<Arc<Channel>>, Refusal> {
-    names.iter().map(|name| tenant.channels.subscribe(name).map_err(|why| refusal(why, name))).collect()
+/// What messages are compressed with, if the tenant has it turned on and the client asks for it.
+fn agree(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) -> Option<Compression> {
+    let above = tenant.terms.compress_above?;
+    let agreed = deflate::negotiate(request.headers())?;
+    upgrade.extensions = Some(agreed.answer);
+    Some(Compression { above, window_bits: agreed.window_bits })
 }
 
-/// A handler has let a client in to channels that cannot be: the client has done nothing wrong.
-fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
-    let guest = handler.guest();
-    guest.metrics.failed(Blame::GuestBroke, "channels");
-    tracing::warn!(tenant.name = %guest.tenant.name, error = why, "a handler's channels for a client cannot be");
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &format!("the tenant's code gives it {why}"))
-}
-
-/// The request as a handler sees it.
-pub fn for_handler(request: &Request<Incoming>, address: IpAddr) -> component::Request {
-    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let query = request.uri().query().unwrap_or_default();
-    // The scheme's name has no case (RFC 9110 section 11.1).
-    let bearer = request.headers().get(AUTHORIZATION).map(text).and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
-    });
-    let in_query = || form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "token");
-    component::Request {
-        path: request.uri().path().to_owned(),
-        query: query.to_owned(),
-        headers: request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
-        client_ip: address.to_string(),
-        token: bearer.or_else(|| in_query().map(|(_, token)| token.into_owned())),
-    }
-}
-
-/// Section 4.2.1: what the request must have. Returns the value of `Sec-WebSocket-Accept`.
-fn check(request: &Request<Incoming>) -> Result<HeaderValue, Refusal> {
-    let headers = request.headers();
-    if !has_token(headers, &UPGRADE, "websocket") {
-        let message = "this path speaks WebSocket: connect with ws:// or wss://";
-        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "not_websocket", message).with(UPGRADE, "websocket"));
-    }
-    if request.method() != Method::GET {
-        let message = "a WebSocket handshake is a GET request";
-        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "bad_handshake", message).with(ALLOW, "GET"));
-    }
-    let bad = |message: &str| Refusal::new(StatusCode::BAD_REQUEST, "bad_handshake", message);
-    if request.version() != Version::HTTP_11 {
-        return Err(bad("a WebSocket handshake is an HTTP/1.1 request"));
-    }
-    if !has_token(headers, &CONNECTION, "upgrade") {
-        return Err(bad("the header Connection does not say Upgrade"));
-    }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let message = "Sec-WebSocket-Version 13 is the one spoken here";
-        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "bad_handshake", message)
-            .with(SEC_WEBSOCKET_VERSION, "13")
-            .with(UPGRADE, "websocket"));
-    }
-    let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
-    if BASE64_STANDARD.decode(key).map_or(0, |nonce| nonce.len()) != 16 {
-        return Err(bad("Sec-WebSocket-Key is not 16 bytes in base64"));
-    }
-    HeaderValue::try_from(derive_accept_key(key)).map_err(|_| bad("Sec-WebSocket-Key cannot be answered"))
-}
-
-/// Whether a header that lists tokens has this one, in any case.
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(token))
-}
-
-/// What the query asks for: `?channel=…`, each channel once, and `&since=EPOCH:OFFSET`, where to go on with one.
-struct Wanted {
-    names: BTreeSet<String>,
-    after: Option<Position>,
-}
-
-impl Wanted {
-    fn read(uri: &Uri) -> Result<Self, Refusal> {
-        let query = uri.query().unwrap_or_default().as_bytes();
-        let mut wanted = Self { names: BTreeSet::new(), after: None };
-        for (key, value) in form_urlencoded::parse(query) {
-            match &*key {
-                "channel" => drop(wanted.names.insert(value.into_owned())),
-                "since" => wanted.after = Some(Refusal::no_position(value.parse())?),
-                _ => {}
-            }
-            if wanted.names.len() > MAX_CHANNELS {
-                let message = format!("a client follows at most {MAX_CHANNELS} channels");
-                return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
-            }
-        }
-        if wanted.names.is_empty() {
-            wanted.names.insert(MAIN.to_owned());
-        }
-        Ok(wanted)
-    }
-}
-
-/// Where the client begins in each channel.
-fn begin(channels: Vec<Arc<Channel>>, after: Option<Position>) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
-    let Some(after) = after else { return Ok(channels.into_iter().map(|channel| (channel, Start::Now)).collect()) };
-    match <[_; 1]>::try_from(channels) {
-        Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
-        Ok(_) => {
-            let message = "what came after this position is not all there: begin anew, without since";
-            Err(Refusal::new(StatusCode::GONE, "not_recovered", message))
-        }
-        Err(_) => Err(Refusal::position("since is a position in one channel: ask for one")),
-    }
+/// Whether a client takes what is compressed for all. One that asked for a smaller window gets publications as they are,
+/// which it takes too (RFC 7692 section 6).
+fn shares(compression: Option<Compression>) -> bool {
+    compression.is_some_and(|compression| compression.window_bits >= SHARED_WINDOW_BITS)
 }

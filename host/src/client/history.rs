@@ -12,50 +12,48 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    Method, Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, HeaderValue, ORIGIN, VARY},
+    header::{ALLOW, CONNECTION, HeaderValue},
 };
 use serde::Serialize;
 
-use super::{
-    client_address,
-    handshake::{Attempt, for_handler},
-    listener::Asked,
-    refusal::Refusal,
-};
+use super::{admission::for_handler, client_address, cors, door::Route, handshake::Attempt, refusal::Refusal};
 use crate::{
     channel::{Entry, Kind, Page, Position},
-    http_error,
-    tenant::Tenant,
+    component, http_error,
 };
 
 /// Publications of one answer: by default, and at most.
 const LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
+/// A channel that is to be read.
+pub struct Asked<'d> {
+    pub route: &'d Route,
+    pub channel: String,
+    /// Its snapshot, not its log.
+    pub snapshot: bool,
+}
+
 /// Answers a request for a channel.
-pub async fn answer(attempt: &Attempt, request: &Request<Incoming>, asked: Asked<'_>) -> Response<Full<Bytes>> {
+pub async fn answer(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>) -> Response<Full<Bytes>> {
     let tenant = &asked.route.tenant;
-    let mut response = match read(attempt, request, &asked).await {
+    if request.method() == Method::OPTIONS {
+        return cors::preflight(tenant, request.headers());
+    }
+    let mut response = match read(attempt, request, asked).await {
         Ok(body) => http_error::json(StatusCode::OK, body),
-        Err(refusal) => {
-            attempt.door.metrics.handshake_refused(refusal.reason);
-            refusal.response()
-        }
+        Err(refusal) => attempt.refused(&refusal, refusal.response()),
     };
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    if let Some(origin) = allowed_origin(tenant, request.headers()) {
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    }
-    if !tenant.cors.is_empty() {
-        headers.insert(VARY, HeaderValue::from_static("Origin"));
-    }
+    headers.extend(cors::headers(tenant, request.headers()));
     response
 }
 
 async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>) -> Result<String, Refusal> {
+    attempt.is_crowded()?;
     if request.method() != Method::GET {
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
@@ -65,7 +63,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>)
         return Err(Refusal::unavailable("busy", "too many read channels at once"));
     }
     let address = client_address(attempt.peer, request.headers(), &attempt.door.trusted_proxies);
-    may_follow(asked, request, address).await?;
+    may_follow(attempt, asked, request, address).await?;
     let channel = asked.route.tenant.channels.find(&asked.channel);
     let Some(channel) = channel.map_err(|why| Refusal::channel(why, &asked.channel))? else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
@@ -80,13 +78,20 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &Asked<'_>)
 }
 
 /// Asks the tenant's handler, if it has one, as for a client that connects and subscribes.
-async fn may_follow(asked: &Asked<'_>, request: &Request<Incoming>, address: IpAddr) -> Result<(), Refusal> {
+async fn may_follow(
+    attempt: &Attempt,
+    asked: &Asked<'_>,
+    request: &Request<Incoming>,
+    address: IpAddr,
+) -> Result<(), Refusal> {
     let Some(handler) = &asked.route.handler else { return Ok(()) };
-    let admission = handler.connect(for_handler(request, address)).await.map_err(Refusal::guests)?;
+    let id = attempt.door.shards.next_id();
+    let request = for_handler(request, address, component::Door::WebSocket);
+    let admission = handler.connect(id, request, None).await.map_err(Refusal::guests)?;
     let allowed = match admission.channels {
         Some(channels) if channels.contains(&asked.channel) => Ok(()),
         Some(_) => Err(Refusal::new(StatusCode::FORBIDDEN, "channel", "this client may not follow the channel")),
-        None => handler.subscribe(&admission.session, asked.channel.clone()).await.map_err(Refusal::guests),
+        None => handler.subscribe(&admission.session, asked.channel.clone(), None).await.map_err(Refusal::guests),
     };
     admission.session.leaves("read");
     allowed
@@ -164,11 +169,4 @@ impl Published {
         };
         Self { offset, key: key.name.map(|name| (*name).to_owned()), remove: key.remove, payload }
     }
-}
-
-/// The request's origin, if the tenant lets its pages read.
-fn allowed_origin(tenant: &Tenant, headers: &HeaderMap) -> Option<HeaderValue> {
-    let origin = headers.get(ORIGIN)?;
-    let listed = tenant.cors.iter().any(|listed| listed == "*" || listed.as_bytes() == origin.as_bytes());
-    listed.then(|| origin.clone())
 }

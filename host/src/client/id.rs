@@ -11,7 +11,7 @@ use std::{
 const SHARD_BITS: u32 = 8;
 
 /// Which client, and in its lowest bits which shard has it. Shown as 16 hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(u64);
 
 impl ClientId {

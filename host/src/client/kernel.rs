@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsFd, time::Duration};
 
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_tcp_user_timeout};
 
 /// Bytes that a socket takes before they can be sent. Without a bound the kernel keeps up to 4 MiB (`net.ipv4.tcp_wmem`)
 /// for each client that does not read, and they count as sent: it would be found out late, and a few hundred of them
@@ -35,4 +35,12 @@ pub fn bound_unsent(_: &impl AsFd) -> io::Result<()> {
 pub fn drop_unsent(socket: &impl AsFd) {
     // It is closed in any case.
     let _ = set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+/// Lets the kernel end a connection whose other side has not taken what it was sent for so long, as one does that is no
+/// longer there.
+pub fn give_up_after(socket: &impl AsFd, time: Duration) {
+    let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    // Without it the kernel gives up too, later; other sockets than TCP's have no such setting.
+    let _ = set_tcp_user_timeout(socket, millis);
 }

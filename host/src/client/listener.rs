@@ -2,34 +2,30 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     io,
     net::SocketAddr,
-    sync::{Arc, PoisonError, atomic::AtomicUsize},
+    sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use ipnet::IpNet;
-use percent_encoding::percent_decode_str;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Semaphore,
     task::{AbortHandle, JoinSet},
 };
 
 use crate::{
     client::{
-        Shards,
-        handshake::{Accepted, Attempt, Handshake},
+        Door,
+        handshake::{Attempt, Handshake},
         kernel,
         shard::Newcomer,
     },
-    component::Handler,
     memory,
-    metrics::Metrics,
     shutdown::Stop,
-    tenant::Tenant,
 };
 
 /// Connections that wait to be accepted: the kernel's own limit (`net.core.somaxconn`) on current systems.
@@ -44,61 +40,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// So many handshakes at once leave megabytes to the allocator; they are given back when there are few again.
 const STORM: usize = 512;
 const CALM: usize = 64;
-
-/// What every handshake needs to know.
-pub struct Door {
-    pub routes: Vec<Route>,
-    pub trusted_proxies: Vec<IpNet>,
-    pub metrics: Arc<Metrics>,
-    pub shards: Arc<Shards>,
-    /// Clients now, and at most.
-    pub total: Arc<AtomicUsize>,
-    pub max_clients: usize,
-    pub max_handshakes: usize,
-    pub handshake_timeout: Duration,
-    /// Requests for channels, from their beginning until their answers are sent.
-    pub reads: Arc<Semaphore>,
-}
-
-/// So many requests for channels at once: each holds a page of a mebibyte or two.
-pub const MAX_READS: usize = 64;
-
-/// A tenant, and what asks its code about clients.
-pub struct Route {
-    pub tenant: Arc<Tenant>,
-    pub handler: Option<Arc<Handler>>,
-}
-
-impl Door {
-    /// The tenant that has claimed a path; a slash at the end makes no difference.
-    pub fn route(&self, path: &str) -> Option<&Route> {
-        let path = if path.len() > 1 { path.strip_suffix('/').unwrap_or(path) } else { path };
-        self.routes.iter().find(|route| route.tenant.path == path)
-    }
-
-    /// The channel that a path names: behind its tenant's path, `/channels/`, its name percent-encoded, and perhaps
-    /// `/snapshot`.
-    pub fn channel(&self, path: &str) -> Option<Asked<'_>> {
-        if self.route(path).is_some() {
-            return None;
-        }
-        let behind =
-            |route: &Route| path.strip_prefix(route.tenant.path.trim_end_matches('/'))?.strip_prefix("/channels/");
-        let named = self.routes.iter().filter_map(|route| Some((route, behind(route)?)));
-        let (route, name) = named.max_by_key(|(route, _)| route.tenant.path.len())?;
-        let (name, snapshot) = name.strip_suffix("/snapshot").map_or((name, false), |name| (name, true));
-        let channel = percent_decode_str(name).decode_utf8().ok().filter(|_| !name.contains('/'))?.into_owned();
-        Some(Asked { route, channel, snapshot })
-    }
-}
-
-/// A channel that is to be read over HTTP.
-pub struct Asked<'d> {
-    pub route: &'d Route,
-    pub channel: String,
-    /// Its snapshot, not its log.
-    pub snapshot: bool,
-}
 
 /// A bound listener, its sockets without Nagle's delay and with little unsent.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -188,27 +129,31 @@ fn cut_silent(under_way: &mut VecDeque<UnderWay>, patience: Duration, door: &Doo
 
 async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
     let door = &attempt.door;
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(&attempt)))
-        .without_shutdown();
-    let parts = match tokio::time::timeout(door.handshake_timeout, connection).await {
-        Ok(Ok(parts)) => parts,
+        .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(&attempt)));
+    let served = poll_fn(|context| match connection.poll_without_shutdown(context) {
+        // The head of the answer is the shard's to write.
+        Poll::Pending if attempt.is_taken() => Poll::Ready(Ok(())),
+        polled => polled,
+    });
+    match tokio::time::timeout(door.handshake_timeout, served).await {
+        Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::debug!(%error, "handshake failed");
             return door.metrics.handshake_refused("http");
         }
         Err(_) => return door.metrics.handshake_refused("timeout"),
-    };
-    let accepted = attempt.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(Accepted { client, channels }) = accepted else { return };
+    }
+    let Some(accepted) = attempt.accepted() else { return };
+    let parts = connection.into_parts();
     // Copied: even empty the buffer would keep hyper's 8 KiB.
     let leftover = parts.read_buf.to_vec();
     drop(parts.read_buf);
     match parts.io.into_inner().into_std() {
-        Ok(socket) => door.shards.adopt(Newcomer { socket, leftover, client, channels }),
+        Ok(socket) => door.shards.adopt(Newcomer { socket, leftover, accepted }),
         Err(error) => tracing::warn!(%error, "a client's socket could not be handed over"),
     }
 }

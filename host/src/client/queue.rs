@@ -1,13 +1,13 @@
 //! How the other threads reach a shard.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use mio::{Registry, Token, Waker};
 use tokio::sync::oneshot;
 
 use crate::{
-    channel::{Channel, Reader},
-    client::{ClientId, Share, Terms, mailbox::Mailbox, shard::Newcomer},
+    channel::{Channel, Reader, Start},
+    client::{ClientId, Share, Terms, end::End, mailbox::Mailbox, shard::Newcomer},
 };
 
 /// What a shard is told.
@@ -29,14 +29,37 @@ pub enum Step {
     Send(Vec<u8>, Share),
     /// There were replies, and no room for them in the tenant's budget.
     Overflow,
-    Subscribe(Arc<Channel>),
-    Unsubscribe(String),
-    Close {
-        code: u16,
-        text: String,
+    /// A client of the Centrifuge protocol is let in, which answers its command `id`.
+    Connected {
+        id: u32,
+        expires_seconds: Option<u32>,
+        given: Vec<Follow>,
     },
+    Subscribe(Follow, Told),
+    Unsubscribe(String, Told),
+    /// Its connection ends then.
+    Expires(Instant),
+    Close(End),
     /// Tells, sent or dropped, that the steps before it are done or never will be.
     Tell(oneshot::Sender<()>),
+}
+
+/// A channel that a client is to follow.
+pub struct Follow {
+    pub channel: Arc<Channel>,
+    pub start: Start,
+    /// It wants to go on after a position that it cannot.
+    pub lost: bool,
+    /// It has not asked for it: the tenant's code gives it.
+    pub given: bool,
+}
+
+/// How a client of the Centrifuge protocol is told of its subscriptions; others are not.
+#[derive(Clone, Copy)]
+pub enum Told {
+    /// By the answer to its command.
+    Reply(u32),
+    Push,
 }
 
 /// A shard's queue. Its length is bounded by the clients that handshakes let in, by one `Fresh` a view, and by what

@@ -1,9 +1,7 @@
 //! The door for plain WebSockets: what is said to a client besides publications.
 
-use crate::{
-    channel::{Frame, Kind},
-    client::frame,
-};
+use super::{Compression, encode, frame};
+use crate::channel::{Frame, Kind};
 
 /// An error's code: the numbers of the Centrifuge protocol, which has the same need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +12,22 @@ pub enum ErrorCode {
     TooManyRequests = 111,
 }
 
-/// A reply as it goes on the wire.
-pub fn reply(frame: &Frame, out: &mut Vec<u8>) {
-    let opcode = match frame.kind {
+/// The opcode of a message of this kind.
+pub fn opcode(kind: Kind) -> u8 {
+    match kind {
         Kind::Text => frame::TEXT,
         Kind::Binary => frame::BINARY,
-    };
-    frame::encode(opcode, &frame.bytes, out);
+    }
+}
+
+/// A message as it goes on the wire.
+pub fn write(frame: &Frame, out: &mut Vec<u8>) {
+    frame::encode(opcode(frame.kind), &frame.bytes, out);
+}
+
+/// A reply, for a client that may have agreed to compression.
+pub fn reply(frame: &Frame, compression: Option<Compression>, out: &mut Vec<u8>) {
+    encode(compression, opcode(frame.kind), &frame.bytes, out);
 }
 
 /// An error as it goes on the wire: a text message, `{"error":{"code":111,"message":"…"}}`.

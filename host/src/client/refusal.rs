@@ -4,12 +4,13 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Response, StatusCode,
-    header::{CONNECTION, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use rand::seq::IndexedRandom;
 
+use super::sse;
 use crate::{
-    channel::{NotAPosition, Position, Refused},
+    channel::{NotAPosition, Refused},
     component::{Broken, NotLetIn},
     http_error,
 };
@@ -63,7 +64,7 @@ impl Refusal {
     }
 
     /// What `since` must be.
-    pub fn no_position(parsed: Result<Position, NotAPosition>) -> Result<Position, Self> {
+    pub fn no_position<T>(parsed: Result<T, NotAPosition>) -> Result<T, Self> {
         parsed.map_err(|NotAPosition| Self::position("since is no position: those are EPOCH:OFFSET"))
     }
 
@@ -76,11 +77,23 @@ impl Refusal {
         self
     }
 
-    pub fn response(self) -> Response<Full<Bytes>> {
+    pub fn response(&self) -> Response<Full<Bytes>> {
         let mut response = http_error::answer(self.status, self.reason, &self.message);
-        for (name, value) in self.headers {
+        for (name, value) in &self.headers {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
+        response
+    }
+
+    /// The same to an `EventSource`, which never comes again after an error: told to come later, it gets a stream that ends
+    /// at once.
+    pub fn event_stream(&self) -> Response<Full<Bytes>> {
+        let Some((_, seconds)) = self.headers.iter().find(|(name, _)| name == RETRY_AFTER) else {
+            return self.response();
+        };
+        let mut response = Response::new(Full::from(format!("retry: {seconds}000\n: {}\n\n", self.message)));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
         response
     }
 }

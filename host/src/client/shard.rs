@@ -20,22 +20,29 @@ use std::{
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+pub use self::deadlines::Due;
 use self::{
     cursor::Cursors,
-    row::Row,
+    deadlines::Deadlines,
+    row::{Row, flag},
     view::{Subscriber, View},
 };
 use crate::{
-    channel::{Channel, Reader, Start},
+    channel::{Channel, Format, Position, Reader, Start},
     client::{
         ClientId, Connected, Terms,
+        deflate::Inflater,
+        end::End,
         id::Ids,
+        kernel,
         queue::{Command, Queue, Step},
+        sse,
     },
 };
 
 mod act;
 mod cursor;
+mod deadlines;
 mod deliver;
 mod leave;
 #[cfg(test)]
@@ -67,8 +74,37 @@ pub struct Newcomer {
     pub socket: std::net::TcpStream,
     /// Bytes that came behind its handshake.
     pub leftover: Vec<u8>,
+    pub accepted: Accepted,
+}
+
+/// A client that is let in.
+pub struct Accepted {
     pub client: Connected,
     pub channels: Vec<(Arc<Channel>, Start)>,
+    pub format: Format,
+    /// Whether it has agreed to permessage-deflate.
+    pub deflates: bool,
+    /// What it is sent first.
+    pub hello: Vec<u8>,
+    /// When its connection ends by itself.
+    pub deadline: Option<(Instant, Due)>,
+    /// It is let in only to be told why not.
+    pub end: Option<End>,
+}
+
+impl Accepted {
+    /// A plain WebSocket that follows nothing yet.
+    pub fn new(client: Connected) -> Self {
+        Self {
+            client,
+            channels: Vec::new(),
+            format: Format::Raw,
+            deflates: false,
+            hello: Vec::new(),
+            deadline: None,
+            end: None,
+        }
+    }
 }
 
 /// All shards of the host.
@@ -101,8 +137,8 @@ impl Shards {
 
     /// Hands a client to the next shard in turn, or to that of its id.
     pub fn adopt(&self, newcomer: Newcomer) {
-        let shard = match newcomer.client.session() {
-            Some(session) => session.id.shard(),
+        let shard = match newcomer.accepted.client.id() {
+            Some(id) => id.shard(),
             None => self.next.fetch_add(1, Ordering::Relaxed) % self.queues.len().max(1),
         };
         if let Some(queue) = self.queues.get(shard) {
@@ -150,7 +186,10 @@ struct Shard {
     again: Vec<usize>,
     /// Rows that wait for the answer to a close frame.
     closing: Vec<usize>,
+    deadlines: Deadlines,
     buffer: Vec<u8>,
+    /// Shared by all clients that compress.
+    inflater: Option<Inflater>,
     timing: Timing,
     tick: Duration,
     next_tick: Instant,
@@ -179,7 +218,9 @@ impl Shard {
             by_channel: HashMap::new(),
             again: Vec::new(),
             closing: Vec::new(),
+            deadlines: Deadlines::default(),
             buffer: vec![0; READ_BUFFER],
+            inflater: None,
             timing,
             tick,
             next_tick: started + tick,
@@ -240,12 +281,14 @@ impl Shard {
         if now >= self.next_tick {
             self.next_tick = now + self.tick;
             self.sweep();
+            self.end_due(now);
         }
         Ok(())
     }
 
     fn adopt(&mut self, newcomer: Newcomer) {
-        let Newcomer { socket, mut leftover, client, channels } = newcomer;
+        let Newcomer { socket, mut leftover, accepted } = newcomer;
+        let Accepted { client, channels, format, deflates, mut hello, deadline, mut end } = accepted;
         if self.end.is_some() {
             client.leaves("shutdown");
             return;
@@ -258,30 +301,53 @@ impl Shard {
             return;
         }
         let mut cursors = Vec::with_capacity(channels.len());
-        let (mut behind, mut gap) = (false, false);
+        let mut positions: Vec<Option<Position>> = Vec::with_capacity(channels.len());
+        let mut behind = false;
         for (channel, start) in &channels {
             let at = self.view(channel);
             let Some(view) = self.views.get_mut(at) else { continue };
-            let nth = u16::try_from(cursors.len()).unwrap_or(u16::MAX);
-            match view.subscribe(index(at), Subscriber { slot: index(slot), nth }, *start) {
-                Some(cursor) => {
+            let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(cursors.len()).unwrap_or(u16::MAX) };
+            let mut subscribed = view.subscribe(index(at), subscriber, *start, format);
+            if subscribed.is_none() && format == Format::Sse {
+                sse::gap(&channel.name, None, &mut hello);
+                subscribed = view.subscribe(index(at), subscriber, Start::Now, format);
+            }
+            match subscribed {
+                Some((cursor, position)) => {
                     behind |= cursor.since().is_some() || cursor.seq < view.log.next_seq();
                     cursors.push(cursor);
+                    positions.push(position);
                 }
                 None => {
-                    gap = true;
+                    // It was there at the handshake.
+                    end = Some(End::Gap(Arc::clone(&channel.name)));
                     self.leave_if_empty(at);
                 }
             }
         }
-        let cursors = Cursors::from(cursors);
-        if let Some(session) = client.session() {
-            self.by_id.insert(session.id, slot);
+        if let Some(id) = client.id() {
+            self.by_id.insert(id, slot);
+            if let Some((at, due)) = deadline {
+                self.deadlines.set(id, at, due);
+            }
         }
-        self.rows.insert(Row { socket, client, cursors, extra: None, touched: self.now, flags: 0, current: 0 });
-        if gap {
-            // It was there at the handshake.
-            self.close(slot, 1013, "what was missed is no longer there", "gap");
+        let flags = if deflates { flag::DEFLATES } else { 0 };
+        let several = cursors.len() > 1;
+        let cursors = Cursors::from(cursors);
+        let mut row = Row { socket, client, cursors, extra: None, touched: self.now, flags, format, current: 0 };
+        if format == Format::Sse {
+            kernel::give_up_after(&row.socket, self.timing.stall_timeout);
+            sse::hello(positions.iter().flatten(), &mut hello);
+            if several {
+                row.extra().positions = positions.into();
+            }
+        }
+        self.rows.insert(row);
+        if !hello.is_empty() {
+            self.send(slot, hello);
+        }
+        if let Some(end) = end {
+            self.close(slot, &end);
         } else if behind {
             self.begin(slot);
         }
@@ -296,16 +362,16 @@ impl Shard {
             return *view;
         }
         let view = self.views.vacant_key();
-        let (log, had) = channel.attach(Arc::clone(&self.reader), view);
+        let (log, end) = channel.attach(Arc::clone(&self.reader), view);
         self.by_channel.insert(Arc::as_ptr(channel).addr(), view);
-        self.views.insert(View { channel: Arc::clone(channel), log, gone: Vec::new(), subscribers: Vec::new(), had })
+        self.views.insert(View::new(Arc::clone(channel), log, end))
     }
 
     fn begin_shutdown(&mut self, now: Instant) {
         self.end = Some(now + self.timing.shutdown_timeout);
         let slots: Vec<usize> = self.rows.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.close(slot, 1001, "the relay is shutting down", "shutdown");
+            self.close(slot, &End::Shutdown);
         }
     }
 

@@ -76,6 +76,7 @@ impl Pass {
             job: None,
             schedules: Vec::new(),
             cors: Vec::new(),
+            compress_above: None,
             channels: vec![ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, ..ChannelRule::default() }],
             keep: Vec::new(),
             settings: Vec::new(),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     channel::{Frame, Kind, Publication, Refused},
-    client::{ClientId, Step, frame::MAX_CONTROL},
+    client::{ClientId, End, Step, frame::MAX_CONTROL},
 };
 
 /// Publications of one call; each costs the host some microseconds.
@@ -74,7 +74,7 @@ pub fn closing(close: Close) -> Step {
     let code = if matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) { code } else { 1008 };
     text.truncate(text.floor_char_boundary(MAX_CONTROL));
     text.shrink_to_fit();
-    Step::Close { code, text }
+    Step::Close(End::Handler { code, text })
 }
 
 impl channels::Host for Host {

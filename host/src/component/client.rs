@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     channel::Frame,
-    client::{ClientId, Step},
+    client::{ClientId, Compression, Step},
     metrics::Blame,
 };
 
@@ -40,6 +40,8 @@ mod actions;
 mod session;
 
 pub use session::{Joined, Session};
+
+use actions::Asked;
 
 impl Role for ClientComponent {
     const NAME: &'static str = "client";
@@ -67,12 +69,34 @@ pub struct Handler {
 }
 
 /// A client that asks to be let in.
+#[derive(Clone)]
 pub struct Request {
     pub path: String,
     pub query: String,
     pub headers: Vec<(String, String)>,
     pub client_ip: String,
+    pub door: Door,
     pub token: Option<String>,
+    /// JSON.
+    pub data: Option<String>,
+}
+
+/// By which door a client comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    WebSocket,
+    Sse,
+    Centrifuge,
+}
+
+/// What a message is in the client's protocol.
+#[derive(Clone, Copy, Debug)]
+pub enum Meaning<'m> {
+    Message,
+    /// A call of this method.
+    Rpc(&'m str),
+    /// The wish to publish on this channel.
+    Publish(&'m str),
 }
 
 /// A client that is let in.
@@ -102,6 +126,11 @@ impl Handler {
         &self.pool.guest
     }
 
+    /// Where its calls run.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     /// Has the client's shard do something with it.
     fn act(&self, client: ClientId, steps: Vec<Step>) {
         let tenant = &self.guest().tenant;
@@ -109,14 +138,20 @@ impl Handler {
     }
 
     /// Asks whether a client is to be let in. If it is and nobody waits for the answer any more, it has left at once.
-    pub async fn connect(self: &Arc<Self>, request: Request) -> Result<Admission, NotLetIn> {
+    /// `compression`: of replies to it.
+    pub async fn connect(
+        self: &Arc<Self>,
+        id: ClientId,
+        request: Request,
+        compression: Option<Compression>,
+    ) -> Result<Admission, NotLetIn> {
         let handler = Arc::clone(self);
         let (mut answer, answered) = oneshot::channel();
         self.tasks.spawn(async move {
             let Some(slot) = handler.slot_for(&mut answer).await else { return };
-            let id = handler.guest().tenant.shards.next_id();
             let accepted = handler.on_connect(slot, id, &request).await.map(|accepted| {
-                let session = Joined::new(Session::new(id, accepted.identity, Arc::clone(&handler)));
+                let session = Session::new(id, accepted.identity, Arc::clone(&handler), compression);
+                let session = Joined::new(session);
                 Admission { session, channels: accepted.channels }
             });
             drop(answer.send(accepted));
@@ -124,13 +159,18 @@ impl Handler {
         answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
 
-    /// Asks whether a client may follow a channel.
-    pub async fn subscribe(self: &Arc<Self>, session: &Arc<Session>, channel: String) -> Result<(), NotLetIn> {
+    /// Asks whether a client may follow a channel. `data`: JSON that it sends with its wish.
+    pub async fn subscribe(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        channel: String,
+        data: Option<String>,
+    ) -> Result<(), NotLetIn> {
         let (handler, session) = (Arc::clone(self), Arc::clone(session));
         let (mut answer, answered) = oneshot::channel();
         self.tasks.spawn(async move {
             let Some(slot) = handler.slot_for(&mut answer).await else { return };
-            drop(answer.send(handler.on_subscribe(slot, &session, &channel).await));
+            drop(answer.send(handler.on_subscribe(slot, &session, &channel, data.as_deref()).await));
         });
         answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
@@ -157,9 +197,13 @@ impl Handler {
             query: &request.query,
             headers: &headers,
             client_ip: &request.client_ip,
-            transport: Transport::Websocket,
+            transport: match request.door {
+                Door::WebSocket => Transport::Websocket,
+                Door::Sse => Transport::Sse,
+                Door::Centrifuge => Transport::Centrifuge,
+            },
             token: request.token.as_deref(),
-            data: None,
+            data: request.data.as_deref(),
         };
         let called = slot.call(self.deadline, async |store, handler| {
             handler.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
@@ -178,11 +222,12 @@ impl Handler {
         slot: Slot<'_, ClientComponent>,
         session: &Session,
         channel: &str,
+        data: Option<&str>,
     ) -> Result<(), NotLetIn> {
         let id = session.id.to_string();
         let called = slot.call(self.deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
-            handler.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, None).await
+            handler.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
         });
         let refused = match called.await {
             Ok(Ok(())) => return Ok(()),
@@ -193,14 +238,34 @@ impl Handler {
         Err(NotLetIn::Refused(refused.status, refused.reason))
     }
 
-    async fn on_message(&self, session: &Session, frame: &Frame) -> Result<Vec<Action>, Broken> {
+    async fn on_message(&self, session: &Session, meaning: Meaning<'_>, frame: &Frame) -> Result<Vec<Action>, Broken> {
         let id = session.id.to_string();
+        let kind = match meaning {
+            Meaning::Message => Kind::Message,
+            Meaning::Rpc(method) => Kind::Rpc(method),
+            Meaning::Publish(channel) => Kind::Publish(channel),
+        };
         let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             let handler = handler.edge_relay_tenant_client_handler();
-            handler.call_on_message(store, client, Kind::Message, to_guest(frame)).await
+            handler.call_on_message(store, client, kind, to_guest(frame)).await
         });
         called.await
+    }
+
+    /// Has the client's message handled, and what follows from it done: the answer to the command `id` of a client of the
+    /// Centrifuge protocol.
+    pub async fn handle_command(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        id: u32,
+        meaning: Meaning<'_>,
+        frame: &Frame,
+    ) -> Result<(), Broken> {
+        let made = self.on_message(session, meaning, frame).await?;
+        let asked = Asked::Command { id, by: meaning.into() };
+        actions::carry_out(self, session, asked, made).await;
+        Ok(())
     }
 
     async fn on_disconnect(&self, session: &Session, reason: &str) {

@@ -33,6 +33,11 @@ const AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::fro
 /// Under the least a collection is of no use; the most is a century.
 const KEEP: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(36_525 * 24 * 3600);
 
+/// From nothing, which compresses all, to what is hardly ever sent.
+const COMPRESS_ABOVE: RangeInclusive<u64> = 0..=1 << 20;
+/// Alone, a shorter message saves less than a packet's header.
+const DEFAULT_COMPRESS_ABOVE: usize = 256;
+
 /// Headers the handshake sets itself, or that would give it a body; with them go all in [`WEBSOCKET_HEADERS`].
 const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
 
@@ -110,6 +115,7 @@ fn tenant(
 
     let cors = root.take("cors").and_then(|value| value.array("an array of origins in quotes")).unwrap_or_default();
     let cors = cors.iter().filter_map(origin).collect();
+    let compress_above = root.take("compression").and_then(compression);
     let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
     let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
     let settings =
@@ -127,12 +133,21 @@ fn tenant(
         job,
         schedules,
         cors,
+        compress_above,
         channels,
         keep,
         settings,
         limits,
     });
     (Claims { name, path }, config)
+}
+
+/// Its presence turns compression on.
+fn compression(value: Value<'_>) -> Option<usize> {
+    let mut table = value.table("a table, such as { above = \"256B\" }")?;
+    let above = table.size("above", &COMPRESS_ABOVE).unwrap_or(DEFAULT_COMPRESS_ABOVE);
+    table.finish();
+    Some(above)
 }
 
 fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secrets<'_>) -> Option<UpstreamConfig> {

@@ -2,7 +2,8 @@
 
 use std::slice;
 
-use crate::channel::{Log, Since};
+use super::view::View;
+use crate::channel::{Format, Since};
 
 /// A position in a channel's log.
 pub struct Cursor {
@@ -14,6 +15,8 @@ pub struct Cursor {
     pub seq: u64,
     /// The byte within it, or [`OFF`] or [`OFF_ALL`].
     pub position: u32,
+    /// Its client has not asked for the channel: the tenant's code gave it.
+    pub given: bool,
 }
 
 /// In the place of a position: off the log, which goes on behind a part of the snapshot, or behind all of it.
@@ -45,10 +48,11 @@ impl Cursor {
         self.position = u32::try_from(position).unwrap_or(0);
     }
 
-    /// Moves on by bytes written.
-    pub fn step(&mut self, written: usize, log: &Log, delivered: &mut u64) {
+    /// Moves on by bytes written, and over a chunk that has none.
+    pub fn step(&mut self, written: usize, view: &View, format: Format, delivered: &mut u64) {
         let mut left = written;
-        for chunk in log.from(self.seq) {
+        for chunk in view.log.from(self.seq) {
+            let chunk = chunk.encoded(format, &view.channel);
             let (from, end) = (self.position as usize, chunk.bytes().len());
             let to = end.min(from + left);
             *delivered += chunk.completed(from, to) as u64;

@@ -6,10 +6,14 @@ use mio::Interest;
 
 use super::{
     Shard, index,
-    row::{Preface, Rest, Step, flag},
+    row::{Piece, Preface, Step, flag},
     view::Subscriber,
 };
-use crate::{channel::Since, config::Slow};
+use crate::{
+    channel::{Format, Since},
+    client::{end::End, sse},
+    config::Slow,
+};
 
 /// Control frames queued for a client that takes none; past this, pongs are left out (RFC 6455 section 5.5.3 lets the
 /// latest answer stand for all).
@@ -25,7 +29,7 @@ impl Shard {
         view.absorb(&self.reader);
         let oldest = view.log.oldest_seq();
         let mut delivered = 0;
-        let (mut held, mut lagged, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut held, mut lagged, mut gaps, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for &Subscriber { slot, nth } in &view.subscribers {
             let Some(row) = self.rows.get_mut(slot as usize) else { continue };
             let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { continue };
@@ -34,12 +38,13 @@ impl Shard {
             } else if cursor.seq < oldest {
                 lagged.push((slot as usize, nth));
             } else if !row.is(flag::BEHIND) {
-                match row.advance(nth, &view.log, self.now, &mut delivered) {
+                match row.advance(nth, view, self.now, &mut delivered) {
                     Step::Done => {}
                     step @ (Step::Blocked | Step::Turn) => {
                         row.current = nth;
                         held.push((slot as usize, step));
                     }
+                    Step::Gap => gaps.push((slot as usize, nth)),
                     Step::Gone => gone.push(slot as usize),
                 }
             }
@@ -50,6 +55,9 @@ impl Shard {
         }
         for (slot, nth) in lagged {
             self.lagged(slot, nth, at);
+        }
+        for (slot, nth) in gaps {
+            self.interrupt(slot, nth);
         }
         for slot in gone {
             self.remove(slot, "io");
@@ -78,35 +86,53 @@ impl Shard {
     fn lagged(&mut self, slot: usize, nth: u16, at: usize) {
         let Some(view) = self.views.get(at) else { return };
         let policy = view.channel.slow();
-        let newest = view.log.newest().map(|chunk| (chunk.seq, chunk.position_after(chunk.last_offset() - 1)));
+        let name = Arc::clone(&view.channel.name);
         let metrics = Arc::clone(&view.channel.metrics);
         if policy == Slow::Close {
             metrics.lagged("close");
-            return self.close(slot, 1013, "fell off the end of the channel's log", "lagged");
+            return self.close(slot, &End::Lagged(name));
         }
         metrics.lagged(if policy == Slow::Skip { "skip" } else { "conflate" });
         let Some(row) = self.rows.get_mut(slot) else { return };
+        let format = row.format;
         // In the middle of a snapshot its log went on without it.
         let cut = row.cut_preface(index(at));
         let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
-        let has = cut.unwrap_or_else(|| Since::Offset(view.had_by(cursor)));
+        let has = cut.unwrap_or_else(|| Since::Offset(view.had_by(cursor, format)));
+        let (newest, position) = view.newest(format).unwrap_or((view.log.next_seq(), 0));
+        let gap = view.gap_between(cursor.seq, newest);
         if row.current == nth {
             self.finish_frame(slot);
         }
-        let Some(cursor) = self.rows.get_mut(slot).and_then(|row| row.cursors.as_mut_slice().get_mut(usize::from(nth)))
-        else {
+        if policy == Slow::Skip && gap && !self.tells_of_gap(slot, nth) {
             return;
-        };
+        }
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let Some(cursor) = row.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return };
         match policy {
             Slow::Skip => {
-                let (seq, position) = newest.unwrap_or_default();
-                cursor.enter(seq, position);
+                cursor.enter(newest, position);
+                if format == Format::Sse {
+                    let mut out = Vec::new();
+                    sse::gap(&name, None, &mut out);
+                    row.queue(out);
+                }
             }
             _ => cursor.leave(has),
         }
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
             self.hold(slot, &Step::Turn);
         }
+    }
+
+    /// Ends a client's subscription at a gap, if that is how its protocol tells of one; true: it goes on.
+    fn tells_of_gap(&mut self, slot: usize, nth: u16) -> bool {
+        let format = self.rows.get(slot).map(|row| row.format);
+        if !matches!(format, Some(Format::Centrifuge | Format::CentrifugeDeflated)) {
+            return true;
+        }
+        self.interrupt(slot, nth);
+        false
     }
 
     /// Takes the snapshots that a row's cursors are to begin with, as of now, and puts it in line for what is to be sent.
@@ -128,16 +154,23 @@ impl Shard {
         let cursor = row.cursors.as_mut_slice().get_mut(usize::from(nth))?;
         let (since, view) = (cursor.since()?, cursor.view);
         let of = self.views.get(view as usize)?;
+        if let Since::Offset(offset) = since
+            && of.gap_after(offset)
+            && !matches!(row.format, Format::Raw | Format::Deflated)
+        {
+            // Here it could not be told of that.
+            return None;
+        }
         let chunk = of.channel.snapshot(since, of.log.oldest_seq())?;
+        let encoded = chunk.encoded(row.format, &of.channel);
         let from = match since {
             Since::Nothing => 0,
-            Since::Offset(offset) => chunk.position_after(offset),
+            Since::Offset(offset) => encoded.position_after(offset),
         };
         cursor.enter(chunk.seq, 0);
-        let end = chunk.bytes().len();
-        if from < end {
-            let rest = Rest { chunk, range: from..end };
-            row.extra().prefaces.push_back(Preface { view, since, rest });
+        let range = from..encoded.bytes().len();
+        if !range.is_empty() {
+            row.extra().prefaces.push_back(Preface { view, since, chunk, range });
         }
         Some(())
     }
@@ -159,7 +192,10 @@ impl Shard {
             };
             let at = cursor.view as usize;
             if cursor.since().is_some() && self.conflate(slot, nth).is_none() {
-                self.close(slot, 1013, "fell off the end of the channel's log", "lagged");
+                if let Some(view) = self.views.get(at) {
+                    let name = Arc::clone(&view.channel.name);
+                    self.close(slot, &End::Lagged(name));
+                }
                 // The socket has room, and will not say so again.
                 return self.hold(slot, &Step::Turn);
             }
@@ -169,14 +205,19 @@ impl Shard {
                 break;
             }
             let mut delivered = 0;
-            step = row.advance(nth, &view.log, self.now, &mut delivered);
+            step = row.advance(nth, view, self.now, &mut delivered);
             view.channel.metrics.deliveries.inc_by(delivered);
+            if step == Step::Gap {
+                self.interrupt(slot, nth);
+                // The other cursors have other numbers now.
+                return self.hold(slot, &Step::Turn);
+            }
             if step != Step::Done {
                 row.current = nth;
             }
         }
         match step {
-            Step::Done => self.caught_up(slot),
+            Step::Done | Step::Gap => self.caught_up(slot),
             Step::Gone => self.remove(slot, "io"),
             step => self.hold(slot, &step),
         }
@@ -223,18 +264,20 @@ impl Shard {
     /// Puts what is left of a half-sent frame in front of whatever else is to be sent, and its cursor behind it.
     pub(super) fn finish_frame(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
+        row.finish_preface();
         let Some(cursor) = row.cursors.as_mut_slice().get_mut(usize::from(row.current)) else { return };
         let Some(view) = self.views.get(cursor.view as usize) else { return };
-        let Some((chunk, rest)) = view.rest_of_frame(cursor) else { return };
+        let format = row.format;
+        let Some(rest) = view.rest_of_frame(cursor, format) else { return };
         if cursor.seq >= view.log.oldest_seq() {
-            cursor.step(rest.len(), &view.log, &mut 0);
+            cursor.step(rest.range.len(), view, format, &mut 0);
         }
         // A small part is copied: it must not keep a large chunk for as long as the client is stalled.
-        let rest = match rest.len() < chunk.bytes().len() / SMALL_PART {
-            true => Rest { range: 0..rest.len(), chunk: Arc::new(chunk.part(rest)) },
-            false => Rest { chunk, range: rest },
+        let small = match &rest.piece {
+            Piece::Shared(chunk, _) => rest.range.len() < chunk.bytes() / SMALL_PART,
+            Piece::Own(_) => false,
         };
-        row.extra.get_or_insert_default().rest = Some(rest);
+        row.extra.get_or_insert_default().rest = Some(if small { rest.copied() } else { rest });
         view.channel.metrics.deliveries.inc();
     }
 }

@@ -1,31 +1,47 @@
 //! How clients leave: closed, gone, or silent for too long.
 
-use std::{net::Shutdown, sync::Arc, time::Duration};
+use std::{
+    net::Shutdown,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use mio::Interest;
+use rand::RngExt as _;
 
 use super::{
     Shard, TICKS,
     cursor::{Cursor, Cursors},
+    deadlines::Due,
     millis,
     row::flag,
 };
-use crate::client::{frame, kernel};
+use crate::{
+    channel::Format,
+    client::{
+        Voice,
+        centrifuge::{self, Unsubscribed},
+        end::End,
+        frame, kernel, sse,
+    },
+};
 
 /// How long a client has to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Clients that must come again because of a gap are told so within this time.
+const GAP_JITTER: Duration = Duration::from_secs(2);
 
 impl Shard {
-    /// Sends a close frame behind whatever is half sent, and nothing more.
-    pub(super) fn close(&mut self, slot: usize, code: u16, text: &str, reason: &'static str) {
+    /// Tells a client why its connection ends, behind whatever is half sent, and nothing more.
+    pub(super) fn close(&mut self, slot: usize, end: &End) {
         let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
-        row.client.leaves(reason);
+        row.client.leaves(end.reason());
         self.finish_frame(slot);
-        if let Some(row) = self.rows.get_mut(slot) {
-            let views: Vec<u32> = row.cursors.as_slice().iter().map(|cursor| cursor.view).collect();
-            for view in views {
-                row.cut_preface(view);
-            }
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let last = end.bytes(row.format);
+        let views: Vec<u32> = row.cursors.as_slice().iter().map(|cursor| cursor.view).collect();
+        for view in views {
+            row.cut_preface(view);
         }
         self.unsubscribe(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
@@ -34,7 +50,7 @@ impl Shard {
         let time = if row.is(flag::BEHIND) { self.timing.stall_timeout.max(CLOSE_TIMEOUT) } else { CLOSE_TIMEOUT };
         row.extra().close_by = self.now.wrapping_add(millis(time));
         self.closing.push(slot);
-        self.send(slot, frame::close(code, text));
+        self.send(slot, last);
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
             self.close_sent(slot);
         }
@@ -85,8 +101,9 @@ impl Shard {
         if row.is(flag::BEHIND) {
             kernel::drop_unsent(&row.socket);
         }
-        if let Some(session) = row.client.session() {
-            self.by_id.remove(&session.id);
+        if let Some(id) = row.client.id() {
+            self.by_id.remove(&id);
+            self.deadlines.clear(id);
         }
         if !row.is(flag::CLOSING) {
             row.client.leaves(reason);
@@ -115,20 +132,72 @@ impl Shard {
     fn check(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         let age = self.now.wrapping_sub(row.touched);
-        if row.is(flag::BEHIND) {
-            if age >= millis(self.timing.stall_timeout) {
-                self.remove(slot, "stalled");
+        if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) {
+            return self.remove(slot, "stalled");
+        }
+        match &row.client.voice {
+            Voice::Centrifuge(session) => {
+                // Its client waits for pings, whatever else it gets.
+                let since = self.now.wrapping_sub(session.pinged.load(Ordering::Relaxed));
+                if session.is_connected() && since >= millis(self.timing.ping_interval) {
+                    session.pinged.store(self.now, Ordering::Relaxed);
+                    self.ping(slot, &centrifuge::ping());
+                }
             }
-        } else if age >= millis(self.timing.ping_interval) {
-            if row.is(flag::PINGED) {
-                self.remove(slot, "no_pong");
-            } else {
-                row.flags |= flag::PINGED;
+            _ if row.is(flag::BEHIND) || age < millis(self.timing.ping_interval) => {}
+            _ if row.format == Format::Sse => {
+                row.touched = self.now;
+                self.send(slot, sse::KEEP_ALIVE.to_vec());
+            }
+            _ => {
                 row.touched = self.now;
                 let mut ping = Vec::with_capacity(2);
                 frame::encode(frame::PING, &[], &mut ping);
-                self.control(slot, ping);
+                self.ping(slot, &ping);
             }
+        }
+    }
+
+    /// Pings a client, or drops it if it has not answered the last one.
+    fn ping(&mut self, slot: usize, ping: &[u8]) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        if row.is(flag::PINGED) {
+            return match row.format {
+                Format::Centrifuge | Format::CentrifugeDeflated => self.close(slot, &End::NoPong),
+                _ => self.remove(slot, "no_pong"),
+            };
+        }
+        row.flags |= flag::PINGED;
+        self.control(slot, ping.to_vec());
+    }
+
+    /// A subscription has come to a gap: the client is told to ask for the channel anew, or, if the tenant's code had given
+    /// it the channel, to come again.
+    pub(super) fn interrupt(&mut self, slot: usize, nth: u16) {
+        let Some(cursor) = self.take_cursor(slot, usize::from(nth)) else { return };
+        let channel = self.views.get(cursor.view as usize).map(|view| Arc::clone(&view.channel.name));
+        self.leave_view(&cursor);
+        let Some((row, channel)) = self.rows.get(slot).zip(channel) else { return };
+        if !cursor.given {
+            return self.send(slot, centrifuge::unsubscribed(&channel, Unsubscribed::InsufficientState));
+        }
+        if let Some(id) = row.client.id() {
+            // Not all at once: the gap is everybody's.
+            let jitter = rand::rng().random_range(Duration::ZERO..GAP_JITTER);
+            self.deadlines.set(id, Instant::now() + jitter, Due::Gap(channel));
+        }
+    }
+
+    /// Ends the connections whose time has come.
+    pub(super) fn end_due(&mut self, now: Instant) {
+        while let Some((id, due)) = self.deadlines.next(now) {
+            let Some(&slot) = self.by_id.get(&id) else { continue };
+            let end = match due {
+                Due::Stale => End::Stale,
+                Due::Gap(channel) => End::Gap(channel),
+                Due::Expired => End::Expired,
+            };
+            self.close(slot, &end);
         }
     }
 }

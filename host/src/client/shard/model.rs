@@ -14,7 +14,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use super::*;
 use crate::{
     channel::{Channels, Frame, Kind, Position, Publication},
-    client::{Budget, frame, queue},
+    client::{Budget, Voice, frame, queue},
     config::{ChannelRule, Slow},
     metrics::{Metrics, TenantMetrics},
 };
@@ -176,7 +176,7 @@ impl World {
         Self {
             shard: Shard::new(timing).unwrap(),
             events: Events::with_capacity(64),
-            channels: Channels::new(vec![rule], usize::MAX / 2, Arc::clone(&metrics)),
+            channels: Channels::new(vec![rule], usize::MAX / 2, None, Arc::clone(&metrics)),
             metrics,
             ids: Ids::new(),
             upstream: "feed".into(),
@@ -252,7 +252,9 @@ impl World {
             client.channels.push(channel);
             client.came[channel] = self.offsets[channel];
             let open = self.channels.open(CHANNELS[channel]).unwrap();
-            self.shard.act(client.id, &client.terms, vec![queue::Step::Subscribe(open)]);
+            let follow = queue::Follow { channel: open, start: Start::Now, lost: false, given: true };
+            let step = queue::Step::Subscribe(follow, queue::Told::Push);
+            self.shard.act(client.id, &client.terms, vec![step]);
         }
     }
 
@@ -272,12 +274,14 @@ impl World {
             budget: Budget::new(0),
             total: Arc::default(),
             demand: Arc::default(),
+            compress_above: None,
         });
-        let client = Connected::new(Arc::clone(&terms), None);
+        let client = Connected::new(Arc::clone(&terms), Voice::Silent);
         let id = self.ids.next(1);
         // As one with a handler has it.
         self.shard.by_id.insert(id, self.shard.rows.vacant_key());
-        self.shard.adopt(Newcomer { socket: served, leftover: Vec::new(), client, channels: wanted });
+        let accepted = Accepted { channels: wanted, ..Accepted::new(client) };
+        self.shard.adopt(Newcomer { socket: served, leftover: Vec::new(), accepted });
         let after = after.map(|position| position.offset);
         let (bytes, came) = (Vec::new(), self.offsets);
         self.clients.push(Client { socket, bytes, channels, came, after, left: false, id, terms });

@@ -3,9 +3,9 @@
 use std::io::{ErrorKind, Read};
 
 use super::{Shard, row::flag};
-use crate::client::{
-    frame::{self, Violation},
-    message::Event,
+use crate::{
+    channel::Format,
+    client::{Voice, centrifuge, end::End, frame, message::Event},
 };
 
 /// Bytes of pongs for what one read brought; of a client that pings more often only the latest pings are answered (RFC
@@ -44,7 +44,12 @@ impl Shard {
     /// Takes bytes from a client: whole frames now, the rest when it is complete.
     pub(super) fn received(&mut self, slot: usize, bytes: &mut [u8]) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        if row.format == Format::Sse {
+            // Nothing is expected, and nothing would be understood.
+            return;
+        }
         let max_message = row.client.terms().max_message;
+        let mut inflater = row.is(flag::DEFLATES).then(|| self.inflater.take().unwrap_or_default());
         let (mut partial, mut assembly) = match &mut row.extra {
             Some(extra) => (std::mem::take(&mut extra.partial), std::mem::take(&mut extra.assembly)),
             None => Default::default(),
@@ -57,18 +62,30 @@ impl Shard {
             bytes
         };
         let mut pongs = Vec::new();
+        let mut ended = false;
         loop {
-            let taken = match assembly.next(rest, max_message) {
+            let taken = match assembly.next(rest, max_message, inflater.as_mut()) {
                 Ok(None) => break,
                 Ok(Some((event, taken))) => {
-                    if !self.handle(slot, &event, &mut pongs) {
-                        return;
-                    }
+                    ended = !self.handle(slot, &event, &mut pongs);
                     taken
                 }
-                Err(violation) => return self.violated(slot, violation),
+                Err(violation) => {
+                    self.close(slot, &End::Violation(violation));
+                    ended = true;
+                    0
+                }
             };
+            if ended {
+                break;
+            }
             rest = rest.get_mut(taken..).unwrap_or_default();
+        }
+        if inflater.is_some() {
+            self.inflater = inflater;
+        }
+        if ended {
+            return;
         }
         if waited {
             // Kept where it is: a large frame comes in many reads.
@@ -93,14 +110,21 @@ impl Shard {
     fn handle(&mut self, slot: usize, event: &Event<'_>, pongs: &mut Vec<u8>) -> bool {
         let Some(row) = self.rows.get_mut(slot) else { return false };
         match event {
-            Event::Message(kind, payload) => match row.client.session() {
-                Some(session) => {
+            Event::Message(kind, payload) => match &row.client.voice {
+                Voice::Handler(session) => {
                     if session.message(*kind, payload).is_err() {
                         row.client.terms().metrics.message_dropped("queue");
                         self.refuse(slot);
                     }
                 }
-                None => row.client.terms().metrics.message_dropped("no_handler"),
+                Voice::Centrifuge(_) if centrifuge::is_pong(payload) => row.flags &= !flag::PINGED,
+                Voice::Centrifuge(session) => {
+                    if session.message(*kind, payload).is_err() {
+                        row.client.terms().metrics.message_dropped("queue");
+                        self.close(slot, &End::TooMany);
+                    }
+                }
+                Voice::Silent => row.client.terms().metrics.message_dropped("no_handler"),
             },
             Event::Pong => row.flags &= !flag::PINGED,
             Event::Ping(payload) => {
@@ -111,19 +135,10 @@ impl Shard {
             }
             Event::Close(code) => {
                 row.flags |= flag::PEER_CLOSED;
-                self.close(slot, code.unwrap_or(1000), "", "client");
+                self.close(slot, &End::Client(*code));
             }
             Event::Fragment => {}
         }
         self.rows.get(slot).is_some_and(|row| !row.is(flag::CLOSING))
-    }
-
-    fn violated(&mut self, slot: usize, violation: Violation) {
-        let reason = match violation {
-            Violation::Protocol(_) => "protocol",
-            Violation::Utf8 => "utf8",
-            Violation::TooLarge => "too_large",
-        };
-        self.close(slot, violation.close_code(), &violation.to_string(), reason);
     }
 }

@@ -8,18 +8,24 @@ use std::{
 };
 
 use mio::net::TcpStream;
+use prometheus_client::metrics::counter::Counter;
 
 use crate::{
-    channel::{Chunk, Log, Since},
-    client::{Connected, Share, message::Assembly},
+    channel::{Chunk, Format, Position, Since},
+    client::{Connected, Share, message::Assembly, sse},
 };
 
-use super::cursor::{Cursor, Cursors};
+use super::{
+    cursor::{Cursor, Cursors},
+    view::View,
+};
 
 /// Chunks in one write: after a stall, many small ones.
 const MAX_SLICES: usize = 32;
 /// Bytes written to one client before the others have their turn.
 const TURN_BYTES: usize = 1 << 20;
+/// Events put together for one client at a time, that follows several channels.
+const COMPOSED_BYTES: usize = 64 << 10;
 
 /// States of a row, as bits.
 pub mod flag {
@@ -33,6 +39,8 @@ pub mod flag {
     pub const CLOSING: u8 = 1 << 3;
     /// The client has sent its close frame.
     pub const PEER_CLOSED: u8 = 1 << 4;
+    /// The client compresses messages, and takes compressed ones.
+    pub const DEFLATES: u8 = 1 << 5;
 }
 
 /// An idle client is these bytes and a socket.
@@ -46,6 +54,8 @@ pub struct Row {
     /// ping began.
     pub touched: u32,
     pub flags: u8,
+    /// How it gets publications.
+    pub format: Format,
     /// The cursor being written when the row fell behind: only its frame may be half sent.
     pub current: u16,
 }
@@ -55,12 +65,12 @@ pub struct Row {
 pub struct Extra {
     /// What is left of a half-sent frame that something else must follow.
     pub rest: Option<Rest>,
-    /// Snapshots to send after that; only the first may have begun.
-    pub prefaces: VecDeque<Preface>,
-    /// Bytes to send after that and before the cursors go on: whole frames, replies and control frames.
+    /// Bytes to send after that: whole frames, replies and control frames.
     pub out: Vec<u8>,
     /// How much of `out` is sent.
     pub sent: usize,
+    /// Snapshots to send after that and before the cursors go on; only the first may have begun.
+    pub prefaces: VecDeque<Preface>,
     /// How many bytes of control frames were put into `out`.
     pub controls: usize,
     /// What the replies in `out` have of the tenant's budget.
@@ -70,12 +80,39 @@ pub struct Extra {
     pub assembly: Assembly,
     /// When a closing row is dropped, answered or not. Milliseconds on the shard's clock.
     pub close_by: u32,
+    /// Of an event stream of several channels: what it has of each, in the order of its cursors. Each of its events names
+    /// them all, so that it may resume behind any. `None`: less than the first snapshot.
+    pub positions: Box<[Option<Position>]>,
 }
 
-/// A part of a chunk, to be sent to its end.
+/// Bytes to be sent to their end.
 pub struct Rest {
-    pub chunk: Arc<Chunk>,
+    pub piece: Piece,
     pub range: Range<usize>,
+}
+
+/// Whose bytes these are.
+pub enum Piece {
+    Shared(Arc<Chunk>, Format),
+    /// Copied out of a chunk, which need not stay for it.
+    Own(Box<[u8]>),
+}
+
+impl Rest {
+    pub fn bytes(&self) -> &[u8] {
+        let bytes = match &self.piece {
+            // Made when it was known where this begins.
+            Piece::Shared(chunk, format) => chunk.made(*format).map_or(&[][..], |chunk| chunk.bytes()),
+            Piece::Own(bytes) => bytes,
+        };
+        bytes.get(self.range.clone()).unwrap_or_default()
+    }
+
+    /// Itself, its bytes copied.
+    pub fn copied(&self) -> Self {
+        let bytes: Box<[u8]> = self.bytes().into();
+        Self { range: 0..bytes.len(), piece: Piece::Own(bytes) }
+    }
 }
 
 /// A snapshot that one of the row's cursors follows.
@@ -84,7 +121,9 @@ pub struct Preface {
     pub view: u32,
     /// What the client had before.
     pub since: Since,
-    pub rest: Rest,
+    pub chunk: Arc<Chunk>,
+    /// The bytes of it that are to be sent.
+    pub range: Range<usize>,
 }
 
 impl Extra {
@@ -94,6 +133,42 @@ impl Extra {
             && self.out.is_empty()
             && self.partial.is_empty()
             && self.assembly.is_empty()
+            && self.positions.is_empty()
+    }
+
+    /// Appends an event to `out` that says what the client has with it.
+    fn compose(&mut self, nth: usize, event: &[u8], reached: Position) {
+        if let Some(position) = self.positions.get_mut(nth) {
+            *position = Some(reached);
+        }
+        sse::with_id(event, self.positions.iter().flatten(), &mut self.out);
+    }
+
+    /// Appends events of the first snapshot.
+    fn compose_snapshot(&mut self, cursors: &[Cursor], deliveries: &Counter) {
+        while self.out.len() < COMPOSED_BYTES
+            && let Some(preface) = self.prefaces.front_mut()
+        {
+            let chunk = Arc::clone(&preface.chunk);
+            let encoded = chunk.made(Format::Sse);
+            let next = encoded.and_then(|encoded| Some((encoded, encoded.next(preface.range.start)?)));
+            let Some((encoded, (end, reached))) = next else {
+                self.prefaces.pop_front();
+                continue;
+            };
+            let event = encoded.bytes().get(preface.range.start..end).unwrap_or_default();
+            preface.range.start = end;
+            let view = preface.view;
+            let nth = cursors.iter().position(|cursor| cursor.view == view).unwrap_or(usize::MAX);
+            self.compose(nth, event, reached);
+            deliveries.inc();
+        }
+    }
+}
+
+impl Preface {
+    fn bytes(&self, format: Format) -> &[u8] {
+        self.chunk.made(format).and_then(|chunk| chunk.bytes().get(self.range.clone())).unwrap_or_default()
     }
 }
 
@@ -106,29 +181,48 @@ pub enum Step {
     Blocked,
     /// There is more, but the others wait.
     Turn,
+    /// There is a gap, behind which the client must be asked anew for the channel.
+    Gap,
     /// The socket is broken.
     Gone,
 }
 
 impl Row {
+    /// Takes what is left of a snapshot's frame that is half sent in front of whatever else is to be sent.
+    pub fn finish_preface(&mut self) {
+        let Some(extra) = &mut self.extra else { return };
+        if extra.rest.is_some() {
+            return;
+        }
+        let Some(preface) = extra.prefaces.front_mut() else { return };
+        let Some(range) = preface.chunk.made(self.format).and_then(|chunk| chunk.rest(preface.range.start)) else {
+            return;
+        };
+        preface.range.start = range.end;
+        // Copied: the snapshot is large, and others may have a newer one.
+        let rest = Rest { piece: Piece::Shared(Arc::clone(&preface.chunk), self.format), range };
+        extra.rest = Some(rest.copied());
+        self.client.terms().metrics.deliveries.inc();
+    }
+
     /// Leaves out what a client has not got yet of a view's snapshot, but for the frame that is half sent; returns what it
     /// has then. `None`: there is no snapshot under way.
     pub fn cut_preface(&mut self, view: u32) -> Option<Since> {
+        self.finish_preface();
         let extra = self.extra.as_mut()?;
         let index = extra.prefaces.iter().position(|preface| preface.view == view)?;
-        let Preface { since, rest: Rest { chunk, range }, .. } = extra.prefaces.remove(index)?;
+        let Preface { since, chunk, range, .. } = extra.prefaces.remove(index)?;
         // Before its first own frame are those that the client had already.
-        let begun = chunk.begun(range.start).unwrap_or(0);
-        if let Some(frame) = chunk.rest_of_frame(range.start) {
-            // Copied: the snapshot is large, and others may have a newer one.
-            let (part, length) = (chunk.part(frame.clone()), frame.len());
-            extra.rest = Some(Rest { chunk: Arc::new(part), range: 0..length });
-        }
+        let begun = chunk.made(self.format).and_then(|chunk| chunk.begun(range.start)).unwrap_or(0);
         Some(match since {
             Since::Offset(had) => Since::Offset(begun.max(had)),
             Since::Nothing if begun > 0 => Since::Offset(begun),
             Since::Nothing => since,
         })
+    }
+
+    pub fn is_centrifuge(&self) -> bool {
+        matches!(self.format, Format::Centrifuge | Format::CentrifugeDeflated)
     }
 
     pub fn is(&self, flags: u8) -> bool {
@@ -168,21 +262,20 @@ impl Row {
         }
     }
 
-    /// Writes what is queued before the cursors: the rest of a frame, what of `out` has begun, snapshots, the rest of `out`.
+    /// Writes what is queued before the cursors: the rest of a frame, `out`, snapshots.
     pub fn flush(&mut self, now: u32) -> Step {
         let behind = self.is(flag::BEHIND);
         let Some(extra) = &mut self.extra else { return Step::Done };
+        let deliveries = &self.client.terms().metrics.deliveries;
         let mut turn = TURN_BYTES;
         loop {
-            let half_sent = extra.rest.is_some();
-            let before = match (&mut extra.rest, extra.prefaces.front_mut()) {
-                (Some(rest), _) => Some(rest),
-                (None, Some(preface)) if extra.sent == 0 => Some(&mut preface.rest),
-                (None, _) => None,
-            };
-            let bytes = match &before {
-                Some(Rest { chunk, range }) => chunk.bytes().get(range.clone()).unwrap_or_default(),
-                None => extra.out.get(extra.sent..).unwrap_or_default(),
+            if !extra.positions.is_empty() && extra.out.is_empty() {
+                extra.compose_snapshot(self.cursors.as_slice(), deliveries);
+            }
+            let bytes = match (&extra.rest, extra.prefaces.front()) {
+                (Some(rest), _) => rest.bytes(),
+                (None, Some(preface)) if extra.out.is_empty() => preface.bytes(self.format),
+                (None, _) => extra.out.get(extra.sent..).unwrap_or_default(),
             };
             if turn == 0 && !bytes.is_empty() {
                 return Step::Turn;
@@ -202,40 +295,46 @@ impl Row {
                 self.touched = now;
             }
             let all = written == bytes.len();
-            match before {
-                Some(Rest { chunk, range }) => {
-                    // A half-sent frame has been counted, and its chunk may be a copy that has no index.
-                    if !half_sent {
-                        let completed = chunk.completed(range.start, range.start + written);
-                        self.client.terms().metrics.deliveries.inc_by(completed as u64);
-                    }
-                    range.start += written;
-                    if all && extra.rest.take().is_none() {
-                        extra.prefaces.pop_front();
-                    }
+            if let Some(rest) = &mut extra.rest {
+                // It has been counted.
+                rest.range.start += written;
+                if all {
+                    extra.rest = None;
                 }
-                None if all => {
+            } else if !extra.out.is_empty() {
+                extra.sent += written;
+                if all {
                     (extra.out, extra.sent, extra.controls, extra.share) = (Vec::new(), 0, 0, None);
-                    if extra.prefaces.is_empty() {
-                        return Step::Done;
-                    }
                 }
-                None => extra.sent += written,
+            } else if let Some(preface) = extra.prefaces.front_mut() {
+                let (from, to) = (preface.range.start, preface.range.start + written);
+                let completed = preface.chunk.made(self.format).map_or(0, |chunk| chunk.completed(from, to));
+                deliveries.inc_by(completed as u64);
+                preface.range.start = to;
+                if all {
+                    extra.prefaces.pop_front();
+                }
+            } else {
+                return Step::Done;
             }
         }
     }
 
     /// Writes from a cursor that is on its log to the end of that, and counts the publications that were completed.
-    pub fn advance(&mut self, nth: u16, log: &Log, now: u32, delivered: &mut u64) -> Step {
-        let behind = self.is(flag::BEHIND);
+    pub fn advance(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> Step {
+        if self.extra.as_ref().is_some_and(|extra| !extra.positions.is_empty()) {
+            return self.advance_composed(nth, view, now, delivered);
+        }
+        let (behind, format) = (self.is(flag::BEHIND), self.format);
         let Some(cursor) = self.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return Step::Done };
         let mut turn = TURN_BYTES;
-        while cursor.seq < log.next_seq() {
-            let (offered, result) = write(&mut self.socket, cursor, log);
+        while cursor.seq < view.log.next_seq() {
+            let (offered, result) = write(&mut self.socket, cursor, view, format);
             match result {
-                Ok(0) => return Step::Gone,
+                Ok(0) if offered == 0 && stops_at_gaps(format) => return Step::Gap,
+                Ok(0) if offered > 0 => return Step::Gone,
                 Ok(written) => {
-                    cursor.step(written, log, delivered);
+                    cursor.step(written, view, format, delivered);
                     if behind {
                         self.touched = now;
                     }
@@ -243,7 +342,7 @@ impl Row {
                         return Step::Blocked;
                     }
                     turn = turn.saturating_sub(written);
-                    if turn == 0 && cursor.seq < log.next_seq() {
+                    if turn == 0 && cursor.seq < view.log.next_seq() {
                         return Step::Turn;
                     }
                 }
@@ -254,18 +353,61 @@ impl Row {
         }
         Step::Done
     }
+
+    /// The same for an event stream of several channels: its events are put together in `out`, whole ones.
+    fn advance_composed(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> Step {
+        for _ in 0..TURN_BYTES / COMPOSED_BYTES {
+            match self.flush(now) {
+                Step::Done => {}
+                step => return step,
+            }
+            let Self { cursors, extra, .. } = self;
+            let cursor = cursors.as_mut_slice().get_mut(usize::from(nth));
+            let Some((cursor, extra)) = cursor.zip(extra.as_mut()) else { return Step::Done };
+            if cursor.seq >= view.log.next_seq() {
+                return Step::Done;
+            }
+            for chunk in view.log.from(cursor.seq) {
+                let encoded = chunk.encoded(Format::Sse, &view.channel);
+                while extra.out.len() < COMPOSED_BYTES
+                    && let Some((end, reached)) = encoded.next(cursor.position as usize)
+                {
+                    let event = encoded.bytes().get(cursor.position as usize..end).unwrap_or_default();
+                    extra.compose(usize::from(nth), event, reached);
+                    *delivered += u64::from(!chunk.is_gap());
+                    cursor.enter(chunk.seq, end);
+                }
+                if extra.out.len() >= COMPOSED_BYTES {
+                    break;
+                }
+                cursor.enter(chunk.seq + 1, 0);
+            }
+        }
+        match self.flush(now) {
+            Step::Done => Step::Turn,
+            step => step,
+        }
+    }
+}
+
+/// Whether a client must be asked anew for the channel behind a gap: its protocol ends the subscription.
+fn stops_at_gaps(format: Format) -> bool {
+    matches!(format, Format::Centrifuge | Format::CentrifugeDeflated)
 }
 
 /// One write from a cursor on: how many bytes were offered, and what the socket said.
-fn write(socket: &mut TcpStream, cursor: &Cursor, log: &Log) -> (usize, io::Result<usize>) {
-    let mut chunks = log.from(cursor.seq);
-    let first = chunks.next().and_then(|chunk| chunk.bytes().get(cursor.position as usize..)).unwrap_or_default();
-    let Some(second) = chunks.next() else { return (first.len(), socket.write(first)) };
+fn write(socket: &mut TcpStream, cursor: &Cursor, view: &View, format: Format) -> (usize, io::Result<usize>) {
+    let stops = stops_at_gaps(format);
+    let chunks = view.log.from(cursor.seq).take_while(|chunk| !(stops && chunk.is_gap()));
+    let mut chunks = chunks.map(|chunk| chunk.encoded(format, &view.channel).bytes());
+    let first = chunks.next().and_then(|bytes| bytes.get(cursor.position as usize..)).unwrap_or_default();
+    let Some(second) = chunks.next() else {
+        return (first.len(), if first.is_empty() { Ok(0) } else { socket.write(first) });
+    };
     let mut slices = [IoSlice::new(&[]); MAX_SLICES];
     let mut offered = 0;
     let mut used = 0;
-    let rest = [first, second.bytes()].into_iter().chain(chunks.map(|chunk| chunk.bytes()));
-    for (slot, bytes) in slices.iter_mut().zip(rest) {
+    for (slot, bytes) in slices.iter_mut().zip([first, second].into_iter().chain(chunks)) {
         *slot = IoSlice::new(bytes);
         offered += bytes.len();
         used += 1;
@@ -273,5 +415,6 @@ fn write(socket: &mut TcpStream, cursor: &Cursor, log: &Log) -> (usize, io::Resu
             break;
         }
     }
-    (offered, socket.write_vectored(slices.get(..used).unwrap_or_default()))
+    let offer = slices.get(..used).unwrap_or_default();
+    (offered, if offered == 0 { Ok(0) } else { socket.write_vectored(offer) })
 }

@@ -1,22 +1,29 @@
 //! A channel as a shard sees it: the same chunks as the channel's own log, and who follows it here.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use slab::Slab;
 
 use crate::{
-    channel::{Channel, Chunk, Log, Reader, Since, Start},
-    client::shard::{cursor::Cursor, row::Row},
+    channel::{Channel, Chunk, Format, Log, Position, Reader, Since, Start},
+    client::shard::{
+        cursor::Cursor,
+        row::{Piece, Rest, Row},
+    },
 };
 
 pub struct View {
     pub channel: Arc<Channel>,
     pub log: Log,
+    /// Where the log ends.
+    pub end: Position,
     /// Chunks that left the log just now: a client may have one of their frames half sent.
     pub gone: Vec<Arc<Chunk>>,
     pub subscribers: Vec<Subscriber>,
     /// The last offset before the chunks that were fetched last.
-    pub had: u64,
+    had: u64,
+    /// The last gap that came: its chunk's position, and the last offset before it.
+    gap: Option<(u64, u64)>,
 }
 
 /// One cursor of one row.
@@ -27,44 +34,82 @@ pub struct Subscriber {
 }
 
 impl View {
+    pub fn new(channel: Arc<Channel>, log: Log, end: Position) -> Self {
+        Self { channel, log, end, gone: Vec::new(), subscribers: Vec::new(), had: end.offset, gap: None }
+    }
+
     /// Fetches the channel's new chunks.
     pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
-        let Self { channel, log, gone, had, .. } = self;
-        *had = log.newest().map_or(*had, |chunk| chunk.last_offset());
+        let Self { channel, log, end, gone, had, gap, .. } = self;
+        *had = end.offset;
         // All that is fresh stays until the fan-out that follows has offered it.
         let fresh = log.next_seq();
-        let oldest = channel.read(reader, fresh, |chunk| log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk)));
+        let oldest = channel.read(reader, fresh, |chunk| {
+            *end = Position { epoch: chunk.epoch, offset: chunk.last_offset() };
+            if chunk.is_gap() {
+                *gap = Some((chunk.seq, chunk.last_offset()));
+            }
+            log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk));
+        });
         // What the channel had no room for has none here.
         while let Some(chunk) = log.pop_before(oldest.min(fresh)) {
             gone.push(chunk);
         }
     }
 
-    /// A new cursor; `None`: there is a gap behind the position that it would go on after.
-    pub fn subscribe(&mut self, view: u32, subscriber: Subscriber, start: Start) -> Option<Cursor> {
+    /// A new cursor, and the position it begins with, which is behind nothing if a snapshot comes first. `None`: there is a
+    /// gap behind the position that it would go on after.
+    pub fn subscribe(
+        &mut self,
+        view: u32,
+        subscriber: Subscriber,
+        start: Start,
+        format: Format,
+    ) -> Option<(Cursor, Option<Position>)> {
         let at = u32::try_from(self.subscribers.len()).unwrap_or(u32::MAX);
-        let mut cursor = Cursor { view, at, seq: self.log.next_seq(), position: 0 };
-        match start {
-            Start::Now if self.channel.gives_snapshot() => cursor.leave(Since::Nothing),
-            Start::Now => {}
+        let mut cursor = Cursor { view, at, seq: self.log.next_seq(), position: 0, given: true };
+        let begins = match start {
+            Start::Now if self.channel.gives_snapshot() => {
+                cursor.leave(Since::Nothing);
+                None
+            }
+            Start::Now => Some(self.end),
             Start::After(position) => {
                 self.log.prepend(self.channel.resume(position, self.log.oldest_seq())?);
                 if let Some(chunk) = self.log.after(position.offset).next() {
-                    cursor.enter(chunk.seq, chunk.position_after(position.offset));
+                    cursor.enter(chunk.seq, chunk.encoded(format, &self.channel).position_after(position.offset));
                 }
+                Some(position)
             }
-        }
+        };
         self.subscribers.push(subscriber);
         self.channel.joined();
-        Some(cursor)
+        Some((cursor, begins))
     }
 
     /// What a client has whose cursor has just fallen off the log, the frame that it may be inside of included.
-    pub fn had_by(&self, cursor: &Cursor) -> u64 {
-        let chunk = self.gone.iter().chain(self.log.from(cursor.seq).take(1)).find(|chunk| chunk.seq == cursor.seq);
+    pub fn had_by(&self, cursor: &Cursor, format: Format) -> u64 {
         // Without its chunk it stood at the end, and what came next was gone before it was here.
-        let Some(chunk) = chunk else { return self.had };
-        chunk.begun(cursor.position as usize).unwrap_or_else(|| chunk.first_offset().saturating_sub(1))
+        let Some(chunk) = self.chunk_of(cursor) else { return self.had };
+        let begun = chunk.encoded(format, &self.channel).begun(cursor.position as usize);
+        begun.unwrap_or_else(|| chunk.before().offset)
+    }
+
+    /// The newest publication: its chunk, and where it begins there.
+    pub fn newest(&self, format: Format) -> Option<(u64, usize)> {
+        let chunk = self.log.from(0).rev().find(|chunk| !chunk.is_gap())?;
+        let encoded = chunk.encoded(format, &self.channel);
+        Some((chunk.seq, encoded.position_after(chunk.last_offset().saturating_sub(1))))
+    }
+
+    /// Whether there is a gap from one chunk on before another.
+    pub fn gap_between(&self, from: u64, to: u64) -> bool {
+        self.gap.is_some_and(|(gap, _)| from <= gap && gap < to)
+    }
+
+    /// Whether there is a gap behind what came up to this offset.
+    pub fn gap_after(&self, offset: u64) -> bool {
+        self.gap.is_some_and(|(_, before)| before >= offset)
     }
 
     /// Takes a cursor out; the last subscriber takes its place.
@@ -85,10 +130,13 @@ impl View {
     }
 
     /// What is left to send of the frame a cursor is inside of; `None` if it is at a frame's start.
-    pub fn rest_of_frame(&self, cursor: &Cursor) -> Option<(Arc<Chunk>, Range<usize>)> {
-        let mut chunks = self.gone.iter().chain(self.log.from(cursor.seq).take(1));
-        let chunk = chunks.find(|chunk| chunk.seq == cursor.seq)?;
-        let rest = chunk.rest_of_frame(cursor.position as usize)?;
-        Some((Arc::clone(chunk), rest))
+    pub fn rest_of_frame(&self, cursor: &Cursor, format: Format) -> Option<Rest> {
+        let chunk = self.chunk_of(cursor)?;
+        let range = chunk.encoded(format, &self.channel).rest(cursor.position as usize)?;
+        Some(Rest { piece: Piece::Shared(Arc::clone(chunk), format), range })
+    }
+
+    fn chunk_of(&self, cursor: &Cursor) -> Option<&Arc<Chunk>> {
+        self.gone.iter().chain(self.log.from(cursor.seq).take(1)).find(|chunk| chunk.seq == cursor.seq)
     }
 }

@@ -10,10 +10,11 @@ use super::{
         },
         channels::{closing, from_guest, publish_all},
     },
-    Handler,
+    Handler, Meaning, Session,
 };
 use crate::{
-    client::{ClientId, Step, raw},
+    channel::{Frame, Start},
+    client::{self, ErrorCode, Follow, Step, Steps, Told, centrifuge, frame, raw},
     metrics::Blame,
     upstream::SendError,
 };
@@ -21,14 +22,42 @@ use crate::{
 /// Actions of one call; each costs the host some microseconds.
 const MAX_ACTIONS: usize = 10_000;
 
+/// What the client has sent, and so how it is answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked {
+    /// A message of a plain WebSocket: as messages.
+    Message,
+    /// A command of the Centrifuge protocol: by one reply to it, and pushes.
+    Command { id: u32, by: Answer },
+}
+
+/// The reply that a command waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    None,
+    Rpc,
+    Publish,
+}
+
+impl From<Meaning<'_>> for Answer {
+    fn from(meaning: Meaning<'_>) -> Self {
+        match meaning {
+            Meaning::Message => Self::None,
+            Meaning::Rpc(_) => Self::Rpc,
+            Meaning::Publish(_) => Self::Publish,
+        }
+    }
+}
+
 /// Carries out the actions that followed a message of this client.
-pub async fn carry_out(handler: &Handler, client: ClientId, actions: Vec<Action>) {
+pub async fn carry_out(handler: &Handler, session: &Session, asked: Asked, actions: Vec<Action>) {
     let guest = handler.guest();
     if actions.len() > MAX_ACTIONS {
         guest.metrics.failed(Blame::GuestBroke, "actions");
         tracing::warn!(tenant.name = %guest.tenant.name, actions = actions.len(), most = MAX_ACTIONS, "a handler's actions cut off");
     }
-    let mut plan = Plan { handler, client, replies: Vec::new(), steps: Vec::new(), publications: Vec::new() };
+    let steps = Steps::new(&guest.tenant.terms.budget);
+    let mut plan = Plan { handler, session, asked, steps, publications: Vec::new() };
     for action in actions.into_iter().take(MAX_ACTIONS) {
         // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
         // done. The other way round the shard's queue keeps the order.
@@ -40,16 +69,17 @@ pub async fn carry_out(handler: &Handler, client: ClientId, actions: Vec<Action>
         plan.add(action);
     }
     plan.publish().await;
+    plan.answer();
     plan.act();
 }
 
 /// Actions that are yet to be carried out: either steps for the shard or publications.
 struct Plan<'a> {
     handler: &'a Handler,
-    client: ClientId,
-    /// Encoded, behind all of `steps`.
-    replies: Vec<u8>,
-    steps: Vec<Step>,
+    session: &'a Session,
+    /// What is not answered yet.
+    asked: Asked,
+    steps: Steps,
     publications: Vec<Publication>,
 }
 
@@ -57,12 +87,18 @@ impl Plan<'_> {
     fn add(&mut self, action: Action) {
         let guest = self.handler.guest();
         match action {
-            Action::Reply(frame) | Action::RpcResult(frame) => {
-                raw::reply(&from_guest(frame), &mut self.replies);
-            }
+            Action::Reply(frame) => self.message(&from_guest(frame)),
+            Action::RpcResult(frame) => match self.asked {
+                Asked::Command { id, by: Answer::Rpc } => {
+                    self.asked = Asked::Command { id, by: Answer::None };
+                    let frame = from_guest(frame);
+                    self.say(|out| centrifuge::reply::rpc(id, &frame, out));
+                }
+                _ => self.message(&from_guest(frame)),
+            },
             Action::Error(Error { code, message }) => {
                 guest.metrics.failed(Blame::GuestSaidNo, "error");
-                raw::error(code, &message, &mut self.replies);
+                self.error(code, &message);
             }
             Action::Publish(publication) => self.publications.push(publication),
             Action::Upstream(to) => {
@@ -75,50 +111,74 @@ impl Plan<'_> {
                 }
             }
             Action::Subscribe(channel) => match guest.tenant.channels.subscribe(&channel) {
-                Ok(channel) => self.step(Step::Subscribe(channel)),
+                Ok(channel) => {
+                    let follow = Follow { channel, start: Start::Now, lost: false, given: true };
+                    self.steps.push(Step::Subscribe(follow, Told::Push));
+                }
                 Err(error) => {
                     guest.metrics.failed(Blame::HostFailed, "channel");
                     tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's subscription is refused");
                 }
             },
-            Action::Unsubscribe(channel) => self.step(Step::Unsubscribe(channel)),
-            Action::Disconnect(close) => self.step(closing(close)),
+            Action::Unsubscribe(channel) => self.steps.push(Step::Unsubscribe(channel, Told::Push)),
+            Action::Disconnect(close) => self.steps.push(closing(close)),
         }
     }
 
-    fn step(&mut self, step: Step) {
-        self.send();
-        self.steps.push(step);
+    /// A message to the client that answers nothing.
+    fn message(&mut self, frame: &Frame) {
+        match self.asked {
+            Asked::Message => raw::reply(frame, self.session.compression, self.steps.replies()),
+            Asked::Command { .. } => self.say(|out| centrifuge::reply::message_push(frame, out)),
+        }
     }
 
-    /// Turns the replies into a step, if the tenant has room for them. If not, they cannot be left out silently.
-    fn send(&mut self) {
-        if self.replies.is_empty() {
-            return;
+    fn error(&mut self, code: u32, message: &str) {
+        match self.asked {
+            Asked::Message => raw::error(code, message, self.steps.replies()),
+            Asked::Command { id, by } => {
+                self.asked = Asked::Command { id, by: Answer::None };
+                // Without a command that waits for it, it is pushed.
+                let id = if by == Answer::None { 0 } else { id };
+                self.say(|out| centrifuge::reply::error(id, code, message, out));
+            }
         }
-        let replies = std::mem::take(&mut self.replies);
-        self.steps.push(match self.handler.guest().tenant.terms.budget.take(replies.len()) {
-            Some(share) => Step::Send(replies, share),
-            None => Step::Overflow,
-        });
+    }
+
+    /// Answers a command that the handler has not answered.
+    fn answer(&mut self) {
+        match self.asked {
+            Asked::Command { id, by: Answer::Publish } => self.say(|out| centrifuge::reply::empty(id, "publish", out)),
+            Asked::Command { by: Answer::Rpc, .. } => {
+                self.handler.guest().metrics.failed(Blame::GuestBroke, "unanswered");
+                self.error(ErrorCode::Internal as u32, "the tenant's code gives no answer");
+            }
+            Asked::Command { by: Answer::None, .. } | Asked::Message => {}
+        }
+    }
+
+    /// Adds a reply of the Centrifuge protocol.
+    fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut reply = Vec::new();
+        write(&mut reply);
+        client::encode(self.session.compression, frame::TEXT, &reply, self.steps.replies());
     }
 
     /// Hands the steps to the client's shard.
     fn act(&mut self) {
-        self.send();
-        if !self.steps.is_empty() {
-            let steps = std::mem::take(&mut self.steps);
-            self.handler.act(self.client, steps);
+        let steps = self.steps.take();
+        if !steps.is_empty() {
+            self.handler.act(self.session.id, steps);
         }
     }
 
     /// Hands the steps to the client's shard and waits until they are done, or the client is gone.
     async fn done(&mut self) {
-        self.send();
-        if !self.steps.is_empty() {
+        let mut steps = self.steps.take();
+        if !steps.is_empty() {
             let (done, waits) = oneshot::channel();
-            self.steps.push(Step::Tell(done));
-            self.act();
+            steps.push(Step::Tell(done));
+            self.handler.act(self.session.id, steps);
             // An error: they never will be.
             let _ = waits.await;
         }

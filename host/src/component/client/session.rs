@@ -1,23 +1,17 @@
 //! One client of a tenant with a handler: what it has sent and is yet to be handled, in order.
 
 use std::{
-    collections::VecDeque,
     ops::Deref,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
 };
 
-use bytes::Bytes;
-
-use super::{Handler, actions};
+use super::{Handler, Meaning, actions, actions::Asked};
 use crate::{
     channel::{Frame, Kind},
-    client::{ClientId, ErrorCode, Share, Step, raw},
+    client::{ClientId, Compression, ErrorCode, Event, Full, Inbox, Share, Step, raw},
+    tenant::Tenant,
 };
 
-/// Bytes that may wait in one inbox besides the first message.
-const INBOX_BYTES: usize = 1 << 20;
-/// What a waiting message takes besides its payload.
-const MESSAGE_OVERHEAD: usize = 128;
 /// Why a client is gone that never was in a shard.
 const NEVER_CAME: &str = "handshake";
 
@@ -25,48 +19,32 @@ const NEVER_CAME: &str = "handshake";
 pub struct Session {
     pub id: ClientId,
     pub identity: Option<String>,
+    pub compression: Option<Compression>,
     handler: Arc<Handler>,
-    inbox: Mutex<Inbox>,
+    inbox: Inbox,
     /// Why it left.
     reason: OnceLock<&'static str>,
 }
 
-#[derive(Default)]
-struct Inbox {
-    events: VecDeque<Event>,
-    bytes: usize,
-    /// A task is there to empty it.
-    served: bool,
-}
-
-enum Event {
-    Message(Frame, Share),
-    Gone,
-}
-
-/// A message over the limits: it is not handled.
-#[derive(Debug)]
-pub struct Full;
-
 impl Session {
-    pub(super) fn new(id: ClientId, identity: Option<String>, handler: Arc<Handler>) -> Arc<Self> {
-        Arc::new(Self { id, identity, handler, inbox: Mutex::default(), reason: OnceLock::new() })
+    pub(super) fn new(
+        id: ClientId,
+        identity: Option<String>,
+        handler: Arc<Handler>,
+        compression: Option<Compression>,
+    ) -> Arc<Self> {
+        Arc::new(Self { id, identity, compression, handler, inbox: Inbox::default(), reason: OnceLock::new() })
     }
 
     /// Takes a message to be handled after those before it.
     pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Full> {
         let guest = self.handler.guest();
-        let mut inbox = self.inbox();
-        let bytes = payload.len() + MESSAGE_OVERHEAD;
-        let crowded = inbox.events.len() >= guest.tenant.limits.client_queue || inbox.bytes + bytes > INBOX_BYTES;
-        if crowded && !inbox.events.is_empty() {
-            return Err(Full);
-        }
-        let share = guest.tenant.terms.budget.take(bytes).ok_or(Full)?;
-        inbox.bytes += bytes;
+        let Tenant { limits, terms, .. } = &*guest.tenant;
+        let to_be_served = self.inbox.message(kind, payload, limits.client_queue, &terms.budget)?;
         guest.metrics.queue.inc();
-        let frame = Frame { kind, bytes: Bytes::copy_from_slice(payload) };
-        self.push(inbox, Event::Message(frame, share));
+        if to_be_served {
+            self.handler.tasks.spawn(Arc::clone(self).serve());
+        }
         Ok(())
     }
 
@@ -76,18 +54,14 @@ impl Session {
         let _ = self.reason.set(reason);
     }
 
-    fn push(self: &Arc<Self>, mut inbox: MutexGuard<'_, Inbox>, event: Event) {
-        inbox.events.push_back(event);
-        if !std::mem::replace(&mut inbox.served, true) {
-            self.handler.tasks.spawn(Arc::clone(self).serve());
-        }
-    }
-
     /// Handles what there is.
     async fn serve(self: Arc<Self>) {
-        while let Some(event) = self.next() {
+        while let Some(event) = self.inbox.next() {
             match event {
-                Event::Message(frame, share) => self.handle(&frame, share).await,
+                Event::Message(frame, share) => {
+                    self.handler.guest().metrics.queue.dec();
+                    self.handle(&frame, share).await;
+                }
                 Event::Gone => {
                     let reason = self.reason.get().copied().unwrap_or(NEVER_CAME);
                     self.handler.on_disconnect(&self, reason).await;
@@ -96,26 +70,12 @@ impl Session {
         }
     }
 
-    fn next(&self) -> Option<Event> {
-        let mut inbox = self.inbox();
-        let event = inbox.events.pop_front();
-        match &event {
-            Some(Event::Message(frame, _)) => {
-                inbox.bytes -= frame.bytes.len() + MESSAGE_OVERHEAD;
-                self.handler.guest().metrics.queue.dec();
-            }
-            Some(Event::Gone) => {}
-            None => inbox.served = false,
-        }
-        event
-    }
-
     async fn handle(&self, frame: &Frame, share: Share) {
-        match self.handler.on_message(self, frame).await {
+        match self.handler.on_message(self, Meaning::Message, frame).await {
             Ok(made) => {
                 // Replies may need the room.
                 drop(share);
-                actions::carry_out(&self.handler, self.id, made).await;
+                actions::carry_out(&self.handler, self, Asked::Message, made).await;
             }
             Err(_) => {
                 self.handler.guest().metrics.lost.inc();
@@ -124,11 +84,6 @@ impl Session {
                 self.handler.act(self.id, vec![Step::Send(out, share)]);
             }
         }
-    }
-
-    /// Every change is whole before the lock is given back.
-    fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,6 +106,8 @@ impl Deref for Joined {
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        self.0.push(self.0.inbox(), Event::Gone);
+        if self.0.inbox.gone() {
+            self.0.handler.tasks.spawn(Arc::clone(&self.0).serve());
+        }
     }
 }

@@ -1,0 +1,234 @@
+//! A chunk's publications as clients get them: the frames of a plain WebSocket from the start, the bytes of every other
+//! door made when a client of it first needs them, and shared by all of its clients.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::{Channel, Chunk, Position, chunk::Item};
+use crate::client::{Compression, SHARED_WINDOW_BITS, centrifuge, frame, raw, sse};
+
+/// How publications are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// WebSocket frames, payloads as they are.
+    #[default]
+    Raw,
+    /// The same, compressed: permessage-deflate (RFC 7692).
+    Deflated,
+    /// Server-sent events.
+    Sse,
+    /// WebSocket frames with pushes of the Centrifuge protocol.
+    Centrifuge,
+    CentrifugeDeflated,
+}
+
+/// Formats besides [`Format::Raw`].
+const OTHERS: usize = 4;
+
+/// Publications one after another.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub bytes: Box<[u8]>,
+    /// Where each publication ends in `bytes`. A chunk that stands for a gap has none, or one end of its own.
+    pub ends: Box<[u32]>,
+}
+
+impl Wire {
+    /// Written by `write` for each item. Allocated at the exact size: a chunk is kept as long as its log reaches back.
+    pub fn new<I>(items: impl Iterator<Item = I>, size: usize, mut write: impl FnMut(I, &mut Vec<u8>)) -> Self {
+        let mut bytes = Vec::with_capacity(size);
+        let mut ends = Vec::with_capacity(items.size_hint().0);
+        for item in items {
+            write(item, &mut bytes);
+            // What bounds a tenant's logs keeps all of this far below 4 GiB.
+            ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        }
+        Self { bytes: bytes.into(), ends: ends.into() }
+    }
+
+    pub fn start(&self, index: usize) -> usize {
+        index.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize)
+    }
+
+    /// One publication's bytes.
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        self.bytes.get(self.start(index)..*self.ends.get(index)? as usize)
+    }
+
+    fn size(&self) -> usize {
+        self.bytes.len() + size_of_val(&*self.ends)
+    }
+
+    fn ends_up_to(&self, position: usize) -> usize {
+        self.ends.partition_point(|end| *end as usize <= position)
+    }
+}
+
+/// A chunk in the other formats, those that were needed.
+#[derive(Debug)]
+pub(super) struct Others {
+    wires: [OnceLock<Wire>; OTHERS],
+    /// Bytes of all the tenant's logs, to which these have been added.
+    total: Arc<AtomicUsize>,
+    /// How many; [`FORGOTTEN`]: they have been taken off, and no more are added.
+    charged: AtomicUsize,
+}
+
+const FORGOTTEN: usize = usize::MAX;
+
+impl Others {
+    fn new(total: &Arc<AtomicUsize>) -> Self {
+        Self { wires: Default::default(), total: Arc::clone(total), charged: AtomicUsize::new(0) }
+    }
+
+    fn charge(&self, bytes: usize) {
+        // Before it is known whether it counts: the total must not be too small for a moment.
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+        let add = |charged| (charged != FORGOTTEN).then(|| charged + bytes);
+        if self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
+            self.total.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The log has let go of the chunk: what readers still hold of it is not the log's.
+    pub fn forget(&self) {
+        let charged = self.charged.swap(FORGOTTEN, Ordering::Relaxed);
+        if charged != FORGOTTEN {
+            self.total.fetch_sub(charged, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// A chunk in one format.
+#[derive(Clone, Copy)]
+pub struct Encoded<'c> {
+    chunk: &'c Chunk,
+    wire: &'c Wire,
+}
+
+impl Chunk {
+    /// In a format, made if nobody has needed it yet. `of`: its channel.
+    pub fn encoded(&self, format: Format, of: &Channel) -> Encoded<'_> {
+        let Some(index) = other(format) else { return Encoded { chunk: self, wire: &self.raw } };
+        let others = self.others.get_or_init(|| Box::new(Others::new(&of.total)));
+        let wire = others.wires.get(index).map_or(&self.raw, |wire| {
+            wire.get_or_init(|| {
+                let wire = self.write(format, of);
+                others.charge(wire.size());
+                wire
+            })
+        });
+        Encoded { chunk: self, wire }
+    }
+
+    /// In a format that has been made already.
+    pub fn made(&self, format: Format) -> Option<Encoded<'_>> {
+        let wire = match other(format) {
+            None => &self.raw,
+            Some(index) => self.others.get()?.wires.get(index)?.get()?,
+        };
+        Some(Encoded { chunk: self, wire })
+    }
+
+    fn write(&self, format: Format, of: &Channel) -> Wire {
+        if self.is_gap() {
+            let mark = (format == Format::Sse).then_some(());
+            return Wire::new(mark.into_iter(), 0, |(), out| sse::gap(&of.name, Some(self.before()), out));
+        }
+        let compression = Compression { above: of.compress_above, window_bits: SHARED_WINDOW_BITS };
+        let mut scratch = Vec::new();
+        Wire::new(self.items(), self.raw.bytes.len(), |item, out| match format {
+            Format::Raw => frame::encode(raw::opcode(item.kind), item.payload, out),
+            Format::Deflated => compression.encode(raw::opcode(item.kind), item.payload, out),
+            Format::Sse => {
+                sse::event(Position { epoch: self.epoch, offset: item.offset }, item.kind, item.payload, out)
+            }
+            Format::Centrifuge | Format::CentrifugeDeflated => {
+                let Item { offset, key, kind, payload } = item;
+                scratch.clear();
+                centrifuge::publication(
+                    &of.name,
+                    offset,
+                    key.name.as_deref(),
+                    key.remove,
+                    (kind, payload),
+                    &mut scratch,
+                );
+                match format {
+                    Format::CentrifugeDeflated => compression.encode(frame::TEXT, &scratch, out),
+                    _ => frame::encode(frame::TEXT, &scratch, out),
+                }
+            }
+        })
+    }
+}
+
+fn other(format: Format) -> Option<usize> {
+    match format {
+        Format::Raw => None,
+        Format::Deflated => Some(0),
+        Format::Sse => Some(1),
+        Format::Centrifuge => Some(2),
+        Format::CentrifugeDeflated => Some(3),
+    }
+}
+
+impl<'c> Encoded<'c> {
+    /// All publications.
+    pub fn bytes(&self) -> &'c [u8] {
+        &self.wire.bytes
+    }
+
+    /// Where the first publication with an offset greater than `offset` begins.
+    pub fn position_after(&self, offset: u64) -> usize {
+        self.wire.start(self.chunk.index_after(offset))
+    }
+
+    /// The offset of the last publication of which there is a byte before `position`.
+    pub fn begun(&self, position: usize) -> Option<u64> {
+        if self.chunk.is_gap() {
+            return None;
+        }
+        let whole = self.wire.ends_up_to(position);
+        let begun = whole + usize::from(self.wire.start(whole) < position);
+        Some(self.chunk.offset(begun.checked_sub(1)?))
+    }
+
+    /// How many publications end in `from..=to`: those completed by sending the bytes between.
+    pub fn completed(&self, from: usize, to: usize) -> usize {
+        if self.chunk.is_gap() {
+            return 0;
+        }
+        if from == 0 && to == self.wire.bytes.len() {
+            return self.wire.ends.len();
+        }
+        self.wire.ends_up_to(to) - self.wire.ends_up_to(from)
+    }
+
+    /// What is left of the publication that `position` is inside of; `None` at a publication's start.
+    pub fn rest(&self, position: usize) -> Option<Range<usize>> {
+        let index = self.wire.ends_up_to(position);
+        let end = *self.wire.ends.get(index)? as usize;
+        (self.wire.start(index) != position).then_some(position..end)
+    }
+
+    /// The publication that begins at `position`, or what stands for a gap: where it ends, and what a client has got with
+    /// it.
+    pub fn next(&self, position: usize) -> Option<(usize, Position)> {
+        let index = self.wire.ends_up_to(position);
+        let end = *self.wire.ends.get(index)? as usize;
+        let offset = if self.chunk.is_gap() { self.chunk.before().offset } else { self.chunk.offset(index) };
+        Some((end, Position { epoch: self.chunk.epoch, offset }))
+    }
+}

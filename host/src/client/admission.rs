@@ -1,0 +1,183 @@
+//! Whom a tenant lets in by the doors that say all in their request, and to which channels.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use hyper::{
+    Request, StatusCode, Uri,
+    body::Incoming,
+    header::{AUTHORIZATION, HeaderValue},
+};
+
+use super::{
+    Compression, Door, MAX_CHANNELS, Voice,
+    door::Route,
+    refusal::{Refusal, no_channel},
+    sse,
+};
+use crate::{
+    channel::{Channel, MAIN, Position, Refused, Start},
+    component::{self, Handler},
+    metrics::Blame,
+    tenant::Tenant,
+};
+
+/// A client that is let in.
+pub struct Admitted {
+    pub voice: Voice,
+    pub channels: Vec<Arc<Channel>>,
+}
+
+impl Door {
+    pub fn has_room(&self) -> Result<(), Refusal> {
+        if self.total.load(Ordering::Relaxed) < self.max_clients {
+            return Ok(());
+        }
+        Err(Refusal::unavailable("full", "the relay has as many clients as it takes"))
+    }
+
+    /// Lets in a client to the channels it wants, or to those that the tenant's handler gives it.
+    pub async fn admit(
+        &self,
+        Route { tenant, handler }: &Route,
+        request: component::Request,
+        wanted: BTreeSet<String>,
+        compression: Option<Compression>,
+    ) -> Result<Admitted, Refusal> {
+        let Some(handler) = handler else {
+            return Ok(Admitted { voice: Voice::Silent, channels: find(tenant, wanted, Refusal::channel)? });
+        };
+        let admission = handler.connect(self.shards.next_id(), request, compression).await.map_err(Refusal::guests)?;
+        let channels = match admission.channels {
+            Some(given) => given_by(tenant, handler, given)?,
+            None => {
+                for name in &wanted {
+                    let allowed = handler.subscribe(&admission.session, name.clone(), None).await;
+                    allowed.map_err(Refusal::guests)?;
+                }
+                find(tenant, wanted, Refusal::channel)?
+            }
+        };
+        // Others have come meanwhile.
+        self.has_room()?;
+        Ok(Admitted { voice: Voice::Handler(admission.session), channels })
+    }
+}
+
+/// The channels that a handler gives a client.
+pub fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Result<Vec<Arc<Channel>>, Refusal> {
+    let names: BTreeSet<String> = names.into_iter().collect();
+    if names.len() > MAX_CHANNELS {
+        return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
+    }
+    find(tenant, names, |why, name| match why {
+        Refused::Channels => Refusal::channel(why, name),
+        _ => wrong_channels(handler, &no_channel(why, name)),
+    })
+}
+
+/// The channels of these names; the first that cannot be followed leads to a refusal.
+fn find(
+    tenant: &Tenant,
+    names: BTreeSet<String>,
+    refusal: impl Fn(Refused, &str) -> Refusal,
+) -> Result<Vec<Arc<Channel>>, Refusal> {
+    names.iter().map(|name| tenant.channels.subscribe(name).map_err(|why| refusal(why, name))).collect()
+}
+
+/// A handler has let a client in to channels that cannot be: the client has done nothing wrong.
+fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
+    let guest = handler.guest();
+    guest.metrics.failed(Blame::GuestBroke, "channels");
+    tracing::warn!(tenant.name = %guest.tenant.name, error = why, "a handler's channels for a client cannot be");
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &format!("the tenant's code gives it {why}"))
+}
+
+/// The request as a handler sees it.
+pub fn for_handler(request: &Request<Incoming>, address: IpAddr, door: component::Door) -> component::Request {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let query = request.uri().query().unwrap_or_default();
+    // The scheme's name has no case (RFC 9110 section 11.1).
+    let bearer = request.headers().get(AUTHORIZATION).map(text).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+    });
+    let in_query = || form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "token");
+    component::Request {
+        path: request.uri().path().to_owned(),
+        query: query.to_owned(),
+        headers: request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        client_ip: address.to_string(),
+        door,
+        token: bearer.or_else(|| in_query().map(|(_, token)| token.into_owned())),
+        data: None,
+    }
+}
+
+/// What the query asks for: `?channel=…`, each channel once, and `&since=`, where to go on: `EPOCH:OFFSET`, and of several
+/// channels such positions with commas between.
+pub struct Wanted {
+    pub names: BTreeSet<String>,
+    pub after: Vec<Position>,
+}
+
+impl Wanted {
+    pub fn read(uri: &Uri) -> Result<Self, Refusal> {
+        let query = uri.query().unwrap_or_default().as_bytes();
+        let mut wanted = Self { names: BTreeSet::new(), after: Vec::new() };
+        for (key, value) in form_urlencoded::parse(query) {
+            match &*key {
+                "channel" => drop(wanted.names.insert(value.into_owned())),
+                "since" => wanted.after = Refusal::no_position(sse::positions(&value))?,
+                _ => {}
+            }
+            if wanted.names.len() > MAX_CHANNELS {
+                let message = format!("a client follows at most {MAX_CHANNELS} channels");
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
+            }
+        }
+        if wanted.names.is_empty() {
+            wanted.names.insert(MAIN.to_owned());
+        }
+        Ok(wanted)
+    }
+}
+
+/// Where a client of a plain WebSocket begins in each channel: on the wire nothing could tell it of a gap.
+pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
+    let [after] = *after else {
+        if after.is_empty() {
+            return Ok(channels.into_iter().map(|channel| (channel, Start::Now)).collect());
+        }
+        return Err(Refusal::position("since is a position in one channel: ask for one"));
+    };
+    match <[_; 1]>::try_from(channels) {
+        Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
+        Ok(_) => {
+            let message = "what came after this position is not all there: begin anew, without since";
+            Err(Refusal::new(StatusCode::GONE, "not_recovered", message))
+        }
+        Err(_) => Err(Refusal::position("since is a position in one channel: ask for one")),
+    }
+}
+
+/// Where a client of server-sent events begins, and which channels have a gap before that: if it has had a position that
+/// is in none of its channels, all those that it has none in.
+pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> (Vec<(Arc<Channel>, Start)>, Vec<Arc<str>>) {
+    let positions = after.unwrap_or_default();
+    let start = |channel: Arc<Channel>| {
+        // An epoch is of one channel.
+        let position = positions.iter().find(|position| channel.reaches(**position));
+        (channel, position.map_or(Start::Now, |position| Start::After(*position)))
+    };
+    let starts: Vec<_> = channels.into_iter().map(start).collect();
+    let begins_now =
+        |(channel, start): &(Arc<Channel>, Start)| (*start == Start::Now).then(|| Arc::clone(&channel.name));
+    let without: Vec<_> = starts.iter().filter_map(begins_now).collect();
+    // A position that cannot be read is none of theirs either.
+    let lost = after.is_some_and(|positions| positions.is_empty() || starts.len() - without.len() < positions.len());
+    (starts, if lost { without } else { Vec::new() })
+}

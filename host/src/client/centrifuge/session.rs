@@ -1,0 +1,288 @@
+//! A client of the Centrifuge protocol: its commands, carried out one after another, away from its shard.
+//!
+//! In come messages, from the shard, into an inbox that one task at a time empties; each is one command or more. The
+//! tenant's handler is asked as for any client, `on-connect` when the client says `connect`. Out go steps for the shard,
+//! which alone knows what the client follows and from where on, so it says so itself.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use super::{Command, Disconnect, Error, Recover, Request, decode, reply};
+use crate::{
+    channel::{Channel, Frame, Kind, Position, Refused, Start},
+    client::{
+        ClientId, Compression, End, Event, Follow, Full, Inbox, Step, Steps, Told, admission::given_by, door::Route,
+        encode, frame,
+    },
+    component::{self, Handler, Joined, Meaning, NotLetIn, Tasks},
+    tenant::Tenant,
+};
+
+/// Publications of one answer about a channel's history, at most.
+const MAX_HISTORY: usize = 1000;
+/// Bytes of replies after which they are handed to the shard, though there are more commands.
+const REPLIES: usize = 64 << 10;
+
+/// One client.
+pub struct Session {
+    pub id: ClientId,
+    /// When it was last pinged, on its shard's clock of milliseconds.
+    pub pinged: AtomicU32,
+    tenant: Arc<Tenant>,
+    handler: Option<Arc<Handler>>,
+    /// Its HTTP request.
+    request: component::Request,
+    compression: Option<Compression>,
+    tasks: Tasks,
+    inbox: Inbox,
+    /// It has said `connect`.
+    connected: AtomicBool,
+    /// As its handler knows it.
+    joined: OnceLock<Joined>,
+}
+
+/// Why a command is not carried out; the connection ends if it says so.
+enum Refusal {
+    Error(u32, String),
+    End(End),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Error(error.code(), error.message().to_owned())
+    }
+}
+
+impl Session {
+    pub fn new(
+        id: ClientId,
+        route: &Route,
+        request: component::Request,
+        compression: Option<Compression>,
+        tasks: Tasks,
+    ) -> Arc<Self> {
+        let Route { tenant, handler } = route;
+        Arc::new(Self {
+            id,
+            pinged: AtomicU32::new(0),
+            tenant: Arc::clone(tenant),
+            handler: handler.clone(),
+            request,
+            compression,
+            tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
+            inbox: Inbox::default(),
+            connected: AtomicBool::new(false),
+            joined: OnceLock::new(),
+        })
+    }
+
+    /// Its pings begin at this time of its shard's clock.
+    pub fn begin_pings(&self, now: u32) {
+        self.pinged.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether it is to be pinged.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Takes a message to be handled after those before it.
+    pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Full> {
+        let Tenant { limits, terms, .. } = &*self.tenant;
+        if self.inbox.message(kind, payload, limits.client_queue, &terms.budget)? {
+            self.tasks.spawn(Arc::clone(self).serve());
+        }
+        Ok(())
+    }
+
+    /// Notes why the client leaves.
+    pub fn leaves(&self, reason: &'static str) {
+        if let Some(joined) = self.joined.get() {
+            joined.leaves(reason);
+        }
+    }
+
+    async fn serve(self: Arc<Self>) {
+        while let Some(event) = self.inbox.next() {
+            // Its share is given back when all that follows from it is done.
+            let Event::Message(frame, _share) = event else { continue };
+            if let Err(end) = self.handle(&frame).await {
+                self.act(vec![Step::Close(end)]);
+            }
+        }
+    }
+
+    fn act(&self, steps: Vec<Step>) {
+        if !steps.is_empty() {
+            self.tenant.shards.act(self.id, &self.tenant.terms, steps);
+        }
+    }
+
+    async fn handle(&self, message: &Frame) -> Result<(), End> {
+        let bad = |why: String| End::Centrifuge(Disconnect::BadRequest, why);
+        let Ok(text) = str::from_utf8(&message.bytes) else { return Err(bad("commands are JSON".into())) };
+        let commands = decode(text).map_err(|malformed| bad(malformed.to_string()))?;
+        let mut steps = Steps::new(&self.tenant.terms.budget);
+        for Command { id, request } in commands {
+            match self.perform(id, request, &mut steps).await {
+                Ok(()) => {}
+                Err(Refusal::Error(code, message)) => self.say(&mut steps, |out| reply::error(id, code, &message, out)),
+                Err(Refusal::End(end)) => {
+                    self.act(steps.take());
+                    return Err(end);
+                }
+            }
+            if steps.replies().len() >= REPLIES {
+                self.act(steps.take());
+            }
+        }
+        self.act(steps.take());
+        Ok(())
+    }
+
+    async fn perform(&self, id: u32, request: Request, steps: &mut Steps) -> Result<(), Refusal> {
+        let connects = matches!(request, Request::Connect { .. });
+        if matches!(request, Request::Pong) {
+            return Ok(());
+        }
+        if connects == self.connected.load(Ordering::Relaxed) {
+            let why = if connects { "the client is connected already" } else { "the first command is connect" };
+            return Err(Refusal::End(End::Centrifuge(Disconnect::BadRequest, why.into())));
+        }
+        match request {
+            Request::Connect { token, data, subs } => self.connect(id, token, data, &subs, steps).await?,
+            Request::Subscribe { channel, data, recover } => {
+                let channel = self.allowed(channel, data).await?;
+                steps.push(Step::Subscribe(follow(channel, recover, false), Told::Reply(id)));
+            }
+            Request::Unsubscribe { channel } => steps.push(Step::Unsubscribe(channel, Told::Reply(id))),
+            Request::Publish { channel, data } => self.command(id, Meaning::Publish(&channel), data, steps).await?,
+            Request::Rpc { method, data } => self.command(id, Meaning::Rpc(&method), data, steps).await?,
+            Request::Send { data } => self.command(id, Meaning::Message, data, steps).await?,
+            Request::History { channel, limit, since, reverse } => {
+                let channel = self.allowed(channel, None).await?;
+                let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
+                let page = history(&channel, limit, since, reverse)?;
+                self.say(steps, |out| reply::history(id, &page, out));
+            }
+            Request::Refresh { .. } | Request::NotAvailable => return Err(Error::NotAvailable.into()),
+            Request::Ping => self.say(steps, |out| reply::empty(id, "ping", out)),
+            Request::Unknown => return Err(Error::MethodNotFound.into()),
+            Request::Pong => {}
+        }
+        Ok(())
+    }
+
+    async fn connect(
+        &self,
+        id: u32,
+        token: Option<String>,
+        data: Option<String>,
+        subs: &[(String, Recover)],
+        steps: &mut Steps,
+    ) -> Result<(), Refusal> {
+        let mut given = Vec::new();
+        if let Some(handler) = &self.handler {
+            let mut request = self.request.clone();
+            request.token = token.or(request.token);
+            request.data = data;
+            let admission = match handler.connect(self.id, request, self.compression).await {
+                Ok(admission) => admission,
+                Err(why) => {
+                    let end = not_let_in(&why);
+                    if let NotLetIn::Refused(status, reason) = why {
+                        self.say(steps, |out| reply::error(id, u32::from(status), &reason, out));
+                    }
+                    return Err(Refusal::End(end));
+                }
+            };
+            // There is no other: a second `connect` is refused.
+            let _ = self.joined.set(admission.session);
+            if let Some(names) = admission.channels {
+                let channels = given_by(&self.tenant, handler, names);
+                let internal = |_| Refusal::End(End::Centrifuge(Disconnect::Internal, "no such channels".into()));
+                for channel in channels.map_err(internal)? {
+                    let recover = subs.iter().find(|(name, _)| **name == *channel.name).map(|(_, recover)| *recover);
+                    given.push(follow(channel, recover, true));
+                }
+            }
+        }
+        self.connected.store(true, Ordering::Relaxed);
+        steps.push(Step::Connected { id, expires_seconds: None, given });
+        Ok(())
+    }
+
+    /// The channel, if the client may follow it.
+    async fn allowed(&self, channel: String, data: Option<String>) -> Result<Arc<Channel>, Refusal> {
+        if let (Some(handler), Some(joined)) = (&self.handler, self.joined.get()) {
+            let allowed = handler.subscribe(joined, channel.clone(), data).await;
+            allowed.map_err(|why| match why {
+                NotLetIn::Refused(_, reason) => Refusal::Error(Error::PermissionDenied.code(), reason),
+                NotLetIn::Broken(_) | NotLetIn::Gone => Error::Internal.into(),
+            })?;
+        }
+        self.tenant.channels.subscribe(&channel).map_err(|why| {
+            let error = match why {
+                Refused::NotAllowed => Error::UnknownChannel,
+                Refused::Channels => Error::LimitExceeded,
+                _ => Error::BadRequest,
+            };
+            Refusal::Error(error.code(), why.to_string())
+        })
+    }
+
+    /// Has the tenant's code handle what the client has sent; its actions are steps of their own.
+    async fn command(&self, id: u32, meaning: Meaning<'_>, data: String, steps: &mut Steps) -> Result<(), Refusal> {
+        let Some((handler, joined)) = self.handler.as_ref().zip(self.joined.get()) else {
+            self.tenant.metrics.message_dropped("no_handler");
+            return Err(Error::NotAvailable.into());
+        };
+        self.act(steps.take());
+        let frame = Frame { kind: Kind::Text, bytes: data.into() };
+        if handler.handle_command(joined, id, meaning, &frame).await.is_err() {
+            handler.guest().metrics.lost.inc();
+            return Err(Error::Internal.into());
+        }
+        Ok(())
+    }
+
+    fn say(&self, steps: &mut Steps, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut text = Vec::new();
+        write(&mut text);
+        encode(self.compression, frame::TEXT, &text, steps.replies());
+    }
+}
+
+fn follow(channel: Arc<Channel>, recover: Option<Recover>, given: bool) -> Follow {
+    let start = recover.flatten().map_or(Start::Now, Start::After);
+    Follow { channel, start, lost: recover == Some(None), given }
+}
+
+/// How the connection ends of a client that is not let in. SDKs come again by themselves unless the tenant's code said no.
+fn not_let_in(why: &NotLetIn) -> End {
+    let disconnect = match why {
+        NotLetIn::Refused(..) => Disconnect::PermissionDenied,
+        NotLetIn::Broken(_) => Disconnect::Internal,
+        NotLetIn::Gone => Disconnect::Shutdown,
+    };
+    End::Centrifuge(disconnect, disconnect.reason().to_owned())
+}
+
+fn history(
+    channel: &Channel,
+    limit: usize,
+    since: Option<Recover>,
+    reverse: bool,
+) -> Result<crate::channel::Page, Refusal> {
+    let since: Option<Position> = match since {
+        Some(None) => return Err(Error::UnrecoverablePosition.into()),
+        since => since.flatten(),
+    };
+    let page = if reverse { channel.page_before(since, limit) } else { channel.page_from(since, limit) };
+    if page.recovered == Some(false) {
+        return Err(Error::UnrecoverablePosition.into());
+    }
+    Ok(page)
+}

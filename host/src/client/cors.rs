@@ -1,0 +1,46 @@
+//! Which pages may read over HTTP what a tenant publishes: the Fetch standard, section 3.2.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, HeaderValue, ORIGIN, VARY,
+    },
+};
+
+use crate::tenant::Tenant;
+
+/// The headers of an answer that say so.
+pub fn headers(tenant: &Tenant, request: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if tenant.cors.is_empty() {
+        return headers;
+    }
+    headers.insert(VARY, HeaderValue::from_static("Origin"));
+    let Some(origin) = request.get(ORIGIN) else { return headers };
+    let is_listed = tenant.cors.iter().any(|listed| listed.as_bytes() == origin.as_bytes());
+    if is_listed || tenant.cors.iter().any(|listed| listed == "*") {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
+    if is_listed {
+        // Anybody's page must not read as the user who looks at it.
+        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    }
+    headers
+}
+
+/// The answer to a request that asks whether another may be made.
+pub fn preflight(tenant: &Tenant, request: &HeaderMap) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    let own = answer.headers_mut();
+    own.extend(headers(tenant, request));
+    if own.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
+        own.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
+        own.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Last-Event-ID"));
+        own.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    }
+    answer
+}

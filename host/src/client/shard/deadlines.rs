@@ -1,0 +1,70 @@
+//! When clients' connections end by themselves.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Instant,
+};
+
+use crate::client::ClientId;
+
+/// Why a connection ends at its time.
+#[derive(Clone, Debug)]
+pub enum Due {
+    /// It has not said who it is.
+    Stale,
+    /// A channel that it was given has come to a gap.
+    Gap(Arc<str>),
+    /// The tenant's code gave it so long.
+    Expired,
+}
+
+/// One deadline a client, of the few that have one.
+#[derive(Default)]
+pub struct Deadlines {
+    of: HashMap<ClientId, (Instant, Due)>,
+    order: BTreeSet<(Instant, ClientId)>,
+}
+
+impl Deadlines {
+    /// In the place of the client's last one.
+    pub fn set(&mut self, id: ClientId, at: Instant, due: Due) {
+        self.clear(id);
+        self.of.insert(id, (at, due));
+        self.order.insert((at, id));
+    }
+
+    pub fn clear(&mut self, id: ClientId) {
+        if let Some((at, _)) = self.of.remove(&id) {
+            self.order.remove(&(at, id));
+        }
+    }
+
+    /// Takes out the first of those that have come.
+    pub fn next(&mut self, now: Instant) -> Option<(ClientId, Due)> {
+        let (at, id) = *self.order.first().filter(|(at, _)| *at <= now)?;
+        self.order.remove(&(at, id));
+        self.of.remove(&id).map(|(_, due)| (id, due))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_last_one_set_counts() {
+        let (mut deadlines, now, second) = (Deadlines::default(), Instant::now(), Duration::from_secs(1));
+        let [one, other] = ["00000000000000a0", "00000000000000b0"].map(|id| id.parse::<ClientId>().unwrap());
+        deadlines.set(one, now + second, Due::Stale);
+        deadlines.set(other, now + second, Due::Stale);
+        deadlines.set(one, now + 3 * second, Due::Expired);
+        deadlines.clear(other);
+        assert!(deadlines.next(now + 2 * second).is_none());
+        assert!(matches!(deadlines.next(now + 3 * second), Some((id, Due::Expired)) if id == one));
+        assert!(deadlines.next(now + 4 * second).is_none());
+        assert!(deadlines.of.is_empty() && deadlines.order.is_empty());
+    }
+}
