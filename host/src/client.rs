@@ -13,6 +13,8 @@ use crate::{component::Joined, demand::Demand, metrics::TenantMetrics};
 
 mod address;
 mod budget;
+#[allow(dead_code, unused_imports)] // Until the door for its clients is there.
+mod centrifuge;
 pub mod frame;
 mod handshake;
 mod history;
