@@ -28,6 +28,7 @@ mod handlers;
 mod handshakes;
 mod herd;
 mod history;
+mod real_clients;
 mod slow_clients;
 mod snapshots;
 mod store;
