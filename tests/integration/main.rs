@@ -22,6 +22,7 @@ mod market;
 mod api;
 mod api_bodies;
 mod api_faults;
+mod centrifuge;
 mod clients;
 mod foreign;
 mod handlers;
