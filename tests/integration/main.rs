@@ -32,6 +32,7 @@ mod history;
 mod real_clients;
 mod slow_clients;
 mod snapshots;
+mod sse;
 mod store;
 
 mod admin;
