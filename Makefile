@@ -2,6 +2,8 @@
 
 # Outside the clone, so that a second clone builds fast.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/target
+# The client libraries that tests use as their users do.
+export CLIENT_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/clients
 # The servers that the benchmark measures beside the relay.
 export BENCH_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/bench
 

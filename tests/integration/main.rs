@@ -22,14 +22,17 @@ mod market;
 mod api;
 mod api_bodies;
 mod api_faults;
+mod centrifuge;
 mod clients;
 mod foreign;
 mod handlers;
 mod handshakes;
 mod herd;
 mod history;
+mod real_clients;
 mod slow_clients;
 mod snapshots;
+mod sse;
 mod store;
 
 mod admin;

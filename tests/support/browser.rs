@@ -113,7 +113,7 @@ impl Browser {
 
     /// The value of a JavaScript expression in the page.
     pub async fn value(&mut self, expression: &str) -> Value {
-        match self.evaluate(expression).await {
+        match self.try_value(expression).await {
             Ok(value) => value,
             Err(error) => panic!("{expression}: {error}"),
         }
@@ -121,16 +121,17 @@ impl Browser {
 
     /// Waits until the expression is true.
     pub async fn sees(&mut self, expression: &str) {
-        until(expression, async || match self.evaluate(expression).await {
+        until(expression, async || match self.try_value(expression).await {
             Ok(Value::Bool(true)) => Ok(()),
             // The page may not be there yet.
             Err(error) => Err(error),
-            Ok(_) => Err(format!("{:?}", self.evaluate("document.body.innerText").await)),
+            Ok(_) => Err(format!("{:?}", self.try_value("document.body.innerText").await)),
         })
         .await;
     }
 
-    async fn evaluate(&mut self, expression: &str) -> Result<Value, String> {
+    /// The same, or what it throws.
+    pub async fn try_value(&mut self, expression: &str) -> Result<Value, String> {
         let evaluate = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let mut answer = self.try_command("Runtime.evaluate", evaluate).await?;
         match answer.get("exceptionDetails") {

@@ -1,8 +1,8 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
-//! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`], or requests to its API ([`http`]); for records
-//! [`appends`], [`mariadb`], and a [`disk`] to fill.
+//! [`tenant`]s and their [`guests`], and [`client`]s, or a [`browser`], or others' clients ([`script`], [`javascript`]), or
+//! requests to its API ([`http`]); for records [`appends`], [`mariadb`], and a [`disk`] to fill.
 
 use std::{
     fmt::Display,
@@ -20,12 +20,14 @@ pub mod disk;
 pub mod feeds;
 pub mod guests;
 pub mod http;
+pub mod javascript;
 pub mod mariadb;
 pub mod partner;
 pub mod probe;
 pub mod process;
 pub mod raw;
 pub mod relay;
+pub mod script;
 pub mod tenant;
 
 /// For anything that must happen: far more than it takes, on a loaded machine too.

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -96,6 +96,12 @@ impl Process {
                 (name.to_owned(), address.parse().unwrap())
             })
             .collect()
+    }
+
+    /// Writes a line to its stdin, which must be a pipe.
+    pub fn tell(&mut self, line: &str) {
+        let written = self.child.stdin.as_mut().expect("stdin is a pipe").write_all(format!("{line}\n").as_bytes());
+        assert!(written.is_ok(), "it has ended: {}", self.log());
     }
 
     /// All of stderr so far.

@@ -81,9 +81,13 @@ pub enum Malformed {
 /// The commands of a frame; several are separated by newlines.
 pub fn decode(frame: &str) -> Result<Vec<Command>, Malformed> {
     let lines = frame.split('\n').filter(|line| !line.trim_ascii().is_empty());
-    let commands = lines.zip(1..).map(|(line, nth)| {
+    let commands = lines.zip(1..).map(|(line, command)| {
+        // Of a list, serde would take each member for the field of its place.
+        if line.trim_ascii_start().starts_with('[') {
+            return Err(Malformed::NotACommand { command, byte: 1 });
+        }
         Command::decode(line).map_err(|error| {
-            let (command, byte) = (nth, error.column());
+            let byte = error.column();
             match error.classify() {
                 Category::Data => Malformed::NotACommand { command, byte },
                 _ => Malformed::NotJson { command, byte },
@@ -402,7 +406,7 @@ mod tests {
         let error = decode(secret).unwrap_err();
         assert!(matches!(error, Malformed::NotACommand { command: 1, .. }), "{error}");
         assert!(!error.to_string().contains("secret"), "{error}");
-        for wrong in ["1", "null", r#""text""#, r#"{"id":-1}"#, r#"{"id":1.5}"#, r#"{"id":1}{"id":2}"#] {
+        for wrong in ["1", "null", "[]", " [1]", r#""text""#, r#"{"id":-1}"#, r#"{"id":1.5}"#, r#"{"id":1}{"id":2}"#] {
             assert!(decode(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,5 +1,6 @@
 //! A client handler that does what clients tell it: with their query when they connect, with the names of the channels
-//! they ask for, then with text commands, one a line. Binary messages come back.
+//! they ask for, then with text commands, one a line, or as a JSON string. Binary messages come back. A call's method is
+//! a command too, its data the rest of it; what clients publish goes out, but on channels that begin with `private`.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{hint::black_box, process::abort};
@@ -64,9 +65,10 @@ impl Guest for Handler {
     }
 
     /// Says no to channels that begin with `private`.
-    fn on_subscribe(client: Client, channel: String, _data: Option<String>) -> Result<(), Refusal> {
+    fn on_subscribe(client: Client, channel: String, data: Option<String>) -> Result<(), Refusal> {
         let asked = get(ASKED, &client.id);
-        set(ASKED, &client.id, &format!("{}{channel} ", asked.unwrap_or_default()));
+        let data = data.map(|data| format!("={data}")).unwrap_or_default();
+        set(ASKED, &client.id, &format!("{}{channel}{data} ", asked.unwrap_or_default()));
         match channel.as_str() {
             "trap" => abort(),
             "loop" => loop_for_ever(),
@@ -75,10 +77,15 @@ impl Guest for Handler {
         }
     }
 
-    fn on_message(client: Client, _kind: Kind, frame: Frame) -> Vec<Action> {
-        match frame {
-            Frame::Text(text) => text.split('\n').flat_map(|command| obey(&client, command)).collect(),
-            Frame::Binary(_) => vec![Action::Reply(frame)],
+    fn on_message(client: Client, kind: Kind, frame: Frame) -> Vec<Action> {
+        match (kind, frame) {
+            (Kind::Publish(channel), _) if channel.starts_with("private") => {
+                vec![Action::Error(Error { code: 403, message: format!("{channel} is private") })]
+            }
+            (Kind::Publish(channel), data) => vec![Action::Publish(Publication { data, ..publication(&channel, "") })],
+            (Kind::Rpc(method), Frame::Text(data)) => obey_all(&client, &format!("{method} {}", unquoted(data))),
+            (_, Frame::Text(text)) => obey_all(&client, &unquoted(text)),
+            (_, frame) => vec![Action::Reply(frame)],
         }
     }
 
@@ -91,6 +98,10 @@ impl Guest for Handler {
             abort();
         }
     }
+}
+
+fn obey_all(client: &Client, commands: &str) -> Vec<Action> {
+    commands.split('\n').flat_map(|command| obey(client, command)).collect()
 }
 
 fn obey(client: &Client, command: &str) -> Vec<Action> {
@@ -144,6 +155,14 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
         }
         "publish-many" => vec![Action::Publish(publication(first, "")); number(second)],
         _ => vec![reply(&format!("not a command: {command}"))],
+    }
+}
+
+/// What a JSON string says, if it is one; of its escapes, that of a newline alone is known.
+fn unquoted(text: String) -> String {
+    match text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(text) => text.replace("\\n", "\n"),
+        None => text,
     }
 }
 

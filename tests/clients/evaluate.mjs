@@ -1,0 +1,18 @@
+// Evaluates what the test says, a line each, a JSON string; what it comes to is awaited and printed as JSON.
+import { createInterface } from "node:readline";
+
+import { Centrifuge } from "centrifuge";
+import { Centrifuge as CentrifugeProtobuf } from "centrifuge/build/protobuf";
+import WebSocket from "ws";
+
+Object.assign(globalThis, { Centrifuge, CentrifugeProtobuf, WebSocket });
+
+for await (const line of createInterface({ input: process.stdin })) {
+  let answer;
+  try {
+    answer = { value: (await (0, eval)(JSON.parse(line))) ?? null };
+  } catch (error) {
+    answer = { error: String(error?.message ?? JSON.stringify(error)) };
+  }
+  process.stdout.write(JSON.stringify(answer) + "\n");
+}

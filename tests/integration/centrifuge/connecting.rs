@@ -1,0 +1,99 @@
+//! How a client gets in, and out.
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::{ask, connect, handled, in_node, in_page, last, start, url};
+use crate::support::javascript::JavaScript;
+
+in_node!(
+    a_handler_gets_token_and_data,
+    a_client_that_is_not_let_in_stays_out,
+    a_handler_that_breaks_is_asked_again,
+    a_client_that_is_disconnected_stays_or_comes_back_as_the_code_says,
+    pings_keep_a_connection,
+    the_relays_end_is_told,
+    protobuf_is_not_available,
+);
+in_page!(a_handler_gets_token_and_data, pings_keep_a_connection);
+
+async fn a_handler_gets_token_and_data(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    let options = json!({ "token": "open sesame", "data": { "a": [1, "b"] } });
+    connect(&mut sdk, &url(&relay, "?identity=ada"), options).await;
+    let request = ask(&mut sdk, "request").await;
+    let lines: Vec<_> = request.as_str().unwrap().lines().collect();
+    let wanted = ["identity=ada", "127.0.0.1", "Transport::Centrifuge", r#"Some("open sesame")"#];
+    assert_eq!(lines[1..5], wanted, "{request}");
+    assert_eq!(lines[5], format!("{:?}", Some(r#"{"a":[1,"b"]}"#)), "{request}");
+    assert_eq!(ask(&mut sdk, "whoami").await, "ada");
+    let id = ask(&mut sdk, "id").await;
+    assert_eq!(last(&mut sdk, "connected", "client, transport").await, json!([id, "websocket"]));
+    relay.metric_is("edge_relay_clients", &[], 1.0).await;
+    sdk.value("client.disconnect()").await;
+    relay.metric_is("edge_relay_clients", &[], 0.0).await;
+}
+
+async fn a_client_that_is_not_let_in_stays_out(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    start(&mut sdk, &url(&relay, "?reject=401"), json!({})).await;
+    sdk.sees("all('disconnected').length === 1").await;
+    let why = last(&mut sdk, "disconnected", "code, reason").await;
+    // An error's code, or that of the connection's end.
+    assert!([101, 103, 3500, 3507].contains(&why[0].as_u64().unwrap()), "{why}");
+    assert!(why[1].as_str().unwrap().contains("told to say 401"), "{why}");
+    assert_eq!(sdk.value("all('connecting').length").await, 1);
+}
+
+async fn a_handler_that_breaks_is_asked_again(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    start(&mut sdk, &url(&relay, "?trap"), json!({})).await;
+    relay.metric_reaches("edge_relay_guest_failures_total", &[("tenant", "t"), ("role", "client")], 3.0).await;
+    assert_eq!(sdk.value("client.state").await, "connecting");
+}
+
+async fn a_client_that_is_disconnected_stays_or_comes_back_as_the_code_says(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    connect(&mut sdk, &url(&relay, ""), json!({})).await;
+    sdk.value("client.send('disconnect 4000 come again')").await;
+    sdk.sees("all('connected').length === 2").await;
+    assert_eq!(last(&mut sdk, "connecting", "code, reason").await, json!([4000, "come again"]));
+    // A reply before it is still sent.
+    sdk.value("client.send('reply farewell\\ndisconnect 4501 for good')").await;
+    sdk.sees("all('disconnected').length === 1").await;
+    assert_eq!(last(&mut sdk, "message", "data").await, json!(["farewell"]));
+    assert_eq!(last(&mut sdk, "disconnected", "code, reason").await, json!([4501, "for good"]));
+}
+
+async fn pings_keep_a_connection(mut sdk: JavaScript) {
+    let relay = handled("ping-interval = \"1s\"").await;
+    // Without a ping within 1.6 s the client would leave, without a pong the relay would drop it.
+    connect(&mut sdk, &url(&relay, ""), json!({ "maxServerPingDelay": 600 })).await;
+    sdk.value("new Promise((done) => setTimeout(done, 6000))").await;
+    assert_eq!(sdk.value("[all('connecting').length, client.state]").await, json!([1, "connected"]));
+    assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
+    assert_eq!(ask(&mut sdk, "reply fine").await, "fine");
+}
+
+async fn the_relays_end_is_told(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    connect(&mut sdk, &url(&relay, ""), json!({})).await;
+    relay.end_with(Signal::TERM).await;
+    sdk.sees("all('connecting').length >= 2").await;
+    assert_eq!(sdk.value("all('connecting')[1].code").await, 3001);
+    assert_eq!(sdk.value("all('connecting')[1].reason").await, "shutdown");
+}
+
+async fn protobuf_is_not_available(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    let address = json!(url(&relay, ""));
+    sdk.value(&format!("start({address}, {{}}, CentrifugeProtobuf)")).await;
+    sdk.sees("all('disconnected').length === 1").await;
+    assert_eq!(last(&mut sdk, "disconnected", "code, reason").await, json!([3508, "not available"]));
+    // What others ask with.
+    let other = json!(url(&relay, "?format=protobuf"));
+    let closed = format!(
+        "new Promise((done) => {{ new WebSocket({other}).onclose = ({{ code, reason }}) => done([code, reason]); }})"
+    );
+    assert_eq!(sdk.value(&closed).await, json!([3508, "not available"]));
+}
