@@ -13,6 +13,7 @@ use crate::{component::Joined, demand::Demand, metrics::TenantMetrics};
 
 mod address;
 mod budget;
+pub mod deflate;
 pub mod frame;
 mod handshake;
 mod history;

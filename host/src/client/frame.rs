@@ -13,6 +13,9 @@ pub const PONG: u8 = 0xA;
 /// Largest payload of a control frame, section 5.5.
 pub const MAX_CONTROL: usize = 125;
 
+/// Or-ed to the opcode: the message's payload is compressed (RSV1, RFC 7692 section 6).
+pub const COMPRESSED: u8 = 0x40;
+
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
 const MASKED: u8 = 0x80;
@@ -73,13 +76,15 @@ pub enum Violation {
     Utf8,
     #[error("a message larger than accepted here")]
     TooLarge,
+    #[error("compressed data that cannot be read")]
+    Deflate,
 }
 
 impl Violation {
     pub fn close_code(self) -> u16 {
         match self {
             Self::Protocol(_) => 1002,
-            Self::Utf8 => 1007,
+            Self::Utf8 | Self::Deflate => 1007,
             Self::TooLarge => 1009,
         }
     }
@@ -89,6 +94,8 @@ impl Violation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub fin: bool,
+    /// Of a message's first frame: whether the message is.
+    pub compressed: bool,
     pub opcode: u8,
     pub mask: [u8; 4],
     /// Where the payload begins.
@@ -99,13 +106,15 @@ pub struct Head {
 
 impl Head {
     /// Reads a frame's header; `None`: more bytes are needed. A payload over `max_payload` is refused here, before any
-    /// of it is kept.
-    pub fn parse(buffer: &[u8], max_payload: usize) -> Result<Option<Self>, Violation> {
+    /// of it is kept. Messages may be compressed only where that was agreed on (`may_compress`).
+    pub fn parse(buffer: &[u8], max_payload: usize, may_compress: bool) -> Result<Option<Self>, Violation> {
         let [first, second, ..] = *buffer else { return Ok(None) };
         let (fin, opcode) = (first & FIN != 0, first & 0x0F);
-        if first & RESERVED != 0 {
-            return Err(Violation::Protocol("a reserved bit is set"));
-        }
+        let compressed = match first & RESERVED {
+            0 => false,
+            COMPRESSED if may_compress && matches!(opcode, TEXT | BINARY) => true,
+            _ => return Err(Violation::Protocol("a reserved bit is set")),
+        };
         if second & MASKED == 0 {
             return Err(Violation::Protocol("a client's frame must be masked"));
         }
@@ -142,7 +151,7 @@ impl Head {
             return Ok(None);
         };
         let start = mask_at + 4;
-        Ok(Some(Self { fin, opcode, mask, start, end: start + length }))
+        Ok(Some(Self { fin, compressed, opcode, mask, start, end: start + length }))
     }
 }
 
@@ -176,7 +185,7 @@ mod tests {
 
     #[test]
     fn violations_are_found_in_the_header() {
-        let check = |bytes: &[u8]| Head::parse(bytes, 1000);
+        let check = |bytes: &[u8]| Head::parse(bytes, 1000, false);
         assert_eq!(check(&[0x81]), Ok(None));
         assert_eq!(check(&[0x81, 0xFE, 0x00]), Ok(None));
         assert!(matches!(check(&[0xC1, 0x80]), Err(Violation::Protocol(_))));
@@ -188,6 +197,27 @@ mod tests {
         assert!(matches!(check(&[0x82, 0xFE, 0, 125]), Err(Violation::Protocol(_))));
         assert!(matches!(check(&[0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]), Err(Violation::Protocol(_))));
         assert_eq!(check(&[0x82, 0xFE, 0x03, 0xE9]), Err(Violation::TooLarge));
+    }
+
+    #[test]
+    fn only_the_first_frame_of_a_message_is_marked_as_compressed() {
+        let compressed = |first: u8, agreed| {
+            Head::parse(&[first, 0x80, 0, 0, 0, 0], 10, agreed).map(|head| head.unwrap().compressed)
+        };
+        for first in [0xC1, 0xC2, 0x41, 0x42] {
+            assert_eq!(compressed(first, true), Ok(true));
+            assert!(matches!(compressed(first, false), Err(Violation::Protocol(_))));
+        }
+        for first in [0x81, 0x02, 0x80, 0x89] {
+            assert_eq!(compressed(first, true), Ok(false));
+        }
+        for first in [0xC0, 0x40, 0xC8, 0xC9, 0xCA, 0xA1, 0x91, 0xE1] {
+            assert!(matches!(compressed(first, true), Err(Violation::Protocol(_))));
+        }
+        let mut frame = Vec::new();
+        encode(TEXT | COMPRESSED, &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00], &mut frame);
+        // RFC 7692 section 7.2.3.1.
+        assert_eq!(frame, [0xc1, 0x07, 0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00]);
     }
 
     #[test]
@@ -209,8 +239,8 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, max in 0usize..100_000) {
-            if let Ok(Some(head)) = Head::parse(&bytes, max) {
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, max in 0usize..100_000, agreed: bool) {
+            if let Ok(Some(head)) = Head::parse(&bytes, max, agreed) {
                 prop_assert!(head.start <= head.end);
                 prop_assert!(head.end - head.start <= max.max(MAX_CONTROL));
             }

@@ -58,7 +58,7 @@ impl Shard {
         };
         let mut pongs = Vec::new();
         loop {
-            let taken = match assembly.next(rest, max_message) {
+            let taken = match assembly.next(rest, max_message, None) {
                 Ok(None) => break,
                 Ok(Some((event, taken))) => {
                     if !self.handle(slot, &event, &mut pongs) {
@@ -123,6 +123,7 @@ impl Shard {
             Violation::Protocol(_) => "protocol",
             Violation::Utf8 => "utf8",
             Violation::TooLarge => "too_large",
+            Violation::Deflate => "deflate",
         };
         self.close(slot, violation.close_code(), &violation.to_string(), reason);
     }
