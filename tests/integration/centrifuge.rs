@@ -59,7 +59,7 @@ async fn node() -> Option<JavaScript> {
 }
 
 async fn page() -> Option<JavaScript> {
-    let mut sdk = JavaScript::browser("about:blank").await?;
+    let mut sdk = JavaScript::browser().await?;
     sdk.value(LIBRARY).await;
     Some(sdk)
 }

@@ -3,19 +3,32 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinSet,
+};
 
 use super::{
     browser::Browser,
-    script::{Script, tools},
+    script::{Script, skipped, tools},
     until,
 };
 
 /// Answers each line, an expression as a JSON string, with its value.
 const EVALUATE: &str = include_str!("../clients/evaluate.mjs");
 
+/// A page with nothing on it. Chromium lets pages of this machine alone connect to it, and `about:blank` is none.
+const PAGE: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 15\r\nconnection: close\r\n\r\n<!DOCTYPE html>";
+
 pub enum JavaScript {
     Node(Script),
-    Browser(Box<Browser>),
+    Browser {
+        browser: Box<Browser>,
+        /// Answers with the page.
+        _listening: JoinSet<()>,
+    },
 }
 
 impl JavaScript {
@@ -24,16 +37,31 @@ impl JavaScript {
         Script::node(EVALUATE, &[]).map(Self::Node)
     }
 
-    /// A page at this address, with the `Centrifuge` that is made for pages.
-    pub async fn browser(url: &str) -> Option<Self> {
-        let mut browser = Browser::start().await?;
+    /// A page with the `Centrifuge` that is made for pages.
+    pub async fn browser() -> Option<Self> {
+        let mut browser = Box::new(Browser::start().await?);
         let library = tools().join("node_modules/centrifuge/dist/centrifuge.js");
-        let Ok(library) = fs::read_to_string(&library) else { panic!("{} is not there", library.display()) };
+        let Ok(library) = fs::read_to_string(library) else {
+            return skipped("centrifuge, of what .ci/setup installs,");
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let mut listening = JoinSet::new();
+        listening.spawn(async move {
+            let mut answering = JoinSet::new();
+            while let Ok((mut socket, _)) = listener.accept().await {
+                answering.spawn(async move {
+                    // The browser opens connections that it does not use, too.
+                    if let Ok(1..) = socket.read(&mut [0; 4096]).await {
+                        let _ = socket.write_all(PAGE.as_bytes()).await;
+                    }
+                });
+            }
+        });
         browser.before_pages(&library).await;
-        browser.open(url).await;
-        let mut page = Self::Browser(Box::new(browser));
-        page.sees("document.readyState === 'complete'").await;
-        Some(page)
+        browser.open(&url).await;
+        browser.sees("document.readyState === 'complete'").await;
+        Some(Self::Browser { browser, _listening: listening })
     }
 
     /// The value of an expression, awaited.
@@ -56,7 +84,7 @@ impl JavaScript {
 
     async fn evaluate(&mut self, expression: &str) -> Result<Value, String> {
         match self {
-            Self::Browser(browser) => browser.try_value(expression).await,
+            Self::Browser { browser, .. } => browser.try_value(expression).await,
             Self::Node(script) => {
                 script.tell(&json!(expression).to_string());
                 let mut answer = script.said_json().await;

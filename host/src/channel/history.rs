@@ -80,6 +80,8 @@ impl FromStr for Position {
 pub enum Start {
     /// With the snapshot, if the channel gives one, and then what follows.
     Now,
+    /// Behind this position, at which the channel was when the client was let in; or now, if that is gone.
+    From(Position),
     /// With what it has missed.
     After(Position),
 }
@@ -99,6 +101,11 @@ impl Channel {
     /// Whether it could go on after a position now.
     pub fn reaches(&self, after: Position) -> bool {
         self.goes_on(&lock(&self.state), after)
+    }
+
+    /// Where a client begins that is let in now.
+    pub fn start(&self) -> Start {
+        if self.gives_snapshot() { Start::Now } else { Start::From(lock(&self.state).position()) }
     }
 
     /// The chunks that a view of the log lacks which begins with `oldest`, for a client that goes on after a position;

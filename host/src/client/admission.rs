@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use hyper::{
@@ -16,6 +17,7 @@ use super::{
     Compression, Door, MAX_CHANNELS, Voice,
     door::Route,
     refusal::{Refusal, no_channel},
+    shard::Due,
     sse,
 };
 use crate::{
@@ -29,6 +31,8 @@ use crate::{
 pub struct Admitted {
     pub voice: Voice,
     pub channels: Vec<Arc<Channel>>,
+    /// When its time is over.
+    pub until: Option<(Instant, Due)>,
 }
 
 impl Door {
@@ -48,7 +52,8 @@ impl Door {
         compression: Option<Compression>,
     ) -> Result<Admitted, Refusal> {
         let Some(handler) = handler else {
-            return Ok(Admitted { voice: Voice::Silent, channels: find(tenant, wanted, Refusal::channel)? });
+            let channels = find(tenant, wanted, Refusal::channel)?;
+            return Ok(Admitted { voice: Voice::Silent, channels, until: None });
         };
         let admission = handler.connect(self.shards.next_id(), request, compression).await.map_err(Refusal::guests)?;
         let channels = match admission.channels {
@@ -63,7 +68,8 @@ impl Door {
         };
         // Others have come meanwhile.
         self.has_room()?;
-        Ok(Admitted { voice: Voice::Handler(admission.session), channels })
+        let until = admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
+        Ok(Admitted { voice: Voice::Handler(admission.session), channels, until })
     }
 }
 
@@ -150,7 +156,8 @@ impl Wanted {
 pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
     let [after] = *after else {
         if after.is_empty() {
-            return Ok(channels.into_iter().map(|channel| (channel, Start::Now)).collect());
+            let start = |channel: Arc<Channel>| (Arc::clone(&channel), channel.start());
+            return Ok(channels.into_iter().map(start).collect());
         }
         return Err(Refusal::position("since is a position in one channel: ask for one"));
     };
@@ -171,11 +178,13 @@ pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> (Vec<(
     let start = |channel: Arc<Channel>| {
         // An epoch is of one channel.
         let position = positions.iter().find(|position| channel.reaches(**position));
-        (channel, position.map_or(Start::Now, |position| Start::After(*position)))
+        let start = position.map_or_else(|| channel.start(), |position| Start::After(*position));
+        (channel, start)
     };
     let starts: Vec<_> = channels.into_iter().map(start).collect();
-    let begins_now =
-        |(channel, start): &(Arc<Channel>, Start)| (*start == Start::Now).then(|| Arc::clone(&channel.name));
+    let begins_now = |(channel, start): &(Arc<Channel>, Start)| {
+        (!matches!(start, Start::After(_))).then(|| Arc::clone(&channel.name))
+    };
     let without: Vec<_> = starts.iter().filter_map(begins_now).collect();
     // A position that cannot be read is none of theirs either.
     let lost = after.is_some_and(|positions| positions.is_empty() || starts.len() - without.len() < positions.len());

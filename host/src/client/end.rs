@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
+
 use super::{
     centrifuge::Disconnect,
     frame::{self, Violation},
@@ -108,9 +110,9 @@ impl End {
             Self::Stale => Disconnect::Stale,
             Self::NoPong => Disconnect::NoPong,
             Self::TooMany => Disconnect::TooManyRequests,
-            Self::Handler { .. } | Self::Centrifuge(..) | Self::Violation(_) | Self::Client(_) => {
-                return self.of_websocket();
-            }
+            Self::Handler { code, text } => return (*code, readable(text)),
+            Self::Centrifuge(disconnect, why) => return (disconnect.code(), readable(why)),
+            Self::Violation(_) | Self::Client(_) => return self.of_websocket(),
         };
         (disconnect.code(), disconnect.reason().to_owned())
     }
@@ -125,5 +127,16 @@ impl End {
         let text: String = text.chars().filter(|character| !character.is_control()).collect();
         out.extend_from_slice(format!(": closed, {code} {text}\n\n").as_bytes());
         out
+    }
+}
+
+/// A reason as SDKs read it: one that is empty makes them come again whatever the code, and JSON would be more than text.
+fn readable(reason: &str) -> String {
+    if reason.is_empty() {
+        "disconnected".into()
+    } else if serde_json::from_str::<IgnoredAny>(reason).is_ok() {
+        format!("reason: {reason}")
+    } else {
+        reason.to_owned()
     }
 }

@@ -133,6 +133,7 @@ impl Attempt {
             channels: begin(admitted.channels, &after)?,
             format: if shares(compression) { Format::Deflated } else { Format::Raw },
             deflates: compression.is_some(),
+            deadline: admitted.until,
             ..Accepted::new(Connected::new(Arc::clone(&route.tenant.terms), admitted.voice))
         };
         Ok((upgrade, accepted))
@@ -153,7 +154,7 @@ impl Attempt {
             self.door.commands.clone(),
         );
         let connected = Connected::new(Arc::clone(&route.tenant.terms), Voice::Centrifuge(session));
-        let no_json = || End::Centrifuge(Disconnect::NotAvailable, "the relay speaks this protocol as JSON".into());
+        let no_json = || End::Centrifuge(Disconnect::NotAvailable, Disconnect::NotAvailable.reason().into());
         let accepted = Accepted {
             format: if shares(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
             deflates: compression.is_some(),
@@ -197,10 +198,10 @@ impl Attempt {
         let last = sse::last_event_id(request.headers());
         let after = last.or_else(|| (!after.is_empty()).then_some(after));
         let (channels, gaps) = resume(admitted.channels, after.as_deref());
-        let mut hello = sse::head(cors::headers(&route.tenant, request.headers()));
-        gaps.iter().for_each(|channel| sse::gap(channel, None, &mut hello));
+        let hello = sse::head(cors::headers(&route.tenant, request.headers()));
         let connected = Connected::new(Arc::clone(&route.tenant.terms), admitted.voice);
-        Ok(Accepted { channels, hello, format: Format::Sse, ..Accepted::new(connected) })
+        let deadline = admitted.until;
+        Ok(Accepted { channels, hello, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
     }
 
     fn has_room(&self) -> Result<(), Refusal> {

@@ -37,8 +37,8 @@ pub enum Step {
     },
     Subscribe(Follow, Told),
     Unsubscribe(String, Told),
-    /// Its connection ends then.
-    Expires(Instant),
+    /// Its connection ends then, or by itself no more.
+    Expires(Option<Instant>),
     Close(End),
     /// Tells, sent or dropped, that the steps before it are done or never will be.
     Tell(oneshot::Sender<()>),

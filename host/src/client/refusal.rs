@@ -85,13 +85,16 @@ impl Refusal {
         response
     }
 
-    /// The same to an `EventSource`, which never comes again after an error: told to come later, it gets a stream that ends
-    /// at once.
+    /// The same to an `EventSource`, which never comes again after an error: one that may come again, the fault not being
+    /// its own, gets a stream that ends at once.
     pub fn event_stream(&self) -> Response<Full<Bytes>> {
-        let Some((_, seconds)) = self.headers.iter().find(|(name, _)| name == RETRY_AFTER) else {
+        if !self.status.is_server_error() {
             return self.response();
-        };
-        let mut response = Response::new(Full::from(format!("retry: {seconds}000\n: {}\n\n", self.message)));
+        }
+        let after = self.headers.iter().find(|(name, _)| name == RETRY_AFTER);
+        let seconds = after.map_or(RETRY_SECONDS[1], |(_, seconds)| seconds);
+        let message: String = self.message.chars().filter(|character| !character.is_control()).collect();
+        let mut response = Response::new(Full::from(format!("retry: {seconds}000\n: {message}\n\n")));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
         response

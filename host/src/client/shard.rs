@@ -86,6 +86,8 @@ pub struct Accepted {
     pub deflates: bool,
     /// What it is sent first.
     pub hello: Vec<u8>,
+    /// Channels that it has had something of and cannot go on with.
+    pub gaps: Vec<Arc<str>>,
     /// When its connection ends by itself.
     pub deadline: Option<(Instant, Due)>,
     /// It is let in only to be told why not.
@@ -101,6 +103,7 @@ impl Accepted {
             format: Format::Raw,
             deflates: false,
             hello: Vec::new(),
+            gaps: Vec::new(),
             deadline: None,
             end: None,
         }
@@ -288,7 +291,7 @@ impl Shard {
 
     fn adopt(&mut self, newcomer: Newcomer) {
         let Newcomer { socket, mut leftover, accepted } = newcomer;
-        let Accepted { client, channels, format, deflates, mut hello, deadline, mut end } = accepted;
+        let Accepted { client, channels, format, deflates, mut hello, mut gaps, deadline, mut end } = accepted;
         if self.end.is_some() {
             client.leaves("shutdown");
             return;
@@ -309,7 +312,7 @@ impl Shard {
             let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(cursors.len()).unwrap_or(u16::MAX) };
             let mut subscribed = view.subscribe(index(at), subscriber, *start, format);
             if subscribed.is_none() && format == Format::Sse {
-                sse::gap(&channel.name, None, &mut hello);
+                gaps.push(Arc::clone(&channel.name));
                 subscribed = view.subscribe(index(at), subscriber, Start::Now, format);
             }
             match subscribed {
@@ -338,6 +341,7 @@ impl Shard {
         if format == Format::Sse {
             kernel::give_up_after(&row.socket, self.timing.stall_timeout);
             sse::hello(positions.iter().flatten(), &mut hello);
+            gaps.iter().for_each(|channel| sse::gap(channel, None, &mut hello));
             if several {
                 row.extra().positions = positions.into();
             }

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{Failure, announce};
-use crate::component::{Engine, FilterCode, build};
+use crate::component::{ClientCode, Engine, FilterCode, build};
 
 /// Builds a tenant's component, or says what one offers and needs.
 #[derive(Args)]
@@ -69,6 +69,7 @@ fn check(path: &Path) -> Result<(), Failure> {
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
     let role = |role: &&str| match *role {
         FilterCode::ROLE if report.follows_demand => format!("{role}, follows demand"),
+        ClientCode::ROLE if report.leases => format!("{role}, lets clients in for a time"),
         role => role.to_owned(),
     };
     let roles: Vec<String> = report.roles.iter().map(role).collect();

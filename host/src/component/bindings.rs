@@ -42,3 +42,4 @@ macro_rules! world {
 world!(demand, "filter-demand-component");
 world!(job, "job-component");
 world!(client, "client-component");
+world!(lease, "client-lease-component");

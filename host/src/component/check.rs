@@ -11,6 +11,9 @@ pub const FILTER_DEMAND: &str = "edge-relay:tenant/filter-demand@0.1.0";
 /// The client handler's.
 pub const CLIENT: &str = "edge-relay:tenant/client-handler@0.1.0";
 
+/// What a client handler exports beside it if it lets clients in for a time.
+pub const CLIENT_LEASE: &str = "edge-relay:tenant/client-lease@0.1.0";
+
 /// That of an API, without its last number: any will do.
 pub const API: &str = "wasi:http/incoming-handler@0.2.";
 
@@ -47,6 +50,8 @@ pub struct Report {
     pub roles: Vec<&'static str>,
     /// It is told which channels are active.
     pub follows_demand: bool,
+    /// It says how long clients may stay.
+    pub leases: bool,
     pub exports: Vec<String>,
     pub imports: Vec<String>,
     /// Those imports that the host does not give.
@@ -59,9 +64,9 @@ pub fn report(engine: &wasmtime::Engine, component: &Component) -> Report {
     let imports: Vec<String> = component.imports(engine).map(|(name, _)| name.to_owned()).collect();
     let has = |interface: &str| exports.iter().any(|export| export.starts_with(interface));
     let roles = ROLES.iter().filter(|(_, interface)| has(interface)).map(|(role, _)| *role).collect();
-    let follows_demand = has(FILTER_DEMAND);
+    let (follows_demand, leases) = (has(FILTER_DEMAND), has(CLIENT_LEASE));
     let missing = imports.iter().filter(|import| !is_provided(import)).cloned().collect();
-    Report { roles, follows_demand, exports, imports, missing }
+    Report { roles, follows_demand, leases, exports, imports, missing }
 }
 
 fn is_provided(import: &str) -> bool {

@@ -23,6 +23,7 @@ use super::{
             Acceptance, Action, Client, Kind, Request as GuestRequest, Transport,
         },
     },
+    bindings::lease::{ClientLeaseComponent, ClientLeaseComponentPre},
     call::Broken,
     channels::to_guest,
     check,
@@ -43,27 +44,44 @@ pub use session::{Joined, Session};
 
 use actions::Asked;
 
-impl Role for ClientComponent {
+/// The functions of a client handler.
+pub struct ClientHandler {
+    own: ClientComponent,
+    /// Of one that lets clients in for a time.
+    lease: Option<ClientLeaseComponent>,
+}
+
+impl Role for ClientHandler {
     const NAME: &'static str = "client";
     const INTERFACE: &'static str = check::CLIENT;
 
     fn find(store: &mut Store<Host>, instance: &Instance) -> wasmtime::Result<Self> {
-        Self::new(store, instance)
+        let leases = instance.get_export_index(&mut *store, None, check::CLIENT_LEASE).is_some();
+        let lease = leases.then(|| ClientLeaseComponent::new(&mut *store, instance)).transpose()?;
+        Ok(Self { own: ClientComponent::new(store, instance)?, lease })
     }
 
     fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()> {
+        if pre.component().get_export_index(None, check::CLIENT_LEASE).is_some() {
+            ClientLeaseComponentPre::new(pre.clone())?;
+        }
         ClientComponentPre::new(pre.clone()).map(drop)
     }
 }
 
-pub type ClientCode = Code<ClientComponent>;
+pub type ClientCode = Code<ClientHandler>;
 
 /// Calls an instance serves before a fresh one takes its place.
 const REUSE: u32 = 100_000;
 
+/// The status for a client whose token is not taken, RFC 9110 section 15.5.2.
+const UNAUTHORIZED: u16 = 401;
+
 /// A tenant's handler for all of its clients.
 pub struct Handler {
-    pool: Pool<ClientComponent>,
+    pool: Pool<ClientHandler>,
+    /// It lets clients in for a time.
+    leases: bool,
     deadline: Duration,
     tasks: Tasks,
 }
@@ -104,6 +122,8 @@ pub struct Admission {
     pub session: Joined,
     /// The channels it is to follow; `None`: those it asks for, each of them with [`Handler::subscribe`].
     pub channels: Option<Vec<String>>,
+    /// How long it may stay, in seconds; `None`: as long as it likes.
+    pub lease: Option<u32>,
 }
 
 /// Why a client, or its subscription, is not let in.
@@ -119,7 +139,8 @@ pub enum NotLetIn {
 impl Handler {
     pub fn new(code: Arc<ClientCode>, guest: Guest, tasks: Tasks) -> Arc<Self> {
         let (deadline, instances) = (guest.tenant.limits.client_call, guest.tenant.limits.client_instances);
-        Arc::new(Self { pool: Pool::new(code, guest, instances, REUSE), deadline, tasks })
+        let leases = code.leases;
+        Arc::new(Self { pool: Pool::new(code, guest, instances, REUSE), leases, deadline, tasks })
     }
 
     pub fn guest(&self) -> &Guest {
@@ -149,12 +170,16 @@ impl Handler {
         let (mut answer, answered) = oneshot::channel();
         self.tasks.spawn(async move {
             let Some(slot) = handler.slot_for(&mut answer).await else { return };
-            let accepted = handler.on_connect(slot, id, &request).await.map(|accepted| {
-                let session = Session::new(id, accepted.identity, Arc::clone(&handler), compression);
-                let session = Joined::new(session);
-                Admission { session, channels: accepted.channels }
-            });
-            drop(answer.send(accepted));
+            let admitted = match handler.on_connect(slot, id, &request).await {
+                Ok(accepted) => {
+                    let session = Session::new(id, accepted.identity, Arc::clone(&handler), compression);
+                    let session = Joined::new(session);
+                    let lease = handler.on_renew(&session, request.token.as_deref()).await;
+                    lease.map(|lease| Admission { session, channels: accepted.channels, lease })
+                }
+                Err(why) => Err(why),
+            };
+            drop(answer.send(admitted));
         });
         answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
@@ -175,8 +200,22 @@ impl Handler {
         answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
 
+    /// Asks how long a client may stay with another token, in seconds. `None`: its handler says nothing about that.
+    pub async fn renew(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        token: String,
+    ) -> Option<Result<Option<u32>, NotLetIn>> {
+        if !self.leases {
+            return None;
+        }
+        let (handler, session) = (Arc::clone(self), Arc::clone(session));
+        let renewed = self.tasks.spawn(async move { handler.on_renew(&session, Some(&token)).await });
+        Some(renewed.await.unwrap_or(Err(NotLetIn::Gone)))
+    }
+
     /// Waits for an instance's turn; `None`: before it came, nobody waited for the answer any more.
-    async fn slot_for<T>(&self, answer: &mut oneshot::Sender<T>) -> Option<Slot<'_, ClientComponent>> {
+    async fn slot_for<T>(&self, answer: &mut oneshot::Sender<T>) -> Option<Slot<'_, ClientHandler>> {
         tokio::select! {
             biased;
             () = answer.closed() => None,
@@ -186,7 +225,7 @@ impl Handler {
 
     async fn on_connect(
         &self,
-        slot: Slot<'_, ClientComponent>,
+        slot: Slot<'_, ClientHandler>,
         id: ClientId,
         request: &Request,
     ) -> Result<Acceptance, NotLetIn> {
@@ -206,7 +245,7 @@ impl Handler {
             data: request.data.as_deref(),
         };
         let called = slot.call(self.deadline, async |store, handler| {
-            handler.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
+            handler.own.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
         });
         let refused = match called.await {
             Ok(Ok(acceptance)) => return Ok(acceptance),
@@ -219,7 +258,7 @@ impl Handler {
 
     async fn on_subscribe(
         &self,
-        slot: Slot<'_, ClientComponent>,
+        slot: Slot<'_, ClientHandler>,
         session: &Session,
         channel: &str,
         data: Option<&str>,
@@ -227,7 +266,7 @@ impl Handler {
         let id = session.id.to_string();
         let called = slot.call(self.deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
-            handler.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
+            handler.own.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
         });
         let refused = match called.await {
             Ok(Ok(())) => return Ok(()),
@@ -236,6 +275,27 @@ impl Handler {
         };
         self.guest().metrics.failed(Blame::GuestSaidNo, "subscribe");
         Err(NotLetIn::Refused(refused.status, refused.reason))
+    }
+
+    async fn on_renew(&self, session: &Session, token: Option<&str>) -> Result<Option<u32>, NotLetIn> {
+        if !self.leases {
+            return Ok(None);
+        }
+        let id = session.id.to_string();
+        let called = self.pool.slot().await.call(self.deadline, async |store, handler| match &handler.lease {
+            Some(lease) => {
+                let lease = lease.edge_relay_tenant_client_lease();
+                lease.call_renew(store, &id, session.identity.as_deref(), token).await
+            }
+            None => Ok(Ok(None)),
+        });
+        let refused = match called.await {
+            Ok(Ok(lease)) => return Ok(lease),
+            Ok(Err(refused)) => refused,
+            Err(broken) => return Err(NotLetIn::Broken(broken)),
+        };
+        self.guest().metrics.failed(Blame::GuestSaidNo, "renew");
+        Err(NotLetIn::Refused(UNAUTHORIZED, refused))
     }
 
     async fn on_message(&self, session: &Session, meaning: Meaning<'_>, frame: &Frame) -> Result<Vec<Action>, Broken> {
@@ -247,7 +307,7 @@ impl Handler {
         };
         let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
-            let handler = handler.edge_relay_tenant_client_handler();
+            let handler = handler.own.edge_relay_tenant_client_handler();
             handler.call_on_message(store, client, kind, to_guest(frame)).await
         });
         called.await
@@ -272,7 +332,7 @@ impl Handler {
         let id = session.id.to_string();
         let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
-            handler.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
+            handler.own.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
         });
         // If it broke, that has been counted and logged, and nobody is there to be told.
         drop(called.await);

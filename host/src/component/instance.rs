@@ -43,6 +43,8 @@ pub struct Code<R> {
     pub keeps_records: bool,
     /// It wants to be told which channels are active.
     pub follows_demand: bool,
+    /// It says how long clients may stay.
+    pub leases: bool,
     role: PhantomData<fn() -> R>,
 }
 
@@ -58,8 +60,8 @@ impl<R: Role> Code<R> {
         let pre = engine.link(component)?;
         R::check(&pre).map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let keeps_records = report.imports.iter().any(|import| import.starts_with(check::RECORDS));
-        let follows_demand = report.follows_demand;
-        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, follows_demand, role: PhantomData })
+        let (follows_demand, leases) = (report.follows_demand, report.leases);
+        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, follows_demand, leases, role: PhantomData })
     }
 
     /// A fresh instance.

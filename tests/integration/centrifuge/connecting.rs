@@ -39,9 +39,7 @@ async fn a_client_that_is_not_let_in_stays_out(mut sdk: JavaScript) {
     start(&mut sdk, &url(&relay, "?reject=401"), json!({})).await;
     sdk.sees("all('disconnected').length === 1").await;
     let why = last(&mut sdk, "disconnected", "code, reason").await;
-    // An error's code, or that of the connection's end.
-    assert!([101, 103, 3500, 3507].contains(&why[0].as_u64().unwrap()), "{why}");
-    assert!(why[1].as_str().unwrap().contains("told to say 401"), "{why}");
+    assert_eq!(why, json!([401, "told to say 401"]));
     assert_eq!(sdk.value("all('connecting').length").await, 1);
 }
 
@@ -66,10 +64,10 @@ async fn a_client_that_is_disconnected_stays_or_comes_back_as_the_code_says(mut 
 }
 
 async fn pings_keep_a_connection(mut sdk: JavaScript) {
-    let relay = handled("ping-interval = \"1s\"").await;
-    // Without a ping within 1.6 s the client would leave, without a pong the relay would drop it.
-    connect(&mut sdk, &url(&relay, ""), json!({ "maxServerPingDelay": 600 })).await;
-    sdk.value("new Promise((done) => setTimeout(done, 6000))").await;
+    let relay = handled("ping-interval = \"2s\"").await;
+    // Without a ping within 4 s the client would leave, without a pong the relay would drop it.
+    connect(&mut sdk, &url(&relay, ""), json!({ "maxServerPingDelay": 2000 })).await;
+    sdk.value("new Promise((done) => setTimeout(done, 9000))").await;
     assert_eq!(sdk.value("[all('connecting').length, client.state]").await, json!([1, "connected"]));
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
     assert_eq!(ask(&mut sdk, "reply fine").await, "fine");

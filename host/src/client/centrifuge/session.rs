@@ -4,9 +4,12 @@
 //! tenant's handler is asked as for any client, `on-connect` when the client says `connect`. Out go steps for the shard,
 //! which alone knows what the client follows and from where on, so it says so itself.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use super::{Command, Disconnect, Error, Recover, Request, decode, reply};
@@ -22,6 +25,8 @@ use crate::{
 
 /// Publications of one answer about a channel's history, at most.
 const MAX_HISTORY: usize = 1000;
+/// How long a client's refresh may take: SDKs begin it when their time is over.
+const REFRESH_GRACE: Duration = Duration::from_secs(25);
 /// Bytes of replies after which they are handed to the shard, though there are more commands.
 const REPLIES: usize = 64 << 10;
 
@@ -122,7 +127,8 @@ impl Session {
 
     async fn handle(&self, message: &Frame) -> Result<(), End> {
         let bad = |why: String| End::Centrifuge(Disconnect::BadRequest, why);
-        let Ok(text) = str::from_utf8(&message.bytes) else { return Err(bad("commands are JSON".into())) };
+        let text = str::from_utf8(&message.bytes).ok().filter(|_| message.kind == Kind::Text);
+        let Some(text) = text else { return Err(bad("commands are JSON, as text".into())) };
         let commands = decode(text).map_err(|malformed| bad(malformed.to_string()))?;
         let mut steps = Steps::new(&self.tenant.terms.budget);
         for Command { id, request } in commands {
@@ -167,7 +173,8 @@ impl Session {
                 let page = history(&channel, limit, since, reverse)?;
                 self.say(steps, |out| reply::history(id, &page, out));
             }
-            Request::Refresh { .. } | Request::NotAvailable => return Err(Error::NotAvailable.into()),
+            Request::Refresh { token } => self.refresh(id, token, steps).await?,
+            Request::NotAvailable => return Err(Error::NotAvailable.into()),
             Request::Ping => self.say(steps, |out| reply::empty(id, "ping", out)),
             Request::Unknown => return Err(Error::MethodNotFound.into()),
             Request::Pong => {}
@@ -183,7 +190,7 @@ impl Session {
         subs: &[(String, Recover)],
         steps: &mut Steps,
     ) -> Result<(), Refusal> {
-        let mut given = Vec::new();
+        let (mut given, mut lease) = (Vec::new(), None);
         if let Some(handler) = &self.handler {
             let mut request = self.request.clone();
             request.token = token.or(request.token);
@@ -198,6 +205,7 @@ impl Session {
                     return Err(Refusal::End(end));
                 }
             };
+            lease = admission.lease;
             // There is no other: a second `connect` is refused.
             let _ = self.joined.set(admission.session);
             if let Some(names) = admission.channels {
@@ -210,7 +218,29 @@ impl Session {
             }
         }
         self.connected.store(true, Ordering::Relaxed);
-        steps.push(Step::Connected { id, expires_seconds: None, given });
+        steps.push(Step::Connected { id, expires_seconds: lease, given });
+        steps.push(until(lease));
+        Ok(())
+    }
+
+    /// The client has another token.
+    async fn refresh(&self, id: u32, token: String, steps: &mut Steps) -> Result<(), Refusal> {
+        let renewed = match self.handler.as_ref().zip(self.joined.get()) {
+            Some((handler, joined)) => handler.renew(joined, token).await,
+            None => None,
+        };
+        let lease = match renewed.ok_or(Error::NotAvailable)? {
+            Ok(lease) => lease,
+            Err(NotLetIn::Refused(_, reason)) => {
+                // Told no reason, an SDK comes again.
+                let reason = if reason.is_empty() { Disconnect::InvalidToken.reason().into() } else { reason };
+                return Err(Refusal::End(End::Centrifuge(Disconnect::InvalidToken, reason)));
+            }
+            Err(NotLetIn::Broken(_) | NotLetIn::Gone) => return Err(Error::Internal.into()),
+        };
+        let client = self.id.to_string();
+        self.say(steps, |out| reply::refresh(id, &client, lease, out));
+        steps.push(until(lease));
         Ok(())
     }
 
@@ -253,6 +283,11 @@ impl Session {
         write(&mut text);
         encode(self.compression, frame::TEXT, &text, steps.replies());
     }
+}
+
+/// When a client's connection ends that may stay for so many seconds.
+fn until(lease: Option<u32>) -> Step {
+    Step::Expires(lease.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()) + REFRESH_GRACE))
 }
 
 fn follow(channel: Arc<Channel>, recover: Option<Recover>, given: bool) -> Follow {

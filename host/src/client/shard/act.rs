@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::{
     Shard,
     cursor::Cursor,
-    deadlines::Due,
     index,
     row::{Row, flag},
     view::Subscriber,
@@ -42,7 +41,7 @@ impl Shard {
                 Step::Connected { id, expires_seconds, given } => self.connected(slot, id, expires_seconds, given),
                 Step::Subscribe(follow, told) => self.subscribe(slot, &follow, told),
                 Step::Unsubscribe(channel, told) => self.unsubscribe_from(slot, &channel, told),
-                Step::Expires(at) => self.deadlines.set(client, at, Due::Expired),
+                Step::Expires(at) => self.deadlines.renew(client, at),
                 Step::Close(end) => self.close(slot, &end),
                 // Nobody may wait for it any more.
                 Step::Tell(done) => drop(done.send(())),

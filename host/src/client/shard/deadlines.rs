@@ -34,6 +34,15 @@ impl Deadlines {
         self.order.insert((at, id));
     }
 
+    /// The tenant's code lets the client stay until then, or for good; a gap that it is to be told of stands.
+    pub fn renew(&mut self, id: ClientId, until: Option<Instant>) {
+        match (self.of.get(&id), until) {
+            (Some((_, Due::Gap(_))), _) => {}
+            (_, Some(at)) => self.set(id, at, Due::Expired),
+            (_, None) => self.clear(id),
+        }
+    }
+
     pub fn clear(&mut self, id: ClientId) {
         if let Some((at, _)) = self.of.remove(&id) {
             self.order.remove(&(at, id));
@@ -60,10 +69,13 @@ mod tests {
         let [one, other] = ["00000000000000a0", "00000000000000b0"].map(|id| id.parse::<ClientId>().unwrap());
         deadlines.set(one, now + second, Due::Stale);
         deadlines.set(other, now + second, Due::Stale);
-        deadlines.set(one, now + 3 * second, Due::Expired);
         deadlines.clear(other);
+        deadlines.set(other, now + 3 * second, Due::Gap("a".into()));
+        deadlines.renew(other, None);
+        deadlines.renew(one, Some(now + 3 * second));
         assert!(deadlines.next(now + 2 * second).is_none());
         assert!(matches!(deadlines.next(now + 3 * second), Some((id, Due::Expired)) if id == one));
+        assert!(matches!(deadlines.next(now + 4 * second), Some((id, Due::Gap(_))) if id == other));
         assert!(deadlines.next(now + 4 * second).is_none());
         assert!(deadlines.of.is_empty() && deadlines.order.is_empty());
     }

@@ -100,7 +100,7 @@ impl Shard {
         let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
         let has = cut.unwrap_or_else(|| Since::Offset(view.had_by(cursor, format)));
         let (newest, position) = view.newest(format).unwrap_or((view.log.next_seq(), 0));
-        let gap = view.gap_between(cursor.seq, newest);
+        let gap = view.gap_before(cursor, newest);
         if row.current == nth {
             self.finish_frame(slot);
         }

@@ -7,6 +7,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
 };
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use mio::Events;
 use proptest::prelude::*;
 use rustix::net::sockopt::set_socket_send_buffer_size;
@@ -14,7 +15,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use super::*;
 use crate::{
     channel::{Channels, Frame, Kind, Position, Publication},
-    client::{Budget, Voice, frame, queue},
+    client::{Budget, Voice, admission::resume, frame, queue},
     config::{ChannelRule, Slow},
     metrics::{Metrics, TenantMetrics},
 };
@@ -30,8 +31,8 @@ const KEYS: u8 = 6;
 enum Step {
     /// A burst: for each publication its channel, its key and whether it removes that, and its payload's length.
     Publish(Vec<(usize, Option<u8>, bool, usize)>),
-    /// A client of these channels comes.
-    Connect(Vec<usize>),
+    /// A client of these channels comes, by a door.
+    Connect(Vec<usize>, Format),
     /// A client comes with the position that another has reached in a channel.
     Resume {
         of: usize,
@@ -64,9 +65,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let publication = (channel.clone(), key, proptest::bool::weighted(0.1), 0..2000_usize);
     let publication =
         publication.prop_map(|(channel, key, remove, length)| (channel, key, remove && key.is_some(), length));
+    let format = prop_oneof![Just(Format::Raw), Just(Format::Sse), Just(Format::Centrifuge)];
     let step = prop_oneof![
         8 => proptest::collection::vec(publication, 1..12).prop_map(Step::Publish),
-        2 => proptest::sample::subsequence(vec![0, 1], 1..=2).prop_map(Step::Connect),
+        2 => (proptest::sample::subsequence(vec![0, 1], 1..=2), format).prop_map(|(channels, format)| Step::Connect(channels, format)),
         1 => (0..8_usize, channel.clone()).prop_map(|(of, channel)| Step::Resume { of, channel }),
         6 => (0..8_usize, 1..20_000_usize).prop_map(|(client, bytes)| Step::Read { client, bytes }),
         1 => (0..8_usize).prop_map(Step::Leave),
@@ -96,7 +98,8 @@ struct Client {
     /// The offset of the newest publication of each channel when it came.
     came: [u64; 2],
     /// Where it goes on.
-    after: Option<u64>,
+    after: [Option<u64>; 2],
+    format: Format,
     left: bool,
     id: ClientId,
     /// Its own, so that whoever has its place later is not taken for it.
@@ -117,9 +120,16 @@ impl Client {
         }
     }
 
-    /// The numbers of the publications it has got whole, and the code it was closed with.
-    fn got(&self, published: &[Published], whole: bool) -> (Vec<usize>, Option<u16>) {
-        let (mut numbers, mut rest) = (Vec::new(), self.bytes.as_slice());
+    /// What it has got whole, and the code it was closed with.
+    fn got(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
+        match self.format {
+            Format::Sse => self.got_events(published, whole),
+            _ => self.got_frames(published, whole),
+        }
+    }
+
+    fn got_frames(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
+        let (mut heard, mut rest) = (Vec::new(), self.bytes.as_slice());
         while let [first, second, ..] = *rest {
             let (header, length) = match second {
                 126 if rest.len() >= 4 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
@@ -130,20 +140,95 @@ impl Client {
             let Some(payload) = rest.get(header..header + length) else { break };
             rest = &rest[header + length..];
             if first == 0x80 | frame::CLOSE {
-                return (numbers, Some(u16::from_be_bytes([payload[0], payload[1]])));
+                let code = u16::from_be_bytes([payload[0], payload[1]]);
+                return (heard, Some(if code == 3008 { 1013 } else { code }));
+            }
+            if first == 0x80 | frame::TEXT && payload.starts_with(b"{") {
+                heard.extend(self.pushed(payload, published));
+                continue;
             }
             if first == 0x80 | frame::TEXT {
                 assert!(payload.iter().all(|byte| *byte == b'r'), "a reply with something in it");
                 continue;
             }
             assert_eq!(first, 0x80 | frame::BINARY);
-            let number = usize::try_from(u32::from_be_bytes(payload[..4].try_into().unwrap())).unwrap();
-            assert_eq!(*payload, payload_of(number, published[number].length), "publication {number}");
-            numbers.push(number);
+            heard.push(Heard::Publication(number_of(payload, published)));
         }
         assert!(!whole || rest.is_empty(), "half a frame at the end");
-        (numbers, None)
+        (heard, None)
     }
+
+    /// What a push of the Centrifuge protocol says.
+    fn pushed(&self, json: &[u8], published: &[Published]) -> Option<Heard> {
+        let json: serde_json::Value = serde_json::from_slice(json).unwrap();
+        let Some(push) = json.get("push") else {
+            assert!(json["subscribe"].is_object(), "{json}");
+            return None;
+        };
+        let channel = CHANNELS.iter().position(|channel| push["channel"] == **channel).unwrap();
+        if push["unsubscribe"]["code"] == 2500 {
+            return Some(Heard::Gap(channel));
+        }
+        let payload = BASE64_STANDARD.decode(push["pub"]["data"]["base64"].as_str().unwrap()).unwrap();
+        let number = number_of(&payload, published);
+        assert_eq!((published[number].channel, &push["pub"]["offset"]), (channel, &published[number].offset.into()));
+        Some(Heard::Publication(number))
+    }
+
+    fn got_events(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
+        let mut heard = Vec::new();
+        let (events, rest) = self.events();
+        for event in events {
+            if let Some(closed) = event.strip_prefix(": closed, ") {
+                return (heard, Some(closed[..4].parse().unwrap()));
+            }
+            let Some((_, data)) = event.rsplit_once("data: ") else { continue };
+            if event.contains("event: gap") {
+                let channel = CHANNELS.iter().position(|channel| data.contains(&format!("\"{channel}\""))).unwrap();
+                heard.push(Heard::Gap(channel));
+                continue;
+            }
+            let number = number_of(&BASE64_STANDARD.decode(data).unwrap(), published);
+            let offset = published[number].offset;
+            let positions = id_of(event).unwrap();
+            assert!(positions.iter().any(|position| position.offset == offset), "{offset} is not in {positions:?}");
+            heard.push(Heard::Publication(number));
+        }
+        assert!(!whole || rest.is_empty(), "half an event at the end: {rest:?}");
+        (heard, None)
+    }
+
+    /// Whole ones, and what is left.
+    fn events(&self) -> (Vec<&str>, &str) {
+        let mut events: Vec<&str> = str::from_utf8(&self.bytes).unwrap().split("\n\n").collect();
+        let rest = events.pop().unwrap();
+        (events, rest)
+    }
+
+    /// The last `id` it has got with a whole event, or before any.
+    fn last_id(&self) -> Option<Vec<Position>> {
+        self.events().0.iter().rev().find_map(|event| id_of(event))
+    }
+}
+
+/// What a client hears of its channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    Publication(usize),
+    /// Something may be missing in a channel.
+    Gap(usize),
+}
+
+fn id_of(event: &str) -> Option<Vec<Position>> {
+    let id = event.lines().find_map(|line| line.strip_prefix("id: "))?;
+    Some(sse::positions(id).unwrap())
+}
+
+/// Which publication this is, which must be whole.
+fn number_of(payload: &[u8], published: &[Published]) -> usize {
+    let number = usize::try_from(u32::from_be_bytes(payload[..4].try_into().unwrap())).unwrap();
+    assert_eq!(*payload, payload_of(number, published[number].length), "publication {number}");
+    number
 }
 
 fn payload_of(number: usize, length: usize) -> Vec<u8> {
@@ -195,7 +280,7 @@ impl World {
     fn take(&mut self, step: Step) {
         match step {
             Step::Publish(burst) => self.publish(&burst),
-            Step::Connect(channels) => self.connect(channels, None),
+            Step::Connect(channels, format) => self.connect(channels, format, None),
             Step::Resume { of, channel } => self.resume(of, channel),
             Step::Read { client, bytes } => {
                 if let Some(client) = self.clients.get_mut(client).filter(|client| !client.left) {
@@ -209,7 +294,8 @@ impl World {
                 }
             }
             Step::Reply { client, bytes } => {
-                if let Some(client) = self.clients.get(client).filter(|client| !client.left) {
+                let replies = |client: &&Client| !client.left && client.format != Format::Sse;
+                if let Some(client) = self.clients.get(client).filter(replies) {
                     let mut reply = Vec::new();
                     frame::encode(frame::TEXT, &vec![b'r'; bytes], &mut reply);
                     let share = client.terms.budget.take(0).unwrap();
@@ -248,7 +334,7 @@ impl World {
 
     fn follow(&mut self, client: usize, channel: usize) {
         let Some(client) = self.clients.get_mut(client) else { return };
-        if !client.left && !client.channels.contains(&channel) {
+        if !client.left && client.format == Format::Raw && !client.channels.contains(&channel) {
             client.channels.push(channel);
             client.came[channel] = self.offsets[channel];
             let open = self.channels.open(CHANNELS[channel]).unwrap();
@@ -258,10 +344,15 @@ impl World {
         }
     }
 
-    fn connect(&mut self, channels: Vec<usize>, after: Option<Position>) {
-        let open = |channel: &usize| self.channels.open(CHANNELS[*channel]).unwrap();
-        let start = after.map_or(Start::Now, Start::After);
-        let wanted = channels.iter().map(|channel| (open(channel), start)).collect();
+    fn connect(&mut self, channels: Vec<usize>, format: Format, last: Option<&[Position]>) {
+        let opened: Vec<_> = channels.iter().map(|channel| self.channels.open(CHANNELS[*channel]).unwrap()).collect();
+        let (wanted, gaps) = resume(opened, last);
+        let mut after = [None; 2];
+        for (channel, (_, start)) in channels.iter().zip(&wanted) {
+            if let Start::After(position) = start {
+                after[*channel] = Some(position.offset);
+            }
+        }
         // Not TCP, which takes its time over small windows; to a shard a socket is a socket.
         let (socket, served) = UnixStream::pair().unwrap();
         set_socket_send_buffer_size(&served, BUFFER).unwrap();
@@ -280,24 +371,37 @@ impl World {
         let id = self.ids.next(1);
         // As one with a handler has it.
         self.shard.by_id.insert(id, self.shard.rows.vacant_key());
-        let accepted = Accepted { channels: wanted, ..Accepted::new(client) };
+        let asks = format == Format::Centrifuge;
+        let (wanted, asked) = if asks { (Vec::new(), wanted) } else { (wanted, Vec::new()) };
+        let accepted = Accepted { channels: wanted, format, gaps, ..Accepted::new(client) };
         self.shard.adopt(Newcomer { socket: served, leftover: Vec::new(), accepted });
-        let after = after.map(|position| position.offset);
+        for (channel, start) in asked {
+            let follow = queue::Follow { channel, start, lost: false, given: false };
+            self.shard.act(id, &terms, vec![queue::Step::Subscribe(follow, queue::Told::Reply(1))]);
+        }
         let (bytes, came) = (Vec::new(), self.offsets);
-        self.clients.push(Client { socket, bytes, channels, came, after, left: false, id, terms });
+        self.clients.push(Client { socket, bytes, channels, came, after, format, left: false, id, terms });
     }
 
     /// As one that was there before and has got what that client has.
     fn resume(&mut self, of: usize, channel: usize) {
         let Some(other) = self.clients.get(of) else { return };
-        let numbers = other.got(&self.published, false).0;
-        let newest = numbers.iter().rev().map(|number| &self.published[*number]).find(|got| got.channel == channel);
+        if other.format == Format::Sse {
+            // By the browser's means: all of its channels.
+            let (channels, last) = (other.channels.clone(), other.last_id());
+            return self.connect(channels, Format::Sse, last.as_deref());
+        }
+        let format = other.format;
+        let newest = other.got(&self.published, false).0.iter().rev().find_map(|heard| match heard {
+            Heard::Publication(number) => Some(&self.published[*number]).filter(|got| got.channel == channel),
+            Heard::Gap(_) => None,
+        });
         let Some(newest) = newest.cloned() else { return };
         let open = self.channels.open(CHANNELS[channel]).unwrap();
         let epoch = open.page(None, 1).position.epoch;
         let after = Position { epoch, offset: newest.offset };
         if newest.epoch == self.epoch[channel] && open.reaches(after) {
-            self.connect(vec![channel], Some(after));
+            self.connect(vec![channel], format, Some(&[after]));
         }
     }
 
@@ -315,30 +419,39 @@ impl World {
             }
         }
         for client in self.clients.iter().filter(|client| !client.left) {
-            let (numbers, code) = client.got(&self.published, true);
+            let (heard, code) = client.got(&self.published, true);
             for channel in &client.channels {
-                let got: Vec<&Published> = numbers
-                    .iter()
-                    .map(|number| &self.published[*number])
-                    .filter(|got| got.channel == *channel)
-                    .collect();
-                self.check(client, *channel, &got, code);
+                let of_channel = |heard: &&Heard| match heard {
+                    Heard::Publication(number) => self.published[*number].channel == *channel,
+                    Heard::Gap(gap) => gap == channel,
+                };
+                let heard: Vec<Heard> = heard.iter().filter(of_channel).copied().collect();
+                self.check(client, *channel, &heard, code);
             }
         }
     }
 
-    fn check(&self, client: &Client, channel: usize, got: &[&Published], code: Option<u16>) {
+    fn check(&self, client: &Client, channel: usize, heard: &[Heard], code: Option<u16>) {
+        let got: Vec<&Published> = heard
+            .iter()
+            .filter_map(|heard| match heard {
+                Heard::Publication(number) => Some(&self.published[*number]),
+                Heard::Gap(_) => None,
+            })
+            .collect();
         let offsets: Vec<u64> = got.iter().map(|published| published.offset).collect();
         assert!(offsets.is_sorted_by(|one, other| one < other), "out of order or twice: {offsets:?}");
+        let from = client.after[channel].unwrap_or(client.came[channel]);
+        let ended = client.format == Format::Centrifuge && heard.contains(&Heard::Gap(channel));
+        self.check_gaps(client, channel, heard);
         let newest = self.offsets[channel];
         if let Some(code) = code {
             assert_eq!(code, 1013);
             assert_ne!(self.policy, Slow::Skip, "closed though it may skip");
-        } else if self.policy != Slow::Conflate && newest > client.after.unwrap_or(client.came[channel]) {
+        } else if self.policy != Slow::Conflate && newest > from && !ended {
             assert_eq!(offsets.last(), Some(&newest), "the newest is missing: {offsets:?}");
         }
         // What was not in a snapshot at the beginning.
-        let from = client.after.unwrap_or(client.came[channel]);
         let live: Vec<u64> = offsets.iter().copied().filter(|offset| *offset > from).collect();
         match self.policy {
             Slow::Close => {
@@ -346,8 +459,40 @@ impl World {
                 assert_eq!(live, whole, "a gap");
             }
             Slow::Skip => {}
-            Slow::Conflate if code.is_none() => self.check_keys(channel, got, client.after),
+            Slow::Conflate if code.is_none() && !ended => self.check_keys(channel, &got, client.after[channel]),
             Slow::Conflate => {}
+        }
+    }
+
+    /// A client whose protocol can say so is told of each gap, where it is.
+    fn check_gaps(&self, client: &Client, channel: usize, heard: &[Heard]) {
+        if client.format == Format::Raw {
+            return;
+        }
+        for pair in heard.windows(2) {
+            if let [Heard::Publication(one), Heard::Publication(other)] = pair {
+                let (one, other) = (&self.published[*one], &self.published[*other]);
+                assert_eq!(one.epoch, other.epoch, "an untold gap");
+                let missed =
+                    self.policy == Slow::Skip && client.format == Format::Sse && one.offset + 1 != other.offset;
+                let in_snapshot = other.offset <= client.came[channel];
+                assert!(!missed || in_snapshot || one.offset <= client.came[channel], "skipped and not told");
+            }
+        }
+        if client.format == Format::Centrifuge
+            && let Some(gap) = heard.iter().position(|heard| *heard == Heard::Gap(channel))
+        {
+            assert_eq!(gap + 1, heard.len(), "something behind the end of the subscription");
+            let Some(Heard::Publication(last)) = heard.first().and(heard.get(gap.wrapping_sub(1))) else { return };
+            let next = self
+                .published
+                .iter()
+                .find(|next| next.channel == channel && next.offset == self.published[*last].offset + 1);
+            let whole = self.policy != Slow::Close
+                || next.is_none_or(|next| {
+                    next.epoch != self.published[*last].epoch || next.offset <= client.came[channel]
+                });
+            assert!(whole, "the subscription ends before the gap");
         }
     }
 

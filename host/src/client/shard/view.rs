@@ -20,10 +20,10 @@ pub struct View {
     /// Chunks that left the log just now: a client may have one of their frames half sent.
     pub gone: Vec<Arc<Chunk>>,
     pub subscribers: Vec<Subscriber>,
-    /// The last offset before the chunks that were fetched last.
-    had: u64,
-    /// The last gap that came: its chunk's position, and the last offset before it.
-    gap: Option<(u64, u64)>,
+    /// Where it ended before the chunks that were fetched last.
+    had: Position,
+    /// The last offset before the last gap that came.
+    gap: Option<u64>,
 }
 
 /// One cursor of one row.
@@ -35,19 +35,19 @@ pub struct Subscriber {
 
 impl View {
     pub fn new(channel: Arc<Channel>, log: Log, end: Position) -> Self {
-        Self { channel, log, end, gone: Vec::new(), subscribers: Vec::new(), had: end.offset, gap: None }
+        Self { channel, log, end, gone: Vec::new(), subscribers: Vec::new(), had: end, gap: None }
     }
 
     /// Fetches the channel's new chunks.
     pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
         let Self { channel, log, end, gone, had, gap, .. } = self;
-        *had = end.offset;
+        *had = *end;
         // All that is fresh stays until the fan-out that follows has offered it.
         let fresh = log.next_seq();
         let oldest = channel.read(reader, fresh, |chunk| {
             *end = Position { epoch: chunk.epoch, offset: chunk.last_offset() };
             if chunk.is_gap() {
-                *gap = Some((chunk.seq, chunk.last_offset()));
+                *gap = Some(chunk.last_offset());
             }
             log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk));
         });
@@ -74,11 +74,12 @@ impl View {
                 None
             }
             Start::Now => Some(self.end),
+            Start::From(position) => {
+                let since = self.enter_after(&mut cursor, position, format);
+                Some(since.map_or(self.end, |()| position))
+            }
             Start::After(position) => {
-                self.log.prepend(self.channel.resume(position, self.log.oldest_seq())?);
-                if let Some(chunk) = self.log.after(position.offset).next() {
-                    cursor.enter(chunk.seq, chunk.encoded(format, &self.channel).position_after(position.offset));
-                }
+                self.enter_after(&mut cursor, position, format)?;
                 Some(position)
             }
         };
@@ -87,10 +88,22 @@ impl View {
         Some((cursor, begins))
     }
 
+    /// Places a cursor behind a position; `None`: there is a gap.
+    fn enter_after(&mut self, cursor: &mut Cursor, position: Position, format: Format) -> Option<()> {
+        if position == self.end && self.log.next_seq() == cursor.seq {
+            return Some(());
+        }
+        self.log.prepend(self.channel.resume(position, self.log.oldest_seq())?);
+        if let Some(chunk) = self.log.after(position.offset).next() {
+            cursor.enter(chunk.seq, chunk.encoded(format, &self.channel).position_after(position.offset));
+        }
+        Some(())
+    }
+
     /// What a client has whose cursor has just fallen off the log, the frame that it may be inside of included.
     pub fn had_by(&self, cursor: &Cursor, format: Format) -> u64 {
         // Without its chunk it stood at the end, and what came next was gone before it was here.
-        let Some(chunk) = self.chunk_of(cursor) else { return self.had };
+        let Some(chunk) = self.chunk_of(cursor) else { return self.had.offset };
         let begun = chunk.encoded(format, &self.channel).begun(cursor.position as usize);
         begun.unwrap_or_else(|| chunk.before().offset)
     }
@@ -102,14 +115,18 @@ impl View {
         Some((chunk.seq, encoded.position_after(chunk.last_offset().saturating_sub(1))))
     }
 
-    /// Whether there is a gap from one chunk on before another.
-    pub fn gap_between(&self, from: u64, to: u64) -> bool {
-        self.gap.is_some_and(|(gap, _)| from <= gap && gap < to)
+    /// Whether there is a gap between where a cursor is that has just fallen off the log, and a chunk of the log or its end.
+    pub fn gap_before(&self, cursor: &Cursor, seq: u64) -> bool {
+        let epoch = self.log.from(seq).next().map_or(self.end.epoch, |chunk| chunk.epoch);
+        match self.chunk_of(cursor) {
+            Some(chunk) => chunk.is_gap() || chunk.epoch != epoch,
+            None => self.had.epoch != epoch,
+        }
     }
 
     /// Whether there is a gap behind what came up to this offset.
     pub fn gap_after(&self, offset: u64) -> bool {
-        self.gap.is_some_and(|(_, before)| before >= offset)
+        self.gap.is_some_and(|before| before >= offset)
     }
 
     /// Takes a cursor out; the last subscriber takes its place.

@@ -161,7 +161,7 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
 /// What a JSON string says, if it is one; of its escapes, that of a newline alone is known.
 fn unquoted(text: String) -> String {
     match text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-        Some(text) => text.replace("\\n", "\n"),
+        Some(text) => text.replace("\\n", "\n").replace("\\\"", "\""),
         None => text,
     }
 }
