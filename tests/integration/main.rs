@@ -17,6 +17,7 @@ mod broken_filter;
 mod filter;
 mod imports;
 mod jobs;
+mod leases;
 mod market;
 
 mod api;

@@ -9,8 +9,9 @@ use edge_relay::tenant::{
     channels,
     types::{Close, Frame, Publication},
 };
-use exports::edge_relay::tenant::client_handler::{
-    Acceptance, Action, Client, Error, Guest, Kind, Refusal, Request, UpstreamFrame,
+use exports::edge_relay::tenant::{
+    client_handler::{Acceptance, Action, Client, Error, Guest, Kind, Refusal, Request, UpstreamFrame},
+    client_lease,
 };
 use wasi::{
     clocks::monotonic_clock,
@@ -96,6 +97,17 @@ impl Guest for Handler {
         publish("gone", &text);
         if client.identity.as_deref() == Some("fatal") {
             abort();
+        }
+    }
+}
+
+impl client_lease::Guest for Handler {
+    /// The token says it: `for SECONDS`, or `not WHY`; without such a token a client may stay.
+    fn renew(_id: String, _identity: Option<String>, token: Option<String>) -> Result<Option<u32>, String> {
+        match token.as_deref().and_then(|token| token.split_once(' ')) {
+            Some(("for", seconds)) => Ok(Some(number(seconds) as u32)),
+            Some(("not", why)) => Err(why.to_owned()),
+            _ => Ok(None),
         }
     }
 }
