@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tar
 # The servers that the benchmark measures beside the relay.
 export BENCH_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/bench
 
-.PHONY: demo test bench bench-records setup
+.PHONY: demo test fuzz bench bench-records setup
 
 demo: setup ## A simulated exchange, the sample filter, and a page with what a client gets; its URL is printed first.
 	@cargo run --package edge-relay -- demo
@@ -13,8 +13,11 @@ demo: setup ## A simulated exchange, the sample filter, and a page with what a c
 test: ## Every test.
 	@.ci/setup tests
 	cargo build
-	cargo test
+	cargo test --package edge-relay --package fuzz-targets
 	cargo test --package bench --package loom-models
+
+fuzz: setup ## Every fuzz target, a minute each; it takes nightly Rust. Longer: FUZZ_SECONDS=3600.
+	@tests/fuzz/run
 
 bench: ## What a delivery costs, beside other servers, as tables. Some of it: ARGS="--only paced --runs 7"; all of ARGS: --help.
 	@.ci/setup bench
