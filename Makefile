@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tar
 # The servers that the benchmark measures beside the relay.
 export BENCH_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/bench
 
-.PHONY: demo test fuzz bench bench-records setup
+.PHONY: demo test conformance fuzz bench bench-records setup
 
 demo: setup ## A simulated exchange, the sample filter, and a page with what a client gets; its URL is printed first.
 	@cargo run --package edge-relay -- demo
@@ -15,6 +15,10 @@ test: ## Every test.
 	cargo build
 	cargo test --package edge-relay --package fuzz-targets
 	cargo test --package bench --package loom-models
+
+conformance: setup ## The Autobahn TestSuite against the tenant `echo`, in its container or by the command in AUTOBAHN.
+	cargo build
+	@tests/conformance.sh
 
 fuzz: setup ## Every fuzz target, a minute each; it takes nightly Rust. Longer: FUZZ_SECONDS=3600.
 	@tests/fuzz/run
