@@ -59,7 +59,7 @@ mkdir -p "$work/tenants/echo"
 "$RELAY" component build components/echo -o "$work/tenants/echo/echo.wasm" >/dev/null
 {
     # Every message, however short.
-    echo 'compression = { above = "0B" }'
+    echo 'compression = { above = 0 }'
     cat components/echo/tenant.toml
 } >"$work/tenants/echo/tenant.toml"
 cat >"$work/relay.toml" <<TOML
