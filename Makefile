@@ -7,7 +7,7 @@ export CLIENT_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/c
 # The servers that the benchmark measures beside the relay.
 export BENCH_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/bench
 
-.PHONY: demo test bench bench-records setup
+.PHONY: demo test conformance fuzz bench bench-records setup
 
 demo: setup ## A simulated exchange, the sample filter, and a page with what a client gets; its URL is printed first.
 	@cargo run --package edge-relay -- demo
@@ -15,8 +15,15 @@ demo: setup ## A simulated exchange, the sample filter, and a page with what a c
 test: ## Every test.
 	@.ci/setup tests
 	cargo build
-	cargo test
+	cargo test --package edge-relay --package fuzz-targets
 	cargo test --package bench --package loom-models
+
+conformance: setup ## The Autobahn TestSuite against the tenant `echo`, in its container or by the command in AUTOBAHN.
+	cargo build
+	@tests/conformance.sh
+
+fuzz: setup ## Every fuzz target, a minute each; it takes nightly Rust. Longer: FUZZ_SECONDS=3600.
+	@tests/fuzz/run
 
 bench: ## What a delivery costs, beside other servers, as tables. Some of it: ARGS="--only paced --runs 7"; all of ARGS: --help.
 	@.ci/setup bench
