@@ -144,7 +144,7 @@ fn tenant(
 
 /// Its presence turns compression on.
 fn compression(value: Value<'_>) -> Option<usize> {
-    let mut table = value.table("a table, such as { above = \"256B\" }")?;
+    let mut table = value.table("a table, such as { above = 256 }")?;
     let above = table.size("above", &COMPRESS_ABOVE).unwrap_or(DEFAULT_COMPRESS_ABOVE);
     table.finish();
     Some(above)

@@ -4,10 +4,12 @@
 //! compiled here, not linked: with the whole host, each fuzzing would first build wasmtime under the sanitizers.
 #![cfg(not(test))] // The tests of those sources are the host's.
 
+mod centrifuge;
 mod frame;
 mod inflate;
 mod manifest;
 
+pub use centrifuge::centrifuge;
 pub use frame::frame;
 pub use inflate::inflate;
 pub use manifest::manifest;
@@ -15,13 +17,18 @@ pub use manifest::manifest;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its folder in `corpus` and of its file in `libfuzzer/fuzz_targets`.
-pub const TARGETS: [(&str, Target); 3] = [("frame", frame), ("inflate", inflate), ("manifest", manifest)];
+pub const TARGETS: [(&str, Target); 4] =
+    [("centrifuge", centrifuge), ("frame", frame), ("inflate", inflate), ("manifest", manifest)];
 
 #[allow(dead_code, unused_imports)] // What no target calls.
 #[path = "../../../host/src"]
 mod host {
     #[path = "client"]
     pub mod client {
+        #[path = "centrifuge"]
+        pub mod centrifuge {
+            pub mod command;
+        }
         pub mod deflate;
         pub mod frame;
         pub mod message;
@@ -34,6 +41,23 @@ use host::{client, state};
 
 /// As in the host, where its file has more.
 mod channel {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Position {
+        pub epoch: Epoch,
+        pub offset: u64,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Epoch(u64);
+
+    impl std::str::FromStr for Epoch {
+        type Err = std::num::ParseIntError;
+
+        fn from_str(text: &str) -> Result<Self, Self::Err> {
+            u64::from_str_radix(text, 16).map(Self)
+        }
+    }
+
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Kind {
         Text,
