@@ -13,17 +13,6 @@ mod subscribing;
 /// What a test calls in JavaScript.
 const LIBRARY: &str = include_str!("../clients/centrifuge.js");
 
-/// As the README says it.
-const SNIPPET: &str = r#"import { Centrifuge } from "centrifuge";   // npm install centrifuge
-import WebSocket from "ws";                // in Node before 22: npm install ws
-
-const client = new Centrifuge("ws://HOST:8080/market/connection/websocket", { websocket: WebSocket });
-const prices = client.newSubscription("prices");
-prices.on("publication", (publication) => console.log(publication.offset, publication.data));
-prices.subscribe();
-client.connect();
-"#;
-
 /// Tests of a module, each a function of where its JavaScript runs, in Node.
 macro_rules! in_node {
     ($($test:ident),+ $(,)?) => {
@@ -106,7 +95,7 @@ async fn the_readmes_snippet_prints_what_is_published() {
     let folder = Folder::new("").filtered("market", &partner.url(), guests::market("filter"), "");
     let relay = Relay::serve(folder).await;
     let mut peer = partner.accept().await;
-    let snippet = SNIPPET.replace("HOST:8080", &relay.clients.to_string());
+    let snippet = crate::readme::block("js", "Centrifuge").replace("HOST:8080", &relay.clients.to_string());
     let Some(mut script) = Script::node(&snippet, &[]) else { return };
     let mut other = Client::connect(&relay.url("/market?channel=prices")).await;
     for price in 1..=20 {

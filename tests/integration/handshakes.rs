@@ -235,6 +235,6 @@ async fn a_trusted_proxy_names_the_client() {
         let forwarded = "\r\nX-Forwarded-For: 198.51.100.1, 203.0.113.7\r\n\r\n";
         raw.send(request(relay.clients, "/t").replace("\r\n\r\n", forwarded).as_bytes()).await;
         assert!(raw.head().await.starts_with("HTTP/1.1 101 "));
-        relay.logged(&["client accepted", &format!("client.address={logged}")]).await;
+        relay.logged(&["client comes", &format!("client.address={logged}")]).await;
     }
 }

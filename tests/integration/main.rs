@@ -40,6 +40,7 @@ mod admin;
 mod bad_config;
 mod commands;
 mod components;
+mod compression;
 mod page;
 mod readme;
 mod records;

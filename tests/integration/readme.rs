@@ -12,7 +12,7 @@ use crate::support::{client::Client, guests, partner::Partner, relay::Relay, ten
 const README: &str = include_str!("../../README.md");
 
 /// The first block of a language that has these words in it.
-fn block(language: &str, words: &str) -> &'static str {
+pub fn block(language: &str, words: &str) -> &'static str {
     let blocks = README.split("\n```").filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n'));
     blocks.into_iter().find(|block| block.contains(words)).unwrap()
 }

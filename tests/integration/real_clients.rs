@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
+use super::readme;
 use crate::support::{
     browser::Browser,
     client::Client,
@@ -15,30 +16,11 @@ use crate::support::{
     until,
 };
 
-const README: &str = include_str!("../../README.md");
-
-const NODE: &str = r#"import WebSocket from "ws";   // npm install ws
-
-const socket = new WebSocket("ws://HOST:8080/market?channel=prices");
-socket.on("message", (data, isBinary) => console.log(isBinary ? data : data.toString()));
-"#;
-
-const PYTHON: &str = r#"from websockets.sync.client import connect   # pip install websockets
-
-with connect("ws://HOST:8080/market?channel=prices") as socket:
-    for message in socket:
-        print(message)
-"#;
-
-const API: &str = "curl 'http://HOST:8081/market/public'";
-
-/// The first block of the README in this language that has these words in it, for a relay.
+/// What the README's first block of a language says that has these words in it, at a relay's addresses.
 fn block(language: &str, words: &str, relay: &Relay) -> String {
-    let mut blocks = README.split("\n```").filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n'));
-    at(blocks.find(|block| block.contains(words)).unwrap(), relay)
+    at(readme::block(language, words), relay)
 }
 
-/// What the README says, at a relay's addresses.
 fn at(text: &str, relay: &Relay) -> String {
     let (clients, api) = (relay.clients.to_string(), relay.api().to_string());
     text.replace("HOST:8080", &clients).replace("HOST:8081", &api)
@@ -102,19 +84,53 @@ async fn a_pages_websocket() {
 }
 
 #[tokio::test]
+async fn a_pages_event_source() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let (relay, mut peer) = market().await;
+    // Of the same origin as what it listens to.
+    browser.open(&format!("http://{}/", relay.clients)).await;
+    browser.sees("document.readyState === 'complete'").await;
+    browser.value("globalThis.logged = []; console.log = (...all) => logged.push(all); null").await;
+    browser.value(&format!("{}; null", block("js", "EventSource", &relay).trim_end())).await;
+    browser.sees("events.readyState === EventSource.OPEN").await;
+    for price in 1..=20 {
+        let published = tell(&mut peer, "BTC-USD", &price.to_string()).await;
+        browser.sees(&format!("logged.length === {price}")).await;
+        same(browser.value("logged.at(-1)[0]").await.as_str().unwrap(), &published);
+        let id = browser.value("logged.at(-1)[1]").await;
+        assert!(id.as_str().unwrap().ends_with(&format!(":{price}")), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn curl_follows_events() {
+    let (relay, mut peer) = market().await;
+    let Some(mut curl) = Script::curl(block("sh", "curl -N", &relay).trim()) else { return };
+    assert_eq!(curl.said().await, "retry: 2000");
+    let published = tell(&mut peer, "BTC-USD", "1").await;
+    let data = loop {
+        if let Some(data) = curl.said().await.strip_prefix("data: ") {
+            break data.to_owned();
+        }
+    };
+    same(&data, &published);
+}
+
+#[tokio::test]
 async fn nodes_ws() {
-    prints_prices(|relay| Script::node(&at(NODE, relay), &[])).await;
+    prints_prices(|relay| Script::node(&block("js", "from \"ws\"", relay), &[])).await;
 }
 
 #[tokio::test]
 async fn pythons_websockets() {
-    prints_prices(|relay| Script::python(&at(PYTHON, relay), &[])).await;
+    prints_prices(|relay| Script::python(&block("python", "websockets", relay), &[])).await;
 }
 
 #[tokio::test]
 async fn binary_messages_arrive_whole() {
     let relay = Relay::serve(Folder::new("").handled("market", guests::handler(), "")).await;
-    let (node, python) = (Script::node(&at(NODE, &relay), &[]), Script::python(&at(PYTHON, &relay), &[]));
+    let node = Script::node(&block("js", "from \"ws\"", &relay), &[]);
+    let python = Script::python(&block("python", "websockets", &relay), &[]);
     let (Some(mut node), Some(mut python)) = (node, python) else { return };
     let mut publisher = relay.client("/market?channels=").await;
     until("both clients", async || {
@@ -150,6 +166,6 @@ async fn curl_reads_channels_and_the_api() {
     assert_eq!((page["recovered"].as_bool(), offsets(&page)), (Some(true), vec![2, 3]));
     let page = Script::curl(snapshot).unwrap().said_json().await;
     assert_eq!(offsets(&page), [2, 3]);
-    let prices = Script::curl(&at(API, &relay)).unwrap().said_json().await;
+    let prices = Script::curl(block("sh", "/public", &relay).trim()).unwrap().said_json().await;
     assert_eq!(prices, json!({ "BTC-USD": "3", "ETH-USD": "2" }));
 }

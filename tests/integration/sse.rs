@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
+use super::readme;
 use crate::support::{
     browser::Browser,
     chaos::Chaos,
@@ -19,9 +20,6 @@ use crate::support::{
 
 /// What a test calls in the page.
 const LIBRARY: &str = include_str!("../clients/events.js");
-
-/// As the README says it.
-const CURL: &str = "curl -N 'http://HOST:8080/t/sse?channel=main'";
 
 /// A tenant that passes on what its partner says.
 async fn feed() -> (Relay, Partner, Peer) {
@@ -223,7 +221,8 @@ async fn curl_shows_the_stream() {
     let (relay, _partner, mut peer) = feed().await;
     say(&relay, &mut peer, 1..=10).await;
     let epoch = epoch(&relay, "main").await;
-    let line = CURL.replace("HOST:8080", &relay.clients.to_string());
+    let line = readme::block("sh", "curl -N").replace("HOST:8080", &relay.clients.to_string());
+    let line = line.trim().replace("market/sse?channel=prices", "t/sse?channel=main");
     let Some(mut curl) = Script::curl(&line.replacen("-N", "-N -i", 1)) else { return };
     let mut head = Vec::new();
     loop {
@@ -261,8 +260,9 @@ async fn curl_shows_the_stream() {
         "{gap:?}"
     );
     relay.end_with(rustix::process::Signal::TERM).await;
-    // The stream ends as a whole answer does.
-    assert!(curl.rest().await.iter().all(String::is_empty));
+    // The stream ends as a whole answer does, and says why.
+    let rest = curl.rest().await;
+    assert!(rest.iter().all(|line| line.is_empty() || line.starts_with(": closed, 1001")), "{rest:?}");
 }
 
 /// The next event's lines but comments, in the order of their names.

@@ -230,7 +230,7 @@ impl Channels {
 mod tests {
     use super::*;
     use crate::{
-        channel::{Frame, Kind, Reader, Since},
+        channel::{Format, Frame, Kind, Reader, Since},
         metrics::Metrics,
     };
 
@@ -369,5 +369,30 @@ mod tests {
         drop(held);
         channels.sweep(&mut lock(&channels.open));
         assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_made_for_a_door_is_bytes_of_the_tenant_as_long_as_the_log_has_it() {
+        let channels = channels(&[("a", 10_000)], 1_000_000);
+        let channel = channels.open("a").unwrap();
+        let bytes = || channels.bytes.load(Ordering::Relaxed);
+        channels.publish(vec![publication("a", 9_000)], None).await;
+        let mut first = None;
+        lock(&channel.state).log.from(0).for_each(|chunk| first = Some(Arc::clone(chunk)));
+        let first = first.unwrap();
+        let before = bytes();
+        // In base64 it takes a third more.
+        let made = first.encoded(Format::Sse, &channel).bytes().len();
+        assert!(made > 12_000 && bytes() > before + made, "{made}");
+        let with_one = bytes();
+        first.encoded(Format::Sse, &channel);
+        first.encoded(Format::Raw, &channel);
+        assert_eq!(bytes(), with_one);
+        channels.publish(vec![publication("a", 9_000)], None).await;
+        assert_eq!(bytes(), channel.log_bytes());
+        // Whoever has it still may need it in another form: that is not the log's.
+        first.encoded(Format::Centrifuge, &channel);
+        drop(first);
+        assert_eq!(bytes(), channel.log_bytes());
     }
 }

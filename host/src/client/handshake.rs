@@ -13,7 +13,12 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header::ALLOW, service::Service};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ACCEPT, ALLOW},
+    service::Service,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -26,7 +31,7 @@ use super::{
     refusal::Refusal,
     shard::{Accepted, Due},
     sse,
-    upgrade::Upgrade,
+    upgrade::{Upgrade, has_token},
 };
 use crate::{channel::Format, component, tenant::Tenant};
 
@@ -127,7 +132,7 @@ impl Attempt {
         // Before the handler is asked for anything.
         let Wanted { names, after } = Wanted::read(request.uri())?;
         let compression = agree(&route.tenant, request, &mut upgrade);
-        let asked = self.for_handler(request, component::Door::WebSocket);
+        let asked = self.asks(route, request, component::Door::WebSocket);
         let admitted = self.door.admit(route, asked, names, compression).await?;
         let accepted = Accepted {
             channels: begin(admitted.channels, &after)?,
@@ -149,7 +154,7 @@ impl Attempt {
         let session = centrifuge::Session::new(
             self.door.shards.next_id(),
             route,
-            self.for_handler(request, component::Door::Centrifuge),
+            self.asks(route, request, component::Door::Centrifuge),
             compression,
             self.door.commands.clone(),
         );
@@ -178,7 +183,9 @@ impl Attempt {
                 pending().await
             }
             Err(refusal) => {
-                let mut answer = self.refused(&refusal, refusal.event_stream());
+                let is_event_source = has_token(request.headers(), &ACCEPT, sse::CONTENT_TYPE);
+                let answer = if is_event_source { refusal.event_stream() } else { refusal.response() };
+                let mut answer = self.refused(&refusal, answer);
                 answer.headers_mut().extend(cors::headers(&route.tenant, request.headers()));
                 answer
             }
@@ -193,7 +200,7 @@ impl Attempt {
             return Err(refusal.with(ALLOW, "GET"));
         }
         let Wanted { names, after } = Wanted::read(request.uri())?;
-        let asked = self.for_handler(request, component::Door::Sse);
+        let asked = self.asks(route, request, component::Door::Sse);
         let admitted = self.door.admit(route, asked, names, None).await?;
         let last = sse::last_event_id(request.headers());
         let after = last.or_else(|| (!after.is_empty()).then_some(after));
@@ -214,8 +221,10 @@ impl Attempt {
         if self.crowded { Err(Refusal::unavailable("crowded", "too many clients come at once")) } else { Ok(()) }
     }
 
-    fn for_handler(&self, request: &Request<Incoming>, door: component::Door) -> component::Request {
+    /// The request as a handler sees it.
+    fn asks(&self, route: &Route, request: &Request<Incoming>, door: component::Door) -> component::Request {
         let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
+        tracing::debug!(tenant.name = %route.tenant.name, client.address = %address, client.door = ?door, "client comes");
         for_handler(request, address, door)
     }
 
