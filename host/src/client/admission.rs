@@ -171,9 +171,15 @@ pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc
     }
 }
 
-/// Where a client of server-sent events begins, and which channels have a gap before that: if it has had a position that
-/// is in none of its channels, all those that it has none in.
-pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> (Vec<(Arc<Channel>, Start)>, Vec<Arc<str>>) {
+/// Where a client of server-sent events begins.
+pub struct Resumed {
+    pub channels: Vec<(Arc<Channel>, Start)>,
+    /// Those that have a gap before that.
+    pub gaps: Vec<Arc<str>>,
+}
+
+/// Goes on behind positions. If one of them is in none of the channels, there is a gap in all those that it has none in.
+pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> Resumed {
     let positions = after.unwrap_or_default();
     let start = |channel: Arc<Channel>| {
         // An epoch is of one channel.
@@ -181,12 +187,12 @@ pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> (Vec<(
         let start = position.map_or_else(|| channel.start(), |position| Start::After(*position));
         (channel, start)
     };
-    let starts: Vec<_> = channels.into_iter().map(start).collect();
-    let begins_now = |(channel, start): &(Arc<Channel>, Start)| {
+    let channels: Vec<_> = channels.into_iter().map(start).collect();
+    let anew = |(channel, start): &(Arc<Channel>, Start)| {
         (!matches!(start, Start::After(_))).then(|| Arc::clone(&channel.name))
     };
-    let without: Vec<_> = starts.iter().filter_map(begins_now).collect();
+    let anew: Vec<_> = channels.iter().filter_map(anew).collect();
     // A position that cannot be read is none of theirs either.
-    let lost = after.is_some_and(|positions| positions.is_empty() || starts.len() - without.len() < positions.len());
-    (starts, if lost { without } else { Vec::new() })
+    let lost = after.is_some_and(|positions| positions.is_empty() || channels.len() - anew.len() < positions.len());
+    Resumed { channels, gaps: if lost { anew } else { Vec::new() } }
 }

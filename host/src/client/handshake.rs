@@ -23,7 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Compression, Connected, Door, End, SHARED_WINDOW_BITS, Voice,
-    admission::{Wanted, begin, for_handler, resume},
+    admission::{Resumed, Wanted, begin, for_handler, resume},
     centrifuge::{self, Disconnect},
     client_address, cors, deflate,
     door::{Entrance, Route},
@@ -204,7 +204,7 @@ impl Attempt {
         let admitted = self.door.admit(route, asked, names, None).await?;
         let last = sse::last_event_id(request.headers());
         let after = last.or_else(|| (!after.is_empty()).then_some(after));
-        let (channels, gaps) = resume(admitted.channels, after.as_deref());
+        let Resumed { channels, gaps } = resume(admitted.channels, after.as_deref());
         let hello = sse::head(cors::headers(&route.tenant, request.headers()));
         let connected = Connected::new(Arc::clone(&route.tenant.terms), admitted.voice);
         let deadline = admitted.until;

@@ -15,7 +15,11 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use super::*;
 use crate::{
     channel::{Channels, Frame, Kind, Position, Publication},
-    client::{Budget, Voice, admission::resume, frame, queue},
+    client::{
+        Budget, Voice,
+        admission::{Resumed, resume},
+        frame, queue,
+    },
     config::{ChannelRule, Slow},
     metrics::{Metrics, TenantMetrics},
 };
@@ -346,7 +350,7 @@ impl World {
 
     fn connect(&mut self, channels: Vec<usize>, format: Format, last: Option<&[Position]>) {
         let opened: Vec<_> = channels.iter().map(|channel| self.channels.open(CHANNELS[*channel]).unwrap()).collect();
-        let (wanted, gaps) = resume(opened, last);
+        let Resumed { channels: wanted, gaps } = resume(opened, last);
         let mut after = [None; 2];
         for (channel, (_, start)) in channels.iter().zip(&wanted) {
             if let Start::After(position) = start {
