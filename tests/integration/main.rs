@@ -8,6 +8,7 @@ mod support;
 
 mod real_input;
 
+mod event_streams;
 mod faults;
 mod on_demand;
 mod tls;

@@ -127,6 +127,13 @@ impl Http {
         within("an answer", self.read_head()).await.expect("an answer before the end")
     }
 
+    /// The next line of an event stream.
+    pub async fn line(&mut self) -> String {
+        let mut line = String::new();
+        within("a line", self.0.read_line(&mut line)).await.unwrap();
+        line.strip_suffix('\n').expect("a line before the end").to_owned()
+    }
+
     /// The next chunk of an answer; empty for the last.
     pub async fn chunk(&mut self) -> String {
         within("a chunk", self.read_chunk()).await.expect("a chunk before the end")

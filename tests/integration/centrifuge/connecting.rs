@@ -14,6 +14,8 @@ in_node!(
     pings_keep_a_connection,
     the_relays_end_is_told,
     protobuf_is_not_available,
+    the_sdk_brings_another_token_when_its_time_is_over,
+    a_token_that_is_not_taken_ends_the_connection,
 );
 in_page!(a_handler_gets_token_and_data, pings_keep_a_connection);
 
@@ -94,4 +96,24 @@ async fn protobuf_is_not_available(mut sdk: JavaScript) {
         "new Promise((done) => {{ new WebSocket({other}).onclose = ({{ code, reason }}) => done([code, reason]); }})"
     );
     assert_eq!(sdk.value(&closed).await, json!([3508, "not available"]));
+}
+
+async fn the_sdk_brings_another_token_when_its_time_is_over(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    let url = json!(url(&relay, ""));
+    sdk.value("globalThis.asked = 0; null").await;
+    sdk.value(&format!("start({url}, {{ token: 'for 1', getToken: async () => (asked += 1, 'for 100') }})")).await;
+    sdk.value("client.ready()").await;
+    sdk.sees("asked === 1").await;
+    assert_eq!(ask(&mut sdk, "reply still here").await, "still");
+    assert_eq!(sdk.value("[all('connecting').length, client.state]").await, json!([1, "connected"]));
+}
+
+async fn a_token_that_is_not_taken_ends_the_connection(mut sdk: JavaScript) {
+    let relay = handled("").await;
+    let url = json!(url(&relay, ""));
+    sdk.value(&format!("start({url}, {{ token: 'for 1', getToken: async () => 'not any more' }})")).await;
+    sdk.sees("all('disconnected').length === 1").await;
+    assert_eq!(last(&mut sdk, "disconnected", "code, reason").await, json!([3500, "any more"]));
+    relay.metric_is("edge_relay_clients", &[], 0.0).await;
 }
