@@ -87,7 +87,6 @@ pub struct Handler {
 }
 
 /// A client that asks to be let in.
-#[derive(Clone)]
 pub struct Request {
     pub path: String,
     pub query: String,

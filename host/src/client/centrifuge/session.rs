@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -37,13 +37,15 @@ pub struct Session {
     pub pinged: AtomicU32,
     tenant: Arc<Tenant>,
     handler: Option<Arc<Handler>>,
-    /// Its HTTP request.
-    request: component::Request,
+    /// Its HTTP request, until it says `connect`.
+    request: Mutex<Option<Box<component::Request>>>,
     compression: Option<Compression>,
     tasks: Tasks,
     inbox: Inbox,
     /// It has said `connect`.
     connected: AtomicBool,
+    /// It is told why its connection ends: what else it has said does not count.
+    ended: AtomicBool,
     /// As its handler knows it.
     joined: OnceLock<Joined>,
 }
@@ -74,11 +76,12 @@ impl Session {
             pinged: AtomicU32::new(0),
             tenant: Arc::clone(tenant),
             handler: handler.clone(),
-            request,
+            request: Mutex::new(Some(Box::new(request))),
             compression,
             tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
             inbox: Inbox::default(),
             connected: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             joined: OnceLock::new(),
         })
     }
@@ -113,7 +116,11 @@ impl Session {
         while let Some(event) = self.inbox.next() {
             // Its share is given back when all that follows from it is done.
             let Event::Message(frame, _share) = event else { continue };
+            if self.ended.load(Ordering::Relaxed) {
+                continue;
+            }
             if let Err(end) = self.handle(&frame).await {
+                self.ended.store(true, Ordering::Relaxed);
                 self.act(vec![Step::Close(end)]);
             }
         }
@@ -191,11 +198,12 @@ impl Session {
         steps: &mut Steps,
     ) -> Result<(), Refusal> {
         let (mut given, mut lease) = (Vec::new(), None);
+        let request = self.request.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(handler) = &self.handler {
-            let mut request = self.request.clone();
+            let mut request = request.ok_or(Error::PermissionDenied)?;
             request.token = token.or(request.token);
             request.data = data;
-            let admission = match handler.connect(self.id, request, self.compression).await {
+            let admission = match handler.connect(self.id, *request, self.compression).await {
                 Ok(admission) => admission,
                 Err(why) => {
                     let end = not_let_in(&why);
@@ -246,7 +254,8 @@ impl Session {
 
     /// The channel, if the client may follow it.
     async fn allowed(&self, channel: String, data: Option<String>) -> Result<Arc<Channel>, Refusal> {
-        if let (Some(handler), Some(joined)) = (&self.handler, self.joined.get()) {
+        if let Some(handler) = &self.handler {
+            let joined = self.joined.get().ok_or(Error::PermissionDenied)?;
             let allowed = handler.subscribe(joined, channel.clone(), data).await;
             allowed.map_err(|why| match why {
                 NotLetIn::Refused(_, reason) => Refusal::Error(Error::PermissionDenied.code(), reason),
