@@ -58,6 +58,8 @@ pub struct Channel {
     demand: Arc<Demand>,
     /// Bytes of all the tenant's logs and snapshots, now and at most.
     total: Arc<AtomicUsize>,
+    /// Bytes of its chunks in the formats that were made later.
+    made: Arc<AtomicUsize>,
     max_total: usize,
     state: Mutex<State>,
 }
@@ -225,8 +227,9 @@ impl Channel {
         gave
     }
 
+    /// Bytes of its log, in all formats.
     fn log_bytes(&self) -> usize {
-        lock(&self.state).log.bytes()
+        lock(&self.state).log.bytes() + self.made.load(Ordering::Relaxed)
     }
 }
 

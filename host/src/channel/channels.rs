@@ -164,6 +164,7 @@ impl Channels {
             subscribers: AtomicUsize::new(0),
             demand: Arc::clone(&self.demand),
             total: Arc::clone(&self.bytes),
+            made: Arc::default(),
             max_total: self.max_bytes,
             state: Mutex::new(State::new(&rule)),
             rule,
@@ -394,5 +395,26 @@ mod tests {
         first.encoded(Format::Centrifuge, &channel);
         drop(first);
         assert_eq!(bytes(), channel.log_bytes());
+    }
+
+    #[tokio::test]
+    async fn what_is_made_for_doors_keeps_nobody_from_publishing() {
+        let channels = channels(&[("a", 60_000)], 100_000);
+        let channel = channels.open("a").unwrap();
+        for _ in 0..50 {
+            channels.publish(vec![publication("a", 1000)], None).await;
+        }
+        let mut chunks = Vec::new();
+        lock(&channel.state).log.from(0).for_each(|chunk| chunks.push(Arc::clone(chunk)));
+        for chunk in &chunks {
+            chunk.encoded(Format::Sse, &channel);
+            chunk.encoded(Format::Centrifuge, &channel);
+        }
+        drop(chunks);
+        assert!(channels.bytes.load(Ordering::Relaxed) > 150_000);
+        for _ in 0..50 {
+            assert_eq!(channels.publish(vec![publication("a", 1000)], None).await.0, 1);
+        }
+        assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
     }
 }

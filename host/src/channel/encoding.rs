@@ -27,6 +27,8 @@ pub enum Format {
     CentrifugeDeflated,
 }
 
+/// What a format takes besides its bytes and their index: its allocations, and its part of the place for all.
+const OVERHEAD: usize = 128;
 /// Formats besides [`Format::Raw`].
 const OTHERS: usize = 4;
 
@@ -60,8 +62,9 @@ impl Wire {
         self.bytes.get(self.start(index)..*self.ends.get(index)? as usize)
     }
 
+    /// Bytes of memory it takes, with its part of [`Others`].
     fn size(&self) -> usize {
-        self.bytes.len() + size_of_val(&*self.ends)
+        self.bytes.len() + size_of_val(&*self.ends) + OVERHEAD
     }
 
     fn ends_up_to(&self, position: usize) -> usize {
@@ -73,8 +76,9 @@ impl Wire {
 #[derive(Debug)]
 pub(super) struct Others {
     wires: [OnceLock<Wire>; OTHERS],
-    /// Bytes of all the tenant's logs, to which these have been added.
+    /// Bytes of all the tenant's logs, and those of the channel's chunks in other formats: to both these have been added.
     total: Arc<AtomicUsize>,
+    made: Arc<AtomicUsize>,
     /// How many; [`FORGOTTEN`]: they have been taken off, and no more are added.
     charged: AtomicUsize,
 }
@@ -82,24 +86,31 @@ pub(super) struct Others {
 const FORGOTTEN: usize = usize::MAX;
 
 impl Others {
-    fn new(total: &Arc<AtomicUsize>) -> Self {
-        Self { wires: Default::default(), total: Arc::clone(total), charged: AtomicUsize::new(0) }
+    fn new(of: &Channel) -> Self {
+        let (total, made) = (Arc::clone(&of.total), Arc::clone(&of.made));
+        Self { wires: Default::default(), total, made, charged: AtomicUsize::new(0) }
     }
 
     fn charge(&self, bytes: usize) {
         // Before it is known whether it counts: the total must not be too small for a moment.
         self.total.fetch_add(bytes, Ordering::Relaxed);
+        self.made.fetch_add(bytes, Ordering::Relaxed);
         let add = |charged| (charged != FORGOTTEN).then(|| charged + bytes);
         if self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
-            self.total.fetch_sub(bytes, Ordering::Relaxed);
+            self.give_back(bytes);
         }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+        self.made.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The log has let go of the chunk: what readers still hold of it is not the log's.
     pub fn forget(&self) {
         let charged = self.charged.swap(FORGOTTEN, Ordering::Relaxed);
         if charged != FORGOTTEN {
-            self.total.fetch_sub(charged, Ordering::Relaxed);
+            self.give_back(charged);
         }
     }
 }
@@ -121,7 +132,7 @@ impl Chunk {
     /// In a format, made if nobody has needed it yet. `of`: its channel.
     pub fn encoded(&self, format: Format, of: &Channel) -> Encoded<'_> {
         let Some(index) = other(format) else { return Encoded { chunk: self, wire: &self.raw } };
-        let others = self.others.get_or_init(|| Box::new(Others::new(&of.total)));
+        let others = self.others.get_or_init(|| Box::new(Others::new(of)));
         let wire = others.wires.get(index).map_or(&self.raw, |wire| {
             wire.get_or_init(|| {
                 let wire = self.write(format, of);

@@ -144,22 +144,24 @@ impl Channel {
             entries.reverse();
             return Page { position, entries, recovered: None };
         };
-        let recovered = self.goes_on(&state, after);
+        self.behind(&state, after, limit)
+    }
+
+    fn behind(&self, state: &State, after: Position, limit: usize) -> Page {
+        let recovered = self.goes_on(state, after);
         let entries = if recovered {
             within(state.log.after(after.offset).flat_map(|chunk| chunk.after(after.offset)), limit)
         } else {
             Vec::new()
         };
-        Page { position, entries, recovered: Some(recovered) }
+        Page { position: state.position(), entries, recovered: Some(recovered) }
     }
 
     /// Publications after a position, or the oldest.
     pub fn page_from(&self, after: Option<Position>, limit: usize) -> Page {
-        let after = after.unwrap_or_else(|| {
-            let state = lock(&self.state);
-            Position { epoch: state.epoch, offset: self.reach(&state) }
-        });
-        self.page(Some(after), limit)
+        let state = lock(&self.state);
+        let after = after.unwrap_or_else(|| Position { epoch: state.epoch, offset: self.reach(&state) });
+        self.behind(&state, after, limit)
     }
 
     /// Publications before a position, or the newest, newest first.
@@ -171,8 +173,9 @@ impl Channel {
             return Page { position, entries: Vec::new(), recovered };
         }
         let reach = self.reach(&state);
-        let newest = state.log.after(reach).rev().flat_map(|chunk| chunk.after(reach).rev());
         let end = before.map_or(u64::MAX, |before| before.offset);
+        let chunks = state.log.after(reach).rev().skip_while(|chunk| chunk.first_offset() >= end);
+        let newest = chunks.flat_map(|chunk| chunk.after(reach).rev());
         Page { position, entries: within(newest.skip_while(|entry| entry.offset >= end), limit), recovered }
     }
 

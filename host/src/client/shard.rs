@@ -340,8 +340,7 @@ impl Shard {
         let mut row = Row { socket, client, cursors, extra: None, touched: self.now, flags, format, current: 0 };
         if format == Format::Sse {
             kernel::give_up_after(&row.socket, self.timing.stall_timeout);
-            sse::hello(positions.iter().flatten(), &mut hello);
-            gaps.iter().for_each(|channel| sse::gap(channel, None, &mut hello));
+            sse::hello(&gaps, positions.iter().flatten(), &mut hello);
             if several {
                 row.extra().positions = positions.into();
             }

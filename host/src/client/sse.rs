@@ -5,11 +5,12 @@
 //! `EventSource` sends the last one back as `Last-Event-ID`. An event of the type `gap` says that publications may be
 //! missing before what follows.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hyper::HeaderMap;
 
+use super::MAX_CHANNELS;
 use crate::channel::{Kind, NotAPosition, Position};
 
 /// Sent to whoever says nothing, so that proxies and the kernel see that the connection is in use.
@@ -42,9 +43,14 @@ pub fn last_event_id(headers: &HeaderMap) -> Option<Vec<Position>> {
     Some(positions(id).unwrap_or_default())
 }
 
-/// Appends what a client gets first: when to come back, and with which position if nothing has come by then.
-pub fn hello<'p>(positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>) {
+/// Appends what a client gets first: when to come back, where there are gaps, and then with which position to come back if
+/// nothing has come by then: it must not have that before it knows of the gaps.
+pub fn hello<'p>(gaps: &[Arc<str>], positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>) {
     out.extend_from_slice(RETRY);
+    if !gaps.is_empty() {
+        out.push(b'\n');
+    }
+    gaps.iter().for_each(|channel| gap(channel, None, out));
     ids(positions, out);
     out.push(b'\n');
 }
@@ -100,7 +106,8 @@ pub fn with_id<'p>(event: &[u8], positions: impl Iterator<Item = &'p Position>, 
 
 /// Reads what [`ids`] has written.
 pub fn positions(text: &str) -> Result<Vec<Position>, NotAPosition> {
-    text.split(',').map(str::parse).collect()
+    let positions: Vec<Position> = text.split(',').take(MAX_CHANNELS + 1).map(str::parse).collect::<Result<_, _>>()?;
+    if positions.len() > MAX_CHANNELS { Err(NotAPosition) } else { Ok(positions) }
 }
 
 /// The lines of a text, without their ends; of a text without any one empty line.

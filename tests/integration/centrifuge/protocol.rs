@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use super::{handled, url};
-use crate::support::{client::Client, relay::Relay};
+use crate::support::{client::Client, guests, partner::Partner, relay::Relay, tenant::Folder};
 
 async fn connected(relay: &Relay) -> Client {
     let mut client = Client::connect(&url(relay, "?identity=ada")).await;
@@ -86,4 +86,45 @@ async fn a_client_that_never_asks_to_be_let_in_is_dropped() {
     let relay = handled("ping-interval = \"1s\"\nhandshake-timeout = \"1s\"").await;
     let client = Client::connect(&url(&relay, "")).await;
     assert_eq!(client.rest().await.1, Some(CloseCode::from(3502)));
+}
+
+#[tokio::test]
+async fn a_client_whose_handler_takes_its_time_is_let_in() {
+    let folder = Folder::new("handshake-timeout = \"1s\"");
+    let relay = Relay::serve(folder.handled("t", guests::handler(), "[limits]\nclient-call = \"20s\"")).await;
+    let mut client = Client::connect(&url(&relay, "?busy=2500")).await;
+    let told = answers(&mut client, r#"{"id":1,"connect":{}}"#, 1).await;
+    assert!(told[0]["connect"]["client"].is_string(), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_history_is_in_nobodys_way() {
+    let mut partner = Partner::start().await;
+    let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
+    let mut peer = partner.accept().await;
+    let mut witness = relay.client("/t").await;
+    let text = "x".repeat(1 << 10);
+    peer.burst((0..2000).map(|_| Message::text(text.clone()))).await;
+    for _ in 0..2000 {
+        witness.text().await;
+    }
+    let mut flood = connected(&relay).await;
+    let commands = vec![r#"{"id":2,"history":{"channel":"main","limit":1000}}"#; 100].join("\n");
+    for _ in 0..10 {
+        flood.try_send(Message::text(commands.as_str())).await;
+    }
+    // Its thread is that of the handshakes.
+    for _ in 0..20 {
+        drop(relay.client("/t").await);
+    }
+    drop(flood);
+    relay.metric_is("edge_relay_clients", &[], 1.0).await;
+}
+
+#[tokio::test]
+async fn too_many_commands_in_a_frame_end_the_connection() {
+    let relay = handled("").await;
+    let mut client = connected(&relay).await;
+    client.send(Message::text("{}\n".repeat(2000))).await;
+    assert_eq!(client.rest().await.1, Some(CloseCode::from(3501)));
 }

@@ -7,7 +7,7 @@ use serde_json::{error::Category, value::RawValue};
 
 use crate::channel::Position;
 
-/// One command of a client. `id` 0: nothing is answered.
+/// One command of a client. `id` 0: it does not wait for an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     pub id: u32,

@@ -12,9 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{
+    select,
+    sync::{Notify, oneshot},
+    task::{spawn_blocking, yield_now},
+};
+
 use super::{Command, Disconnect, Error, Recover, Request, decode, reply};
 use crate::{
-    channel::{Channel, Frame, Kind, Position, Refused, Start},
+    channel::{Channel, Channels, Frame, Kind, Position, Refused, Start},
     client::{
         ClientId, Compression, End, Event, Follow, Full, Inbox, Step, Steps, Told, admission::given_by, door::Route,
         encode, frame,
@@ -27,7 +33,9 @@ use crate::{
 const MAX_HISTORY: usize = 1000;
 /// How long a client's refresh may take: SDKs begin it when their time is over.
 const REFRESH_GRACE: Duration = Duration::from_secs(25);
-/// Bytes of replies after which they are handed to the shard, though there are more commands.
+/// Commands of one frame.
+const MAX_COMMANDS: usize = 1000;
+/// Bytes of replies after which the shard must have them before there are more.
 const REPLIES: usize = 64 << 10;
 
 /// One client.
@@ -42,10 +50,14 @@ pub struct Session {
     compression: Option<Compression>,
     tasks: Tasks,
     inbox: Inbox,
-    /// It has said `connect`.
+    /// It has said `connect`, and was let in.
     connected: AtomicBool,
-    /// It is told why its connection ends: what else it has said does not count.
-    ended: AtomicBool,
+    /// It is pinged from when it knows that it is let in.
+    pings: AtomicBool,
+    /// Why its connection ends, once it does: what else it has said does not count.
+    reason: OnceLock<&'static str>,
+    /// Told of that.
+    left: Notify,
     /// As its handler knows it.
     joined: OnceLock<Joined>,
 }
@@ -81,7 +93,9 @@ impl Session {
             tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
             inbox: Inbox::default(),
             connected: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            pings: AtomicBool::new(false),
+            reason: OnceLock::new(),
+            left: Notify::new(),
             joined: OnceLock::new(),
         })
     }
@@ -89,11 +103,12 @@ impl Session {
     /// Its pings begin at this time of its shard's clock.
     pub fn begin_pings(&self, now: u32) {
         self.pinged.store(now, Ordering::Relaxed);
+        self.pings.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is to be pinged.
-    pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
+    pub fn is_pinged(&self) -> bool {
+        self.pings.load(Ordering::Relaxed)
     }
 
     /// Takes a message to be handled after those before it.
@@ -105,8 +120,11 @@ impl Session {
         Ok(())
     }
 
-    /// Notes why the client leaves.
+    /// Notes why the client leaves: what it has said before is not handled any more.
     pub fn leaves(&self, reason: &'static str) {
+        // An earlier reason stands.
+        let _ = self.reason.set(reason);
+        self.left.notify_one();
         if let Some(joined) = self.joined.get() {
             joined.leaves(reason);
         }
@@ -114,13 +132,11 @@ impl Session {
 
     async fn serve(self: Arc<Self>) {
         while let Some(event) = self.inbox.next() {
-            // Its share is given back when all that follows from it is done.
+            // Its share is given back when all that follows from it is on its way.
             let Event::Message(frame, _share) = event else { continue };
-            if self.ended.load(Ordering::Relaxed) {
-                continue;
-            }
             if let Err(end) = self.handle(&frame).await {
-                self.ended.store(true, Ordering::Relaxed);
+                // Its shard says so too, later.
+                let _ = self.reason.set(end.reason());
                 self.act(vec![Step::Close(end)]);
             }
         }
@@ -132,13 +148,28 @@ impl Session {
         }
     }
 
+    /// Hands over the steps and waits until they are done, or the client is gone.
+    async fn done(&self, steps: &mut Steps) {
+        let (done, waits) = oneshot::channel();
+        steps.push(Step::Tell(done));
+        self.act(steps.take());
+        // An error: they never will be.
+        let _ = waits.await;
+    }
+
     async fn handle(&self, message: &Frame) -> Result<(), End> {
         let bad = |why: String| End::Centrifuge(Disconnect::BadRequest, why);
         let text = str::from_utf8(&message.bytes).ok().filter(|_| message.kind == Kind::Text);
         let Some(text) = text else { return Err(bad("commands are JSON, as text".into())) };
+        if text.bytes().filter(|byte| *byte == b'\n').count() >= MAX_COMMANDS {
+            return Err(bad(format!("one frame has at most {MAX_COMMANDS} commands")));
+        }
         let commands = decode(text).map_err(|malformed| bad(malformed.to_string()))?;
         let mut steps = Steps::new(&self.tenant.terms.budget);
         for Command { id, request } in commands {
+            if self.reason.get().is_some() {
+                return Ok(());
+            }
             match self.perform(id, request, &mut steps).await {
                 Ok(()) => {}
                 Err(Refusal::Error(code, message)) => self.say(&mut steps, |out| reply::error(id, code, &message, out)),
@@ -148,8 +179,10 @@ impl Session {
                 }
             }
             if steps.replies().len() >= REPLIES {
-                self.act(steps.take());
+                self.done(&mut steps).await;
             }
+            // Others run on this thread too.
+            yield_now().await;
         }
         self.act(steps.take());
         Ok(())
@@ -167,7 +200,8 @@ impl Session {
         match request {
             Request::Connect { token, data, subs } => self.connect(id, token, data, &subs, steps).await?,
             Request::Subscribe { channel, data, recover } => {
-                let channel = self.allowed(channel, data).await?;
+                let subscribe = |channels: &Channels, name: &str| channels.subscribe(name).map(Some);
+                let channel = self.allowed(channel, data, subscribe).await?.ok_or(Error::UnknownChannel)?;
                 steps.push(Step::Subscribe(follow(channel, recover, false), Told::Reply(id)));
             }
             Request::Unsubscribe { channel } => steps.push(Step::Unsubscribe(channel, Told::Reply(id))),
@@ -175,10 +209,17 @@ impl Session {
             Request::Rpc { method, data } => self.command(id, Meaning::Rpc(&method), data, steps).await?,
             Request::Send { data } => self.command(id, Meaning::Message, data, steps).await?,
             Request::History { channel, limit, since, reverse } => {
-                let channel = self.allowed(channel, None).await?;
+                let channel = self.allowed(channel, None, Channels::find).await?.ok_or(Error::UnknownChannel)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-                let page = history(&channel, limit, since, reverse)?;
-                self.say(steps, |out| reply::history(id, &page, out));
+                // Up to a mebibyte is copied, checked and written.
+                let written = spawn_blocking(move || {
+                    let page = history(&channel, limit, since, reverse)?;
+                    let mut text = Vec::new();
+                    reply::history(id, &page, &mut text);
+                    Ok::<_, Refusal>(text)
+                });
+                let text = written.await.unwrap_or_else(|_| Err(Error::Internal.into()))?;
+                encode(self.compression, frame::TEXT, &text, steps.replies());
             }
             Request::Refresh { token } => self.refresh(id, token, steps).await?,
             Request::NotAvailable => return Err(Error::NotAvailable.into()),
@@ -203,17 +244,27 @@ impl Session {
             let mut request = request.ok_or(Error::PermissionDenied)?;
             request.token = token.or(request.token);
             request.data = data;
-            let admission = match handler.connect(self.id, *request, self.compression).await {
+            // Nobody is asked about a client that has gone before its turn.
+            let admission = select! {
+                biased;
+                () = self.left.notified() => Err(NotLetIn::Gone),
+                admission = handler.connect(self.id, *request, self.compression) => admission,
+            };
+            let admission = match admission {
                 Ok(admission) => admission,
                 Err(why) => {
                     let end = not_let_in(&why);
                     if let NotLetIn::Refused(status, reason) = why {
+                        let status = Some(status).filter(|status| (400..=599).contains(status)).unwrap_or(403);
                         self.say(steps, |out| reply::error(id, u32::from(status), &reason, out));
                     }
                     return Err(Refusal::End(end));
                 }
             };
             lease = admission.lease;
+            if let Some(reason) = self.reason.get() {
+                admission.session.leaves(reason);
+            }
             // There is no other: a second `connect` is refused.
             let _ = self.joined.set(admission.session);
             if let Some(names) = admission.channels {
@@ -228,6 +279,8 @@ impl Session {
         self.connected.store(true, Ordering::Relaxed);
         steps.push(Step::Connected { id, expires_seconds: lease, given });
         steps.push(until(lease));
+        // It need not wait for what else is in its frame.
+        self.act(steps.take());
         Ok(())
     }
 
@@ -253,7 +306,12 @@ impl Session {
     }
 
     /// The channel, if the client may follow it.
-    async fn allowed(&self, channel: String, data: Option<String>) -> Result<Arc<Channel>, Refusal> {
+    async fn allowed(
+        &self,
+        channel: String,
+        data: Option<String>,
+        open: impl FnOnce(&Channels, &str) -> Result<Option<Arc<Channel>>, Refused>,
+    ) -> Result<Option<Arc<Channel>>, Refusal> {
         if let Some(handler) = &self.handler {
             let joined = self.joined.get().ok_or(Error::PermissionDenied)?;
             let allowed = handler.subscribe(joined, channel.clone(), data).await;
@@ -262,7 +320,7 @@ impl Session {
                 NotLetIn::Broken(_) | NotLetIn::Gone => Error::Internal.into(),
             })?;
         }
-        self.tenant.channels.subscribe(&channel).map_err(|why| {
+        open(&self.tenant.channels, &channel).map_err(|why| {
             let error = match why {
                 Refused::NotAllowed => Error::UnknownChannel,
                 Refused::Channels => Error::LimitExceeded,

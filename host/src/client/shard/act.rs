@@ -64,6 +64,14 @@ impl Shard {
         self.send(slot, bytes);
     }
 
+    /// Sends what the relay itself answers, unless the client takes too little of it.
+    fn answer(&mut self, slot: usize, frame: Vec<u8>) {
+        match self.rows.get(slot) {
+            Some(row) if row.queued() > MAX_REPLIES => self.close(slot, &End::Replies("the replies are not taken")),
+            _ => self.send(slot, frame),
+        }
+    }
+
     /// Tells a client that its message is not handled.
     pub(super) fn refuse(&mut self, slot: usize) {
         if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
@@ -79,7 +87,6 @@ impl Shard {
         let Voice::Centrifuge(session) = &row.client.voice else { return };
         let (session, client) = (Arc::clone(session), session.id);
         session.begin_pings(self.now);
-        self.deadlines.clear(client);
         let mut subscribed = Vec::with_capacity(given.len());
         let mut begins = false;
         for follow in &given {
@@ -89,7 +96,7 @@ impl Shard {
             }
         }
         let reply = centrifuge::connected(id, client, self.timing.ping_interval, expires_seconds, &subscribed);
-        self.send(slot, reply);
+        self.answer(slot, reply);
         self.begin_behind(slot, begins);
     }
 
@@ -100,10 +107,10 @@ impl Shard {
         let centrifuge = self.rows.get(slot).is_some_and(|row| row.is_centrifuge());
         match (&followed, told) {
             _ if !centrifuge => {}
-            (Ok((subscribed, _)), Told::Reply(id)) => self.send(slot, centrifuge::subscribe(id, subscribed)),
-            (Ok((subscribed, _)), Told::Push) => self.send(slot, centrifuge::given(name, subscribed)),
-            (Err(NotFollowed::Already), Told::Reply(id)) => self.send(slot, centrifuge::already(id)),
-            (Err(NotFollowed::Limit), Told::Reply(id)) => self.send(slot, centrifuge::limit(id)),
+            (Ok((subscribed, _)), Told::Reply(id)) => self.answer(slot, centrifuge::subscribe(id, subscribed)),
+            (Ok((subscribed, _)), Told::Push) => self.answer(slot, centrifuge::given(name, subscribed)),
+            (Err(NotFollowed::Already), Told::Reply(id)) => self.answer(slot, centrifuge::already(id)),
+            (Err(NotFollowed::Limit), Told::Reply(id)) => self.answer(slot, centrifuge::limit(id)),
             (Err(NotFollowed::Gone), Told::Reply(_)) | (Err(_), Told::Push) => {}
         }
         match followed {
@@ -175,8 +182,8 @@ impl Shard {
         }
         match told {
             _ if !centrifuge => {}
-            Told::Reply(id) => self.send(slot, centrifuge::unsubscribe(id)),
-            Told::Push if followed => self.send(slot, centrifuge::unsubscribed(channel, Unsubscribed::Server)),
+            Told::Reply(id) => self.answer(slot, centrifuge::unsubscribe(id)),
+            Told::Push if followed => self.answer(slot, centrifuge::unsubscribed(channel, Unsubscribed::Server)),
             Told::Push => {}
         }
     }

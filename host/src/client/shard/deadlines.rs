@@ -34,6 +34,13 @@ impl Deadlines {
         self.order.insert((at, id));
     }
 
+    /// The client is to be told of a gap; the first one that it is told of stands for all.
+    pub fn gap(&mut self, id: ClientId, at: Instant, channel: Arc<str>) {
+        if !matches!(self.of.get(&id), Some((_, Due::Gap(_)))) {
+            self.set(id, at, Due::Gap(channel));
+        }
+    }
+
     /// The tenant's code lets the client stay until then, or for good; a gap that it is to be told of stands.
     pub fn renew(&mut self, id: ClientId, until: Option<Instant>) {
         match (self.of.get(&id), until) {
@@ -70,7 +77,8 @@ mod tests {
         deadlines.set(one, now + second, Due::Stale);
         deadlines.set(other, now + second, Due::Stale);
         deadlines.clear(other);
-        deadlines.set(other, now + 3 * second, Due::Gap("a".into()));
+        deadlines.gap(other, now + 3 * second, "a".into());
+        deadlines.gap(other, now + 9 * second, "b".into());
         deadlines.renew(other, None);
         deadlines.renew(one, Some(now + 3 * second));
         assert!(deadlines.next(now + 2 * second).is_none());

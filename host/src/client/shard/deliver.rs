@@ -19,6 +19,9 @@ use crate::{
 /// latest answer stand for all).
 const MAX_QUEUED: usize = 4 << 10;
 
+/// Bytes that may wait for an event stream when there is another gap to be told: of one that skips again and again.
+const MAX_UNTOLD: usize = 256 << 10;
+
 /// What is less than this part of its chunk is copied out of it.
 const SMALL_PART: usize = 8;
 
@@ -112,6 +115,9 @@ impl Shard {
         match policy {
             Slow::Skip => {
                 cursor.enter(newest, position);
+                if format == Format::Sse && row.queued() > MAX_UNTOLD {
+                    return self.close(slot, &End::Lagged(name));
+                }
                 if format == Format::Sse {
                     let mut out = Vec::new();
                     sse::gap(&name, None, &mut out);

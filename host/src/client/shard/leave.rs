@@ -139,7 +139,7 @@ impl Shard {
             Voice::Centrifuge(session) => {
                 // Its client waits for pings, whatever else it gets.
                 let since = self.now.wrapping_sub(session.pinged.load(Ordering::Relaxed));
-                if session.is_connected() && since >= millis(self.timing.ping_interval) {
+                if session.is_pinged() && since >= millis(self.timing.ping_interval) {
                     session.pinged.store(self.now, Ordering::Relaxed);
                     self.ping(slot, &centrifuge::ping());
                 }
@@ -184,7 +184,7 @@ impl Shard {
         if let Some(id) = row.client.id() {
             // Not all at once: the gap is everybody's.
             let jitter = rand::rng().random_range(Duration::ZERO..GAP_JITTER);
-            self.deadlines.set(id, Instant::now() + jitter, Due::Gap(channel));
+            self.deadlines.gap(id, Instant::now() + jitter, channel);
         }
     }
 

@@ -531,6 +531,19 @@ fn run(policy: Slow, steps: Vec<Step>) {
     world.settle();
 }
 
+#[test]
+fn answers_that_are_not_taken_are_bounded() {
+    let mut world = World::new(Slow::Close);
+    world.connect(vec![0], Format::Centrifuge, None);
+    let Client { id, terms, .. } = &world.clients[0];
+    for _ in 0..300_000 {
+        let step = queue::Step::Unsubscribe("x".into(), queue::Told::Reply(1));
+        world.shard.act(*id, terms, vec![step]);
+    }
+    let (_, row) = world.shard.rows.iter().next().unwrap();
+    assert!(row.is(flag::CLOSING) && row.queued() < 5 << 20, "{}", row.queued());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 

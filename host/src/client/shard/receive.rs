@@ -119,6 +119,12 @@ impl Shard {
                 }
                 Voice::Centrifuge(_) if centrifuge::is_pong(payload) => row.flags &= !flag::PINGED,
                 Voice::Centrifuge(session) => {
+                    // The answer to a ping may be among commands.
+                    row.flags &= !flag::PINGED;
+                    if !session.is_pinged() {
+                        // It says who it is: how long its handler takes is not its fault.
+                        self.deadlines.clear(session.id);
+                    }
                     if session.message(*kind, payload).is_err() {
                         row.client.terms().metrics.message_dropped("queue");
                         self.close(slot, &End::TooMany);
