@@ -1,5 +1,7 @@
 // The same relay with what Bun gives for it: topics, which its server publishes to natively.
-// bun bun.js UPSTREAM
+// bun bun.js UPSTREAM [compressed]
+
+const compressed = process.argv[3] === "compressed";
 
 const server = Bun.serve({
   hostname: "127.0.0.1",
@@ -8,7 +10,7 @@ const server = Bun.serve({
     return server.upgrade(request) ? undefined : new Response("a WebSocket is wanted", { status: 426 });
   },
   websocket: {
-    perMessageDeflate: false,
+    perMessageDeflate: compressed,
     // What a client may be behind before messages to it are dropped: as much as `edge-relay pass` keeps for it.
     backpressureLimit: 64 * 1024 * 1024,
     open(client) {
@@ -21,4 +23,4 @@ console.log(`version Bun ${Bun.version}`);
 console.log(`listening 127.0.0.1:${server.port}`);
 
 const upstream = new WebSocket(process.argv[2]);
-upstream.onmessage = ({ data }) => server.publish("feed", data);
+upstream.onmessage = ({ data }) => server.publish("feed", data, compressed);

@@ -1,10 +1,11 @@
 //! Many clients in one thread: they take everything at once, check each message, and cost far less than the server.
 //!
-//! `bench clients ADDRESS/PATH --clients N --window N --messages N [--stalled N]`
+//! `bench clients ADDRESS/PATH --clients N --window N --messages N [--stalled N] [--recording FILE [--compressed]]`
 //!
 //! Says `connected` with what that took, then, once all messages are there or nothing has come for a while, `received`
 //! with a report; and keeps the sockets open to the end. Those that are stalled do not read until then: after a line on
-//! standard input they do, and what became of them is `stalled`.
+//! standard input they do, and what became of them is `stalled`. Those of a recording take its messages, with
+//! `--compressed` also compressed ones.
 //!
 //! `bench herd`: clients that are all cut off at once and come back (`herd.rs`).
 
@@ -14,27 +15,32 @@ mod histogram;
 mod order;
 mod position;
 mod receive;
+mod recorded;
 mod report;
 mod stall;
 
 pub use herd::run as herd;
 pub use report::{Connected, Received, Returned, Stalled};
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use mio::Poll;
 
 use crate::{
     arguments::Arguments,
     failure::{Context, Failure},
+    recording::Recording,
 };
+use receive::Receiver;
 
 pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let count = arguments.option("--clients")?.unwrap_or(1);
     let window = arguments.option("--window")?.unwrap_or(1);
     let messages = arguments.option("--messages")?.unwrap_or(0);
     let stalled = arguments.option("--stalled")?.unwrap_or(0);
-    let target = connect::Target::new(&arguments.word::<String>("an address with a path")?)?;
+    let recording = arguments.option("--recording")?.map(|file: PathBuf| Recording::read(&file)).transpose()?;
+    let compressed = arguments.flag("--compressed");
+    let target = connect::Target::new(&arguments.word::<String>("an address with a path")?)?.compressed(compressed);
     arguments.end()?;
 
     let mut poll = Poll::new().context("epoll")?;
@@ -42,7 +48,11 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     println!("connected {connected}");
     if messages > 0 {
         stall::stall(&mut clients, stalled);
-        let received = receive::receive(&mut poll, &mut clients, messages)?;
+        let receiver = match recording {
+            Some(recording) => Receiver::of_recording(messages, recording),
+            None => Receiver::new(messages),
+        };
+        let received = receive::receive(&mut poll, &mut clients, receiver)?;
         println!("received {received}");
     }
     if stalled > 0 {

@@ -1,6 +1,6 @@
 //! The partner: plays messages to one server, once it is told to.
 //!
-//! `bench feed [--messages N] [--parts N] [--burst N] [--pause-us N] [--publish-to ADDRESS/PATH]`
+//! `bench feed [--messages N] [--parts N] [--burst N] [--pause-us N] [--publish-to ADDRESS/PATH] [--recording FILE]`
 //!
 //! Waits for a server that connects, or connects to one itself (a server that is published to). Then it says
 //! `connected`, waits for a line on standard input, plays, as often as there are parts, and stays.
@@ -8,6 +8,7 @@
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
+    path::PathBuf,
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -18,6 +19,7 @@ use crate::{
     clock,
     failure::{Context, Failure},
     frame, handshake, message,
+    recording::Recording,
 };
 
 /// How often a feed that waits looks for pings.
@@ -28,6 +30,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
         messages: arguments.option("--messages")?.unwrap_or(1),
         burst: arguments.option("--burst")?.unwrap_or(1),
         pause: Duration::from_micros(arguments.option("--pause-us")?.unwrap_or(0)),
+        recording: arguments.option("--recording")?.map(|file: PathBuf| Recording::read(&file)).transpose()?,
     };
     let parts = arguments.option("--parts")?.unwrap_or(1);
     let publish_to: Option<String> = arguments.option("--publish-to")?;
@@ -59,6 +62,17 @@ struct Plan {
     burst: u32,
     /// From one burst's begin to the next one's; 0: as fast as the server reads.
     pause: Duration,
+    /// What the messages are taken from; `None`: they are those of `message`.
+    recording: Option<Recording>,
+}
+
+impl Plan {
+    fn write(&self, number: u32, out: &mut Vec<u8>) {
+        match &self.recording {
+            Some(recording) => recording.write(number, self.messages, clock::now(), out),
+            None => message::write(number, clock::now(), out),
+        }
+    }
 }
 
 struct Line {
@@ -114,7 +128,7 @@ impl Line {
     /// Plays one part, counted from 0.
     fn play(&mut self, plan: &Plan, part: u32) -> Result<(), Failure> {
         let begin = Instant::now();
-        let mut bytes = Vec::new();
+        let (mut bytes, mut payload) = (Vec::new(), Vec::new());
         let mut number = part * plan.messages;
         let last = number + plan.messages;
         let mut due = Duration::ZERO;
@@ -124,8 +138,11 @@ impl Line {
             bytes.clear();
             let end = last.min(number.saturating_add(plan.burst.max(1)));
             for number in number..end {
-                frame::header(frame::TEXT, self.masked, message::BYTES, &mut bytes);
-                message::write(number, clock::now(), &mut bytes);
+                payload.clear();
+                plan.write(number, &mut payload);
+                let length = u16::try_from(payload.len()).context("a message's length")?;
+                frame::header(frame::TEXT, self.masked, length, &mut bytes);
+                bytes.extend_from_slice(&payload);
             }
             self.socket.write_all(&bytes).context("a message to the server")?;
             number = end;

@@ -2,6 +2,9 @@
 
 /// How a whole message's only frame begins: FIN and the opcode.
 pub const TEXT: u8 = 0x81;
+/// RSV1 of a message's first frame: its payload is compressed (RFC 7692, section 6).
+pub const COMPRESSED: u8 = 0x40;
+pub const COMPRESSED_TEXT: u8 = TEXT | COMPRESSED;
 pub const CLOSE: u8 = 0x88;
 pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8a;

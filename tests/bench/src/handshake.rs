@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -16,15 +16,45 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// What the accepting side hashes with the key.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+const EXTENSIONS: &str = "Sec-WebSocket-Extensions";
+const DEFLATE: &str = "permessage-deflate";
+const NO_CONTEXT: &str = "server_no_context_takeover";
 const END: &[u8] = b"\r\n\r\n";
 /// A head longer than this is none.
 const HEAD_BYTES: usize = 16 * 1024;
 
-pub fn request(host: impl std::fmt::Display, path: &str) -> String {
+pub fn request(host: SocketAddr, path: &str) -> String {
+    request_with(host, path, "")
+}
+
+/// Offers to take compressed messages, each compressed by itself (RFC 7692, section 7.1).
+pub fn request_compressed(host: SocketAddr, path: &str) -> String {
+    let offer = format!("{EXTENSIONS}: {DEFLATE}; {NO_CONTEXT}; client_no_context_takeover\r\n");
+    request_with(host, path, &offer)
+}
+
+fn request_with(host: SocketAddr, path: &str, more: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{more}\r\n"
     )
+}
+
+/// Whether a head says that messages may be compressed, each by itself.
+pub fn agreed(head: &[u8]) -> Result<bool, Failure> {
+    let head = String::from_utf8_lossy(head);
+    let Some(extensions) = header(&head, EXTENSIONS) else { return Ok(false) };
+    // Nothing else was offered, nor may the server decline this (section 7.1.1.1).
+    let taken = extensions.starts_with(DEFLATE) && extensions.contains(NO_CONTEXT);
+    taken.then_some(true).context(format!("the server has agreed to {extensions:?}"))
+}
+
+/// The value of a head's header.
+fn header<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case(wanted).then_some(value.trim())
+    })
 }
 
 /// The answer to a client of this program.
@@ -49,10 +79,7 @@ pub fn check_answer(head: &[u8]) -> Result<(), Failure> {
 /// When to come again, if a head says that there is no room now (RFC 9110, section 15.6.4).
 pub fn busy(head: &[u8]) -> Option<Duration> {
     let head = String::from_utf8_lossy(head);
-    let seconds = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("retry-after").then(|| value.trim().parse().ok())?
-    });
+    let seconds = header(&head, "retry-after").and_then(|value| value.parse().ok());
     head.starts_with("HTTP/1.1 503 ").then(|| Duration::from_secs(seconds.unwrap_or(1)))
 }
 
@@ -67,10 +94,7 @@ pub fn ask(socket: &mut TcpStream, path: &str) -> Result<(), Failure> {
 pub fn give(socket: &mut TcpStream) -> Result<(), Failure> {
     let head = read_head(socket)?;
     let head = String::from_utf8_lossy(&head);
-    let key = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("sec-websocket-key").then_some(value.trim())
-    });
+    let key = header(&head, "sec-websocket-key");
     let hash = Sha1::new().chain_update(key.context("a handshake without a key")?).chain_update(GUID).finalize();
     socket.write_all(answer(&BASE64_STANDARD.encode(hash)).as_bytes()).context("a handshake")
 }
@@ -106,5 +130,14 @@ mod tests {
         assert_eq!(seconds("HTTP/1.1 503 Service Unavailable\r\nretry-after: 3\r\n\r\n"), Some(3));
         assert_eq!(seconds("HTTP/1.1 503 Service Unavailable\r\n\r\n"), Some(1));
         assert_eq!(seconds("HTTP/1.1 410 Gone\r\nRetry-After: 3\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn compression_is_agreed_without_context_or_not_at_all() {
+        let agreed = |header: &str| agreed(format!("HTTP/1.1 101 Switching Protocols\r\n{header}\r\n").as_bytes()).ok();
+        assert_eq!(agreed(""), Some(false));
+        let answer = "sec-websocket-extensions: permessage-deflate; server_no_context_takeover\r\n";
+        assert_eq!(agreed(answer), Some(true));
+        assert_eq!(agreed("Sec-WebSocket-Extensions: permessage-deflate\r\n"), None);
     }
 }

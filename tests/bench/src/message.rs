@@ -6,15 +6,14 @@
 
 use std::io::Write;
 
-/// Of one message.
-pub const BYTES: u16 = 200;
-
 /// Their names are equally long, so that the stamp is at the same place in every message.
 const PRODUCTS: [&str; 4] = ["BTC-USD", "ETH-USD", "SOL-USD", "LTC-USD"];
 const BEFORE_STAMP: &[u8] = br#""price":""#;
 const NUMBER_DIGITS: usize = 8;
 const TIME_DIGITS: usize = 20;
 pub const STAMP_BYTES: usize = NUMBER_DIGITS + 1 + TIME_DIGITS;
+
+pub type Stamp = [u8; STAMP_BYTES];
 
 /// Appends a message.
 pub fn write(number: u32, sent: u64, out: &mut Vec<u8>) {
@@ -26,6 +25,11 @@ pub fn write(number: u32, sent: u64, out: &mut Vec<u8>) {
     );
 }
 
+/// Appends a stamp alone.
+pub fn write_stamp(number: u32, sent: u64, out: &mut Vec<u8>) {
+    let _ = write!(out, "{number:08}.{sent:020}");
+}
+
 /// Where the stamp is in a payload.
 pub fn find_stamp(payload: &[u8]) -> Option<usize> {
     let at = payload.windows(BEFORE_STAMP.len()).position(|window| window == BEFORE_STAMP)? + BEFORE_STAMP.len();
@@ -33,13 +37,13 @@ pub fn find_stamp(payload: &[u8]) -> Option<usize> {
 }
 
 /// A stamp's number. A client reads it of every message.
-pub fn number(stamp: &[u8; STAMP_BYTES]) -> Option<u32> {
+pub fn number(stamp: &Stamp) -> Option<u32> {
     let (digits, _) = stamp.split_first_chunk::<NUMBER_DIGITS>()?;
     u32::try_from(decimal(digits)?).ok()
 }
 
 /// A stamp's time.
-pub fn sent(stamp: &[u8; STAMP_BYTES]) -> Option<u64> {
+pub fn sent(stamp: &Stamp) -> Option<u64> {
     let (_, digits) = stamp.split_last_chunk::<TIME_DIGITS>()?;
     decimal(digits)
 }
@@ -55,16 +59,19 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn stamp(payload: &[u8]) -> &[u8; STAMP_BYTES] {
+    fn stamp(payload: &[u8]) -> &Stamp {
         payload[find_stamp(payload).unwrap()..].first_chunk().unwrap()
     }
+
+    /// Of one message.
+    const BYTES: usize = 200;
 
     #[test]
     fn a_message_is_as_long_as_said_and_carries_its_stamp() {
         for (nth, sent_at) in [(0, 0), (7, 123_456_789_012_345), (99_999_999, u64::MAX)] {
             let mut payload = Vec::new();
             write(nth, sent_at, &mut payload);
-            assert_eq!(payload.len(), BYTES.into(), "{}", String::from_utf8_lossy(&payload));
+            assert_eq!(payload.len(), BYTES, "{}", String::from_utf8_lossy(&payload));
             assert_eq!((number(stamp(&payload)), sent(stamp(&payload))), (Some(nth), Some(sent_at)));
         }
     }

@@ -1,5 +1,6 @@
 //! Runs every server in every scenario, in turn, and prints what each has cost.
 
+mod compressed;
 mod deliveries;
 mod herd;
 mod machine;
@@ -14,7 +15,10 @@ mod turns;
 
 pub use process::leash;
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     arguments::Arguments,
@@ -26,17 +30,22 @@ use server::Kind;
 const HELP: &str = "\
 What a delivery costs the relay, beside a bare server and its peers. Prints Markdown; goes on about each run on standard error.
 
-  --only A,B      scenarios (flood, bursts, paced, many, idle, slow, herd); all by default
-  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); all that are there by default; slow has its own
+  --only A,B      scenarios (flood, bursts, paced, many, idle, slow, herd, compressed); all by default
+  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); all that are there by default; slow has its own;
+                  pass, bun and nchan are, in compressed, the relay, Bun and Nchan, each with compression and without
   --runs N        of each server in each scenario, the servers in turn (3)
   --clients N     in place of the scenarios' own 1,000, 5,000 and 10,000
   --seconds N     how long messages are played where they are paced; the flood has 2,500 for each (8, slow 30)
+  --recording FILE  the feed whose messages `compressed` plays (../shared/feeds/coinbase.frames.jsonl), without which it is
+                  left out
   --relay PATH    the relay's program; by default `edge-relay` beside this one
 
 The peers are installed by `.ci/setup bench`, into $BENCH_TOOLS. The exit code is 1 if the relay has lost, repeated or
 reordered a message.
 ";
 
+/// No part of the project; beside a clone that has it.
+const RECORDING: &str = "../shared/feeds/coinbase.frames.jsonl";
 const SECONDS: u32 = 8;
 /// The kernel takes 4 MB for a client that stalls, and then its log has to run over.
 const SLOW_SECONDS: u32 = 30;
@@ -49,7 +58,8 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let runs: usize = arguments.option("--runs")?.unwrap_or(3);
     let clients: Option<usize> = arguments.option("--clients")?;
     let seconds: Option<u32> = arguments.option("--seconds")?;
-    let scenarios = chosen(arguments.option("--only")?, all(clients, seconds), Scenario::name)?;
+    let recording = recording(arguments.option("--recording")?)?;
+    let scenarios = chosen(arguments.option("--only")?, all(clients, seconds, recording), Scenario::name)?;
     let kinds = chosen(arguments.option("--servers")?, Kind::ALL.to_vec(), |kind| kind.name())?;
     let here = env::current_exe().context("this program's own path")?;
     let relay = arguments.option("--relay")?.unwrap_or_else(|| here.with_file_name("edge-relay"));
@@ -65,6 +75,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
             Scenario::Played(scenario) => deliveries::run(scenario, &kinds, runs, &place),
             Scenario::Slow(scenario) => slow::run(scenario, runs, &place),
             Scenario::Herd(scenario) => herd::run(scenario, &kinds, runs, &place),
+            Scenario::Compressed(scenario) => compressed::run(scenario, &kinds, runs, &place),
         };
         print!("{}", outcome.text);
         good &= outcome.good;
@@ -76,6 +87,7 @@ enum Scenario {
     Played(scenario::Scenario),
     Slow(slow::Scenario),
     Herd(herd::Scenario),
+    Compressed(compressed::Scenario),
 }
 
 /// What a scenario has come to.
@@ -92,15 +104,26 @@ impl Scenario {
             Self::Played(scenario) => scenario.name,
             Self::Slow(_) => "slow",
             Self::Herd(_) => "herd",
+            Self::Compressed(_) => "compressed",
         }
     }
 }
 
-fn all(clients: Option<usize>, seconds: Option<u32>) -> Vec<Scenario> {
+fn all(clients: Option<usize>, seconds: Option<u32>, recording: Option<PathBuf>) -> Vec<Scenario> {
     let slow = slow::Scenario { clients: clients.unwrap_or(5_000), seconds: seconds.unwrap_or(SLOW_SECONDS) };
     let herd = herd::Scenario { clients: clients.unwrap_or(10_000) };
     let played = scenario::played(clients, seconds.unwrap_or(SECONDS)).into_iter().map(Scenario::Played);
-    played.chain([Scenario::Slow(slow), Scenario::Herd(herd)]).collect()
+    let compressed =
+        compressed::Scenario { clients: clients.unwrap_or(1_000), seconds: seconds.unwrap_or(SECONDS), recording };
+    played.chain([Scenario::Slow(slow), Scenario::Herd(herd), Scenario::Compressed(compressed)]).collect()
+}
+
+/// The file, absolute: the feed runs elsewhere. One that was named must be there.
+fn recording(named: Option<PathBuf>) -> Result<Option<PathBuf>, Failure> {
+    match named {
+        Some(file) => file.canonicalize().with_context(|| file.display().to_string()).map(Some),
+        None => Ok(Path::new(RECORDING).canonicalize().ok()),
+    }
 }
 
 /// Leaves out peers that are not installed.

@@ -24,17 +24,24 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Target {
     pub address: SocketAddr,
     path: String,
+    /// Compression is offered.
+    compressed: bool,
 }
 
 impl Target {
     /// `ADDRESS/PATH`.
     pub fn new(text: &str) -> Result<Self, Failure> {
         let (address, path) = text.split_once('/').context("an address without a path")?;
-        Ok(Self { address: address.parse().context(address)?, path: format!("/{path}") })
+        Ok(Self { address: address.parse().context(address)?, path: format!("/{path}"), compressed: false })
+    }
+
+    pub fn compressed(self, compressed: bool) -> Self {
+        Self { compressed, ..self }
     }
 
     pub fn request(&self) -> String {
-        handshake::request(self.address, &self.path)
+        let request = if self.compressed { handshake::request_compressed } else { handshake::request };
+        request(self.address, &self.path)
     }
 
     /// A request for what follows a position.
@@ -49,6 +56,8 @@ pub struct Client {
     /// The begin of a message (or, before that, of the handshake's answer) whose rest is still to come.
     pub partial: Vec<u8>,
     pub order: Order,
+    /// To compression.
+    pub agreed: bool,
     /// It takes what comes.
     pub reads: bool,
     /// By the server.
@@ -105,7 +114,8 @@ pub fn connect(
         }
     }
     let seconds = begin.elapsed().as_secs_f64();
-    Ok((clients, Connected { seconds }))
+    let agreed = clients.iter().filter(|client| client.agreed).count() as u64;
+    Ok((clients, Connected { seconds, agreed }))
 }
 
 impl Client {
@@ -128,6 +138,7 @@ impl Client {
             socket,
             partial: Vec::new(),
             order: Order::default(),
+            agreed: false,
             reads: true,
             closed: false,
             close_code: None,
@@ -166,6 +177,7 @@ impl Client {
                 let head: Vec<u8> = self.partial.drain(..behind).collect();
                 handshake::busy(&head).map_or(Ok(()), |pause| Err(Denied::Busy(pause)))?;
                 handshake::check_answer(&head).map_err(Denied::Refused)?;
+                self.agreed = handshake::agreed(&head).map_err(Denied::Refused)?;
                 self.stage = Stage::Open;
             }
             (None, Some(failure)) => return Err(Denied::Lost(failure)),

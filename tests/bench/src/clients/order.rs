@@ -26,6 +26,11 @@ impl Order {
         Self { next, holes: BTreeSet::new() }
     }
 
+    /// The number of what should come now.
+    pub fn next(&self) -> u32 {
+        self.next
+    }
+
     pub fn came(&mut self, number: u32) -> Came {
         if number >= self.next {
             if number > self.next {

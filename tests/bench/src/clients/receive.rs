@@ -7,11 +7,13 @@ use std::{
 
 use mio::{Events, Poll};
 
-use super::{connect::Client, histogram::Histogram, order::Came, report::Received};
+use super::{connect::Client, histogram::Histogram, order::Came, recorded::Recorded, report::Received};
 use crate::{
     clock,
     failure::{Context, Failure},
-    frame, message,
+    frame::{self, Frame},
+    message,
+    recording::Recording,
 };
 
 const EVENTS: usize = 1024;
@@ -25,14 +27,13 @@ const QUIET_BEFORE: u32 = 30_000 / 50;
 const AFTER: u32 = 200 / 50;
 
 /// Until all the clients that read have everything, or nothing has come for a while.
-pub fn receive(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Result<Received, Failure> {
-    let mut receiver = Receiver::new(messages);
+pub fn receive(poll: &mut Poll, clients: &mut [Client], mut receiver: Receiver) -> Result<Received, Failure> {
     // What has come before is not told of again.
     for client in clients.iter_mut().filter(|client| client.reads) {
         receiver.read(client)?;
     }
     let reading = clients.iter().filter(|client| client.reads).count() as u64;
-    let expected = u64::from(messages) * reading;
+    let expected = u64::from(receiver.messages) * reading;
     let mut events = Events::with_capacity(EVENTS);
     let mut quiet = 0;
     loop {
@@ -60,14 +61,21 @@ pub struct Receiver {
     /// When each message was sent; 0: nobody has got it yet. The first client that does reads it from the message, the
     /// others spare themselves that.
     sent: Vec<u64>,
-    /// Of every message of this server, known from the first.
-    shape: Option<Shape>,
+    content: Content,
     latencies: Histogram,
     pub deliveries: u64,
     pub again: u64,
     pub late: u64,
     pub closed: u64,
+    bytes: u64,
     last: u64,
+}
+
+/// What the messages are, and how their numbers are learned.
+enum Content {
+    /// Those of `message`, all of one shape, which is known from the first.
+    Alike(Option<Shape>),
+    Recorded(Box<Recorded>),
 }
 
 #[derive(Clone, Copy)]
@@ -78,16 +86,25 @@ struct Shape {
 
 impl Receiver {
     pub fn new(messages: u32) -> Self {
+        Self::of(messages, Content::Alike(None))
+    }
+
+    pub fn of_recording(messages: u32, recording: Recording) -> Self {
+        Self::of(messages, Content::Recorded(Box::new(Recorded::new(messages, recording))))
+    }
+
+    fn of(messages: u32, content: Content) -> Self {
         Self {
             messages,
             buffer: vec![0; BUFFER_BYTES],
             sent: vec![0; messages as usize],
-            shape: None,
+            content,
             latencies: Histogram::new(),
             deliveries: 0,
             again: 0,
             late: 0,
             closed: 0,
+            bytes: 0,
             last: 0,
         }
     }
@@ -121,6 +138,7 @@ impl Receiver {
                     return Ok(());
                 }
             };
+            self.bytes += read as u64;
             let rest = self.take(client, buffer.get(..kept + read).unwrap_or_default())?;
             client.partial.clear();
             client.partial.extend_from_slice(rest);
@@ -137,7 +155,7 @@ impl Receiver {
         while let Some((frame, rest)) = frame::split(bytes) {
             bytes = rest;
             match frame.first {
-                frame::TEXT => self.message(client, frame.payload, now)?,
+                frame::TEXT | frame::COMPRESSED_TEXT => self.message(client, &frame, now)?,
                 frame::PING => answer(client, frame.payload),
                 frame::CLOSE => client.close_code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
                 // Pongs.
@@ -148,23 +166,15 @@ impl Receiver {
         Ok(bytes)
     }
 
-    fn message(&mut self, client: &mut Client, payload: &[u8], now: u64) -> Result<(), Failure> {
-        let strange = || format!("no message of the feed: {:?}", String::from_utf8_lossy(payload));
-        let shape = match self.shape {
-            Some(shape) => shape,
-            None => {
-                let stamp = message::find_stamp(payload).with_context(strange)?;
-                *self.shape.insert(Shape { length: payload.len(), stamp })
-            }
+    fn message(&mut self, client: &mut Client, frame: &Frame<'_>, now: u64) -> Result<(), Failure> {
+        let strange = || format!("no message of the feed: {:?}", String::from_utf8_lossy(frame.payload));
+        let number = match &mut self.content {
+            Content::Alike(shape) => alike(shape, frame, &mut self.sent),
+            Content::Recorded(recorded) => recorded.take(frame, client.order.next(), &mut self.sent),
         };
-        let stamp = payload.get(shape.stamp..).and_then(<[u8]>::first_chunk);
-        let stamp = stamp.filter(|_| payload.len() == shape.length).with_context(strange)?;
-        let number = message::number(stamp).with_context(strange)?;
-        let sent = self.sent.get_mut(number as usize).with_context(strange)?;
-        if *sent == 0 {
-            *sent = message::sent(stamp).with_context(strange)?;
-        }
-        let latency = now.saturating_sub(*sent);
+        let number = number.with_context(strange)?;
+        let sent = *self.sent.get(number as usize).with_context(strange)?;
+        let latency = now.saturating_sub(sent);
         match client.order.came(number) {
             Came::InOrder => {}
             Came::Late => self.late += 1,
@@ -172,6 +182,9 @@ impl Receiver {
                 self.again += 1;
                 return Ok(());
             }
+        }
+        if let Content::Recorded(recorded) = &mut self.content {
+            recorded.delivered(frame, number);
         }
         self.deliveries += 1;
         self.latencies.add(latency);
@@ -181,6 +194,10 @@ impl Receiver {
     fn report(&self, clients: &[Client]) -> Received {
         let first = self.sent.iter().copied().filter(|sent| *sent > 0).min().unwrap_or(self.last);
         let milliseconds = |share| self.latencies.quantile(share) as f64 / 1e6;
+        let recorded = match &self.content {
+            Content::Alike(_) => None,
+            Content::Recorded(recorded) => Some(recorded),
+        };
         Received {
             deliveries: self.deliveries,
             missed: clients.iter().filter(|client| client.reads).map(|client| client.order.missed(self.messages)).sum(),
@@ -191,8 +208,28 @@ impl Receiver {
             p50_ms: milliseconds(0.5),
             p99_ms: milliseconds(0.99),
             p999_ms: milliseconds(0.999),
+            bytes: self.bytes,
+            payload_bytes: recorded.map_or(0, |recorded| recorded.payload_bytes),
+            compressed: recorded.map_or(0, |recorded| recorded.compressed),
+            compared: recorded.map_or(0, |recorded| recorded.compared),
         }
     }
+}
+
+/// The number of a message of `message`; the first that is read of one tells when it was sent.
+fn alike(shape: &mut Option<Shape>, frame: &Frame<'_>, sent: &mut [u64]) -> Option<u32> {
+    let payload = frame.payload;
+    let shape = match *shape {
+        Some(shape) => shape,
+        None => *shape.insert(Shape { length: payload.len(), stamp: message::find_stamp(payload)? }),
+    };
+    let stamp = payload.get(shape.stamp..)?.first_chunk().filter(|_| payload.len() == shape.length)?;
+    let number = message::number(stamp)?;
+    let sent = sent.get_mut(number as usize)?;
+    if *sent == 0 {
+        *sent = message::sent(stamp)?;
+    }
+    Some(number)
 }
 
 /// A long run's server wants a sign of life.

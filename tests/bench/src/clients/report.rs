@@ -36,6 +36,8 @@ macro_rules! report {
 report!(Connected {
     /// From the first connection's begin to the last handshake's end.
     seconds: f64,
+    /// Clients that get compressed messages.
+    agreed: u64,
 });
 
 report!(Received {
@@ -51,6 +53,15 @@ report!(Received {
     p50_ms: f64,
     p99_ms: f64,
     p999_ms: f64,
+    /// Read from all sockets: frames with their headers.
+    bytes: u64,
+    /// What was delivered, inflated; of a recording only.
+    payload_bytes: u64,
+    /// Deliveries that came compressed.
+    compressed: u64,
+    /// Frames unlike those that others had got of the same messages, or the first of theirs: inflated and compared with
+    /// the recording.
+    compared: u64,
 });
 
 report!(

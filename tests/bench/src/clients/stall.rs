@@ -2,7 +2,11 @@
 
 use mio::Poll;
 
-use super::{connect::Client, receive, report::Stalled};
+use super::{
+    connect::Client,
+    receive::{self, Receiver},
+    report::Stalled,
+};
 use crate::failure::Failure;
 
 /// What a server says to a client that is too slow: come again later (IANA's registry of close codes).
@@ -22,7 +26,7 @@ pub fn read_again(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Res
     for client in clients.iter_mut() {
         client.reads = !client.reads;
     }
-    let received = receive::receive(poll, clients, messages)?;
+    let received = receive::receive(poll, clients, Receiver::new(messages))?;
     let mut stalled = Stalled { mistakes: received.again + received.late, ..Stalled::default() };
     for client in clients.iter().filter(|client| client.reads) {
         *match (client.close_code, client.closed, client.order.missed(messages)) {

@@ -109,17 +109,26 @@ pub fn take(scenario: &Scenario, kind: Kind, place: &Place) -> Result<Sample, Fa
     })
 }
 
-/// Whoever is connected to is started first.
-pub fn start(kind: Kind, mut feed: Command, place: &Place) -> Result<(Server, Process), Failure> {
+pub fn start(kind: Kind, feed: Command, place: &Place) -> Result<(Server, Process), Failure> {
+    start_with(kind, |address| kind.start(address, place), feed, place)
+}
+
+/// Whoever is connected to is started first; the server for a feed at an address, or for one that will publish to it.
+pub fn start_with(
+    kind: Kind,
+    server: impl FnOnce(&str) -> Result<Server, Failure>,
+    mut feed: Command,
+    place: &Place,
+) -> Result<(Server, Process), Failure> {
     if kind.is_published_to() {
-        let server = kind.start("", place)?;
+        let server = server("")?;
         feed.args(["--publish-to", &server.publish_to]);
         let feed = Process::start("feed", &feed, &place.scratch)?;
         return Ok((server, feed));
     }
     let feed = Process::start("feed", &feed, &place.scratch)?;
     let address = feed.line("listening", SOON)?;
-    Ok((kind.start(&address, place)?, feed))
+    Ok((server(&address)?, feed))
 }
 
 pub fn deliver(messages: u32, feed: &mut Process, server: &Server, clients: &Process) -> Result<Delivery, Failure> {

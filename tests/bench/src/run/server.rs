@@ -47,6 +47,8 @@ pub struct Server {
 pub struct Plain {
     pub slow: &'static str,
     pub log: &'static str,
+    /// Messages of so many bytes and more are compressed; `None`: none are.
+    pub compressed_above: Option<usize>,
 }
 
 impl Kind {
@@ -113,18 +115,14 @@ impl Kind {
                 let command = serve("relay.toml", place);
                 Server::start(self, "`edge-relay serve`, filter of `market`", &command, place)
             }
-            Self::Bun => {
-                let mut command = Command::new(place.bun()?);
-                command.arg(place.write("bun.js", BUN)?).arg(format!("ws://{feed}/"));
-                Server::start(self, "", &command, place)
-            }
+            Self::Bun => Server::start_bun(feed, false, place),
             Self::Ws => {
                 let mut command = Command::new("node");
                 command.arg(place.write("ws.js", NODE)?).arg(format!("ws://{feed}/"));
                 command.env("NODE_PATH", place.tool("node_modules")?);
                 Server::start(self, "", &command, place)
             }
-            Self::Nchan => Server::start_nginx(place),
+            Self::Nchan => Server::start_nginx(false, place),
         }
     }
 }
@@ -133,7 +131,12 @@ impl Plain {
     pub fn start(&self, feed: &str, place: &Place) -> Result<Server, Failure> {
         // A folder of its own, or the sample tenant would be served too.
         place.write("plain/relay.toml", RELAY)?;
-        let manifest = PLAIN.replace("FEED", feed).replace("SLOW", self.slow).replace("LOG", self.log);
+        let compression = self.compressed_above.map(|above| format!("compression = {{ above = {above} }}"));
+        let manifest = PLAIN
+            .replace("COMPRESSION", &compression.unwrap_or_default())
+            .replace("FEED", feed)
+            .replace("SLOW", self.slow)
+            .replace("LOG", self.log);
         place.write("plain/tenants/plain/tenant.toml", &manifest)?;
         Server::start(Kind::Pass, "`edge-relay serve`", &serve("plain/relay.toml", place), place)
     }
@@ -158,7 +161,14 @@ impl Server {
         Ok(Self { process, version, target, publish_to: String::new() })
     }
 
-    fn start_nginx(place: &Place) -> Result<Self, Failure> {
+    pub fn start_bun(feed: &str, compressed: bool, place: &Place) -> Result<Self, Failure> {
+        let mut command = Command::new(place.bun()?);
+        command.arg(place.write("bun.js", BUN)?).arg(format!("ws://{feed}/"));
+        command.args(compressed.then_some("compressed"));
+        Self::start(Kind::Bun, "", &command, place)
+    }
+
+    pub fn start_nginx(compressed: bool, place: &Place) -> Result<Self, Failure> {
         // nginx cannot be asked which port it has taken: it is told one that was free a moment ago.
         let address = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
         let address = address.context("a free port")?.to_string();
@@ -168,6 +178,7 @@ impl Server {
             .replace("ADDRESS", &address)
             .replace("FILES", &NGINX_FILES.to_string())
             .replace("CONNECTIONS", &NGINX_FILES.to_string())
+            .replace("DEFLATE", if compressed { "on" } else { "off" })
             .replace("MESSAGES", &NCHAN_MESSAGES.to_string());
         let mut command = Command::new(place.tool(NGINX_PROGRAM)?);
         command.arg("-p").arg(&place.scratch).args(["-e", "stderr", "-c"]).arg(place.write("nginx.conf", &conf)?);

@@ -74,7 +74,7 @@ fn take(scenario: &Scenario, case: Case, place: &Place) -> Result<Sample, Failur
     let mut feed = place.own(&["feed", "--messages", &messages.to_string(), "--burst", &BURST.to_string()]);
     feed.args(["--pause-us", &(1_000_000 / BURSTS_PER_SECOND).to_string()]);
     let mut feed = Process::start("feed", &feed, &place.scratch)?;
-    let tenant = Plain { slow: case.policy(), log: LOG };
+    let tenant = Plain { slow: case.policy(), log: LOG, compressed_above: None };
     let server = tenant.start(&feed.line("listening", SOON)?, place)?;
     feed.line("connected", SOON)?;
 
