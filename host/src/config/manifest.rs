@@ -35,8 +35,8 @@ const KEEP: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_s
 
 /// From nothing, which compresses all, to what is hardly ever sent.
 const COMPRESS_ABOVE: RangeInclusive<u64> = 0..=1 << 20;
-/// Alone, a shorter message saves less than a packet's header.
-const DEFAULT_COMPRESS_ABOVE: usize = 256;
+/// Compressed once for all, messages of any length cost next to nothing more; shorter ones hardly get shorter.
+const DEFAULT_COMPRESS_ABOVE: usize = 64;
 
 /// Headers the handshake sets itself, or that would give it a body; with them go all in [`WEBSOCKET_HEADERS`].
 const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
@@ -144,7 +144,7 @@ fn tenant(
 
 /// Its presence turns compression on.
 fn compression(value: Value<'_>) -> Option<usize> {
-    let mut table = value.table("a table, such as { above = 256 }")?;
+    let mut table = value.table("a table, such as { above = 64 }")?;
     let above = table.size("above", &COMPRESS_ABOVE).unwrap_or(DEFAULT_COMPRESS_ABOVE);
     table.finish();
     Some(above)
