@@ -47,7 +47,7 @@ impl Door {
     pub async fn admit(
         &self,
         Route { tenant, handler }: &Route,
-        request: component::Request,
+        request: impl FnOnce() -> component::Request,
         wanted: BTreeSet<String>,
         compression: Option<Compression>,
     ) -> Result<Admitted, Refusal> {
@@ -55,7 +55,8 @@ impl Door {
             let channels = find(tenant, wanted, Refusal::channel)?;
             return Ok(Admitted { voice: Voice::Silent, channels, until: None });
         };
-        let admission = handler.connect(self.shards.next_id(), request, compression).await.map_err(Refusal::guests)?;
+        let admission =
+            handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::guests)?;
         let channels = match admission.channels {
             Some(given) => given_by(tenant, handler, given)?,
             None => {

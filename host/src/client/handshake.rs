@@ -107,6 +107,12 @@ impl Attempt {
             let refusal = Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path");
             return self.refused(&refusal, refusal.response());
         };
+        tracing::debug!(
+            tenant.name = %route.tenant.name,
+            client.address = %client_address(self.peer, request.headers(), &self.door.trusted_proxies),
+            client.entrance = ?entrance,
+            "client comes"
+        );
         let accepted = match entrance {
             Entrance::Channel { name, snapshot } => {
                 let asked = history::Asked { route, channel: name, snapshot };
@@ -132,7 +138,7 @@ impl Attempt {
         // Before the handler is asked for anything.
         let Wanted { names, after } = Wanted::read(request.uri())?;
         let compression = agree(&route.tenant, request, &mut upgrade);
-        let asked = self.asks(route, request, component::Door::WebSocket);
+        let asked = || self.asks(request, component::Door::WebSocket);
         let admitted = self.door.admit(route, asked, names, compression).await?;
         let accepted = Accepted {
             channels: begin(admitted.channels, &after)?,
@@ -154,7 +160,7 @@ impl Attempt {
         let session = centrifuge::Session::new(
             self.door.shards.next_id(),
             route,
-            self.asks(route, request, component::Door::Centrifuge),
+            route.handler.is_some().then(|| self.asks(request, component::Door::Centrifuge)),
             compression,
             self.door.commands.clone(),
         );
@@ -200,7 +206,7 @@ impl Attempt {
             return Err(refusal.with(ALLOW, "GET"));
         }
         let Wanted { names, after } = Wanted::read(request.uri())?;
-        let asked = self.asks(route, request, component::Door::Sse);
+        let asked = || self.asks(request, component::Door::Sse);
         let admitted = self.door.admit(route, asked, names, None).await?;
         let last = sse::last_event_id(request.headers());
         let after = last.or_else(|| (!after.is_empty()).then_some(after));
@@ -222,10 +228,8 @@ impl Attempt {
     }
 
     /// The request as a handler sees it.
-    fn asks(&self, route: &Route, request: &Request<Incoming>, door: component::Door) -> component::Request {
-        let address = client_address(self.peer, request.headers(), &self.door.trusted_proxies);
-        tracing::debug!(tenant.name = %route.tenant.name, client.address = %address, client.door = ?door, "client comes");
-        for_handler(request, address, door)
+    fn asks(&self, request: &Request<Incoming>, door: component::Door) -> component::Request {
+        for_handler(request, client_address(self.peer, request.headers(), &self.door.trusted_proxies), door)
     }
 
     fn keep(&self, accepted: Accepted) {

@@ -45,7 +45,7 @@ pub struct Session {
     pub pinged: AtomicU32,
     tenant: Arc<Tenant>,
     handler: Option<Arc<Handler>>,
-    /// Its HTTP request, until it says `connect`.
+    /// Its HTTP request for the handler, until it says `connect`.
     request: Mutex<Option<Box<component::Request>>>,
     compression: Option<Compression>,
     tasks: Tasks,
@@ -78,7 +78,7 @@ impl Session {
     pub fn new(
         id: ClientId,
         route: &Route,
-        request: component::Request,
+        request: Option<component::Request>,
         compression: Option<Compression>,
         tasks: Tasks,
     ) -> Arc<Self> {
@@ -88,7 +88,7 @@ impl Session {
             pinged: AtomicU32::new(0),
             tenant: Arc::clone(tenant),
             handler: handler.clone(),
-            request: Mutex::new(Some(Box::new(request))),
+            request: Mutex::new(request.map(Box::new)),
             compression,
             tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
             inbox: Inbox::default(),
