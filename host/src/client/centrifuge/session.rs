@@ -262,11 +262,12 @@ impl Session {
                 }
             };
             lease = admission.lease;
-            if let Some(reason) = self.reason.get() {
-                admission.session.leaves(reason);
-            }
             // There is no other: a second `connect` is refused.
             let _ = self.joined.set(admission.session);
+            // It may have left meanwhile.
+            if let Some((joined, reason)) = self.joined.get().zip(self.reason.get()) {
+                joined.leaves(reason);
+            }
             if let Some(names) = admission.channels {
                 let channels = given_by(&self.tenant, handler, names);
                 let internal = |_| Refusal::End(End::Centrifuge(Disconnect::Internal, "no such channels".into()));
