@@ -25,13 +25,13 @@ cases_of() {
 }
 
 in_container() {
-    local options=(run --rm --network host --volume "$work:/work")
+    local options=(run --rm --network host --volume "$work:/suite")
     [ "$container" = podman ] || options+=(--user "$(id -u):$(id -g)")
     local patterns="\"${2//,/\",\"}\""
     rm -rf "$work/report"
-    echo "{\"outdir\":\"/work/report\",\"servers\":[{\"agent\":\"relay\",\"url\":\"$1\"}],\"cases\":[$patterns]," \
+    echo "{\"outdir\":\"/suite/report\",\"servers\":[{\"agent\":\"relay\",\"url\":\"$1\"}],\"cases\":[$patterns]," \
         '"exclude-cases":[],"exclude-agent-cases":{}}' >"$work/spec.json"
-    "$container" "${options[@]}" "$IMAGE" wstest -m fuzzingclient -s /work/spec.json >"$work/suite.log" 2>&1 || true
+    "$container" "${options[@]}" "$IMAGE" wstest -m fuzzingclient -s /suite/spec.json >"$work/suite.log" 2>&1 || true
     [ -f "$work/report/index.json" ] || fail "$container did not run the suite (or set AUTOBAHN): $(tail "$work/suite.log")"
     cases_of "$work/report/index.json" | sort -V | awk '
         function fine(how) { return how ~ /^(OK|NON-STRICT|INFORMATIONAL|UNIMPLEMENTED)$/ }

@@ -41,12 +41,14 @@ use crate::{
 };
 
 mod act;
+mod compose;
 mod cursor;
 mod deadlines;
 mod deliver;
 mod leave;
 #[cfg(test)]
 mod model;
+mod piece;
 mod receive;
 mod row;
 mod view;

@@ -6,7 +6,8 @@ use mio::Interest;
 
 use super::{
     Shard, index,
-    row::{Piece, Preface, Step, flag},
+    piece::{Piece, Preface},
+    row::{Step, flag},
     view::Subscriber,
 };
 use crate::{

@@ -3,29 +3,26 @@
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, IoSlice, Write},
-    ops::Range,
     sync::Arc,
 };
 
 use mio::net::TcpStream;
-use prometheus_client::metrics::counter::Counter;
 
 use crate::{
-    channel::{Chunk, Format, Position, Since},
-    client::{Connected, Share, message::Assembly, sse},
+    channel::{Format, Position, Since},
+    client::{Connected, Share, message::Assembly},
 };
 
 use super::{
     cursor::{Cursor, Cursors},
+    piece::{Piece, Preface, Rest},
     view::View,
 };
 
 /// Chunks in one write: after a stall, many small ones.
 const MAX_SLICES: usize = 32;
 /// Bytes written to one client before the others have their turn.
-const TURN_BYTES: usize = 1 << 20;
-/// Events put together for one client at a time, that follows several channels.
-const COMPOSED_BYTES: usize = 64 << 10;
+pub const TURN_BYTES: usize = 1 << 20;
 
 /// States of a row, as bits.
 pub mod flag {
@@ -85,47 +82,6 @@ pub struct Extra {
     pub positions: Box<[Option<Position>]>,
 }
 
-/// Bytes to be sent to their end.
-pub struct Rest {
-    pub piece: Piece,
-    pub range: Range<usize>,
-}
-
-/// Whose bytes these are.
-pub enum Piece {
-    Shared(Arc<Chunk>, Format),
-    /// Copied out of a chunk, which need not stay for it.
-    Own(Box<[u8]>),
-}
-
-impl Rest {
-    pub fn bytes(&self) -> &[u8] {
-        let bytes = match &self.piece {
-            // Made when it was known where this begins.
-            Piece::Shared(chunk, format) => chunk.made(*format).map_or(&[][..], |chunk| chunk.bytes()),
-            Piece::Own(bytes) => bytes,
-        };
-        bytes.get(self.range.clone()).unwrap_or_default()
-    }
-
-    /// Itself, its bytes copied.
-    pub fn copied(&self) -> Self {
-        let bytes: Box<[u8]> = self.bytes().into();
-        Self { range: 0..bytes.len(), piece: Piece::Own(bytes) }
-    }
-}
-
-/// A snapshot that one of the row's cursors follows.
-pub struct Preface {
-    /// That cursor's.
-    pub view: u32,
-    /// What the client had before.
-    pub since: Since,
-    pub chunk: Arc<Chunk>,
-    /// The bytes of it that are to be sent.
-    pub range: Range<usize>,
-}
-
 impl Extra {
     fn is_empty(&self) -> bool {
         self.rest.is_none()
@@ -134,41 +90,6 @@ impl Extra {
             && self.partial.is_empty()
             && self.assembly.is_empty()
             && self.positions.is_empty()
-    }
-
-    /// Appends an event to `out` that says what the client has with it.
-    fn compose(&mut self, nth: usize, event: &[u8], reached: Position) {
-        if let Some(position) = self.positions.get_mut(nth) {
-            *position = Some(reached);
-        }
-        sse::with_id(event, self.positions.iter().flatten(), &mut self.out);
-    }
-
-    /// Appends events of the first snapshot.
-    fn compose_snapshot(&mut self, cursors: &[Cursor], deliveries: &Counter) {
-        while self.out.len() < COMPOSED_BYTES
-            && let Some(preface) = self.prefaces.front_mut()
-        {
-            let chunk = Arc::clone(&preface.chunk);
-            let encoded = chunk.made(Format::Sse);
-            let next = encoded.and_then(|encoded| Some((encoded, encoded.next(preface.range.start)?)));
-            let Some((encoded, (end, reached))) = next else {
-                self.prefaces.pop_front();
-                continue;
-            };
-            let event = encoded.bytes().get(preface.range.start..end).unwrap_or_default();
-            preface.range.start = end;
-            let view = preface.view;
-            let nth = cursors.iter().position(|cursor| cursor.view == view).unwrap_or(usize::MAX);
-            self.compose(nth, event, reached);
-            deliveries.inc();
-        }
-    }
-}
-
-impl Preface {
-    fn bytes(&self, format: Format) -> &[u8] {
-        self.chunk.made(format).and_then(|chunk| chunk.bytes().get(self.range.clone())).unwrap_or_default()
     }
 }
 
@@ -352,41 +273,6 @@ impl Row {
             }
         }
         Step::Done
-    }
-
-    /// The same for an event stream of several channels: its events are put together in `out`, whole ones.
-    fn advance_composed(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> Step {
-        for _ in 0..TURN_BYTES / COMPOSED_BYTES {
-            match self.flush(now) {
-                Step::Done => {}
-                step => return step,
-            }
-            let Self { cursors, extra, .. } = self;
-            let cursor = cursors.as_mut_slice().get_mut(usize::from(nth));
-            let Some((cursor, extra)) = cursor.zip(extra.as_mut()) else { return Step::Done };
-            if cursor.seq >= view.log.next_seq() {
-                return Step::Done;
-            }
-            for chunk in view.log.from(cursor.seq) {
-                let encoded = chunk.encoded(Format::Sse, &view.channel);
-                while extra.out.len() < COMPOSED_BYTES
-                    && let Some((end, reached)) = encoded.next(cursor.position as usize)
-                {
-                    let event = encoded.bytes().get(cursor.position as usize..end).unwrap_or_default();
-                    extra.compose(usize::from(nth), event, reached);
-                    *delivered += u64::from(!chunk.is_gap());
-                    cursor.enter(chunk.seq, end);
-                }
-                if extra.out.len() >= COMPOSED_BYTES {
-                    break;
-                }
-                cursor.enter(chunk.seq + 1, 0);
-            }
-        }
-        match self.flush(now) {
-            Step::Done => Step::Turn,
-            step => step,
-        }
     }
 }
 

@@ -8,7 +8,8 @@ use crate::{
     channel::{Channel, Chunk, Format, Log, Position, Reader, Since, Start},
     client::shard::{
         cursor::Cursor,
-        row::{Piece, Rest, Row},
+        piece::{Piece, Rest},
+        row::Row,
     },
 };
 
