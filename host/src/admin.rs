@@ -14,7 +14,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, task::JoinSet};
 
-use crate::{http_error, metrics::Metrics, shutdown::Stop, tenant::Tenant};
+use crate::{http_error, metrics::Metrics, routes::Routes, shutdown::Stop, tenant::Tenant};
 
 /// Connections at once: probes and scrapers are few.
 const MAX_CONNECTIONS: usize = 64;
@@ -23,8 +23,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until told to stop.
-pub async fn run(listener: TcpListener, tenants: Vec<Arc<Tenant>>, metrics: Arc<Metrics>, mut stop: Stop) {
-    let tenants: Arc<[_]> = tenants.into();
+pub async fn run(listener: TcpListener, routes: Arc<Routes>, metrics: Arc<Metrics>, mut stop: Stop) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -41,9 +40,9 @@ pub async fn run(listener: TcpListener, tenants: Vec<Arc<Tenant>>, metrics: Arc<
                 continue;
             }
         };
-        let (tenants, metrics) = (Arc::clone(&tenants), Arc::clone(&metrics));
+        let (routes, metrics) = (Arc::clone(&routes), Arc::clone(&metrics));
         let service = service_fn(move |request| {
-            let response = answer(&request, &tenants, &metrics);
+            let response = answer(&request, &routes, &metrics);
             async { Ok::<_, Infallible>(response) }
         });
         connections.spawn(async move {
@@ -58,7 +57,7 @@ pub async fn run(listener: TcpListener, tenants: Vec<Arc<Tenant>>, metrics: Arc<
     }
 }
 
-fn answer(request: &Request<Incoming>, tenants: &[Arc<Tenant>], metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, routes: &Routes, metrics: &Metrics) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = http_error::answer(StatusCode::METHOD_NOT_ALLOWED, "method", "only GET and HEAD");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -66,7 +65,7 @@ fn answer(request: &Request<Incoming>, tenants: &[Arc<Tenant>], metrics: &Metric
     }
     match request.uri().path() {
         "/healthz" => http_error::json(StatusCode::OK, serde_json::json!({ "status": "ok" }).to_string()),
-        "/readyz" => http_error::json(StatusCode::OK, readiness(tenants).to_string()),
+        "/readyz" => http_error::json(StatusCode::OK, readiness(&routes.tenants()).to_string()),
         "/metrics" => match metrics.encode() {
             Ok(text) => {
                 let mut response = Response::new(Full::from(text));
@@ -88,14 +87,20 @@ fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
     let by_name: serde_json::Map<_, _> = tenants
         .iter()
         .map(|tenant| {
+            let version = tenant.version();
             let upstreams: serde_json::Map<_, _> =
-                tenant.upstreams.iter().map(|upstream| (upstream.name.to_string(), upstream.state().into())).collect();
-            (tenant.name.to_string(), serde_json::json!({ "upstreams": upstreams }))
+                version.upstreams.iter().map(|upstream| (upstream.name.to_string(), upstream.state().into())).collect();
+            let mut state = serde_json::json!({ "upstreams": upstreams });
+            // What runs is not what its folder has now.
+            if let (Some(why), Some(state)) = (&*tenant.refused(), state.as_object_mut()) {
+                state.insert("refused".into(), why.as_str().into());
+            }
+            (tenant.name.to_string(), state)
         })
         .collect();
     let mut ready = serde_json::json!({ "status": "ready", "tenants": by_name });
     // One store for all.
-    let backlog = tenants.iter().find_map(|tenant| tenant.store.as_ref()?.backlog());
+    let backlog = tenants.iter().find_map(|tenant| tenant.version().store.as_ref()?.backlog());
     if let (Some((rows, seconds)), Some(ready)) = (backlog, ready.as_object_mut()) {
         ready.insert("records".into(), serde_json::json!({ "waiting": rows, "oldest_seconds": seconds }));
     }

@@ -31,8 +31,8 @@ use crate::{
     component::{Api, NoAnswer},
     http_error,
     metrics::Metrics,
+    routes::{Routes, host_of},
     shutdown::Stop,
-    tenant::Tenant,
 };
 
 mod body;
@@ -55,8 +55,8 @@ const SAY_WHO: [HeaderName; 3] =
     [FORWARDED, HeaderName::from_static("x-real-ip"), HeaderName::from_static("cf-connecting-ip")];
 
 /// What every connection needs to know.
-pub struct Routes {
-    pub tenants: Vec<(Arc<Tenant>, Option<Arc<Api>>)>,
+pub struct Door {
+    pub routes: Arc<Routes>,
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
     /// Connections at once; the next ones are closed.
@@ -103,7 +103,7 @@ impl From<NoAnswer> for Refusal {
 }
 
 /// Serves until told to stop; then requests under way are finished.
-pub async fn run(listener: TcpListener, routes: Arc<Routes>, mut stop: Stop) {
+pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -112,33 +112,33 @@ pub async fn run(listener: TcpListener, routes: Arc<Routes>, mut stop: Stop) {
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok(_) if connections.len() >= routes.max_connections => routes.metrics.api_refused("full"),
+            Ok(_) if connections.len() >= door.max_connections => door.metrics.api_refused("full"),
             Ok((socket, peer)) => {
-                connections.spawn(serve(socket, peer, Arc::clone(&routes), stop.clone()));
+                connections.spawn(serve(socket, peer, Arc::clone(&door), stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "an API connection could not be accepted");
-                routes.metrics.api_refused("accept");
+                door.metrics.api_refused("accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop(listener);
     let finished = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(routes.shutdown_timeout, finished).await.is_err() {
+    if tokio::time::timeout(door.shutdown_timeout, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "API requests cut off at shutdown");
     }
 }
 
-async fn serve(socket: TcpStream, peer: SocketAddr, routes: Arc<Routes>, mut stop: Stop) {
-    let socket = Socket::new(socket, routes.stall_timeout, Arc::clone(&routes.metrics));
+async fn serve(socket: TcpStream, peer: SocketAddr, door: Arc<Door>, mut stop: Stop) {
+    let socket = Socket::new(socket, door.stall_timeout, Arc::clone(&door.metrics));
     let service = service_fn(move |request| {
-        let routes = Arc::clone(&routes);
+        let door = Arc::clone(&door);
         async move {
-            Ok::<_, Infallible>(match answer(request, peer.ip(), &routes).await {
+            Ok::<_, Infallible>(match answer(request, peer.ip(), &door).await {
                 Ok(response) => response,
                 Err(refusal) => {
-                    routes.metrics.api_refused(refusal.code);
+                    door.metrics.api_refused(refusal.code);
                     refusal.response()
                 }
             })
@@ -162,16 +162,16 @@ async fn serve(socket: TcpStream, peer: SocketAddr, routes: Arc<Routes>, mut sto
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: IpAddr, routes: &Routes) -> Result<Response<Download>, Refusal> {
+async fn answer(request: Request<Incoming>, peer: IpAddr, door: &Door) -> Result<Response<Download>, Refusal> {
     let expects = request.headers().contains_key(EXPECT);
-    let (api, path) = match routes.find(&request) {
+    let (api, path) = match door.find(&request) {
         Ok(found) => found,
         Err(refusal) => {
             Upload::new(request.into_body(), 0, expects).drain().await;
             return Err(refusal);
         }
     };
-    let address = client_address(peer, request.headers(), &routes.trusted_proxies);
+    let address = client_address(peer, request.headers(), &door.trusted_proxies);
     let mut request = request.map(|body| Upload::new(body, api.max_body(), expects));
     *request.uri_mut() = path;
     let headers = request.headers_mut();
@@ -188,28 +188,21 @@ async fn answer(request: Request<Incoming>, peer: IpAddr, routes: &Routes) -> Re
     Ok(api.call(request).await?)
 }
 
-impl Routes {
+impl Door {
     /// Whose request it is, and the path as its component sees it.
-    fn find(&self, request: &Request<Incoming>) -> Result<(&Arc<Api>, Uri), Refusal> {
+    fn find(&self, request: &Request<Incoming>) -> Result<(Arc<Api>, Uri), Refusal> {
         let not_found = |message: &str| Refusal::new(StatusCode::NOT_FOUND, "not_found", message);
-        let path = request.uri().path();
-        let rest = |tenant: &Tenant| match tenant.path.as_str() {
-            "/" => Some(path),
-            prefix => path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/')),
-        };
-        let fitting = self.tenants.iter().filter_map(|(tenant, api)| Some((api, rest(tenant)?)));
-        let Some((api, rest)) = fitting.min_by_key(|(_, rest)| rest.len()) else {
-            return Err(not_found("no tenant answers at this path"));
-        };
-        let Some(api) = api else { return Err(not_found("this tenant has no API")) };
+        let found = self.routes.find(host_of(request).as_deref(), request.uri().path(), |rest| Some(rest.to_owned()));
+        let Some((route, rest)) = found else { return Err(not_found("no tenant answers at this path")) };
+        let Some(api) = route.api.clone() else { return Err(not_found("this tenant has no API")) };
         if request.headers().get(HOST).is_none_or(|host| host.to_str().is_err()) {
             let message = "the header Host is missing or not text";
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message));
         }
-        let rest = if rest.is_empty() { "/" } else { rest };
+        let rest = if rest.is_empty() { "/".to_owned() } else { rest };
         let rest = match request.uri().query() {
             Some(query) => format!("{rest}?{query}"),
-            None => rest.to_owned(),
+            None => rest,
         };
         // A part of a path is one.
         let rest = rest.parse().map_err(|_| not_found("no tenant answers at this path"))?;

@@ -12,6 +12,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use arc_swap::ArcSwap;
+
 use crate::{
     config::{ChannelRule, Slow},
     demand::Demand,
@@ -50,9 +52,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 pub struct Channel {
     pub name: Arc<str>,
     pub metrics: Arc<TenantMetrics>,
-    rule: ChannelRule,
+    /// Replaced when the manifest changes, as are the two below.
+    rule: ArcSwap<ChannelRule>,
     /// Payloads of so many bytes and more are compressed for clients that can take it.
-    compress_above: usize,
+    compress_above: AtomicUsize,
     /// Clients that follow it now, in all shards.
     subscribers: AtomicUsize,
     demand: Arc<Demand>,
@@ -60,7 +63,7 @@ pub struct Channel {
     total: Arc<AtomicUsize>,
     /// Bytes of its chunks in the formats that were made later.
     made: Arc<AtomicUsize>,
-    max_total: usize,
+    max_total: Arc<AtomicUsize>,
     state: Mutex<State>,
 }
 
@@ -118,7 +121,7 @@ impl Channel {
         let newest = state.log.next_seq();
         // A burst stays whole until its readers have come for it, however small the log: they may be fast.
         let unread = state.readers.unread().unwrap_or(newest);
-        let limit = chunk_limit(self.rule.log_bytes);
+        let limit = chunk_limit(self.log_limit());
         let mut rest = burst.as_slice();
         while !rest.is_empty() {
             let first = Position { epoch: state.epoch, offset: state.next_offset };
@@ -133,7 +136,7 @@ impl Channel {
             let Some(gone) = state.log.pop_before(newest) else { break };
             self.forget(&gone);
         }
-        while self.total.load(Ordering::Relaxed) > self.max_total {
+        while self.total.load(Ordering::Relaxed) > self.max_total.load(Ordering::Relaxed) {
             let Some(gone) = state.log.pop_before(newest) else { break };
             self.forget(&gone);
         }
@@ -203,13 +206,13 @@ impl Channel {
     /// What happens to a client that has fallen off the log.
     pub fn slow(&self) -> Slow {
         let keyed = || !lock(&self.state).snapshot.is_empty();
-        self.rule.slow.unwrap_or_else(|| if keyed() { Slow::Conflate } else { Slow::Close })
+        self.rule.load().slow.unwrap_or_else(|| if keyed() { Slow::Conflate } else { Slow::Close })
     }
 
     /// Whether it must not make room for others while nobody follows it: what it has would be missed.
     fn is_kept(&self) -> bool {
         let state = lock(&self.state);
-        state.next_offset > 1 && (self.rule.history.kept || !state.snapshot.is_empty())
+        state.next_offset > 1 && (self.rule.load().history.kept || !state.snapshot.is_empty())
     }
 
     /// Lets go of an eighth of the log, but for the newest chunk; false: there is no other.
@@ -225,6 +228,20 @@ impl Channel {
             gave = true;
         }
         gave
+    }
+
+    /// Follows another rule from now on: what is over its bytes goes with the next publication.
+    fn reconfigure(&self, rule: ChannelRule, compress_above: usize) {
+        let mut state = lock(&self.state);
+        state.log.set_max_bytes(rule.log_bytes);
+        state.snapshot.set_max_keys(rule.max_keys);
+        self.compress_above.store(compress_above, Ordering::Relaxed);
+        self.rule.store(Arc::new(rule));
+    }
+
+    /// Bytes that its log keeps.
+    pub fn log_limit(&self) -> usize {
+        self.rule.load().log_bytes
     }
 
     /// Bytes of its log, in all formats.

@@ -7,7 +7,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crate::{component::Joined, demand::Demand, metrics::TenantMetrics};
@@ -41,7 +41,7 @@ mod upgrade;
 pub use address::client_address;
 pub use budget::{Budget, Share};
 pub use compression::{Compression, SHARED_WINDOW_BITS, encode};
-pub use door::{Door, MAX_READS, Route};
+pub use door::{Door, MAX_READS};
 pub use end::End;
 pub use id::ClientId;
 pub use inbox::{Event, Full, Inbox};
@@ -58,15 +58,15 @@ const MAX_CHANNELS: usize = 64;
 pub struct Terms {
     pub metrics: Arc<TenantMetrics>,
     /// Largest message accepted, in bytes.
-    pub max_message: usize,
+    pub max_message: AtomicUsize,
     /// Of messages that wait for the handler and replies that wait for sockets.
     pub budget: Arc<Budget>,
     /// Clients of the whole host.
     pub total: Arc<AtomicUsize>,
     /// Told of each client: some upstreams are there only for them.
     pub demand: Arc<Demand>,
-    /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
-    pub compress_above: Option<usize>,
+    /// The tenant is there no more, so that nobody who was on the way in stays.
+    pub gone: AtomicBool,
 }
 
 /// A client that counts as connected until this is dropped.

@@ -27,12 +27,14 @@ mod host;
 mod instance;
 mod job;
 mod keyvalue;
+mod live;
 mod outbound;
 mod output;
 mod pool;
 mod records;
 mod ticker;
 pub mod toolchain;
+mod turns;
 mod upstreams;
 mod warm;
 
@@ -40,10 +42,12 @@ pub use api::{Api, ApiCode, NoAnswer};
 pub use call::Broken;
 pub use client::{Admission, ClientCode, Door, Handler, Joined, Meaning, NotLetIn, Request, Session};
 pub use engine::{Engine, LoadError};
-pub use filter::{FilterCode, FilterQueue};
+pub use filter::{FilterCode, FilterQueue, LiveFilter};
 pub use host::Guest;
 pub use instance::{Code, Role};
-pub use job::{Job, JobCode};
+pub use job::{Job, JobCode, LiveJob};
+pub use live::Live;
+pub use turns::Turns;
 
 /// The threads guests run on, and what runs there.
 pub struct Guests {
@@ -75,9 +79,10 @@ impl Tasks {
 impl Guests {
     /// As many threads as cores: a guest that is busy for its whole deadline leaves room for others.
     pub fn start() -> io::Result<Self> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(threads)
+            .worker_threads(Self::threads())
+            // What comes from sockets waits for no more than the call before it.
+            .global_queue_interval(1)
             .thread_name("guest")
             .enable_time()
             .build()?;
@@ -85,20 +90,32 @@ impl Guests {
         Ok(Self { runtime, workers: JoinSet::new(), tasks })
     }
 
+    /// Threads that guests run on.
+    pub fn threads() -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
     pub fn tasks(&self) -> Tasks {
         self.tasks.clone()
     }
 
     /// Starts a filter for one upstream.
-    pub fn filter(&mut self, code: Arc<FilterCode>, guest: Guest) -> FilterQueue {
-        let (queue, worker) = filter::worker(code, guest);
+    pub fn filter(&mut self, live: Arc<LiveFilter>) -> FilterQueue {
+        let (queue, worker) = filter::worker(live);
+        self.forget_finished();
         self.workers.spawn_on(worker, self.runtime.handle());
         queue
     }
 
     /// Starts a schedule of a job.
     pub fn job(&mut self, job: Job, stop: Stop) {
+        self.forget_finished();
         self.workers.spawn_on(job.run(stop), self.runtime.handle());
+    }
+
+    /// Those of tenants that have gone.
+    fn forget_finished(&mut self) {
+        while self.workers.try_join_next().is_some() {}
     }
 
     /// Waits for filters and jobs, told to stop or their queues dropped, to finish what they have.

@@ -19,10 +19,12 @@ mod limits;
 mod manifest;
 mod relay;
 mod store;
+mod tenants;
 mod units;
 mod walk;
 
 pub use relay::{Invalid, load};
+pub use tenants::TenantsFolder;
 pub use units::duration;
 pub use walk::{Problem, Problems};
 
@@ -36,6 +38,8 @@ pub struct RelayConfig {
     /// `None`: there are no components that could need one.
     pub store: Option<StoreConfig>,
     pub tenants: Vec<TenantConfig>,
+    /// Where they came from and may change; `None`: they are not from files.
+    pub folder: Option<TenantsFolder>,
 }
 
 /// Where each listener binds; port 0 lets the system choose.
@@ -86,7 +90,11 @@ impl Default for HostLimits {
 pub struct TenantConfig {
     /// Lower-case letters, digits and hyphens, at most 63.
     pub name: Arc<str>,
-    /// The path clients connect to: `/<name>` unless the manifest claims another.
+    /// Where its files are.
+    pub folder: PathBuf,
+    /// Host names that clients must use, in lower case; none: any will do.
+    pub hosts: Vec<String>,
+    /// The path clients connect to: `/<name>` unless the manifest claims another; `/` with hosts of its own.
     pub path: String,
     pub upstreams: Vec<UpstreamConfig>,
     /// The filter's `.wasm`, absolute or relative to the working directory.
@@ -115,6 +123,12 @@ impl TenantConfig {
     pub fn has_code(&self) -> bool {
         self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
     }
+
+    /// The files that it is made of besides its manifest.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let api = self.api.as_ref().map(|api| &api.file);
+        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
+    }
 }
 
 /// `components.api`.
@@ -132,7 +146,7 @@ impl ApiConfig {
 }
 
 /// One `[[upstream]]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
     pub name: Arc<str>,
     /// `ws://` or `wss://`.
@@ -155,7 +169,7 @@ impl UpstreamConfig {
 }
 
 /// One `[[schedule]]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduleConfig {
     pub name: Arc<str>,
     pub every: Duration,
@@ -257,6 +271,8 @@ pub struct TenantLimits {
     pub api_body: usize,
     /// Most bytes of all channels' logs together.
     pub logs: usize,
+    /// How long an instance may have nothing to do before it goes.
+    pub instance_idle: Duration,
     /// How much state all the tenant's components keep together.
     pub state: Quota,
     /// Most bytes of the tenant's records in the host's own file.
@@ -279,6 +295,7 @@ impl Default for TenantLimits {
             api_queue: 1024,
             api_body: 1 << 20,
             logs: 256 << 20,
+            instance_idle: Duration::from_secs(60),
             state: Quota { keys: 100_000, bytes: 16 << 20 },
             records: 256 << 20,
         }

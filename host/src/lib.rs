@@ -26,8 +26,10 @@ mod sync {
 }
 pub mod metrics;
 pub mod relay;
+pub mod routes;
 pub mod shutdown;
 pub mod state;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;
+pub mod tenants;

@@ -27,6 +27,12 @@ struct TenantReason {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TenantOutcome {
+    tenant: Arc<str>,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct UpstreamLabel {
     tenant: Arc<str>,
     upstream: Arc<str>,
@@ -120,6 +126,8 @@ pub struct Metrics {
     client_replies: Family<TenantLabel, Counter>,
     clients_lagged: Family<TenantReason, Counter>,
     epochs: Family<TenantLabel, Counter>,
+    swaps: Family<TenantOutcome, Counter>,
+    pub tenants: Gauge,
 }
 
 impl Metrics {
@@ -178,6 +186,8 @@ impl Metrics {
                 "Times that a client fell off the end of a channel's log, by what was done: conflate, skip or close",
             ),
             epochs: add(r, "epochs", "Times that a channel began a new epoch: before it something may be missing"),
+            swaps: add(r, "tenant_swaps", "Changed tenants taken into service, or refused, by outcome"),
+            tenants: add(r, "tenants", "Tenants in service now"),
             registry,
         }
     }
@@ -244,6 +254,12 @@ impl Metrics {
             commit_seconds: self.records_commit_seconds.clone(),
             all: Arc::clone(self),
         }
+    }
+
+    /// A changed tenant taken into service, or refused.
+    pub fn swapped(&self, tenant: &Arc<str>, taken: bool) {
+        let outcome = if taken { "applied" } else { "refused" };
+        self.swaps.get_or_create(&TenantOutcome { tenant: Arc::clone(tenant), outcome }).inc();
     }
 
     /// A handshake that led to no client.

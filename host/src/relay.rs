@@ -13,14 +13,15 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     admin, api,
-    client::{self, Door, Route, Shards, Timing},
-    component::{Engine, Guests, Job, Tasks},
-    config::{HostLimits, RelayConfig, TenantConfig},
+    client::{self, Door, Shards, Timing},
+    component::{Engine, Tasks},
+    config::{HostLimits, RelayConfig, TenantConfig, TenantsFolder},
     metrics::Metrics,
     shutdown::Stop,
     store::{self, Keep, Store, StoreConfig},
-    tenant::{self, Code, Shared, Tenant},
-    upstream::{Connector, Upstream},
+    tenant::Code,
+    tenants::{self, Records, Tenants},
+    upstream::Connector,
 };
 
 /// File descriptors kept for all that is neither a client nor a handshake: upstreams, listeners, epolls, files.
@@ -50,17 +51,16 @@ pub struct Relay {
     pub api: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
     pub metrics: Arc<Metrics>,
-    tenants: Vec<Arc<Tenant>>,
+    tenants: Tenants,
+    /// Where tenants may change.
+    folder: Option<TenantsFolder>,
+    /// `None`: no tenant has code.
+    engine: Option<Arc<Engine>>,
     door: Arc<Door>,
     listener: TcpListener,
-    api_routes: Arc<api::Routes>,
+    api_door: Arc<api::Door>,
     api_listener: Option<TcpListener>,
     admin_listener: Option<TcpListener>,
-    upstreams: Vec<Upstream>,
-    jobs: Vec<Job>,
-    connector: Connector,
-    guests: Option<Guests>,
-    store: Option<store::Running>,
     shutdown_timeout: Duration,
 }
 
@@ -69,11 +69,9 @@ impl Relay {
     pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
         let with_code = config.tenants.iter().any(TenantConfig::has_code);
         // Without code there is no engine and no guests' runtime.
-        let engine =
-            with_code.then(Engine::new).transpose().map_err(|error| StartError::Engine(format!("{error:#}")))?;
-        let codes = load_code(&config, engine.map(Arc::new).as_ref())?;
-        let mut guests = with_code.then(Guests::start).transpose()?;
-        let connector = Connector::new()?;
+        let engine = with_code.then(Engine::new).transpose();
+        let engine = engine.map_err(|error| StartError::Engine(format!("{error:#}")))?.map(Arc::new);
+        let codes = load_code(&config, engine.as_ref())?;
 
         let listen =
             |listener, address| {
@@ -97,28 +95,17 @@ impl Relay {
                 shutdown_timeout: limits.shutdown_timeout,
             },
         )?);
-        let store = config.store.filter(|_| codes.iter().any(Code::keeps_records));
-        let (store, running_store) =
-            store.map(|store| open_store(store, &config.tenants, &metrics)).transpose()?.unzip();
-        let mut shared = Shared {
-            guests: guests.as_mut(),
-            metrics: &metrics,
-            shards: &shards,
-            store: store.as_ref(),
-            total: &total,
-        };
-        let (mut tenants, mut routes, mut apis) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut upstreams, mut jobs) = (Vec::new(), Vec::new());
+        let kept = codes.iter().any(Code::keeps_records).then_some(config.store.clone()).flatten();
+        let keep = config.tenants.iter().flat_map(tenants::keep).collect();
+        let open = kept.map(|store| open_store(store, keep, &metrics)).transpose()?;
+        let store = Records { config: config.store, open };
+        let mut tenants = Tenants::new(&metrics, &shards, &total, Connector::new()?, store);
         for (config, code) in config.tenants.into_iter().zip(&codes) {
-            let started = tenant::start(config, code, &mut shared);
-            routes.push(Route { tenant: Arc::clone(&started.tenant), handler: started.handler });
-            apis.push((Arc::clone(&started.tenant), started.api));
-            tenants.push(started.tenant);
-            upstreams.extend(started.upstreams);
-            jobs.extend(started.jobs);
+            tenants.apply(config, code)?;
         }
+        tenants.publish();
         let door = Door {
-            routes,
+            routes: Arc::clone(tenants.routes()),
             trusted_proxies: config.trusted_proxies.clone(),
             metrics: Arc::clone(&metrics),
             shards,
@@ -129,8 +116,8 @@ impl Relay {
             reads: Arc::new(Semaphore::new(client::MAX_READS)),
             commands: Tasks::here(),
         };
-        let api_routes = api::Routes {
-            tenants: apis,
+        let api_door = api::Door {
+            routes: Arc::clone(tenants.routes()),
             trusted_proxies: config.trusted_proxies,
             metrics: Arc::clone(&metrics),
             max_connections: room.api_connections,
@@ -143,79 +130,46 @@ impl Relay {
             admin,
             metrics,
             tenants,
+            folder: config.folder,
+            engine,
             door: Arc::new(door),
             listener,
-            api_routes: Arc::new(api_routes),
+            api_door: Arc::new(api_door),
             api_listener,
             admin_listener,
-            upstreams,
-            jobs,
-            connector,
-            guests,
-            store: running_store,
             shutdown_timeout: limits.shutdown_timeout,
         })
     }
 
     /// Relays until told to stop; then stops in the order data flows, so that what came in still goes out.
     pub async fn run(mut self, mut stop: Stop) {
-        if let Some(guests) = &mut self.guests {
-            self.jobs.into_iter().for_each(|job| guests.job(job, stop.clone()));
-        }
+        let routes = Arc::clone(self.tenants.routes());
         let mut doors = JoinSet::new();
         doors.spawn(client::run(self.listener, Arc::clone(&self.door), stop.clone()));
         if let Some(listener) = self.api_listener {
-            doors.spawn(api::run(listener, self.api_routes, stop.clone()));
+            doors.spawn(api::run(listener, self.api_door, stop.clone()));
         }
         if let Some(listener) = self.admin_listener {
-            doors.spawn(admin::run(listener, self.tenants, self.metrics, stop.clone()));
+            doors.spawn(admin::run(listener, routes, self.metrics, stop.clone()));
         }
-        let mut upstreams = JoinSet::new();
-        for upstream in self.upstreams {
-            upstreams.spawn(upstream.run(self.connector.clone(), stop.clone()));
-        }
+        self.tenants.run(self.folder, self.engine, stop.clone()).await;
         stop.wait().await;
         while doors.join_next().await.is_some() {}
-        let stopping = async { while upstreams.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.shutdown_timeout, stopping).await.is_err() {
-            tracing::warn!("upstreams cut off at shutdown");
-        }
-        drop(upstreams);
-        if let Some(guests) = &mut self.guests {
-            guests.finish(self.shutdown_timeout).await;
-        }
+        self.tenants.stop_all(self.shutdown_timeout).await;
         // Joining the shards' threads is all that is left to do on this one.
         self.door.shards.shutdown();
-        if let Some(guests) = self.guests {
-            guests.shutdown(self.shutdown_timeout).await;
-        }
-        // Behind all who append.
-        if let Some(store) = self.store {
-            store.shutdown(self.shutdown_timeout).await;
-        }
-    }
-
-    pub fn tenants(&self) -> &[Arc<Tenant>] {
-        &self.tenants
+        self.tenants.end(self.shutdown_timeout).await;
     }
 }
 
-fn open_store(
+/// Opens the store, its folder made if need be.
+pub fn open_store(
     config: StoreConfig,
-    tenants: &[TenantConfig],
+    keep: Vec<Keep>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Store>, store::Running), StartError> {
     let path = config.file.display().to_string();
     let failed = |error: store::OpenError| StartError::Store { path: path.clone(), error };
-    let keep = tenants.iter().flat_map(|tenant| {
-        let keep = |(pattern, age): &(String, Duration)| Keep {
-            tenant: Arc::clone(&tenant.name),
-            pattern: pattern.clone(),
-            age: *age,
-        };
-        tenant.keep.iter().map(keep)
-    });
-    let keep = keep.collect();
     if let Some(folder) = config.file.parent() {
         std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
     }

@@ -47,12 +47,11 @@ pub struct Quota {
 
 /// All buckets of one tenant.
 pub struct State {
-    quota: Quota,
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
+    quota: Quota,
     buckets: BTreeMap<Arc<str>, BTreeMap<String, Vec<u8>>>,
     keys: usize,
     bytes: usize,
@@ -74,7 +73,12 @@ pub struct Bucket {
 
 impl State {
     pub fn new(quota: Quota) -> Self {
-        Self { quota, inner: Mutex::default() }
+        Self { inner: Mutex::new(Inner { quota, buckets: BTreeMap::new(), keys: 0, bytes: 0 }) }
+    }
+
+    /// From now on; what is kept already stays.
+    pub fn set_quota(&self, quota: Quota) {
+        self.lock().quota = quota;
     }
 
     /// The bucket of that name, made if it is not there.
@@ -110,7 +114,8 @@ impl State {
 
 impl Inner {
     /// Sets keys if all of them fit.
-    fn set(&mut self, bucket: &str, pairs: Vec<(String, Vec<u8>)>, quota: Quota) -> Result<(), StateError> {
+    fn set(&mut self, bucket: &str, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StateError> {
+        let quota = self.quota;
         let Some(map) = self.buckets.get_mut(bucket) else { return Err(StateError::BucketName) };
         // The last of several values of a key counts.
         let pairs: BTreeMap<String, Vec<u8>> = pairs.into_iter().collect();
@@ -178,7 +183,7 @@ impl Bucket {
             Some(text) => str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok()),
         };
         let sum = number.and_then(|number| number.checked_add(delta)).ok_or(StateError::NotANumber)?;
-        inner.set(&self.name, vec![(key, sum.to_string().into_bytes())], self.state.quota)?;
+        inner.set(&self.name, vec![(key, sum.to_string().into_bytes())])?;
         Ok(sum)
     }
 
@@ -193,12 +198,12 @@ impl Bucket {
     }
 
     pub async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StateError> {
-        self.state.lock().set(&self.name, pairs, self.state.quota)
+        self.state.lock().set(&self.name, pairs)
     }
 
     pub async fn delete_many<K: AsRef<str>>(&self, keys: &[K]) {
         let mut inner = self.state.lock();
-        let Inner { buckets, keys: count, bytes } = &mut *inner;
+        let Inner { buckets, keys: count, bytes, .. } = &mut *inner;
         let Some(map) = buckets.get_mut(&self.name) else { return };
         for key in keys {
             if let Some((key, value)) = map.remove_entry(key.as_ref()) {

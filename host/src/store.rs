@@ -7,6 +7,7 @@
 
 use std::{io, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use mysql_async::Opts;
 use tokio::{
@@ -101,6 +102,7 @@ pub struct Store {
     room: Arc<Semaphore>,
     readers: Arc<Readers>,
     mysql: Option<Arc<Rows>>,
+    keep: Arc<ArcSwap<Vec<Keep>>>,
     metrics: Arc<StoreMetrics>,
 }
 
@@ -146,11 +148,14 @@ impl Store {
                 Some(mysql)
             }
         };
-        if !keep.is_empty() {
-            let retention =
-                Retention { keep, writer: Arc::clone(&writer), readers: Arc::clone(&readers), mysql: mysql.clone() };
-            tasks.spawn_on(vital("retention", retention.run(stop)), runtime.handle());
-        }
+        let keep = Arc::new(ArcSwap::from_pointee(keep));
+        let retention = Retention {
+            keep: Arc::clone(&keep),
+            writer: Arc::clone(&writer),
+            readers: Arc::clone(&readers),
+            mysql: mysql.clone(),
+        };
+        tasks.spawn_on(vital("retention", retention.run(stop)), runtime.handle());
         let handle = runtime.handle().clone();
         let running = Running { runtime, tasks, stop: trigger, writer: Arc::clone(&writer), _lock: lock };
         Ok((
@@ -160,6 +165,7 @@ impl Store {
                 room: Arc::new(Semaphore::new(QUEUE_BYTES)),
                 readers,
                 mysql,
+                keep,
                 metrics,
             }),
             running,
@@ -180,6 +186,11 @@ impl Store {
             self.metrics.refused(error.reason(), count);
         }
         appended
+    }
+
+    /// How long records are kept from now on.
+    pub fn set_keep(&self, keep: Vec<Keep>) {
+        self.keep.store(Arc::new(keep));
     }
 
     /// With MySQL: how many rows wait for it, and for how many seconds the oldest has.

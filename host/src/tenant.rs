@@ -1,50 +1,131 @@
 //! A tenant at run time: the unit of isolation.
+//!
+//! What outlives its code (channels, state, where its clients are, what is counted) is the [`Tenant`]; what its manifest
+//! says now is a [`Version`], replaced as a whole. Guests hold the version that their code came with.
 
 use std::{
     path::Path,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
+
+use arc_swap::ArcSwap;
 
 use crate::{
     channel::Channels,
     client::{Budget, Shards, Terms},
-    component::{self, Api, ApiCode, ClientCode, Engine, FilterCode, Guest, Guests, Handler, Job, JobCode, Role},
-    config::{ScheduleConfig, TenantConfig, TenantLimits, UpstreamConfig},
+    component::{self, ApiCode, ClientCode, Engine, FilterCode, Guests, JobCode, Role, Turns},
+    config::{TenantConfig, TenantLimits},
     metrics::{Metrics, TenantMetrics},
     state::State,
     store::Store,
-    upstream::{self, Need, Sink, Upstream},
+    upstream,
 };
 
 /// All that a tenant's parts share: its clients, its guests, the listeners.
 pub struct Tenant {
     pub name: Arc<str>,
-    /// The path its clients connect to.
-    pub path: String,
-    /// Origins whose pages may read channels over HTTP.
-    pub cors: Vec<String>,
     pub channels: Arc<Channels>,
     pub terms: Arc<Terms>,
     /// Where its clients are.
     pub shards: Arc<Shards>,
-    pub upstreams: Vec<Arc<upstream::Handle>>,
     pub state: Arc<State>,
+    pub metrics: Arc<TenantMetrics>,
+    /// Of its guests on their threads.
+    pub turns: Turns,
+    pub version: ArcSwap<Version>,
+    /// Why what its folder has now is not what runs.
+    pub refused: Mutex<Option<String>>,
+}
+
+/// What a tenant's manifest says.
+pub struct Version {
+    /// Origins whose pages may read channels over HTTP.
+    pub cors: Vec<String>,
+    pub upstreams: Vec<Arc<upstream::Handle>>,
     /// `None`: nobody on this host keeps records.
     pub store: Option<Arc<Store>>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
     pub limits: TenantLimits,
-    pub metrics: Arc<TenantMetrics>,
+    /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
+    pub compress_above: Option<usize>,
 }
 
 impl Tenant {
+    /// A tenant that nothing runs for yet. `total`: clients of the whole host.
+    pub fn new(
+        config: &TenantConfig,
+        metrics: &Arc<Metrics>,
+        shards: &Arc<Shards>,
+        total: &Arc<AtomicUsize>,
+    ) -> Arc<Self> {
+        let metrics = Arc::new(metrics.tenant(&config.name));
+        let limits = &config.limits;
+        let rules = config.channels.clone();
+        let channels = Arc::new(Channels::new(rules, limits.logs, config.compress_above, Arc::clone(&metrics)));
+        let terms = Terms {
+            metrics: Arc::clone(&metrics),
+            max_message: AtomicUsize::new(limits.client_message),
+            budget: Budget::new(limits.client_backlog),
+            total: Arc::clone(total),
+            demand: Arc::clone(&channels.demand),
+            gone: AtomicBool::new(false),
+        };
+        Arc::new(Self {
+            name: Arc::clone(&config.name),
+            channels,
+            terms: Arc::new(terms),
+            shards: Arc::clone(shards),
+            state: Arc::new(State::new(limits.state)),
+            metrics,
+            turns: Turns::new(Guests::threads()),
+            version: ArcSwap::new(Version::new(config, Vec::new(), None)),
+            refused: Mutex::default(),
+        })
+    }
+
+    /// What holds for whatever begins now.
+    pub fn version(&self) -> Arc<Version> {
+        self.version.load_full()
+    }
+
+    pub fn refused(&self) -> MutexGuard<'_, Option<String>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows another manifest: channels, state and clients that are there stay.
+    pub fn reconfigure(&self, config: &TenantConfig, version: Arc<Version>) {
+        let limits = &config.limits;
+        self.channels.reconfigure(config.channels.clone(), limits.logs, config.compress_above);
+        self.state.set_quota(limits.state);
+        self.terms.max_message.store(limits.client_message, Ordering::Relaxed);
+        self.terms.budget.set_max(limits.client_backlog);
+        self.version.store(version);
+    }
+}
+
+impl Version {
+    pub fn new(config: &TenantConfig, upstreams: Vec<Arc<upstream::Handle>>, store: Option<Arc<Store>>) -> Arc<Self> {
+        Arc::new(Self {
+            cors: config.cors.clone(),
+            upstreams,
+            store,
+            settings: config.settings.clone(),
+            limits: config.limits,
+            compress_above: config.compress_above,
+        })
+    }
+
     pub fn upstream(&self, name: &str) -> Option<&Arc<upstream::Handle>> {
         self.upstreams.iter().find(|upstream| &*upstream.name == name)
     }
 }
 
 /// A tenant's code, checked and compiled: nothing of it runs yet.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Code {
     pub filter: Option<Arc<FilterCode>>,
     pub client: Option<Arc<ClientCode>>,
@@ -78,92 +159,4 @@ fn load_role<R: Role>(path: Option<&Path>, engine: &Arc<Engine>) -> Result<Optio
     let code = engine.load(path).and_then(|component| component::Code::new(engine, &component));
     code.map(|code| Some(Arc::new(code)))
         .map_err(|error| format!("{}: components.{}: {error}", path.display(), R::NAME))
-}
-
-/// A tenant, and what is to run for it.
-pub struct Started {
-    pub tenant: Arc<Tenant>,
-    pub upstreams: Vec<Upstream>,
-    pub handler: Option<Arc<Handler>>,
-    pub api: Option<Arc<Api>>,
-    pub jobs: Vec<Job>,
-}
-
-/// What all tenants share.
-pub struct Shared<'h> {
-    /// `None`: no tenant has code.
-    pub guests: Option<&'h mut Guests>,
-    pub metrics: &'h Arc<Metrics>,
-    pub shards: &'h Arc<Shards>,
-    pub store: Option<&'h Arc<Store>>,
-    /// Clients of the whole host.
-    pub total: &'h Arc<AtomicUsize>,
-}
-
-/// Brings a tenant to life: its channels and state, its upstreams and jobs ready to run.
-pub fn start(config: TenantConfig, code: &Code, shared: &mut Shared<'_>) -> Started {
-    let Shared { guests, metrics, shards, store, total } = shared;
-    let counts = Arc::new(metrics.tenant(&config.name));
-    let channels =
-        Arc::new(Channels::new(config.channels, config.limits.logs, config.compress_above, Arc::clone(&counts)));
-    let handle = |upstream: &UpstreamConfig| {
-        let demand = upstream.linger.map(|_| Arc::clone(&channels.demand));
-        Arc::new(upstream::Handle::new(Arc::clone(&upstream.name), demand))
-    };
-    let handles: Vec<_> = config.upstreams.iter().map(handle).collect();
-    let terms = Terms {
-        metrics: Arc::clone(&counts),
-        max_message: config.limits.client_message,
-        budget: Budget::new(config.limits.client_backlog),
-        total: Arc::clone(total),
-        demand: Arc::clone(&channels.demand),
-        compress_above: config.compress_above,
-    };
-    let tenant = Arc::new(Tenant {
-        name: config.name,
-        path: config.path,
-        cors: config.cors,
-        channels,
-        terms: Arc::new(terms),
-        shards: Arc::clone(shards),
-        upstreams: handles.clone(),
-        state: Arc::new(State::new(config.limits.state)),
-        store: store.map(Arc::clone),
-        settings: config.settings,
-        limits: config.limits,
-        metrics: counts,
-    });
-    let guest = |role: &'static str, name: &Arc<str>| Guest {
-        tenant: Arc::clone(&tenant),
-        role,
-        name: Arc::clone(name),
-        metrics: metrics.guest(&tenant.name, role, name),
-    };
-    let mut upstreams = Vec::new();
-    for (config, handle) in config.upstreams.into_iter().zip(handles) {
-        let metrics = Arc::new(metrics.upstream(&tenant.name, &config.name));
-        let sink = match (&code.filter, guests.as_mut()) {
-            (Some(code), Some(guests)) => {
-                Sink::Filter(guests.filter(Arc::clone(code), guest(FilterCode::ROLE, &config.name)))
-            }
-            _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
-        };
-        let need = Need::new(&tenant.channels.demand, config.linger);
-        upstreams.push(Upstream { tenant: Arc::clone(&tenant.name), config, sink, metrics, handle, need });
-    }
-    let tasks = guests.as_ref().map(|guests| guests.tasks());
-    let handler =
-        code.client.as_ref().zip(tasks.clone()).map(|(code, tasks)| {
-            Handler::new(Arc::clone(code), guest(ClientCode::ROLE, &ClientCode::ROLE.into()), tasks)
-        });
-    let api = code.api.as_ref().zip(tasks).zip(config.api).map(|((code, tasks), api)| {
-        Api::new(Arc::clone(code), guest(ApiCode::ROLE, &ApiCode::ROLE.into()), api.reuse, tasks)
-    });
-    let job = |schedule: ScheduleConfig| {
-        let code = Arc::clone(code.job.as_ref()?);
-        let missed = metrics.missed_ticks(&tenant.name, JobCode::ROLE, &schedule.name);
-        Some(Job { code, guest: guest(JobCode::ROLE, &schedule.name), schedule, missed })
-    };
-    let jobs = config.schedules.into_iter().filter_map(job).collect();
-    Started { tenant, upstreams, handler, api, jobs }
 }

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
+
 use super::{
     Channel, Chunk, MAIN, Publication, Refused, State, check_name, chunk_limit, lock, publication::check,
     snapshot::Snapshot,
@@ -25,17 +27,22 @@ type Burst = (Arc<Channel>, Vec<Publication>);
 
 /// The channels of one tenant.
 pub struct Channels {
-    rules: Vec<ChannelRule>,
-    compress_above: usize,
+    rules: ArcSwap<Rules>,
     metrics: Arc<TenantMetrics>,
     /// Told which channels have subscribers.
     pub demand: Arc<Demand>,
     open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
     /// Bytes of all logs, now and at most.
     bytes: Arc<AtomicUsize>,
-    max_bytes: usize,
+    max_bytes: Arc<AtomicUsize>,
     /// When unread channels were last dropped.
     swept: Mutex<Option<Instant>>,
+}
+
+/// What the manifest says of channels.
+struct Rules {
+    rules: Vec<ChannelRule>,
+    compress_above: usize,
 }
 
 impl Channels {
@@ -48,15 +55,26 @@ impl Channels {
         metrics: Arc<TenantMetrics>,
     ) -> Self {
         Self {
-            rules,
-            compress_above: compress_above.unwrap_or(usize::MAX),
+            rules: ArcSwap::from_pointee(Rules::new(rules, compress_above)),
             metrics,
             demand: Arc::default(),
             open: Mutex::default(),
             bytes: Arc::default(),
-            max_bytes,
+            max_bytes: Arc::new(AtomicUsize::new(max_bytes)),
             swept: Mutex::default(),
         }
+    }
+
+    /// Follows what another manifest says, in the channels that are there too. Whoever follows a channel that is no longer
+    /// listed goes on.
+    pub fn reconfigure(&self, rules: Vec<ChannelRule>, max_bytes: usize, compress_above: Option<usize>) {
+        let open = lock(&self.open);
+        let rules = Rules::new(rules, compress_above);
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        for channel in open.values() {
+            channel.reconfigure(rules.of(&channel.name).cloned().unwrap_or_default(), rules.compress_above);
+        }
+        self.rules.store(Arc::new(rules));
     }
 
     /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
@@ -77,7 +95,7 @@ impl Channels {
     /// The same if it is there already, or has a name of its own in the manifest: looking makes no others.
     pub fn find(&self, name: &str) -> Result<Option<Arc<Channel>>, Refused> {
         self.check_allowed(name)?;
-        if name == MAIN || self.rules.iter().any(|rule| rule.pattern == name) {
+        if name == MAIN || self.rules.load().rules.iter().any(|rule| rule.pattern == name) {
             return self.open(name).map(Some);
         }
         Ok(self.get(name))
@@ -85,7 +103,8 @@ impl Channels {
 
     fn check_allowed(&self, name: &str) -> Result<(), Refused> {
         check_name(name)?;
-        if !self.rules.is_empty() && name != MAIN && self.rule(name).is_none() {
+        let rules = self.rules.load();
+        if !rules.rules.is_empty() && name != MAIN && rules.of(name).is_none() {
             return Err(Refused::NotAllowed);
         }
         Ok(())
@@ -155,19 +174,20 @@ impl Channels {
         if open.len() >= MAX_CHANNELS && !self.sweep(&mut open) {
             return Err(Refused::Channels);
         }
-        let rule = self.rule(name).cloned().unwrap_or_default();
+        let rules = self.rules.load();
+        let rule = rules.of(name).cloned().unwrap_or_default();
         let name: Arc<str> = name.into();
         let channel = Arc::new(Channel {
             name: Arc::clone(&name),
             metrics: Arc::clone(&self.metrics),
-            compress_above: self.compress_above,
+            compress_above: AtomicUsize::new(rules.compress_above),
             subscribers: AtomicUsize::new(0),
             demand: Arc::clone(&self.demand),
             total: Arc::clone(&self.bytes),
             made: Arc::default(),
-            max_total: self.max_bytes,
+            max_total: Arc::clone(&self.max_bytes),
             state: Mutex::new(State::new(&rule)),
-            rule,
+            rule: ArcSwap::from_pointee(rule),
         });
         open.insert(name, Arc::clone(&channel));
         Ok(channel)
@@ -181,8 +201,8 @@ impl Channels {
     /// Whether the tenant's logs may hold a burst, if need be in the place of what its channel has.
     fn has_room(&self, channel: &Channel, burst: &[Publication]) -> bool {
         let keys: usize = burst.iter().map(Snapshot::cost).sum();
-        let burst = Chunk::most(burst, chunk_limit(channel.rule.log_bytes)) + keys;
-        let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes + own;
+        let burst = Chunk::most(burst, chunk_limit(channel.log_limit())) + keys;
+        let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes.load(Ordering::Relaxed) + own;
         if fits(0) {
             return true;
         }
@@ -214,11 +234,17 @@ impl Channels {
         *swept = Some(Instant::now());
         // Held elsewhere, it has readers, or will have: a handshake or a publication is under way.
         open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
-        open.len() < MAX_CHANNELS && self.bytes.load(Ordering::Relaxed) < self.max_bytes
+        open.len() < MAX_CHANNELS && self.bytes.load(Ordering::Relaxed) < self.max_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Rules {
+    fn new(rules: Vec<ChannelRule>, compress_above: Option<usize>) -> Self {
+        Self { rules, compress_above: compress_above.unwrap_or(usize::MAX) }
     }
 
     /// The rule for a name: the one that is this name, or else that with the longest prefix of it.
-    fn rule(&self, name: &str) -> Option<&ChannelRule> {
+    fn of(&self, name: &str) -> Option<&ChannelRule> {
         let fitting = self.rules.iter().filter_map(|rule| match rule.pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix).then_some((false, prefix.len(), rule)),
             None => (name == rule.pattern).then_some((true, 0, rule)),
@@ -253,7 +279,7 @@ mod tests {
     #[test]
     fn the_rule_of_that_name_comes_before_prefixes_and_the_longest_of_those() {
         let channels = channels(&[("a*", 1), ("ab*", 2), ("ab", 3), ("*", 4)], 1000);
-        let log_bytes = |name| channels.rule(name).unwrap().log_bytes;
+        let log_bytes = |name| channels.rules.load().of(name).unwrap().log_bytes;
         assert_eq!((log_bytes("ab"), log_bytes("abc"), log_bytes("ac"), log_bytes("b")), (3, 2, 1, 4));
     }
 

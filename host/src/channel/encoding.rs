@@ -157,7 +157,8 @@ impl Chunk {
             let mark = (format == Format::Sse).then_some(());
             return Wire::new(mark.into_iter(), 0, |(), out| sse::gap(&of.name, Some(self.before()), out));
         }
-        let compression = Compression { above: of.compress_above, window_bits: SHARED_WINDOW_BITS };
+        let compression =
+            Compression { above: of.compress_above.load(Ordering::Relaxed), window_bits: SHARED_WINDOW_BITS };
         let mut scratch = Vec::new();
         Wire::new(self.items(), self.raw.bytes.len(), |item, out| match format {
             Format::Raw => frame::encode(raw::opcode(item.kind), item.payload, out),

@@ -130,7 +130,7 @@ impl Channel {
 
     /// Whether new clients get a snapshot first.
     pub fn gives_snapshot(&self) -> bool {
-        self.rule.snapshot && !lock(&self.state).snapshot.is_empty()
+        self.rule.load().snapshot && !lock(&self.state).snapshot.is_empty()
     }
 
     /// Publications after a position, or the newest, at most `limit`.
@@ -220,7 +220,7 @@ impl Channel {
 
     /// The least offset of which all that came after it is there and may be read.
     fn reach(&self, state: &State) -> u64 {
-        let History { size, age, bytes, .. } = self.rule.history;
+        let History { size, age, bytes, .. } = self.rule.load().history;
         let newest = state.next_offset - 1;
         let first = state.log.from(0).next().map_or(state.next_offset, |chunk| chunk.first_offset());
         let mut reach = (state.begins - 1).max(first - 1).max(newest.saturating_sub(size));

@@ -92,6 +92,10 @@ impl Log {
         self.bytes.saturating_sub(self.max_bytes)
     }
 
+    pub fn set_max_bytes(&mut self, max_bytes: usize) {
+        self.max_bytes = max_bytes;
+    }
+
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }

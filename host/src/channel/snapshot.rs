@@ -76,6 +76,11 @@ impl Snapshot {
         }
     }
 
+    /// Keys that are there stay, however many.
+    pub fn set_max_keys(&mut self, max_keys: usize) {
+        self.max_keys = max_keys;
+    }
+
     /// Bytes of memory it takes, roughly.
     pub fn bytes(&self) -> usize {
         self.bytes

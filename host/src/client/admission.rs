@@ -15,7 +15,6 @@ use hyper::{
 
 use super::{
     Compression, Door, MAX_CHANNELS, Voice,
-    door::Route,
     refusal::{Refusal, no_channel},
     shard::Due,
     sse,
@@ -24,6 +23,7 @@ use crate::{
     channel::{Channel, MAIN, Position, Refused, Start},
     component::{self, Handler},
     metrics::Blame,
+    routes::Route,
     tenant::Tenant,
 };
 
@@ -46,7 +46,7 @@ impl Door {
     /// Lets in a client to the channels it wants, or to those that the tenant's handler gives it.
     pub async fn admit(
         &self,
-        Route { tenant, handler }: &Route,
+        Route { tenant, handler, .. }: &Route,
         request: impl FnOnce() -> component::Request,
         wanted: BTreeSet<String>,
         compression: Option<Compression>,
@@ -97,9 +97,8 @@ fn find(
 
 /// A handler has let a client in to channels that cannot be: the client has done nothing wrong.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
-    let guest = handler.guest();
-    guest.metrics.failed(Blame::GuestBroke, "channels");
-    tracing::warn!(tenant.name = %guest.tenant.name, error = why, "a handler's channels for a client cannot be");
+    handler.metrics.failed(Blame::GuestBroke, "channels");
+    tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &format!("the tenant's code gives it {why}"))
 }
 

@@ -8,7 +8,7 @@ use std::sync::{
 /// Bytes in use, and at most.
 pub struct Budget {
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 /// A part of a budget, given back when this is dropped.
@@ -19,14 +19,19 @@ pub struct Share {
 
 impl Budget {
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max })
+        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
+    }
+
+    /// From now on; what is in use stays.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// `None`: there are not so many left.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed);
         let share = Share { budget: Arc::clone(self), bytes };
-        (used.saturating_add(bytes) <= self.max).then_some(share)
+        (used.saturating_add(bytes) <= self.max.load(Ordering::Relaxed)).then_some(share)
     }
 }
 

@@ -15,13 +15,14 @@ use crate::tenant::Tenant;
 /// The headers of an answer that say so.
 pub fn headers(tenant: &Tenant, request: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    if tenant.cors.is_empty() {
+    let cors = &tenant.version().cors;
+    if cors.is_empty() {
         return headers;
     }
     headers.insert(VARY, HeaderValue::from_static("Origin"));
     let Some(origin) = request.get(ORIGIN) else { return headers };
-    let is_listed = tenant.cors.iter().any(|listed| listed.as_bytes() == origin.as_bytes());
-    if is_listed || tenant.cors.iter().any(|listed| listed == "*") {
+    let is_listed = cors.iter().any(|listed| listed.as_bytes() == origin.as_bytes());
+    if is_listed || cors.iter().any(|listed| listed == "*") {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     }
     if is_listed {

@@ -5,15 +5,16 @@ use std::{
     time::Duration,
 };
 
+use hyper::Request;
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 use tokio::sync::Semaphore;
 
 use crate::{
     client::Shards,
-    component::{Handler, Tasks},
+    component::Tasks,
     metrics::Metrics,
-    tenant::Tenant,
+    routes::{Route, Routes, host_of},
 };
 
 /// So many requests for channels at once: each holds a page of a mebibyte or two.
@@ -21,7 +22,7 @@ pub const MAX_READS: usize = 64;
 
 /// What every handshake needs to know.
 pub struct Door {
-    pub routes: Vec<Route>,
+    pub routes: Arc<Routes>,
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
     pub shards: Arc<Shards>,
@@ -34,12 +35,6 @@ pub struct Door {
     pub reads: Arc<Semaphore>,
     /// Where commands are carried out of tenants without a handler.
     pub commands: Tasks,
-}
-
-/// A tenant, and what asks its code about clients.
-pub struct Route {
-    pub tenant: Arc<Tenant>,
-    pub handler: Option<Arc<Handler>>,
 }
 
 /// What a path behind a tenant's own leads to.
@@ -56,15 +51,9 @@ pub enum Entrance {
 }
 
 impl Door {
-    /// The tenant that has claimed the longest part of a path, and what the rest leads to; a slash at the end makes no
-    /// difference.
-    pub fn find(&self, path: &str) -> Option<(&Route, Entrance)> {
-        let entrance = |route: &Route| {
-            let rest = path.strip_prefix(route.tenant.path.trim_end_matches('/'))?;
-            Entrance::read(rest)
-        };
-        let found = self.routes.iter().filter_map(|route| Some((route, entrance(route)?)));
-        found.max_by_key(|(route, _)| route.tenant.path.len())
+    /// The tenant that a request is for, and what the rest of its path leads to; a slash at the end makes no difference.
+    pub fn find<B>(&self, request: &Request<B>) -> Option<(Arc<Route>, Entrance)> {
+        self.routes.find(host_of(request).as_deref(), request.uri().path(), Entrance::read)
     }
 }
 

@@ -16,6 +16,8 @@ use crate::channel::Format;
 pub enum End {
     /// The host is shutting down.
     Shutdown,
+    /// Its tenant is no longer served here.
+    Tenant,
     /// The client has fallen off this channel's log.
     Lagged(Arc<str>),
     /// What it would go on with in this channel is no longer there.
@@ -47,6 +49,7 @@ impl End {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Shutdown => "shutdown",
+            Self::Tenant => "tenant",
             Self::Lagged(_) => "lagged",
             Self::Gap(_) => "gap",
             Self::Replies(_) => "replies",
@@ -83,6 +86,7 @@ impl End {
     fn of_websocket(&self) -> (u16, String) {
         let (code, text) = match self {
             Self::Shutdown => (1001, "the relay is shutting down"),
+            Self::Tenant => (1001, "the tenant is no longer served here"),
             Self::Lagged(_) => (1013, "fell off the end of the channel's log"),
             Self::Gap(_) => (1013, "what was missed is no longer there"),
             Self::Replies(why) => (1013, *why),
@@ -102,7 +106,7 @@ impl End {
     /// The protocol's own codes where it has some.
     fn of_centrifuge(&self) -> (u16, String) {
         let disconnect = match self {
-            Self::Shutdown => Disconnect::Shutdown,
+            Self::Shutdown | Self::Tenant => Disconnect::Shutdown,
             Self::Lagged(_) | Self::Replies(_) => Disconnect::Slow,
             Self::Gap(_) => Disconnect::InsufficientState,
             Self::Channels(_) => Disconnect::ChannelLimit,

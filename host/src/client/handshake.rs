@@ -26,14 +26,14 @@ use super::{
     admission::{Resumed, Wanted, begin, for_handler, resume},
     centrifuge::{self, Disconnect},
     client_address, cors, deflate,
-    door::{Entrance, Route},
+    door::Entrance,
     history,
     refusal::Refusal,
     shard::{Accepted, Due},
     sse,
     upgrade::{Upgrade, has_token},
 };
-use crate::{channel::Format, component, tenant::Tenant};
+use crate::{channel::Format, component, routes::Route, tenant::Tenant};
 
 /// Serves one connection's request; keeps the client if the handshake succeeds.
 pub struct Handshake(pub Arc<Attempt>);
@@ -103,7 +103,7 @@ impl Attempt {
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Answer {
-        let Some((route, entrance)) = self.door.find(request.uri().path()) else {
+        let Some((route, entrance)) = self.door.find(request) else {
             let refusal = Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path");
             return self.refused(&refusal, refusal.response());
         };
@@ -115,12 +115,12 @@ impl Attempt {
         );
         let accepted = match entrance {
             Entrance::Channel { name, snapshot } => {
-                let asked = history::Asked { route, channel: name, snapshot };
+                let asked = history::Asked { route: &route, channel: name, snapshot };
                 return history::answer(self, request, &asked).await;
             }
-            Entrance::Sse => return self.events(route, request).await,
-            Entrance::Raw => self.raw(route, request).await,
-            Entrance::Centrifuge => self.centrifuge(route, request),
+            Entrance::Sse => return self.events(&route, request).await,
+            Entrance::Raw => self.raw(&route, request).await,
+            Entrance::Centrifuge => self.centrifuge(&route, request),
         };
         match accepted {
             Ok((upgrade, accepted)) => {
@@ -245,7 +245,7 @@ impl Attempt {
 
 /// What messages are compressed with, if the tenant has it turned on and the client asks for it.
 fn agree(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) -> Option<Compression> {
-    let above = tenant.terms.compress_above?;
+    let above = tenant.version().compress_above?;
     let agreed = deflate::negotiate(request.headers())?;
     upgrade.extensions = Some(agreed.answer);
     Some(Compression { above, window_bits: agreed.window_bits })

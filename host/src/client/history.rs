@@ -18,10 +18,11 @@ use hyper::{
 };
 use serde::Serialize;
 
-use super::{admission::for_handler, client_address, cors, door::Route, handshake::Attempt, refusal::Refusal};
+use super::{admission::for_handler, client_address, cors, handshake::Attempt, refusal::Refusal};
 use crate::{
     channel::{Entry, Kind, Page, Position},
     component, http_error,
+    routes::Route,
 };
 
 /// Publications of one answer: by default, and at most.

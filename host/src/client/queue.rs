@@ -19,6 +19,8 @@ pub enum Command {
     Fresh(usize),
     /// What a tenant wants done with one of its clients, if that is still there.
     Act { client: ClientId, terms: Arc<Terms>, steps: Vec<Step> },
+    /// A tenant is gone: its clients are closed.
+    Gone(Arc<Terms>),
     /// Close every client with 1001 and end.
     Shutdown,
 }

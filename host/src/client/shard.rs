@@ -163,6 +163,14 @@ impl Shards {
         }
     }
 
+    /// Closes every client of a tenant that is there no more, also those that are yet to come.
+    pub fn close_all_of(&self, terms: &Arc<Terms>) {
+        terms.gone.store(true, Ordering::Relaxed);
+        for queue in &self.queues {
+            queue.push(Command::Gone(Arc::clone(terms)));
+        }
+    }
+
     /// Closes every client with 1001 and waits for the threads, which takes at most the shutdown timeout.
     pub fn shutdown(&self) {
         for queue in &self.queues {
@@ -280,6 +288,7 @@ impl Shard {
                 Command::Client(newcomer) => self.adopt(*newcomer),
                 Command::Fresh(view) => self.fan_out(view),
                 Command::Act { client, terms, steps } => self.act(client, &terms, steps),
+                Command::Gone(terms) => self.close_all_of(&terms),
                 Command::Shutdown => self.begin_shutdown(now),
             }
         }
@@ -297,6 +306,9 @@ impl Shard {
         if self.end.is_some() {
             client.leaves("shutdown");
             return;
+        }
+        if client.terms().gone.load(Ordering::Relaxed) {
+            end = Some(End::Tenant);
         }
         let mut socket = mio::net::TcpStream::from_std(socket);
         let slot = self.rows.vacant_key();
@@ -377,6 +389,14 @@ impl Shard {
         let slots: Vec<usize> = self.rows.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
             self.close(slot, &End::Shutdown);
+        }
+    }
+
+    fn close_all_of(&mut self, terms: &Arc<Terms>) {
+        let own = |(slot, row): (usize, &Row)| Arc::ptr_eq(row.client.terms(), terms).then_some(slot);
+        let slots: Vec<usize> = self.rows.iter().filter_map(own).collect();
+        for slot in slots {
+            self.close(slot, &End::Tenant);
         }
     }
 

@@ -1,6 +1,6 @@
 //! `edge-relay pass`: a relay with no code and no file.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 use hyper::{
@@ -68,6 +68,8 @@ impl Pass {
         };
         let tenant = TenantConfig {
             name: "pass".into(),
+            folder: PathBuf::new(),
+            hosts: Vec::new(),
             path: "/".into(),
             upstreams: vec![upstream],
             filter: None,
@@ -88,6 +90,7 @@ impl Pass {
             limits: HostLimits::default(),
             store: None,
             tenants: vec![tenant],
+            folder: None,
         }
     }
 }

@@ -11,9 +11,9 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
-    time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use hyper::{Request, Response};
 use tokio::{sync::oneshot, time::timeout};
 use wasmtime::{
@@ -59,11 +59,11 @@ pub type ApiCode = Code<Proxy>;
 
 /// A tenant's API.
 pub struct Api {
-    pool: Pool<Proxy>,
-    deadline: Duration,
-    /// Requests that wait for an instance, now and at most.
+    metrics: Arc<GuestMetrics>,
+    /// Of the version that the next request gets.
+    pool: ArcSwap<Pool<Proxy>>,
+    /// Requests that wait for an instance.
     waiting: AtomicUsize,
-    max_waiting: usize,
     tasks: Tasks,
 }
 
@@ -88,15 +88,28 @@ pub enum NoAnswer {
 impl Api {
     /// Each instance serves `reuse` calls.
     pub fn new(code: Arc<ApiCode>, guest: Guest, reuse: u32, tasks: Tasks) -> Arc<Self> {
-        let limits = &guest.tenant.limits;
-        let (deadline, max_waiting, instances) = (limits.api_call, limits.api_queue, limits.api_instances);
-        let pool = Pool::new(code, guest, instances, reuse);
-        Arc::new(Self { pool, deadline, waiting: AtomicUsize::new(0), max_waiting, tasks })
+        let metrics = Arc::clone(&guest.metrics);
+        let pool = ArcSwap::new(pool(code, guest, reuse));
+        Arc::new(Self { metrics, pool, waiting: AtomicUsize::new(0), tasks })
+    }
+
+    /// The next request gets this; those under way, and those that wait for an instance, are answered by the code before.
+    pub fn swap(&self, code: Arc<ApiCode>, guest: Guest, reuse: u32) {
+        self.pool.store(pool(code, guest, reuse));
+    }
+
+    /// Lets go of instances that nobody has needed for a while.
+    pub fn rest(&self) {
+        let pool = self.pool.load();
+        let resting = pool.rest(pool.guest.version.limits.instance_idle);
+        if !resting.is_empty() {
+            self.tasks.spawn(async move { drop(resting) });
+        }
     }
 
     /// Largest body of a request, in bytes.
     pub fn max_body(&self) -> usize {
-        self.pool.guest.tenant.limits.api_body
+        self.pool.load().guest.version.limits.api_body
     }
 
     /// Hands a request to the guest. A call is not cut short when nobody waits for its answer any more.
@@ -114,11 +127,13 @@ impl Api {
     }
 
     async fn serve(&self, request: Request<Upload>, answer: Answer) {
-        let metrics = &self.pool.guest.metrics;
+        let metrics = &self.metrics;
+        let pool = self.pool.load_full();
+        let deadline = pool.guest.version.limits.api_call;
         let slot = {
-            let Some(_waiting) = self.wait() else { return self.busy(&answer) };
+            let Some(_waiting) = self.wait(pool.guest.version.limits.api_queue) else { return self.busy(&answer) };
             tokio::select! {
-                slot = timeout(self.deadline, self.pool.slot()) => match slot {
+                slot = timeout(deadline, pool.slot()) => match slot {
                     Ok(slot) => slot,
                     Err(_) => return self.busy(&answer),
                 },
@@ -128,7 +143,7 @@ impl Api {
         if answer.is_unwanted() {
             return;
         }
-        let called = slot.call(self.deadline, async |store, proxy| {
+        let called = slot.call(deadline, async |store, proxy| {
             let ending = Ending::default();
             let (to_guest, making, metrics) = (answer.clone(), Arc::clone(&ending.0), Arc::clone(metrics));
             let http = store.data_mut();
@@ -158,17 +173,22 @@ impl Api {
     }
 
     /// `None`: too many wait already.
-    fn wait(&self) -> Option<Waiting<'_>> {
+    fn wait(&self, most: usize) -> Option<Waiting<'_>> {
         let waiting = Waiting(self);
-        self.pool.guest.metrics.queue.inc();
-        (self.waiting.fetch_add(1, Ordering::Relaxed) < self.max_waiting).then_some(waiting)
+        self.metrics.queue.inc();
+        (self.waiting.fetch_add(1, Ordering::Relaxed) < most).then_some(waiting)
     }
 
     fn busy(&self, answer: &Answer) {
-        self.pool.guest.metrics.failed(Blame::HostFailed, "busy");
-        self.pool.guest.metrics.lost.inc();
+        self.metrics.failed(Blame::HostFailed, "busy");
+        self.metrics.lost.inc();
         answer.fail(NoAnswer::Busy);
     }
+}
+
+fn pool(code: Arc<ApiCode>, guest: Guest, reuse: u32) -> Arc<Pool<Proxy>> {
+    let instances = guest.version.limits.api_instances;
+    Pool::new(code, guest, instances, reuse)
 }
 
 /// A request that waits for an instance until this is dropped.
@@ -177,7 +197,7 @@ struct Waiting<'a>(&'a Api);
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.0.pool.guest.metrics.queue.dec();
+        self.0.metrics.queue.dec();
     }
 }
 

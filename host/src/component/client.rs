@@ -9,6 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 use wasmtime::{
     Store,
@@ -34,7 +35,8 @@ use super::{
 use crate::{
     channel::Frame,
     client::{ClientId, Compression, Step},
-    metrics::Blame,
+    metrics::{Blame, GuestMetrics},
+    tenant::Tenant,
 };
 
 mod actions;
@@ -79,11 +81,18 @@ const UNAUTHORIZED: u16 = 401;
 
 /// A tenant's handler for all of its clients.
 pub struct Handler {
-    pool: Pool<ClientHandler>,
+    tenant: Arc<Tenant>,
+    pub metrics: Arc<GuestMetrics>,
+    /// Of the version that the next call gets.
+    now: ArcSwap<Now>,
+    tasks: Tasks,
+}
+
+/// One version of the code.
+struct Now {
+    pool: Arc<Pool<ClientHandler>>,
     /// It lets clients in for a time.
     leases: bool,
-    deadline: Duration,
-    tasks: Tasks,
 }
 
 /// A client that asks to be let in.
@@ -135,15 +144,49 @@ pub enum NotLetIn {
     Gone,
 }
 
+impl Now {
+    fn new(code: Arc<ClientCode>, guest: Guest) -> Arc<Self> {
+        let (leases, instances) = (code.leases, guest.version.limits.client_instances);
+        Arc::new(Self { pool: Pool::new(code, guest, instances, REUSE), leases })
+    }
+}
+
+/// Longest call of the version that has a slot.
+fn deadline(slot: &Slot<ClientHandler>) -> Duration {
+    slot.guest().version.limits.client_call
+}
+
 impl Handler {
     pub fn new(code: Arc<ClientCode>, guest: Guest, tasks: Tasks) -> Arc<Self> {
-        let (deadline, instances) = (guest.tenant.limits.client_call, guest.tenant.limits.client_instances);
-        let leases = code.leases;
-        Arc::new(Self { pool: Pool::new(code, guest, instances, REUSE), leases, deadline, tasks })
+        let (tenant, metrics) = (Arc::clone(&guest.tenant), Arc::clone(&guest.metrics));
+        Arc::new(Self { tenant, metrics, now: ArcSwap::new(Now::new(code, guest)), tasks })
     }
 
-    pub fn guest(&self) -> &Guest {
-        &self.pool.guest
+    /// The next call runs this; those under way, and those that wait for their turn, are finished by the code before.
+    pub fn swap(&self, code: Arc<ClientCode>, guest: Guest) {
+        self.now.store(Now::new(code, guest));
+    }
+
+    /// Lets go of instances that nobody has needed for a while.
+    pub fn rest(&self) {
+        let now = self.now.load();
+        let resting = now.pool.rest(now.pool.guest.version.limits.instance_idle);
+        if !resting.is_empty() {
+            self.tasks.spawn(async move { drop(resting) });
+        }
+    }
+
+    /// Of the version that the next call gets.
+    pub fn guest(&self) -> Guest {
+        self.now.load().pool.guest.clone()
+    }
+
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    fn pool(&self) -> Arc<Pool<ClientHandler>> {
+        Arc::clone(&self.now.load().pool)
     }
 
     /// Where its calls run.
@@ -153,8 +196,7 @@ impl Handler {
 
     /// Has the client's shard do something with it.
     fn act(&self, client: ClientId, steps: Vec<Step>) {
-        let tenant = &self.guest().tenant;
-        tenant.shards.act(client, &tenant.terms, steps);
+        self.tenant.shards.act(client, &self.tenant.terms, steps);
     }
 
     /// Asks whether a client is to be let in. If it is and nobody waits for the answer any more, it has left at once.
@@ -205,7 +247,7 @@ impl Handler {
         session: &Arc<Session>,
         token: String,
     ) -> Option<Result<Option<u32>, NotLetIn>> {
-        if !self.leases {
+        if !self.now.load().leases {
             return None;
         }
         let (handler, session) = (Arc::clone(self), Arc::clone(session));
@@ -214,17 +256,17 @@ impl Handler {
     }
 
     /// Waits for an instance's turn; `None`: before it came, nobody waited for the answer any more.
-    async fn slot_for<T>(&self, answer: &mut oneshot::Sender<T>) -> Option<Slot<'_, ClientHandler>> {
+    async fn slot_for<T>(&self, answer: &mut oneshot::Sender<T>) -> Option<Slot<ClientHandler>> {
         tokio::select! {
             biased;
             () = answer.closed() => None,
-            slot = self.pool.slot() => Some(slot),
+            slot = self.pool().slot() => Some(slot),
         }
     }
 
     async fn on_connect(
         &self,
-        slot: Slot<'_, ClientHandler>,
+        slot: Slot<ClientHandler>,
         id: ClientId,
         request: &Request,
     ) -> Result<Acceptance, NotLetIn> {
@@ -243,7 +285,7 @@ impl Handler {
             token: request.token.as_deref(),
             data: request.data.as_deref(),
         };
-        let called = slot.call(self.deadline, async |store, handler| {
+        let called = slot.call(deadline(&slot), async |store, handler| {
             handler.own.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
         });
         let refused = match called.await {
@@ -251,19 +293,19 @@ impl Handler {
             Ok(Err(refused)) => refused,
             Err(broken) => return Err(NotLetIn::Broken(broken)),
         };
-        self.guest().metrics.failed(Blame::GuestSaidNo, "connect");
+        self.metrics.failed(Blame::GuestSaidNo, "connect");
         Err(NotLetIn::Refused(refused.status, refused.reason))
     }
 
     async fn on_subscribe(
         &self,
-        slot: Slot<'_, ClientHandler>,
+        slot: Slot<ClientHandler>,
         session: &Session,
         channel: &str,
         data: Option<&str>,
     ) -> Result<(), NotLetIn> {
         let id = session.id.to_string();
-        let called = slot.call(self.deadline, async |store, handler| {
+        let called = slot.call(deadline(&slot), async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             handler.own.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
         });
@@ -272,16 +314,17 @@ impl Handler {
             Ok(Err(refused)) => refused,
             Err(broken) => return Err(NotLetIn::Broken(broken)),
         };
-        self.guest().metrics.failed(Blame::GuestSaidNo, "subscribe");
+        self.metrics.failed(Blame::GuestSaidNo, "subscribe");
         Err(NotLetIn::Refused(refused.status, refused.reason))
     }
 
     async fn on_renew(&self, session: &Session, token: Option<&str>) -> Result<Option<u32>, NotLetIn> {
-        if !self.leases {
+        if !self.now.load().leases {
             return Ok(None);
         }
         let id = session.id.to_string();
-        let called = self.pool.slot().await.call(self.deadline, async |store, handler| match &handler.lease {
+        let slot = self.pool().slot().await;
+        let called = slot.call(deadline(&slot), async |store, handler| match &handler.lease {
             Some(lease) => {
                 let lease = lease.edge_relay_tenant_client_lease();
                 lease.call_renew(store, &id, session.identity.as_deref(), token).await
@@ -293,7 +336,7 @@ impl Handler {
             Ok(Err(refused)) => refused,
             Err(broken) => return Err(NotLetIn::Broken(broken)),
         };
-        self.guest().metrics.failed(Blame::GuestSaidNo, "renew");
+        self.metrics.failed(Blame::GuestSaidNo, "renew");
         Err(NotLetIn::Refused(UNAUTHORIZED, refused))
     }
 
@@ -304,7 +347,8 @@ impl Handler {
             Meaning::Rpc(method) => Kind::Rpc(method),
             Meaning::Publish(channel) => Kind::Publish(channel),
         };
-        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+        let slot = self.pool().slot().await;
+        let called = slot.call(deadline(&slot), async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             let handler = handler.own.edge_relay_tenant_client_handler();
             handler.call_on_message(store, client, kind, to_guest(frame)).await
@@ -329,7 +373,8 @@ impl Handler {
 
     async fn on_disconnect(&self, session: &Session, reason: &str) {
         let id = session.id.to_string();
-        let called = self.pool.slot().await.call(self.deadline, async |store, handler| {
+        let slot = self.pool().slot().await;
+        let called = slot.call(deadline(&slot), async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             handler.own.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
         });

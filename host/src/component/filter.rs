@@ -6,7 +6,11 @@
 //! and counted too: the partner is not made to wait for code that does not work. One that follows demand is told of
 //! channels between its frames (`demand`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -16,7 +20,7 @@ use wasmtime::{
 };
 
 use super::{
-    Guest,
+    Live,
     bindings::{
         demand::{FilterDemandComponent, FilterDemandComponentPre},
         edge_relay::tenant::types::{FrameParam, Publication as GuestPublication},
@@ -71,6 +75,7 @@ impl Role for Filter {
 }
 
 pub type FilterCode = Code<Filter>;
+pub type LiveFilter = Live<Filter>;
 
 /// What a filter is told, in order.
 enum Event {
@@ -122,32 +127,37 @@ impl FilterQueue {
 }
 
 /// A queue, and the worker to run on the guests' runtime; it ends when the queue is dropped and empty.
-pub fn worker(code: Arc<FilterCode>, guest: Guest) -> (FilterQueue, impl Future<Output = ()>) {
+pub fn worker(live: Arc<LiveFilter>) -> (FilterQueue, impl Future<Output = ()>) {
     let (events, queued) = mpsc::channel(QUEUE_BURSTS);
-    let deadline = guest.tenant.limits.filter_call;
-    let waiting = guest.metrics.queue.clone();
-    let following = code.follows_demand.then(|| Following::new(guest.tenant.channels.demand.follow()));
-    let worker = Worker { filter: Warm::new(code, guest), deadline, following };
+    let waiting = live.version().guest.metrics.queue.clone();
+    let worker = Worker { filter: Warm::new(live), following: None, connection: None };
     (FilterQueue { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)), waiting }, worker.run(queued))
 }
 
 struct Worker {
     filter: Warm<Filter>,
-    deadline: Duration,
     /// If it follows demand.
     following: Option<Following>,
+    /// The way to the connection, from when it is opened to its end.
+    connection: Option<mpsc::Sender<Frame>>,
 }
 
 impl Worker {
     async fn run(mut self, mut queued: mpsc::Receiver<Event>) {
         let mut held = None;
         loop {
+            self.update();
             self.tell().await;
+            let idle_at = self.idle_at();
             let event = match held.take() {
                 Some(event) => Some(event),
                 None => tokio::select! {
                     event = queued.recv() => event,
                     () = self.news() => continue,
+                    () = idle(idle_at) => {
+                        self.filter.rest();
+                        continue;
+                    }
                 },
             };
             match event {
@@ -157,19 +167,43 @@ impl Worker {
                     // A connection that is gone by now needs no answer.
                     if answer.send(frames).is_ok() && opened {
                         self.following.iter_mut().for_each(|following| following.begin(&outbound));
+                        self.connection = Some(outbound);
                     }
                 }
                 Some(Event::Frames(first, room)) => held = self.batch(first, room, &mut queued).await,
                 Some(Event::Close(reason)) => {
                     self.following.iter_mut().for_each(Following::end);
+                    self.connection = None;
                     self.lost();
                     if let Some(publications) = self.on_close(&reason).await {
-                        publish_all(&self.filter.guest, publications).await;
+                        publish_all(self.filter.guest(), publications).await;
                     }
                 }
                 None => return,
             }
         }
+    }
+
+    /// Whether the filter follows demand may change with its code: one that begins to is told of all channels that are
+    /// active, one that goes on knows them.
+    fn update(&mut self) {
+        let version = self.filter.update();
+        if version.code.follows_demand && self.following.is_none() {
+            let mut following = Following::new(version.guest.tenant.channels.demand.follow());
+            self.connection.iter().for_each(|outbound| following.begin(outbound));
+            self.following = Some(following);
+        } else if !version.code.follows_demand {
+            self.following = None;
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        self.filter.guest().version.limits.filter_call
+    }
+
+    /// When the instance is to go: while there is a connection it stays, however little comes.
+    fn idle_at(&self) -> Option<Instant> {
+        self.filter.idle_at().filter(|_| self.connection.is_none())
     }
 
     /// Gathers what has queued up behind a burst and calls the filter once; returns an event that was something else.
@@ -192,11 +226,11 @@ impl Worker {
                 Err(_) => break,
             }
         }
-        self.filter.guest.metrics.queue.dec_by(signed(batch.len()));
+        self.filter.guest().metrics.queue.dec_by(signed(batch.len()));
         match self.on_frames(&batch).await {
-            Some(publications) => publish_all(&self.filter.guest, publications).await,
+            Some(publications) => publish_all(self.filter.guest(), publications).await,
             None => {
-                self.filter.guest.metrics.lost.inc_by(batch.len() as u64);
+                self.filter.guest().metrics.lost.inc_by(batch.len() as u64);
                 self.lost();
             }
         }
@@ -205,15 +239,15 @@ impl Worker {
 
     /// What the filter publishes from now on does not follow what it has published without a gap.
     fn lost(&self) {
-        let guest = &self.filter.guest;
+        let guest = self.filter.guest();
         guest.tenant.channels.lost(&guest.name);
     }
 
     /// Waits out a pause: a connection without its subscription is of no use.
     async fn on_open(&mut self) -> Option<Vec<Frame>> {
         self.filter.pause().await;
-        let upstream = Arc::clone(&self.filter.guest.name);
-        let frames = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
+        let upstream = Arc::clone(&self.filter.guest().name);
+        let frames = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
             let made = filter.own.edge_relay_tenant_filter().call_on_open(&mut *store, &upstream).await?;
             Ok(made)
         });
@@ -221,9 +255,9 @@ impl Worker {
     }
 
     async fn on_frames(&mut self, frames: &[Frame]) -> Option<Vec<GuestPublication>> {
-        let upstream = Arc::clone(&self.filter.guest.name);
+        let upstream = Arc::clone(&self.filter.guest().name);
         let frames: Vec<FrameParam<'_>> = frames.iter().map(to_guest).collect();
-        let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
+        let made = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
             let made = filter.own.edge_relay_tenant_filter().call_on_frames(&mut *store, &upstream, &frames).await?;
             Ok(made)
         });
@@ -233,12 +267,20 @@ impl Worker {
     /// Waits out a pause: a loss is told once, and clients may depend on it.
     async fn on_close(&mut self, reason: &str) -> Option<Vec<GuestPublication>> {
         self.filter.pause().await;
-        let upstream = Arc::clone(&self.filter.guest.name);
-        let made = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
+        let upstream = Arc::clone(&self.filter.guest().name);
+        let made = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
             let made = filter.own.edge_relay_tenant_filter().call_on_close(&mut *store, &upstream, reason).await?;
             Ok(made)
         });
         made.await
+    }
+}
+
+/// Returns at that time.
+async fn idle(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
     }
 }
 

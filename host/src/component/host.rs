@@ -25,7 +25,10 @@ use super::{
     output::{self, Output},
     records::Deferred,
 };
-use crate::{metrics::GuestMetrics, tenant::Tenant};
+use crate::{
+    metrics::GuestMetrics,
+    tenant::{Tenant, Version},
+};
 
 /// Core instances, memories and tables that one component instance may have: languages' toolchains need a few.
 const MAX_PARTS: usize = 64;
@@ -38,6 +41,8 @@ const MAX_HANDLES: usize = 10_000;
 #[derive(Clone)]
 pub struct Guest {
     pub tenant: Arc<Tenant>,
+    /// What its manifest said when the code was taken.
+    pub version: Arc<Version>,
     pub role: &'static str,
     /// What it works on: a filter's upstream, a job's schedule; else its role again.
     pub name: Arc<str>,
@@ -83,6 +88,10 @@ impl Host {
         &self.guest.tenant
     }
 
+    pub fn version(&self) -> &Arc<Version> {
+        &self.guest.version
+    }
+
     pub fn deferred(&mut self) -> Option<&mut Deferred> {
         self.deferred.as_mut()
     }
@@ -102,8 +111,8 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .build();
-    let limits = Limits { memory: guest.tenant.limits.memory, table: MAX_TABLE };
-    let config = guest.tenant.settings.iter().cloned().collect();
+    let limits = Limits { memory: guest.version.limits.memory, table: MAX_TABLE };
+    let config = guest.version.settings.iter().cloned().collect();
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
     let host = Host {

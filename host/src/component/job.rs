@@ -17,7 +17,7 @@ use wasmtime::{
 };
 
 use super::{
-    Guest,
+    Live,
     bindings::job::{JobComponent, JobComponentPre},
     channels::publish_all,
     check,
@@ -41,11 +41,11 @@ impl Role for JobComponent {
 }
 
 pub type JobCode = Code<JobComponent>;
+pub type LiveJob = Live<JobComponent>;
 
 /// One schedule of a job.
 pub struct Job {
-    pub code: Arc<JobCode>,
-    pub guest: Guest,
+    pub live: Arc<LiveJob>,
     pub schedule: ScheduleConfig,
     /// Counts ticks left out.
     pub missed: Counter,
@@ -54,23 +54,29 @@ pub struct Job {
 impl Job {
     /// Calls the job at its times until told to stop; a call under way is finished.
     pub async fn run(self, mut stop: Stop) {
-        let Self { code, guest, schedule, missed } = self;
-        let deadline = guest.tenant.limits.job_call;
-        let mut job = Warm::new(code, guest);
+        let Self { live, schedule, missed } = self;
+        let mut job = Warm::new(live);
         let started = (Instant::now(), SystemTime::now());
         let mut after = schedule.after;
         loop {
+            let due = started.0 + after;
+            let idle_at = job.idle_at().map(Instant::from_std).filter(|at| *at < due);
             tokio::select! {
-                () = sleep_until(started.0 + after) => {}
+                () = sleep_until(idle_at.unwrap_or(due)) => {}
                 () = stop.wait() => return,
             }
+            if idle_at.is_some() {
+                job.rest();
+                continue;
+            }
+            let deadline = job.update().guest.version.limits.job_call;
             let scheduled_at = millis(started.1 + after);
             let made = job.call(deadline, async |store: &mut Store<Host>, job: &JobComponent| {
                 job.edge_relay_tenant_job().call_on_schedule(store, &schedule.name, scheduled_at).await
             });
             match made.await {
-                Some(made) => publish_all(&job.guest, made).await,
-                None => drop(job.guest.metrics.lost.inc()),
+                Some(made) => publish_all(job.guest(), made).await,
+                None => drop(job.guest().metrics.lost.inc()),
             }
             let (next, passed) = next_tick(after, schedule.every, started.0.elapsed());
             missed.inc_by(passed);

@@ -1,14 +1,16 @@
 //! Warm instances that serve a tenant's clients: any of them takes the next call, one call at a time each.
 //!
 //! Instances are made when all others are busy, up to the tenant's limit; beyond it callers wait in the order they came.
-//! One that breaks is dropped, and there is no pause before the next: nobody but callers asks for instances.
+//! One that breaks is dropped, and there is no pause before the next: nobody but callers asks for instances. One that
+//! nobody has needed for a while goes. Another version of the code has a pool of its own: calls that were there before, and
+//! those that wait, are finished by the old one, which goes with the last of them.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::Store;
 
 use super::{
@@ -22,53 +24,65 @@ use super::{
 pub struct Pool<R> {
     code: Arc<Code<R>>,
     pub guest: Guest,
-    free: Semaphore,
-    /// Those without a call; the latest used on top.
-    idle: Mutex<Vec<Instance<R>>>,
+    free: Arc<Semaphore>,
+    /// Those without a call, and since when; the latest used last.
+    idle: Mutex<Vec<(Instance<R>, Instant)>>,
     /// Calls after which an instance is replaced: what a guest leaks does not pile up.
     reuse: u32,
 }
 
 /// The right to make one call.
-pub struct Slot<'p, R> {
-    pool: &'p Pool<R>,
-    _permit: Option<SemaphorePermit<'p>>,
+pub struct Slot<R> {
+    pool: Arc<Pool<R>>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<R: Role> Pool<R> {
     /// `instances` at most, each for `reuse` calls.
-    pub fn new(code: Arc<Code<R>>, guest: Guest, instances: usize, reuse: u32) -> Self {
-        Self { code, guest, free: Semaphore::new(instances), idle: Mutex::default(), reuse }
+    pub fn new(code: Arc<Code<R>>, guest: Guest, instances: usize, reuse: u32) -> Arc<Self> {
+        Arc::new(Self { code, guest, free: Arc::new(Semaphore::new(instances)), idle: Mutex::default(), reuse })
     }
 
     /// Waits for an instance's turn.
-    pub async fn slot(&self) -> Slot<'_, R> {
+    pub async fn slot(self: Arc<Self>) -> Slot<R> {
         // It is never closed.
-        Slot { pool: self, _permit: self.free.acquire().await.ok() }
+        let permit = Arc::clone(&self.free).acquire_owned().await.ok();
+        Slot { pool: self, _permit: permit }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Instance<R>>> {
+    /// Takes out the instances that nobody has needed for so long, for the caller to drop.
+    pub fn rest(&self, idle: Duration) -> Vec<impl Send + use<R>> {
+        let mut instances = self.idle();
+        let needed = instances.partition_point(|(_, since)| since.elapsed() >= idle);
+        instances.drain(..needed).collect()
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Instance<R>, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<R: Role> Slot<'_, R> {
+impl<R: Role> Slot<R> {
+    pub fn guest(&self) -> &Guest {
+        &self.pool.guest
+    }
+
     /// Calls the guest within its deadline; that it broke is counted and logged here.
     pub async fn call<T>(
-        self,
+        &self,
         deadline: Duration,
         call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
     ) -> Result<T, Broken> {
-        let Pool { code, guest, reuse, .. } = self.pool;
+        let Pool { code, guest, reuse, .. } = &*self.pool;
         let called = async {
             let idle = self.pool.idle().pop();
             let mut instance = match idle {
-                Some(instance) => instance,
+                Some((instance, _)) => instance,
                 None => code.instantiate(guest).await?,
             };
             let value = instance.call(guest, deadline, call).await?;
             if instance.calls < *reuse {
-                self.pool.idle().push(instance);
+                self.pool.idle().push((instance, Instant::now()));
             }
             Ok(value)
         };

@@ -3,7 +3,10 @@
 //! A filter's appends wait in its instance's [`Host`] and are written together when its call has returned: its feed waits
 //! for the disk once a call. All others wait for the disk at each append.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::time::timeout;
 
@@ -13,7 +16,7 @@ use super::{
 };
 use crate::{
     store::{self, Collection, Query, Record, RecordId, Row, StoreError},
-    tenant::Tenant,
+    tenant::Version,
 };
 
 /// Rows and bytes of one call of a filter.
@@ -60,15 +63,15 @@ impl Deferred {
 impl Host {
     /// Writes what a filter has appended in the call that has just returned.
     pub async fn write_deferred(&mut self) {
-        let tenant = std::sync::Arc::clone(self.tenant());
-        let (Some(deferred), Some(store)) = (self.deferred(), &tenant.store) else { return };
+        let (tenant, version) = (Arc::clone(self.tenant()), Arc::clone(self.version()));
+        let (Some(deferred), Some(store)) = (self.deferred(), &version.store) else { return };
         let rows = std::mem::take(&mut deferred.rows);
         deferred.bytes = 0;
         if rows.is_empty() {
             return;
         }
         let count = rows.len();
-        let written = timeout(WRITE_DEADLINE, store.append(rows, tenant.limits.records));
+        let written = timeout(WRITE_DEADLINE, store.append(rows, version.limits.records));
         let late = |_| Err(StoreError::Unavailable(format!("not written within {} s", WRITE_DEADLINE.as_secs())));
         if let Err(error) = written.await.unwrap_or_else(late) {
             tracing::error!(tenant.name = %tenant.name, records = count, %error, "a filter's records are not written");
@@ -77,21 +80,21 @@ impl Host {
     }
 
     async fn append_rows(&mut self, collection: &str, data: Vec<Vec<u8>>) -> Result<Vec<RecordId>, StoreError> {
-        let tenant = std::sync::Arc::clone(self.tenant());
-        let store = store_of(&tenant)?;
-        let rows = store::rows(&Collection::new(&tenant.name, collection)?, data)?;
+        let version = Arc::clone(self.version());
+        let store = store_of(&version)?;
+        let rows = store::rows(&Collection::new(&self.tenant().name, collection)?, data)?;
         let ids = rows.iter().map(|row| row.id).collect();
         match self.deferred() {
             Some(deferred) => deferred.add(rows)?,
-            None => store.append(rows, tenant.limits.records).await?,
+            None => store.append(rows, version.limits.records).await?,
         }
         Ok(ids)
     }
 
     async fn read_rows(&mut self, collection: &str, query: Query) -> Result<Vec<Entry>, Error> {
-        let tenant = std::sync::Arc::clone(self.tenant());
-        let collection = Collection::new(&tenant.name, collection)?;
-        let mut rows = store_of(&tenant)?.read(&collection, query.clone()).await?;
+        let version = Arc::clone(self.version());
+        let collection = Collection::new(&self.tenant().name, collection)?;
+        let mut rows = store_of(&version)?.read(&collection, query.clone()).await?;
         if let Some(deferred) = self.deferred() {
             rows = query.merge(rows, deferred.select(&collection, &query));
         }
@@ -99,8 +102,8 @@ impl Host {
     }
 }
 
-fn store_of(tenant: &Tenant) -> Result<&store::Store, StoreError> {
-    tenant.store.as_deref().ok_or_else(|| StoreError::Unavailable("this host keeps no records".into()))
+fn store_of(version: &Version) -> Result<&store::Store, StoreError> {
+    version.store.as_deref().ok_or_else(|| StoreError::Unavailable("this host keeps no records".into()))
 }
 
 impl From<StoreError> for Error {

@@ -12,7 +12,7 @@ use crate::upstream::SendError;
 
 impl upstreams::Host for Host {
     fn send(&mut self, upstream: String, frames: Vec<FrameResult>) -> Result<(), Error> {
-        let upstream = self.tenant().upstream(&upstream).ok_or(Error::Unknown)?;
+        let upstream = self.version().upstream(&upstream).ok_or(Error::Unknown)?;
         upstream.send(frames.into_iter().map(from_guest).collect()).map_err(|error| match error {
             SendError::Unknown => Error::Unknown,
             SendError::Disconnected => Error::Disconnected,
@@ -22,7 +22,7 @@ impl upstreams::Host for Host {
     }
 
     fn status(&mut self, upstream: String) -> Result<State, Error> {
-        let upstream = self.tenant().upstream(&upstream).ok_or(Error::Unknown)?;
+        let upstream = self.version().upstream(&upstream).ok_or(Error::Unknown)?;
         Ok(if upstream.is_up() { State::Connected } else { State::Disconnected })
     }
 }

@@ -1,4 +1,5 @@
-//! One warm instance with its work to itself: made when it is first needed, called in turn, replaced when it breaks.
+//! One warm instance with its work to itself: made when it is first needed, called in turn, replaced when it breaks and
+//! when there is another version of its code.
 
 use std::{
     sync::Arc,
@@ -8,10 +9,11 @@ use std::{
 use wasmtime::Store;
 
 use super::{
-    Code, Guest, Role,
+    Guest, Live, Role,
     call::Broken,
     host::Host,
     instance::{self, Instance},
+    live::Version,
 };
 
 /// Pause before the second fresh instance in a row; it doubles up to the next.
@@ -20,9 +22,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The instance, and how it has fared.
 pub struct Warm<R> {
-    code: Arc<Code<R>>,
-    pub guest: Guest,
+    live: Arc<Live<R>>,
+    version: Arc<Version<R>>,
     instance: Option<Instance<R>>,
+    /// When it was last called.
+    used: Instant,
     /// Calls that broke since the last that did not.
     failures: u32,
     /// When the next instance may be made.
@@ -30,12 +34,30 @@ pub struct Warm<R> {
 }
 
 impl<R: Role> Warm<R> {
-    pub fn new(code: Arc<Code<R>>, guest: Guest) -> Self {
-        Self { code, guest, instance: None, failures: 0, not_before: None }
+    pub fn new(live: Arc<Live<R>>) -> Self {
+        let version = live.version();
+        Self { live, version, instance: None, used: Instant::now(), failures: 0, not_before: None }
+    }
+
+    /// Whose code is run.
+    pub fn guest(&self) -> &Guest {
+        &self.version.guest
+    }
+
+    /// Goes over to another version if there is one: its code has broken nothing yet.
+    pub fn update(&mut self) -> &Version<R> {
+        if !self.live.is(&self.version) {
+            self.version = self.live.version();
+            self.instance = None;
+            self.failures = 0;
+            self.not_before = None;
+        }
+        &self.version
     }
 
     /// Waits until a fresh instance may be made, if one is needed.
     pub async fn pause(&mut self) {
+        self.update();
         if let Some(at) = self.not_before {
             tokio::time::sleep_until(at.into()).await;
         }
@@ -46,22 +68,36 @@ impl<R: Role> Warm<R> {
         self.instance.is_none() && self.not_before.is_some_and(|at| Instant::now() < at)
     }
 
+    /// When its instance has been idle for as long as it may; `None`: there is none.
+    pub fn idle_at(&self) -> Option<Instant> {
+        self.instance.as_ref().map(|_| self.used + self.version.guest.version.limits.instance_idle)
+    }
+
+    /// Lets go of an instance that is not needed for now.
+    pub fn rest(&mut self) {
+        self.instance = None;
+    }
+
     /// Calls the guest within its deadline; `None`: it broke, or it has and its pause is not over.
     pub async fn call<T>(
         &mut self,
         deadline: Duration,
         call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
     ) -> Option<T> {
+        self.update();
         if self.is_pausing() {
             return None;
         }
+        let guest = &self.version.guest;
         if self.instance.is_none() {
-            match self.code.instantiate(&self.guest).await {
+            match self.version.code.instantiate(guest).await {
                 Ok(instance) => self.instance = Some(instance),
                 Err(broken) => self.broke(&broken),
             }
         }
-        match self.instance.as_mut()?.call(&self.guest, deadline, call).await {
+        let called = self.instance.as_mut()?.call(&self.version.guest, deadline, call).await;
+        self.used = Instant::now();
+        match called {
             Ok(value) => {
                 self.failures = 0;
                 Some(value)
@@ -80,6 +116,6 @@ impl<R: Role> Warm<R> {
         let pause = if self.failures == 0 { Duration::ZERO } else { doubled.min(LONGEST_PAUSE) };
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
-        instance::broke(&self.guest, broken, pause);
+        instance::broke(&self.version.guest, broken, pause);
     }
 }

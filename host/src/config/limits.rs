@@ -19,6 +19,8 @@ const API_CALL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration:
 
 /// Each may have as much memory as `memory` says.
 const INSTANCES: RangeInclusive<u64> = 1..=1000;
+/// Under the least instances are made all the time; over the most nothing is ever idle.
+const INSTANCE_IDLE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
 const CLIENT_QUEUE: RangeInclusive<u64> = 1..=100_000;
 const CLIENT_BACKLOG: RangeInclusive<u64> = 64 << 10..=64 << 30;
 const API_QUEUE: RangeInclusive<u64> = 1..=1_000_000;
@@ -51,6 +53,7 @@ pub(super) fn limits(mut table: Table<'_>) -> TenantLimits {
         api_instances: table.count("api-instances", &INSTANCES).unwrap_or(default.api_instances),
         api_queue: table.count("api-queue", &API_QUEUE).unwrap_or(default.api_queue),
         api_body: table.size("api-body", &API_BODY).unwrap_or(default.api_body),
+        instance_idle: table.duration("instance-idle", &INSTANCE_IDLE).unwrap_or(default.instance_idle),
         logs: table.size("logs", &LOGS).unwrap_or(default.logs),
         state: Quota {
             keys: table.count("state-keys", &STATE_KEYS).unwrap_or(default.state.keys),

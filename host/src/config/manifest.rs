@@ -10,7 +10,7 @@ use super::{
     channels::{channel, origin},
     components::{api, component},
     limits::limits,
-    units::{Claim, name, path, url},
+    units::{Claim, host, name, path, url},
     walk::{Document, Problems, Table, Value, quote},
 };
 
@@ -49,6 +49,7 @@ const WEBSOCKET_HEADERS: &str = "sec-websocket-";
 pub(super) struct Claims {
     pub(super) name: Option<Claim>,
     pub(super) path: Option<Claim>,
+    pub(super) hosts: Vec<Claim>,
 }
 
 /// Reads a manifest, and what it claims. Its filter is looked for in `file`'s folder, its secrets are asked of `secrets`
@@ -72,8 +73,11 @@ fn tenant(
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Option<TenantConfig>) {
     let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
+    let listed = root.take("hosts").and_then(|value| value.array("an array of host names in quotes"));
+    let hosts: Vec<Claim> = listed.into_iter().flatten().filter_map(|value| host(&value)).collect();
     let path = match root.take("path") {
         Some(value) => path(&value),
+        None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),
         None => name.as_ref().map(|name| Claim { value: format!("/{}", name.value), line: name.line }),
     };
     let secrets = Secrets { tenant: name.as_ref().map(|name| name.value.as_str()), read: secrets };
@@ -125,6 +129,8 @@ fn tenant(
 
     let config = name.as_ref().zip(path.as_ref()).map(|(name, path)| TenantConfig {
         name: name.value.as_str().into(),
+        folder: folder.into(),
+        hosts: hosts.iter().map(|host| host.value.clone()).collect(),
         path: path.value.clone(),
         upstreams,
         filter,
@@ -139,7 +145,7 @@ fn tenant(
         settings,
         limits,
     });
-    (Claims { name, path }, config)
+    (Claims { name, path, hosts }, config)
 }
 
 /// Its presence turns compression on.

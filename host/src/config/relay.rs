@@ -1,21 +1,21 @@
 //! `relay.toml` and the folder of tenants it names.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
 use ipnet::IpNet;
 
 use super::{
-    HostLimits, Listen, RelayConfig, TenantConfig, manifest,
+    HostLimits, Listen, RelayConfig, TenantConfig,
     store::store,
-    units::{Claim, show_size},
+    tenants::{Tenants, TenantsFolder},
+    units::show_size,
     walk::{Document, Problem, Problems, Table, Value, quote},
 };
 
@@ -52,9 +52,6 @@ const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=D
 /// Largest configuration file read, in bytes; a hundred times what the longest sensible one has.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The file each tenant's folder has.
-const MANIFEST: &str = "tenant.toml";
-
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{problems}")]
@@ -80,7 +77,8 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
         // The tenants' mistakes are worth listing even when only their folder's name could be read.
         Err(mut partial) => {
             let folder = partial.take("tenants").filter(|value| value.value.is_str());
-            (None, folder.map(|folder| tenants(&folder, path, secrets)).unwrap_or_default())
+            let read = |value| TenantsFolder::read(&value, path).map(|folder| folder.all(&value, secrets));
+            (None, folder.and_then(read).unwrap_or_default())
         }
     };
     let mut problems = Vec::new();
@@ -94,15 +92,16 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
 
 /// Walks `relay.toml`; the tenants come apart, their problems following this file's.
 fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> (Option<RelayConfig>, Tenants) {
-    let folder = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
-    let tenants = folder.map(|folder| tenants(&folder, path, secrets)).unwrap_or_default();
+    let named = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
+    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path));
+    let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
     let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
     let listen = listen(root.section("listen"));
     let limits = limits(root.section("limits"));
     let store = Some(store(root.section("store"), path, secrets));
     root.finish();
-    (Some(RelayConfig { listen, trusted_proxies, limits, store, tenants: Vec::new() }), tenants)
+    (Some(RelayConfig { listen, trusted_proxies, limits, store, tenants: Vec::new(), folder }), tenants)
 }
 
 fn listen(mut table: Table<'_>) -> Listen {
@@ -162,81 +161,8 @@ fn limits(mut table: Table<'_>) -> HostLimits {
     limits
 }
 
-/// The tenants read so far, and what was wrong with the others.
-#[derive(Default)]
-struct Tenants {
-    configs: Vec<TenantConfig>,
-    problems: Vec<Problem>,
-}
-
-/// Reads every tenant in the folder that `folder` names, beside the file `relay`.
-fn tenants(folder: &Value<'_>, relay: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
-    let mut tenants = Tenants::default();
-    let Some(name) = folder.str() else { return tenants };
-    let folders = match subfolders(&relay.parent().unwrap_or(Path::new("")).join(name)) {
-        Ok(folders) => folders,
-        Err(error) => {
-            folder.problem(format!("{} cannot be read ({error}); name the tenants' folder", quote(name)));
-            return tenants;
-        }
-    };
-    if folders.is_empty() {
-        folder.problem(format!("{} has no tenants; make a folder in it with a {MANIFEST}", quote(name)));
-    }
-    let mut names = BTreeMap::new();
-    let mut paths = BTreeMap::new();
-    for folder in folders {
-        let file = folder.join(MANIFEST);
-        if !file.exists() {
-            let message = format!("is missing; write it, or move {} away", folder.display());
-            tenants.problems.push(Problem { file, line: None, key: String::new(), message });
-            continue;
-        }
-        let text = match read_file(&file) {
-            Ok(text) => text,
-            Err(problem) => {
-                tenants.problems.push(problem);
-                continue;
-            }
-        };
-        let (claims, config) = manifest::read(&text, &file, secrets);
-        match config {
-            Ok(config) => tenants.configs.push(config),
-            Err(Problems(problems)) => tenants.problems.extend(problems),
-        }
-        tenants.problems.extend(claims.name.and_then(|name| claim("name", name, &file, &mut names)));
-        tenants.problems.extend(claims.path.and_then(|path| claim("path", path, &file, &mut paths)));
-    }
-    tenants
-}
-
-/// Records that the tenant of `file` claims a name or a path; a problem if another already has.
-fn claim(key: &str, claim: Claim, file: &Path, claimed: &mut BTreeMap<String, PathBuf>) -> Option<Problem> {
-    let Claim { value, line } = claim;
-    if let Some(first) = claimed.get(&value) {
-        let message = format!("{} is also the {key} in {}; give each tenant its own", quote(&value), first.display());
-        return Some(Problem { file: file.into(), line, key: key.into(), message });
-    }
-    claimed.insert(value, file.into());
-    None
-}
-
-/// The folders in `folder` that are not hidden, by name.
-fn subfolders(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut folders = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        // Follows links: orchestrators mount folders as links.
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") && entry.path().is_dir() {
-            folders.push(entry.path());
-        }
-    }
-    folders.sort();
-    Ok(folders)
-}
-
 /// Reads a configuration file, which must be a regular file of UTF-8 within [`MAX_FILE_BYTES`].
-fn read_file(file: &Path) -> Result<String, Problem> {
+pub(super) fn read_file(file: &Path) -> Result<String, Problem> {
     let problem = |line, message| Problem { file: file.into(), line, key: String::new(), message };
     let unreadable =
         |error: io::Error| problem(None, format!("cannot be read ({error}); check the path and its rights"));
@@ -259,7 +185,11 @@ fn read_file(file: &Path) -> Result<String, Problem> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        fs,
+        path::PathBuf,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use super::*;
     use crate::config::ApiConfig;

@@ -127,6 +127,20 @@ pub(super) fn name(value: &Value<'_>) -> Option<Claim> {
     Some(Claim { value: text.into(), line: value.place.line() })
 }
 
+/// One of a tenant's host names: as clients send it in `Host`, without a port.
+pub(super) fn host(value: &Value<'_>) -> Option<Claim> {
+    let text = value.str()?;
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=MAX_NAME_BYTES).contains(&label.len()) && label.bytes().all(inner)
+    };
+    if text.is_empty() || text.len() > MAX_PATH_BYTES || !text.split('.').all(label) {
+        value.problem(format!("{} is not a host name; write for example \"feed.example.com\", no port", quote(text)));
+        return None;
+    }
+    Some(Claim { value: text.to_ascii_lowercase(), line: value.place.line() })
+}
+
 /// The path of a tenant.
 pub(super) fn path(value: &Value<'_>) -> Option<Claim> {
     let text = value.str()?;

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwap;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{
@@ -44,7 +45,8 @@ impl Keep {
 }
 
 pub struct Retention {
-    pub keep: Vec<Keep>,
+    /// Of all tenants; others may take their place.
+    pub keep: Arc<ArcSwap<Vec<Keep>>>,
     pub writer: Arc<Writer>,
     pub readers: Arc<Readers>,
     pub mysql: Option<Arc<Rows>>,
@@ -53,7 +55,7 @@ pub struct Retention {
 impl Retention {
     pub async fn run(self, mut stop: Stop) {
         loop {
-            for keep in &self.keep {
+            for keep in &*self.keep.load_full() {
                 let deleted = tokio::select! {
                     deleted = self.apply(keep) => deleted,
                     () = stop.wait() => return,

@@ -22,10 +22,10 @@ use super::{Command, Disconnect, Error, Recover, Request, decode, reply};
 use crate::{
     channel::{Channel, Channels, Frame, Kind, Position, Refused, Start},
     client::{
-        ClientId, Compression, End, Event, Follow, Full, Inbox, Step, Steps, Told, admission::given_by, door::Route,
-        encode, frame,
+        ClientId, Compression, End, Event, Follow, Full, Inbox, Step, Steps, Told, admission::given_by, encode, frame,
     },
     component::{self, Handler, Joined, Meaning, NotLetIn, Tasks},
+    routes::Route,
     tenant::Tenant,
 };
 
@@ -82,7 +82,7 @@ impl Session {
         compression: Option<Compression>,
         tasks: Tasks,
     ) -> Arc<Self> {
-        let Route { tenant, handler } = route;
+        let Route { tenant, handler, .. } = route;
         Arc::new(Self {
             id,
             pinged: AtomicU32::new(0),
@@ -113,8 +113,8 @@ impl Session {
 
     /// Takes a message to be handled after those before it.
     pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Full> {
-        let Tenant { limits, terms, .. } = &*self.tenant;
-        if self.inbox.message(kind, payload, limits.client_queue, &terms.budget)? {
+        let limit = self.tenant.version().limits.client_queue;
+        if self.inbox.message(kind, payload, limit, &self.tenant.terms.budget)? {
             self.tasks.spawn(Arc::clone(self).serve());
         }
         Ok(())
@@ -340,7 +340,7 @@ impl Session {
         self.act(steps.take());
         let frame = Frame { kind: Kind::Text, bytes: data.into() };
         if handler.handle_command(joined, id, meaning, &frame).await.is_err() {
-            handler.guest().metrics.lost.inc();
+            handler.metrics.lost.inc();
             return Err(Error::Internal.into());
         }
         Ok(())

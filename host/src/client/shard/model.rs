@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::atomic::AtomicBool,
 };
 
 use mio::Events;
@@ -221,11 +222,11 @@ impl World {
         let served = OwnedFd::from(served).into();
         let terms = Arc::new(Terms {
             metrics: Arc::clone(&self.metrics),
-            max_message: 0,
+            max_message: AtomicUsize::new(0),
             budget: Budget::new(0),
             total: Arc::default(),
             demand: Arc::default(),
-            compress_above: None,
+            gone: AtomicBool::new(false),
         });
         let client = Connected::new(Arc::clone(&terms), Voice::Silent);
         let id = self.ids.next(1);

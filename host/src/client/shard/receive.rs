@@ -1,6 +1,9 @@
 //! Bytes from clients: read, cut into messages, answered.
 
-use std::io::{ErrorKind, Read};
+use std::{
+    io::{ErrorKind, Read},
+    sync::atomic::Ordering,
+};
 
 use super::{Shard, row::flag};
 use crate::{
@@ -48,7 +51,7 @@ impl Shard {
             // Nothing is expected, and nothing would be understood.
             return;
         }
-        let max_message = row.client.terms().max_message;
+        let max_message = row.client.terms().max_message.load(Ordering::Relaxed);
         let mut inflater = row.is(flag::DEFLATES).then(|| self.inflater.take().unwrap_or_default());
         let (mut partial, mut assembly) = match &mut row.extra {
             Some(extra) => (std::mem::take(&mut extra.partial), std::mem::take(&mut extra.assembly)),

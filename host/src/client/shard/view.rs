@@ -43,6 +43,7 @@ impl View {
     pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
         let Self { channel, log, end, gone, had, gap, .. } = self;
         *had = *end;
+        log.set_max_bytes(channel.log_limit());
         // All that is fresh stays until the fan-out that follows has offered it.
         let fresh = log.next_seq();
         let oldest = channel.read(reader, fresh, |chunk| {

@@ -10,7 +10,7 @@ use super::{
         },
         channels::{closing, from_guest, publish_all},
     },
-    Handler, Meaning, Session,
+    Guest, Handler, Meaning, Session,
 };
 use crate::{
     channel::{Frame, Start},
@@ -57,7 +57,7 @@ pub async fn carry_out(handler: &Handler, session: &Session, asked: Asked, actio
         tracing::warn!(tenant.name = %guest.tenant.name, actions = actions.len(), most = MAX_ACTIONS, "a handler's actions cut off");
     }
     let steps = Steps::new(&guest.tenant.terms.budget);
-    let mut plan = Plan { handler, session, asked, steps, publications: Vec::new() };
+    let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
     for action in actions.into_iter().take(MAX_ACTIONS) {
         // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
         // done. The other way round the shard's queue keeps the order.
@@ -76,6 +76,7 @@ pub async fn carry_out(handler: &Handler, session: &Session, asked: Asked, actio
 /// Actions that are yet to be carried out: either steps for the shard or publications.
 struct Plan<'a> {
     handler: &'a Handler,
+    guest: Guest,
     session: &'a Session,
     /// What is not answered yet.
     asked: Asked,
@@ -85,7 +86,7 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn add(&mut self, action: Action) {
-        let guest = self.handler.guest();
+        let guest = &self.guest;
         match action {
             Action::Reply(frame) => self.message(&from_guest(frame)),
             Action::RpcResult(frame) => match self.asked {
@@ -102,7 +103,7 @@ impl Plan<'_> {
             }
             Action::Publish(publication) => self.publications.push(publication),
             Action::Upstream(to) => {
-                let upstream = guest.tenant.upstream(&to.upstream);
+                let upstream = guest.version.upstream(&to.upstream);
                 let sent =
                     upstream.map_or(Err(SendError::Unknown), |upstream| upstream.send(vec![from_guest(to.frame)]));
                 if let Err(error) = sent {
@@ -150,7 +151,7 @@ impl Plan<'_> {
         match self.asked {
             Asked::Command { id, by: Answer::Publish } => self.say(|out| centrifuge::reply::empty(id, "publish", out)),
             Asked::Command { by: Answer::Rpc, .. } => {
-                self.handler.guest().metrics.failed(Blame::GuestBroke, "unanswered");
+                self.guest.metrics.failed(Blame::GuestBroke, "unanswered");
                 self.error(ErrorCode::Internal as u32, "the tenant's code gives no answer");
             }
             Asked::Command { by: Answer::None, .. } | Asked::Message => {}
@@ -186,7 +187,7 @@ impl Plan<'_> {
 
     async fn publish(&mut self) {
         if !self.publications.is_empty() {
-            publish_all(self.handler.guest(), std::mem::take(&mut self.publications)).await;
+            publish_all(&self.guest, std::mem::take(&mut self.publications)).await;
         }
     }
 }

@@ -9,7 +9,6 @@ use super::{Handler, Meaning, actions, actions::Asked};
 use crate::{
     channel::{Frame, Kind},
     client::{ClientId, Compression, ErrorCode, Event, Full, Inbox, Share, Step, raw},
-    tenant::Tenant,
 };
 
 /// Why a client is gone that never was in a shard.
@@ -38,10 +37,10 @@ impl Session {
 
     /// Takes a message to be handled after those before it.
     pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Full> {
-        let guest = self.handler.guest();
-        let Tenant { limits, terms, .. } = &*guest.tenant;
-        let to_be_served = self.inbox.message(kind, payload, limits.client_queue, &terms.budget)?;
-        guest.metrics.queue.inc();
+        let tenant = &self.handler.tenant;
+        let limit = tenant.version().limits.client_queue;
+        let to_be_served = self.inbox.message(kind, payload, limit, &tenant.terms.budget)?;
+        self.handler.metrics.queue.inc();
         if to_be_served {
             self.handler.tasks.spawn(Arc::clone(self).serve());
         }
@@ -59,7 +58,7 @@ impl Session {
         while let Some(event) = self.inbox.next() {
             match event {
                 Event::Message(frame, share) => {
-                    self.handler.guest().metrics.queue.dec();
+                    self.handler.metrics.queue.dec();
                     self.handle(&frame, share).await;
                 }
                 Event::Gone => {
@@ -78,7 +77,7 @@ impl Session {
                 actions::carry_out(&self.handler, self, Asked::Message, made).await;
             }
             Err(_) => {
-                self.handler.guest().metrics.lost.inc();
+                self.handler.metrics.lost.inc();
                 let mut out = Vec::new();
                 raw::error(ErrorCode::Internal as u32, "the message could not be handled", &mut out);
                 self.handler.act(self.id, vec![Step::Send(out, share)]);

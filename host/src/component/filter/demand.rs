@@ -93,12 +93,12 @@ impl Worker {
         while !self.filter.is_pausing() && began.elapsed() < TURN {
             let Some(change) = self.following.as_ref().and_then(Following::next) else { return };
             let Some(mut frames) = self.on_channel(&change).await else {
-                self.filter.guest.metrics.lost.inc();
+                self.filter.guest().metrics.lost.inc();
                 continue;
             };
             if !frames.is_empty() {
                 // Before they are sent: what the partner has sent until now, and what it will, may have a gap between.
-                let guest = &self.filter.guest;
+                let guest = self.filter.guest();
                 guest.tenant.channels.interrupted(&change.channel, &guest.name);
             }
             frames.retain(|frame| self.fits(frame));
@@ -120,8 +120,8 @@ impl Worker {
     }
 
     async fn on_channel(&mut self, change: &Change) -> Option<Vec<Frame>> {
-        let upstream = self.filter.guest.name.clone();
-        let frames = self.filter.call(self.deadline, async |store: &mut Store<Host>, filter: &Filter| {
+        let upstream = self.filter.guest().name.clone();
+        let frames = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
             // Whoever has one of these follows demand.
             let Some(functions) = &filter.demand else { return Ok(Vec::new()) };
             let functions = functions.edge_relay_tenant_filter_demand();
@@ -138,7 +138,7 @@ impl Worker {
     fn fits(&self, frame: &Frame) -> bool {
         let fits = frame.bytes.len() <= MAX_OUTBOUND;
         if !fits {
-            let guest = &self.filter.guest;
+            let guest = self.filter.guest();
             guest.metrics.failed(Blame::GuestBroke, "frame_size");
             tracing::warn!(
                 tenant.name = %guest.tenant.name,

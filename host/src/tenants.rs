@@ -1,0 +1,390 @@
+//! All tenants of the host: brought to life, changed while their clients stay, let go.
+//!
+//! In comes a tenant's configuration with its code, checked; out go its channels, upstreams, jobs and routes. What did not
+//! change is left alone: an upstream whose table in the manifest is the same keeps its socket, and its filter's next call
+//! runs the new code; a schedule keeps its times. Sockets of clients belong to no version.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, task::JoinSet};
+
+use crate::{
+    channel::Channels,
+    client::Shards,
+    component::{
+        Api, ApiCode, ClientCode, FilterCode, Guest, Guests, Handler, Job, JobCode, Live, LiveFilter, LiveJob,
+    },
+    config::{ScheduleConfig, TenantConfig, UpstreamConfig},
+    metrics::Metrics,
+    routes::{Route, Routes},
+    shutdown::{self, Trigger},
+    store::{self, Keep, Store, StoreConfig},
+    tenant::{Code, Tenant, Version},
+    upstream::{self, Connector, Need, Sink, Upstream},
+};
+
+mod check;
+mod reload;
+mod watch;
+
+pub use check::{check, trial};
+
+/// Those that run.
+pub struct Tenants {
+    metrics: Arc<Metrics>,
+    shards: Arc<Shards>,
+    routes: Arc<Routes>,
+    connector: Connector,
+    /// Clients of the whole host.
+    total: Arc<AtomicUsize>,
+    /// `None`: until a tenant has code.
+    guests: Option<Guests>,
+    store: Records,
+    /// By folder.
+    running: BTreeMap<PathBuf, Running>,
+    upstreams: JoinSet<()>,
+}
+
+/// Where records are kept: opened when a tenant first needs it.
+pub struct Records {
+    /// `None`: nowhere.
+    pub config: Option<StoreConfig>,
+    pub open: Option<(Arc<Store>, store::Running)>,
+}
+
+/// A tenant and all that runs for it.
+struct Running {
+    tenant: Arc<Tenant>,
+    config: TenantConfig,
+    upstreams: Vec<RunningUpstream>,
+    /// It stays for clients that it has let in, also when the manifest names none any more.
+    handler: Option<Arc<Handler>>,
+    api: Option<Arc<Api>>,
+    jobs: Vec<RunningJob>,
+    route: Arc<Route>,
+}
+
+/// What a tenant has before a version of it runs.
+struct Before {
+    tenant: Arc<Tenant>,
+    upstreams: Vec<RunningUpstream>,
+    handler: Option<Arc<Handler>>,
+    api: Option<Arc<Api>>,
+    jobs: Vec<RunningJob>,
+}
+
+impl From<Running> for Before {
+    fn from(Running { tenant, upstreams, handler, api, jobs, .. }: Running) -> Self {
+        Self { tenant, upstreams, handler, api, jobs }
+    }
+}
+
+impl From<Arc<Tenant>> for Before {
+    fn from(tenant: Arc<Tenant>) -> Self {
+        Self { tenant, upstreams: Vec::new(), handler: None, api: None, jobs: Vec::new() }
+    }
+}
+
+struct RunningUpstream {
+    config: UpstreamConfig,
+    handle: Arc<upstream::Handle>,
+    /// `None`: it has no filter.
+    filter: Option<Arc<LiveFilter>>,
+    /// Dropped, it ends.
+    _stop: Trigger,
+    /// Told of its end.
+    ended: oneshot::Receiver<()>,
+}
+
+struct RunningJob {
+    schedule: ScheduleConfig,
+    job: Arc<LiveJob>,
+    /// Dropped, it ends.
+    _stop: Trigger,
+}
+
+impl Tenants {
+    pub fn new(
+        metrics: &Arc<Metrics>,
+        shards: &Arc<Shards>,
+        total: &Arc<AtomicUsize>,
+        connector: Connector,
+        store: Records,
+    ) -> Self {
+        Self {
+            metrics: Arc::clone(metrics),
+            shards: Arc::clone(shards),
+            routes: Arc::default(),
+            connector,
+            total: Arc::clone(total),
+            guests: None,
+            store,
+            running: BTreeMap::new(),
+            upstreams: JoinSet::new(),
+        }
+    }
+
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
+    /// Takes a tenant into service, or another version of one; [`Tenants::publish`] makes it known.
+    pub fn apply(&mut self, config: TenantConfig, code: &Code) -> io::Result<()> {
+        if config.has_code() && self.guests.is_none() {
+            self.guests = Some(Guests::start()?);
+        }
+        let before = match self.running.remove(&config.folder) {
+            Some(running) if running.tenant.name == config.name => running.into(),
+            other => {
+                other.into_iter().for_each(|other| self.stop(other));
+                Tenant::new(&config, &self.metrics, &self.shards, &self.total).into()
+            }
+        };
+        let keeps = code.keeps_records();
+        let store = self.store.open.as_ref().filter(|_| keeps).map(|(store, _)| Arc::clone(store));
+        let running = self.begin(before, config, code, store);
+        self.running.insert(running.config.folder.clone(), running);
+        Ok(())
+    }
+
+    /// Lets a tenant go: its clients are closed.
+    pub fn remove(&mut self, folder: &Path) {
+        if let Some(running) = self.running.remove(folder) {
+            tracing::info!(tenant.name = %running.tenant.name, "tenant gone");
+            self.stop(running);
+        }
+    }
+
+    /// Makes known who runs: to requests, and to what deletes old records.
+    pub fn publish(&self) {
+        self.routes.set(self.running.values().map(|running| Arc::clone(&running.route)));
+        self.metrics.tenants.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));
+        if let Some((store, _)) = &self.store.open {
+            store.set_keep(self.keep());
+        }
+    }
+
+    /// How long records are kept of all tenants.
+    fn keep(&self) -> Vec<Keep> {
+        self.running.values().flat_map(|running| keep(&running.config)).collect()
+    }
+
+    /// Lets go of instances that nobody has needed for a while.
+    fn rest(&self) {
+        for running in self.running.values() {
+            running.handler.iter().for_each(|handler| handler.rest());
+            running.api.iter().for_each(|api| api.rest());
+        }
+    }
+
+    /// Upstreams say goodbye, filters and jobs finish what they have.
+    pub async fn stop_all(&mut self, timeout: Duration) {
+        self.running.clear();
+        let stopping = async { while self.upstreams.join_next().await.is_some() {} };
+        if tokio::time::timeout(timeout, stopping).await.is_err() {
+            tracing::warn!("upstreams cut off at shutdown");
+        }
+        self.upstreams.abort_all();
+        while self.upstreams.join_next().await.is_some() {}
+        if let Some(guests) = &mut self.guests {
+            guests.finish(timeout).await;
+        }
+    }
+
+    /// What is left once there are no clients any more: calls for their leaving, then what appends records.
+    pub async fn end(self, timeout: Duration) {
+        if let Some(guests) = self.guests {
+            guests.shutdown(timeout).await;
+        }
+        if let Some((_, store)) = self.store.open {
+            store.shutdown(timeout).await;
+        }
+    }
+
+    /// Its upstreams and jobs end with their triggers.
+    fn stop(&self, running: Running) {
+        self.shards.close_all_of(&running.tenant.terms);
+    }
+
+    /// Has all that a tenant's manifest asks for run, with what of it ran before; returns when nothing begins the old way
+    /// any more.
+    fn begin(&mut self, before: Before, config: TenantConfig, code: &Code, store: Option<Arc<Store>>) -> Running {
+        let Before { tenant, upstreams, handler, api, jobs } = before;
+        let upstreams = Planned::all(&config, code, &tenant.channels, upstreams);
+        let version = Version::new(&config, upstreams.iter().map(Planned::handle).collect(), store);
+        tenant.reconfigure(&config, Arc::clone(&version));
+        let metrics = Arc::clone(&self.metrics);
+        let guest = |role: &'static str, name: &Arc<str>| Guest {
+            tenant: Arc::clone(&tenant),
+            version: Arc::clone(&version),
+            role,
+            name: Arc::clone(name),
+            metrics: metrics.guest(&tenant.name, role, name),
+        };
+        let upstreams = upstreams.into_iter().map(|planned| self.upstream(planned, &tenant, code, &guest)).collect();
+        let tasks = self.guests.as_ref().map(Guests::tasks);
+        let handler = match (handler, code.client.as_ref().map(Arc::clone), tasks.clone()) {
+            (None, Some(code), Some(tasks)) => {
+                Some(Handler::new(code, guest(ClientCode::ROLE, &ClientCode::ROLE.into()), tasks))
+            }
+            (Some(handler), Some(code), _) => {
+                handler.swap(code, guest(ClientCode::ROLE, &ClientCode::ROLE.into()));
+                Some(handler)
+            }
+            (handler, ..) => handler,
+        };
+        let reuse = config.api.as_ref().map(|api| api.reuse).unwrap_or_default();
+        let api = match (api, code.api.as_ref().map(Arc::clone), tasks) {
+            (None, Some(code), Some(tasks)) => {
+                Some(Api::new(code, guest(ApiCode::ROLE, &ApiCode::ROLE.into()), reuse, tasks))
+            }
+            (Some(api), Some(code), _) => {
+                api.swap(code, guest(ApiCode::ROLE, &ApiCode::ROLE.into()), reuse);
+                Some(api)
+            }
+            _ => None,
+        };
+        let jobs = self.jobs(&config, &tenant, code, jobs, &guest);
+        let route = Route {
+            tenant: Arc::clone(&tenant),
+            handler: handler.clone().filter(|_| code.client.is_some()),
+            api: api.clone(),
+            hosts: config.hosts.clone(),
+            path: config.path.clone(),
+        };
+        Running { tenant, config, upstreams, handler, api, jobs, route: Arc::new(route) }
+    }
+
+    /// An upstream that goes on, with its filter's new code, or begins once the one before it has ended.
+    fn upstream(
+        &mut self,
+        planned: Planned,
+        tenant: &Arc<Tenant>,
+        code: &Code,
+        guest: &impl Fn(&'static str, &Arc<str>) -> Guest,
+    ) -> RunningUpstream {
+        let (config, handle, before) = match planned {
+            Planned::Kept(kept) => {
+                if let Some((filter, code)) = kept.filter.as_ref().zip(code.filter.as_ref()) {
+                    filter.swap(Arc::clone(code), guest(FilterCode::ROLE, &kept.config.name));
+                }
+                return *kept;
+            }
+            Planned::New { config, handle, before } => (config, handle, before),
+        };
+        let filter =
+            code.filter.as_ref().map(|code| Live::new(Arc::clone(code), guest(FilterCode::ROLE, &config.name)));
+        let sink = match (&filter, &mut self.guests) {
+            (Some(filter), Some(guests)) => Sink::Filter(guests.filter(Arc::clone(filter))),
+            _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
+        };
+        let need = Need::new(&tenant.channels.demand, config.linger);
+        let metrics = Arc::new(self.metrics.upstream(&tenant.name, &config.name));
+        let (trigger, stop) = shutdown::stop();
+        let (end, ended) = oneshot::channel();
+        let upstream = Upstream {
+            tenant: Arc::clone(&tenant.name),
+            config: config.clone(),
+            sink,
+            metrics,
+            handle: Arc::clone(&handle),
+            need,
+        };
+        let connector = self.connector.clone();
+        while self.upstreams.try_join_next().is_some() {}
+        self.upstreams.spawn(async move {
+            if let Some(before) = before {
+                // An error is its end too: a partner allows few connections.
+                let _ = before.await;
+            }
+            upstream.run(connector, stop).await;
+            // Nobody waits for an upstream that nothing takes the place of.
+            let _ = end.send(());
+        });
+        RunningUpstream { config, handle, filter, _stop: trigger, ended }
+    }
+
+    /// Schedules that go on with new code, and new ones; the others end with their triggers.
+    fn jobs(
+        &mut self,
+        config: &TenantConfig,
+        tenant: &Tenant,
+        code: &Code,
+        mut before: Vec<RunningJob>,
+        guest: &impl Fn(&'static str, &Arc<str>) -> Guest,
+    ) -> Vec<RunningJob> {
+        let Some((code, guests)) = code.job.as_ref().zip(self.guests.as_mut()) else { return Vec::new() };
+        let mut jobs = Vec::new();
+        for schedule in &config.schedules {
+            let guest = guest(JobCode::ROLE, &schedule.name);
+            if let Some(at) = before.iter().position(|job| job.schedule == *schedule) {
+                let kept = before.swap_remove(at);
+                kept.job.swap(Arc::clone(code), guest);
+                jobs.push(kept);
+                continue;
+            }
+            let job = Live::new(Arc::clone(code), guest);
+            let missed = self.metrics.missed_ticks(&tenant.name, JobCode::ROLE, &schedule.name);
+            let (trigger, stop) = shutdown::stop();
+            guests.job(Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }, stop);
+            jobs.push(RunningJob { schedule: schedule.clone(), job, _stop: trigger });
+        }
+        jobs
+    }
+}
+
+/// An upstream of a version that is about to run.
+enum Planned {
+    /// Nothing about its connection has changed.
+    Kept(Box<RunningUpstream>),
+    New {
+        config: UpstreamConfig,
+        handle: Arc<upstream::Handle>,
+        /// The end of the one that it takes the place of.
+        before: Option<oneshot::Receiver<()>>,
+    },
+}
+
+impl Planned {
+    /// A filter says what is sent first on a connection: one that comes or goes changes the connection too.
+    fn all(config: &TenantConfig, code: &Code, channels: &Channels, mut before: Vec<RunningUpstream>) -> Vec<Self> {
+        let filtered = code.filter.is_some();
+        let plan = |config: &UpstreamConfig| {
+            let at = before.iter().position(|running| running.config.name == config.name);
+            let running = at.map(|at| before.swap_remove(at));
+            match running {
+                Some(running) if running.config == *config && running.filter.is_some() == filtered => {
+                    Self::Kept(Box::new(running))
+                }
+                running => {
+                    let demand = config.linger.map(|_| Arc::clone(&channels.demand));
+                    let handle = Arc::new(upstream::Handle::new(Arc::clone(&config.name), demand));
+                    Self::New { config: config.clone(), handle, before: running.map(|running| running.ended) }
+                }
+            }
+        };
+        config.upstreams.iter().map(plan).collect()
+    }
+
+    fn handle(&self) -> Arc<upstream::Handle> {
+        match self {
+            Self::Kept(kept) => Arc::clone(&kept.handle),
+            Self::New { handle, .. } => Arc::clone(handle),
+        }
+    }
+}
+
+/// How long a tenant's records are kept.
+pub fn keep(config: &TenantConfig) -> impl Iterator<Item = Keep> {
+    config.keep.iter().map(|(pattern, age)| Keep {
+        tenant: Arc::clone(&config.name),
+        pattern: pattern.clone(),
+        age: *age,
+    })
+}

@@ -1,0 +1,188 @@
+//! Tenants that come, change and go while the host runs.
+//!
+//! What the watch has found is read, checked and compiled beside everything else, one task a tenant, and then taken into
+//! service in one step of this task. What does not pass is refused with its reason, and what ran before runs on.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    Records, Tenants, check, keep,
+    watch::{Change, Fingerprint, Watch},
+};
+use crate::{
+    component::{Engine, Guests, Tasks},
+    config::{TenantConfig, TenantsFolder},
+    relay::open_store,
+    shutdown::Stop,
+    tenant::Code,
+};
+
+/// Between two looks for instances that nobody needs.
+const REST: Duration = Duration::from_secs(1);
+
+/// A tenant that has changed.
+struct Candidate {
+    folder: PathBuf,
+    fingerprint: Fingerprint,
+    /// The files that its manifest names, if it could be read.
+    files: Option<Vec<PathBuf>>,
+    checked: Result<(TenantConfig, Code), String>,
+}
+
+impl Tenants {
+    /// Follows what happens in the tenants' folder, if they have one, until told to stop.
+    pub async fn run(&mut self, folder: Option<TenantsFolder>, engine: Option<Arc<Engine>>, mut stop: Stop) {
+        let mut engine = engine;
+        let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
+        let mut watch = folder.and_then(|folder| match Watch::new(folder, &running) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                tracing::error!(%error, "the tenants' folder is not watched");
+                None
+            }
+        });
+        drop(running);
+        let mut candidates = JoinSet::new();
+        let mut rest = interval(REST);
+        rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.wait() => return,
+                changes = next(watch.as_mut()) => for change in changes {
+                    match change {
+                        Change::Gone(folder) => {
+                            self.remove(&folder);
+                            self.publish();
+                        }
+                        Change::Changed(folder, fingerprint) => match self.workshop(&mut engine) {
+                            Ok((engine, tasks)) => drop(candidates.spawn(prepare(folder, fingerprint, engine, tasks))),
+                            Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
+                        },
+                    }
+                },
+                Some(candidate) = candidates.join_next() => {
+                    let Ok(candidate) = candidate else { continue };
+                    let Candidate { folder, fingerprint, files, checked } = candidate;
+                    let taken = match checked {
+                        Ok((config, code)) => self.take(config, code).await,
+                        Err(why) => Err(why),
+                    };
+                    let refused = taken.is_err();
+                    if let Err(why) = taken {
+                        self.refuse(&folder, why);
+                    }
+                    watch.iter_mut().for_each(|watch| watch.settled(&folder, fingerprint.clone(), files.clone(), refused));
+                }
+                _ = rest.tick() => self.rest(),
+            }
+        }
+    }
+
+    /// What checking takes: made when it is first needed.
+    fn workshop(&mut self, engine: &mut Option<Arc<Engine>>) -> Result<(Arc<Engine>, Tasks), String> {
+        let engine = match engine {
+            Some(engine) => Arc::clone(engine),
+            None => Arc::clone(engine.insert(Arc::new(Engine::new().map_err(|error| format!("{error:#}"))?))),
+        };
+        let guests = match &self.guests {
+            Some(guests) => guests,
+            None => self.guests.insert(Guests::start().map_err(|error| error.to_string())?),
+        };
+        Ok((engine, guests.tasks()))
+    }
+
+    /// Takes what has passed all checks into service, unless others have what it claims.
+    async fn take(&mut self, config: TenantConfig, code: Code) -> Result<(), String> {
+        if let Some(other) = self.running.values().find_map(|other| conflict(&config, &other.config)) {
+            return Err(other);
+        }
+        if code.keeps_records() && self.store.open.is_none() {
+            self.open_store(&config).await?;
+        }
+        let (name, folder) = (Arc::clone(&config.name), config.folder.clone());
+        let is_new = !self.running.contains_key(&folder);
+        self.apply(config, &code).map_err(|error| error.to_string())?;
+        self.publish();
+        if let Some(running) = self.running.get(&folder) {
+            *running.tenant.refused() = None;
+        }
+        self.metrics.swapped(&name, true);
+        tracing::info!(tenant.name = %name, "{}", if is_new { "tenant taken into service" } else { "tenant swapped" });
+        Ok(())
+    }
+
+    async fn open_store(&mut self, config: &TenantConfig) -> Result<(), String> {
+        let Records { config: Some(store), .. } = &self.store else { return Ok(()) };
+        let (store, metrics) = (store.clone(), Arc::clone(&self.metrics));
+        let keep = self.keep().into_iter().chain(keep(config)).collect();
+        let opened = spawn_blocking(move || open_store(store, keep, &metrics)).await;
+        let opened = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        self.store.open = Some(opened);
+        Ok(())
+    }
+
+    /// What runs goes on.
+    fn refuse(&mut self, folder: &std::path::Path, why: String) {
+        let running = self.running.get(folder);
+        let name: Arc<str> = match running {
+            Some(running) => Arc::clone(&running.tenant.name),
+            None => folder.file_name().unwrap_or_default().to_string_lossy().into(),
+        };
+        self.metrics.swapped(&name, false);
+        let goes_on = if running.is_some() { "the version before runs on" } else { "it is not in service" };
+        tracing::error!(tenant.name = %name, folder = %folder.display(), error = %why, "tenant refused; {goes_on}");
+        if let Some(running) = running {
+            *running.tenant.refused() = Some(why);
+        }
+    }
+}
+
+async fn next(watch: Option<&mut Watch>) -> Vec<Change> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads a changed tenant and checks all that can be checked before it runs.
+async fn prepare(folder: PathBuf, fingerprint: Fingerprint, engine: Arc<Engine>, tasks: Tasks) -> Candidate {
+    let read = {
+        let folder = folder.clone();
+        spawn_blocking(move || TenantsFolder::tenant(&folder)).await
+    };
+    let config = match read.map_err(|error| error.to_string()) {
+        Ok(Ok(config)) => config,
+        Ok(Err(problems)) => {
+            return Candidate { folder, fingerprint, files: None, checked: Err(problems.to_string()) };
+        }
+        Err(error) => return Candidate { folder, fingerprint, files: None, checked: Err(error) },
+    };
+    let files = Some(config.files());
+    let checked = tasks.spawn(async move { check(&config, &engine).await.map(|code| (config, code)) }).await;
+    let checked = checked.unwrap_or_else(|error| Err(error.to_string()));
+    Candidate { folder, fingerprint, files, checked }
+}
+
+/// What two tenants both claim.
+fn conflict(new: &TenantConfig, other: &TenantConfig) -> Option<String> {
+    if new.folder == other.folder {
+        return None;
+    }
+    let there = other.folder.display();
+    if new.name == other.name {
+        return Some(format!("the name {} is also that of the tenant in {there}; give each its own", new.name));
+    }
+    let path = |config: &TenantConfig| config.path.trim_end_matches('/').to_owned();
+    let meet = match (new.hosts.is_empty(), other.hosts.is_empty()) {
+        (true, true) => true,
+        (false, false) => new.hosts.iter().any(|host| other.hosts.contains(host)),
+        _ => false,
+    };
+    (meet && path(new) == path(other))
+        .then(|| format!("the path {} is also that of the tenant in {there}; give each its own", new.path))
+}

@@ -1,0 +1,152 @@
+//! The tenants' folder, looked at: what has come, changed and gone.
+//!
+//! A tenant's manifest and the files that it names are told apart by inode, size and time of change. A change counts once
+//! it has stood from one look to the next, so that nothing is read half written; at SIGHUP all that is other than what runs
+//! counts at once, what was refused included.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
+    time::sleep,
+};
+
+use crate::config::{TenantConfig, TenantsFolder};
+
+/// Between two looks: a thousand tenants take some milliseconds.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The state of a tenant's files; those that are not there count too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fingerprint(Vec<Option<(u64, u64, i64, i64)>>);
+
+/// What a look has found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A tenant is there that was not, or is another.
+    Changed(PathBuf, Fingerprint),
+    Gone(PathBuf),
+}
+
+pub struct Watch {
+    folder: TenantsFolder,
+    hangup: Signal,
+    /// SIGHUP has come, and no look since.
+    at_once: bool,
+    known: BTreeMap<PathBuf, Known>,
+}
+
+/// What is known of a tenant's folder.
+#[derive(Clone, Default)]
+struct Known {
+    /// The files that its manifest names.
+    files: Vec<PathBuf>,
+    /// Of what was last taken into service, or refused.
+    settled: Option<Fingerprint>,
+    refused: bool,
+    /// As it was found at the last look, if that was something new.
+    seen: Option<Fingerprint>,
+    /// It is looked into now.
+    busy: bool,
+    missing: bool,
+}
+
+impl Watch {
+    /// Of tenants that run as they were found.
+    pub fn new(folder: TenantsFolder, running: &[TenantConfig]) -> io::Result<Self> {
+        let known = running.iter().map(|config| {
+            let files = config.files();
+            let settled = Some(Fingerprint::of(&config.folder, &files));
+            (config.folder.clone(), Known { files, settled, ..Known::default() })
+        });
+        Ok(Self { folder, hangup: signal(SignalKind::hangup())?, at_once: false, known: known.collect() })
+    }
+
+    /// Waits for the next look and tells what it has found. Cancelled, it looks again.
+    pub async fn next(&mut self) -> Vec<Change> {
+        if !self.at_once {
+            tokio::select! {
+                () = sleep(INTERVAL) => {}
+                Some(()) = self.hangup.recv() => self.at_once = true,
+            }
+        }
+        let (folder, known) = (self.folder.clone(), self.known.clone());
+        let looked = spawn_blocking(move || look(&folder, &known)).await;
+        let at_once = std::mem::take(&mut self.at_once);
+        match looked {
+            Ok(Ok(found)) => self.compare(found, at_once),
+            Ok(Err(error)) => {
+                tracing::warn!(folder = %self.folder.path.display(), %error, "the tenants' folder cannot be read");
+                Vec::new()
+            }
+            // The runtime is going down.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// A change has been taken into service, or refused. `files`: those that its manifest names, if it could be read.
+    pub fn settled(&mut self, folder: &Path, fingerprint: Fingerprint, files: Option<Vec<PathBuf>>, refused: bool) {
+        let known = self.known.entry(folder.to_owned()).or_default();
+        let same = files.as_ref().is_none_or(|files| *files == known.files);
+        known.files = files.unwrap_or_else(|| std::mem::take(&mut known.files));
+        // Other files are looked at from now on: what they were when the manifest was read is what they are now.
+        known.settled = Some(if same { fingerprint } else { Fingerprint::of(folder, &known.files) });
+        known.refused = refused;
+        known.seen = None;
+        known.busy = false;
+    }
+
+    fn compare(&mut self, found: BTreeMap<PathBuf, Fingerprint>, at_once: bool) -> Vec<Change> {
+        let mut changes = Vec::new();
+        self.known.retain(|folder, known| {
+            let there = found.contains_key(folder);
+            let gone = !there && !known.busy && (known.missing || at_once);
+            known.missing = !there;
+            if gone {
+                changes.push(Change::Gone(folder.clone()));
+            }
+            !gone
+        });
+        for (folder, fingerprint) in found {
+            let known = self.known.entry(folder.clone()).or_default();
+            let is_new = known.settled.as_ref() != Some(&fingerprint);
+            if known.busy || !(is_new || at_once && known.refused) {
+                known.seen = None;
+            } else if at_once || known.seen.as_ref() == Some(&fingerprint) {
+                known.busy = true;
+                known.seen = None;
+                changes.push(Change::Changed(folder, fingerprint));
+            } else {
+                known.seen = Some(fingerprint);
+            }
+        }
+        changes
+    }
+}
+
+fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<BTreeMap<PathBuf, Fingerprint>> {
+    let fingerprint = |folder: PathBuf| {
+        let files = known.get(&folder).map_or(&[][..], |known| &known.files);
+        let fingerprint = Fingerprint::of(&folder, files);
+        (folder, fingerprint)
+    };
+    Ok(folder.folders()?.into_iter().map(fingerprint).collect())
+}
+
+impl Fingerprint {
+    fn of(folder: &Path, files: &[PathBuf]) -> Self {
+        let manifest = TenantsFolder::manifest(folder);
+        let state = |file: &PathBuf| {
+            let found = file.metadata().ok()?;
+            Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+        };
+        Self(std::iter::once(&manifest).chain(files).map(state).collect())
+    }
+}
