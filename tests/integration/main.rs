@@ -46,6 +46,7 @@ mod page;
 mod readme;
 mod records;
 mod shutdown;
+mod swap;
 
 mod chaos;
 mod mariadb;
