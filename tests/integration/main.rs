@@ -47,6 +47,7 @@ mod readme;
 mod records;
 mod shutdown;
 mod swap;
+mod tenants;
 
 mod chaos;
 mod mariadb;
