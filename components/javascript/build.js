@@ -9,8 +9,8 @@ import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
-const VERSION = "0.2.6"; // In the WIT. As long as the other: in the component lengths stand before names.
-const UNKNOWN = "0.0.6";
+const VERSION = "0.2.9"; // In the WIT. As long as the other: in the component lengths stand before names.
+const UNKNOWN = "0.0.9";
 
 const [wit, world, app, out] = process.argv.slice(2);
 if (out === undefined) {

@@ -60,7 +60,7 @@ def history(query: str) -> tuple[int, object]:
         return 400, {"error": "ask /history?product=BTC-USD&limit=10"}
     try:
         return 200, [json.loads(row.data) for row in records.latest(SUMMARIES + product, int(limit))]
-    except Err as error:  # What an import's WIT calls an error.
+    except Err as error:
         if isinstance(error.value, records.Error_Invalid):
             return 400, {"error": error.value.value}
         return 503, {"error": f"the records cannot be read: {error.value.value}"}

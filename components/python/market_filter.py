@@ -6,7 +6,9 @@ products that any message has named.
 """
 
 import json
+from contextlib import contextmanager
 
+from componentize_py_types import Err
 from wit_world import exports
 from wit_world.imports import logging, wasi_config_store as settings
 from wit_world.imports.edge_relay_tenant_types import Frame, Frame_Text, Publication
@@ -16,10 +18,20 @@ import state
 CHANNEL = "prices"
 
 
+@contextmanager
+def attempt(context: str):
+    """Changes the state, if there is room for it; clients get their prices all the same."""
+    try:
+        yield
+    except Err as error:  # What an import's WIT calls an error. Others are our mistakes: for the log, with their traceback.
+        logging.log(logging.Level.ERROR, context, f"the state cannot be changed: {error.value}")
+
+
 class Filter(exports.Filter):
-    # What the open connection has brought: each product, and its latest price if there was one. A filter's instance serves
-    # one upstream, one call at a time; each call has an object of its own, so what lasts is the class's.
-    seen: dict[str, str | None] = {}
+    def __init__(self) -> None:
+        # What the open connection has brought: each product, and its latest price if there was one. A filter's instance
+        # serves one upstream, one call at a time, with one object of this class for all calls.
+        self.seen: dict[str, str | None] = {}
 
     def on_open(self, upstream: str) -> list[Frame]:
         subscribe = settings.get("subscribe")
@@ -28,17 +40,19 @@ class Filter(exports.Filter):
     def on_frames(self, upstream: str, frames: list[Frame]) -> list[Publication]:
         known = len(self.seen)
         publications = [made for frame in frames if (made := self.publication(frame))]
-        # One call for all of a batch: each goes through the host.
-        state.keep(state.PUBLIC, {made.key: self.seen[made.key] for made in publications})
-        if len(self.seen) > known:
-            state.keep(state.PRODUCTS, dict.fromkeys(self.seen, ""))
+        with attempt("on-frames"):
+            # One call for all of a batch: each goes through the host.
+            state.keep(state.PUBLIC, {made.key: self.seen[made.key] for made in publications})
+            if len(self.seen) > known:
+                state.keep(state.PRODUCTS, dict.fromkeys(self.seen, ""))
         return publications
 
     def on_close(self, upstream: str, reason: str) -> list[Publication]:
         # Without the exchange nothing in the state is the latest.
         self.seen.clear()
-        state.forget(state.PUBLIC)
-        state.forget(state.PRODUCTS)
+        with attempt("on-close"):
+            state.forget(state.PUBLIC)
+            state.forget(state.PRODUCTS)
         return []
 
     def publication(self, frame: Frame) -> Publication | None:

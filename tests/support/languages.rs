@@ -70,7 +70,7 @@ pub fn component(language: Language, source: &Path, wit: &Path, world: &str) -> 
 }
 
 /// The folder of a language's toolchain, and what tells its version.
-fn installed(language: Language) -> Option<(PathBuf, Vec<u8>)> {
+pub fn installed(language: Language) -> Option<(PathBuf, Vec<u8>)> {
     let tools = cache("LANGUAGE_TOOLS", "languages");
     let (tools, installed, program) = match language {
         Language::JavaScript => (tools.join("javascript"), "node_modules/installed", "node"),
@@ -114,8 +114,8 @@ fn build(language: Language, tools: &Path, folder: &Folder, wit: &Path, world: &
             command
         }
         Language::Python => {
-            let mut command = Command::new("python3");
-            command.arg(tools.join("bin/componentize-py")).env("PYTHONPATH", tools).arg("--wit-path").arg(wit);
+            let mut command = Command::new(tools.join("bin/componentize-py"));
+            command.env("PYTHONPATH", tools).arg("--wit-path").arg(wit);
             command.args(["--world", world, "componentize", "app", "--output"]).arg(&out);
             command
         }

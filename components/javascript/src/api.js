@@ -36,7 +36,7 @@ function history(query) {
   try {
     return [200, latest(SUMMARIES + wanted.product, limit).map((row) => JSON.parse(decode(row.data)))];
   } catch (error) {
-    // An import that fails throws; what the WIT says of the error is its payload. Others are our own mistakes.
+    // As in the filter.
     if (error.payload === undefined) throw error;
     const { tag, val } = error.payload;
     return tag === "invalid" ? [400, { error: val }] : [503, { error: `the records cannot be read: ${val}` }];

@@ -24,21 +24,34 @@ export const filter = {
     const publications = frames.map(publication).filter((made) => made !== undefined);
     // One call for all of a batch: each goes through the host.
     const changed = new Set(publications.map(({ key }) => key));
-    keep(PUBLIC, [...changed].map((product) => [product, seen.get(product)]));
-    if (seen.size > known) {
-      keep(PRODUCTS, [...seen.keys()].map((product) => [product, ""]));
-    }
+    attempt("on-frames", () => {
+      keep(PUBLIC, [...changed].map((product) => [product, seen.get(product)]));
+      if (seen.size > known) keep(PRODUCTS, [...seen.keys()].map((product) => [product, ""]));
+    });
     return publications;
   },
 
   // Without the exchange nothing in the state is the latest.
   onClose(_upstream, _reason) {
     seen.clear();
-    forget(PUBLIC);
-    forget(PRODUCTS);
+    attempt("on-close", () => {
+      forget(PUBLIC);
+      forget(PRODUCTS);
+    });
     return [];
   },
 };
+
+// Changes the state, if there is room for it; clients get their prices all the same. An import that fails throws an error
+// whose payload is what the WIT says of it; an error without is a mistake of ours, which is for the log with its stack.
+function attempt(context, change) {
+  try {
+    change();
+  } catch (error) {
+    if (error.payload === undefined) throw error;
+    log("error", context, `the state cannot be changed: ${JSON.stringify(error.payload)}`);
+  }
+}
 
 // What a message changes for clients: nothing, unless it is a ticker with a new price.
 function publication(frame) {
