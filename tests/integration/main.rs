@@ -18,6 +18,7 @@ mod broken_filter;
 mod filter;
 mod imports;
 mod jobs;
+mod languages;
 mod leases;
 mod market;
 
@@ -42,6 +43,7 @@ mod bad_config;
 mod commands;
 mod components;
 mod compression;
+mod guide;
 mod page;
 mod readme;
 mod records;

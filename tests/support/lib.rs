@@ -1,7 +1,11 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
+<<<<<<< HEAD
 //! [`tenant`]s and their [`guests`], and [`client`]s, a [`crowd`] of them, or a [`browser`], or others' clients ([`script`], [`javascript`]), or
+=======
+//! [`tenant`]s and their [`guests`], in other [`languages`] too, and [`client`]s, or a [`browser`], or others' clients ([`script`], [`javascript`]), or
+>>>>>>> languages
 //! requests to its API ([`http`]); for records [`appends`], [`mariadb`], and a [`disk`] to fill.
 
 use std::{
@@ -23,6 +27,7 @@ pub mod feeds;
 pub mod guests;
 pub mod http;
 pub mod javascript;
+pub mod languages;
 pub mod mariadb;
 pub mod partner;
 pub mod probe;

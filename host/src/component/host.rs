@@ -62,6 +62,7 @@ pub struct Host {
     deferred: Option<Deferred>,
     guest: Guest,
     share: Share,
+    stderr: Output,
     _counted: Counted,
 }
 
@@ -99,6 +100,11 @@ impl Host {
         &self.share
     }
 
+    /// What it writes to its standard error.
+    pub fn stderr(&self) -> &Output {
+        &self.stderr
+    }
+
     pub fn deferred(&mut self) -> Option<&mut Deferred> {
         self.deferred.as_mut()
     }
@@ -111,9 +117,10 @@ impl Host {
 /// A fresh store: an empty WASI, the tenant's settings, its limits.
 pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
     // Nothing is granted: no environment, no arguments, no folder, no address, no look-up of names.
+    let stderr = Output::new(guest, "stderr");
     let wasi = WasiCtx::builder()
         .stdout(Output::new(guest, "stdout"))
-        .stderr(Output::new(guest, "stderr"))
+        .stderr(stderr.clone())
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false)
@@ -132,6 +139,7 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         deferred: (guest.role == filter::FilterCode::ROLE).then(Deferred::default),
         guest: guest.clone(),
         share: guest.tenant.turns.share(),
+        stderr,
         _counted: Counted::new(&guest.metrics.instances),
     };
     let mut store = Store::new(engine.wasmtime(), host);

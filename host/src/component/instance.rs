@@ -8,13 +8,14 @@ use std::{
 
 use wasmtime::{
     Store,
-    component::{self, Component, InstancePre},
+    component::{self, InstancePre},
 };
 
 use super::{
-    Engine, Guest, LoadError,
+    Engine, Guest, LoadError, Loaded,
     call::{Broken, within},
     check,
+    engine::LinkError,
     host::{self, Host},
 };
 use crate::metrics::Blame;
@@ -51,14 +52,14 @@ pub struct Code<R> {
 impl<R: Role> Code<R> {
     pub const ROLE: &'static str = R::NAME;
 
-    pub fn new(engine: &Arc<Engine>, component: &Component) -> Result<Self, LoadError> {
-        let report = engine.report(component);
+    pub fn new(engine: &Arc<Engine>, loaded: &Loaded) -> Result<Self, LoadError> {
+        let report = &loaded.report;
         if !report.roles.contains(&R::NAME) {
             let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
             return Err(LoadError::Role { role: R::NAME, interface: R::INTERFACE, exports });
         }
-        let pre = engine.link(component)?;
-        R::check(&pre).map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        let pre = loaded.linked()?.clone();
+        R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
         let keeps_records = report.imports.iter().any(|import| import.starts_with(check::RECORDS));
         let (follows_demand, leases) = (report.follows_demand, report.leases);
         Ok(Self { engine: Arc::clone(engine), pre, keeps_records, follows_demand, leases, role: PhantomData })
@@ -73,7 +74,8 @@ impl<R: Role> Code<R> {
             let instance = self.pre.instantiate_async(&mut store).await?;
             R::find(&mut store, &instance)
         };
-        match within(INSTANTIATE_DEADLINE, &self.engine.ticker, &share, made).await {
+        let made = within(INSTANTIATE_DEADLINE, &self.engine.ticker, &share, made).await;
+        match made.map_err(|broken| broken.saying(&store.data().stderr().words())) {
             Ok(role) => Ok(Instance { engine: Arc::clone(&self.engine), store, role, calls: 0 }),
             Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
             Err(broken) => Err(broken),
@@ -102,7 +104,9 @@ impl<R: Role> Instance<R> {
         self.store.set_epoch_deadline(1);
         let started = Instant::now();
         let share = self.store.data().share().clone();
-        let value = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await?;
+        self.store.data().stderr().forget();
+        let called = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await;
+        let value = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
         self.calls = self.calls.saturating_add(1);
         guest.metrics.calls.inc();
         guest.metrics.seconds.observe(started.elapsed().as_secs_f64());
