@@ -82,6 +82,11 @@ impl Relay {
         self.folder.unwrap()
     }
 
+    /// Its configuration.
+    pub fn folder(&self) -> &Folder {
+        self.folder.as_ref().expect("the relay has a folder")
+    }
+
     /// Where the API listens.
     pub fn api(&self) -> SocketAddr {
         self.api.expect("the relay has an API listener")
