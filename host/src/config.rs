@@ -23,7 +23,7 @@ mod tenants;
 mod units;
 mod walk;
 
-pub use relay::{Invalid, load};
+pub use relay::{Invalid, load, load_host};
 pub use tenants::TenantsFolder;
 pub use units::duration;
 pub use walk::{Problem, Problems};
@@ -37,6 +37,8 @@ pub struct RelayConfig {
     pub limits: HostLimits,
     /// `None`: there are no components that could need one.
     pub store: Option<StoreConfig>,
+    /// The folder for compiled code; `None`: there are no components, or it is not kept.
+    pub cache: Option<PathBuf>,
     pub tenants: Vec<TenantConfig>,
     /// Where they came from and may change; `None`: they are not from files.
     pub folder: Option<TenantsFolder>,
@@ -69,6 +71,12 @@ pub struct HostLimits {
     pub stall_timeout: Duration,
     /// How long clients and guests have to finish at shutdown.
     pub shutdown_timeout: Duration,
+    /// Most bytes of memory that compiling one component takes.
+    pub compile_memory: usize,
+    /// How long it may take.
+    pub compile_time: Duration,
+    /// Most bytes of compiled code on disk.
+    pub cache_size: u64,
 }
 
 impl Default for HostLimits {
@@ -81,6 +89,10 @@ impl Default for HostLimits {
             ping_interval: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(120),
             shutdown_timeout: Duration::from_secs(10),
+            // A Python component of 18 MB takes 400 MB and, alone on a core, some 10 s.
+            compile_memory: 1 << 30,
+            compile_time: Duration::from_secs(120),
+            cache_size: 4 << 30,
         }
     }
 }
