@@ -100,8 +100,7 @@ impl Api {
 
     /// Lets go of instances that nobody has needed for a while.
     pub fn rest(&self) {
-        let pool = self.pool.load();
-        let resting = pool.rest(pool.guest.version.limits.instance_idle);
+        let resting = self.pool.load().rest();
         if !resting.is_empty() {
             self.tasks.spawn(async move { drop(resting) });
         }
@@ -131,11 +130,13 @@ impl Api {
         let pool = self.pool.load_full();
         let deadline = pool.guest.version.limits.api_call;
         let slot = {
-            let Some(_waiting) = self.wait(pool.guest.version.limits.api_queue) else { return self.busy(&answer) };
+            let Some(_waiting) = self.wait(pool.guest.version.limits.api_queue) else {
+                return self.busy(&answer, "api-queue");
+            };
             tokio::select! {
                 slot = timeout(deadline, pool.slot()) => match slot {
                     Ok(slot) => slot,
-                    Err(_) => return self.busy(&answer),
+                    Err(_) => return self.busy(&answer, "api-instances"),
                 },
                 () = answer.unwanted() => return,
             }
@@ -179,8 +180,9 @@ impl Api {
         (self.waiting.fetch_add(1, Ordering::Relaxed) < most).then_some(waiting)
     }
 
-    fn busy(&self, answer: &Answer) {
+    fn busy(&self, answer: &Answer, limit: &'static str) {
         self.metrics.failed(Blame::HostFailed, "busy");
+        self.pool.load().guest.tenant.metrics.limited(limit, 1);
         self.metrics.lost.inc();
         answer.fail(NoAnswer::Busy);
     }

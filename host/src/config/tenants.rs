@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    TenantConfig,
+    TenantCaps, TenantConfig,
     manifest::{self, Claims},
     relay::read_file,
     units::Claim,
@@ -21,6 +21,8 @@ const MANIFEST: &str = "tenant.toml";
 #[derive(Clone, Debug)]
 pub struct TenantsFolder {
     pub path: PathBuf,
+    /// The most that each of them may have.
+    pub caps: TenantCaps,
 }
 
 /// The tenants read so far, and what was wrong with the others.
@@ -32,8 +34,8 @@ pub struct Tenants {
 
 impl TenantsFolder {
     /// The folder that relay.toml names: beside the file `relay`, if it is not absolute.
-    pub(super) fn read(value: &Value<'_>, relay: &Path) -> Option<Self> {
-        Some(Self { path: relay.parent().unwrap_or(Path::new("")).join(value.str()?) })
+    pub(super) fn read(value: &Value<'_>, relay: &Path, caps: TenantCaps) -> Option<Self> {
+        Some(Self { path: relay.parent().unwrap_or(Path::new("")).join(value.str()?), caps })
     }
 
     /// Reads every tenant; problems with the folder itself are of the `value` that names it.
@@ -50,12 +52,13 @@ impl TenantsFolder {
             let name = quote(value.value.as_str().unwrap_or_default());
             value.problem(format!("{name} has no tenants; make a folder in it with a {MANIFEST}"));
         }
-        read(&folders, secrets)
+        read(&folders, &self.caps, secrets)
     }
 
     /// Reads the tenant of a folder, with secrets from the process's environment.
-    pub fn tenant(folder: &Path) -> Result<TenantConfig, Problems> {
-        let Tenants { mut configs, problems } = read(&[folder.to_owned()], &|variable| std::env::var(variable).ok());
+    pub fn tenant(folder: &Path, caps: &TenantCaps) -> Result<TenantConfig, Problems> {
+        let secrets = |variable: &str| std::env::var(variable).ok();
+        let Tenants { mut configs, problems } = read(&[folder.to_owned()], caps, &secrets);
         configs.pop().filter(|_| problems.is_empty()).ok_or(Problems(problems))
     }
 
@@ -79,7 +82,7 @@ impl TenantsFolder {
     }
 }
 
-fn read(folders: &[PathBuf], secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
+fn read(folders: &[PathBuf], caps: &TenantCaps, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
     let mut tenants = Tenants::default();
     let mut claimed = Claimed::default();
     for folder in folders {
@@ -96,7 +99,7 @@ fn read(folders: &[PathBuf], secrets: &dyn Fn(&str) -> Option<String>) -> Tenant
                 continue;
             }
         };
-        let (claims, config) = manifest::read(&text, &file, secrets);
+        let (claims, config) = manifest::read(&text, &file, caps, secrets);
         match config {
             Ok(config) => tenants.configs.push(config),
             Err(Problems(problems)) => tenants.problems.extend(problems),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     client::{Shards, Timing},
-    component::{Code as RoleCode, Engine, Guest, Role},
+    component::{Code as RoleCode, Engine, Guest, HostPlaces, Role},
     config::{HostLimits, TenantConfig},
     metrics::Metrics,
     tenant::{Code, Tenant},
@@ -45,7 +45,8 @@ impl Trial<'_> {
             metrics: self.metrics.guest(&self.tenant.name, R::NAME, &name),
             name,
         };
-        let made = code.instantiate(&guest).await;
+        let place = guest.tenant.places.take().await;
+        let made = code.instantiate(&guest, place).await;
         made.map(drop).map_err(|broken| format!("components.{}: a trial of it fails: {broken}", R::NAME))
     }
 }
@@ -56,5 +57,6 @@ fn scratch(config: &TenantConfig) -> std::io::Result<(Arc<Tenant>, Arc<Metrics>)
     // Nobody is there.
     let shards = Shards::start(0, Timing { ping_interval, stall_timeout, shutdown_timeout })?;
     let metrics = Arc::new(Metrics::new());
-    Ok((Tenant::new(config, &metrics, &Arc::new(shards), &Arc::default()), metrics))
+    let places = HostPlaces::new(1);
+    Ok((Tenant::new(config, &metrics, &Arc::new(shards), &Arc::default(), &places), metrics))
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     component::{Engine, Guests, Tasks},
-    config::{TenantConfig, TenantsFolder},
+    config::{TenantCaps, TenantConfig, TenantsFolder},
     relay::open_store,
     shutdown::Stop,
     tenant::Code,
@@ -39,6 +39,7 @@ impl Tenants {
     pub async fn run(&mut self, folder: Option<TenantsFolder>, engine: Option<Arc<Engine>>, mut stop: Stop) {
         let mut engine = engine;
         let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
+        let caps = folder.as_ref().map(|folder| folder.caps.clone()).unwrap_or_default();
         let mut watch = folder.and_then(|folder| match Watch::new(folder, &running) {
             Ok(watch) => Some(watch),
             Err(error) => {
@@ -47,6 +48,7 @@ impl Tenants {
             }
         });
         drop(running);
+        let places = Arc::clone(&self.places);
         let mut candidates = JoinSet::new();
         let mut rest = interval(REST);
         rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,7 +62,7 @@ impl Tenants {
                             self.publish();
                         }
                         Change::Changed(folder, fingerprint) => match self.workshop(&mut engine) {
-                            Ok((engine, tasks)) => drop(candidates.spawn(prepare(folder, fingerprint, engine, tasks))),
+                            Ok((engine, tasks)) => drop(candidates.spawn(prepare(caps.clone(), folder, fingerprint, engine, tasks))),
                             Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
                         },
                     }
@@ -78,7 +80,11 @@ impl Tenants {
                     }
                     watch.iter_mut().for_each(|watch| watch.settled(&folder, fingerprint.clone(), files.clone(), refused));
                 }
-                _ = rest.tick() => self.rest(),
+                _ = rest.tick() => {
+                    self.rest();
+                    self.tell();
+                }
+                () = places.crowded() => self.rest(),
             }
         }
     }
@@ -150,10 +156,16 @@ async fn next(watch: Option<&mut Watch>) -> Vec<Change> {
 }
 
 /// Reads a changed tenant and checks all that can be checked before it runs.
-async fn prepare(folder: PathBuf, fingerprint: Fingerprint, engine: Arc<Engine>, tasks: Tasks) -> Candidate {
+async fn prepare(
+    caps: TenantCaps,
+    folder: PathBuf,
+    fingerprint: Fingerprint,
+    engine: Arc<Engine>,
+    tasks: Tasks,
+) -> Candidate {
     let read = {
         let folder = folder.clone();
-        spawn_blocking(move || TenantsFolder::tenant(&folder)).await
+        spawn_blocking(move || TenantsFolder::tenant(&folder, &caps)).await
     };
     let config = match read.map_err(|error| error.to_string()) {
         Ok(Ok(config)) => config,
