@@ -103,7 +103,9 @@ fn find(
 /// A handler has let a client in to channels that cannot be: the client has done nothing wrong.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
-    tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
+    if handler.tenant().log_lines.take() {
+        tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
+    }
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &format!("the tenant's code gives it {why}"))
 }
 

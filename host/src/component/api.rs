@@ -111,6 +111,11 @@ impl Api {
         self.pool.load().guest.version.limits.api_body
     }
 
+    /// Counts a request that a limit refuses.
+    pub fn limited(&self, limit: &'static str) {
+        self.pool.load().guest.tenant.metrics.limited(limit, 1);
+    }
+
     /// Hands a request to the guest. A call is not cut short when nobody waits for its answer any more.
     pub async fn call(self: &Arc<Self>, request: Request<Upload>) -> Result<Response<Download>, NoAnswer> {
         let (answer, answered) = oneshot::channel();
@@ -182,7 +187,7 @@ impl Api {
 
     fn busy(&self, answer: &Answer, limit: &'static str) {
         self.metrics.failed(Blame::HostFailed, "busy");
-        self.pool.load().guest.tenant.metrics.limited(limit, 1);
+        self.limited(limit);
         self.metrics.lost.inc();
         answer.fail(NoAnswer::Busy);
     }

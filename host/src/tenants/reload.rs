@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     task::{JoinSet, spawn_blocking},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
@@ -48,7 +48,7 @@ impl Tenants {
             }
         });
         drop(running);
-        let places = Arc::clone(&self.places);
+        let (places, mut crowded) = (Arc::clone(&self.places), Instant::now());
         let mut candidates = JoinSet::new();
         let mut rest = interval(REST);
         rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -84,7 +84,10 @@ impl Tenants {
                     self.rest();
                     self.tell();
                 }
-                () = places.crowded() => self.rest(),
+                () = places.crowded(crowded) => {
+                    crowded = Instant::now();
+                    self.rest();
+                }
             }
         }
     }
