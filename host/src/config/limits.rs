@@ -91,6 +91,9 @@ macro_rules! limits {
             /// The end of every range.
             pub const MOST: Self = Self { $($field: $most,)* };
 
+            #[cfg(test)]
+            const COUNT: usize = [$($key),*].len();
+
             pub(super) fn read(mut table: Table<'_>, caps: &TenantCaps) -> Self {
                 let limits = Self {
                     $($field: capped::<$unit>(
@@ -240,6 +243,18 @@ mod tests {
     #[test]
     fn every_default_is_within_its_range_and_is_what_a_tenant_gets_that_says_nothing() {
         assert_eq!(limits("", ""), Ok(TenantLimits::default()));
+    }
+
+    #[test]
+    fn the_readme_has_every_limit_with_its_default() {
+        let readme = include_str!("../../../README.md");
+        let block = readme.split("\n```").find_map(|block| block.split_once("[limits]\nmemory = ")).unwrap().1;
+        let text = format!("memory = {block}");
+        assert_eq!(limits("", &text), Ok(TenantLimits::default()));
+        // Commented out, a limit is not the default, and yet one.
+        let all = text.replace("\n# ", "\n");
+        limits("", &all).unwrap();
+        assert_eq!(all.lines().count(), TenantLimits::COUNT, "{all}");
     }
 
     #[test]
