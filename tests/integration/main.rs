@@ -19,6 +19,7 @@ mod filter;
 mod imports;
 mod jobs;
 mod leases;
+mod limits;
 mod market;
 
 mod api;

@@ -17,9 +17,8 @@ use super::{
     check,
     engine::LinkError,
     host::{self, Host},
+    places::Place,
 };
-use crate::metrics::Blame;
-
 /// Instantiating runs the guest's own start-up code.
 const INSTANTIATE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -69,8 +68,8 @@ impl<R: Role> Code<R> {
     }
 
     /// A fresh instance.
-    pub async fn instantiate(&self, guest: &Guest) -> Result<Instance<R>, Broken> {
-        let mut store = host::store(&self.engine, guest);
+    pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
+        let mut store = host::store(&self.engine, guest, place);
         store.set_epoch_deadline(1);
         let share = store.data().share().clone();
         let made = async {
@@ -116,9 +115,18 @@ impl<R: Role> Instance<R> {
     }
 }
 
-/// Counts and logs that a guest broke; `pause`: until there may be a fresh instance.
+/// Counts and logs that a call of a guest came to nothing; `pause`: until there may be a fresh instance.
 pub fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
-    guest.metrics.failed(Blame::GuestBroke, broken.reason());
+    guest.metrics.failed(broken.blame(), broken.reason());
+    match broken {
+        Broken::Deadline(_) => guest.tenant.metrics.limited(guest.call_limit(), 1),
+        Broken::Handles => guest.tenant.metrics.limited("handles", 1),
+        // What else there was no room for has been counted where it was asked for.
+        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) => {}
+    }
+    if !guest.tenant.log_lines.take() {
+        return;
+    }
     tracing::warn!(
         tenant.name = %guest.tenant.name,
         guest.role = guest.role,

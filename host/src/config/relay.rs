@@ -12,7 +12,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    HostLimits, Listen, RelayConfig, TenantConfig,
+    HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
     store::store,
     tenants::{Tenants, TenantsFolder},
     units::show_size,
@@ -60,6 +60,8 @@ const CACHE_SIZE: RangeInclusive<u64> = 1 << 20..=1 << 44;
 
 /// The folder for compiled code without configuration, beside relay.toml.
 const CACHE: &str = "data/cache";
+/// What each may take is its tenant's `memory`; over the most address space runs out.
+const INSTANCES: RangeInclusive<u64> = 1..=30_000;
 
 /// Largest configuration file read, in bytes; a hundred times what the longest sensible one has.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -97,7 +99,8 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
         // The tenants' mistakes are worth listing even when only their folder's name could be read.
         Err(mut partial) => {
             let folder = partial.take("tenants").filter(|value| value.value.is_str());
-            let read = |value| TenantsFolder::read(&value, path).map(|folder| folder.all(&value, secrets));
+            let caps = TenantCaps::default();
+            let read = |value| TenantsFolder::read(&value, path, caps).map(|folder| folder.all(&value, secrets));
             (None, folder.and_then(read).unwrap_or_default())
         }
     };
@@ -113,7 +116,8 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
 /// Walks `relay.toml`; the tenants come apart, their problems following this file's.
 fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> (Option<RelayConfig>, Tenants) {
     let named = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
-    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path));
+    let caps = TenantCaps::read(root.section("tenant-limits"), path);
+    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path, caps));
     let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
     let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
@@ -181,6 +185,7 @@ fn limits(mut table: Table<'_>) -> HostLimits {
         compile_memory: table.size("compile-memory", &COMPILE_MEMORY).unwrap_or(default.compile_memory),
         compile_time: table.duration("compile-time", &COMPILE_TIME).unwrap_or(default.compile_time),
         cache_size: table.size("cache-size", &CACHE_SIZE).map_or(default.cache_size, |size| size as u64),
+        instances: table.count("instances", &INSTANCES).unwrap_or(default.instances),
     };
     table.finish();
     limits
