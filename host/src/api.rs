@@ -181,11 +181,16 @@ async fn answer(request: Request<Incoming>, peer: IpAddr, door: &Door) -> Result
     if let Ok(address) = HeaderValue::try_from(address.to_string()) {
         headers.insert(FORWARDED_FOR, address);
     }
-    if request.body().is_too_large() {
+    let answered = if request.body().is_too_large() {
         request.body().drain().await;
-        return Err(NoAnswer::TooLarge.into());
+        Err(NoAnswer::TooLarge)
+    } else {
+        api.call(request).await
+    };
+    if matches!(answered, Err(NoAnswer::TooLarge)) {
+        api.limited("api-body");
     }
-    Ok(api.call(request).await?)
+    Ok(answered?)
 }
 
 impl Door {

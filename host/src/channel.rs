@@ -29,7 +29,7 @@ mod publication;
 mod readers;
 mod snapshot;
 
-pub use channels::{Channels, MAX_CHANNELS};
+pub use channels::Channels;
 pub use chunk::{Chunk, Entry, Key};
 pub use encoding::Format;
 pub use history::{Epoch, NotAPosition, Page, Position, Start};

@@ -10,7 +10,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use crate::{component::Joined, demand::Demand, metrics::TenantMetrics};
+use crate::{component::Joined, config::TenantLimits, demand::Demand, metrics::TenantMetrics};
 
 mod address;
 mod admission;
@@ -34,6 +34,7 @@ mod queue;
 pub mod raw;
 mod refusal;
 mod shard;
+mod source;
 pub mod sse;
 mod steps;
 mod upgrade;
@@ -44,11 +45,12 @@ pub use compression::{Compression, SHARED_WINDOW_BITS, encode};
 pub use door::{Door, MAX_READS};
 pub use end::End;
 pub use id::ClientId;
-pub use inbox::{Event, Full, Inbox};
+pub use inbox::{Event, Inbox, Over, Sending};
 pub use listener::{bind, run};
 pub use queue::{Follow, Step, Told};
 pub use raw::ErrorCode;
 pub use shard::{Shards, Timing};
+pub use source::{Source, Sources};
 pub use steps::Steps;
 
 /// Most channels one client may follow.
@@ -63,15 +65,57 @@ pub struct Terms {
     pub budget: Arc<Budget>,
     /// Clients of the whole host.
     pub total: Arc<AtomicUsize>,
+    /// The tenant's own, now and at most.
+    clients: AtomicUsize,
+    max_clients: AtomicUsize,
+    /// How much each may send.
+    pub sending: Sending,
     /// Told of each client: some upstreams are there only for them.
     pub demand: Arc<Demand>,
     /// The tenant is there no more, so that nobody who was on the way in stays.
     pub gone: AtomicBool,
 }
 
+impl Terms {
+    /// `total`: clients of the whole host.
+    pub fn new(
+        metrics: Arc<TenantMetrics>,
+        limits: &TenantLimits,
+        total: Arc<AtomicUsize>,
+        demand: Arc<Demand>,
+    ) -> Self {
+        let terms = Self {
+            metrics,
+            max_message: AtomicUsize::default(),
+            budget: Budget::new(0),
+            total,
+            clients: AtomicUsize::new(0),
+            max_clients: AtomicUsize::default(),
+            sending: Sending::default(),
+            demand,
+            gone: AtomicBool::new(false),
+        };
+        terms.set(limits);
+        terms
+    }
+
+    /// From now on; clients that are there stay.
+    pub fn set(&self, limits: &TenantLimits) {
+        self.max_message.store(limits.client_message, Ordering::Relaxed);
+        self.max_clients.store(limits.clients, Ordering::Relaxed);
+        self.budget.set_max(limits.client_backlog);
+        self.sending.set(limits);
+    }
+
+    /// Whether the tenant has as many clients as it may.
+    pub fn is_full(&self) -> bool {
+        self.clients.load(Ordering::Relaxed) >= self.max_clients.load(Ordering::Relaxed)
+    }
+}
+
 /// A client that counts as connected until this is dropped.
 pub struct Connected {
-    terms: Arc<Terms>,
+    source: Arc<Source>,
     pub voice: Voice,
 }
 
@@ -86,16 +130,18 @@ pub enum Voice {
 }
 
 impl Connected {
-    pub fn new(terms: Arc<Terms>, voice: Voice) -> Self {
+    pub fn new(source: Arc<Source>, voice: Voice) -> Self {
+        let terms = &source.terms;
         terms.total.fetch_add(1, Ordering::Relaxed);
+        terms.clients.fetch_add(1, Ordering::Relaxed);
         terms.metrics.clients.inc();
         terms.metrics.clients_accepted.inc();
         terms.demand.client_came();
-        Self { terms, voice }
+        Self { source, voice }
     }
 
     pub fn terms(&self) -> &Arc<Terms> {
-        &self.terms
+        &self.source.terms
     }
 
     /// By which a tenant's code knows it.
@@ -109,7 +155,7 @@ impl Connected {
 
     /// Counts that the client leaves; its handler is told the reason when it is gone.
     pub fn leaves(&self, reason: &'static str) {
-        self.terms.metrics.closed(reason);
+        self.terms().metrics.closed(reason);
         match &self.voice {
             Voice::Silent => {}
             Voice::Handler(session) => session.leaves(reason),
@@ -120,8 +166,10 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.terms.total.fetch_sub(1, Ordering::Relaxed);
-        self.terms.metrics.clients.dec();
-        self.terms.demand.client_went();
+        let terms = self.terms();
+        terms.total.fetch_sub(1, Ordering::Relaxed);
+        terms.clients.fetch_sub(1, Ordering::Relaxed);
+        terms.metrics.clients.dec();
+        terms.demand.client_went();
     }
 }

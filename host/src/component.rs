@@ -31,8 +31,11 @@ mod job;
 mod keyvalue;
 mod library;
 mod live;
+mod log_lines;
 mod outbound;
+mod outbound_limit;
 mod output;
+mod places;
 mod pool;
 mod records;
 mod ticker;
@@ -51,6 +54,9 @@ pub use host::Guest;
 pub use instance::{Code, Role};
 pub use job::{Job, JobCode, LiveJob};
 pub use live::Live;
+pub use log_lines::LogLines;
+pub use outbound_limit::{OutboundLimit, OutboundPermit, OutboundRefused};
+pub use places::{HostPlaces, Places};
 pub use turns::Turns;
 
 /// The threads guests run on, and what runs there.

@@ -11,7 +11,7 @@ use hyper::{
 };
 use ipnet::IpNet;
 
-use crate::{state::Quota, store::StoreConfig};
+use crate::store::StoreConfig;
 
 mod channels;
 mod components;
@@ -23,6 +23,7 @@ mod tenants;
 mod units;
 mod walk;
 
+pub use limits::{TenantCaps, TenantLimits};
 pub use relay::{Invalid, load, load_host};
 pub use tenants::TenantsFolder;
 pub use units::duration;
@@ -77,6 +78,8 @@ pub struct HostLimits {
     pub compile_time: Duration,
     /// Most bytes of compiled code on disk.
     pub cache_size: u64,
+    /// Most instances of all tenants' components at once.
+    pub instances: usize,
 }
 
 impl Default for HostLimits {
@@ -89,9 +92,11 @@ impl Default for HostLimits {
             ping_interval: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(120),
             shutdown_timeout: Duration::from_secs(10),
-            compile_memory: 2 << 30,
+            // A Python component of 18 MB takes 400 MB and, alone on a core, some 10 s.
+            compile_memory: 1 << 30,
             compile_time: Duration::from_secs(120),
             cache_size: 4 << 30,
+            instances: 4096,
         }
     }
 }
@@ -250,65 +255,5 @@ impl Default for History {
     /// All that the log has.
     fn default() -> Self {
         Self { size: u64::MAX, age: Duration::MAX, bytes: usize::MAX, kept: false }
-    }
-}
-
-/// `[limits]` of a tenant.
-#[derive(Clone, Copy, Debug)]
-pub struct TenantLimits {
-    /// Most bytes of linear memory in one instance.
-    pub memory: usize,
-    /// Longest call of the filter, host calls included.
-    pub filter_call: Duration,
-    /// Longest call of the job, host calls included.
-    pub job_call: Duration,
-    /// Longest call of the client handler, host calls included.
-    pub client_call: Duration,
-    /// Most instances of the client handler.
-    pub client_instances: usize,
-    /// Largest message accepted from a client, in bytes.
-    pub client_message: usize,
-    /// Messages of one client that may wait for the handler.
-    pub client_queue: usize,
-    /// Bytes of all clients' messages that wait for the handler and replies that wait for sockets.
-    pub client_backlog: usize,
-    /// Longest call of the API, from a request's begin to the end of its answer.
-    pub api_call: Duration,
-    /// Most instances of the API.
-    pub api_instances: usize,
-    /// Requests that may wait for an instance.
-    pub api_queue: usize,
-    /// Largest body of a request, in bytes.
-    pub api_body: usize,
-    /// Most bytes of all channels' logs together.
-    pub logs: usize,
-    /// How long an instance may have nothing to do before it goes.
-    pub instance_idle: Duration,
-    /// How much state all the tenant's components keep together.
-    pub state: Quota,
-    /// Most bytes of the tenant's records in the host's own file.
-    pub records: u64,
-}
-
-impl Default for TenantLimits {
-    fn default() -> Self {
-        Self {
-            memory: 64 << 20,
-            filter_call: Duration::from_secs(1),
-            job_call: Duration::from_secs(10),
-            client_call: Duration::from_secs(1),
-            client_instances: 8,
-            client_message: 64 << 10,
-            client_queue: 128,
-            client_backlog: 64 << 20,
-            api_call: Duration::from_secs(30),
-            api_instances: 32,
-            api_queue: 1024,
-            api_body: 1 << 20,
-            logs: 256 << 20,
-            instance_idle: Duration::from_secs(60),
-            state: Quota { keys: 100_000, bytes: 16 << 20 },
-            records: 256 << 20,
-        }
     }
 }

@@ -25,6 +25,7 @@ mod sync {
     pub use std::sync::{Mutex, PoisonError};
 }
 pub mod metrics;
+pub mod rate;
 pub mod relay;
 pub mod routes;
 pub mod shutdown;

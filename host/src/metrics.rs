@@ -12,6 +12,8 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
+use crate::client::Over;
+
 /// A call takes microseconds as a rule; the last bounds show what nears its deadline. Seconds.
 const CALL_SECONDS: [f64; 10] = [2e-6, 5e-6, 1e-5, 5e-5, 2e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 
@@ -27,6 +29,13 @@ struct TenantLabel {
 struct TenantReason {
     tenant: Arc<str>,
     reason: &'static str,
+}
+
+/// `limit`: its key in the manifest's `[limits]`, or a constant of the code.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TenantLimit {
+    tenant: Arc<str>,
+    limit: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -141,6 +150,7 @@ pub struct Metrics {
     compile_seconds: Histogram,
     cache_distrusted: Family<Reason, Counter>,
     cache_removed: Counter,
+    limit_refusals: Family<TenantLimit, Counter>,
     pub tenants: Gauge,
 }
 
@@ -218,6 +228,11 @@ impl Metrics {
                 r,
                 "code_cache_removed",
                 "Entries of the cache of compiled code that made room for others",
+            ),
+            limit_refusals: add(
+                r,
+                "limit_refusals",
+                "Times that a limit of a tenant refused something, or made a component wait for an instance, by limit",
             ),
             tenants: add(r, "tenants", "Tenants in service now"),
             registry,
@@ -344,10 +359,22 @@ pub struct TenantMetrics {
 }
 
 impl TenantMetrics {
+    /// A limit has refused so many things: whoever asked is told by another way.
+    pub fn limited(&self, limit: &'static str, times: usize) {
+        let label = TenantLimit { tenant: Arc::clone(&self.tenant), limit };
+        self.all.limit_refusals.get_or_create(&label).inc_by(times as u64);
+    }
+
     /// A publication refused.
     pub fn refused(&self, reason: &'static str) {
         let label = TenantReason { tenant: Arc::clone(&self.tenant), reason };
         self.all.publications_refused.get_or_create(&label).inc();
+    }
+
+    /// A client's message that its limits refused.
+    pub fn not_taken(&self, over: Over) {
+        self.message_dropped(over.reason());
+        self.limited(over.limit(), 1);
     }
 
     /// A client's message that was not handled.

@@ -14,7 +14,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use crate::{
     admin, api,
     client::{self, Door, Shards, Timing},
-    component::{EngineSource, Tasks},
+    component::{EngineSource, HostPlaces, Tasks},
     config::{HostLimits, RelayConfig, TenantConfig, TenantsFolder},
     metrics::Metrics,
     shutdown::Stop,
@@ -95,7 +95,8 @@ impl Relay {
         let keep = config.tenants.iter().flat_map(tenants::keep).collect();
         let open = kept.map(|store| open_store(store, keep, &metrics)).transpose()?;
         let store = Records { config: config.store, open };
-        let mut tenants = Tenants::new(&metrics, &shards, &total, Connector::new()?, store);
+        let mut tenants =
+            Tenants::new(&metrics, &shards, &total, HostPlaces::new(limits.instances), Connector::new()?, store);
         for (config, code) in config.tenants.into_iter().zip(&codes) {
             tenants.apply(config, code)?;
         }

@@ -46,6 +46,8 @@ pub enum StoreError {
     Invalid(&'static str),
     #[error("{0}")]
     Full(&'static str),
+    #[error("the tenant's records have as many bytes as they may")]
+    Quota,
     #[error("{0}")]
     Unavailable(String),
 }
@@ -55,7 +57,7 @@ impl StoreError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid",
-            Self::Full(_) => "full",
+            Self::Full(_) | Self::Quota => "full",
             Self::Unavailable(_) => "unavailable",
         }
     }

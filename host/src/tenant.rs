@@ -5,20 +5,21 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
 };
 
 use arc_swap::ArcSwap;
 
 use crate::{
     channel::Channels,
-    client::{Budget, Shards, Terms},
-    component::{self, ApiCode, ClientCode, Engine, FilterCode, Guests, JobCode, Role, Turns},
+    client::{Shards, Sources, Terms},
+    component::{
+        self, ApiCode, ClientCode, Engine, FilterCode, Guests, HostPlaces, JobCode, LogLines, OutboundLimit, Places,
+        Role, Turns,
+    },
     config::{TenantConfig, TenantLimits},
     metrics::{Metrics, TenantMetrics},
+    rate::Rate,
     state::State,
     store::Store,
     upstream,
@@ -29,12 +30,20 @@ pub struct Tenant {
     pub name: Arc<str>,
     pub channels: Arc<Channels>,
     pub terms: Arc<Terms>,
+    /// Where its clients come from.
+    pub sources: Sources,
     /// Where its clients are.
     pub shards: Arc<Shards>,
     pub state: Arc<State>,
     pub metrics: Arc<TenantMetrics>,
     /// Of its guests on their threads.
     pub turns: Turns,
+    /// For its guests' instances.
+    pub places: Places,
+    /// How often its guests publish.
+    pub publications: Rate,
+    pub log_lines: LogLines,
+    pub outbound: Arc<OutboundLimit>,
     pub version: ArcSwap<Version>,
     /// Why what its folder has now is not what runs.
     pub refused: Mutex<Option<String>>,
@@ -55,33 +64,34 @@ pub struct Version {
 }
 
 impl Tenant {
-    /// A tenant that nothing runs for yet. `total`: clients of the whole host.
+    /// A tenant that nothing runs for yet. `total`: clients of the whole host; `places`: for instances of all tenants.
     pub fn new(
         config: &TenantConfig,
         metrics: &Arc<Metrics>,
         shards: &Arc<Shards>,
         total: &Arc<AtomicUsize>,
+        places: &Arc<HostPlaces>,
     ) -> Arc<Self> {
         let metrics = Arc::new(metrics.tenant(&config.name));
         let limits = &config.limits;
         let rules = config.channels.clone();
-        let channels = Arc::new(Channels::new(rules, limits.logs, config.compress_above, Arc::clone(&metrics)));
-        let terms = Terms {
-            metrics: Arc::clone(&metrics),
-            max_message: AtomicUsize::new(limits.client_message),
-            budget: Budget::new(limits.client_backlog),
-            total: Arc::clone(total),
-            demand: Arc::clone(&channels.demand),
-            gone: AtomicBool::new(false),
-        };
+        let channels = Arc::new(Channels::new(rules, limits, config.compress_above, Arc::clone(&metrics)));
+        let demand = Arc::clone(&channels.demand);
+        let terms = Arc::new(Terms::new(Arc::clone(&metrics), limits, Arc::clone(total), demand));
+        let outbound = (limits.outbound_requests, limits.outbound_requests_per_second);
         Arc::new(Self {
             name: Arc::clone(&config.name),
             channels,
-            terms: Arc::new(terms),
+            sources: Sources::new(Arc::clone(&terms), limits.clients_per_address),
+            terms,
             shards: Arc::clone(shards),
-            state: Arc::new(State::new(limits.state)),
-            metrics,
+            state: Arc::new(State::new(limits.quota())),
             turns: Turns::new(Guests::threads()),
+            places: Places::new(limits.instances, places, Arc::clone(&metrics)),
+            publications: Rate::new(limits.publications_per_second),
+            log_lines: LogLines::new(Arc::clone(&config.name), limits.log_lines_per_second, Arc::clone(&metrics)),
+            outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
+            metrics,
             version: ArcSwap::new(Version::new(config, Vec::new(), None)),
             refused: Mutex::default(),
         })
@@ -99,10 +109,14 @@ impl Tenant {
     /// Follows another manifest: channels, state and clients that are there stay.
     pub fn reconfigure(&self, config: &TenantConfig, version: Arc<Version>) {
         let limits = &config.limits;
-        self.channels.reconfigure(config.channels.clone(), limits.logs, config.compress_above);
-        self.state.set_quota(limits.state);
-        self.terms.max_message.store(limits.client_message, Ordering::Relaxed);
-        self.terms.budget.set_max(limits.client_backlog);
+        self.channels.reconfigure(config.channels.clone(), limits, config.compress_above);
+        self.state.set_quota(limits.quota());
+        self.terms.set(limits);
+        self.sources.set(limits.clients_per_address);
+        self.places.set(limits.instances);
+        self.publications.set(limits.publications_per_second);
+        self.log_lines.set(limits.log_lines_per_second);
+        self.outbound.set(limits.outbound_requests, limits.outbound_requests_per_second);
         self.version.store(version);
     }
 }
@@ -163,7 +177,7 @@ fn load_role<R: Role>(
     problems: &mut Vec<String>,
 ) -> Option<Arc<component::Code<R>>> {
     let path = path?;
-    let code = engine.load(path).and_then(|loaded| component::Code::new(engine, &loaded));
+    let code = engine.load(path).and_then(|loaded| component::Code::new(engine, loaded));
     code.map(Arc::new)
         .map_err(|error| problems.push(format!("{}: components.{}: {error}", path.display(), R::NAME)))
         .ok()

@@ -18,7 +18,8 @@ use crate::{
     channel::Channels,
     client::Shards,
     component::{
-        Api, ApiCode, ClientCode, FilterCode, Guest, Guests, Handler, Job, JobCode, Live, LiveFilter, LiveJob,
+        Api, ApiCode, ClientCode, FilterCode, Guest, Guests, Handler, HostPlaces, Job, JobCode, Live, LiveFilter,
+        LiveJob,
     },
     config::{ScheduleConfig, TenantConfig, UpstreamConfig},
     metrics::Metrics,
@@ -45,6 +46,8 @@ pub struct Tenants {
     connector: Connector,
     /// Clients of the whole host.
     total: Arc<AtomicUsize>,
+    /// For instances of all tenants.
+    places: Arc<HostPlaces>,
     /// `None`: until a tenant has code.
     guests: Option<Guests>,
     store: Records,
@@ -116,6 +119,7 @@ impl Tenants {
         metrics: &Arc<Metrics>,
         shards: &Arc<Shards>,
         total: &Arc<AtomicUsize>,
+        places: Arc<HostPlaces>,
         connector: Connector,
         store: Records,
     ) -> Self {
@@ -125,6 +129,7 @@ impl Tenants {
             routes: Arc::default(),
             connector,
             total: Arc::clone(total),
+            places,
             guests: None,
             store,
             running: BTreeMap::new(),
@@ -145,7 +150,7 @@ impl Tenants {
             Some(running) if running.tenant.name == config.name => running.into(),
             other => {
                 other.into_iter().for_each(|other| self.stop(other));
-                Tenant::new(&config, &self.metrics, &self.shards, &self.total).into()
+                Tenant::new(&config, &self.metrics, &self.shards, &self.total, &self.places).into()
             }
         };
         let keeps = code.keeps_records();
@@ -177,7 +182,12 @@ impl Tenants {
         self.running.values().flat_map(|running| keep(&running.config)).collect()
     }
 
-    /// Lets go of instances that nobody has needed for a while.
+    /// Says what was left out of the log.
+    fn tell(&self) {
+        self.running.values().for_each(|running| running.tenant.log_lines.tell());
+    }
+
+    /// Lets go of instances that nobody has needed for a while, or whose places others wait for.
     fn rest(&self) {
         for running in self.running.values() {
             running.handler.iter().for_each(|handler| handler.rest());

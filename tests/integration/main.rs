@@ -20,6 +20,7 @@ mod imports;
 mod jobs;
 mod languages;
 mod leases;
+mod limits;
 mod market;
 
 mod api;
@@ -40,6 +41,7 @@ mod store;
 
 mod admin;
 mod bad_config;
+mod code;
 mod commands;
 mod components;
 mod compression;

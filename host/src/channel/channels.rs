@@ -15,10 +15,12 @@ use super::{
     Channel, Chunk, MAIN, Publication, Refused, State, check_name, chunk_limit, lock, publication::check,
     snapshot::Snapshot,
 };
-use crate::{config::ChannelRule, demand::Demand, metrics::TenantMetrics};
+use crate::{
+    config::{ChannelRule, TenantLimits},
+    demand::Demand,
+    metrics::TenantMetrics,
+};
 
-/// Most channels of a tenant that exist at once, published to or subscribed to.
-pub const MAX_CHANNELS: usize = 10_000;
 /// Between two searches for channels that nobody reads: each looks at all of them.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -35,6 +37,8 @@ pub struct Channels {
     /// Bytes of all logs, now and at most.
     bytes: Arc<AtomicUsize>,
     max_bytes: Arc<AtomicUsize>,
+    /// Most that exist at once, published to or subscribed to.
+    max_channels: AtomicUsize,
     /// When unread channels were last dropped.
     swept: Mutex<Option<Instant>>,
 }
@@ -46,11 +50,11 @@ struct Rules {
 }
 
 impl Channels {
-    /// `max_bytes`: of all the tenant's logs together. `compress_above`: payloads of so many bytes and more are compressed
+    /// `limits`: how many there may be, and bytes of all their logs together. `compress_above`: payloads of so many bytes and more are compressed
     /// for clients that can take it.
     pub fn new(
         rules: Vec<ChannelRule>,
-        max_bytes: usize,
+        limits: &TenantLimits,
         compress_above: Option<usize>,
         metrics: Arc<TenantMetrics>,
     ) -> Self {
@@ -60,17 +64,19 @@ impl Channels {
             demand: Arc::default(),
             open: Mutex::default(),
             bytes: Arc::default(),
-            max_bytes: Arc::new(AtomicUsize::new(max_bytes)),
+            max_bytes: Arc::new(AtomicUsize::new(limits.logs)),
+            max_channels: AtomicUsize::new(limits.channels),
             swept: Mutex::default(),
         }
     }
 
     /// Follows what another manifest says, in the channels that are there too. Whoever follows a channel that is no longer
     /// listed goes on.
-    pub fn reconfigure(&self, rules: Vec<ChannelRule>, max_bytes: usize, compress_above: Option<usize>) {
+    pub fn reconfigure(&self, rules: Vec<ChannelRule>, limits: &TenantLimits, compress_above: Option<usize>) {
         let open = lock(&self.open);
         let rules = Rules::new(rules, compress_above);
-        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.max_bytes.store(limits.logs, Ordering::Relaxed);
+        self.max_channels.store(limits.channels, Ordering::Relaxed);
         for channel in open.values() {
             channel.reconfigure(rules.of(&channel.name).cloned().unwrap_or_default(), rules.compress_above);
         }
@@ -82,10 +88,12 @@ impl Channels {
     pub fn subscribe(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         self.check_allowed(name)?;
         let mut open = lock(&self.open);
-        if open.len() >= MAX_CHANNELS / 2 && !open.contains_key(name) {
+        let most = self.max_channels();
+        if open.len() >= most / 2 && !open.contains_key(name) {
             self.sweep(&mut open);
-            if open.len() >= MAX_CHANNELS / 2 {
-                return Err(Refused::Channels);
+            if open.len() >= most / 2 {
+                self.metrics.limited("channels", 1);
+                return Err(Refused::Channels(most));
             }
         }
         drop(open);
@@ -133,6 +141,7 @@ impl Channels {
         let mut taken = 0;
         for (channel, burst) in bursts.into_values().flatten() {
             if !self.has_room(&channel, &burst) {
+                self.metrics.limited("logs", burst.len());
                 refused.extend(burst.iter().map(|_| Refused::Bytes));
                 continue;
             }
@@ -171,8 +180,10 @@ impl Channels {
         if let Some(channel) = open.get(name) {
             return Ok(Arc::clone(channel));
         }
-        if open.len() >= MAX_CHANNELS && !self.sweep(&mut open) {
-            return Err(Refused::Channels);
+        let most = self.max_channels();
+        if open.len() >= most && !self.sweep(&mut open) {
+            self.metrics.limited("channels", 1);
+            return Err(Refused::Channels(most));
         }
         let rules = self.rules.load();
         let rule = rules.of(name).cloned().unwrap_or_default();
@@ -196,6 +207,10 @@ impl Channels {
     /// A channel that is there already.
     pub fn get(&self, name: &str) -> Option<Arc<Channel>> {
         lock(&self.open).get(name).cloned()
+    }
+
+    fn max_channels(&self) -> usize {
+        self.max_channels.load(Ordering::Relaxed)
     }
 
     /// Whether the tenant's logs may hold a burst, if need be in the place of what its channel has.
@@ -234,7 +249,7 @@ impl Channels {
         *swept = Some(Instant::now());
         // Held elsewhere, it has readers, or will have: a handshake or a publication is under way.
         open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
-        open.len() < MAX_CHANNELS && self.bytes.load(Ordering::Relaxed) < self.max_bytes.load(Ordering::Relaxed)
+        open.len() < self.max_channels() && self.bytes.load(Ordering::Relaxed) < self.max_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -261,6 +276,9 @@ mod tests {
         metrics::Metrics,
     };
 
+    /// Channels.
+    const MOST: usize = 1000;
+
     fn channels(rules: &[(&str, usize)], max_bytes: usize) -> Channels {
         let rule = |(pattern, log_bytes): &(&str, usize)| ChannelRule {
             pattern: (*pattern).into(),
@@ -268,7 +286,8 @@ mod tests {
             ..ChannelRule::default()
         };
         let rules = rules.iter().map(rule);
-        Channels::new(rules.collect(), max_bytes, None, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
+        let limits = TenantLimits { logs: max_bytes, channels: MOST, ..TenantLimits::default() };
+        Channels::new(rules.collect(), &limits, None, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
     }
 
     fn publication(channel: &str, bytes: usize) -> Publication {
@@ -354,8 +373,8 @@ mod tests {
     #[tokio::test]
     async fn made_up_names_make_room_for_others_once_nobody_follows_them() {
         let channels = channels(&[], 100_000);
-        let followed: Vec<_> = (0..MAX_CHANNELS / 2).map(|nth| channels.subscribe(&nth.to_string()).unwrap()).collect();
-        assert_eq!(channels.subscribe("one more").err(), Some(Refused::Channels));
+        let followed: Vec<_> = (0..MOST / 2).map(|nth| channels.subscribe(&nth.to_string()).unwrap()).collect();
+        assert_eq!(channels.subscribe("one more").err(), Some(Refused::Channels(MOST)));
         assert_eq!(channels.publish(vec![publication("published", 10)], None).await.0, 1);
         drop(followed);
         *lock(&channels.swept) = None;

@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Key, MAX_CHANNELS};
+use super::Key;
 
 /// Longest channel name, in bytes.
 const MAX_NAME: usize = 255;
 /// Longest key, in bytes.
 const MAX_KEY: usize = 255;
-/// Largest payload of a publication, in bytes: that of an upstream message, so that `pass` refuses none.
-const MAX_PAYLOAD: usize = 64 << 20;
 
 /// A WebSocket message: its type and its bytes (for text, UTF-8: whoever makes one has checked).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,10 +50,12 @@ pub enum Refused {
     Key,
     #[error("the channel has as many keys as it may")]
     Keys,
-    #[error("a publication has at most {MAX_PAYLOAD} bytes")]
-    Size,
-    #[error("the tenant has as many channels as it may, {MAX_CHANNELS}, and clients may add half of them")]
-    Channels,
+    #[error("a publication has at most {0} bytes")]
+    Size(usize),
+    #[error("the tenant publishes as often as it may, {0} times a second")]
+    Rate(usize),
+    #[error("the tenant has as many channels as it may, {0}, and clients may add half of them")]
+    Channels(usize),
     #[error("the tenant's logs have as many bytes as they may")]
     Bytes,
     #[error("one call makes more publications than are taken")]
@@ -71,8 +71,9 @@ impl Refused {
             Self::Name => "channel_name",
             Self::Key => "key",
             Self::Keys => "keys",
-            Self::Size => "size",
-            Self::Channels => "channels",
+            Self::Size(_) => "size",
+            Self::Rate(_) => "rate",
+            Self::Channels(_) => "channels",
             Self::Bytes => "bytes",
             Self::Count => "count",
             Self::NotAllowed => "not_allowed",
@@ -82,11 +83,8 @@ impl Refused {
 
 /// Checks what a publication says.
 pub(super) fn check(publication: &Publication) -> Result<(), Refused> {
-    let Publication { key, remove, data, .. } = publication;
-    if key.as_ref().map_or(*remove, |key| key.len() > MAX_KEY) {
-        return Err(Refused::Key);
-    }
-    if data.bytes.len() > MAX_PAYLOAD { Err(Refused::Size) } else { Ok(()) }
+    let Publication { key, remove, .. } = publication;
+    if key.as_ref().map_or(*remove, |key| key.len() > MAX_KEY) { Err(Refused::Key) } else { Ok(()) }
 }
 
 /// Checks a channel's name.

@@ -36,11 +36,16 @@ pub struct Admitted {
 }
 
 impl Door {
-    pub fn has_room(&self) -> Result<(), Refusal> {
-        if self.total.load(Ordering::Relaxed) < self.max_clients {
-            return Ok(());
+    /// Whether the host and the tenant take one more client.
+    pub fn has_room(&self, tenant: &Tenant) -> Result<(), Refusal> {
+        if self.total.load(Ordering::Relaxed) >= self.max_clients {
+            return Err(Refusal::unavailable("full", "the relay has as many clients as it takes"));
         }
-        Err(Refusal::unavailable("full", "the relay has as many clients as it takes"))
+        if tenant.terms.is_full() {
+            tenant.metrics.limited("clients", 1);
+            return Err(Refusal::unavailable("clients", "the tenant has as many clients as it takes"));
+        }
+        Ok(())
     }
 
     /// Lets in a client to the channels it wants, or to those that the tenant's handler gives it.
@@ -68,7 +73,7 @@ impl Door {
             }
         };
         // Others have come meanwhile.
-        self.has_room()?;
+        self.has_room(tenant)?;
         let until = admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
         Ok(Admitted { voice: Voice::Handler(admission.session), channels, until })
     }
@@ -81,7 +86,7 @@ pub fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Resul
         return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
     }
     find(tenant, names, |why, name| match why {
-        Refused::Channels => Refusal::channel(why, name),
+        Refused::Channels(_) => Refusal::channel(why, name),
         _ => wrong_channels(handler, &no_channel(why, name)),
     })
 }
@@ -98,7 +103,9 @@ fn find(
 /// A handler has let a client in to channels that cannot be: the client has done nothing wrong.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
-    tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
+    if handler.tenant().log_lines.take() {
+        tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
+    }
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &format!("the tenant's code gives it {why}"))
 }
 

@@ -67,6 +67,15 @@ impl End {
         }
     }
 
+    /// The limit that is the reason, by its key in the manifest.
+    pub fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Violation(Violation::TooLarge) => Some("client-message"),
+            Self::Replies(_) => Some("client-backlog"),
+            _ => None,
+        }
+    }
+
     /// The last bytes that the client is sent.
     pub fn bytes(&self, format: Format) -> Vec<u8> {
         match format {

@@ -22,7 +22,7 @@ use hyper::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Compression, Connected, Door, End, SHARED_WINDOW_BITS, Voice,
+    Compression, Connected, Door, End, SHARED_WINDOW_BITS, Source, Voice,
     admission::{Resumed, Wanted, begin, for_handler, resume},
     centrifuge::{self, Disconnect},
     client_address, cors, deflate,
@@ -133,7 +133,7 @@ impl Attempt {
 
     /// A plain WebSocket.
     async fn raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
-        self.has_room()?;
+        let source = self.room(route, request)?;
         let mut upgrade = Upgrade::check(request)?;
         // Before the handler is asked for anything.
         let Wanted { names, after } = Wanted::read(request.uri())?;
@@ -145,14 +145,14 @@ impl Attempt {
             format: if shares(compression) { Format::Deflated } else { Format::Raw },
             deflates: compression.is_some(),
             deadline: admitted.until,
-            ..Accepted::new(Connected::new(Arc::clone(&route.tenant.terms), admitted.voice))
+            ..Accepted::new(Connected::new(source, admitted.voice))
         };
         Ok((upgrade, accepted))
     }
 
     /// A client of the Centrifuge protocol, which says what it wants by its commands.
     fn centrifuge(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
-        self.has_room()?;
+        let source = self.room(route, request)?;
         let mut upgrade = Upgrade::check(request)?;
         let compression = agree(&route.tenant, request, &mut upgrade);
         let protocol = centrifuge::Protocol::of(request);
@@ -164,7 +164,7 @@ impl Attempt {
             compression,
             self.door.commands.clone(),
         );
-        let connected = Connected::new(Arc::clone(&route.tenant.terms), Voice::Centrifuge(session));
+        let connected = Connected::new(source, Voice::Centrifuge(session));
         let no_json = || End::Centrifuge(Disconnect::NotAvailable, Disconnect::NotAvailable.reason().into());
         let accepted = Accepted {
             format: if shares(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
@@ -199,7 +199,7 @@ impl Attempt {
     }
 
     async fn accept_events(&self, route: &Route, request: &Request<Incoming>) -> Result<Accepted, Refusal> {
-        self.has_room()?;
+        let source = self.room(route, request)?;
         if request.method() != Method::GET {
             let refusal =
                 Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is asked for with GET");
@@ -212,14 +212,20 @@ impl Attempt {
         let after = last.or_else(|| (!after.is_empty()).then_some(after));
         let Resumed { channels, gaps } = resume(admitted.channels, after.as_deref());
         let hello = sse::head(cors::headers(&route.tenant, request.headers()));
-        let connected = Connected::new(Arc::clone(&route.tenant.terms), admitted.voice);
+        let connected = Connected::new(source, admitted.voice);
         let deadline = admitted.until;
         Ok(Accepted { channels, hello, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
     }
 
-    fn has_room(&self) -> Result<(), Refusal> {
+    /// Room for a client: of the host, of the tenant, and of its address.
+    fn room(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<Source>, Refusal> {
         self.is_crowded()?;
-        self.door.has_room()
+        self.door.has_room(&route.tenant)?;
+        let source = route.tenant.sources.of(self.address(request));
+        source.ok_or_else(|| {
+            route.tenant.metrics.limited("clients-per-address", 1);
+            Refusal::too_many("clients_per_address", "the tenant has as many clients of this address as it takes")
+        })
     }
 
     /// Whether it is refused for all the others that come.
@@ -229,7 +235,11 @@ impl Attempt {
 
     /// The request as a handler sees it.
     fn asks(&self, request: &Request<Incoming>, door: component::Door) -> component::Request {
-        for_handler(request, client_address(self.peer, request.headers(), &self.door.trusted_proxies), door)
+        for_handler(request, self.address(request), door)
+    }
+
+    fn address(&self, request: &Request<Incoming>) -> IpAddr {
+        client_address(self.peer, request.headers(), &self.door.trusted_proxies)
     }
 
     fn keep(&self, accepted: Accepted) {

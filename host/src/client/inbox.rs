@@ -2,13 +2,21 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use bytes::Bytes;
 
 use super::{Budget, Share};
-use crate::channel::{Frame, Kind};
+use crate::{
+    channel::{Frame, Kind},
+    config::TenantLimits,
+    rate::Bucket,
+};
 
 /// Bytes that may wait in one inbox besides the first message.
 const INBOX_BYTES: usize = 1 << 20;
@@ -25,6 +33,33 @@ struct Waiting {
     bytes: usize,
     /// A task is there to empty it.
     served: bool,
+    /// Of a client that has sent something.
+    sent: Option<Box<Sent>>,
+}
+
+/// What a client has sent of late.
+#[derive(Default)]
+struct Sent {
+    messages: Bucket,
+    bytes: Bucket,
+}
+
+/// How much each of a tenant's clients may send.
+#[derive(Default)]
+pub struct Sending {
+    /// Messages that wait.
+    queue: AtomicUsize,
+    messages_per_second: AtomicUsize,
+    bytes_per_second: AtomicUsize,
+}
+
+impl Sending {
+    /// From now on.
+    pub fn set(&self, limits: &TenantLimits) {
+        self.queue.store(limits.client_queue, Ordering::Relaxed);
+        self.messages_per_second.store(limits.client_messages_per_second, Ordering::Relaxed);
+        self.bytes_per_second.store(limits.client_bytes_per_second, Ordering::Relaxed);
+    }
 }
 
 pub enum Event {
@@ -33,20 +68,72 @@ pub enum Event {
     Gone,
 }
 
-/// A message over the limits: it is not handled.
-#[derive(Debug)]
-pub struct Full;
+/// Why a message is not handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Too many of its client wait.
+    Queue,
+    /// Those of all clients take too many bytes.
+    Backlog,
+    /// Its client sends too often.
+    Messages,
+    /// Its client sends too much.
+    Bytes,
+}
+
+impl Over {
+    /// The limit's key in the manifest.
+    pub fn limit(self) -> &'static str {
+        match self {
+            Self::Queue => "client-queue",
+            Self::Backlog => "client-backlog",
+            Self::Messages => "client-messages-per-second",
+            Self::Bytes => "client-bytes-per-second",
+        }
+    }
+
+    /// The value of the metric's label `reason`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Queue | Self::Backlog => "queue",
+            Self::Messages => "messages",
+            Self::Bytes => "bytes",
+        }
+    }
+
+    /// What the client is told.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Queue | Self::Backlog => "too many messages wait: this one is dropped",
+            Self::Messages => "too many messages a second: this one is dropped",
+            Self::Bytes => "too many bytes a second: this message is dropped",
+        }
+    }
+}
 
 impl Inbox {
-    /// Takes a message, one of at most `limit`. True: a task must come to empty the inbox.
-    pub fn message(&self, kind: Kind, payload: &[u8], limit: usize, budget: &Arc<Budget>) -> Result<bool, Full> {
+    /// Counts a message, or one of the commands in it.
+    pub fn one_more(&self, may: &Sending) -> Result<(), Over> {
+        let sent = &mut self.lock().sent;
+        let messages = &mut sent.get_or_insert_default().messages;
+        let taken = messages.take(1, may.messages_per_second.load(Ordering::Relaxed), Instant::now());
+        if taken { Ok(()) } else { Err(Over::Messages) }
+    }
+
+    /// Takes a message of a client that may send so much; what is refused is not copied. True: a task must come to empty
+    /// the inbox.
+    pub fn message(&self, kind: Kind, payload: &[u8], may: &Sending, budget: &Arc<Budget>) -> Result<bool, Over> {
         let mut waiting = self.lock();
-        let bytes = payload.len() + MESSAGE_OVERHEAD;
-        let crowded = waiting.events.len() >= limit || waiting.bytes + bytes > INBOX_BYTES;
-        if crowded && !waiting.events.is_empty() {
-            return Err(Full);
+        let sent = &mut waiting.sent.get_or_insert_default().bytes;
+        if !sent.take(payload.len(), may.bytes_per_second.load(Ordering::Relaxed), Instant::now()) {
+            return Err(Over::Bytes);
         }
-        let share = budget.take(bytes).ok_or(Full)?;
+        let bytes = payload.len() + MESSAGE_OVERHEAD;
+        let crowded = waiting.events.len() >= may.queue.load(Ordering::Relaxed) || waiting.bytes + bytes > INBOX_BYTES;
+        if crowded && !waiting.events.is_empty() {
+            return Err(Over::Queue);
+        }
+        let share = budget.take(bytes).ok_or(Over::Backlog)?;
         waiting.bytes += bytes;
         let frame = Frame { kind, bytes: Bytes::copy_from_slice(payload) };
         Ok(waiting.push(Event::Message(frame, share)))

@@ -8,7 +8,7 @@ use crate::channel::{Frame, Kind};
 pub enum ErrorCode {
     /// The tenant's handler broke.
     Internal = 100,
-    /// More messages wait than may.
+    /// More messages wait, or are sent, than may.
     TooManyRequests = 111,
 }
 

@@ -34,8 +34,17 @@ impl Refusal {
     }
 
     pub fn unavailable(reason: &'static str, message: &str) -> Self {
+        Self::for_now(StatusCode::SERVICE_UNAVAILABLE, reason, message)
+    }
+
+    /// It is the client's own doing: an `EventSource` is not asked to come again.
+    pub fn too_many(reason: &'static str, message: &str) -> Self {
+        Self::for_now(StatusCode::TOO_MANY_REQUESTS, reason, message)
+    }
+
+    fn for_now(status: StatusCode, reason: &'static str, message: &str) -> Self {
         let seconds = RETRY_SECONDS.choose(&mut rand::rng()).copied().unwrap_or("1");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, message).with(RETRY_AFTER, seconds)
+        Self::new(status, reason, message).with(RETRY_AFTER, seconds)
     }
 
     /// What a handler's answer is to the client.
@@ -57,7 +66,7 @@ impl Refusal {
     pub fn channel(why: Refused, name: &str) -> Self {
         let status = match why {
             Refused::NotAllowed => StatusCode::FORBIDDEN,
-            Refused::Channels => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::Channels(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, "channel", &no_channel(why, name))

@@ -100,8 +100,7 @@ impl Api {
 
     /// Lets go of instances that nobody has needed for a while.
     pub fn rest(&self) {
-        let pool = self.pool.load();
-        let resting = pool.rest(pool.guest.version.limits.instance_idle);
+        let resting = self.pool.load().rest();
         if !resting.is_empty() {
             self.tasks.spawn(async move { drop(resting) });
         }
@@ -110,6 +109,11 @@ impl Api {
     /// Largest body of a request, in bytes.
     pub fn max_body(&self) -> usize {
         self.pool.load().guest.version.limits.api_body
+    }
+
+    /// Counts a request that a limit refuses.
+    pub fn limited(&self, limit: &'static str) {
+        self.pool.load().guest.tenant.metrics.limited(limit, 1);
     }
 
     /// Hands a request to the guest. A call is not cut short when nobody waits for its answer any more.
@@ -131,11 +135,13 @@ impl Api {
         let pool = self.pool.load_full();
         let deadline = pool.guest.version.limits.api_call;
         let slot = {
-            let Some(_waiting) = self.wait(pool.guest.version.limits.api_queue) else { return self.busy(&answer) };
+            let Some(_waiting) = self.wait(pool.guest.version.limits.api_queue) else {
+                return self.busy(&answer, "api-queue");
+            };
             tokio::select! {
                 slot = timeout(deadline, pool.slot()) => match slot {
                     Ok(slot) => slot,
-                    Err(_) => return self.busy(&answer),
+                    Err(_) => return self.busy(&answer, "api-instances"),
                 },
                 () = answer.unwanted() => return,
             }
@@ -179,8 +185,9 @@ impl Api {
         (self.waiting.fetch_add(1, Ordering::Relaxed) < most).then_some(waiting)
     }
 
-    fn busy(&self, answer: &Answer) {
+    fn busy(&self, answer: &Answer, limit: &'static str) {
         self.metrics.failed(Blame::HostFailed, "busy");
+        self.limited(limit);
         self.metrics.lost.inc();
         answer.fail(NoAnswer::Busy);
     }

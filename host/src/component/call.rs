@@ -3,9 +3,10 @@
 use std::{fmt::Write as _, time::Duration};
 
 use tokio::time::timeout;
-use wasmtime::WasmBacktrace;
+use wasmtime::{WasmBacktrace, component::ResourceTableError};
 
-use super::{output::line, ticker::Ticker, turns::Share};
+use super::{host::MAX_HANDLES, output::line, ticker::Ticker, turns::Share};
+use crate::metrics::Blame;
 
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
@@ -19,6 +20,10 @@ pub enum Broken {
     Deadline(Duration),
     #[error("cannot be instantiated: {0}")]
     Instantiate(String),
+    #[error("holds more than {MAX_HANDLES} handles: drop those that are done with")]
+    Handles,
+    #[error("no place for an instance within {} ms: the tenant, or the host, has as many as it may", .0.as_millis())]
+    Busy(Duration),
 }
 
 impl Broken {
@@ -28,6 +33,15 @@ impl Broken {
             Self::Trap(_) => "trap",
             Self::Deadline(_) => "deadline",
             Self::Instantiate(_) => "instantiate",
+            Self::Handles => "handles",
+            Self::Busy(_) => "busy",
+        }
+    }
+
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Busy(_) => Blame::HostFailed,
+            _ => Blame::GuestBroke,
         }
     }
 
@@ -51,7 +65,10 @@ pub async fn within<T>(
     let _calling = ticker.calling();
     match timeout(deadline, share.take(call)).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Broken::Trap(describe(&error))),
+        Ok(Err(error)) => match error.root_cause().downcast_ref() {
+            Some(ResourceTableError::Full) => Err(Broken::Handles),
+            _ => Err(Broken::Trap(describe(&error))),
+        },
         Err(_) => Err(Broken::Deadline(deadline)),
     }
 }

@@ -19,26 +19,38 @@ const MAX_PUBLICATIONS: usize = 10_000;
 /// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
 pub async fn publish(guest: &Guest, made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
     let tenant = &guest.tenant;
+    let largest = guest.version.limits.publication;
     // A filter works on its upstream.
     let upstream = (guest.role == FilterCode::ROLE).then_some(&guest.name);
-    let mut publications = Vec::with_capacity(made.len());
+    let mut publications = Vec::with_capacity(made.len().min(MAX_PUBLICATIONS));
     let mut refused = Vec::new();
+    let mut refuse = |why: Refused, limit| {
+        tenant.metrics.refused(why.reason());
+        tenant.metrics.limited(limit, 1);
+        refused.push(why);
+    };
     for (index, GuestPublication { channel, key, data, remove }) in made.into_iter().enumerate() {
+        let data = from_guest(data);
         if index >= MAX_PUBLICATIONS {
-            tenant.metrics.refused(Refused::Count.reason());
-            refused.push(Refused::Count);
+            refuse(Refused::Count, "call-publications");
+        } else if data.bytes.len() > largest {
+            refuse(Refused::Size(largest), "publication");
         } else {
-            let (channel, key) = (channel.into(), key.map(Into::into));
-            publications.push(Publication { channel, key, remove, data: from_guest(data) });
+            publications.push(Publication { channel: channel.into(), key: key.map(Into::into), remove, data });
         }
     }
+    // All of a call at once: what is over the rate is the last of it.
+    let over = publications.split_off(tenant.publications.take_some(publications.len()));
+    over.iter().for_each(|_| refuse(Refused::Rate(tenant.publications.per_second()), "publications-per-second"));
     refused.extend(tenant.channels.publish(publications, upstream).await.1);
     refused.first().map(|why| (refused.len(), *why))
 }
 
 /// The same for what a call returned, which nobody is there to be told about: it goes to the log.
 pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
-    if let Some((count, why)) = publish(guest, made).await {
+    if let Some((count, why)) = publish(guest, made).await
+        && guest.tenant.log_lines.take()
+    {
         tracing::warn!(
             tenant.name = %guest.tenant.name,
             guest.name = %guest.name,

@@ -169,8 +169,7 @@ impl Handler {
 
     /// Lets go of instances that nobody has needed for a while.
     pub fn rest(&self) {
-        let now = self.now.load();
-        let resting = now.pool.rest(now.pool.guest.version.limits.instance_idle);
+        let resting = self.now.load().pool.rest();
         if !resting.is_empty() {
             self.tasks.spawn(async move { drop(resting) });
         }
@@ -285,7 +284,8 @@ impl Handler {
             token: request.token.as_deref(),
             data: request.data.as_deref(),
         };
-        let called = slot.call(deadline(&slot), async |store, handler| {
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
             handler.own.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
         });
         let refused = match called.await {
@@ -305,7 +305,8 @@ impl Handler {
         data: Option<&str>,
     ) -> Result<(), NotLetIn> {
         let id = session.id.to_string();
-        let called = slot.call(deadline(&slot), async |store, handler| {
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             handler.own.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
         });
@@ -324,7 +325,8 @@ impl Handler {
         }
         let id = session.id.to_string();
         let slot = self.pool().slot().await;
-        let called = slot.call(deadline(&slot), async |store, handler| match &handler.lease {
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| match &handler.lease {
             Some(lease) => {
                 let lease = lease.edge_relay_tenant_client_lease();
                 lease.call_renew(store, &id, session.identity.as_deref(), token).await
@@ -348,7 +350,8 @@ impl Handler {
             Meaning::Publish(channel) => Kind::Publish(channel),
         };
         let slot = self.pool().slot().await;
-        let called = slot.call(deadline(&slot), async |store, handler| {
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             let handler = handler.own.edge_relay_tenant_client_handler();
             handler.call_on_message(store, client, kind, to_guest(frame)).await
@@ -374,7 +377,8 @@ impl Handler {
     async fn on_disconnect(&self, session: &Session, reason: &str) {
         let id = session.id.to_string();
         let slot = self.pool().slot().await;
-        let called = slot.call(deadline(&slot), async |store, handler| {
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             handler.own.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
         });

@@ -23,6 +23,7 @@ use super::{
     filter,
     outbound::Outbound,
     output::{self, Output},
+    places::Place,
     records::Deferred,
     turns::Share,
 };
@@ -36,7 +37,7 @@ const MAX_PARTS: usize = 64;
 /// Entries in all tables of an instance.
 const MAX_TABLE: usize = 100_000;
 /// Handles that an instance may hold at once: streams, buckets, requests, header fields.
-const MAX_HANDLES: usize = 10_000;
+pub(super) const MAX_HANDLES: usize = 10_000;
 
 /// Whose code runs, and within which limits.
 #[derive(Clone)]
@@ -48,6 +49,18 @@ pub struct Guest {
     /// What it works on: a filter's upstream, a job's schedule; else its role again.
     pub name: Arc<str>,
     pub metrics: Arc<GuestMetrics>,
+}
+
+impl Guest {
+    /// The limit of its calls' time, by its key in the manifest.
+    pub fn call_limit(&self) -> &'static str {
+        match self.role {
+            filter::FilterCode::ROLE => "filter-call",
+            super::ClientCode::ROLE => "client-call",
+            super::ApiCode::ROLE => "api-call",
+            _ => "job-call",
+        }
+    }
 }
 
 /// The data of one instance's store.
@@ -64,6 +77,7 @@ pub struct Host {
     share: Share,
     stderr: Output,
     _counted: Counted,
+    _place: Place,
 }
 
 /// An instance that counts as there until this is dropped.
@@ -115,7 +129,7 @@ impl Host {
 }
 
 /// A fresh store: an empty WASI, the tenant's settings, its limits.
-pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
+pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Store<Host> {
     // Nothing is granted: no environment, no arguments, no folder, no address, no look-up of names.
     let stderr = Output::new(guest, "stderr");
     let wasi = WasiCtx::builder()
@@ -125,7 +139,8 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .build();
-    let limits = Limits { memory: guest.version.limits.memory, table: MAX_TABLE };
+    let memory = guest.version.limits.memory;
+    let limits = Limits { memory, table: MAX_TABLE, guest: guest.clone(), told: false };
     let config = guest.version.settings.iter().cloned().collect();
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
@@ -141,6 +156,7 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         share: guest.tenant.turns.share(),
         stderr,
         _counted: Counted::new(&guest.metrics.instances),
+        _place: place,
     };
     let mut store = Store::new(engine.wasmtime(), host);
     store.limiter(|host| &mut host.limits);
@@ -173,6 +189,24 @@ struct Limits {
     memory: usize,
     /// Entries.
     table: usize,
+    guest: Guest,
+    /// The log says so once.
+    told: bool,
+}
+
+impl Limits {
+    /// Counts what is refused; guests are told by the failure of what they ask for, which few of them report.
+    fn answer(&mut self, granted: bool, limit: &'static str) -> bool {
+        if !granted {
+            let Guest { tenant, version, role, name, .. } = &self.guest;
+            tenant.metrics.limited(limit, 1);
+            if !std::mem::replace(&mut self.told, true) && tenant.log_lines.take() {
+                let memory = version.limits.memory;
+                tracing::warn!(tenant.name = %tenant.name, guest.role = role, guest.name = %name, limit, memory, "an instance wants more than it may have");
+            }
+        }
+        granted
+    }
 }
 
 /// Takes growth off what is left, if there is enough.
@@ -184,11 +218,13 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
 
 impl ResourceLimiter for Limits {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        Ok(grow(&mut self.memory, current, desired))
+        let granted = grow(&mut self.memory, current, desired);
+        Ok(self.answer(granted, "memory"))
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        Ok(grow(&mut self.table, current, desired))
+        let granted = grow(&mut self.table, current, desired);
+        Ok(self.answer(granted, "tables"))
     }
 
     fn instances(&self) -> usize {

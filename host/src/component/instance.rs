@@ -17,9 +17,8 @@ use super::{
     check,
     engine::LinkError,
     host::{self, Host},
+    places::Place,
 };
-use crate::metrics::Blame;
-
 /// Instantiating runs the guest's own start-up code.
 const INSTANTIATE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -40,6 +39,8 @@ pub trait Role: Sized + Send {
 pub struct Code<R> {
     engine: Arc<Engine>,
     pre: InstancePre<Host>,
+    /// Kept, so that others with the same content find it.
+    _loaded: Arc<Loaded>,
     /// It needs a store.
     pub keeps_records: bool,
     /// It wants to be told which channels are active.
@@ -52,7 +53,7 @@ pub struct Code<R> {
 impl<R: Role> Code<R> {
     pub const ROLE: &'static str = R::NAME;
 
-    pub fn new(engine: &Arc<Engine>, loaded: &Loaded) -> Result<Self, LoadError> {
+    pub fn new(engine: &Arc<Engine>, loaded: Arc<Loaded>) -> Result<Self, LoadError> {
         let report = &loaded.report;
         if !report.roles.contains(&R::NAME) {
             let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
@@ -62,12 +63,13 @@ impl<R: Role> Code<R> {
         R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
         let keeps_records = report.imports.iter().any(|import| import.starts_with(check::RECORDS));
         let (follows_demand, leases) = (report.follows_demand, report.leases);
-        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, follows_demand, leases, role: PhantomData })
+        let engine = Arc::clone(engine);
+        Ok(Self { engine, pre, _loaded: loaded, keeps_records, follows_demand, leases, role: PhantomData })
     }
 
     /// A fresh instance.
-    pub async fn instantiate(&self, guest: &Guest) -> Result<Instance<R>, Broken> {
-        let mut store = host::store(&self.engine, guest);
+    pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
+        let mut store = host::store(&self.engine, guest, place);
         store.set_epoch_deadline(1);
         let share = store.data().share().clone();
         let made = async {
@@ -116,9 +118,18 @@ impl<R: Role> Instance<R> {
     }
 }
 
-/// Counts and logs that a guest broke; `pause`: until there may be a fresh instance.
+/// Counts and logs that a call of a guest came to nothing; `pause`: until there may be a fresh instance.
 pub fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
-    guest.metrics.failed(Blame::GuestBroke, broken.reason());
+    guest.metrics.failed(broken.blame(), broken.reason());
+    match broken {
+        Broken::Deadline(_) => guest.tenant.metrics.limited(guest.call_limit(), 1),
+        Broken::Handles => guest.tenant.metrics.limited("handles", 1),
+        // What else there was no room for has been counted where it was asked for.
+        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) => {}
+    }
+    if !guest.tenant.log_lines.take() {
+        return;
+    }
     tracing::warn!(
         tenant.name = %guest.tenant.name,
         guest.role = guest.role,

@@ -11,11 +11,20 @@ use super::{
 };
 use crate::state::{Bucket, StateError};
 
-/// The guest can act on each: it asked for what is not allowed, or for more than there is room for.
-fn refused(error: StateError) -> Error {
-    match error {
-        StateError::BucketName => Error::NoSuchStore,
-        error => Error::Other(error.to_string()),
+impl Host {
+    /// The guest can act on each: it asked for what is not allowed, or for more than there is room for.
+    fn refused(&self, error: StateError) -> Error {
+        let limit = match error {
+            StateError::Bytes { .. } => Some("state"),
+            StateError::Keys { .. } => Some("state-keys"),
+            StateError::Buckets => Some("state-buckets"),
+            StateError::BucketName | StateError::Key | StateError::NotANumber => None,
+        };
+        limit.into_iter().for_each(|limit| self.tenant().metrics.limited(limit, 1));
+        match error {
+            StateError::BucketName => Error::NoSuchStore,
+            error => Error::Other(error.to_string()),
+        }
     }
 }
 
@@ -23,7 +32,7 @@ impl store::Host for Host {
     async fn open(&mut self, identifier: String) -> Result<Result<Resource<Bucket>, Error>> {
         match self.tenant().state.clone().open(&identifier).await {
             Ok(bucket) => Ok(Ok(self.table().push(bucket)?)),
-            Err(error) => Ok(Err(refused(error))),
+            Err(error) => Ok(Err(self.refused(error))),
         }
     }
 }
@@ -34,7 +43,8 @@ impl store::HostBucket for Host {
     }
 
     async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<Result<(), Error>> {
-        Ok(self.table().get(&bucket)?.set(key, value).await.map_err(refused))
+        let set = self.table().get(&bucket)?.set(key, value).await;
+        Ok(set.map_err(|error| self.refused(error)))
     }
 
     async fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Result<(), Error>> {
@@ -59,7 +69,8 @@ impl store::HostBucket for Host {
 
 impl atomics::Host for Host {
     async fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: u64) -> Result<Result<u64, Error>> {
-        Ok(self.table().get(&bucket)?.increment(key, delta).await.map_err(refused))
+        let sum = self.table().get(&bucket)?.increment(key, delta).await;
+        Ok(sum.map_err(|error| self.refused(error)))
     }
 }
 
@@ -77,7 +88,8 @@ impl batch::Host for Host {
         bucket: Resource<Bucket>,
         key_values: Vec<(String, Vec<u8>)>,
     ) -> Result<Result<(), Error>> {
-        Ok(self.table().get(&bucket)?.set_many(key_values).await.map_err(refused))
+        let set = self.table().get(&bucket)?.set_many(key_values).await;
+        Ok(set.map_err(|error| self.refused(error)))
     }
 
     async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<Result<(), Error>> {

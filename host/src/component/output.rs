@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
+use tracing::enabled;
 use wasmtime_wasi::{
     async_trait,
     cli::{IsTerminal, StdoutStream},
@@ -26,6 +27,16 @@ const LINE_END: &str = "\\n";
 
 /// What a guest says by way of `wasi:logging`.
 pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
+    let is_written = match level {
+        Level::Trace => enabled!(tracing::Level::TRACE),
+        Level::Debug => enabled!(tracing::Level::DEBUG),
+        Level::Info => enabled!(tracing::Level::INFO),
+        Level::Warn => enabled!(tracing::Level::WARN),
+        Level::Error | Level::Critical => enabled!(tracing::Level::ERROR),
+    };
+    if !is_written || !guest.tenant.log_lines.take() {
+        return;
+    }
     let (tenant, name) = (&guest.tenant.name, &guest.name);
     let (context, message) = (line(context), line(message));
     match level {
@@ -113,7 +124,7 @@ impl Lines {
 
     fn end(&mut self) {
         let line = line(&String::from_utf8_lossy(self.begun.trim_ascii_end()));
-        if !line.is_empty() {
+        if !line.is_empty() && self.guest.tenant.log_lines.take() {
             let (tenant, name) = (&self.guest.tenant.name, &self.guest.name);
             tracing::info!(tenant.name = %tenant, guest.name = %name, guest.stream = self.stream, "{line}");
             self.keep(&line);

@@ -2,7 +2,7 @@
 //!
 //! Instances are made when all others are busy, up to the tenant's limit; beyond it callers wait in the order they came.
 //! One that breaks is dropped, and there is no pause before the next: nobody but callers asks for instances. One that
-//! nobody has needed for a while goes. Another version of the code has a pool of its own: calls that were there before, and
+//! nobody has needed for a while goes, and at once while others wait for a place. Another version of the code has a pool of its own: calls that were there before, and
 //! those that wait, are finished by the old one, which goes with the last of them.
 
 use std::{
@@ -18,6 +18,7 @@ use super::{
     call::Broken,
     host::Host,
     instance::{self, Instance},
+    places::Place,
 };
 
 /// A role's instances for one tenant.
@@ -32,26 +33,51 @@ pub struct Pool<R> {
 }
 
 /// The right to make one call.
-pub struct Slot<R> {
+pub struct Slot<R: Role> {
     pool: Arc<Pool<R>>,
     _permit: Option<OwnedSemaphorePermit>,
+    /// Taken by the call.
+    ready: Option<Ready<R>>,
+}
+
+/// What a call needs.
+enum Ready<R> {
+    Instance(Instance<R>),
+    /// To make one.
+    Place(Place),
 }
 
 impl<R: Role> Pool<R> {
     /// `instances` at most, each for `reuse` calls.
     pub fn new(code: Arc<Code<R>>, guest: Guest, instances: usize, reuse: u32) -> Arc<Self> {
-        Arc::new(Self { code, guest, free: Arc::new(Semaphore::new(instances)), idle: Mutex::default(), reuse })
+        let free = Arc::new(Semaphore::new(instances.min(guest.version.limits.instances)));
+        Arc::new(Self { code, guest, free, idle: Mutex::default(), reuse })
     }
 
-    /// Waits for an instance's turn.
+    /// Waits for an instance's turn, or for the place of another.
     pub async fn slot(self: Arc<Self>) -> Slot<R> {
         // It is never closed.
         let permit = Arc::clone(&self.free).acquire_owned().await.ok();
-        Slot { pool: self, _permit: permit }
+        let idle = self.idle().pop();
+        let ready = match idle {
+            Some((instance, _)) => Ready::Instance(instance),
+            None => Ready::Place(self.guest.tenant.places.take().await),
+        };
+        Slot { pool: self, _permit: permit, ready: Some(ready) }
     }
 
-    /// Takes out the instances that nobody has needed for so long, for the caller to drop.
-    pub fn rest(&self, idle: Duration) -> Vec<impl Send + use<R>> {
+    /// Keeps an instance for the next call, unless others wait for its place.
+    fn keep(&self, instance: Instance<R>) {
+        if !self.guest.tenant.places.are_waited_for() {
+            self.idle().push((instance, Instant::now()));
+        }
+    }
+
+    /// Takes out the instances that nobody has needed for a while, for the caller to drop; while others wait for a place,
+    /// all that have nothing to do.
+    pub fn rest(&self) -> Vec<impl Send + use<R>> {
+        let waited_for = self.guest.tenant.places.are_waited_for();
+        let idle = if waited_for { Duration::ZERO } else { self.guest.version.limits.instance_idle };
         let mut instances = self.idle();
         let needed = instances.partition_point(|(_, since)| since.elapsed() >= idle);
         instances.drain(..needed).collect()
@@ -69,23 +95,33 @@ impl<R: Role> Slot<R> {
 
     /// Calls the guest within its deadline; that it broke is counted and logged here.
     pub async fn call<T>(
-        &self,
+        mut self,
         deadline: Duration,
         call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
     ) -> Result<T, Broken> {
+        let ready = self.ready.take();
         let Pool { code, guest, reuse, .. } = &*self.pool;
         let called = async {
-            let idle = self.pool.idle().pop();
-            let mut instance = match idle {
-                Some((instance, _)) => instance,
-                None => code.instantiate(guest).await?,
+            let mut instance = match ready {
+                Some(Ready::Instance(instance)) => instance,
+                Some(Ready::Place(place)) => code.instantiate(guest, place).await?,
+                // A slot is for one call; there is no other.
+                None => code.instantiate(guest, guest.tenant.places.take().await).await?,
             };
             let value = instance.call(guest, deadline, call).await?;
             if instance.calls < *reuse {
-                self.pool.idle().push((instance, Instant::now()));
+                self.pool.keep(instance);
             }
             Ok(value)
         };
         called.await.inspect_err(|broken| instance::broke(guest, broken, Duration::ZERO))
+    }
+}
+
+impl<R: Role> Drop for Slot<R> {
+    fn drop(&mut self) {
+        if let Some(Ready::Instance(instance)) = self.ready.take() {
+            self.pool.keep(instance);
+        }
     }
 }

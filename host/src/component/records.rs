@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     store::{self, Collection, Query, Record, RecordId, Row, StoreError},
-    tenant::Version,
+    tenant::{Tenant, Version},
 };
 
 /// Rows and bytes of one call of a filter.
@@ -70,11 +70,12 @@ impl Host {
         if rows.is_empty() {
             return;
         }
-        let count = rows.len();
-        let written = timeout(WRITE_DEADLINE, store.append(rows, version.limits.records));
+        let records = rows.len();
+        let written = timeout(WRITE_DEADLINE, store.append(rows, version.limits.records as u64));
         let late = |_| Err(StoreError::Unavailable(format!("not written within {} s", WRITE_DEADLINE.as_secs())));
         if let Err(error) = written.await.unwrap_or_else(late) {
-            tracing::error!(tenant.name = %tenant.name, records = count, %error, "a filter's records are not written");
+            count(&error, &tenant);
+            tracing::error!(tenant.name = %tenant.name, records, %error, "a filter's records are not written");
             deferred.refused = Some((error, Instant::now() + REFUSE_FOR));
         }
     }
@@ -86,7 +87,10 @@ impl Host {
         let ids = rows.iter().map(|row| row.id).collect();
         match self.deferred() {
             Some(deferred) => deferred.add(rows)?,
-            None => store.append(rows, version.limits.records).await?,
+            None => {
+                let appended = store.append(rows, version.limits.records as u64).await;
+                appended.inspect_err(|error| count(error, self.tenant()))?;
+            }
         }
         Ok(ids)
     }
@@ -102,6 +106,13 @@ impl Host {
     }
 }
 
+/// Counts what the tenant's own limit has refused.
+fn count(error: &StoreError, tenant: &Tenant) {
+    if *error == StoreError::Quota {
+        tenant.metrics.limited("records", 1);
+    }
+}
+
 fn store_of(version: &Version) -> Result<&store::Store, StoreError> {
     version.store.as_deref().ok_or_else(|| StoreError::Unavailable("this host keeps no records".into()))
 }
@@ -111,7 +122,7 @@ impl From<StoreError> for Error {
         let message = error.to_string();
         match error {
             StoreError::Invalid(_) => Self::Invalid(message),
-            StoreError::Full(_) => Self::Full(message),
+            StoreError::Full(_) | StoreError::Quota => Self::Full(message),
             StoreError::Unavailable(_) => Self::Unavailable(message),
         }
     }

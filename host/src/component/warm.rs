@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::time::timeout;
 use wasmtime::Store;
 
 use super::{
@@ -90,7 +91,11 @@ impl<R: Role> Warm<R> {
         }
         let guest = &self.version.guest;
         if self.instance.is_none() {
-            match self.version.code.instantiate(guest).await {
+            let made = match timeout(deadline, guest.tenant.places.take()).await {
+                Ok(place) => self.version.code.instantiate(guest, place).await,
+                Err(_) => Err(Broken::Busy(deadline)),
+            };
+            match made {
                 Ok(instance) => self.instance = Some(instance),
                 Err(broken) => self.broke(&broken),
             }

@@ -6,10 +6,9 @@ use hyper::header::{HeaderName, HeaderValue};
 use toml::de::DeValue;
 
 use super::{
-    ScheduleConfig, TenantConfig, UpstreamConfig,
+    ScheduleConfig, TenantCaps, TenantConfig, TenantLimits, UpstreamConfig,
     channels::{channel, origin},
     components::{api, component},
-    limits::limits,
     units::{Claim, host, name, path, url},
     walk::{Document, Problems, Table, Value, quote},
 };
@@ -53,15 +52,16 @@ pub(super) struct Claims {
 }
 
 /// Reads a manifest, and what it claims. Its filter is looked for in `file`'s folder, its secrets are asked of `secrets`
-/// by the names of environment variables.
+/// by the names of environment variables. `caps`: the most that it may have.
 pub(super) fn read(
     text: &str,
     file: &Path,
+    caps: &TenantCaps,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Result<TenantConfig, Problems>) {
     let document = Document::new(file, text);
     let (claims, config) = match document.parse() {
-        Ok(root) => tenant(root, file, secrets),
+        Ok(root) => tenant(root, file, caps, secrets),
         Err(_) => (Claims::default(), None),
     };
     (claims, document.conclude(config))
@@ -70,6 +70,7 @@ pub(super) fn read(
 fn tenant(
     mut root: Table<'_>,
     file: &Path,
+    caps: &TenantCaps,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Option<TenantConfig>) {
     let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
@@ -124,7 +125,7 @@ fn tenant(
     let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
     let settings =
         root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
-    let limits = limits(root.section("limits"));
+    let limits = TenantLimits::read(root.section("limits"), caps);
     root.finish();
 
     let config = name.as_ref().zip(path.as_ref()).map(|(name, path)| TenantConfig {
@@ -337,7 +338,6 @@ mod tests {
     use proptest::{prelude::*, sample::Index};
 
     use super::*;
-    use crate::config::TenantLimits;
 
     /// A manifest with every key but `components.filter`, whose tests are with the folders'.
     const GOOD: &str = r##"name = "my-market"
@@ -389,7 +389,7 @@ api-body = 0
     }
 
     fn parsed(text: &str) -> Result<TenantConfig, Problems> {
-        read(text, Path::new("tenant.toml"), &environment).1
+        read(text, Path::new("tenant.toml"), &TenantCaps::default(), &environment).1
     }
 
     fn problems(text: &str) -> Vec<String> {

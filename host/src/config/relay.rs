@@ -12,7 +12,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    HostLimits, Listen, RelayConfig, TenantConfig,
+    HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
     store::store,
     tenants::{Tenants, TenantsFolder},
     units::show_size,
@@ -49,8 +49,8 @@ const STALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Dur
 /// Supervisors kill long before the most.
 const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
 
-/// Under the least the compiler itself has no room; over the most, one component could take a machine.
-const COMPILE_MEMORY: RangeInclusive<u64> = 128 << 20..=64 << 30;
+/// At the least there is room for the compiler, and little else; over the most, one component could take a machine.
+const COMPILE_MEMORY: RangeInclusive<u64> = 64 << 20..=64 << 30;
 
 /// Under the least nothing compiles on a busy host; over the most a bad component keeps others waiting.
 const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -60,6 +60,8 @@ const CACHE_SIZE: RangeInclusive<u64> = 1 << 20..=1 << 44;
 
 /// The folder for compiled code without configuration, beside relay.toml.
 const CACHE: &str = "data/cache";
+/// What each may take is its tenant's `memory`; over the most address space runs out.
+const INSTANCES: RangeInclusive<u64> = 1..=30_000;
 
 /// Largest configuration file read, in bytes; a hundred times what the longest sensible one has.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -97,7 +99,8 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
         // The tenants' mistakes are worth listing even when only their folder's name could be read.
         Err(mut partial) => {
             let folder = partial.take("tenants").filter(|value| value.value.is_str());
-            let read = |value| TenantsFolder::read(&value, path).map(|folder| folder.all(&value, secrets));
+            let caps = TenantCaps::default();
+            let read = |value| TenantsFolder::read(&value, path, caps).map(|folder| folder.all(&value, secrets));
             (None, folder.and_then(read).unwrap_or_default())
         }
     };
@@ -113,7 +116,8 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
 /// Walks `relay.toml`; the tenants come apart, their problems following this file's.
 fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> (Option<RelayConfig>, Tenants) {
     let named = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
-    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path));
+    let caps = TenantCaps::read(root.section("tenant-limits"), path);
+    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path, caps));
     let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
     let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
@@ -181,6 +185,7 @@ fn limits(mut table: Table<'_>) -> HostLimits {
         compile_memory: table.size("compile-memory", &COMPILE_MEMORY).unwrap_or(default.compile_memory),
         compile_time: table.duration("compile-time", &COMPILE_TIME).unwrap_or(default.compile_time),
         cache_size: table.size("cache-size", &CACHE_SIZE).map_or(default.cache_size, |size| size as u64),
+        instances: table.count("instances", &INSTANCES).unwrap_or(default.instances),
     };
     table.finish();
     limits
@@ -268,15 +273,17 @@ mod tests {
         assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
         assert!(config.trusted_proxies.is_empty());
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
+        assert!(config.cache.unwrap().ends_with("data/cache"));
         assert_eq!((&*config.tenants[0].name, config.tenants[0].path.as_str()), ("one", "/one"));
     }
 
     #[test]
     fn everything_set() {
-        let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
+        let relay = "tenants = 'tenants'\ncache = '/var/cache/code'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
             [listen]\nclients = '[::]:0'\napi = '[::1]:0'\nadmin = '[::]:0'\n\
             [limits]\nclients = 5\nhandshakes = 6\napi-connections = 8\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
-            stall-timeout = '1h'\nshutdown-timeout = '10ms'\n";
+            stall-timeout = '1h'\nshutdown-timeout = '10ms'\ncompile-memory = '64MiB'\ncompile-time = '1h'\n\
+            cache-size = '1MiB'\n";
         let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
         // Neither a hidden folder nor a file is a tenant.
         folder.write("tenants/.git/config", b"");
@@ -292,6 +299,9 @@ mod tests {
         assert_eq!(config.limits.ping_interval, Duration::from_millis(500));
         assert_eq!(config.limits.stall_timeout, Duration::from_secs(3600));
         assert_eq!(config.limits.shutdown_timeout, Duration::from_millis(10));
+        assert_eq!((config.limits.compile_memory, config.limits.cache_size), (64 << 20, 1 << 20));
+        assert_eq!(config.limits.compile_time, Duration::from_secs(3600));
+        assert_eq!(config.cache, Some(PathBuf::from("/var/cache/code")));
         let names: Vec<_> = config.tenants.iter().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["a", "one"]);
     }

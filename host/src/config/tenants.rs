@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    TenantConfig,
+    TenantCaps, TenantConfig,
     manifest::{self, Claims},
     relay::read_file,
     units::Claim,
@@ -21,6 +21,8 @@ const MANIFEST: &str = "tenant.toml";
 #[derive(Clone, Debug)]
 pub struct TenantsFolder {
     pub path: PathBuf,
+    /// The most that each of them may have.
+    pub caps: TenantCaps,
 }
 
 /// The tenants read so far, and what was wrong with the others.
@@ -32,8 +34,8 @@ pub struct Tenants {
 
 impl TenantsFolder {
     /// The folder that relay.toml names: beside the file `relay`, if it is not absolute.
-    pub(super) fn read(value: &Value<'_>, relay: &Path) -> Option<Self> {
-        Some(Self { path: relay.parent().unwrap_or(Path::new("")).join(value.str()?) })
+    pub(super) fn read(value: &Value<'_>, relay: &Path, caps: TenantCaps) -> Option<Self> {
+        Some(Self { path: relay.parent().unwrap_or(Path::new("")).join(value.str()?), caps })
     }
 
     /// Reads every tenant; problems with the folder itself are of the `value` that names it.
@@ -50,12 +52,12 @@ impl TenantsFolder {
             let name = quote(value.value.as_str().unwrap_or_default());
             value.problem(format!("{name} has no tenants; make a folder in it with a {MANIFEST}"));
         }
-        read(&folders, secrets)
+        read(&folders, &self.caps, secrets)
     }
 
     /// Reads the tenant of a folder, or, if it has no manifest, the tenants of a folder of tenants, with secrets from the
     /// process's environment: those that nothing is wrong with, and what is wrong with the others.
-    pub fn at(path: &Path) -> (Vec<TenantConfig>, Problems) {
+    pub fn at(path: &Path, caps: &TenantCaps) -> (Vec<TenantConfig>, Problems) {
         let problem = |message| {
             let problem = Problem { file: path.into(), line: None, key: String::new(), message };
             (Vec::new(), Problems(vec![problem]))
@@ -63,7 +65,7 @@ impl TenantsFolder {
         let folders = if Self::manifest(path).exists() {
             vec![path.to_owned()]
         } else {
-            match (Self { path: path.to_owned() }).folders() {
+            match folders(path) {
                 Ok(folders) => folders,
                 Err(error) => return problem(format!("cannot be read ({error}); name a tenant's folder")),
             }
@@ -71,28 +73,20 @@ impl TenantsFolder {
         if folders.is_empty() {
             return problem(format!("has no tenants; make a folder in it with a {MANIFEST}"));
         }
-        let Tenants { configs, problems } = read(&folders, &|variable| std::env::var(variable).ok());
+        let Tenants { configs, problems } = read(&folders, caps, &|variable| std::env::var(variable).ok());
         (configs, Problems(problems))
     }
 
     /// Reads the tenant of a folder, with secrets from the process's environment.
-    pub fn tenant(folder: &Path) -> Result<TenantConfig, Problems> {
-        let Tenants { mut configs, problems } = read(&[folder.to_owned()], &|variable| std::env::var(variable).ok());
+    pub fn tenant(folder: &Path, caps: &TenantCaps) -> Result<TenantConfig, Problems> {
+        let secrets = |variable: &str| std::env::var(variable).ok();
+        let Tenants { mut configs, problems } = read(&[folder.to_owned()], caps, &secrets);
         configs.pop().filter(|_| problems.is_empty()).ok_or(Problems(problems))
     }
 
     /// The tenants' folders: those that are not hidden, by name.
     pub fn folders(&self) -> io::Result<Vec<PathBuf>> {
-        let mut folders = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            // Follows links: orchestrators mount folders as links.
-            if !entry.file_name().as_encoded_bytes().starts_with(b".") && entry.path().is_dir() {
-                folders.push(entry.path());
-            }
-        }
-        folders.sort();
-        Ok(folders)
+        folders(&self.path)
     }
 
     /// The manifest of the tenant in a folder.
@@ -101,7 +95,20 @@ impl TenantsFolder {
     }
 }
 
-fn read(folders: &[PathBuf], secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
+fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        // Follows links: orchestrators mount folders as links.
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") && entry.path().is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}
+
+fn read(folders: &[PathBuf], caps: &TenantCaps, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
     let mut tenants = Tenants::default();
     let mut claimed = Claimed::default();
     for folder in folders {
@@ -118,7 +125,7 @@ fn read(folders: &[PathBuf], secrets: &dyn Fn(&str) -> Option<String>) -> Tenant
                 continue;
             }
         };
-        let (claims, config) = manifest::read(&text, &file, secrets);
+        let (claims, config) = manifest::read(&text, &file, caps, secrets);
         match config {
             Ok(config) => tenants.configs.push(config),
             Err(Problems(problems)) => tenants.problems.extend(problems),

@@ -57,7 +57,7 @@ impl Value<'_> {
     }
 
     /// Bytes: an integer, or a string with a unit.
-    fn size(&self, range: &RangeInclusive<u64>) -> Option<usize> {
+    pub(super) fn size(&self, range: &RangeInclusive<u64>) -> Option<usize> {
         let (size, written) = match &self.value {
             DeValue::String(text) => (parse_size(text), quote(text)),
             DeValue::Integer(number) => (self.unsigned(), shorten(&number.to_string())),
@@ -75,7 +75,7 @@ impl Value<'_> {
         self.within(size, range, &written, |bound| show_size(*bound)).map(saturate)
     }
 
-    fn count(&self, range: &RangeInclusive<u64>) -> Option<usize> {
+    pub(super) fn count(&self, range: &RangeInclusive<u64>) -> Option<usize> {
         let DeValue::Integer(number) = &self.value else {
             self.mismatch("an integer");
             return None;

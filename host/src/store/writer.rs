@@ -150,8 +150,7 @@ impl Work {
                 count += append.rows.len();
                 group.push(append);
             } else {
-                let full = StoreError::Full("the tenant's records have as many bytes as they may");
-                drop(append.done.send(Err(full)));
+                drop(append.done.send(Err(StoreError::Quota)));
             }
             if count < GROUP_ROWS {
                 match queued.try_recv() {

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     client::{Shards, Timing},
-    component::{Code as RoleCode, Guest, Role},
+    component::{Code as RoleCode, Guest, HostPlaces, Role},
     config::{HostLimits, TenantConfig},
     metrics::Metrics,
     tenant::{Code, Tenant},
@@ -40,7 +40,8 @@ impl Trial<'_> {
             metrics: self.metrics.guest(&self.tenant.name, R::NAME, &name),
             name,
         };
-        if let Err(broken) = code.instantiate(&guest).await {
+        let place = guest.tenant.places.take().await;
+        if let Err(broken) = code.instantiate(&guest, place).await {
             self.problems.push(format!("{}: components.{}: a trial of it fails: {broken}", path.display(), R::NAME));
         }
     }
@@ -52,5 +53,6 @@ fn scratch(config: &TenantConfig) -> std::io::Result<(Arc<Tenant>, Arc<Metrics>)
     // Nobody is there.
     let shards = Shards::start(0, Timing { ping_interval, stall_timeout, shutdown_timeout })?;
     let metrics = Arc::new(Metrics::new());
-    Ok((Tenant::new(config, &metrics, &Arc::new(shards), &Arc::default()), metrics))
+    let places = HostPlaces::new(1);
+    Ok((Tenant::new(config, &metrics, &Arc::new(shards), &Arc::default(), &places), metrics))
 }

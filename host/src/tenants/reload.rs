@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     sync::Semaphore,
     task::{JoinSet, spawn_blocking},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
-    config::{TenantConfig, TenantsFolder},
+    config::{TenantCaps, TenantConfig, TenantsFolder},
     relay::open_store,
     shutdown::Stop,
     tenant::Code,
@@ -42,10 +42,20 @@ struct Candidate {
     checked: Result<(TenantConfig, Code), String>,
 }
 
+/// What checking a changed tenant takes.
+struct Workshop {
+    caps: TenantCaps,
+    engine: Arc<Engine>,
+    tasks: Tasks,
+    /// Of how many are loaded at once.
+    loads: Arc<Semaphore>,
+}
+
 impl Tenants {
     /// Follows what happens in the tenants' folder, if they have one, until told to stop.
     pub async fn run(&mut self, folder: Option<TenantsFolder>, mut engine: EngineSource, mut stop: Stop) {
         let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
+        let caps = folder.as_ref().map(|folder| folder.caps.clone()).unwrap_or_default();
         let mut watch = folder.and_then(|folder| match Watch::new(folder, &running) {
             Ok(watch) => Some(watch),
             Err(error) => {
@@ -55,6 +65,7 @@ impl Tenants {
         });
         drop(running);
         let loads = Arc::new(Semaphore::new(LOADS));
+        let (places, mut crowded) = (Arc::clone(&self.places), Instant::now());
         let mut candidates = JoinSet::new();
         let mut rest = interval(REST);
         rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -69,8 +80,8 @@ impl Tenants {
                         }
                         Change::Changed(folder, fingerprint) => match self.workshop(&mut engine) {
                             Ok((engine, tasks)) => {
-                                let loads = Arc::clone(&loads);
-                                candidates.spawn(prepare(folder, fingerprint, engine, tasks, loads));
+                                let workshop = Workshop { caps: caps.clone(), engine, tasks, loads: Arc::clone(&loads) };
+                                candidates.spawn(workshop.prepare(folder, fingerprint));
                             }
                             Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
                         },
@@ -89,7 +100,14 @@ impl Tenants {
                     }
                     watch.iter_mut().for_each(|watch| watch.settled(&folder, fingerprint.clone(), files.clone(), refused));
                 }
-                _ = rest.tick() => self.rest(),
+                _ = rest.tick() => {
+                    self.rest();
+                    self.tell();
+                }
+                () = places.crowded(crowded) => {
+                    crowded = Instant::now();
+                    self.rest();
+                }
             }
         }
     }
@@ -157,37 +175,38 @@ async fn next(watch: Option<&mut Watch>) -> Vec<Change> {
     }
 }
 
-/// Reads a changed tenant and checks all that can be checked before it runs.
-async fn prepare(
-    folder: PathBuf,
-    fingerprint: Fingerprint,
-    engine: Arc<Engine>,
-    tasks: Tasks,
-    loads: Arc<Semaphore>,
-) -> Candidate {
-    // It is never closed.
-    let permit = loads.acquire_owned().await;
-    let loaded = {
-        let folder = folder.clone();
-        spawn_blocking(move || load(&folder, &engine)).await
-    };
-    drop(permit);
-    let (files, loaded) = loaded.unwrap_or_else(|error| (None, Err(error.to_string())));
-    let checked = match loaded {
-        Ok((config, code)) => {
-            let tried = tasks.spawn(async move {
-                trial(&config, &code).await.map(|()| (config, code)).map_err(|problems| problems.join("; "))
-            });
-            tried.await.unwrap_or_else(|error| Err(error.to_string()))
-        }
-        Err(why) => Err(why),
-    };
-    Candidate { folder, fingerprint, files, checked }
+impl Workshop {
+    /// Reads a changed tenant and checks all that can be checked before it runs.
+    async fn prepare(self, folder: PathBuf, fingerprint: Fingerprint) -> Candidate {
+        let Self { caps, engine, tasks, loads } = self;
+        // It is never closed.
+        let permit = loads.acquire_owned().await;
+        let loaded = {
+            let folder = folder.clone();
+            spawn_blocking(move || load(&folder, &caps, &engine)).await
+        };
+        drop(permit);
+        let (files, loaded) = loaded.unwrap_or_else(|error| (None, Err(error.to_string())));
+        let checked = match loaded {
+            Ok((config, code)) => {
+                let tried = tasks.spawn(async move {
+                    trial(&config, &code).await.map(|()| (config, code)).map_err(|problems| problems.join("; "))
+                });
+                tried.await.unwrap_or_else(|error| Err(error.to_string()))
+            }
+            Err(why) => Err(why),
+        };
+        Candidate { folder, fingerprint, files, checked }
+    }
 }
 
 /// Reads a tenant's manifest and loads its code; with the files that it names, if it could be read.
-fn load(folder: &Path, engine: &Arc<Engine>) -> (Option<Vec<PathBuf>>, Result<(TenantConfig, Code), String>) {
-    let config = match TenantsFolder::tenant(folder) {
+fn load(
+    folder: &Path,
+    caps: &TenantCaps,
+    engine: &Arc<Engine>,
+) -> (Option<Vec<PathBuf>>, Result<(TenantConfig, Code), String>) {
+    let config = match TenantsFolder::tenant(folder, caps) {
         Ok(config) => config,
         Err(problems) => return (None, Err(problems.to_string())),
     };

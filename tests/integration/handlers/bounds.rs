@@ -164,7 +164,7 @@ async fn calls_and_their_time_are_counted_when_they_return() {
 #[tokio::test]
 async fn a_client_that_sends_faster_than_it_is_served_is_told_and_nobody_else_notices() {
     const MESSAGES: usize = 20_000;
-    let relay = relay("client-call = \"60s\"").await;
+    let relay = relay("client-call = \"60s\"\nclient-messages-per-second = 100000").await;
     let mut other = relay.client("/t").await;
     let mut floods = Raw::connect(relay.clients, "/t").await;
     floods.send(&[frame(FIN | TEXT, HOLD.as_bytes()), frame(FIN | PING, b"in")].concat()).await;

@@ -22,7 +22,7 @@ use super::{Command, Disconnect, Error, Recover, Request, decode, reply};
 use crate::{
     channel::{Channel, Channels, Frame, Kind, Position, Refused, Start},
     client::{
-        ClientId, Compression, End, Event, Follow, Full, Inbox, Step, Steps, Told, admission::given_by, encode, frame,
+        ClientId, Compression, End, Event, Follow, Inbox, Over, Step, Steps, Told, admission::given_by, encode, frame,
     },
     component::{self, Handler, Joined, Meaning, NotLetIn, Tasks},
     routes::Route,
@@ -112,9 +112,9 @@ impl Session {
     }
 
     /// Takes a message to be handled after those before it.
-    pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Full> {
-        let limit = self.tenant.version().limits.client_queue;
-        if self.inbox.message(kind, payload, limit, &self.tenant.terms.budget)? {
+    pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Over> {
+        let terms = &self.tenant.terms;
+        if self.inbox.message(kind, payload, &terms.sending, &terms.budget)? {
             self.tasks.spawn(Arc::clone(self).serve());
         }
         Ok(())
@@ -192,6 +192,10 @@ impl Session {
         let connects = matches!(request, Request::Connect { .. });
         if matches!(request, Request::Pong) {
             return Ok(());
+        }
+        if let Err(over) = self.inbox.one_more(&self.tenant.terms.sending) {
+            self.tenant.metrics.not_taken(over);
+            return Err(Error::TooManyRequests.into());
         }
         if connects == self.connected.load(Ordering::Relaxed) {
             let why = if connects { "the client is connected already" } else { "the first command is connect" };
@@ -324,7 +328,7 @@ impl Session {
         open(&self.tenant.channels, &channel).map_err(|why| {
             let error = match why {
                 Refused::NotAllowed => Error::UnknownChannel,
-                Refused::Channels => Error::LimitExceeded,
+                Refused::Channels(_) => Error::LimitExceeded,
                 _ => Error::BadRequest,
             };
             Refusal::Error(error.code(), why.to_string())

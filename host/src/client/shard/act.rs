@@ -12,7 +12,7 @@ use super::{
 use crate::{
     channel::{Position, Start},
     client::{
-        ClientId, ErrorCode, MAX_CHANNELS, Share, Step, Terms, Voice,
+        ClientId, ErrorCode, MAX_CHANNELS, Over, Share, Step, Terms, Voice,
         centrifuge::{self, Subscribed, Unsubscribed},
         end::End,
         queue::{Follow, Told},
@@ -73,10 +73,10 @@ impl Shard {
     }
 
     /// Tells a client that its message is not handled.
-    pub(super) fn refuse(&mut self, slot: usize) {
+    pub(super) fn refuse(&mut self, slot: usize, over: Over) {
         if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
             let mut out = Vec::new();
-            raw::error(ErrorCode::TooManyRequests as u32, "too many messages wait: this one is dropped", &mut out);
+            raw::error(ErrorCode::TooManyRequests as u32, over.message(), &mut out);
             self.send(slot, out);
         }
     }

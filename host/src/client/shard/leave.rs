@@ -36,6 +36,7 @@ impl Shard {
     pub(super) fn close(&mut self, slot: usize, end: &End) {
         let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         row.client.leaves(end.reason());
+        end.limit().into_iter().for_each(|limit| row.client.terms().metrics.limited(limit, 1));
         self.finish_frame(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
         let last = end.bytes(row.format);

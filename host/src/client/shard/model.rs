@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    sync::atomic::AtomicBool,
 };
 
 use mio::Events;
@@ -15,11 +14,11 @@ use super::*;
 use crate::{
     channel::{Channels, Frame, Kind, Position, Publication},
     client::{
-        Budget, Voice,
+        Sources, Voice,
         admission::{Resumed, resume},
         frame, queue,
     },
-    config::{ChannelRule, Slow},
+    config::{ChannelRule, Slow, TenantLimits},
     metrics::{Metrics, TenantMetrics},
 };
 
@@ -122,7 +121,12 @@ impl World {
         Self {
             shard: Shard::new(timing).unwrap(),
             events: Events::with_capacity(64),
-            channels: Channels::new(vec![rule], usize::MAX / 2, None, Arc::clone(&metrics)),
+            channels: Channels::new(
+                vec![rule],
+                &TenantLimits { logs: usize::MAX / 2, ..TenantLimits::default() },
+                None,
+                Arc::clone(&metrics),
+            ),
             metrics,
             ids: Ids::new(),
             upstream: "feed".into(),
@@ -220,15 +224,10 @@ impl World {
         socket.set_nonblocking(true).unwrap();
         served.set_nonblocking(true).unwrap();
         let served = OwnedFd::from(served).into();
-        let terms = Arc::new(Terms {
-            metrics: Arc::clone(&self.metrics),
-            max_message: AtomicUsize::new(0),
-            budget: Budget::new(0),
-            total: Arc::default(),
-            demand: Arc::default(),
-            gone: AtomicBool::new(false),
-        });
-        let client = Connected::new(Arc::clone(&terms), Voice::Silent);
+        let limits = TenantLimits::default();
+        let terms = Arc::new(Terms::new(Arc::clone(&self.metrics), &limits, Arc::default(), Arc::default()));
+        let source = Sources::new(Arc::clone(&terms), limits.clients_per_address).of([127, 0, 0, 1].into());
+        let client = Connected::new(source.unwrap(), Voice::Silent);
         let id = self.ids.next(1);
         // As one with a handler has it.
         self.shard.by_id.insert(id, self.shard.rows.vacant_key());

@@ -115,9 +115,9 @@ impl Shard {
         match event {
             Event::Message(kind, payload) => match &row.client.voice {
                 Voice::Handler(session) => {
-                    if session.message(*kind, payload).is_err() {
-                        row.client.terms().metrics.message_dropped("queue");
-                        self.refuse(slot);
+                    if let Err(over) = session.message(*kind, payload) {
+                        row.client.terms().metrics.not_taken(over);
+                        self.refuse(slot, over);
                     }
                 }
                 Voice::Centrifuge(_) if centrifuge::is_pong(payload) => row.flags &= !flag::PINGED,
@@ -128,8 +128,8 @@ impl Shard {
                         // It says who it is: how long its handler takes is not its fault.
                         self.deadlines.clear(session.id);
                     }
-                    if session.message(*kind, payload).is_err() {
-                        row.client.terms().metrics.message_dropped("queue");
+                    if let Err(over) = session.message(*kind, payload) {
+                        row.client.terms().metrics.not_taken(over);
                         self.close(slot, &End::TooMany);
                     }
                 }

@@ -54,7 +54,9 @@ pub async fn carry_out(handler: &Handler, session: &Session, asked: Asked, actio
     let guest = handler.guest();
     if actions.len() > MAX_ACTIONS {
         guest.metrics.failed(Blame::GuestBroke, "actions");
-        tracing::warn!(tenant.name = %guest.tenant.name, actions = actions.len(), most = MAX_ACTIONS, "a handler's actions cut off");
+        if guest.tenant.log_lines.take() {
+            tracing::warn!(tenant.name = %guest.tenant.name, actions = actions.len(), most = MAX_ACTIONS, "a handler's actions cut off");
+        }
     }
     let steps = Steps::new(&guest.tenant.terms.budget);
     let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
@@ -108,7 +110,9 @@ impl Plan<'_> {
                     upstream.map_or(Err(SendError::Unknown), |upstream| upstream.send(vec![from_guest(to.frame)]));
                 if let Err(error) = sent {
                     guest.metrics.failed(Blame::HostFailed, "upstream");
-                    tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's frame is not sent upstream");
+                    if guest.tenant.log_lines.take() {
+                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's frame is not sent upstream");
+                    }
                 }
             }
             Action::Subscribe(channel) => match guest.tenant.channels.subscribe(&channel) {
@@ -118,7 +122,9 @@ impl Plan<'_> {
                 }
                 Err(error) => {
                     guest.metrics.failed(Blame::HostFailed, "channel");
-                    tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's subscription is refused");
+                    if guest.tenant.log_lines.take() {
+                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's subscription is refused");
+                    }
                 }
             },
             Action::Unsubscribe(channel) => self.steps.push(Step::Unsubscribe(channel, Told::Push)),

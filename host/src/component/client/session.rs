@@ -8,7 +8,7 @@ use std::{
 use super::{Handler, Meaning, actions, actions::Asked};
 use crate::{
     channel::{Frame, Kind},
-    client::{ClientId, Compression, ErrorCode, Event, Full, Inbox, Share, Step, raw},
+    client::{ClientId, Compression, ErrorCode, Event, Inbox, Over, Share, Step, raw},
 };
 
 /// Why a client is gone that never was in a shard.
@@ -36,10 +36,10 @@ impl Session {
     }
 
     /// Takes a message to be handled after those before it.
-    pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Full> {
-        let tenant = &self.handler.tenant;
-        let limit = tenant.version().limits.client_queue;
-        let to_be_served = self.inbox.message(kind, payload, limit, &tenant.terms.budget)?;
+    pub fn message(self: &Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), Over> {
+        let terms = &self.handler.tenant.terms;
+        self.inbox.one_more(&terms.sending)?;
+        let to_be_served = self.inbox.message(kind, payload, &terms.sending, &terms.budget)?;
         self.handler.metrics.queue.inc();
         if to_be_served {
             self.handler.tasks.spawn(Arc::clone(self).serve());

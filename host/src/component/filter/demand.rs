@@ -140,12 +140,14 @@ impl Worker {
         if !fits {
             let guest = self.filter.guest();
             guest.metrics.failed(Blame::GuestBroke, "frame_size");
-            tracing::warn!(
-                tenant.name = %guest.tenant.name,
-                guest.name = %guest.name,
-                bytes = frame.bytes.len(),
-                "a frame for the upstream is too large"
-            );
+            if guest.tenant.log_lines.take() {
+                tracing::warn!(
+                    tenant.name = %guest.tenant.name,
+                    guest.name = %guest.name,
+                    bytes = frame.bytes.len(),
+                    "a frame for the upstream is too large"
+                );
+            }
         }
         fits
     }

@@ -157,6 +157,18 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
             log(Level::Info, "told", rest);
             Vec::new()
         }
+        "log-many" => {
+            (0..number(rest)).for_each(|nth| log(Level::Info, "told", &format!("line {nth}")));
+            Vec::new()
+        }
+        "leak" => {
+            (0..number(rest)).filter_map(|_| store::open(NOTES).ok()).for_each(std::mem::forget);
+            vec![reply("leaked")]
+        }
+        "fill" => {
+            vec![reply(&format!("{:?}", store::open(NOTES).and_then(|at| at.set(first, &large(number(second))))))]
+        }
+        "reserve" => vec![reply(&format!("{:?}", Vec::<u8>::new().try_reserve_exact(number(rest)).is_ok()))],
         "hoard" => hoard_for_ever(),
         // Not one by one: what is to be seen is what so many cost the host.
         "flood" => vec![Action::Reply(Frame::Binary(vec![7; number(second)])); number(first)],
@@ -164,6 +176,11 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
         "publish-large" => {
             let data = Frame::Binary(large(number(second)));
             vec![Action::Publish(Publication { data, ..publication(first, "") })]
+        }
+        // At once, by way of the imports: the answer is what that says.
+        "publish-now" => {
+            let many = vec![publication(first, ""); number(second)];
+            vec![reply(&format!("{:?}", channels::publish(&many)))]
         }
         "publish-many" => vec![Action::Publish(publication(first, "")); number(second)],
         _ => vec![reply(&format!("not a command: {command}"))],
