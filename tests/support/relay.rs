@@ -82,9 +82,9 @@ impl Relay {
         self.folder.unwrap()
     }
 
-    /// Its configuration and its tenants.
+    /// Its configuration.
     pub fn folder(&self) -> &Folder {
-        self.folder.as_ref().expect("the relay has a folder")
+        self.folder.as_ref().expect("the relay has a configuration")
     }
 
     /// Where the API listens.

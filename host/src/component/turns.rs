@@ -35,7 +35,7 @@ type Waiting = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireE
 enum Turn {
     None,
     Waiting(Waiting),
-    Has(OwnedSemaphorePermit),
+    Has { _permit: OwnedSemaphorePermit },
 }
 
 impl Turns {
@@ -61,7 +61,7 @@ impl Share {
         let mut turn = Turn::None;
         std::future::poll_fn(|context| {
             turn.take(&self.turns, context);
-            if !matches!(turn, Turn::Has(_)) {
+            if !matches!(turn, Turn::Has { .. }) {
                 return Poll::Pending;
             }
             let polled = call.as_mut().poll(context);
@@ -83,7 +83,7 @@ impl Turn {
     fn take(&mut self, turns: &Turns, context: &mut Context<'_>) {
         if matches!(self, Self::None) {
             *self = match Arc::clone(&turns.0).try_acquire_owned() {
-                Ok(permit) => Self::Has(permit),
+                Ok(permit) => Self::Has { _permit: permit },
                 Err(_) => Self::Waiting(Box::pin(Arc::clone(&turns.0).acquire_owned())),
             };
         }
@@ -91,7 +91,7 @@ impl Turn {
         if let Self::Waiting(waiting) = self
             && let Poll::Ready(Ok(permit)) = waiting.as_mut().poll(context)
         {
-            *self = Self::Has(permit);
+            *self = Self::Has { _permit: permit };
         }
     }
 }
