@@ -89,7 +89,8 @@ impl Default for HostLimits {
             ping_interval: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(120),
             shutdown_timeout: Duration::from_secs(10),
-            compile_memory: 2 << 30,
+            // A Python component of 18 MB takes 400 MB and, alone on a core, some 10 s.
+            compile_memory: 1 << 30,
             compile_time: Duration::from_secs(120),
             cache_size: 4 << 30,
         }

@@ -163,7 +163,7 @@ fn load_role<R: Role>(
     problems: &mut Vec<String>,
 ) -> Option<Arc<component::Code<R>>> {
     let path = path?;
-    let code = engine.load(path).and_then(|loaded| component::Code::new(engine, &loaded));
+    let code = engine.load(path).and_then(|loaded| component::Code::new(engine, loaded));
     code.map(Arc::new)
         .map_err(|error| problems.push(format!("{}: components.{}: {error}", path.display(), R::NAME)))
         .ok()

@@ -40,6 +40,7 @@ mod store;
 
 mod admin;
 mod bad_config;
+mod code;
 mod commands;
 mod components;
 mod compression;

@@ -279,3 +279,139 @@ impl Drop for Unfinished<'_> {
         let _ = unlinkat(self.folder, &self.name, AtFlags::empty());
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{fs, io::Seek, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// A folder that goes with the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("edge-relay-cache-{name}-{}", std::process::id())))
+        }
+
+        fn open(&self, tag: u64, size: u64) -> Cache {
+            Cache::open(&self.0, tag, size).unwrap()
+        }
+
+        fn entries(&self) -> usize {
+            fs::read_dir(&self.0).unwrap().count() - 1 // the key
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn code(bytes: &[u8]) -> Trusted {
+        let mut file = File::from(rustix::fs::memfd_create("code", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(bytes).unwrap();
+        Trusted::vouched(file)
+    }
+
+    /// The bytes of an entry without its HMAC.
+    fn content(entry: &Trusted) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut file = entry.file();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes.truncate(bytes.len() - MAC_BYTES);
+        bytes
+    }
+
+    #[test]
+    fn what_is_put_there_is_found_by_whoever_has_the_key_and_the_same_engine() {
+        let folder = Folder::new("put");
+        let metrics = Arc::new(Metrics::new()).code();
+        let cache = folder.open(1, 1 << 20);
+        let bytes: Vec<u8> = (0..=255).cycle().take(PIECE * 2 + 7).collect();
+        assert!(cache.get(&[1; 32]).unwrap().is_none());
+        for bytes in [&bytes[..], b"", &bytes] {
+            cache.put(&[1; 32], &code(bytes), &metrics).unwrap();
+            assert!(content(&cache.get(&[1; 32]).unwrap().unwrap()) == bytes);
+        }
+        assert!(content(&folder.open(1, 1 << 20).get(&[1; 32]).unwrap().unwrap()) == bytes);
+        assert!(folder.open(2, 1 << 20).get(&[1; 32]).unwrap().is_none());
+        assert!(cache.get(&[2; 32]).unwrap().is_none());
+        assert_eq!(folder.entries(), 1, "something unfinished is left");
+    }
+
+    #[test]
+    fn no_byte_of_an_entry_can_be_another() {
+        let folder = Folder::new("bytes");
+        let cache = folder.open(1, 1 << 20);
+        cache.put(&[1; 32], &code(b"some code"), &Arc::new(Metrics::new()).code()).unwrap();
+        let path = folder.0.join(cache.name(&[1; 32]));
+        let bytes = fs::read(&path).unwrap();
+        for nth in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[nth] ^= 0x80;
+            fs::write(&path, changed).unwrap();
+            assert!(matches!(cache.get(&[1; 32]), Err(Distrust::Mac)), "byte {nth}");
+            fs::write(&path, &bytes[..nth]).unwrap();
+            assert!(matches!(cache.get(&[1; 32]), Err(Distrust::Mac)), "cut at {nth}");
+        }
+        fs::write(&path, &bytes).unwrap();
+        assert!(cache.get(&[1; 32]).is_ok());
+    }
+
+    #[test]
+    fn the_longest_unused_makes_room() {
+        let folder = Folder::new("sweep");
+        let metrics = Arc::new(Metrics::new()).code();
+        let cache = folder.open(1, 3 * (1000 + MAC_BYTES as u64));
+        for nth in 0..3 {
+            cache.put(&[nth; 32], &code(&[nth; 1000]), &metrics).unwrap();
+        }
+        // By their times: the first is oldest, until it is used.
+        for nth in 0..3 {
+            let entry = File::open(folder.0.join(cache.name(&[nth; 32]))).unwrap();
+            entry.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(nth))).unwrap();
+        }
+        assert!(cache.get(&[0; 32]).unwrap().is_some());
+        cache.put(&[3; 32], &code(&[3; 1000]), &metrics).unwrap();
+        let there: Vec<_> = (0..4).filter(|nth| cache.get(&[*nth; 32]).unwrap().is_some()).collect();
+        assert_eq!(there, [0, 2, 3]);
+        assert_eq!(metrics.removed.get(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_unfinished_goes() {
+        let folder = Folder::new("unfinished");
+        let cache = folder.open(1, 1 << 20);
+        let file = |name: &str| folder.0.join(format!("{UNFINISHED}{name}"));
+        fs::write(file("old"), "half").unwrap();
+        File::open(file("old")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        fs::write(file("new"), "half").unwrap();
+        cache.put(&[1; 32], &code(b"code"), &Arc::new(Metrics::new()).code()).unwrap();
+        assert!(!file("old").exists() && file("new").exists());
+    }
+
+    #[test]
+    fn a_folder_or_key_that_others_reach_is_not_used() {
+        let folder = Folder::new("modes");
+        let mode = |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let cache = folder.open(1, 1 << 20);
+        cache.put(&[1; 32], &code(b"code"), &Arc::new(Metrics::new()).code()).unwrap();
+        mode(folder.0.clone(), 0o720);
+        assert!(matches!(Cache::open(&folder.0, 1, 1), Err(Distrust::Mode(0o720))));
+        mode(folder.0.clone(), 0o700);
+        let key = fs::read(folder.0.join(KEY)).unwrap();
+        mode(folder.0.join(KEY), 0o640);
+        assert!(matches!(folder.open(1, 1).get(&[1; 32]), Err(Distrust::Mac)));
+        let replaced = fs::read(folder.0.join(KEY)).unwrap();
+        assert!(replaced.len() == MAC_BYTES && replaced != key);
+        // One that was cut is replaced too.
+        fs::write(folder.0.join(KEY), "short").unwrap();
+        folder.open(1, 1);
+        assert_eq!(fs::read(folder.0.join(KEY)).unwrap().len(), MAC_BYTES);
+    }
+}

@@ -40,6 +40,8 @@ pub trait Role: Sized + Send {
 pub struct Code<R> {
     engine: Arc<Engine>,
     pre: InstancePre<Host>,
+    /// Kept, so that others with the same content find it.
+    _loaded: Arc<Loaded>,
     /// It needs a store.
     pub keeps_records: bool,
     /// It wants to be told which channels are active.
@@ -52,7 +54,7 @@ pub struct Code<R> {
 impl<R: Role> Code<R> {
     pub const ROLE: &'static str = R::NAME;
 
-    pub fn new(engine: &Arc<Engine>, loaded: &Loaded) -> Result<Self, LoadError> {
+    pub fn new(engine: &Arc<Engine>, loaded: Arc<Loaded>) -> Result<Self, LoadError> {
         let report = &loaded.report;
         if !report.roles.contains(&R::NAME) {
             let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
@@ -62,7 +64,8 @@ impl<R: Role> Code<R> {
         R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
         let keeps_records = report.imports.iter().any(|import| import.starts_with(check::RECORDS));
         let (follows_demand, leases) = (report.follows_demand, report.leases);
-        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, follows_demand, leases, role: PhantomData })
+        let engine = Arc::clone(engine);
+        Ok(Self { engine, pre, _loaded: loaded, keeps_records, follows_demand, leases, role: PhantomData })
     }
 
     /// A fresh instance.

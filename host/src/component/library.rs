@@ -83,6 +83,7 @@ impl<T> Library<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -94,7 +95,7 @@ mod tests {
         let library = Library::new();
         let (first, made) = library.get(&A, || Ok(("first", ()))).unwrap();
         assert!(made.is_some());
-        let (again, made) = library.get(&A, || panic!("it is there")).unwrap();
+        let (again, made) = library.get::<()>(&A, || panic!("it is there")).unwrap();
         assert!(made.is_none() && Arc::ptr_eq(&first, &again));
         drop((first, again));
         let (second, _) = library.get(&A, || Ok(("second", ()))).unwrap();
@@ -107,16 +108,14 @@ mod tests {
         let (begun, begins) = std::sync::mpsc::channel();
         let (go, goes) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
-            let first = scope.spawn(|| {
-                let make = || {
-                    begun.send(()).unwrap();
-                    goes.recv().unwrap();
-                    Ok((1, ()))
-                };
-                library.get(&A, make).unwrap().0
-            });
+            let make = move || {
+                begun.send(()).unwrap();
+                goes.recv().unwrap();
+                Ok((1, ()))
+            };
+            let first = scope.spawn(|| library.get(&A, make).unwrap().0);
             begins.recv().unwrap();
-            let second = scope.spawn(|| library.get(&A, || -> Result<(i32, ()), _> { panic!("it is being made") }));
+            let second = scope.spawn(|| library.get::<()>(&A, || panic!("it is being made")));
             // Another content does not wait.
             assert_eq!(*library.get(&B, || Ok((2, ()))).unwrap().0, 2);
             go.send(()).unwrap();

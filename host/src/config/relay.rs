@@ -49,8 +49,8 @@ const STALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Dur
 /// Supervisors kill long before the most.
 const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
 
-/// Under the least the compiler itself has no room; over the most, one component could take a machine.
-const COMPILE_MEMORY: RangeInclusive<u64> = 128 << 20..=64 << 30;
+/// At the least there is room for the compiler, and little else; over the most, one component could take a machine.
+const COMPILE_MEMORY: RangeInclusive<u64> = 64 << 20..=64 << 30;
 
 /// Under the least nothing compiles on a busy host; over the most a bad component keeps others waiting.
 const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -268,15 +268,17 @@ mod tests {
         assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
         assert!(config.trusted_proxies.is_empty());
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
+        assert!(config.cache.unwrap().ends_with("data/cache"));
         assert_eq!((&*config.tenants[0].name, config.tenants[0].path.as_str()), ("one", "/one"));
     }
 
     #[test]
     fn everything_set() {
-        let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
+        let relay = "tenants = 'tenants'\ncache = '/var/cache/code'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
             [listen]\nclients = '[::]:0'\napi = '[::1]:0'\nadmin = '[::]:0'\n\
             [limits]\nclients = 5\nhandshakes = 6\napi-connections = 8\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
-            stall-timeout = '1h'\nshutdown-timeout = '10ms'\n";
+            stall-timeout = '1h'\nshutdown-timeout = '10ms'\ncompile-memory = '64MiB'\ncompile-time = '1h'\n\
+            cache-size = '1MiB'\n";
         let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
         // Neither a hidden folder nor a file is a tenant.
         folder.write("tenants/.git/config", b"");
@@ -292,6 +294,9 @@ mod tests {
         assert_eq!(config.limits.ping_interval, Duration::from_millis(500));
         assert_eq!(config.limits.stall_timeout, Duration::from_secs(3600));
         assert_eq!(config.limits.shutdown_timeout, Duration::from_millis(10));
+        assert_eq!((config.limits.compile_memory, config.limits.cache_size), (64 << 20, 1 << 20));
+        assert_eq!(config.limits.compile_time, Duration::from_secs(3600));
+        assert_eq!(config.cache, Some(PathBuf::from("/var/cache/code")));
         let names: Vec<_> = config.tenants.iter().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["a", "one"]);
     }
