@@ -61,7 +61,7 @@ class Filter(exports.Filter):
             return None
         try:
             message = json.loads(frame.value)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             logging.log(logging.Level.WARN, "on-frames", f"a message is not JSON: {error}")
             return None
         match message:

@@ -4,6 +4,9 @@
 // Anything else is answered by an error that says what may be asked.
 import { prices, products } from "./state.js";
 
+// Of a question, in characters.
+const LONGEST = 100;
+
 export const clientHandler = {
   // Everybody is let in, to the channels they ask for. Who is not to be: throw { status: 401, reason: "…" }.
   onConnect(_id, _request) {
@@ -27,8 +30,10 @@ export const clientHandler = {
   onDisconnect(_client, _reason) {},
 };
 
-// What a message asks for, if it asks for one thing and no more.
+// What a message asks for, if it asks for one thing and no more. What is longer is no question; JSON of ten thousand
+// brackets would be more than the stack takes, and end the call.
 function question(text) {
+  if (text.length > LONGEST) return undefined;
   try {
     const message = JSON.parse(text);
     return Object.keys(message).join() === "get" ? message.get : undefined;
