@@ -3,7 +3,7 @@
 mod attack;
 mod attackers;
 #[allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // It is also that of the tests.
-#[path = "../../../support/bombs.rs"]
+#[path = "../../../hostile/bombs.rs"]
 mod bombs;
 
 use std::{
