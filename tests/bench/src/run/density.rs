@@ -18,7 +18,7 @@ use crate::{clients::Histogram, failure::Failure};
 const FEWER: usize = 20;
 /// Used again after they were idle, of those that there are.
 const AGAIN: usize = 200;
-/// The memory of a relay with one tenant is taken after so many more uses of it.
+/// What there are more of than this is what tenants cost.
 const ONE: usize = 1;
 
 pub struct Scenario {

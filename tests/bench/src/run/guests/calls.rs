@@ -34,9 +34,11 @@ const FLOOD_FAST: u32 = 25_000;
 const FLOOD: u32 = 2_500;
 /// Messages a second where they come one by one: each has been filtered before the next comes.
 const ONE_BY_ONE: u32 = 1_000;
+/// Of one client, more than it can ask: the core is the limit here.
+const UNLIMITED: u32 = 100_000;
 /// What the feed sends at once where it does not pause.
 const BURST: u32 = 64;
-/// Enough for the filter to have put its first messages into the state.
+/// The filter has put its first messages into the state by then.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,7 +162,7 @@ fn serve(guest: Option<&Guest>, roles: &[&str], feed: &str, place: &Place) -> Re
     }
     let manifest = format!(
         "name = \"market\"\n[[upstream]]\nname = \"feed\"\nurl = \"ws://{feed}/\"\n[components]\n{components}\
-         [channels.\"prices\"]\n[channels.\"main\"]\n"
+         [channels.\"prices\"]\n[channels.\"main\"]\n[limits]\nclient-messages-per-second = {UNLIMITED}\n"
     );
     folder.manifest("market", &manifest)?;
     folder.serve(Cores::First, place)
