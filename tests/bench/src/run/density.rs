@@ -15,7 +15,7 @@ use super::{
 use crate::{clients::Histogram, failure::Failure};
 
 /// With code of their own there are fewer by so much: three components each, of which each takes its time to compile.
-const FEWER: usize = 20;
+const FEWER: usize = 10;
 /// Used again after they were idle, of those that there are.
 const AGAIN: usize = 200;
 /// What there are more of than this is what tenants cost.

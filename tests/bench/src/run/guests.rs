@@ -32,8 +32,8 @@ pub fn run(scenario: &Scenario, runs: usize, place: &Place) -> Outcome {
         }
     }
     let mut outcome = Outcome {
-        text: "### Guests: the sample tenant's roles in each language\n\nThe relay has one core, feed and clients have the \
-               other. CPU is the relay's, user and system, with all that a call takes besides: sockets, HTTP, the state. × \
+        text: "### Guests: the sample tenant's roles in each language\n\nThe relay has one core, feed and clients have \
+               another. CPU is the relay's, user and system, with all that a call takes besides: sockets, HTTP, the state. × \
                is the ratio to Rust.\n\n"
             .to_owned(),
         good,
