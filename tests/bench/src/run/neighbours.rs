@@ -30,7 +30,7 @@ use attack::Attack;
 use attackers::Attackers;
 
 /// A second, to each client: with 1,000 of them the shard's thread has half a core to do, as the table shows.
-const RATE: u32 = 60;
+const RATE: u32 = 80;
 /// Without the attack, and as many with it.
 const WINDOWS: usize = 7;
 const WINDOW: usize = 64;
@@ -171,9 +171,10 @@ impl Display for Sample {
     }
 }
 
-/// All of the neighbour's messages came, and in each window the other tenant did what it was there for.
+/// All of the neighbour's messages came, and the other tenant did what it was there for: not in each window, since a filter
+/// that keeps breaking pauses for longer than some are.
 fn is_good(row: &Row) -> bool {
-    let attacked = |sample: &Sample| sample.windows.iter().all(|pair| pair.during.broke > 0.0);
+    let attacked = |sample: &Sample| sample.windows.iter().any(|pair| pair.during.broke > 0.0);
     row.failed() == 0 && row.samples().all(|sample| is_exact(&sample.received) && attacked(sample))
 }
 

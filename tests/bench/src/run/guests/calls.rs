@@ -17,7 +17,7 @@ use crate::{
         place::Place,
         process::{Cores, Process},
         sample::{LONG, SOON, deliver},
-        table::{Column, table, zeros},
+        table::{Column, rounded, table, zeros},
         turns::{self, measure},
     },
 };
@@ -201,7 +201,12 @@ impl Work {
             Self::Batches => {
                 "Messages through the filter to one client, as fast as they go, up to 256 a call".to_owned()
             }
-            Self::OneByOne => format!("Messages through the filter to one client, one by one, {ONE_BY_ONE} a second"),
+            Self::OneByOne => {
+                format!(
+                    "Messages through the filter to one client, one by one, {} a second",
+                    rounded(ONE_BY_ONE.into())
+                )
+            }
             Self::Questions => {
                 format!("Messages to the client handler, `{QUESTION}`, and its replies, {ASKERS} plain WebSockets")
             }
