@@ -23,6 +23,7 @@ pub mod check;
 mod client;
 mod engine;
 mod filter;
+mod granted;
 mod host;
 mod instance;
 mod job;
@@ -47,6 +48,7 @@ pub use host::Guest;
 pub use instance::{Code, Role};
 pub use job::{Job, JobCode, LiveJob};
 pub use live::Live;
+pub use outbound::Lookups;
 pub use turns::Turns;
 
 /// The threads guests run on, and what runs there.
@@ -85,6 +87,8 @@ impl Guests {
             .global_queue_interval(1)
             .thread_name("guest")
             .enable_time()
+            // For guests' requests: their sockets live where they are polled, and the I/O thread has the tenants' feeds.
+            .enable_io()
             .build()?;
         let tasks = Tasks { runtime: runtime.handle().clone(), tracker: TaskTracker::new() };
         Ok(Self { runtime, workers: JoinSet::new(), tasks })

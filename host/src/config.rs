@@ -11,13 +11,16 @@ use hyper::{
 };
 use ipnet::IpNet;
 
-use crate::{state::Quota, store::StoreConfig};
+use crate::{grants::Grants, state::Quota, store::StoreConfig};
 
+mod allowed;
 mod channels;
 mod components;
+mod grants;
 mod limits;
 mod manifest;
 mod relay;
+mod secrets;
 mod store;
 mod tenants;
 mod units;
@@ -115,6 +118,7 @@ pub struct TenantConfig {
     pub keep: Vec<(String, Duration)>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
+    pub grants: Arc<Grants>,
     pub limits: TenantLimits,
 }
 
@@ -127,7 +131,8 @@ impl TenantConfig {
     /// The files that it is made of besides its manifest.
     pub fn files(&self) -> Vec<PathBuf> {
         let api = self.api.as_ref().map(|api| &api.file);
-        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
+        let code = [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()];
+        code.into_iter().flatten().chain(&self.grants.files).cloned().collect()
     }
 }
 

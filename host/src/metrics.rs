@@ -127,6 +127,7 @@ pub struct Metrics {
     clients_lagged: Family<TenantReason, Counter>,
     epochs: Family<TenantLabel, Counter>,
     swaps: Family<TenantOutcome, Counter>,
+    outbound_requests: Family<TenantOutcome, Counter>,
     pub tenants: Gauge,
 }
 
@@ -187,6 +188,11 @@ impl Metrics {
             ),
             epochs: add(r, "epochs", "Times that a channel began a new epoch: before it something may be missing"),
             swaps: add(r, "tenant_swaps", "Changed tenants taken into service, or refused, by outcome"),
+            outbound_requests: add(
+                r,
+                "outbound_requests",
+                "HTTP requests of components: answered, denied, or how else they ended",
+            ),
             tenants: add(r, "tenants", "Tenants in service now"),
             registry,
         }
@@ -315,6 +321,12 @@ impl TenantMetrics {
     pub fn lagged(&self, policy: &'static str) {
         let label = TenantReason { tenant: Arc::clone(&self.tenant), reason: policy };
         self.all.clients_lagged.get_or_create(&label).inc();
+    }
+
+    /// A component's HTTP request that came to an answer, or to something else.
+    pub fn requested(&self, outcome: &'static str) {
+        let label = TenantOutcome { tenant: Arc::clone(&self.tenant), outcome };
+        self.all.outbound_requests.get_or_create(&label).inc();
     }
 
     /// A client gone.

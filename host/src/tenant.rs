@@ -16,8 +16,9 @@ use arc_swap::ArcSwap;
 use crate::{
     channel::Channels,
     client::{Budget, Shards, Terms},
-    component::{self, ApiCode, ClientCode, Engine, FilterCode, Guests, JobCode, Role, Turns},
+    component::{self, ApiCode, ClientCode, Engine, FilterCode, Guests, JobCode, Lookups, Role, Turns},
     config::{TenantConfig, TenantLimits},
+    grants::Grants,
     metrics::{Metrics, TenantMetrics},
     state::State,
     store::Store,
@@ -35,6 +36,8 @@ pub struct Tenant {
     pub metrics: Arc<TenantMetrics>,
     /// Of its guests on their threads.
     pub turns: Turns,
+    /// Of names, for its guests' requests.
+    pub lookups: Lookups,
     pub version: ArcSwap<Version>,
     /// Why what its folder has now is not what runs.
     pub refused: Mutex<Option<String>>,
@@ -49,6 +52,7 @@ pub struct Version {
     pub store: Option<Arc<Store>>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
+    pub grants: Arc<Grants>,
     pub limits: TenantLimits,
     /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
     pub compress_above: Option<usize>,
@@ -82,6 +86,7 @@ impl Tenant {
             state: Arc::new(State::new(limits.state)),
             metrics,
             turns: Turns::new(Guests::threads()),
+            lookups: Lookups::default(),
             version: ArcSwap::new(Version::new(config, Vec::new(), None)),
             refused: Mutex::default(),
         })
@@ -114,6 +119,7 @@ impl Version {
             upstreams,
             store,
             settings: config.settings.clone(),
+            grants: Arc::clone(&config.grants),
             limits: config.limits,
             compress_above: config.compress_above,
         })

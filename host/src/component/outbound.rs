@@ -1,21 +1,157 @@
-//! Requests that guests send: none, as nothing grants them. The import is there because components of `wasi:http` worlds
-//! have it whether they use it or not.
+//! Requests that guests send by `wasi:http/outgoing-handler`: only where the manifest grants, within the call they are of.
+//!
+//! In comes a request with its body still being made, out goes an answer with its body still arriving. The host is held
+//! against the grants ([`target`]), looked up ([`lookup`]), and what it leads to held against them too; the connection goes to
+//! the very addresses that were looked at, so that a second answer of a name server changes nothing. Redirects are the
+//! guest's to follow: what it then sends is a request like any other. One connection a request ([`exchange`]).
+//!
+//! wasmtime runs each request as a task of the guests' runtime, which ends when the guest drops its answer or its instance
+//! goes. A request that the guest has kept ends with the call all the same: see [`Outbound::end_call`].
 
-use hyper::{Request, Response};
+use std::time::Duration;
+
+use hyper::{Method, Request, Response};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
-/// What a component's outgoing requests meet.
-pub struct Outbound;
+use super::{host::Guest, output::line};
+use crate::{
+    shutdown::{Stop, Trigger, stop},
+    tls,
+};
 
+mod body;
+mod exchange;
+mod failure;
+mod lookup;
+mod target;
+
+pub use failure::Failure;
+pub use lookup::Lookups;
+pub use target::Denied;
+use target::Target;
+
+/// Looking up, connecting and TLS together; a guest may ask for less.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// To the head of the answer, and between two parts of its body; a guest may ask for less, and its call's deadline comes first
+/// as a rule.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What a component's outgoing requests meet.
+pub struct Outbound {
+    guest: Guest,
+    /// Ends the requests of the call that is under way; `None`: none is, as while an instance is made.
+    call: Option<(Trigger, Stop)>,
+}
+
+/// Drives a connection to its end.
 type Transmitted = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Answered = Result<(Response<WasiBody>, Transmitted)>;
+
+impl Outbound {
+    pub fn new(guest: &Guest) -> Self {
+        Self { guest: guest.clone(), call: None }
+    }
+
+    pub fn begin_call(&mut self) {
+        self.call = Some(stop());
+    }
+
+    /// No request outlives its call: what is under way ends, and what has arrived of answers cannot be read any more.
+    pub fn end_call(&mut self) {
+        self.call = None;
+    }
+}
 
 impl WasiHttpHooks for Outbound {
     fn send_request(
         &mut self,
-        _: Request<WasiBody>,
-        _: Option<RequestOptions>,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
         _: Transmitted,
-    ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Transmitted)>> + Send> {
-        Box::new(async { Err(Error::HttpRequestDenied) })
+    ) -> Box<dyn Future<Output = Answered> + Send> {
+        let sending = Sending { guest: self.guest.clone(), options: options.unwrap_or_default() };
+        let stop = self.call.as_ref().map(|(_, stop)| stop.clone());
+        Box::new(sending.run(request, stop))
+    }
+}
+
+/// One request on its way to the head of its answer.
+struct Sending {
+    guest: Guest,
+    options: RequestOptions,
+}
+
+impl Sending {
+    async fn run(self, request: Request<WasiBody>, stop: Option<Stop>) -> Answered {
+        let mut counted = Counted { guest: &self.guest, outcome: "cut_off" };
+        let sent = match stop {
+            Some(mut stop) => {
+                let ending = stop.clone();
+                tokio::select! {
+                    sent = self.send(request, ending) => sent,
+                    () = stop.wait() => return Err(Error::ConnectionTerminated),
+                }
+            }
+            None => Err(Failure::Denied(Denied::NoCall)),
+        };
+        counted.outcome = sent.as_ref().map_or_else(Failure::outcome, |_| "answered");
+        sent.map_err(|failure| {
+            if let Failure::Denied(denied) = &failure {
+                self.log(denied);
+            }
+            failure.into()
+        })
+    }
+
+    async fn send(&self, request: Request<WasiBody>, stop: Stop) -> Result<(Response<WasiBody>, Transmitted), Failure> {
+        let Guest { tenant, version, .. } = &self.guest;
+        if request.method() == Method::CONNECT {
+            return Err(Failure::Code(Error::HttpRequestMethodInvalid));
+        }
+        let reach = &version.grants.http;
+        let target = Target::of(request.uri(), reach)?;
+        // Here a request takes its place among those that its tenant may have at once: the permit belongs into `exchange`,
+        // with the connection.
+        let (connect, silence) = (self.options.connect_timeout, SILENCE_TIMEOUT);
+        let connecting = async {
+            let answers = tenant.lookups.addresses(&target.host);
+            let addresses = target.addresses(reach, answers).await?;
+            exchange::connect(&addresses, &target, tls::client).await
+        };
+        let connect = connect.map_or(CONNECT_TIMEOUT, |asked| asked.min(CONNECT_TIMEOUT));
+        let connecting = tokio::time::timeout(connect, connecting).await;
+        let connection = connecting.unwrap_or(Err(Failure::Code(Error::ConnectionTimeout)))?;
+        let times = exchange::Times {
+            first: self.options.first_byte_timeout.map_or(silence, |asked| asked.min(silence)),
+            between: self.options.between_bytes_timeout.map_or(silence, |asked| asked.min(silence)),
+        };
+        connection.exchange(request, times, stop).await
+    }
+
+    /// Once for each host, and for so many of them: a guest may go on asking.
+    fn log(&self, denied: &Denied) {
+        let (host, reason) = (line(denied.host()), denied.reason());
+        if self.guest.tenant.lookups.is_news(&self.guest.version, &host, reason) {
+            tracing::warn!(
+                tenant.name = %self.guest.tenant.name,
+                guest.role = self.guest.role,
+                guest.name = %self.guest.name,
+                outbound.host = host,
+                reason,
+                "component's request denied"
+            );
+        }
+    }
+}
+
+/// A request that is counted when it comes to an end, also when nobody waits for it any more.
+struct Counted<'a> {
+    guest: &'a Guest,
+    outcome: &'static str,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.guest.tenant.metrics.requested(self.outcome);
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
     units::Claim,
     walk::{Problem, Problems, Value, quote},
 };
+use crate::grants::Allowed;
 
 /// The file each tenant's folder has.
 const MANIFEST: &str = "tenant.toml";
@@ -21,6 +23,8 @@ const MANIFEST: &str = "tenant.toml";
 #[derive(Clone, Debug)]
 pub struct TenantsFolder {
     pub path: PathBuf,
+    /// What the operator lets them be granted.
+    pub allowed: Arc<Allowed>,
 }
 
 /// The tenants read so far, and what was wrong with the others.
@@ -32,8 +36,9 @@ pub struct Tenants {
 
 impl TenantsFolder {
     /// The folder that relay.toml names: beside the file `relay`, if it is not absolute.
-    pub(super) fn read(value: &Value<'_>, relay: &Path) -> Option<Self> {
-        Some(Self { path: relay.parent().unwrap_or(Path::new("")).join(value.str()?) })
+    pub(super) fn read(value: &Value<'_>, relay: &Path, allowed: Allowed) -> Option<Self> {
+        let path = relay.parent().unwrap_or(Path::new("")).join(value.str()?);
+        Some(Self { path, allowed: Arc::new(allowed) })
     }
 
     /// Reads every tenant; problems with the folder itself are of the `value` that names it.
@@ -50,12 +55,13 @@ impl TenantsFolder {
             let name = quote(value.value.as_str().unwrap_or_default());
             value.problem(format!("{name} has no tenants; make a folder in it with a {MANIFEST}"));
         }
-        read(&folders, secrets)
+        read(&folders, secrets, &self.allowed)
     }
 
     /// Reads the tenant of a folder, with secrets from the process's environment.
-    pub fn tenant(folder: &Path) -> Result<TenantConfig, Problems> {
-        let Tenants { mut configs, problems } = read(&[folder.to_owned()], &|variable| std::env::var(variable).ok());
+    pub fn tenant(&self, folder: &Path) -> Result<TenantConfig, Problems> {
+        let environment = |variable: &str| std::env::var(variable).ok();
+        let Tenants { mut configs, problems } = read(&[folder.to_owned()], &environment, &self.allowed);
         configs.pop().filter(|_| problems.is_empty()).ok_or(Problems(problems))
     }
 
@@ -79,7 +85,7 @@ impl TenantsFolder {
     }
 }
 
-fn read(folders: &[PathBuf], secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
+fn read(folders: &[PathBuf], secrets: &dyn Fn(&str) -> Option<String>, allowed: &Allowed) -> Tenants {
     let mut tenants = Tenants::default();
     let mut claimed = Claimed::default();
     for folder in folders {
@@ -96,7 +102,7 @@ fn read(folders: &[PathBuf], secrets: &dyn Fn(&str) -> Option<String>) -> Tenant
                 continue;
             }
         };
-        let (claims, config) = manifest::read(&text, &file, secrets);
+        let (claims, config) = manifest::read(&text, &file, secrets, allowed);
         match config {
             Ok(config) => tenants.configs.push(config),
             Err(Problems(problems)) => tenants.problems.extend(problems),

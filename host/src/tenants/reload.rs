@@ -39,7 +39,7 @@ impl Tenants {
     pub async fn run(&mut self, folder: Option<TenantsFolder>, engine: Option<Arc<Engine>>, mut stop: Stop) {
         let mut engine = engine;
         let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
-        let mut watch = folder.and_then(|folder| match Watch::new(folder, &running) {
+        let mut watch = folder.clone().and_then(|folder| match Watch::new(folder, &running) {
             Ok(watch) => Some(watch),
             Err(error) => {
                 tracing::error!(%error, "the tenants' folder is not watched");
@@ -59,8 +59,13 @@ impl Tenants {
                             self.remove(&folder);
                             self.publish();
                         }
-                        Change::Changed(folder, fingerprint) => match self.workshop(&mut engine) {
-                            Ok((engine, tasks)) => drop(candidates.spawn(prepare(folder, fingerprint, engine, tasks))),
+                        Change::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
+                            Ok((engine, tasks)) => {
+                                let tenants = folder.clone();
+                                // Changes come of a folder.
+                                let Some(tenants) = tenants else { continue };
+                                candidates.spawn(prepare(tenants, changed, fingerprint, engine, tasks));
+                            }
                             Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
                         },
                     }
@@ -150,10 +155,16 @@ async fn next(watch: Option<&mut Watch>) -> Vec<Change> {
 }
 
 /// Reads a changed tenant and checks all that can be checked before it runs.
-async fn prepare(folder: PathBuf, fingerprint: Fingerprint, engine: Arc<Engine>, tasks: Tasks) -> Candidate {
+async fn prepare(
+    tenants: TenantsFolder,
+    folder: PathBuf,
+    fingerprint: Fingerprint,
+    engine: Arc<Engine>,
+    tasks: Tasks,
+) -> Candidate {
     let read = {
         let folder = folder.clone();
-        spawn_blocking(move || TenantsFolder::tenant(&folder)).await
+        spawn_blocking(move || tenants.tenant(&folder)).await
     };
     let config = match read.map_err(|error| error.to_string()) {
         Ok(Ok(config)) => config,

@@ -1,0 +1,64 @@
+//! Looking names up, by the system's resolver.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, ToSocketAddrs},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use tokio::sync::Semaphore;
+
+use super::target::Host;
+use crate::tenant::Version;
+
+/// Of one tenant at once. A look-up takes a thread, which it keeps for as long as a name server lets it wait, whoever has
+/// given up meanwhile: more would let one tenant's slow name server take the threads from all.
+const MAX_LOOKUPS: usize = 4;
+
+/// Denied hosts that are logged of one version of a tenant.
+const MAX_LOGGED: usize = 100;
+
+/// One tenant's look-ups.
+pub struct Lookups {
+    free: Arc<Semaphore>,
+    logged: Mutex<Logged>,
+}
+
+/// Which denials have been logged, and of which version.
+#[derive(Default)]
+struct Logged {
+    version: Weak<Version>,
+    hosts: BTreeSet<(String, &'static str)>,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self { free: Arc::new(Semaphore::new(MAX_LOOKUPS)), logged: Mutex::default() }
+    }
+}
+
+impl Lookups {
+    /// All addresses that the resolver gives for a name.
+    pub async fn addresses(&self, host: &Host) -> io::Result<Vec<IpAddr>> {
+        let name = match host {
+            Host::Name(name) => name.clone(),
+            Host::Address(address) => return Ok(vec![*address]),
+        };
+        let permit = Arc::clone(&self.free).acquire_owned().await.map_err(io::Error::other)?;
+        let looked = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            Ok((name.as_str(), 0).to_socket_addrs()?.map(|found| found.ip()).collect())
+        });
+        looked.await?
+    }
+
+    /// Whether a denial has not been seen yet, and is to be logged.
+    pub fn is_news(&self, version: &Arc<Version>, host: &str, reason: &'static str) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::ptr::eq(logged.version.as_ptr(), Arc::as_ptr(version)) {
+            *logged = Logged { version: Arc::downgrade(version), hosts: BTreeSet::new() };
+        }
+        logged.hosts.len() < MAX_LOGGED && logged.hosts.insert((host.to_owned(), reason))
+    }
+}
