@@ -48,7 +48,7 @@ pub use host::Guest;
 pub use instance::{Code, Role};
 pub use job::{Job, JobCode, LiveJob};
 pub use live::Live;
-pub use outbound::Lookups;
+pub use outbound::Requests;
 pub use turns::Turns;
 
 /// The threads guests run on, and what runs there.

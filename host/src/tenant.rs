@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use crate::{
     channel::Channels,
     client::{Budget, Shards, Terms},
-    component::{self, ApiCode, ClientCode, Engine, FilterCode, Guests, JobCode, Lookups, Role, Turns},
+    component::{self, ApiCode, ClientCode, Engine, FilterCode, Guests, JobCode, Requests, Role, Turns},
     config::{TenantConfig, TenantLimits},
     grants::Grants,
     metrics::{Metrics, TenantMetrics},
@@ -36,8 +36,8 @@ pub struct Tenant {
     pub metrics: Arc<TenantMetrics>,
     /// Of its guests on their threads.
     pub turns: Turns,
-    /// Of names, for its guests' requests.
-    pub lookups: Lookups,
+    /// Of its guests, to HTTP servers.
+    pub requests: Requests,
     pub version: ArcSwap<Version>,
     /// Why what its folder has now is not what runs.
     pub refused: Mutex<Option<String>>,
@@ -86,7 +86,7 @@ impl Tenant {
             state: Arc::new(State::new(limits.state)),
             metrics,
             turns: Turns::new(Guests::threads()),
-            lookups: Lookups::default(),
+            requests: Requests::default(),
             version: ArcSwap::new(Version::new(config, Vec::new(), None)),
             refused: Mutex::default(),
         })

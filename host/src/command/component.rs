@@ -36,7 +36,7 @@ Examples:
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Prints a component's roles, imports and size.
+    /// Prints a component's roles, imports and size, and what of a manifest it may ask for.
     ///
     /// Exit code 2: it is no component, lacks every role, or imports what the host does not give.
     #[command(after_help = "\
@@ -74,10 +74,11 @@ fn check(path: &Path) -> Result<(), Failure> {
     };
     let roles: Vec<String> = report.roles.iter().map(role).collect();
     announce(&format!(
-        "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}",
+        "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}\nmay ask:   {}",
         path.display(),
         list(&roles),
-        list(&report.imports)
+        list(&report.imports),
+        list(&report.grants)
     ))?;
     engine.link(&component).map_err(|error| problem(error.to_string()))?;
     if roles.is_empty() {

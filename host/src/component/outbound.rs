@@ -1,7 +1,7 @@
 //! Requests that guests send by `wasi:http/outgoing-handler`: only where the manifest grants, within the call they are of.
 //!
 //! In comes a request with its body still being made, out goes an answer with its body still arriving. The host is held
-//! against the grants ([`target`]), looked up ([`lookup`]), and what it leads to held against them too; the connection goes to
+//! against the grants ([`target`]), looked up ([`requests`]), and what it leads to held against them too; the connection goes to
 //! the very addresses that were looked at, so that a second answer of a name server changes nothing. Redirects are the
 //! guest's to follow: what it then sends is a request like any other. One connection a request ([`exchange`]).
 //!
@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use hyper::{Method, Request, Response};
+use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use super::{host::Guest, output::line};
@@ -22,13 +23,12 @@ use crate::{
 mod body;
 mod exchange;
 mod failure;
-mod lookup;
+mod requests;
 mod target;
 
-pub use failure::Failure;
-pub use lookup::Lookups;
-pub use target::Denied;
-use target::Target;
+use failure::Failure;
+pub use requests::Requests;
+use target::{Denied, Target};
 
 /// Looking up, connecting and TLS together; a guest may ask for less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,20 +110,19 @@ impl Sending {
         }
         let reach = &version.grants.http;
         let target = Target::of(request.uri(), reach)?;
-        // Here a request takes its place among those that its tenant may have at once: the permit belongs into `exchange`,
-        // with the connection.
-        let (connect, silence) = (self.options.connect_timeout, SILENCE_TIMEOUT);
+        // A limit on the tenant's requests is asked here, and its permit kept by what `exchange` returns to drive the
+        // connection: that ends with it.
         let connecting = async {
-            let answers = tenant.lookups.addresses(&target.host);
+            let answers = tenant.requests.addresses(&target.host);
             let addresses = target.addresses(reach, answers).await?;
             exchange::connect(&addresses, &target, tls::client).await
         };
-        let connect = connect.map_or(CONNECT_TIMEOUT, |asked| asked.min(CONNECT_TIMEOUT));
-        let connecting = tokio::time::timeout(connect, connecting).await;
+        let within = |most: Duration, asked: Option<Duration>| asked.map_or(most, |asked| asked.min(most));
+        let connecting = timeout(within(CONNECT_TIMEOUT, self.options.connect_timeout), connecting).await;
         let connection = connecting.unwrap_or(Err(Failure::Code(Error::ConnectionTimeout)))?;
         let times = exchange::Times {
-            first: self.options.first_byte_timeout.map_or(silence, |asked| asked.min(silence)),
-            between: self.options.between_bytes_timeout.map_or(silence, |asked| asked.min(silence)),
+            first: within(SILENCE_TIMEOUT, self.options.first_byte_timeout),
+            between: within(SILENCE_TIMEOUT, self.options.between_bytes_timeout),
         };
         connection.exchange(request, times, stop).await
     }
@@ -131,7 +130,7 @@ impl Sending {
     /// Once for each host, and for so many of them: a guest may go on asking.
     fn log(&self, denied: &Denied) {
         let (host, reason) = (line(denied.host()), denied.reason());
-        if self.guest.tenant.lookups.is_news(&self.guest.version, &host, reason) {
+        if self.guest.tenant.requests.is_news(&self.guest.version, &host, reason) {
             tracing::warn!(
                 tenant.name = %self.guest.tenant.name,
                 guest.role = self.guest.role,

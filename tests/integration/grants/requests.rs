@@ -118,6 +118,7 @@ async fn what_is_wrong_is_an_error_of_wasi_http() {
         ("/silent&first=50", "ErrorCode::ConnectionReadTimeout"),
         ("/stalls&between=50", "broken behind 4:"),
         ("/&method=connect", "ErrorCode::HttpRequestMethodInvalid"),
+        ("", "ErrorCode::HttpProtocolError"),
     ] {
         let said = says(&mut http, &format!("/t/fetch?to={}&path={path}", origin.address)).await;
         assert!(said.starts_with(error), "{path}: {said}");
@@ -128,4 +129,6 @@ async fn what_is_wrong_is_an_error_of_wasi_http() {
         relay.metric_is(REQUESTS, &[("tenant", "t"), ("outcome", outcome)], count).await;
     }
     origin.served(6).await;
+    // What a guest does wrong is its own to log.
+    assert_eq!(relay.log().matches("WARN").count(), 0, "{}", relay.log());
 }

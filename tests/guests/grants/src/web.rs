@@ -33,7 +33,8 @@ fn request(query: &Query<'_>) -> OutgoingRequest {
     let scheme = if query.get("scheme") == "https" { Scheme::Https } else { Scheme::Http };
     let _ = request.set_scheme(Some(&scheme));
     let _ = request.set_authority(Some(query.get("to")));
-    let _ = request.set_path_with_query(Some(query.get("path")));
+    let path = query.get("path");
+    let _ = request.set_path_with_query(Some(path).filter(|path| !path.is_empty()));
     if query.get("method") == "connect" {
         let _ = request.set_method(&Method::Connect);
     }

@@ -1,4 +1,4 @@
-//! Looking names up, by the system's resolver.
+//! What all requests of a tenant's guests share.
 
 use std::{
     collections::BTreeSet,
@@ -19,9 +19,9 @@ const MAX_LOOKUPS: usize = 4;
 /// Denied hosts that are logged of one version of a tenant.
 const MAX_LOGGED: usize = 100;
 
-/// One tenant's look-ups.
-pub struct Lookups {
-    free: Arc<Semaphore>,
+/// One tenant's.
+pub struct Requests {
+    lookups: Arc<Semaphore>,
     logged: Mutex<Logged>,
 }
 
@@ -29,36 +29,36 @@ pub struct Lookups {
 #[derive(Default)]
 struct Logged {
     version: Weak<Version>,
-    hosts: BTreeSet<(String, &'static str)>,
+    denied: BTreeSet<(String, &'static str)>,
 }
 
-impl Default for Lookups {
+impl Default for Requests {
     fn default() -> Self {
-        Self { free: Arc::new(Semaphore::new(MAX_LOOKUPS)), logged: Mutex::default() }
+        Self { lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)), logged: Mutex::default() }
     }
 }
 
-impl Lookups {
-    /// All addresses that the resolver gives for a name.
-    pub async fn addresses(&self, host: &Host) -> io::Result<Vec<IpAddr>> {
+impl Requests {
+    /// All addresses that the system's resolver gives for a name.
+    pub(super) async fn addresses(&self, host: &Host) -> io::Result<Vec<IpAddr>> {
         let name = match host {
             Host::Name(name) => name.clone(),
             Host::Address(address) => return Ok(vec![*address]),
         };
-        let permit = Arc::clone(&self.free).acquire_owned().await.map_err(io::Error::other)?;
-        let looked = tokio::task::spawn_blocking(move || {
+        let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(io::Error::other)?;
+        let looked_up = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             Ok((name.as_str(), 0).to_socket_addrs()?.map(|found| found.ip()).collect())
         });
-        looked.await?
+        looked_up.await?
     }
 
-    /// Whether a denial has not been seen yet, and is to be logged.
-    pub fn is_news(&self, version: &Arc<Version>, host: &str, reason: &'static str) -> bool {
+    /// Whether a denial is to be logged: it has not been, of this version.
+    pub(super) fn is_news(&self, version: &Arc<Version>, host: &str, reason: &'static str) -> bool {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::ptr::eq(logged.version.as_ptr(), Arc::as_ptr(version)) {
-            *logged = Logged { version: Arc::downgrade(version), hosts: BTreeSet::new() };
+            *logged = Logged { version: Arc::downgrade(version), denied: BTreeSet::new() };
         }
-        logged.hosts.len() < MAX_LOGGED && logged.hosts.insert((host.to_owned(), reason))
+        logged.denied.len() < MAX_LOGGED && logged.denied.insert((host.to_owned(), reason))
     }
 }
