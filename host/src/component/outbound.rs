@@ -154,3 +154,76 @@ impl Drop for Counted<'_> {
         self.guest.tenant.metrics.requested(self.outcome);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{fs, path::PathBuf, sync::Arc};
+
+    use http_body_util::{BodyExt as _, Empty};
+
+    use super::*;
+    use crate::{
+        client::{Shards, Timing},
+        config::TenantsFolder,
+        grants::{Allowed, AllowedNetwork},
+        metrics::Metrics,
+        tenant::Tenant,
+    };
+
+    /// A guest of the tenant `t` that may ask 127.0.0.1 at port 1, where nobody is.
+    fn guest(metrics: &Arc<Metrics>) -> Guest {
+        let folder = std::env::temp_dir().join(format!("edge-relay-outbound-{}", uuid::Uuid::now_v7()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(TenantsFolder::manifest(&folder), "name = 't'\ngrants.http = ['127.0.0.1:1']").unwrap();
+        let networks = vec![AllowedNetwork { network: "127.0.0.0/8".parse().unwrap(), tenants: Vec::new() }];
+        let allowed = Arc::new(Allowed { networks, ..Allowed::default() });
+        let config = TenantsFolder { path: PathBuf::new(), allowed }.tenant(&folder).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        let timing = Timing {
+            ping_interval: SILENCE_TIMEOUT,
+            stall_timeout: SILENCE_TIMEOUT,
+            shutdown_timeout: SILENCE_TIMEOUT,
+        };
+        let shards = Arc::new(Shards::start(0, timing).unwrap());
+        let tenant = Tenant::new(&config, metrics, &shards, &Arc::default());
+        let (version, name) = (tenant.version(), Arc::from("api"));
+        let metrics = metrics.guest(&tenant.name, "api", &name);
+        Guest { tenant, version, role: "api", name, metrics }
+    }
+
+    async fn send(outbound: &mut Outbound) -> Error {
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let request = Request::get("http://127.0.0.1:1/").body(body).unwrap();
+        Box::into_pin(outbound.send_request(request, None, Box::new(async { Ok(()) }))).await.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_come_with_calls_only() {
+        let metrics = Arc::new(Metrics::new());
+        let guest = guest(&metrics);
+        let mut outbound = Outbound::new(&guest);
+        assert!(matches!(send(&mut outbound).await, Error::HttpRequestDenied), "while it starts");
+        outbound.begin_call();
+        assert!(matches!(send(&mut outbound).await, Error::ConnectionRefused));
+        outbound.end_call();
+        assert!(matches!(send(&mut outbound).await, Error::HttpRequestDenied), "between two calls");
+        let counted = metrics.encode().unwrap();
+        for (outcome, count) in [("denied", 2), ("refused", 1)] {
+            let line = format!("edge_relay_outbound_requests_total{{tenant=\"t\",outcome=\"{outcome}\"}} {count}\n");
+            assert!(counted.contains(&line), "{line} is not in {counted}");
+        }
+    }
+
+    #[test]
+    fn a_denied_host_is_news_once_a_version_and_only_so_many_are() {
+        let guest = guest(&Arc::new(Metrics::new()));
+        let Guest { tenant, version, .. } = &guest;
+        assert!(tenant.requests.is_news(version, "a:80", "x") && !tenant.requests.is_news(version, "a:80", "x"));
+        assert!(tenant.requests.is_news(version, "a:80", "y"));
+        let news = (0..1000).filter(|nth| tenant.requests.is_news(version, &nth.to_string(), "x")).count();
+        assert!((90..=100).contains(&news), "{news}");
+        let another = self::guest(&Arc::new(Metrics::new())).version;
+        assert!(tenant.requests.is_news(&another, "a:80", "x"));
+    }
+}
