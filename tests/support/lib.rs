@@ -2,8 +2,8 @@
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
 //! [`tenant`]s and their [`guests`], [`compile_bombs`], and [`client`]s, a [`crowd`] of them, or a [`browser`],
-//! or others' clients ([`script`], [`javascript`]), or requests to its API ([`http`]); for records [`appends`], [`mariadb`],
-//! and a [`disk`] to fill.
+//! or others' clients ([`script`], [`javascript`]), or requests to its API ([`http`]), and an [`origin`] that components
+//! ask; for records [`appends`], [`mariadb`], and a [`disk`] to fill.
 
 use std::{
     fmt::Display,
@@ -25,6 +25,7 @@ pub mod guests;
 pub mod http;
 pub mod javascript;
 pub mod mariadb;
+pub mod origin;
 pub mod partner;
 pub mod probe;
 pub mod process;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
-    config::{TenantCaps, TenantConfig, TenantsFolder},
+    config::{TenantConfig, TenantsFolder},
     relay::open_store,
     shutdown::Stop,
     tenant::Code,
@@ -44,7 +44,7 @@ struct Candidate {
 
 /// What checking a changed tenant takes.
 struct Workshop {
-    caps: TenantCaps,
+    tenants: TenantsFolder,
     engine: Arc<Engine>,
     tasks: Tasks,
     /// Of how many are loaded at once.
@@ -55,8 +55,7 @@ impl Tenants {
     /// Follows what happens in the tenants' folder, if they have one, until told to stop.
     pub async fn run(&mut self, folder: Option<TenantsFolder>, mut engine: EngineSource, mut stop: Stop) {
         let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
-        let caps = folder.as_ref().map(|folder| folder.caps.clone()).unwrap_or_default();
-        let mut watch = folder.and_then(|folder| match Watch::new(folder, &running) {
+        let mut watch = folder.clone().and_then(|folder| match Watch::new(folder, &running) {
             Ok(watch) => Some(watch),
             Err(error) => {
                 tracing::error!(%error, "the tenants' folder is not watched");
@@ -78,10 +77,12 @@ impl Tenants {
                             self.remove(&folder);
                             self.publish();
                         }
-                        Change::Changed(folder, fingerprint) => match self.workshop(&mut engine) {
+                        Change::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
                             Ok((engine, tasks)) => {
-                                let workshop = Workshop { caps: caps.clone(), engine, tasks, loads: Arc::clone(&loads) };
-                                candidates.spawn(workshop.prepare(folder, fingerprint));
+                                // Changes come of a folder.
+                                let Some(tenants) = folder.clone() else { continue };
+                                let workshop = Workshop { tenants, engine, tasks, loads: Arc::clone(&loads) };
+                                candidates.spawn(workshop.prepare(changed, fingerprint));
                             }
                             Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
                         },
@@ -178,12 +179,12 @@ async fn next(watch: Option<&mut Watch>) -> Vec<Change> {
 impl Workshop {
     /// Reads a changed tenant and checks all that can be checked before it runs.
     async fn prepare(self, folder: PathBuf, fingerprint: Fingerprint) -> Candidate {
-        let Self { caps, engine, tasks, loads } = self;
+        let Self { tenants, engine, tasks, loads } = self;
         // It is never closed.
         let permit = loads.acquire_owned().await;
         let loaded = {
             let folder = folder.clone();
-            spawn_blocking(move || load(&folder, &caps, &engine)).await
+            spawn_blocking(move || load(&tenants, &folder, &engine)).await
         };
         drop(permit);
         let (files, loaded) = loaded.unwrap_or_else(|error| (None, Err(error.to_string())));
@@ -202,11 +203,11 @@ impl Workshop {
 
 /// Reads a tenant's manifest and loads its code; with the files that it names, if it could be read.
 fn load(
+    tenants: &TenantsFolder,
     folder: &Path,
-    caps: &TenantCaps,
     engine: &Arc<Engine>,
 ) -> (Option<Vec<PathBuf>>, Result<(TenantConfig, Code), String>) {
-    let config = match TenantsFolder::tenant(folder, caps) {
+    let config = match tenants.tenant(folder) {
         Ok(config) => config,
         Err(problems) => return (None, Err(problems.to_string())),
     };
