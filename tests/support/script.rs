@@ -110,16 +110,21 @@ impl DerefMut for Script {
     }
 }
 
-/// The folder of what `.ci/setup tests` installs.
+/// The folder of the clients that `.ci/setup tests` installs.
 pub fn tools() -> PathBuf {
+    cache("CLIENT_TOOLS", "clients")
+}
+
+/// A folder of what `.ci/setup tests` installs: where the variable says, or else of that name.
+pub fn cache(name: &str, folder: &str) -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("CLIENT_TOOLS").unwrap_or_else(|| {
+    variable(name).unwrap_or_else(|| {
         let cache = variable("XDG_CACHE_HOME").unwrap_or_else(|| variable("HOME").unwrap().join(".cache"));
-        cache.join("edge-relay/tools/clients")
+        cache.join("edge-relay/tools").join(folder)
     })
 }
 
-fn there(program: &str) -> bool {
+pub fn there(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }

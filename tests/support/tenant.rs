@@ -35,6 +35,13 @@ impl Folder {
         Self(folder)
     }
 
+    /// With compiled code that other relays of these tests, and of earlier ones, have left: some takes long to compile.
+    pub fn shared_cache(self) -> Self {
+        let host = fs::read_to_string(self.config()).unwrap();
+        self.write("relay.toml", format!("cache = \"{FOLDERS}/compiled\"\n{host}"));
+        self
+    }
+
     /// Adds a tenant: its name, an upstream called `feed`, and more of its manifest.
     pub fn tenant(self, name: &str, url: &str, more: &str) -> Self {
         let manifest = format!("name = \"{name}\"\n[[upstream]]\nname = \"feed\"\nurl = \"{url}\"\n{more}\n");

@@ -44,6 +44,15 @@ impl Broken {
             _ => Blame::GuestBroke,
         }
     }
+
+    /// Adds what the guest wrote to its standard error: of an exception that nobody caught, the trap says only that the
+    /// guest gave up.
+    pub fn saying(self, words: &str) -> Self {
+        match self {
+            Self::Trap(why) if !words.is_empty() => Self::Trap(format!("{why}, having written: {words}")),
+            broken => broken,
+        }
+    }
 }
 
 /// Runs a call, in its instance's turns, to its end or its deadline, host calls included.

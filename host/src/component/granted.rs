@@ -7,10 +7,10 @@ use super::{Guest, output::Output};
 use crate::tenant::Version;
 
 /// No arguments, no address, no look-up of names; of folders and of the environment what the manifest grants.
-pub fn wasi(guest: &Guest) -> wasmtime::Result<WasiCtx> {
+pub fn wasi(guest: &Guest, stderr: &Output) -> wasmtime::Result<WasiCtx> {
     let mut wasi = WasiCtx::builder();
     wasi.stdout(Output::new(guest, "stdout"))
-        .stderr(Output::new(guest, "stderr"))
+        .stderr(stderr.clone())
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false);

@@ -22,7 +22,7 @@ use super::{
     },
     filter, granted,
     outbound::Outbound,
-    output,
+    output::{self, Output},
     places::Place,
     records::Deferred,
     turns::Share,
@@ -75,6 +75,7 @@ pub struct Host {
     deferred: Option<Deferred>,
     guest: Guest,
     share: Share,
+    stderr: Output,
     _counted: Counted,
     _place: Place,
 }
@@ -113,6 +114,11 @@ impl Host {
         &self.share
     }
 
+    /// What it writes to its standard error.
+    pub fn stderr(&self) -> &Output {
+        &self.stderr
+    }
+
     pub fn deferred(&mut self) -> Option<&mut Deferred> {
         self.deferred.as_mut()
     }
@@ -128,7 +134,8 @@ impl Host {
 
 /// A fresh store: a WASI with what is granted, the tenant's settings, its limits.
 pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>> {
-    let wasi = granted::wasi(guest)?;
+    let stderr = Output::new(guest, "stderr");
+    let wasi = granted::wasi(guest, &stderr)?;
     let memory = guest.version.limits.memory;
     let limits = Limits { memory, table: MAX_TABLE, guest: guest.clone(), told: false };
     let config = granted::config(&guest.version);
@@ -144,6 +151,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
         deferred: (guest.role == filter::FilterCode::ROLE).then(Deferred::default),
         guest: guest.clone(),
         share: guest.tenant.turns.share(),
+        stderr,
         _counted: Counted::new(&guest.metrics.instances),
         _place: place,
     };

@@ -77,7 +77,8 @@ impl<R: Role> Code<R> {
             let instance = self.pre.instantiate_async(&mut store).await?;
             R::find(&mut store, &instance)
         };
-        match within(INSTANTIATE_DEADLINE, &self.engine.ticker, &share, made).await {
+        let made = within(INSTANTIATE_DEADLINE, &self.engine.ticker, &share, made).await;
+        match made.map_err(|broken| broken.saying(&store.data().stderr().words())) {
             Ok(role) => Ok(Instance { engine: Arc::clone(&self.engine), store, role, calls: 0 }),
             Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
             Err(broken) => Err(broken),
@@ -107,7 +108,9 @@ impl<R: Role> Instance<R> {
         self.store.data_mut().outbound().begin_call();
         let started = Instant::now();
         let share = self.store.data().share().clone();
-        let value = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await?;
+        self.store.data().stderr().forget();
+        let called = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await;
+        let value = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
         self.store.data_mut().outbound().end_call();
         self.calls = self.calls.saturating_add(1);
         guest.metrics.calls.inc();

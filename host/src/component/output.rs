@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -20,6 +20,10 @@ use super::{bindings::wasi::logging::logging::Level, host::Guest};
 
 /// Bytes of one line; a message is cut there, what is written to a stream goes on in the next.
 const MAX_LINE: usize = 4 << 10;
+/// Bytes that are kept of what a stream was told last: an exception with its stack.
+const MAX_WORDS: usize = 4 << 10;
+/// Between lines that are one line of the log: a line end as any text of a guest has it there.
+const LINE_END: &str = "\\n";
 
 /// What a guest says by way of `wasi:logging`.
 pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
@@ -73,15 +77,33 @@ struct Lines {
     stream: &'static str,
     /// A line whose end is yet to come.
     begun: Vec<u8>,
+    /// The latest lines of the call under way, with what stands for their ends between them.
+    words: String,
 }
 
 impl Output {
     pub fn new(guest: &Guest, stream: &'static str) -> Self {
-        Self(Arc::new(Mutex::new(Lines { guest: guest.clone(), stream, begun: Vec::new() })))
+        Self(Arc::new(Mutex::new(Lines { guest: guest.clone(), stream, begun: Vec::new(), words: String::new() })))
+    }
+
+    /// A call begins: what was written before it does not explain its end.
+    pub fn forget(&self) {
+        self.lines().words.clear();
+    }
+
+    /// What was written last in this call, as part of one line; of much the end.
+    pub fn words(&self) -> String {
+        let mut lines = self.lines();
+        lines.end();
+        std::mem::take(&mut lines.words)
     }
 
     fn take(&self, bytes: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take(bytes);
+        self.lines().take(bytes);
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,8 +127,19 @@ impl Lines {
         if !line.is_empty() && self.guest.tenant.log_lines.take() {
             let (tenant, name) = (&self.guest.tenant.name, &self.guest.name);
             tracing::info!(tenant.name = %tenant, guest.name = %name, guest.stream = self.stream, "{line}");
+            self.keep(&line);
         }
         self.begun.clear();
+    }
+
+    /// Remembers a line, and of the lines before it what there is room for.
+    fn keep(&mut self, line: &str) {
+        if !self.words.is_empty() {
+            self.words.push_str(LINE_END);
+        }
+        self.words.push_str(line);
+        let over = self.words.len().saturating_sub(MAX_WORDS);
+        self.words.drain(..self.words.ceil_char_boundary(over));
     }
 }
 

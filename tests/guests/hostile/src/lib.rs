@@ -44,6 +44,12 @@ impl Guest for Hostile {
             "memory" => allocate_for_ever(),
             "huge-channel" => publications.push(publication("x".repeat(HUGE_CHANNEL_BYTES), text(""))),
             "stderr" => frames.iter().for_each(report),
+            "last-words" => {
+                frames.iter().for_each(report);
+                if any_matches(&frames) {
+                    abort();
+                }
+            }
             "slow" => stay_busy(),
             "echo" | "trap-on" | "loop-on" | "trap-open" => {}
             mode => {

@@ -1,0 +1,20 @@
+"""The job: all prices at once, at the times of the tenant's schedule: saved, then broadcast on channel `summary`.
+
+Each product has a collection of records, `summary.PRODUCT`, which outlives the host; the API serves it.
+"""
+
+from wit_world import exports
+from wit_world.imports import records
+from wit_world.imports.edge_relay_tenant_types import Frame_Text, Publication
+
+import state
+
+
+class Job(exports.Job):
+    def on_schedule(self, name: str, scheduled_at: int) -> list[Publication]:
+        prices = state.prices()
+        if not prices:
+            return []
+        for product, price in prices.items():
+            records.append(f"summary.{product}", state.text({"at": scheduled_at, "price": price}).encode())
+        return [Publication(channel="summary", key=None, data=Frame_Text(state.text(prices)), remove=False)]
