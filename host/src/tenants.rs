@@ -276,7 +276,7 @@ impl Tenants {
                 if let Some((filter, code)) = kept.filter.as_ref().zip(code.filter.as_ref()) {
                     filter.swap(Arc::clone(code), guest(FilterCode::ROLE, &kept.config.name));
                 }
-                return *kept;
+                return kept;
             }
             Planned::New { config, handle, before } => (config, handle, before),
         };
@@ -344,7 +344,7 @@ impl Tenants {
 /// An upstream of a version that is about to run.
 enum Planned {
     /// Nothing about its connection has changed.
-    Kept(Box<RunningUpstream>),
+    Kept(RunningUpstream),
     New {
         config: UpstreamConfig,
         handle: Arc<upstream::Handle>,
@@ -362,7 +362,7 @@ impl Planned {
             let running = at.map(|at| before.swap_remove(at));
             match running {
                 Some(running) if running.config == *config && running.filter.is_some() == filtered => {
-                    Self::Kept(Box::new(running))
+                    Self::Kept(running)
                 }
                 running => {
                     let demand = config.linger.map(|_| Arc::clone(&channels.demand));

@@ -9,7 +9,7 @@ use std::{
 use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
 
 use crate::support::{
-    bombs, guests,
+    compile_bombs, guests,
     partner::{Partner, Peer},
     process::{run, shown},
     relay::Relay,
@@ -210,8 +210,8 @@ async fn bombs_do_not_start_and_all_of_them_are_named() {
     let folder = Relay::serve(folder).await.end_with(Signal::TERM).await;
     folder.append("relay.toml", "compile-time = \"2s\"\ncompile-memory = \"128MiB\"\n");
     let folder = folder.filtered("long", NOWHERE, guests::echo(), "").filtered("large", NOWHERE, guests::echo(), "");
-    folder.write("tenants/long/filter.wasm", bombs::of_time());
-    folder.write("tenants/large/filter.wasm", bombs::of_memory());
+    folder.write("tenants/long/filter.wasm", compile_bombs::of_time());
+    folder.write("tenants/large/filter.wasm", compile_bombs::of_memory());
     let (config, tenants) = (folder.config(), folder.path("tenants"));
     let (config, tenants) = (config.to_str().unwrap(), tenants.to_str().unwrap());
     let commands: [&[&str]; 2] = [&["serve", "--config", config], &["tenants", "check", tenants, "--config", config]];
@@ -263,7 +263,7 @@ async fn while_a_bomb_compiles_everybody_is_served_and_its_end_is_no_hang() {
     let mut client = relay.client("/other").await;
     works(&relay, &mut peer, "1").await;
 
-    relay.folder().write("tenants/t/filter.wasm", bombs::of_time());
+    relay.folder().write("tenants/t/filter.wasm", compile_bombs::of_time());
     relay.signal(Signal::HUP);
     let child = compiler(&relay).await;
     for nth in 0..100 {
@@ -300,7 +300,7 @@ async fn a_bomb_in_the_place_of_a_good_component_is_refused() {
     assert_eq!(loaded(&relay).await, [0.0, 1.0, 1.0]);
     let mut peer = partner.accept().await;
     for (nth, (bomb, reason, said)) in
-        [(bombs::of_time(), "time", "compile-time"), (bombs::of_memory(), "memory", "compile-memory")]
+        [(compile_bombs::of_time(), "time", "compile-time"), (compile_bombs::of_memory(), "memory", "compile-memory")]
             .iter()
             .enumerate()
     {

@@ -47,6 +47,8 @@ mod page;
 mod readme;
 mod records;
 mod shutdown;
+mod swap;
+mod tenants;
 
 mod chaos;
 mod mariadb;

@@ -37,6 +37,17 @@ pub fn probe() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/probe"))
 }
 
+/// A filter that says which version of it has filtered; its code has these four digits.
+pub fn versioned(digits: u16) -> Vec<u8> {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let mut code = std::fs::read(BUILT.get_or_init(|| build("tests/guests/versioned"))).unwrap();
+    let places: Vec<_> =
+        code.windows(9).enumerate().filter(|(_, bytes)| bytes == b"code-0000").map(|(at, _)| at).collect();
+    assert_eq!(places.len(), 1, "one place has the version");
+    code[places[0] + 5..][..4].copy_from_slice(format!("{digits:04}").as_bytes());
+    code
+}
+
 /// A filter that tells its upstream which channels are active.
 pub fn demand() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

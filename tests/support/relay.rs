@@ -84,7 +84,7 @@ impl Relay {
 
     /// Its configuration.
     pub fn folder(&self) -> &Folder {
-        self.folder.as_ref().expect("the relay has a folder")
+        self.folder.as_ref().expect("the relay has a configuration")
     }
 
     /// Where the API listens.

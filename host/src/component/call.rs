@@ -5,7 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use tokio::time::timeout;
 use wasmtime::WasmBacktrace;
 
-use super::{output::line, ticker::Ticker, turns::Turns};
+use super::{output::line, ticker::Ticker, turns::Share};
 
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
@@ -32,15 +32,15 @@ impl Broken {
     }
 }
 
-/// Runs a call, in its tenant's turns, to its end or its deadline, host calls included.
+/// Runs a call, in its instance's turns, to its end or its deadline, host calls included.
 pub async fn within<T>(
     deadline: Duration,
     ticker: &Ticker,
-    turns: &Turns,
+    share: &Share,
     call: impl Future<Output = wasmtime::Result<T>>,
 ) -> Result<T, Broken> {
     let _calling = ticker.calling();
-    match timeout(deadline, turns.take(call)).await {
+    match timeout(deadline, share.take(call)).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Broken::Trap(describe(&error))),
         Err(_) => Err(Broken::Deadline(deadline)),

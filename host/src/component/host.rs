@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus_client::metrics::gauge::Gauge;
 use wasmtime::{
-    ResourceLimiter, Result, Store,
+    ResourceLimiter, Result, Store, UpdateDeadline,
     component::{HasSelf, Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -24,6 +24,7 @@ use super::{
     outbound::Outbound,
     output::{self, Output},
     records::Deferred,
+    turns::Share,
 };
 use crate::{
     metrics::GuestMetrics,
@@ -60,6 +61,7 @@ pub struct Host {
     /// Of a filter.
     deferred: Option<Deferred>,
     guest: Guest,
+    share: Share,
     _counted: Counted,
 }
 
@@ -90,6 +92,11 @@ impl Host {
 
     pub fn version(&self) -> &Arc<Version> {
         &self.guest.version
+    }
+
+    /// Of its tenant's turns on the guests' threads.
+    pub fn share(&self) -> &Share {
+        &self.share
     }
 
     pub fn deferred(&mut self) -> Option<&mut Deferred> {
@@ -124,11 +131,15 @@ pub fn store(engine: &Engine, guest: &Guest) -> Store<Host> {
         outbound: Outbound,
         deferred: (guest.role == filter::FilterCode::ROLE).then(Deferred::default),
         guest: guest.clone(),
+        share: guest.tenant.turns.share(),
         _counted: Counted::new(&guest.metrics.instances),
     };
     let mut store = Store::new(engine.wasmtime(), host);
     store.limiter(|host| &mut host.limits);
-    store.epoch_deadline_async_yield_and_update(1);
+    store.epoch_deadline_callback(|store| {
+        store.data().share.yields();
+        Ok(UpdateDeadline::Yield(1))
+    });
     store
 }
 

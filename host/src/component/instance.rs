@@ -72,11 +72,12 @@ impl<R: Role> Code<R> {
     pub async fn instantiate(&self, guest: &Guest) -> Result<Instance<R>, Broken> {
         let mut store = host::store(&self.engine, guest);
         store.set_epoch_deadline(1);
+        let share = store.data().share().clone();
         let made = async {
             let instance = self.pre.instantiate_async(&mut store).await?;
             R::find(&mut store, &instance)
         };
-        match within(INSTANTIATE_DEADLINE, &self.engine.ticker, &guest.tenant.turns, made).await {
+        match within(INSTANTIATE_DEADLINE, &self.engine.ticker, &share, made).await {
             Ok(role) => Ok(Instance { engine: Arc::clone(&self.engine), store, role, calls: 0 }),
             Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
             Err(broken) => Err(broken),
@@ -104,8 +105,8 @@ impl<R: Role> Instance<R> {
         // The epoch has moved on since the last call, which is no reason to yield at the first check.
         self.store.set_epoch_deadline(1);
         let started = Instant::now();
-        let value =
-            within(deadline, &self.engine.ticker, &guest.tenant.turns, call(&mut self.store, &self.role)).await?;
+        let share = self.store.data().share().clone();
+        let value = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await?;
         self.calls = self.calls.saturating_add(1);
         guest.metrics.calls.inc();
         guest.metrics.seconds.observe(started.elapsed().as_secs_f64());

@@ -362,7 +362,7 @@ mod tests {
             ("tenants/3/tenant.toml", "name = 'b'\n"),
         ];
         let expected = [
-            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, path, upstream, components, schedule, cors, compression, channels, records, settings, limits",
+            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, components, schedule, cors, compression, channels, records, settings, limits",
             "tenants/2/tenant.toml:2: name: \"a\" is also the name in tenants/1/tenant.toml; give each tenant its own",
             "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
         ];

@@ -14,8 +14,8 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::spawn_blocking,
-    time::sleep,
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use crate::config::{TenantConfig, TenantsFolder};
@@ -38,10 +38,15 @@ pub enum Change {
 pub struct Watch {
     folder: TenantsFolder,
     hangup: Signal,
+    looks: Interval,
     /// SIGHUP has come, and no look since.
     at_once: bool,
+    /// A look under way: it outlives whoever waited for it.
+    looking: Option<JoinHandle<io::Result<Found>>>,
     known: BTreeMap<PathBuf, Known>,
 }
+
+type Found = BTreeMap<PathBuf, Fingerprint>;
 
 /// What is known of a tenant's folder.
 #[derive(Clone, Default)]
@@ -66,19 +71,27 @@ impl Watch {
             let settled = Some(Fingerprint::of(&config.folder, &files));
             (config.folder.clone(), Known { files, settled, ..Known::default() })
         });
-        Ok(Self { folder, hangup: signal(SignalKind::hangup())?, at_once: false, known: known.collect() })
+        let mut looks = interval_at(Instant::now() + INTERVAL, INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let hangup = signal(SignalKind::hangup())?;
+        Ok(Self { folder, hangup, looks, at_once: false, looking: None, known: known.collect() })
     }
 
-    /// Waits for the next look and tells what it has found. Cancelled, it looks again.
+    /// Waits for the next look and tells what it has found. Cancelled, it goes on where it was.
     pub async fn next(&mut self) -> Vec<Change> {
-        if !self.at_once {
-            tokio::select! {
-                () = sleep(INTERVAL) => {}
-                Some(()) = self.hangup.recv() => self.at_once = true,
+        let looking = match &mut self.looking {
+            Some(looking) => looking,
+            None => {
+                tokio::select! {
+                    _ = self.looks.tick() => {}
+                    Some(()) = self.hangup.recv() => self.at_once = true,
+                }
+                let (folder, known) = (self.folder.clone(), self.known.clone());
+                self.looking.insert(spawn_blocking(move || look(&folder, &known)))
             }
-        }
-        let (folder, known) = (self.folder.clone(), self.known.clone());
-        let looked = spawn_blocking(move || look(&folder, &known)).await;
+        };
+        let looked = looking.await;
+        self.looking = None;
         let at_once = std::mem::take(&mut self.at_once);
         match looked {
             Ok(Ok(found)) => self.compare(found, at_once),
@@ -103,7 +116,7 @@ impl Watch {
         known.busy = false;
     }
 
-    fn compare(&mut self, found: BTreeMap<PathBuf, Fingerprint>, at_once: bool) -> Vec<Change> {
+    fn compare(&mut self, found: Found, at_once: bool) -> Vec<Change> {
         let mut changes = Vec::new();
         self.known.retain(|folder, known| {
             let there = found.contains_key(folder);
@@ -131,7 +144,7 @@ impl Watch {
     }
 }
 
-fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<BTreeMap<PathBuf, Fingerprint>> {
+fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<Found> {
     let fingerprint = |folder: PathBuf| {
         let files = known.get(&folder).map_or(&[][..], |known| &known.files);
         let fingerprint = Fingerprint::of(&folder, files);

@@ -1,0 +1,51 @@
+//! A filter that adds to each message which version it is, by its code, by its instance and by its settings: `MESSAGE
+//! code-0000 0000 SETTING`. Tests make other versions of its code by writing over the digits.
+#![allow(unsafe_code)] // Only what `export!` expands to.
+
+use std::{cell::OnceCell, hint::black_box};
+
+use edge_relay::tenant::types::{Frame, Publication};
+use exports::edge_relay::tenant::filter::Guest;
+use wasi::config::store;
+
+wit_bindgen::generate!({
+    path: "../../../wit/edge-relay-tenant@0.1.0",
+    world: "filter-component",
+    generate_all,
+});
+
+static CODE: &str = "code-0000";
+
+thread_local! {
+    /// The digits, as this instance saw them first.
+    static FIRST: OnceCell<String> = const { OnceCell::new() };
+}
+
+struct Versioned;
+export!(Versioned);
+
+impl Guest for Versioned {
+    fn on_open(_upstream: String) -> Vec<Frame> {
+        Vec::new()
+    }
+
+    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
+        let code = *black_box(&CODE);
+        let digits = code.trim_start_matches("code-");
+        let first = FIRST.with(|first| first.get_or_init(|| digits.to_owned()).clone());
+        let setting = store::get("version").ok().flatten().unwrap_or_default();
+        let publish = |frame| match frame {
+            Frame::Text(text) => publication(format!("{text} {code} {first} {setting}")),
+            Frame::Binary(_) => publication("not text".to_owned()),
+        };
+        frames.into_iter().map(publish).collect()
+    }
+
+    fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
+        Vec::new()
+    }
+}
+
+fn publication(text: String) -> Publication {
+    Publication { channel: "out".to_owned(), key: None, data: Frame::Text(text), remove: false }
+}

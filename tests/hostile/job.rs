@@ -1,0 +1,49 @@
+//! Hostile jobs.
+
+use std::{future::pending, time::Duration};
+
+use crate::{
+    bombs::{self, ON_SCHEDULE, bomb},
+    scene::{Scene, swap},
+};
+
+/// The neighbour is undisturbed while four schedules call a job that does that.
+async fn check(body: &str, reason: Option<&str>) -> Scene {
+    let job = |after: Duration| {
+        let limits = "[components]\njob = \"bomb.wasm\"\n[limits]\njob-call = \"200ms\"\n";
+        let schedule =
+            |nth| format!("[[schedule]]\nname = \"s{nth}\"\nevery = \"100ms\"\nafter = \"{}ms\"\n", after.as_millis());
+        format!("{limits}{}", (0..4).map(schedule).collect::<String>())
+    };
+    let (later, now) = (job(Duration::from_secs(3600)), job(Duration::from_millis(1)));
+    let mut scene = Scene::new(&bomb(&[ON_SCHEDULE], body), &later).await;
+    let begin = async |relay: &_| swap(relay, &now).await;
+    let end = async |relay: &_| swap(relay, &later).await;
+    scene.undisturbed_by(begin, async || pending().await, end).await;
+    scene.broke("job", reason).await;
+    scene
+}
+
+#[tokio::test]
+async fn loops() {
+    check(bombs::LOOP, Some("deadline")).await;
+}
+
+#[tokio::test]
+async fn a_host_call_that_never_ends_and_ones_without_end() {
+    for body in [bombs::WAIT, bombs::NAP] {
+        check(body, Some("deadline")).await;
+    }
+}
+
+#[tokio::test]
+async fn traps_without_end() {
+    check(bombs::TRAP, Some("trap")).await;
+}
+
+#[tokio::test]
+async fn bombs_of_memory_tables_stack_and_handles() {
+    for body in [bombs::MEMORY, bombs::TABLE, bombs::STACK, bombs::HANDLES] {
+        check(body, Some("trap")).await.memory_is_bounded();
+    }
+}

@@ -1,0 +1,19 @@
+//! What tenants do to each other: hostile components, each beside a tenant that must not notice.
+//!
+//! That tenant is at half load: as many deliveries as take half of what one shard can do. The 99th percentile of their
+//! latency is taken in windows without the attack, during it, and without it again, and must stay within twice what it is
+//! without. These tests are a program of their own and run one after another, so that they measure nobody but each other.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[allow(dead_code)] // It is also that of other tests.
+#[path = "../support/lib.rs"]
+mod support;
+
+mod bombs;
+mod scene;
+
+mod api;
+mod client;
+mod filter;
+mod job;
+mod start;
