@@ -187,8 +187,9 @@ impl Workshop {
             spawn_blocking(move || load(&tenants, &folder, &engine)).await
         };
         drop(permit);
-        let (files, loaded) = loaded.unwrap_or_else(|error| (None, Err(error.to_string())));
-        let checked = match loaded {
+        let Loaded { files, code } =
+            loaded.unwrap_or_else(|error| Loaded { files: None, code: Err(error.to_string()) });
+        let checked = match code {
             Ok((config, code)) => {
                 let tried = tasks.spawn(async move {
                     trial(&config, &code).await.map(|()| (config, code)).map_err(|problems| problems.join("; "))
@@ -201,21 +202,21 @@ impl Workshop {
     }
 }
 
-/// Reads a tenant's manifest and loads its code; with the files that it names, if it could be read.
-fn load(
-    tenants: &TenantsFolder,
-    folder: &Path,
-    engine: &Arc<Engine>,
-) -> (Option<Vec<PathBuf>>, Result<(TenantConfig, Code), String>) {
+/// A changed tenant that has not had its trial.
+struct Loaded {
+    files: Option<Vec<PathBuf>>,
+    code: Result<(TenantConfig, Code), String>,
+}
+
+/// Reads a tenant's manifest and loads its code.
+fn load(tenants: &TenantsFolder, folder: &Path, engine: &Arc<Engine>) -> Loaded {
     let config = match tenants.tenant(folder) {
         Ok(config) => config,
-        Err(problems) => return (None, Err(problems.to_string())),
+        Err(problems) => return Loaded { files: None, code: Err(problems.to_string()) },
     };
     let files = Some(config.files());
-    match Code::load(&config, engine) {
-        Ok(code) => (files, Ok((config, code))),
-        Err(problems) => (files, Err(problems.join("; "))),
-    }
+    let code = Code::load(&config, engine).map(|code| (config, code)).map_err(|problems| problems.join("; "));
+    Loaded { files, code }
 }
 
 /// What two tenants both claim.
