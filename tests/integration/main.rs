@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../support/lib.rs"]
+#[allow(dead_code)] // It is also that of other tests.
 mod support;
 
 mod real_input;
