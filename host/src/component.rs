@@ -1,6 +1,6 @@
 //! Guests: tenants' components, run where they can harm nobody.
 //!
-//! In come bytes of WebAssembly, checked and compiled once ([`Engine`]); out of a compiled component come instances, each
+//! In come files of WebAssembly, checked and compiled once per content ([`Engine`]); out of a compiled component come instances, each
 //! with its own memory and limits. Guests run on a runtime of their own ([`Guests`]), apart from every socket. A call has
 //! a deadline; a call that traps or misses it costs that call and its instance, nothing else.
 
@@ -17,16 +17,19 @@ use crate::shutdown::Stop;
 mod api;
 mod bindings;
 pub mod build;
+mod cache;
 mod call;
 mod channels;
 pub mod check;
 mod client;
+pub mod compile;
 mod engine;
 mod filter;
 mod host;
 mod instance;
 mod job;
 mod keyvalue;
+mod library;
 mod live;
 mod log_lines;
 mod outbound;
@@ -37,6 +40,7 @@ mod pool;
 mod records;
 mod ticker;
 pub mod toolchain;
+mod trusted;
 mod turns;
 mod upstreams;
 mod warm;
@@ -44,7 +48,7 @@ mod warm;
 pub use api::{Api, ApiCode, NoAnswer};
 pub use call::Broken;
 pub use client::{Admission, ClientCode, Door, Handler, Joined, Meaning, NotLetIn, Request, Session};
-pub use engine::{Engine, LoadError};
+pub use engine::{Engine, EngineSource, LoadError, Loaded};
 pub use filter::{FilterCode, FilterQueue, LiveFilter};
 pub use host::Guest;
 pub use instance::{Code, Role};

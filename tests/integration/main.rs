@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../support/lib.rs"]
-#[allow(dead_code)] // It is also that of other tests.
 mod support;
 
 mod real_input;
@@ -41,6 +40,7 @@ mod store;
 
 mod admin;
 mod bad_config;
+mod code;
 mod commands;
 mod components;
 mod compression;

@@ -2,8 +2,12 @@
 
 use crate::{
     limits::{ask, handled, refusals, refusals_reach},
-    support::{bombs, guests, http::Http, partner::Partner, probe::Probe, relay::Relay, tenant::Folder, until},
+    support::{guests, http::Http, partner::Partner, probe::Probe, relay::Relay, tenant::Folder, until},
 };
+
+#[path = "../../hostile/bombs.rs"]
+#[allow(dead_code)] // Most are for the tests of what tenants do to each other.
+mod bombs;
 
 const INSTANCES: &str = "edge_relay_guest_instances";
 
