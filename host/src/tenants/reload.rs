@@ -33,13 +33,16 @@ const REST: Duration = Duration::from_secs(1);
 /// Each takes a thread, of which others need some too.
 const LOADS: usize = 8;
 
+/// A tenant that may be taken into service, or why not.
+type Checked = Result<(TenantConfig, Code), String>;
+
 /// A tenant that has changed.
 struct Candidate {
     folder: PathBuf,
     fingerprint: Fingerprint,
     /// The files that its manifest names, if it could be read.
     files: Option<Vec<PathBuf>>,
-    checked: Result<(TenantConfig, Code), String>,
+    checked: Checked,
 }
 
 /// What checking a changed tenant takes.
