@@ -7,12 +7,14 @@ use tokio::runtime::Runtime;
 
 use crate::relay::StartError;
 
+mod compile;
 mod component;
 mod demo;
 mod feed;
 mod migrate;
 mod pass;
 mod serve;
+mod tenants;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -21,7 +23,10 @@ pub enum Command {
     Demo(demo::Demo),
     Feed(feed::Feed),
     Component(component::Component),
+    Tenants(tenants::Tenants),
     Migrate(migrate::Migrate),
+    #[command(hide = true)]
+    Compile(compile::Compile),
 }
 
 /// Why a command ended early.
@@ -30,6 +35,8 @@ pub enum Failure {
     Usage(Box<dyn Error>),
     /// What was asked could not be done: exit code 1.
     Failed(Box<dyn Error>),
+    /// For the program that has started this one: an exit code that it knows.
+    Coded(u8, Box<dyn Error>),
 }
 
 impl Failure {
@@ -59,7 +66,9 @@ impl Command {
             Self::Demo(demo) => demo.run(),
             Self::Feed(feed) => feed.run(),
             Self::Component(component) => component.run(),
+            Self::Tenants(tenants) => tenants.run(),
             Self::Migrate(migrate) => migrate.run(),
+            Self::Compile(compile) => compile.run(),
         }
     }
 }

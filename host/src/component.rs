@@ -1,6 +1,6 @@
 //! Guests: tenants' components, run where they can harm nobody.
 //!
-//! In come bytes of WebAssembly, checked and compiled once ([`Engine`]); out of a compiled component come instances, each
+//! In come files of WebAssembly, checked and compiled once per content ([`Engine`]); out of a compiled component come instances, each
 //! with its own memory and limits. Guests run on a runtime of their own ([`Guests`]), apart from every socket. A call has
 //! a deadline; a call that traps or misses it costs that call and its instance, nothing else.
 
@@ -17,10 +17,12 @@ use crate::shutdown::Stop;
 mod api;
 mod bindings;
 pub mod build;
+mod cache;
 mod call;
 mod channels;
 pub mod check;
 mod client;
+pub mod compile;
 mod engine;
 mod filter;
 mod granted;
@@ -28,6 +30,7 @@ mod host;
 mod instance;
 mod job;
 mod keyvalue;
+mod library;
 mod live;
 mod outbound;
 mod output;
@@ -35,6 +38,7 @@ mod pool;
 mod records;
 mod ticker;
 pub mod toolchain;
+mod trusted;
 mod turns;
 mod upstreams;
 mod warm;
@@ -42,7 +46,7 @@ mod warm;
 pub use api::{Api, ApiCode, NoAnswer};
 pub use call::Broken;
 pub use client::{Admission, ClientCode, Door, Handler, Joined, Meaning, NotLetIn, Request, Session};
-pub use engine::{Engine, LoadError};
+pub use engine::{Engine, EngineSource, LoadError, Loaded};
 pub use filter::{FilterCode, FilterQueue, LiveFilter};
 pub use host::Guest;
 pub use instance::{Code, Role};

@@ -26,7 +26,7 @@ mod tenants;
 mod units;
 mod walk;
 
-pub use relay::{Invalid, load};
+pub use relay::{Invalid, load, load_host};
 pub use tenants::TenantsFolder;
 pub use units::duration;
 pub use walk::{Problem, Problems};
@@ -40,6 +40,8 @@ pub struct RelayConfig {
     pub limits: HostLimits,
     /// `None`: there are no components that could need one.
     pub store: Option<StoreConfig>,
+    /// The folder for compiled code; `None`: there are no components, or it is not kept.
+    pub cache: Option<PathBuf>,
     pub tenants: Vec<TenantConfig>,
     /// Where they came from and may change; `None`: they are not from files.
     pub folder: Option<TenantsFolder>,
@@ -72,6 +74,12 @@ pub struct HostLimits {
     pub stall_timeout: Duration,
     /// How long clients and guests have to finish at shutdown.
     pub shutdown_timeout: Duration,
+    /// Most bytes of memory that compiling one component takes.
+    pub compile_memory: usize,
+    /// How long it may take.
+    pub compile_time: Duration,
+    /// Most bytes of compiled code on disk.
+    pub cache_size: u64,
 }
 
 impl Default for HostLimits {
@@ -84,6 +92,10 @@ impl Default for HostLimits {
             ping_interval: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(120),
             shutdown_timeout: Duration::from_secs(10),
+            // A Python component of 18 MB takes 400 MB and, alone on a core, some 10 s.
+            compile_memory: 1 << 30,
+            compile_time: Duration::from_secs(120),
+            cache_size: 4 << 30,
         }
     }
 }
@@ -128,11 +140,15 @@ impl TenantConfig {
         self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
     }
 
-    /// The files that it is made of besides its manifest.
+    /// The files that it is made of besides its manifest: its components, and files with its secrets.
     pub fn files(&self) -> Vec<PathBuf> {
+        self.code_files().into_iter().chain(self.grants.files.iter().cloned()).collect()
+    }
+
+    /// Its components, each for every role that it has.
+    pub fn code_files(&self) -> Vec<PathBuf> {
         let api = self.api.as_ref().map(|api| &api.file);
-        let code = [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()];
-        code.into_iter().flatten().chain(&self.grants.files).cloned().collect()
+        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
     }
 }
 

@@ -20,6 +20,10 @@ fn main() -> ExitCode {
             eprintln!("{error}");
             ExitCode::from(2)
         }
+        Err(Failure::Coded(code, error)) => {
+            eprintln!("{error}");
+            ExitCode::from(code)
+        }
         Err(Failure::Failed(error)) => {
             eprintln!("edge-relay: {error}");
             ExitCode::FAILURE

@@ -15,6 +15,9 @@ use prometheus_client::{
 /// A call takes microseconds as a rule; the last bounds show what nears its deadline. Seconds.
 const CALL_SECONDS: [f64; 10] = [2e-6, 5e-6, 1e-5, 5e-5, 2e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 
+/// A small component takes tenths of a second, one with an interpreter in it many. Seconds.
+const COMPILE_SECONDS: [f64; 8] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct TenantLabel {
     tenant: Arc<str>,
@@ -65,6 +68,12 @@ struct GuestFailure {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
+}
+
+/// Where a component's code came from.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Origin {
+    origin: &'static str,
 }
 
 /// Whose doing it was that a call came to nothing. Never mixed: each has somebody else to look into it.
@@ -128,6 +137,11 @@ pub struct Metrics {
     epochs: Family<TenantLabel, Counter>,
     swaps: Family<TenantOutcome, Counter>,
     outbound_requests: Family<TenantOutcome, Counter>,
+    components_loaded: Family<Origin, Counter>,
+    components_refused: Family<Reason, Counter>,
+    compile_seconds: Histogram,
+    cache_distrusted: Family<Reason, Counter>,
+    cache_removed: Counter,
     pub tenants: Gauge,
 }
 
@@ -192,6 +206,24 @@ impl Metrics {
                 r,
                 "outbound_requests",
                 "HTTP requests of components: answered, denied, or how else they ended",
+            ),
+            components_loaded: add(r, "components_loaded", "Components loaded, by where their code came from"),
+            components_refused: add(r, "components_refused", "Components that could not be loaded, by reason"),
+            compile_seconds: register(
+                r,
+                "component_compile_seconds",
+                "Time of compiling a component, also one that is then refused",
+                Histogram::new(COMPILE_SECONDS),
+            ),
+            cache_distrusted: add(
+                r,
+                "code_cache_distrusted",
+                "Times that the cache of compiled code, or an entry, was not trusted or not usable, by reason",
+            ),
+            cache_removed: add(
+                r,
+                "code_cache_removed",
+                "Entries of the cache of compiled code that made room for others",
             ),
             tenants: add(r, "tenants", "Tenants in service now"),
             registry,
@@ -258,6 +290,19 @@ impl Metrics {
             dead_letters: self.records_dead_letters.clone(),
             drain_failures: self.records_drain_failures.clone(),
             commit_seconds: self.records_commit_seconds.clone(),
+            all: Arc::clone(self),
+        }
+    }
+
+    /// What is counted of components' code.
+    pub fn code(self: &Arc<Self>) -> CodeMetrics {
+        let loaded = |origin| self.components_loaded.get_or_create_owned(&Origin { origin });
+        CodeMetrics {
+            compiled: loaded("compiled"),
+            cached: loaded("cached"),
+            shared: loaded("shared"),
+            seconds: self.compile_seconds.clone(),
+            removed: self.cache_removed.clone(),
             all: Arc::clone(self),
         }
     }
@@ -372,6 +417,31 @@ impl StoreMetrics {
     /// Rows not taken.
     pub fn refused(&self, reason: &'static str, rows: usize) {
         self.all.records_refused.get_or_create(&Reason { reason }).inc_by(rows as u64);
+    }
+}
+
+/// What is counted of components' code.
+pub struct CodeMetrics {
+    /// By a child.
+    pub compiled: Counter,
+    /// From disk.
+    pub cached: Counter,
+    /// In memory already.
+    pub shared: Counter,
+    pub seconds: Histogram,
+    pub removed: Counter,
+    all: Arc<Metrics>,
+}
+
+impl CodeMetrics {
+    /// A component that could not be loaded.
+    pub fn refused(&self, reason: &'static str) {
+        self.all.components_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// The cache, or an entry of it, was not used.
+    pub fn distrusted(&self, reason: &'static str) {
+        self.all.cache_distrusted.get_or_create(&Reason { reason }).inc();
     }
 }
 

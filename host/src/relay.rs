@@ -14,7 +14,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use crate::{
     admin, api,
     client::{self, Door, Shards, Timing},
-    component::{Engine, Tasks},
+    component::{EngineSource, Tasks},
     config::{HostLimits, RelayConfig, TenantConfig, TenantsFolder},
     metrics::Metrics,
     shutdown::Stop,
@@ -54,8 +54,7 @@ pub struct Relay {
     tenants: Tenants,
     /// Where tenants may change.
     folder: Option<TenantsFolder>,
-    /// `None`: no tenant has code.
-    engine: Option<Arc<Engine>>,
+    engine: EngineSource,
     door: Arc<Door>,
     listener: TcpListener,
     api_door: Arc<api::Door>,
@@ -65,13 +64,11 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Compiles every component, then binds every listener. Nothing listens if anything is wrong.
+    /// Loads every component, then binds every listener. Nothing listens if anything is wrong.
     pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
-        let with_code = config.tenants.iter().any(TenantConfig::has_code);
-        // Without code there is no engine and no guests' runtime.
-        let engine = with_code.then(Engine::new).transpose();
-        let engine = engine.map_err(|error| StartError::Engine(format!("{error:#}")))?.map(Arc::new);
-        let codes = load_code(&config, engine.as_ref())?;
+        let metrics = Arc::new(Metrics::new());
+        let mut engine = EngineSource::new(config.limits, config.cache.clone(), Arc::clone(&metrics));
+        let codes = load_code(&config.tenants, &mut engine)?;
 
         let listen =
             |listener, address| {
@@ -83,7 +80,6 @@ impl Relay {
         let (api, api_listener) = config.listen.api.map(|address| listen("api", address)).transpose()?.unzip();
         let (admin, admin_listener) = config.listen.admin.map(|address| listen("admin", address)).transpose()?.unzip();
 
-        let metrics = Arc::new(Metrics::new());
         let total = Arc::new(AtomicUsize::new(0));
         let limits = config.limits;
         let room = Room::fit(&limits, raise_file_limit());
@@ -176,24 +172,28 @@ pub fn open_store(
     Store::open(config, keep, Arc::new(metrics.store())).map_err(failed)
 }
 
-/// What is wrong with the components of these tenants.
+/// What is wrong with the components of these tenants, of a host whose configuration cannot be read.
 pub fn check_components(tenants: &[TenantConfig]) -> Vec<String> {
-    if tenants.iter().all(|tenant| !tenant.has_code()) {
-        return Vec::new();
-    }
-    match Engine::new().map(Arc::new) {
-        Ok(engine) => tenants.iter().filter_map(|tenant| Code::load(tenant, &engine).err()).collect(),
-        Err(error) => vec![format!("the WebAssembly engine does not start: {error:#}")],
+    let mut engine = EngineSource::new(HostLimits::default(), None, Arc::new(Metrics::new()));
+    match load_code(tenants, &mut engine) {
+        Ok(_) => Vec::new(),
+        Err(StartError::Components(problems)) => problems,
+        Err(error) => vec![error.to_string()],
     }
 }
 
-fn load_code(config: &RelayConfig, engine: Option<&Arc<Engine>>) -> Result<Vec<Code>, StartError> {
+fn load_code(tenants: &[TenantConfig], engine: &mut EngineSource) -> Result<Vec<Code>, StartError> {
+    // Without code there is no engine and no guests' runtime.
+    if !tenants.iter().any(TenantConfig::has_code) {
+        return Ok(tenants.iter().map(|_| Code::default()).collect());
+    }
+    let engine = engine.get().map_err(|error| StartError::Engine(format!("{error:#}")))?;
     let mut codes = Vec::new();
     let mut problems = Vec::new();
-    for tenant in &config.tenants {
-        match engine.map_or(Ok(Code::default()), |engine| Code::load(tenant, engine)) {
+    for loaded in tenants::load_all(tenants, engine) {
+        match loaded {
             Ok(code) => codes.push(code),
-            Err(problem) => problems.push(problem),
+            Err(found) => problems.extend(found),
         }
     }
     if problems.is_empty() { Ok(codes) } else { Err(StartError::Components(problems)) }

@@ -148,21 +148,29 @@ impl Code {
             || self.job.as_ref().is_some_and(|code| code.keeps_records)
     }
 
-    /// Loads what the manifest names; an error says which file and why.
-    pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, String> {
-        Ok(Self {
-            filter: load_role(config.filter.as_deref(), engine)?,
-            client: load_role(config.client.as_deref(), engine)?,
-            api: load_role(config.api.as_ref().map(|api| api.file.as_path()), engine)?,
-            job: load_role(config.job.as_deref(), engine)?,
-        })
+    /// Loads what the manifest names, which blocks while something is compiled; or all that is wrong with it, which file
+    /// and why.
+    pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let code = Self {
+            filter: load_role(config.filter.as_deref(), engine, &mut problems),
+            client: load_role(config.client.as_deref(), engine, &mut problems),
+            api: load_role(config.api.as_ref().map(|api| api.file.as_path()), engine, &mut problems),
+            job: load_role(config.job.as_deref(), engine, &mut problems),
+        };
+        if problems.is_empty() { Ok(code) } else { Err(problems) }
     }
 }
 
-/// Compiles the component for one role.
-fn load_role<R: Role>(path: Option<&Path>, engine: &Arc<Engine>) -> Result<Option<Arc<component::Code<R>>>, String> {
-    let Some(path) = path else { return Ok(None) };
-    let code = engine.load(path).and_then(|component| component::Code::new(engine, &component));
-    code.map(|code| Some(Arc::new(code)))
-        .map_err(|error| format!("{}: components.{}: {error}", path.display(), R::NAME))
+/// Loads the component for one role.
+fn load_role<R: Role>(
+    path: Option<&Path>,
+    engine: &Arc<Engine>,
+    problems: &mut Vec<String>,
+) -> Option<Arc<component::Code<R>>> {
+    let path = path?;
+    let code = engine.load(path).and_then(|loaded| component::Code::new(engine, loaded));
+    code.map(Arc::new)
+        .map_err(|error| problems.push(format!("{}: components.{}: {error}", path.display(), R::NAME)))
+        .ok()
 }

@@ -30,10 +30,12 @@ use crate::{
 };
 
 mod check;
+mod load;
 mod reload;
 mod watch;
 
-pub use check::{check, trial};
+pub use check::trial;
+pub use load::load_all;
 
 /// Those that run.
 pub struct Tenants {

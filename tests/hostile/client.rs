@@ -1,8 +1,8 @@
 //! Hostile client handlers.
 
 use crate::{
+    bombs::{self, ON_CONNECT, ON_DISCONNECT, ON_MESSAGE, ON_SUBSCRIBE, bomb},
     scene::{Scene, knock},
-    support::bombs::{self, ON_CONNECT, ON_DISCONNECT, ON_MESSAGE, ON_SUBSCRIBE, bomb},
 };
 
 const HANDLER: &str = "[components]\nclient = \"bomb.wasm\"\n[limits]\nclient-call = \"200ms\"\n";

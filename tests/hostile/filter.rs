@@ -6,8 +6,8 @@ use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
+    bombs::{self, ON_CLOSE, ON_FRAMES, ON_OPEN, bomb},
     scene::Scene,
-    support::bombs::{self, ON_CLOSE, ON_FRAMES, ON_OPEN, bomb},
 };
 
 const FILTER: &str = "[components]\nfilter = \"bomb.wasm\"\n[limits]\nfilter-call = \"200ms\"\n";

@@ -3,8 +3,8 @@
 use std::{future::pending, time::Duration};
 
 use crate::{
+    bombs::{self, ON_SCHEDULE, bomb},
     scene::{Scene, swap},
-    support::bombs::{self, ON_SCHEDULE, bomb},
 };
 
 /// The neighbour is undisturbed while four schedules call a job that does that.

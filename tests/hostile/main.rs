@@ -9,6 +9,7 @@
 #[path = "../support/lib.rs"]
 mod support;
 
+mod bombs;
 mod scene;
 
 mod api;

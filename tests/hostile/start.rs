@@ -5,11 +5,9 @@ use std::{cell::Cell, future::pending};
 use rustix::process::Signal;
 
 use crate::{
+    bombs::{self, bomb, bomb_at_start},
     scene::Scene,
-    support::{
-        bombs::{self, bomb, bomb_at_start},
-        relay::Relay,
-    },
+    support::relay::Relay,
 };
 
 const TENANT: &str = "[components]\nclient = \"bomb.wasm\"\n";

@@ -16,8 +16,15 @@ use crate::support::{
 
 #[tokio::test]
 async fn every_command_has_help_with_examples() {
-    let commands: [&[&str]; 6] =
-        [&["serve"], &["pass"], &["feed"], &["demo"], &["component", "build"], &["component", "check"]];
+    let commands: [&[&str]; 7] = [
+        &["serve"],
+        &["pass"],
+        &["feed"],
+        &["demo"],
+        &["component", "build"],
+        &["component", "check"],
+        &["tenants", "check"],
+    ];
     for command in commands {
         let output = run(&[command, &["--help"]].concat()).await;
         let shown = shown(&output);

@@ -40,6 +40,7 @@ mod store;
 
 mod admin;
 mod bad_config;
+mod code;
 mod commands;
 mod components;
 mod compression;
@@ -48,6 +49,7 @@ mod readme;
 mod records;
 mod shutdown;
 mod swap;
+mod tenants;
 
 mod chaos;
 mod mariadb;

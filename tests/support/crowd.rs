@@ -74,6 +74,7 @@ impl Crowd {
         state.sent.len() - 1
     }
 
+    #[allow(dead_code)] // Only by tests of what tenants do to each other.
     /// The latencies of all deliveries from here to the end of what is waited for.
     pub async fn latencies(&self, meanwhile: impl Future<Output = ()>) -> Vec<Duration> {
         self.shared.state.lock().unwrap().latencies = Some(Vec::new());

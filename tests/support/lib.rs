@@ -1,8 +1,9 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
-//! [`tenant`]s and their [`guests`], and [`client`]s, a [`crowd`] of them, or a [`browser`], or others' clients ([`script`], [`javascript`]), or
-//! requests to its API ([`http`]), and an [`origin`] that components ask; for records [`appends`], [`mariadb`], and a [`disk`] to fill.
+//! [`tenant`]s and their [`guests`], [`compile_bombs`], and [`client`]s, a [`crowd`] of them, or a [`browser`],
+//! or others' clients ([`script`], [`javascript`]), or requests to its API ([`http`]), and an [`origin`] that
+//! components ask; for records [`appends`], [`mariadb`], and a [`disk`] to fill.
 
 use std::{
     fmt::Display,
@@ -12,11 +13,11 @@ use std::{
 };
 
 pub mod appends;
-pub mod bombs;
 pub mod browser;
 pub mod certificates;
 pub mod chaos;
 pub mod client;
+pub mod compile_bombs;
 pub mod crowd;
 pub mod disk;
 pub mod feeds;

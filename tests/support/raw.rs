@@ -172,6 +172,12 @@ impl Raw {
     }
 }
 
+impl From<TcpStream> for Raw {
+    fn from(socket: TcpStream) -> Self {
+        Self(socket)
+    }
+}
+
 /// A handshake's request, with the key of RFC 6455's example.
 pub fn request(address: SocketAddr, path: &str) -> String {
     format!(

@@ -8,7 +8,11 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{Failure, announce};
-use crate::component::{ClientCode, Engine, FilterCode, build};
+use crate::{
+    component::{ClientCode, EngineSource, FilterCode, build, check::Report},
+    config::HostLimits,
+    metrics::Metrics,
+};
 
 /// Builds a tenant's component, or says what one offers and needs.
 #[derive(Args)]
@@ -62,17 +66,12 @@ impl Component {
 
 fn check(path: &Path) -> Result<(), Failure> {
     let problem = |what: String| Failure::usage(format!("{}: {what}", path.display()));
-    let engine = Arc::new(Engine::new().map_err(|error| Failure::failed(format!("{error:#}")))?);
-    let component = engine.load(path).map_err(|error| problem(error.to_string()))?;
-    let size = path.metadata().map_err(Failure::failed)?.len();
-    let report = engine.report(&component);
+    let mut engine = EngineSource::new(HostLimits::default(), None, Arc::new(Metrics::new()));
+    let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
+    let loaded = engine.load(path).map_err(|error| problem(error.to_string()))?;
+    let (size, report) = (loaded.size, &loaded.report);
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
-    let role = |role: &&str| match *role {
-        FilterCode::ROLE if report.follows_demand => format!("{role}, follows demand"),
-        ClientCode::ROLE if report.leases => format!("{role}, lets clients in for a time"),
-        role => role.to_owned(),
-    };
-    let roles: Vec<String> = report.roles.iter().map(role).collect();
+    let roles = shown_roles(report);
     announce(&format!(
         "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}\nmay ask:   {}",
         path.display(),
@@ -80,9 +79,19 @@ fn check(path: &Path) -> Result<(), Failure> {
         list(&report.imports),
         list(&report.grants)
     ))?;
-    engine.link(&component).map_err(|error| problem(error.to_string()))?;
+    loaded.linked().map_err(|error| problem(error.to_string()))?;
     if roles.is_empty() {
         return Err(problem(format!("it has none of the roles; its exports are: {}", list(&report.exports))));
     }
     Ok(())
+}
+
+/// A component's roles, with what they do besides.
+pub fn shown_roles(report: &Report) -> Vec<String> {
+    let role = |role: &&str| match *role {
+        FilterCode::ROLE if report.follows_demand => format!("{role}, follows demand"),
+        ClientCode::ROLE if report.leases => format!("{role}, lets clients in for a time"),
+        role => role.to_owned(),
+    };
+    report.roles.iter().map(role).collect()
 }

@@ -132,6 +132,6 @@ fn undone(names: &[&'static str]) -> Result<(), Box<dyn Error>> {
 }
 
 fn said(failure: Failure) -> Box<dyn Error> {
-    let (Failure::Usage(error) | Failure::Failed(error)) = failure;
+    let (Failure::Usage(error) | Failure::Failed(error) | Failure::Coded(_, error)) = failure;
     error
 }

@@ -90,6 +90,7 @@ impl Pass {
             trusted_proxies: Vec::new(),
             limits: HostLimits::default(),
             store: None,
+            cache: None,
             tenants: vec![tenant],
             folder: None,
         }

@@ -37,7 +37,7 @@ impl Serve {
             Failure::usage([invalid.to_string()].into_iter().chain(components).collect::<Vec<_>>().join("\n"))
         })?;
         let runtime = io_runtime()?;
-        let _entered = runtime.enter();
+        let entered = runtime.enter();
         let (trigger, stop) = shutdown::stop();
         let relay = Relay::bind(config)?;
         on_signals(trigger).map_err(Failure::failed)?;
@@ -47,6 +47,9 @@ impl Serve {
         let (api, admin) = (also("api", relay.api), also("admin", relay.admin));
         announce(&format!("listening clients={}{api}{admin}", relay.clients))?;
         runtime.block_on(relay.run(stop));
+        drop(entered);
+        // A component may be being compiled, for minutes yet: the child ends with this process.
+        runtime.shutdown_background();
         Ok(())
     }
 }

@@ -8,13 +8,14 @@ use std::{
 
 use wasmtime::{
     Store,
-    component::{self, Component, InstancePre},
+    component::{self, InstancePre},
 };
 
 use super::{
-    Engine, Guest, LoadError,
+    Engine, Guest, LoadError, Loaded,
     call::{Broken, within},
     check,
+    engine::LinkError,
     host::{self, Host},
 };
 use crate::metrics::Blame;
@@ -39,6 +40,8 @@ pub trait Role: Sized + Send {
 pub struct Code<R> {
     engine: Arc<Engine>,
     pre: InstancePre<Host>,
+    /// Kept, so that others with the same content find it.
+    _loaded: Arc<Loaded>,
     /// It needs a store.
     pub keeps_records: bool,
     /// It wants to be told which channels are active.
@@ -51,17 +54,18 @@ pub struct Code<R> {
 impl<R: Role> Code<R> {
     pub const ROLE: &'static str = R::NAME;
 
-    pub fn new(engine: &Arc<Engine>, component: &Component) -> Result<Self, LoadError> {
-        let report = engine.report(component);
+    pub fn new(engine: &Arc<Engine>, loaded: Arc<Loaded>) -> Result<Self, LoadError> {
+        let report = &loaded.report;
         if !report.roles.contains(&R::NAME) {
             let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
             return Err(LoadError::Role { role: R::NAME, interface: R::INTERFACE, exports });
         }
-        let pre = engine.link(component)?;
-        R::check(&pre).map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        let pre = loaded.linked()?.clone();
+        R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
         let keeps_records = report.imports.iter().any(|import| import.starts_with(check::RECORDS));
         let (follows_demand, leases) = (report.follows_demand, report.leases);
-        Ok(Self { engine: Arc::clone(engine), pre, keeps_records, follows_demand, leases, role: PhantomData })
+        let engine = Arc::clone(engine);
+        Ok(Self { engine, pre, _loaded: loaded, keeps_records, follows_demand, leases, role: PhantomData })
     }
 
     /// A fresh instance.

@@ -48,6 +48,18 @@ const STALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Dur
 /// Supervisors kill long before the most.
 const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
 
+/// At the least there is room for the compiler, and little else; over the most, one component could take a machine.
+const COMPILE_MEMORY: RangeInclusive<u64> = 64 << 20..=64 << 30;
+
+/// Under the least nothing compiles on a busy host; over the most a bad component keeps others waiting.
+const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// From one small component to more than a disk should be asked for.
+const CACHE_SIZE: RangeInclusive<u64> = 1 << 20..=1 << 44;
+
+/// The folder for compiled code without configuration, beside relay.toml.
+const CACHE: &str = "data/cache";
+
 /// Largest configuration file read, in bytes; a hundred times what the longest sensible one has.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -66,6 +78,14 @@ pub struct Invalid {
 /// Every mistake found in every file.
 pub fn load(path: &Path) -> Result<RelayConfig, Invalid> {
     load_with(path, &|variable| std::env::var(variable).ok())
+}
+
+/// Reads what `relay.toml` at `path` says of the host, whatever its tenants are like: there are none in what is returned.
+pub fn load_host(path: &Path) -> Result<RelayConfig, Problems> {
+    let text = read_file(path).map_err(|problem| Problems(vec![problem]))?;
+    let document = Document::new(path, &text);
+    let config = document.parse().ok().and_then(|root| relay(root, path, &|variable| std::env::var(variable).ok()).0);
+    document.conclude(config)
 }
 
 fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<RelayConfig, Invalid> {
@@ -101,8 +121,10 @@ fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<Stri
     let listen = listen(root.section("listen"));
     let limits = limits(root.section("limits"));
     let store = Some(store(root.section("store"), path, secrets));
+    let cache = root.take("cache").and_then(|value| value.str().map(str::to_owned)).unwrap_or_else(|| CACHE.into());
+    let cache = Some(path.parent().unwrap_or(Path::new("")).join(cache));
     root.finish();
-    (Some(RelayConfig { listen, trusted_proxies, limits, store, tenants: Vec::new(), folder }), tenants)
+    (Some(RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: Vec::new(), folder }), tenants)
 }
 
 fn listen(mut table: Table<'_>) -> Listen {
@@ -146,6 +168,9 @@ fn limits(mut table: Table<'_>) -> HostLimits {
         ping_interval: table.duration("ping-interval", &PING_INTERVAL).unwrap_or(default.ping_interval),
         stall_timeout: table.duration("stall-timeout", &STALL_TIMEOUT).unwrap_or(default.stall_timeout),
         shutdown_timeout: table.duration("shutdown-timeout", &SHUTDOWN_TIMEOUT).unwrap_or(default.shutdown_timeout),
+        compile_memory: table.size("compile-memory", &COMPILE_MEMORY).unwrap_or(default.compile_memory),
+        compile_time: table.duration("compile-time", &COMPILE_TIME).unwrap_or(default.compile_time),
+        cache_size: table.size("cache-size", &CACHE_SIZE).map_or(default.cache_size, |size| size as u64),
     };
     table.finish();
     limits
@@ -233,15 +258,17 @@ mod tests {
         assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
         assert!(config.trusted_proxies.is_empty());
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
+        assert!(config.cache.unwrap().ends_with("data/cache"));
         assert_eq!((&*config.tenants[0].name, config.tenants[0].path.as_str()), ("one", "/one"));
     }
 
     #[test]
     fn everything_set() {
-        let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
+        let relay = "tenants = 'tenants'\ncache = '/var/cache/code'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
             [listen]\nclients = '[::]:0'\napi = '[::1]:0'\nadmin = '[::]:0'\n\
             [limits]\nclients = 5\nhandshakes = 6\napi-connections = 8\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
-            stall-timeout = '1h'\nshutdown-timeout = '10ms'\n";
+            stall-timeout = '1h'\nshutdown-timeout = '10ms'\ncompile-memory = '64MiB'\ncompile-time = '1h'\n\
+            cache-size = '1MiB'\n";
         let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
         // Neither a hidden folder nor a file is a tenant.
         folder.write("tenants/.git/config", b"");
@@ -257,6 +284,9 @@ mod tests {
         assert_eq!(config.limits.ping_interval, Duration::from_millis(500));
         assert_eq!(config.limits.stall_timeout, Duration::from_secs(3600));
         assert_eq!(config.limits.shutdown_timeout, Duration::from_millis(10));
+        assert_eq!((config.limits.compile_memory, config.limits.cache_size), (64 << 20, 1 << 20));
+        assert_eq!(config.limits.compile_time, Duration::from_secs(3600));
+        assert_eq!(config.cache, Some(PathBuf::from("/var/cache/code")));
         let names: Vec<_> = config.tenants.iter().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["a", "one"]);
     }

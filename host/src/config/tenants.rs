@@ -58,6 +58,28 @@ impl TenantsFolder {
         read(&folders, secrets, &self.allowed)
     }
 
+    /// Reads the tenant of a folder, or, if it has no manifest, the tenants of a folder of tenants, with secrets from the
+    /// process's environment: those that nothing is wrong with, and what is wrong with the others.
+    pub fn at(path: &Path, allowed: &Arc<Allowed>) -> (Vec<TenantConfig>, Problems) {
+        let problem = |message| {
+            let problem = Problem { file: path.into(), line: None, key: String::new(), message };
+            (Vec::new(), Problems(vec![problem]))
+        };
+        let folders = if Self::manifest(path).exists() {
+            vec![path.to_owned()]
+        } else {
+            match (Self { path: path.to_owned(), allowed: Arc::clone(allowed) }).folders() {
+                Ok(folders) => folders,
+                Err(error) => return problem(format!("cannot be read ({error}); name a tenant's folder")),
+            }
+        };
+        if folders.is_empty() {
+            return problem(format!("has no tenants; make a folder in it with a {MANIFEST}"));
+        }
+        let Tenants { configs, problems } = read(&folders, &|variable| std::env::var(variable).ok(), allowed);
+        (configs, Problems(problems))
+    }
+
     /// Reads the tenant of a folder, with secrets from the process's environment.
     pub fn tenant(&self, folder: &Path) -> Result<TenantConfig, Problems> {
         let environment = |variable: &str| std::env::var(variable).ok();

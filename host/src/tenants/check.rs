@@ -1,42 +1,37 @@
-//! What a tenant must pass before it runs: its manifest, its components' sizes, roles, imports and code, and a trial
-//! instance of each.
+//! The last that a changed tenant must pass before it runs, its manifest and code being loaded: a trial instance of each
+//! component.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use crate::{
     client::{Shards, Timing},
-    component::{Code as RoleCode, Engine, Guest, Role},
+    component::{Code as RoleCode, Guest, Role},
     config::{HostLimits, TenantConfig},
     metrics::Metrics,
     tenant::{Code, Tenant},
 };
 
-/// Checks a tenant's components; an error says which file and why.
-pub async fn check(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Code, String> {
-    let code = Code::load(config, engine)?;
-    trial(config, &code).await?;
-    Ok(code)
-}
-
 /// Makes an instance of each component, and drops it. They run in a tenant that is there for the trial alone, so that
 /// whatever their start-up code does reaches nobody.
-pub async fn trial(config: &TenantConfig, code: &Code) -> Result<(), String> {
-    let (tenant, metrics) = scratch(config).map_err(|error| format!("no trial can be made: {error}"))?;
-    let trial = Trial { tenant: &tenant, metrics: &metrics };
-    trial.of(code.filter.as_deref()).await?;
-    trial.of(code.client.as_deref()).await?;
-    trial.of(code.api.as_deref()).await?;
-    trial.of(code.job.as_deref()).await
+pub async fn trial(config: &TenantConfig, code: &Code) -> Result<(), Vec<String>> {
+    let (tenant, metrics) = scratch(config).map_err(|error| vec![format!("no trial can be made: {error}")])?;
+    let mut trial = Trial { tenant: &tenant, metrics: &metrics, problems: Vec::new() };
+    trial.of(config.filter.as_deref(), code.filter.as_deref()).await;
+    trial.of(config.client.as_deref(), code.client.as_deref()).await;
+    trial.of(config.api.as_ref().map(|api| api.file.as_path()), code.api.as_deref()).await;
+    trial.of(config.job.as_deref(), code.job.as_deref()).await;
+    if trial.problems.is_empty() { Ok(()) } else { Err(trial.problems) }
 }
 
 struct Trial<'t> {
     tenant: &'t Arc<Tenant>,
     metrics: &'t Arc<Metrics>,
+    problems: Vec<String>,
 }
 
 impl Trial<'_> {
-    async fn of<R: Role>(&self, code: Option<&RoleCode<R>>) -> Result<(), String> {
-        let Some(code) = code else { return Ok(()) };
+    async fn of<R: Role>(&mut self, path: Option<&Path>, code: Option<&RoleCode<R>>) {
+        let Some((path, code)) = path.zip(code) else { return };
         let name: Arc<str> = R::NAME.into();
         let guest = Guest {
             tenant: Arc::clone(self.tenant),
@@ -45,8 +40,9 @@ impl Trial<'_> {
             metrics: self.metrics.guest(&self.tenant.name, R::NAME, &name),
             name,
         };
-        let made = code.instantiate(&guest).await;
-        made.map(drop).map_err(|broken| format!("components.{}: a trial of it fails: {broken}", R::NAME))
+        if let Err(broken) = code.instantiate(&guest).await {
+            self.problems.push(format!("{}: components.{}: a trial of it fails: {broken}", path.display(), R::NAME));
+        }
     }
 }
 

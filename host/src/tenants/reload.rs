@@ -1,21 +1,26 @@
 //! Tenants that come, change and go while the host runs.
 //!
-//! What the watch has found is read, checked and compiled beside everything else, one task a tenant, and then taken into
+//! What the watch has found is read, loaded and tried beside everything else, one task a tenant, and then taken into
 //! service in one step of this task. What does not pass is refused with its reason, and what ran before runs on.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
+    sync::Semaphore,
     task::{JoinSet, spawn_blocking},
     time::{MissedTickBehavior, interval},
 };
 
 use super::{
-    Records, Tenants, check, keep,
+    Records, Tenants, keep, trial,
     watch::{Change, Fingerprint, Watch},
 };
 use crate::{
-    component::{Engine, Guests, Tasks},
+    component::{Engine, EngineSource, Guests, Tasks},
     config::{TenantConfig, TenantsFolder},
     relay::open_store,
     shutdown::Stop,
@@ -24,6 +29,9 @@ use crate::{
 
 /// Between two looks for instances that nobody needs.
 const REST: Duration = Duration::from_secs(1);
+/// Tenants whose code is loaded at once. More than may compile: those whose code is there need not wait for those that do.
+/// Each takes a thread, of which others need some too.
+const LOADS: usize = 8;
 
 /// A tenant that has changed.
 struct Candidate {
@@ -36,8 +44,7 @@ struct Candidate {
 
 impl Tenants {
     /// Follows what happens in the tenants' folder, if they have one, until told to stop.
-    pub async fn run(&mut self, folder: Option<TenantsFolder>, engine: Option<Arc<Engine>>, mut stop: Stop) {
-        let mut engine = engine;
+    pub async fn run(&mut self, folder: Option<TenantsFolder>, mut engine: EngineSource, mut stop: Stop) {
         let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
         let mut watch = folder.clone().and_then(|folder| match Watch::new(folder, &running) {
             Ok(watch) => Some(watch),
@@ -47,6 +54,7 @@ impl Tenants {
             }
         });
         drop(running);
+        let loads = Arc::new(Semaphore::new(LOADS));
         let mut candidates = JoinSet::new();
         let mut rest = interval(REST);
         rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -61,10 +69,10 @@ impl Tenants {
                         }
                         Change::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
                             Ok((engine, tasks)) => {
-                                let tenants = folder.clone();
                                 // Changes come of a folder.
-                                let Some(tenants) = tenants else { continue };
-                                candidates.spawn(prepare(tenants, changed, fingerprint, engine, tasks));
+                                let Some(tenants) = folder.clone() else { continue };
+                                let loads = Arc::clone(&loads);
+                                candidates.spawn(prepare(tenants, changed, fingerprint, engine, tasks, loads));
                             }
                             Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
                         },
@@ -89,11 +97,8 @@ impl Tenants {
     }
 
     /// What checking takes: made when it is first needed.
-    fn workshop(&mut self, engine: &mut Option<Arc<Engine>>) -> Result<(Arc<Engine>, Tasks), String> {
-        let engine = match engine {
-            Some(engine) => Arc::clone(engine),
-            None => Arc::clone(engine.insert(Arc::new(Engine::new().map_err(|error| format!("{error:#}"))?))),
-        };
+    fn workshop(&mut self, engine: &mut EngineSource) -> Result<(Arc<Engine>, Tasks), String> {
+        let engine = Arc::clone(engine.get().map_err(|error| format!("{error:#}"))?);
         let guests = match &self.guests {
             Some(guests) => guests,
             None => self.guests.insert(Guests::start().map_err(|error| error.to_string())?),
@@ -132,7 +137,7 @@ impl Tenants {
     }
 
     /// What runs goes on.
-    fn refuse(&mut self, folder: &std::path::Path, why: String) {
+    fn refuse(&mut self, folder: &Path, why: String) {
         let running = self.running.get(folder);
         let name: Arc<str> = match running {
             Some(running) => Arc::clone(&running.tenant.name),
@@ -161,22 +166,42 @@ async fn prepare(
     fingerprint: Fingerprint,
     engine: Arc<Engine>,
     tasks: Tasks,
+    loads: Arc<Semaphore>,
 ) -> Candidate {
-    let read = {
+    // It is never closed.
+    let permit = loads.acquire_owned().await;
+    let loaded = {
         let folder = folder.clone();
-        spawn_blocking(move || tenants.tenant(&folder)).await
+        spawn_blocking(move || load(&tenants, &folder, &engine)).await
     };
-    let config = match read.map_err(|error| error.to_string()) {
-        Ok(Ok(config)) => config,
-        Ok(Err(problems)) => {
-            return Candidate { folder, fingerprint, files: None, checked: Err(problems.to_string()) };
+    drop(permit);
+    let (files, loaded) = loaded.unwrap_or_else(|error| (None, Err(error.to_string())));
+    let checked = match loaded {
+        Ok((config, code)) => {
+            let tried = tasks.spawn(async move {
+                trial(&config, &code).await.map(|()| (config, code)).map_err(|problems| problems.join("; "))
+            });
+            tried.await.unwrap_or_else(|error| Err(error.to_string()))
         }
-        Err(error) => return Candidate { folder, fingerprint, files: None, checked: Err(error) },
+        Err(why) => Err(why),
+    };
+    Candidate { folder, fingerprint, files, checked }
+}
+
+/// The files that a manifest names, and what was made of them.
+type Loaded = (Option<Vec<PathBuf>>, Result<(TenantConfig, Code), String>);
+
+/// Reads a tenant's manifest and loads its code; with the files that it names, if it could be read.
+fn load(tenants: &TenantsFolder, folder: &Path, engine: &Arc<Engine>) -> Loaded {
+    let config = match tenants.tenant(folder) {
+        Ok(config) => config,
+        Err(problems) => return (None, Err(problems.to_string())),
     };
     let files = Some(config.files());
-    let checked = tasks.spawn(async move { check(&config, &engine).await.map(|code| (config, code)) }).await;
-    let checked = checked.unwrap_or_else(|error| Err(error.to_string()));
-    Candidate { folder, fingerprint, files, checked }
+    match Code::load(&config, engine) {
+        Ok(code) => (files, Ok((config, code))),
+        Err(problems) => (files, Err(problems.join("; "))),
+    }
 }
 
 /// What two tenants both claim.

@@ -1,0 +1,33 @@
+//! `edge-relay compile`: the child that the host has compile a component.
+
+use clap::Args;
+
+use super::Failure;
+use crate::component::compile::child::{self, ChildError, Limits};
+
+/// Compiles the component on standard input to machine code on standard output, within limits.
+///
+/// The host starts it; there is no use for it otherwise.
+#[derive(Args)]
+pub struct Compile {
+    /// Most bytes of memory.
+    #[arg(long)]
+    memory: u64,
+    /// Most seconds of a processor's time.
+    #[arg(long)]
+    seconds: u64,
+    /// Most bytes of code.
+    #[arg(long)]
+    size: u64,
+}
+
+impl Compile {
+    pub fn run(self) -> Result<(), Failure> {
+        let Self { memory, seconds, size } = self;
+        child::run(&Limits { memory, seconds, size }).map_err(|error| match error {
+            ChildError::Refused(_) => Failure::Coded(child::REFUSED, error.into()),
+            ChildError::NoMemory(_) => Failure::Coded(child::NO_MEMORY, error.into()),
+            ChildError::Io(_) => Failure::failed(error),
+        })
+    }
+}

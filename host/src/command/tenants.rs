@@ -1,0 +1,100 @@
+//! `edge-relay tenants`: looking at tenants before a host runs them.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::{Args, Subcommand};
+
+use super::{Failure, announce, component::shown_roles, io_runtime};
+use crate::{
+    component::EngineSource,
+    config::{self, HostLimits, TenantConfig, TenantsFolder},
+    grants::Allowed,
+    metrics::Metrics,
+    telemetry,
+    tenants::{load_all, trial},
+};
+
+/// Checks tenants as a host does that is about to take them into service.
+#[derive(Args)]
+#[command(arg_required_else_help = true)]
+pub struct Tenants {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Checks the tenant in a folder, or each in a folder of tenants.
+    ///
+    /// That is: manifests, with their secrets from the environment, components' sizes, roles and imports, that they compile
+    /// within the host's limits, and that an instance of each can be made. Prints what each tenant consists of. Exit code
+    /// 2: something is wrong; all of it is listed.
+    #[command(after_help = "\
+Examples:
+  edge-relay tenants check tenants
+  edge-relay tenants check tenants/market --config relay.toml")]
+    Check {
+        /// A folder with a tenant.toml in it, or one with such folders in it.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// The configuration of the host that they are for: its limits hold, what it lets tenants be granted
+        /// counts, and its cache of compiled code is used.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+impl Tenants {
+    pub fn run(self) -> Result<(), Failure> {
+        telemetry::start("warn").map_err(Failure::usage)?;
+        let Action::Check { folder, config } = self.action;
+        // What the host allows its tenants; without its configuration, what any host does.
+        let (limits, cache, allowed) = match config {
+            Some(file) => {
+                let host = config::load_host(&file).map_err(|problems| Failure::usage(problems.to_string()))?;
+                (host.limits, host.cache, host.folder.map(|folder| folder.allowed).unwrap_or_default())
+            }
+            None => (HostLimits::default(), None, Arc::default()),
+        };
+        let mut engine = EngineSource::new(limits, cache, Arc::new(Metrics::new()));
+        check(&folder, &allowed, &mut engine)
+    }
+}
+
+fn check(folder: &Path, allowed: &Arc<Allowed>, engine: &mut EngineSource) -> Result<(), Failure> {
+    let (tenants, problems) = TenantsFolder::at(folder, allowed);
+    let mut problems: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
+    let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
+    // Trials have deadlines, and nothing to do with sockets.
+    let runtime = io_runtime()?;
+    for (config, code) in tenants.iter().zip(load_all(&tenants, engine)) {
+        announce(&format!("tenant: {}", config.name))?;
+        for file in files(config) {
+            // What does not load is among the problems.
+            let Ok(loaded) = engine.load(&file) else { continue };
+            let roles = shown_roles(&loaded.report).join(", ");
+            let name = file.strip_prefix(&config.folder).unwrap_or(&file).display();
+            announce(&format!(
+                "  {name}: {} bytes; roles: {}",
+                loaded.size,
+                if roles.is_empty() { "none" } else { &roles }
+            ))?;
+        }
+        match code {
+            Ok(code) => problems.extend(runtime.block_on(trial(config, &code)).err().into_iter().flatten()),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::usage(problems.join("\n"))) }
+}
+
+/// Its components' files, each once.
+fn files(config: &TenantConfig) -> Vec<PathBuf> {
+    let mut files = config.code_files();
+    files.sort();
+    files.dedup();
+    files
+}
