@@ -154,11 +154,15 @@ impl TenantConfig {
         self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
     }
 
-    /// The files that it is made of besides its manifest.
+    /// The files that it is made of besides its manifest: its components, and files with its secrets.
     pub fn files(&self) -> Vec<PathBuf> {
+        self.code_files().into_iter().chain(self.grants.files.iter().cloned()).collect()
+    }
+
+    /// Its components, each for every role that it has.
+    pub fn code_files(&self) -> Vec<PathBuf> {
         let api = self.api.as_ref().map(|api| &api.file);
-        let code = [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()];
-        code.into_iter().flatten().chain(&self.grants.files).cloned().collect()
+        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
     }
 }
 

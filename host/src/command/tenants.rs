@@ -39,7 +39,8 @@ Examples:
         /// A folder with a tenant.toml in it, or one with such folders in it.
         #[arg(value_name = "DIR")]
         folder: PathBuf,
-        /// The configuration of the host that they are for: its limits hold and its cache of compiled code is used.
+        /// The configuration of the host that they are for: its limits hold, what it lets tenants be granted
+        /// counts, and its cache of compiled code is used.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -92,7 +93,7 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
 
 /// Its components' files, each once.
 fn files(config: &TenantConfig) -> Vec<PathBuf> {
-    let mut files = config.files();
+    let mut files = config.code_files();
     files.sort();
     files.dedup();
     files
