@@ -163,7 +163,9 @@ fn component(functions: &[&str], body: &str, more: &str) -> Vec<u8> {
     let mut module = wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}"));
     let mut resolve = Resolve::default();
     let packages = WIT.map(|folder| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(folder);
+        // Of whatever crate this is a part of.
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|above| above.join("Cargo.lock").exists());
+        let folder = root.unwrap().join(folder);
         resolve.push_dir(folder).unwrap_or_else(|error| panic!("{error:#}")).0
     });
     let world = resolve.select_world(&packages[1..], Some("bomb")).unwrap();

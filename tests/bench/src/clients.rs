@@ -1,14 +1,16 @@
 //! Many clients in one thread: they take everything at once, check each message, and cost far less than the server.
 //!
-//! `bench clients ADDRESS/PATH --clients N --window N --messages N [--stalled N] [--recording FILE [--compressed]]`
+//! `bench clients ADDRESS/PATH --clients N --window N --messages N [--parts N] [--stalled N] [--recording FILE [--compressed]]`
 //!
 //! Says `connected` with what that took, then, once all messages are there or nothing has come for a while, `received`
-//! with a report; and keeps the sockets open to the end. Those that are stalled do not read until then: after a line on
+//! with a report, before which each of the equal `parts` that the messages come in has a line; and keeps the sockets open to the end. Those that are stalled do not read until then: after a line on
 //! standard input they do, and what became of them is `stalled`. Those of a recording take its messages, with
 //! `--compressed` also compressed ones.
 //!
+//! `bench ask`: clients that ask and are answered (`ask.rs`).
 //! `bench herd`: clients that are all cut off at once and come back (`herd.rs`).
 
+mod ask;
 mod connect;
 mod herd;
 mod histogram;
@@ -19,8 +21,10 @@ mod recorded;
 mod report;
 mod stall;
 
+pub use ask::run as ask;
 pub use herd::run as herd;
-pub use report::{Connected, Received, Returned, Stalled};
+pub use histogram::Histogram;
+pub use report::{Asked, Connected, Part, Received, Returned, Stalled};
 
 use std::{io, path::PathBuf};
 
@@ -37,6 +41,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let count = arguments.option("--clients")?.unwrap_or(1);
     let window = arguments.option("--window")?.unwrap_or(1);
     let messages = arguments.option("--messages")?.unwrap_or(0);
+    let parts = arguments.option("--parts")?.unwrap_or(1);
     let stalled = arguments.option("--stalled")?.unwrap_or(0);
     let recording = arguments.option("--recording")?.map(|file: PathBuf| Recording::read(&file)).transpose()?;
     let compressed = arguments.flag("--compressed");
@@ -50,9 +55,10 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
         stall::stall(&mut clients, stalled);
         let receiver = match recording {
             Some(recording) => Receiver::of_recording(messages, recording),
-            None => Receiver::new(messages),
+            None => Receiver::new(messages).in_parts(parts),
         };
-        let received = receive::receive(&mut poll, &mut clients, receiver)?;
+        let (received, parts) = receive::receive(&mut poll, &mut clients, receiver)?;
+        parts.iter().for_each(|part| println!("part {part}"));
         println!("received {received}");
     }
     if stalled > 0 {

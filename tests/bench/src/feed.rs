@@ -3,7 +3,7 @@
 //! `bench feed [--messages N] [--parts N] [--burst N] [--pause-us N] [--publish-to ADDRESS/PATH] [--recording FILE]`
 //!
 //! Waits for a server that connects, or connects to one itself (a server that is published to). Then it says
-//! `connected`, waits for a line on standard input, plays, as often as there are parts, and stays.
+//! `connected`, waits for a line on standard input, plays and says `played`, as often as there are parts, and stays.
 
 use std::{
     io::{self, Read, Write},
@@ -46,6 +46,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     for part in 1..parts {
         line.wait_for(&input)?;
         line.play(&plan, part - 1)?;
+        println!("played");
     }
     line.wait_for(&input)?;
     let drain = line.drain()?;

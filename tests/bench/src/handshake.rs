@@ -76,6 +76,13 @@ pub fn check_answer(head: &[u8]) -> Result<(), Failure> {
     Err(Failure::new(format!("no handshake, but {:?}", head.lines().next().unwrap_or_default())))
 }
 
+/// How long the body is behind a head that says so.
+pub fn content_length(head: &[u8]) -> Result<usize, Failure> {
+    let head = String::from_utf8_lossy(head);
+    let length = header(&head, "content-length").and_then(|length| length.parse().ok());
+    length.with_context(|| format!("an answer without a length: {head}"))
+}
+
 /// When to come again, if a head says that there is no room now (RFC 9110, section 15.6.4).
 pub fn busy(head: &[u8]) -> Option<Duration> {
     let head = String::from_utf8_lossy(head);

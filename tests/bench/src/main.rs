@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Some("feed") => feed::run(arguments),
         Some("ceiling") => ceiling::run(arguments),
         Some("clients") => clients::run(arguments),
+        Some("ask") => clients::ask(arguments),
         Some("herd") => clients::herd(arguments),
         Some("leash") => run::leash(arguments),
         None => run::run(arguments),

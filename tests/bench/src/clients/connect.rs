@@ -44,6 +44,11 @@ impl Target {
         request(self.address, &self.path)
     }
 
+    /// A request over HTTP, for one answer.
+    pub fn plain_request(&self) -> String {
+        format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.address)
+    }
+
     /// A request for what follows a position.
     pub fn request_since(&self, position: &Position) -> String {
         let more = if self.path.contains('?') { '&' } else { '?' };

@@ -49,7 +49,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let mut poll = Poll::new().context("epoll")?;
     let (mut clients, connected) = connect::connect(&mut poll, &target, count, window)?;
     println!("connected {connected}");
-    println!("received {}", receive::receive(&mut poll, &mut clients, Receiver::new(messages))?);
+    println!("received {}", receive::receive(&mut poll, &mut clients, Receiver::new(messages))?.0);
     wait()?;
     let cut = Instant::now();
     drop(clients);

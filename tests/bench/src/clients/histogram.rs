@@ -22,6 +22,16 @@ impl Histogram {
         }
     }
 
+    pub fn count(&self) -> u64 {
+        self.total
+    }
+
+    /// These of another too.
+    pub fn join(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
+        self.total += other.total;
+    }
+
     /// The latency, in nanoseconds, that this share of all is not above; of none, 0.
     pub fn quantile(&self, share: f64) -> u64 {
         let rank = (self.total as f64 * share).ceil().max(1.0) as u64;
@@ -31,6 +41,14 @@ impl Histogram {
             counted >= rank
         });
         reached.map_or(0, lowest)
+    }
+}
+
+impl FromIterator<u64> for Histogram {
+    fn from_iter<T: IntoIterator<Item = u64>>(latencies: T) -> Self {
+        let mut histogram = Self::new();
+        latencies.into_iter().for_each(|nanoseconds| histogram.add(nanoseconds));
+        histogram
     }
 }
 

@@ -7,7 +7,13 @@ use std::{
 
 use mio::{Events, Poll};
 
-use super::{connect::Client, histogram::Histogram, order::Came, recorded::Recorded, report::Received};
+use super::{
+    connect::Client,
+    histogram::Histogram,
+    order::Came,
+    recorded::Recorded,
+    report::{Part, Received},
+};
 use crate::{
     clock,
     failure::{Context, Failure},
@@ -27,7 +33,11 @@ const QUIET_BEFORE: u32 = 30_000 / 50;
 const AFTER: u32 = 200 / 50;
 
 /// Until all the clients that read have everything, or nothing has come for a while.
-pub fn receive(poll: &mut Poll, clients: &mut [Client], mut receiver: Receiver) -> Result<Received, Failure> {
+pub fn receive(
+    poll: &mut Poll,
+    clients: &mut [Client],
+    mut receiver: Receiver,
+) -> Result<(Received, Vec<Part>), Failure> {
     // What has come before is not told of again.
     for client in clients.iter_mut().filter(|client| client.reads) {
         receiver.read(client)?;
@@ -50,7 +60,7 @@ pub fn receive(poll: &mut Poll, clients: &mut [Client], mut receiver: Receiver) 
             _ => AFTER,
         };
         if quiet >= enough || receiver.closed == reading {
-            return Ok(receiver.report(clients));
+            return Ok((receiver.report(clients), receiver.parts()));
         }
     }
 }
@@ -62,7 +72,8 @@ pub struct Receiver {
     /// others spare themselves that.
     sent: Vec<u64>,
     content: Content,
-    latencies: Histogram,
+    /// Of each part; of nearly all runs there is one.
+    latencies: Vec<Histogram>,
     pub deliveries: u64,
     pub again: u64,
     pub late: u64,
@@ -93,13 +104,19 @@ impl Receiver {
         Self::of(messages, Content::Recorded(Box::new(Recorded::new(messages, recording))))
     }
 
+    /// The messages come in so many equal parts.
+    pub fn in_parts(mut self, parts: usize) -> Self {
+        self.latencies.resize_with(parts.max(1), Histogram::new);
+        self
+    }
+
     fn of(messages: u32, content: Content) -> Self {
         Self {
             messages,
             buffer: vec![0; BUFFER_BYTES],
             sent: vec![0; messages as usize],
             content,
-            latencies: Histogram::new(),
+            latencies: vec![Histogram::new()],
             deliveries: 0,
             again: 0,
             late: 0,
@@ -187,13 +204,32 @@ impl Receiver {
             recorded.delivered(frame, number);
         }
         self.deliveries += 1;
-        self.latencies.add(latency);
+        match self.latencies.as_mut_slice() {
+            [all] => all.add(latency),
+            parts => {
+                let size = (self.messages as usize).div_ceil(parts.len()).max(1);
+                parts.get_mut(number as usize / size).with_context(strange)?.add(latency);
+            }
+        }
         Ok(())
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        let [_, _, ..] = self.latencies.as_slice() else { return Vec::new() };
+        let milliseconds = |part: &Histogram, share| part.quantile(share) as f64 / 1e6;
+        let part = |part| Part {
+            deliveries: Histogram::count(part),
+            p50_ms: milliseconds(part, 0.5),
+            p99_ms: milliseconds(part, 0.99),
+        };
+        self.latencies.iter().map(part).collect()
     }
 
     fn report(&self, clients: &[Client]) -> Received {
         let first = self.sent.iter().copied().filter(|sent| *sent > 0).min().unwrap_or(self.last);
-        let milliseconds = |share| self.latencies.quantile(share) as f64 / 1e6;
+        let mut all = Histogram::new();
+        self.latencies.iter().for_each(|part| all.join(part));
+        let milliseconds = |share| all.quantile(share) as f64 / 1e6;
         let recorded = match &self.content {
             Content::Alike(_) => None,
             Content::Recorded(recorded) => Some(recorded),

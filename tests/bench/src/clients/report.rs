@@ -40,6 +40,24 @@ report!(Connected {
     agreed: u64,
 });
 
+report!(
+    /// One part of the messages.
+    Part {
+        deliveries: u64,
+        p50_ms: f64,
+        p99_ms: f64,
+    }
+);
+
+report!(Asked {
+    answers: u64,
+    /// Answers without what was expected.
+    wrong: u64,
+    seconds: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+});
+
 report!(Received {
     /// Without those that came again.
     deliveries: u64,

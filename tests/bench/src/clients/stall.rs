@@ -26,7 +26,7 @@ pub fn read_again(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Res
     for client in clients.iter_mut() {
         client.reads = !client.reads;
     }
-    let received = receive::receive(poll, clients, Receiver::new(messages))?;
+    let (received, _) = receive::receive(poll, clients, Receiver::new(messages))?;
     let mut stalled = Stalled { mistakes: received.again + received.late, ..Stalled::default() };
     for client in clients.iter().filter(|client| client.reads) {
         *match (client.close_code, client.closed, client.order.missed(messages)) {

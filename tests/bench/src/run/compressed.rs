@@ -129,7 +129,7 @@ fn take(scenario: &Scenario, pace: &Pace, case: Case, recording: &Path, place: &
     let connected: Connected = clients.line("connected", LONG)?.parse()?;
     thread::sleep(SETTLE);
     let idle = server.process.usage()?.resident;
-    let delivery = deliver(messages, &mut feed, &server, &clients)?;
+    let delivery = deliver(messages, &mut feed, &server.process, &clients)?;
     thread::sleep(SETTLE);
     let end = server.process.usage()?.resident;
     let per_client = |resident: f64| (resident - before) / scenario.clients as f64;

@@ -56,15 +56,24 @@ impl Place {
         Ok(path)
     }
 
-    /// Makes the tenant's folder, with the sample's filter compiled by the relay itself.
+    /// A crate's component, compiled by the relay itself, once in a run.
+    pub fn build(&self, source: &str) -> Result<PathBuf, Failure> {
+        let file = self.scratch.join(format!("{}.wasm", source.replace('/', "-")));
+        if file.exists() {
+            return Ok(file);
+        }
+        let mut build = Command::new(&self.relay);
+        build.args(["component", "build", source, "-o"]).arg(&file).stdout(Stdio::null());
+        let status = build.status().context(self.relay.display())?;
+        let root = Path::new(source).exists();
+        status.success().then_some(file).with_context(|| format!("{source} was not built (there: {root})"))
+    }
+
+    /// Makes the sample tenant's folder, with its filter.
     pub fn build_filter(&self) -> Result<(), Failure> {
         let tenant = self.scratch.join("tenants/market");
         fs::create_dir_all(&tenant).context(tenant.display())?;
-        let mut build = Command::new(&self.relay);
-        build.args(["component", "build", FILTER, "-o"]).arg(tenant.join("filter.wasm")).stdout(Stdio::null());
-        let status = build.status().context(self.relay.display())?;
-        let root = Path::new(FILTER).exists();
-        status.success().then_some(()).with_context(|| format!("{FILTER} was not built (there: {root})"))
+        fs::copy(self.build(FILTER)?, tenant.join("filter.wasm")).context(tenant.display()).map(drop)
     }
 }
 

@@ -11,8 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{
-    Pid, Resource, Rlimit, Signal, getrlimit, kill_process, set_parent_process_death_signal, setrlimit,
+use rustix::{
+    process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, set_parent_process_death_signal, setrlimit},
+    thread::{CpuSet, sched_setaffinity},
 };
 
 use crate::{
@@ -28,6 +29,15 @@ pub struct Process {
     log: PathBuf,
 }
 
+/// Which a process may use.
+#[derive(Clone, Copy)]
+pub enum Cores {
+    All,
+    First,
+    /// All but the first, if there are any.
+    Others,
+}
+
 /// What a process and its children have used.
 #[derive(Clone, Copy, Default)]
 pub struct Usage {
@@ -36,6 +46,8 @@ pub struct Usage {
     /// Resident bytes but for those of files: programs and libraries are shared with others that come and go. Memory
     /// that processes share counts once.
     pub resident: f64,
+    /// Resident bytes of files: programs, libraries, and compiled code that is mapped.
+    pub mapped: f64,
     /// The most that was ever resident, files' pages too: each process's own, those that have ended left out.
     pub peak: f64,
 }
@@ -43,9 +55,14 @@ pub struct Usage {
 impl Process {
     /// Starts `command`, on a leash. What it writes to standard error goes to a file in `folder`.
     pub fn start(name: &str, command: &Command, folder: &Path) -> Result<Self, Failure> {
+        Self::start_on(Cores::All, name, command, folder)
+    }
+
+    /// The same, for a process that has one core only, or must leave that one alone.
+    pub fn start_on(cores: Cores, name: &str, command: &Command, folder: &Path) -> Result<Self, Failure> {
         let log = folder.join(format!("{name}.log"));
         let mut leashed = Command::new(std::env::current_exe().context("this program's own path")?);
-        leashed.arg("leash").arg(command.get_program()).args(command.get_args());
+        leashed.arg("leash").arg(cores.name()).arg(command.get_program()).args(command.get_args());
         leashed.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         leashed.current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
         leashed.stderr(File::create(&log).context(log.display())?);
@@ -83,11 +100,44 @@ impl Process {
     pub fn usage(&self) -> Result<Usage, Failure> {
         let mut usage = Usage::default();
         for id in self.family() {
-            usage.cpu += cpu(id)?;
+            usage.cpu += cpu_of(Path::new(&format!("/proc/{id}/stat")))?;
             usage.resident += kibibytes(id, "smaps_rollup", &["Pss_Anon:", "Pss_Shmem:"])?;
+            usage.mapped += kibibytes(id, "smaps_rollup", &["Pss_File:"])?;
             usage.peak += kibibytes(id, "status", &["VmHWM:"])?;
         }
         Ok(usage)
+    }
+
+    /// Open files.
+    pub fn files(&self) -> Result<usize, Failure> {
+        self.count("fd")
+    }
+
+    pub fn threads(&self) -> Result<usize, Failure> {
+        self.count("task")
+    }
+
+    fn count(&self, folder: &str) -> Result<usize, Failure> {
+        let path = format!("/proc/{}/{folder}", self.child.id());
+        Ok(fs::read_dir(&path).context(path)?.count())
+    }
+
+    /// What the threads of this name have used, in µs.
+    pub fn cpu_of_threads(&self, name: &str) -> Result<f64, Failure> {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let mut cpu = 0.0;
+        for thread in fs::read_dir(&folder).with_context(|| folder.clone())?.flatten() {
+            let path = thread.path();
+            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.starts_with(name)) {
+                cpu += cpu_of(&path.join("stat"))?;
+            }
+        }
+        Ok(cpu)
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process without id")?;
+        kill_process(id, signal).context(&self.name)
     }
 
     /// The process and its children (nginx's workers).
@@ -111,9 +161,32 @@ impl Drop for Process {
     }
 }
 
-/// `bench leash PROGRAM ARGUMENT…` becomes that program, which ends when the process that started it does: whatever
+impl Cores {
+    fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::First => "first",
+            Self::Others => "others",
+        }
+    }
+
+    /// This process, and what it becomes, has these.
+    fn keep_to(cores: &str) -> Result<(), Failure> {
+        let count = thread::available_parallelism().map_or(1, usize::from);
+        let mut set = CpuSet::new();
+        match cores {
+            "first" => set.set(0),
+            "others" if count > 1 => (1..count).for_each(|core| set.set(core)),
+            _ => return Ok(()),
+        }
+        sched_setaffinity(None, &set).context("sched_setaffinity")
+    }
+}
+
+/// `bench leash CORES PROGRAM ARGUMENT…` becomes that program, which ends when the process that started it does: whatever
 /// ends the benchmark, its servers do not stay.
 pub fn leash(mut arguments: Arguments) -> Result<(), Failure> {
+    Cores::keep_to(&arguments.word::<String>("its cores")?)?;
     let program: String = arguments.word("a program")?;
     set_parent_process_death_signal(Some(Signal::TERM)).context("prctl")?;
     Err(Command::new(&program).args(arguments.rest()).exec()).context(program)
@@ -125,11 +198,11 @@ pub fn allow_many_files() -> Result<(), Failure> {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("the limit of open files")
 }
 
-fn cpu(id: u32) -> Result<f64, Failure> {
-    let path = format!("/proc/{id}/stat");
-    let stat = fs::read_to_string(&path).with_context(|| path.clone())?;
+/// Of a process or a thread, by its file `stat`.
+fn cpu_of(path: &Path) -> Result<f64, Failure> {
+    let stat = fs::read_to_string(path).with_context(|| path.display())?;
     // Counted behind the name, which may have spaces: proc_pid_stat(5), fields 14 and 15.
-    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace()).with_context(|| path.clone())?;
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace()).with_context(|| path.display())?;
     let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     Ok(ticks as f64 * 1e6 / rustix::param::clock_ticks_per_second() as f64)
 }

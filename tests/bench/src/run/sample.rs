@@ -97,7 +97,7 @@ pub fn take(scenario: &Scenario, kind: Kind, place: &Place) -> Result<Sample, Fa
 
     let delivery = match messages {
         0 => None,
-        _ => Some(deliver(messages, &mut feed, &server, &clients)?),
+        _ => Some(deliver(messages, &mut feed, &server.process, &clients)?),
     };
     let count = scenario.clients as f64;
     Ok(Sample {
@@ -131,15 +131,15 @@ pub fn start_with(
     Ok((server(&address)?, feed))
 }
 
-pub fn deliver(messages: u32, feed: &mut Process, server: &Server, clients: &Process) -> Result<Delivery, Failure> {
-    let (before, clients_before) = (server.process.usage()?, clients.usage()?);
+pub fn deliver(messages: u32, feed: &mut Process, server: &Process, clients: &Process) -> Result<Delivery, Failure> {
+    let (before, clients_before) = (server.usage()?, clients.usage()?);
     feed.tell()?;
     let received: Received = clients.line("received", LONG)?.parse()?;
-    let (after, clients_after) = (server.process.usage()?, clients.usage()?);
+    let (after, clients_after) = (server.usage()?, clients.usage()?);
     let deliveries = received.deliveries as f64;
     let per_delivery = |from: Usage, to: Usage| (to.cpu - from.cpu) / deliveries;
     let delivered = (received.deliveries > 0).then_some(());
-    delivered.with_context(|| format!("nothing was delivered ({})", server.process.last_words()))?;
+    delivered.with_context(|| format!("nothing was delivered ({})", server.last_words()))?;
     Ok(Delivery {
         messages,
         cpu: per_delivery(before, after),

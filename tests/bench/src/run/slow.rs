@@ -84,7 +84,7 @@ fn take(scenario: &Scenario, case: Case, place: &Place) -> Result<Sample, Failur
     clients.args(["--stalled", &stalled.to_string(), &server.target]);
     let mut clients = Process::start("clients", &clients, &place.scratch)?;
     clients.line("connected", LONG)?;
-    let delivery = deliver(messages, &mut feed, &server, &clients)?;
+    let delivery = deliver(messages, &mut feed, &server.process, &clients)?;
     let peak = server.process.usage()?.peak;
     let stalled = match stalled {
         0 => None,

@@ -1,0 +1,138 @@
+//! A relay that serves tenants with code, out of a folder that a scenario fills.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    place::Place,
+    process::{Cores, Process},
+    sample::LONG,
+};
+use crate::failure::{Context, Failure};
+
+const RELAY: &str = include_str!("../../relay/relay.toml");
+/// Where relay.toml says that compiled code is kept, if it does not say.
+const CACHE: &str = "data/cache";
+/// An answer that has not come by then will not come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a relay serves.
+pub struct Folder(PathBuf);
+
+pub struct Host {
+    pub process: Process,
+    pub clients: SocketAddr,
+    pub api: SocketAddr,
+    admin: SocketAddr,
+    /// From the program's start to its line `listening`.
+    pub took: Duration,
+}
+
+impl Folder {
+    /// An empty one in the place of any before it.
+    pub fn new(name: &str, place: &Place) -> Result<Self, Failure> {
+        let _ = fs::remove_dir_all(place.scratch.join(name));
+        let relay = place.write(&format!("{name}/relay.toml"), RELAY)?;
+        let folder = relay.parent().context("a file without a folder")?.to_owned();
+        let tenants = folder.join("tenants");
+        fs::create_dir(&tenants).context(tenants.display())?;
+        Ok(Self(folder))
+    }
+
+    /// Writes, or writes anew, a tenant's manifest.
+    pub fn manifest(&self, tenant: &str, text: &str) -> Result<(), Failure> {
+        self.write(tenant, "tenant.toml", text.as_bytes())
+    }
+
+    pub fn write(&self, tenant: &str, name: &str, bytes: &[u8]) -> Result<(), Failure> {
+        let path = self.0.join("tenants").join(tenant);
+        fs::create_dir_all(&path).context(path.display())?;
+        fs::write(path.join(name), bytes).context(path.display())
+    }
+
+    /// Gives a tenant a file that others have too; on disk it is there once.
+    pub fn link(&self, tenant: &str, name: &str, file: &Path) -> Result<(), Failure> {
+        let path = self.0.join("tenants").join(tenant);
+        fs::create_dir_all(&path).context(path.display())?;
+        fs::hard_link(file, path.join(name)).context(file.display())
+    }
+
+    /// Bytes of compiled code on disk.
+    pub fn compiled(&self) -> u64 {
+        let entries = fs::read_dir(self.0.join(CACHE)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
+    }
+
+    pub fn serve(&self, cores: Cores, place: &Place) -> Result<Host, Failure> {
+        let mut command = Command::new(&place.relay);
+        command.arg("serve").arg("--config").arg(self.0.join("relay.toml"));
+        let begin = Instant::now();
+        let process = Process::start_on(cores, "relay", &command, &place.scratch)?;
+        let listening = process.line("listening ", LONG)?;
+        let took = begin.elapsed();
+        Ok(Host {
+            process,
+            clients: field(&listening, "clients=")?,
+            api: field(&listening, "api=")?,
+            admin: field(&listening, "admin=")?,
+            took,
+        })
+    }
+}
+
+impl Host {
+    /// The sum of a metric's values, of all labels.
+    pub fn metric(&self, name: &str) -> Result<f64, Failure> {
+        let text = get(self.admin, "/metrics")?;
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let values = lines.filter(|rest| rest.starts_with(['{', ' '])).filter_map(|rest| rest.rsplit(' ').next());
+        Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
+    }
+
+    /// Waits until a metric is at least so much.
+    pub fn reaches(&self, name: &str, value: f64) -> Result<(), Failure> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let is = self.metric(name)?;
+            if is >= value {
+                return Ok(());
+            }
+            let waits = (Instant::now() < until).then_some(());
+            waits.with_context(|| format!("{name} is {is}, not {value} ({})", self.process.last_words()))?;
+        }
+    }
+}
+
+/// The body of an answer that must be 200, over a connection of its own.
+pub fn get(address: SocketAddr, path: &str) -> Result<String, Failure> {
+    let mut socket = connect(address)?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).context(path)?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).context(path)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{path}: no answer"))?;
+    let good = head.starts_with("HTTP/1.1 200 ").then_some(());
+    good.with_context(|| format!("{path}: {} {body}", head.lines().next().unwrap_or_default()))?;
+    Ok(body.to_owned())
+}
+
+/// A socket that blocks, but not for ever.
+pub fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
+    let socket = TcpStream::connect(address).context(address)?;
+    socket.set_read_timeout(Some(PATIENCE)).context("a socket")?;
+    socket.set_nodelay(true).context("a socket")?;
+    Ok(socket)
+}
+
+/// The value behind a name in a line of `name=value`.
+fn field(line: &str, name: &str) -> Result<SocketAddr, Failure> {
+    let value = line.split_whitespace().find_map(|field| field.strip_prefix(name)).context(line)?;
+    SocketAddr::from_str(value).context(value)
+}
