@@ -63,7 +63,6 @@ impl TenantsFolder {
             let problem = Problem { file: path.into(), line: None, key: String::new(), message };
             (Vec::new(), Problems(vec![problem]))
         };
-        let all = Self { path: path.to_owned(), caps };
         let folders = if Self::manifest(path).exists() {
             vec![path.to_owned()]
         } else {
