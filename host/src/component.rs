@@ -25,6 +25,7 @@ mod client;
 pub mod compile;
 mod engine;
 mod filter;
+mod granted;
 mod host;
 mod instance;
 mod job;
@@ -55,6 +56,7 @@ pub use instance::{Code, Role};
 pub use job::{Job, JobCode, LiveJob};
 pub use live::Live;
 pub use log_lines::LogLines;
+pub use outbound::Requests;
 pub use outbound_limit::{OutboundLimit, OutboundPermit, OutboundRefused};
 pub use places::{HostPlaces, Places};
 pub use turns::Turns;
@@ -95,6 +97,8 @@ impl Guests {
             .global_queue_interval(1)
             .thread_name("guest")
             .enable_time()
+            // For guests' requests: their sockets live where they are polled, and the I/O thread has the tenants' feeds.
+            .enable_io()
             .build()?;
         let tasks = Tasks { runtime: runtime.handle().clone(), tracker: TaskTracker::new() };
         Ok(Self { runtime, workers: JoinSet::new(), tasks })

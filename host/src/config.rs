@@ -11,13 +11,19 @@ use hyper::{
 };
 use ipnet::IpNet;
 
-use crate::store::StoreConfig;
+use crate::{
+    grants::{Allowed, Grants},
+    store::StoreConfig,
+};
 
+mod allowed;
 mod channels;
 mod components;
+mod grants;
 mod limits;
 mod manifest;
 mod relay;
+mod secrets;
 mod store;
 mod tenants;
 mod units;
@@ -101,6 +107,13 @@ impl Default for HostLimits {
     }
 }
 
+/// What the operator lets tenants have: `[tenant-limits]` and `[grants]` of relay.toml.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds {
+    pub caps: TenantCaps,
+    pub allowed: Allowed,
+}
+
 /// One tenant: its `tenant.toml`.
 #[derive(Clone, Debug)]
 pub struct TenantConfig {
@@ -131,6 +144,7 @@ pub struct TenantConfig {
     pub keep: Vec<(String, Duration)>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
+    pub grants: Arc<Grants>,
     pub limits: TenantLimits,
 }
 
@@ -140,8 +154,13 @@ impl TenantConfig {
         self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
     }
 
-    /// The files that it is made of besides its manifest.
+    /// The files that it is made of besides its manifest: its components, and files with its secrets.
     pub fn files(&self) -> Vec<PathBuf> {
+        self.code_files().into_iter().chain(self.grants.files.iter().cloned()).collect()
+    }
+
+    /// Its components, each for every role that it has.
+    pub fn code_files(&self) -> Vec<PathBuf> {
         let api = self.api.as_ref().map(|api| &api.file);
         [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
     }

@@ -18,6 +18,7 @@ pub mod command;
 pub mod config;
 pub mod demand;
 pub mod feed;
+pub mod grants;
 pub mod http_error;
 mod memory;
 /// The locks of what `tests/loom` compiles with others.
@@ -34,3 +35,4 @@ pub mod store;
 pub mod telemetry;
 pub mod tenant;
 pub mod tenants;
+mod tls;

@@ -151,6 +151,7 @@ pub struct Metrics {
     cache_distrusted: Family<Reason, Counter>,
     cache_removed: Counter,
     limit_refusals: Family<TenantLimit, Counter>,
+    outbound_requests: Family<TenantOutcome, Counter>,
     pub tenants: Gauge,
 }
 
@@ -233,6 +234,11 @@ impl Metrics {
                 r,
                 "limit_refusals",
                 "Times that a limit of a tenant refused something, or made a component wait for an instance, by limit",
+            ),
+            outbound_requests: add(
+                r,
+                "outbound_requests",
+                "HTTP requests of components: answered, denied, or how else they ended",
             ),
             tenants: add(r, "tenants", "Tenants in service now"),
             registry,
@@ -387,6 +393,12 @@ impl TenantMetrics {
     pub fn lagged(&self, policy: &'static str) {
         let label = TenantReason { tenant: Arc::clone(&self.tenant), reason: policy };
         self.all.clients_lagged.get_or_create(&label).inc();
+    }
+
+    /// A component's HTTP request that came to an answer, or to something else.
+    pub fn requested(&self, outcome: &'static str) {
+        let label = TenantOutcome { tenant: Arc::clone(&self.tenant), outcome };
+        self.all.outbound_requests.get_or_create(&label).inc();
     }
 
     /// A client gone.

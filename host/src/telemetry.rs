@@ -2,7 +2,11 @@
 
 use std::{io::IsTerminal, str::FromStr};
 
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// Chooses what is logged: a level, or `target=level` pairs with commas between them.
 const VARIABLE: &str = "EDGE_RELAY_LOG";
@@ -12,6 +16,8 @@ pub fn start(fallback: &str) -> Result<(), String> {
     let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| fallback.to_owned());
     let targets = Targets::from_str(&wanted)
         .map_err(|error| format!("{VARIABLE}={wanted}: {error}; write for example {VARIABLE}=info"))?;
+    // It warns of what guests do wrong, each time that they do.
+    let targets = targets.with_target("wasmtime_wasi_http", LevelFilter::OFF);
     let terminal = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).with_target(false);
     tracing_subscriber::registry().with(lines).with(targets).try_init().map_err(|error| error.to_string())

@@ -15,9 +15,10 @@ use crate::{
     client::{Shards, Sources, Terms},
     component::{
         self, ApiCode, ClientCode, Engine, FilterCode, Guests, HostPlaces, JobCode, LogLines, OutboundLimit, Places,
-        Role, Turns,
+        Requests, Role, Turns,
     },
     config::{TenantConfig, TenantLimits},
+    grants::Grants,
     metrics::{Metrics, TenantMetrics},
     rate::Rate,
     state::State,
@@ -44,6 +45,8 @@ pub struct Tenant {
     pub publications: Rate,
     pub log_lines: LogLines,
     pub outbound: Arc<OutboundLimit>,
+    /// Of its guests, to HTTP servers.
+    pub requests: Requests,
     pub version: ArcSwap<Version>,
     /// Why what its folder has now is not what runs.
     pub refused: Mutex<Option<String>>,
@@ -58,6 +61,7 @@ pub struct Version {
     pub store: Option<Arc<Store>>,
     /// What guests read through `wasi:config`.
     pub settings: Vec<(String, String)>,
+    pub grants: Arc<Grants>,
     pub limits: TenantLimits,
     /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
     pub compress_above: Option<usize>,
@@ -91,6 +95,7 @@ impl Tenant {
             publications: Rate::new(limits.publications_per_second),
             log_lines: LogLines::new(Arc::clone(&config.name), limits.log_lines_per_second, Arc::clone(&metrics)),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
+            requests: Requests::default(),
             metrics,
             version: ArcSwap::new(Version::new(config, Vec::new(), None)),
             refused: Mutex::default(),
@@ -128,6 +133,7 @@ impl Version {
             upstreams,
             store,
             settings: config.settings.clone(),
+            grants: Arc::clone(&config.grants),
             limits: config.limits,
             compress_above: config.compress_above,
         })

@@ -81,12 +81,12 @@ async fn memory_over_the_limit_is_a_trap() {
 }
 
 #[tokio::test]
-async fn handles_over_the_limit_end_the_call() {
+async fn handles_over_the_limit_are_a_trap() {
     let relay = relay("api-instances = 1").await;
     let mut http = relay.http().await;
     assert_eq!(http.get("/t/leak?handles=9000").await.body, "leaked");
     assert_eq!(http.get("/t/leak?handles=9000").await.envelope(), (500, "api_broke".into()));
-    failed(&relay, "guest_broke", "handles", 1.0).await;
+    failed(&relay, "guest_broke", "trap", 1.0).await;
     assert_eq!(http.get("/t/count").await.body, "1");
     neighbour_has_served(&relay, 1).await;
 }

@@ -208,7 +208,7 @@ async fn without_a_folder_of_its_own_the_relay_compiles_at_every_start() {
 async fn bombs_do_not_start_and_all_of_them_are_named() {
     let folder = Folder::new("").filtered("good", NOWHERE, guests::market("filter"), "");
     let folder = Relay::serve(folder).await.end_with(Signal::TERM).await;
-    folder.append("relay.toml", "compile-time = \"2s\"\ncompile-memory = \"128MiB\"\n");
+    folder.append("relay.toml", "compile-time = \"2s\"\ncompile-memory = \"256MiB\"\n");
     let folder = folder.filtered("long", NOWHERE, guests::echo(), "").filtered("large", NOWHERE, guests::echo(), "");
     folder.write("tenants/long/filter.wasm", compile_bombs::of_time());
     folder.write("tenants/large/filter.wasm", compile_bombs::of_memory());
@@ -222,7 +222,7 @@ async fn bombs_do_not_start_and_all_of_them_are_named() {
         let errors = String::from_utf8(output.stderr).unwrap();
         let named = |words: &[&str]| errors.lines().any(|line| words.iter().all(|word| line.contains(word)));
         assert!(named(&["long/filter.wasm", "longer than 2s", "compile-time"]), "{shown}");
-        assert!(named(&["large/filter.wasm", "128 MiB", "compile-memory"]), "{shown}");
+        assert!(named(&["large/filter.wasm", "256 MiB", "compile-memory"]), "{shown}");
         assert_eq!(errors.lines().count(), 2, "{shown}");
     }
 }
@@ -294,7 +294,7 @@ async fn while_a_bomb_compiles_everybody_is_served_and_its_end_is_no_hang() {
 async fn a_bomb_in_the_place_of_a_good_component_is_refused() {
     let mut partner = Partner::start().await;
     let folder = compiled_before(&partner).await;
-    folder.append("relay.toml", "compile-time = \"2s\"\ncompile-memory = \"128MiB\"\n");
+    folder.append("relay.toml", "compile-time = \"2s\"\ncompile-memory = \"256MiB\"\n");
     let folder = folder.filtered("other", NOWHERE, guests::market("filter"), "");
     let relay = Relay::serve(folder).await;
     assert_eq!(loaded(&relay).await, [0.0, 1.0, 1.0]);

@@ -24,12 +24,33 @@ async fn check_says_which_roles_and_imports_a_component_has() {
     let stdout = String::from_utf8(output.stdout).unwrap();
     let roles = stdout.lines().find(|line| line.starts_with("roles:")).unwrap();
     assert!(roles.ends_with(" filter"), "{shown}");
-    let imports = stdout.split_once("imports:").unwrap().1;
+    let imports = stdout.split_once("imports:").unwrap().1.split_once("may ask:").unwrap().0;
     for import in ["wasi:config/store@0.2.0-rc.1", "wasi:logging/logging@0.1.0-draft"] {
         assert!(imports.contains(import), "{shown}");
     }
     // A pure component: nothing of the system.
     assert!(!imports.contains("wasi:cli") && !imports.contains("wasi:filesystem"), "{shown}");
+}
+
+#[tokio::test]
+async fn check_says_what_a_component_may_ask_for() {
+    for (component, asks) in [
+        (
+            guests::grants(),
+            "grants.folders (wasi:filesystem)|grants.http (wasi:http/outgoing-handler)|\
+             grants.environment (wasi:cli/environment)|settings, grants.secrets (wasi:config)|\
+             sockets, which are never granted (wasi:sockets)",
+        ),
+        (guests::market("filter"), "settings, grants.secrets (wasi:config)"),
+        (guests::echo(), "none"),
+    ] {
+        let output = check(component).await;
+        let shown = shown(&output);
+        assert_eq!(output.status.code(), Some(0), "{shown}");
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let said: Vec<_> = stdout.split_once("may ask:").unwrap().1.lines().map(str::trim).collect();
+        assert_eq!(said.join("|"), asks, "{shown}");
+    }
 }
 
 #[tokio::test]

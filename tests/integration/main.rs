@@ -29,6 +29,7 @@ mod api_faults;
 mod centrifuge;
 mod clients;
 mod foreign;
+mod grants;
 mod handlers;
 mod handshakes;
 mod herd;

@@ -101,16 +101,24 @@ async fn its_configuration_is_accepted() {
     let folder = Folder::empty();
     let listen = block("toml", "trusted-proxies").replace("0.0.0.0:8080", "127.0.0.1:0");
     let listen = listen.replace("0.0.0.0:8081", "127.0.0.1:0").replace(":9090", ":0");
-    folder.write("relay.toml", listen);
     // What is commented out is true too.
+    let srv = format!("{}/srv/", folder.path("").display());
+    let listen =
+        listen.replace("# folders = ", "folders = ").replace("# networks = ", "networks = ").replace("/srv/", &srv);
+    folder.write("relay.toml", listen);
+    for file in ["srv/prices/now", "srv/shared/now", "tenants/market/data/now", "tenants/market/signing.key"] {
+        folder.write(file, "42");
+    }
     let manifest = block("toml", "[[upstream]]").replace("# headers", "headers").replace("# sub", "sub");
     let manifest = manifest.replace("# idle", "idle").replace("# max", "max").replace("# path", "path");
-    let manifest = manifest.replace("# connect", "connect").replace("# linger", "linger");
+    let manifest = manifest.replace("# connect", "connect").replace("# linger", "linger").replace("/srv/", &srv);
+    let manifest = manifest.replace("# folders", "folders").replace("# http", "http").replace("# envir", "envir");
+    let manifest = manifest.replace("# secrets", "secrets");
     let partner = Partner::start().await;
     folder.write("tenants/market/tenant.toml", manifest.replace("wss://ws-feed.exchange.coinbase.com", &partner.url()));
     for role in guests::MARKET {
         folder.copy(guests::market(role), &format!("tenants/market/{role}.wasm"));
     }
-    let relay = Relay::serve_with(folder, &[("MARKET__TOKEN", "Bearer x")]).await;
+    let relay = Relay::serve_with(folder, &[("MARKET__TOKEN", "Bearer x"), ("MARKET__KEY", "y")]).await;
     assert_eq!(relay.ready().await["status"], "ready");
 }

@@ -3,9 +3,9 @@
 //! Each is a core module with one function, wrapped as a component, put together byte by byte.
 //! <https://webassembly.github.io/spec/core/binary/>
 
-/// Some 8 kB that take minutes: many nested loops, each of which many locals go through.
+/// Some 20 kB that take many minutes: many nested loops, each of which many locals go through.
 pub fn of_time() -> Vec<u8> {
-    const LOOPS: usize = 1000;
+    const LOOPS: usize = 3000;
     const LOCALS: u32 = 100;
     let mut code = [0x03, 0x40].repeat(LOOPS); // loop
     for local in 0..LOCALS {

@@ -66,6 +66,12 @@ pub fn api() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/api"))
 }
 
+/// An API that reaches for what it may be granted.
+pub fn grants() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/grants"))
+}
+
 /// A component of the sample tenant, by its role.
 pub fn market(role: &str) -> &'static Path {
     static BUILT: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];

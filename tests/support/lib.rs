@@ -1,9 +1,9 @@
 //! What the tests stand on: the real program as a child process, and fakes of all that is around it.
 //!
 //! In the order data flows: a [`feeds`] recording or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
-//! [`tenant`]s and their [`guests`], in other [`languages`] too, [`compile_bombs`], and [`client`]s, a [`crowd`] of them, or a
-//! [`browser`], or others' clients ([`script`], [`javascript`]), or requests to its API ([`http`]); for records [`appends`],
-//! [`mariadb`], and a [`disk`] to fill.
+//! [`tenant`]s and their [`guests`], in other [`languages`] too, [`compile_bombs`], and [`client`]s, a [`crowd`] of them, or
+//! a [`browser`], or others' clients ([`script`], [`javascript`]), or requests to its API ([`http`]), and an [`origin`] that
+//! components ask; for records [`appends`], [`mariadb`], and a [`disk`] to fill.
 
 use std::{
     fmt::Display,
@@ -26,6 +26,7 @@ pub mod http;
 pub mod javascript;
 pub mod languages;
 pub mod mariadb;
+pub mod origin;
 pub mod partner;
 pub mod probe;
 pub mod process;

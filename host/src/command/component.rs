@@ -40,7 +40,7 @@ Examples:
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Prints a component's roles, imports and size.
+    /// Prints a component's roles, imports and size, and what of a manifest it may ask for.
     ///
     /// Exit code 2: it is no component, lacks every role, or imports what the host does not give.
     #[command(after_help = "\
@@ -73,10 +73,11 @@ fn check(path: &Path) -> Result<(), Failure> {
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
     let roles = shown_roles(report);
     announce(&format!(
-        "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}",
+        "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}\nmay ask:   {}",
         path.display(),
         list(&roles),
-        list(&report.imports)
+        list(&report.imports),
+        list(&report.grants)
     ))?;
     loaded.linked().map_err(|error| problem(error.to_string()))?;
     if roles.is_empty() {

@@ -1,6 +1,6 @@
 //! `edge-relay pass`: a relay with no code and no file.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
 use hyper::{
@@ -82,6 +82,7 @@ impl Pass {
             channels: vec![ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, ..ChannelRule::default() }],
             keep: Vec::new(),
             settings: Vec::new(),
+            grants: Arc::default(),
             limits: TenantLimits::default(),
         };
         RelayConfig {

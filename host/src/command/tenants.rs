@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use super::{Failure, announce, component::shown_roles, io_runtime};
 use crate::{
     component::EngineSource,
-    config::{self, HostLimits, TenantCaps, TenantConfig, TenantsFolder},
+    config::{self, Bounds, HostLimits, TenantConfig, TenantsFolder},
     metrics::Metrics,
     telemetry,
     tenants::{load_all, trial},
@@ -39,7 +39,8 @@ Examples:
         /// A folder with a tenant.toml in it, or one with such folders in it.
         #[arg(value_name = "DIR")]
         folder: PathBuf,
-        /// The configuration of the host that they are for: its limits hold and its cache of compiled code is used.
+        /// The configuration of the host that they are for: its limits hold, what it lets tenants be granted
+        /// counts, and its cache of compiled code is used.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -50,21 +51,21 @@ impl Tenants {
         telemetry::start("warn").map_err(Failure::usage)?;
         let Action::Check { folder, config } = self.action;
         // What the host allows its tenants; without its configuration, what any host does.
-        let (limits, cache, caps) = match config {
+        let (limits, cache, bounds) = match config {
             Some(file) => {
                 let host = config::load_host(&file).map_err(|problems| Failure::usage(problems.to_string()))?;
-                let caps = host.folder.map(|folder| folder.caps).unwrap_or_default();
-                (host.limits, host.cache, caps)
+                let bounds = host.folder.map(|folder| folder.bounds).unwrap_or_default();
+                (host.limits, host.cache, bounds)
             }
-            None => (HostLimits::default(), None, TenantCaps::default()),
+            None => (HostLimits::default(), None, Arc::default()),
         };
         let mut engine = EngineSource::new(limits, cache, Arc::new(Metrics::new()));
-        check(&folder, &caps, &mut engine)
+        check(&folder, &bounds, &mut engine)
     }
 }
 
-fn check(folder: &Path, caps: &TenantCaps, engine: &mut EngineSource) -> Result<(), Failure> {
-    let (tenants, problems) = TenantsFolder::at(folder, caps);
+fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<(), Failure> {
+    let (tenants, problems) = TenantsFolder::at(folder, bounds);
     let mut problems: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
     let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
     // Trials have deadlines, and nothing to do with sockets.
@@ -92,7 +93,7 @@ fn check(folder: &Path, caps: &TenantCaps, engine: &mut EngineSource) -> Result<
 
 /// Its components' files, each once.
 fn files(config: &TenantConfig) -> Vec<PathBuf> {
-    let mut files = config.files();
+    let mut files = config.code_files();
     files.sort();
     files.dedup();
     files

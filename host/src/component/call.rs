@@ -30,10 +30,9 @@ impl Broken {
     /// The value of the metric's label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Trap(_) => "trap",
+            Self::Trap(_) | Self::Handles => "trap",
             Self::Deadline(_) => "deadline",
             Self::Instantiate(_) => "instantiate",
-            Self::Handles => "handles",
             Self::Busy(_) => "busy",
         }
     }

@@ -44,6 +44,15 @@ const PROVIDED: [(&str, &str); 14] = [
     (RECORDS, "0.1.0"),
 ];
 
+/// How imports begin that show what a manifest grants, and the manifest's keys for it.
+const GRANTED: [(&str, &str); 5] = [
+    ("wasi:filesystem/", "grants.folders"),
+    ("wasi:http/outgoing-handler", "grants.http"),
+    ("wasi:cli/environment", "grants.environment"),
+    ("wasi:config/", "settings, grants.secrets"),
+    ("wasi:sockets/", "sockets, which are never granted"),
+];
+
 /// A component's outside.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {
@@ -54,6 +63,9 @@ pub struct Report {
     pub leases: bool,
     pub exports: Vec<String>,
     pub imports: Vec<String>,
+    /// What it may ask for, each with the imports that show it. It need not use all that it imports: languages' standard
+    /// libraries import files and the environment in any case.
+    pub grants: Vec<String>,
     /// Those imports that the host does not give.
     pub missing: Vec<String>,
 }
@@ -66,7 +78,10 @@ pub fn report(engine: &wasmtime::Engine, component: &Component) -> Report {
     let roles = ROLES.iter().filter(|(_, interface)| has(interface)).map(|(role, _)| *role).collect();
     let (follows_demand, leases) = (has(FILTER_DEMAND), has(CLIENT_LEASE));
     let missing = imports.iter().filter(|import| !is_provided(import)).cloned().collect();
-    Report { roles, follows_demand, leases, exports, imports, missing }
+    let asks = |(import, _): &&(&str, &str)| imports.iter().any(|name| name.starts_with(import));
+    let shown = |(import, keys): &(&str, &str)| format!("{keys} ({})", import.trim_end_matches('/'));
+    let grants = GRANTED.iter().filter(asks).map(shown).collect();
+    Report { roles, follows_demand, leases, exports, imports, grants, missing }
 }
 
 fn is_provided(import: &str) -> bool {

@@ -200,7 +200,9 @@ fn last_words(mut said: File) -> io::Result<String> {
     said.rewind()?;
     let mut bytes = Vec::new();
     said.take(MAX_SAID).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).split_whitespace().collect::<Vec<_>>().join(" "))
+    // Some of it may be the component's own words: nothing in it moves a terminal's cursor.
+    let text = String::from_utf8_lossy(&bytes).replace(char::is_control, " ");
+    Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Who may compile.
@@ -229,5 +231,36 @@ impl Drop for Slot<'_> {
     fn drop(&mut self) {
         *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_to_blame_is_read_from_the_childs_end() {
+        let compiler = Compiler::new(1 << 30, Duration::from_secs(1));
+        let blame = |raw, said: &str| compiler.blame(ExitStatus::from_raw(raw), said.into()).reason();
+        let exited = |code: u8| i32::from(code) << 8;
+        assert_eq!(blame(exited(child::REFUSED), "unexpected end"), "invalid");
+        assert_eq!(blame(exited(child::NO_MEMORY), ""), "memory");
+        assert_eq!(blame(Signal::ABORT.as_raw(), "memory allocation of 8 bytes failed"), "memory");
+        assert_eq!(blame(Signal::ABORT.as_raw(), "thread panicked"), "died");
+        assert_eq!(blame(Signal::XCPU.as_raw(), ""), "time");
+        assert_eq!(blame(Signal::XFSZ.as_raw(), ""), "size");
+        assert_eq!(blame(Signal::KILL.as_raw(), ""), "died");
+        assert_eq!(blame(exited(1), "edge-relay: no standard input"), "died");
+    }
+
+    #[test]
+    fn a_childs_last_words_are_one_short_line() {
+        let mut said = memory_file("said").unwrap();
+        said.write_all(b"it\n\x1b[2J  broke\r\n").unwrap();
+        assert_eq!(last_words(said).unwrap(), "it [2J broke");
+        let mut said = memory_file("said").unwrap();
+        said.write_all(&[b'x'; 10_000]).unwrap();
+        assert_eq!(last_words(said).unwrap().len() as u64, MAX_SAID);
     }
 }

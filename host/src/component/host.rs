@@ -20,7 +20,7 @@ use super::{
             logging::logging::{self, Level},
         },
     },
-    filter,
+    filter, granted,
     outbound::Outbound,
     output::{self, Output},
     places::Place,
@@ -123,25 +123,22 @@ impl Host {
         self.deferred.as_mut()
     }
 
+    pub fn outbound(&mut self) -> &mut Outbound {
+        &mut self.outbound
+    }
+
     pub fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
     }
 }
 
-/// A fresh store: an empty WASI, the tenant's settings, its limits.
-pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Store<Host> {
-    // Nothing is granted: no environment, no arguments, no folder, no address, no look-up of names.
+/// A fresh store: a WASI with what is granted, the tenant's settings, its limits.
+pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>> {
     let stderr = Output::new(guest, "stderr");
-    let wasi = WasiCtx::builder()
-        .stdout(Output::new(guest, "stdout"))
-        .stderr(stderr.clone())
-        .allow_tcp(false)
-        .allow_udp(false)
-        .allow_ip_name_lookup(false)
-        .build();
+    let wasi = granted::wasi(guest, &stderr)?;
     let memory = guest.version.limits.memory;
     let limits = Limits { memory, table: MAX_TABLE, guest: guest.clone(), told: false };
-    let config = guest.version.settings.iter().cloned().collect();
+    let config = granted::config(&guest.version);
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
     let host = Host {
@@ -150,7 +147,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Store<Host> {
         wasi,
         config,
         http: WasiHttpCtx::new(),
-        outbound: Outbound,
+        outbound: Outbound::new(guest),
         deferred: (guest.role == filter::FilterCode::ROLE).then(Deferred::default),
         guest: guest.clone(),
         share: guest.tenant.turns.share(),
@@ -164,7 +161,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Store<Host> {
         store.data().share.yields();
         Ok(UpdateDeadline::Yield(1))
     });
-    store
+    Ok(store)
 }
 
 /// All that any component may import.

@@ -69,7 +69,8 @@ impl<R: Role> Code<R> {
 
     /// A fresh instance.
     pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
-        let mut store = host::store(&self.engine, guest, place);
+        let store = host::store(&self.engine, guest, place);
+        let mut store = store.map_err(|error| Broken::Instantiate(format!("{error:#}")))?;
         store.set_epoch_deadline(1);
         let share = store.data().share().clone();
         let made = async {
@@ -104,11 +105,13 @@ impl<R: Role> Instance<R> {
     ) -> Result<T, Broken> {
         // The epoch has moved on since the last call, which is no reason to yield at the first check.
         self.store.set_epoch_deadline(1);
+        self.store.data_mut().outbound().begin_call();
         let started = Instant::now();
         let share = self.store.data().share().clone();
         self.store.data().stderr().forget();
         let called = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await;
         let value = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
+        self.store.data_mut().outbound().end_call();
         self.calls = self.calls.saturating_add(1);
         guest.metrics.calls.inc();
         guest.metrics.seconds.observe(started.elapsed().as_secs_f64());

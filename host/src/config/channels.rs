@@ -38,7 +38,7 @@ pub(super) fn channel(pattern: String, value: Value<'_>) -> Option<ChannelRule> 
     let slow = table.take("slow").and_then(|value| slow(&value));
     let history = history(table.section("history"));
     let max_keys = table.count("max-keys", &MAX_KEYS).unwrap_or(default.max_keys);
-    let snapshot = table.take("snapshot").and_then(|value| flag(&value)).unwrap_or(default.snapshot);
+    let snapshot = table.take("snapshot").and_then(|value| value.flag()).unwrap_or(default.snapshot);
     table.finish();
     // A history of so many bytes needs a log of as many.
     let least = if history.bytes == usize::MAX { 0 } else { history.bytes };
@@ -66,14 +66,6 @@ fn history(mut table: Table<'_>) -> History {
     let kept = size.is_some() || age.is_some() || bytes.is_some();
     let (size, age, bytes) = (size.unwrap_or(all.size), age.unwrap_or(all.age), bytes.unwrap_or(all.bytes));
     History { size, age, bytes, kept }
-}
-
-fn flag(value: &Value<'_>) -> Option<bool> {
-    let flag = value.value.as_bool();
-    if flag.is_none() {
-        value.mismatch("true or false");
-    }
-    flag
 }
 
 /// One of `cors`: an origin as browsers send it (RFC 6454 section 6.2), or `*`.

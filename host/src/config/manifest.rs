@@ -6,9 +6,11 @@ use hyper::header::{HeaderName, HeaderValue};
 use toml::de::DeValue;
 
 use super::{
-    ScheduleConfig, TenantCaps, TenantConfig, TenantLimits, UpstreamConfig,
+    Bounds, ScheduleConfig, TenantConfig, TenantLimits, UpstreamConfig,
     channels::{channel, origin},
     components::{api, component},
+    grants::grants,
+    secrets::Secrets,
     units::{Claim, host, name, path, url},
     walk::{Document, Problems, Table, Value, quote},
 };
@@ -52,16 +54,16 @@ pub(super) struct Claims {
 }
 
 /// Reads a manifest, and what it claims. Its filter is looked for in `file`'s folder, its secrets are asked of `secrets`
-/// by the names of environment variables. `caps`: the most that it may have.
+/// by the names of environment variables; it may have what its `bounds` allow.
 pub(super) fn read(
     text: &str,
     file: &Path,
-    caps: &TenantCaps,
+    bounds: &Bounds,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Result<TenantConfig, Problems>) {
     let document = Document::new(file, text);
     let (claims, config) = match document.parse() {
-        Ok(root) => tenant(root, file, caps, secrets),
+        Ok(root) => tenant(root, file, bounds, secrets),
         Err(_) => (Claims::default(), None),
     };
     (claims, document.conclude(config))
@@ -70,7 +72,7 @@ pub(super) fn read(
 fn tenant(
     mut root: Table<'_>,
     file: &Path,
-    caps: &TenantCaps,
+    bounds: &Bounds,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Option<TenantConfig>) {
     let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
@@ -81,7 +83,13 @@ fn tenant(
         None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),
         None => name.as_ref().map(|name| Claim { value: format!("/{}", name.value), line: name.line }),
     };
-    let secrets = Secrets { tenant: name.as_ref().map(|name| name.value.as_str()), read: secrets };
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let secrets = Secrets {
+        tenant: name.as_ref().map(|name| name.value.as_str()),
+        folder,
+        allowed: &bounds.allowed,
+        read: secrets,
+    };
 
     let listed = root.take("upstream").and_then(|value| value.array("an array of tables, each headed [[upstream]]"));
     let no_upstream = listed.as_ref().is_none_or(Vec::is_empty);
@@ -99,7 +107,6 @@ fn tenant(
     if let Some(value) = filter.as_ref().filter(|_| no_upstream) {
         value.problem("needs an [[upstream]]; add one, or remove the filter");
     }
-    let folder = file.parent().unwrap_or(Path::new(""));
     let filter = filter.and_then(|value| component(&value, folder));
     let client = components.take("client").and_then(|value| component(&value, folder));
     let api = components.take("api").and_then(|value| api(value, folder));
@@ -123,9 +130,14 @@ fn tenant(
     let compress_above = root.take("compression").and_then(compression);
     let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
     let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
-    let settings =
+    let settings: Vec<_> =
         root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
-    let limits = TenantLimits::read(root.section("limits"), caps);
+    let code: Vec<_> = [filter.as_ref(), client.as_ref(), api.as_ref().map(|api| &api.file), job.as_ref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    let grants = Arc::new(grants(root.section("grants"), &secrets, &settings, &code));
+    let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
     root.finish();
 
     let config = name.as_ref().zip(path.as_ref()).map(|(name, path)| TenantConfig {
@@ -144,6 +156,7 @@ fn tenant(
         channels,
         keep,
         settings,
+        grants,
         limits,
     });
     (Claims { name, path, hosts }, config)
@@ -214,13 +227,6 @@ fn schedule(mut table: Table<'_>, names: &mut BTreeSet<String>) -> Option<Schedu
     Some(ScheduleConfig { name: name?, every: every?, after: after? })
 }
 
-/// The environment, as far as one tenant may read it.
-struct Secrets<'s> {
-    /// `None`: its name is wrong, so that nothing can be read.
-    tenant: Option<&'s str>,
-    read: &'s dyn Fn(&str) -> Option<String>,
-}
-
 fn headers(table: Table<'_>, secrets: &Secrets<'_>) -> Vec<(HeaderName, HeaderValue)> {
     let place = table.place.clone();
     let mut names = Vec::new();
@@ -257,34 +263,11 @@ fn header_value(value: Value<'_>, secrets: &Secrets<'_>) -> Option<HeaderValue> 
     let mut table = value.table("a string, or { env = \"VARIABLE\" }")?;
     let variable = table.require("env", "{ env = \"MARKET__TOKEN\" }");
     table.finish();
-    secret(&variable?, secrets)
-}
-
-/// A header's value from an environment variable that the tenant may read: `<TENANT>__<NAME>`, `<NAME>` having no
-/// leading or double underscore, so that a variable is one tenant's only (else `a` could read `a--b`'s `A__B__X`).
-fn secret(value: &Value<'_>, secrets: &Secrets<'_>) -> Option<HeaderValue> {
-    let variable = value.str()?;
-    let prefix = format!("{}__", secrets.tenant?.to_ascii_uppercase().replace('-', "_"));
-    let allowed = |rest: &str| {
-        !rest.is_empty()
-            && !rest.starts_with('_')
-            && !rest.contains("__")
-            && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    };
-    // A name that is not allowed is not repeated: it may be the secret itself, put in the wrong place.
-    if !variable.strip_prefix(&prefix).is_some_and(allowed) {
-        let rule = "letters, digits and single underscores";
-        value.problem(format!(
-            "a tenant reads only its own variables; name one {prefix}TOKEN, say: {prefix} and {rule}"
-        ));
-        return None;
-    }
-    let Some(secret) = (secrets.read)(variable).filter(|secret| !secret.is_empty()) else {
-        value.problem(format!("{variable} is not in the environment, or empty; set it where the host runs"));
-        return None;
-    };
-    let Ok(mut header) = HeaderValue::from_str(&secret) else {
-        value.problem(format!("{variable} cannot be a header's value; remove line breaks and control characters"));
+    let variable = variable?;
+    let secret = secrets.variable(&variable)?;
+    let Ok(mut header) = HeaderValue::from_str(secret.reveal()) else {
+        let name = variable.str()?;
+        variable.problem(format!("{name} cannot be a header's value; remove line breaks and control characters"));
         return None;
     };
     header.set_sensitive(true);
@@ -389,7 +372,7 @@ api-body = 0
     }
 
     fn parsed(text: &str) -> Result<TenantConfig, Problems> {
-        read(text, Path::new("tenant.toml"), &TenantCaps::default(), &environment).1
+        read(text, Path::new("tenant.toml"), &Bounds::default(), &environment).1
     }
 
     fn problems(text: &str) -> Vec<String> {

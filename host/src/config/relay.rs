@@ -9,10 +9,9 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
-
 use super::{
-    HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
+    Bounds, HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
+    allowed::{allowed, network},
     store::store,
     tenants::{Tenants, TenantsFolder},
     units::show_size,
@@ -99,8 +98,8 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
         // The tenants' mistakes are worth listing even when only their folder's name could be read.
         Err(mut partial) => {
             let folder = partial.take("tenants").filter(|value| value.value.is_str());
-            let caps = TenantCaps::default();
-            let read = |value| TenantsFolder::read(&value, path, caps).map(|folder| folder.all(&value, secrets));
+            let bounds = bounds(&mut partial, path);
+            let read = |value| TenantsFolder::read(&value, path, bounds).map(|folder| folder.all(&value, secrets));
             (None, folder.and_then(read).unwrap_or_default())
         }
     };
@@ -113,11 +112,16 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
     }
 }
 
+fn bounds(root: &mut Table<'_>, path: &Path) -> Bounds {
+    let caps = TenantCaps::read(root.section("tenant-limits"), path);
+    Bounds { caps, allowed: allowed(root.section("grants"), path) }
+}
+
 /// Walks `relay.toml`; the tenants come apart, their problems following this file's.
 fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> (Option<RelayConfig>, Tenants) {
     let named = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
-    let caps = TenantCaps::read(root.section("tenant-limits"), path);
-    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path, caps));
+    let bounds = bounds(&mut root, path);
+    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path, bounds));
     let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
     let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
@@ -159,17 +163,6 @@ fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
         value.problem(format!("{} is not an address; write for example \"{example}\"", quote(text)));
     }
     address
-}
-
-/// One of `trusted-proxies`: a network, or one address.
-fn network(value: &Value<'_>) -> Option<IpNet> {
-    let text = value.str()?;
-    let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    if network.is_none() {
-        let example = "write for example \"10.0.0.0/8\" or \"::1\"";
-        value.problem(format!("{} is neither a network nor an address; {example}", quote(text)));
-    }
-    network.as_ref().map(IpNet::trunc)
 }
 
 fn limits(mut table: Table<'_>) -> HostLimits {
@@ -367,7 +360,7 @@ mod tests {
             ("tenants/3/tenant.toml", "name = 'b'\n"),
         ];
         let expected = [
-            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, components, schedule, cors, compression, channels, records, settings, limits",
+            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, components, schedule, cors, compression, channels, records, settings, grants, limits",
             "tenants/2/tenant.toml:2: name: \"a\" is also the name in tenants/1/tenant.toml; give each tenant its own",
             "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
         ];

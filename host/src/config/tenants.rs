@@ -4,10 +4,11 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
-    TenantCaps, TenantConfig,
+    Bounds, TenantConfig,
     manifest::{self, Claims},
     relay::read_file,
     units::Claim,
@@ -21,8 +22,7 @@ const MANIFEST: &str = "tenant.toml";
 #[derive(Clone, Debug)]
 pub struct TenantsFolder {
     pub path: PathBuf,
-    /// The most that each of them may have.
-    pub caps: TenantCaps,
+    pub bounds: Arc<Bounds>,
 }
 
 /// The tenants read so far, and what was wrong with the others.
@@ -34,8 +34,9 @@ pub struct Tenants {
 
 impl TenantsFolder {
     /// The folder that relay.toml names: beside the file `relay`, if it is not absolute.
-    pub(super) fn read(value: &Value<'_>, relay: &Path, caps: TenantCaps) -> Option<Self> {
-        Some(Self { path: relay.parent().unwrap_or(Path::new("")).join(value.str()?), caps })
+    pub(super) fn read(value: &Value<'_>, relay: &Path, bounds: Bounds) -> Option<Self> {
+        let path = relay.parent().unwrap_or(Path::new("")).join(value.str()?);
+        Some(Self { path, bounds: Arc::new(bounds) })
     }
 
     /// Reads every tenant; problems with the folder itself are of the `value` that names it.
@@ -52,12 +53,12 @@ impl TenantsFolder {
             let name = quote(value.value.as_str().unwrap_or_default());
             value.problem(format!("{name} has no tenants; make a folder in it with a {MANIFEST}"));
         }
-        read(&folders, &self.caps, secrets)
+        read(&folders, &self.bounds, secrets)
     }
 
     /// Reads the tenant of a folder, or, if it has no manifest, the tenants of a folder of tenants, with secrets from the
     /// process's environment: those that nothing is wrong with, and what is wrong with the others.
-    pub fn at(path: &Path, caps: &TenantCaps) -> (Vec<TenantConfig>, Problems) {
+    pub fn at(path: &Path, bounds: &Bounds) -> (Vec<TenantConfig>, Problems) {
         let problem = |message| {
             let problem = Problem { file: path.into(), line: None, key: String::new(), message };
             (Vec::new(), Problems(vec![problem]))
@@ -73,14 +74,14 @@ impl TenantsFolder {
         if folders.is_empty() {
             return problem(format!("has no tenants; make a folder in it with a {MANIFEST}"));
         }
-        let Tenants { configs, problems } = read(&folders, caps, &|variable| std::env::var(variable).ok());
+        let Tenants { configs, problems } = read(&folders, bounds, &|variable| std::env::var(variable).ok());
         (configs, Problems(problems))
     }
 
     /// Reads the tenant of a folder, with secrets from the process's environment.
-    pub fn tenant(folder: &Path, caps: &TenantCaps) -> Result<TenantConfig, Problems> {
+    pub fn tenant(&self, folder: &Path) -> Result<TenantConfig, Problems> {
         let secrets = |variable: &str| std::env::var(variable).ok();
-        let Tenants { mut configs, problems } = read(&[folder.to_owned()], caps, &secrets);
+        let Tenants { mut configs, problems } = read(&[folder.to_owned()], &self.bounds, &secrets);
         configs.pop().filter(|_| problems.is_empty()).ok_or(Problems(problems))
     }
 
@@ -108,7 +109,7 @@ fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-fn read(folders: &[PathBuf], caps: &TenantCaps, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
+fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
     let mut tenants = Tenants::default();
     let mut claimed = Claimed::default();
     for folder in folders {
@@ -125,7 +126,7 @@ fn read(folders: &[PathBuf], caps: &TenantCaps, secrets: &dyn Fn(&str) -> Option
                 continue;
             }
         };
-        let (claims, config) = manifest::read(&text, &file, caps, secrets);
+        let (claims, config) = manifest::read(&text, &file, bounds, secrets);
         match config {
             Ok(config) => tenants.configs.push(config),
             Err(Problems(problems)) => tenants.problems.extend(problems),

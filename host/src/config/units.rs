@@ -130,15 +130,20 @@ pub(super) fn name(value: &Value<'_>) -> Option<Claim> {
 /// One of a tenant's host names: as clients send it in `Host`, without a port.
 pub(super) fn host(value: &Value<'_>) -> Option<Claim> {
     let text = value.str()?;
-    let label = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        (1..=MAX_NAME_BYTES).contains(&label.len()) && label.bytes().all(inner)
-    };
-    if text.is_empty() || text.len() > MAX_PATH_BYTES || !text.split('.').all(label) {
+    if !is_host(text) {
         value.problem(format!("{} is not a host name; write for example \"feed.example.com\", no port", quote(text)));
         return None;
     }
     Some(Claim { value: text.to_ascii_lowercase(), line: value.place.line() })
+}
+
+/// Whether this can be a host's name.
+pub(super) fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=MAX_NAME_BYTES).contains(&label.len()) && label.bytes().all(inner)
+    };
+    !text.is_empty() && text.len() <= MAX_PATH_BYTES && text.split('.').all(label)
 }
 
 /// The path of a tenant.

@@ -241,6 +241,14 @@ impl<'d> Value<'d> {
         text
     }
 
+    pub(super) fn flag(&self) -> Option<bool> {
+        let flag = self.value.as_bool();
+        if flag.is_none() {
+            self.mismatch("true or false");
+        }
+        flag
+    }
+
     pub(super) fn table(self, wanted: &str) -> Option<Table<'d>> {
         match self.value {
             DeValue::Table(entries) => Some(Table { place: self.place, entries, known: Vec::new() }),

@@ -47,12 +47,13 @@ impl Trial<'_> {
     }
 }
 
-/// The tenant as if nothing else were there.
+/// The tenant as if nothing else were there, and nothing to be written anywhere.
 fn scratch(config: &TenantConfig) -> std::io::Result<(Arc<Tenant>, Arc<Metrics>)> {
     let HostLimits { ping_interval, stall_timeout, shutdown_timeout, .. } = HostLimits::default();
     // Nobody is there.
     let shards = Shards::start(0, Timing { ping_interval, stall_timeout, shutdown_timeout })?;
     let metrics = Arc::new(Metrics::new());
     let places = HostPlaces::new(1);
+    let config = &TenantConfig { grants: Arc::new(config.grants.read_only()), ..config.clone() };
     Ok((Tenant::new(config, &metrics, &Arc::new(shards), &Arc::default(), &places), metrics))
 }

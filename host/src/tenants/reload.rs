@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
-    config::{TenantCaps, TenantConfig, TenantsFolder},
+    config::{TenantConfig, TenantsFolder},
     relay::open_store,
     shutdown::Stop,
     tenant::Code,
@@ -33,18 +33,21 @@ const REST: Duration = Duration::from_secs(1);
 /// Each takes a thread, of which others need some too.
 const LOADS: usize = 8;
 
+/// A tenant that may be taken into service, or why not.
+type Checked = Result<(TenantConfig, Code), String>;
+
 /// A tenant that has changed.
 struct Candidate {
     folder: PathBuf,
     fingerprint: Fingerprint,
     /// The files that its manifest names, if it could be read.
     files: Option<Vec<PathBuf>>,
-    checked: Result<(TenantConfig, Code), String>,
+    checked: Checked,
 }
 
 /// What checking a changed tenant takes.
 struct Workshop {
-    caps: TenantCaps,
+    tenants: TenantsFolder,
     engine: Arc<Engine>,
     tasks: Tasks,
     /// Of how many are loaded at once.
@@ -55,8 +58,7 @@ impl Tenants {
     /// Follows what happens in the tenants' folder, if they have one, until told to stop.
     pub async fn run(&mut self, folder: Option<TenantsFolder>, mut engine: EngineSource, mut stop: Stop) {
         let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
-        let caps = folder.as_ref().map(|folder| folder.caps.clone()).unwrap_or_default();
-        let mut watch = folder.and_then(|folder| match Watch::new(folder, &running) {
+        let mut watch = folder.clone().and_then(|folder| match Watch::new(folder, &running) {
             Ok(watch) => Some(watch),
             Err(error) => {
                 tracing::error!(%error, "the tenants' folder is not watched");
@@ -78,10 +80,12 @@ impl Tenants {
                             self.remove(&folder);
                             self.publish();
                         }
-                        Change::Changed(folder, fingerprint) => match self.workshop(&mut engine) {
+                        Change::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
                             Ok((engine, tasks)) => {
-                                let workshop = Workshop { caps: caps.clone(), engine, tasks, loads: Arc::clone(&loads) };
-                                candidates.spawn(workshop.prepare(folder, fingerprint));
+                                // Changes come of a folder.
+                                let Some(tenants) = folder.clone() else { continue };
+                                let workshop = Workshop { tenants, engine, tasks, loads: Arc::clone(&loads) };
+                                candidates.spawn(workshop.prepare(changed, fingerprint));
                             }
                             Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
                         },
@@ -178,16 +182,17 @@ async fn next(watch: Option<&mut Watch>) -> Vec<Change> {
 impl Workshop {
     /// Reads a changed tenant and checks all that can be checked before it runs.
     async fn prepare(self, folder: PathBuf, fingerprint: Fingerprint) -> Candidate {
-        let Self { caps, engine, tasks, loads } = self;
+        let Self { tenants, engine, tasks, loads } = self;
         // It is never closed.
         let permit = loads.acquire_owned().await;
         let loaded = {
             let folder = folder.clone();
-            spawn_blocking(move || load(&folder, &caps, &engine)).await
+            spawn_blocking(move || load(&tenants, &folder, &engine)).await
         };
         drop(permit);
-        let (files, loaded) = loaded.unwrap_or_else(|error| (None, Err(error.to_string())));
-        let checked = match loaded {
+        let Loaded { files, code } =
+            loaded.unwrap_or_else(|error| Loaded { files: None, code: Err(error.to_string()) });
+        let checked = match code {
             Ok((config, code)) => {
                 let tried = tasks.spawn(async move {
                     trial(&config, &code).await.map(|()| (config, code)).map_err(|problems| problems.join("; "))
@@ -200,21 +205,21 @@ impl Workshop {
     }
 }
 
-/// Reads a tenant's manifest and loads its code; with the files that it names, if it could be read.
-fn load(
-    folder: &Path,
-    caps: &TenantCaps,
-    engine: &Arc<Engine>,
-) -> (Option<Vec<PathBuf>>, Result<(TenantConfig, Code), String>) {
-    let config = match TenantsFolder::tenant(folder, caps) {
+/// A changed tenant that has not had its trial.
+struct Loaded {
+    files: Option<Vec<PathBuf>>,
+    code: Result<(TenantConfig, Code), String>,
+}
+
+/// Reads a tenant's manifest and loads its code.
+fn load(tenants: &TenantsFolder, folder: &Path, engine: &Arc<Engine>) -> Loaded {
+    let config = match tenants.tenant(folder) {
         Ok(config) => config,
-        Err(problems) => return (None, Err(problems.to_string())),
+        Err(problems) => return Loaded { files: None, code: Err(problems.to_string()) },
     };
     let files = Some(config.files());
-    match Code::load(&config, engine) {
-        Ok(code) => (files, Ok((config, code))),
-        Err(problems) => (files, Err(problems.join("; "))),
-    }
+    let code = Code::load(&config, engine).map(|code| (config, code)).map_err(|problems| problems.join("; "));
+    Loaded { files, code }
 }
 
 /// What two tenants both claim.

@@ -6,7 +6,7 @@ use hyper::{
     Uri,
     header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
 };
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
@@ -14,7 +14,7 @@ use tokio_tungstenite::{
 };
 
 use super::heard::{Heard, Listening};
-use crate::config::UpstreamConfig;
+use crate::{config::UpstreamConfig, tls};
 
 /// For all three handshakes together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,23 +58,8 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Trusts the system's certificate roots, or those of the file that `SSL_CERT_FILE` names.
     pub fn new() -> Result<Self, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::warn!(%error, "a certificate root cannot be read");
-        }
-        let (added, _) = roots.add_parsable_certificates(found.certs);
-        if added == 0 {
-            tracing::warn!("no certificate roots found: wss:// upstreams will fail; install ca-certificates");
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { tls: Arc::new(tls) })
+        Ok(Self { tls: tls::client()? })
     }
 
     pub async fn connect(&self, config: &UpstreamConfig) -> Result<(Socket, Heard), ConnectError> {

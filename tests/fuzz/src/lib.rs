@@ -34,10 +34,11 @@ mod host {
         pub mod message;
     }
     pub mod config;
+    pub mod grants;
     pub mod state;
 }
 
-use host::{client, state};
+use host::{client, grants, state};
 
 /// As in the host, where its file has more.
 mod channel {

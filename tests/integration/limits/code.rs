@@ -5,6 +5,10 @@ use crate::{
     support::{guests, http::Http, partner::Partner, probe::Probe, relay::Relay, tenant::Folder, until},
 };
 
+#[path = "../../hostile/bombs.rs"]
+#[allow(dead_code)] // Most are for the tests of what tenants do to each other.
+mod bombs;
+
 const INSTANCES: &str = "edge_relay_guest_instances";
 
 /// Tenant `t` with a handler and an API, each called within this time.
@@ -33,6 +37,19 @@ async fn memory_over_the_limit_is_refused_to_the_guest_which_may_go_on() {
 }
 
 #[tokio::test]
+async fn tables_grow_so_far_and_their_call_is_told() {
+    let folder = Folder::new("");
+    folder.write("tenants/t/tenant.toml", "name = \"t\"\ncomponents.client = \"client.wasm\"\n");
+    folder.write("tenants/t/client.wasm", bombs::bomb(&[bombs::ON_MESSAGE], bombs::TABLE));
+    let relay = Relay::serve(folder).await;
+    let mut client = relay.client("/t").await;
+    // It grows until that fails, and traps then.
+    assert!(ask(&mut client, "grow").await.contains("\"code\":100"));
+    assert_eq!(refusals(&relay, "tables").await, 1.0);
+    relay.logged(&["WARN", "tenant.name=t", "limit=\"tables\"", "more than it may have"]).await;
+}
+
+#[tokio::test]
 async fn a_call_that_is_too_long_is_counted_by_its_limit() {
     let relay = handled("client-call = \"100ms\"").await;
     let mut client = relay.client("/t").await;
@@ -49,7 +66,7 @@ async fn handles_that_leak_cost_the_call_and_its_instance() {
     let mut client = relay.client("/t").await;
     assert_eq!(ask(&mut client, "leak 5000").await, "leaked");
     assert!(ask(&mut client, "leak 6000").await.contains("\"code\":100"));
-    let labels = [("tenant", "t"), ("blame", "guest_broke"), ("reason", "handles")];
+    let labels = [("tenant", "t"), ("blame", "guest_broke"), ("reason", "trap")];
     assert_eq!(relay.metric("edge_relay_guest_failures_total", &labels).await, 1.0);
     assert_eq!(refusals(&relay, "handles").await, 1.0);
     relay.logged(&["WARN", "tenant.name=t", "holds more than 10000 handles"]).await;

@@ -6,7 +6,7 @@ use crate::{
     limits::{Manifest, ask},
     support::{
         guests,
-        process::{run, shown},
+        process::{run, shown as shown_of},
         relay::Relay,
         tenant::Folder,
     },
@@ -19,7 +19,7 @@ async fn a_manifest_that_asks_for_more_does_not_start() {
     let folder = Folder::new("").handled("t", guests::handler(), "[limits]\nmemory = \"64MiB\"\nclient-message = 1025");
     folder.append("relay.toml", CAPS);
     let output = run(&["serve", "--config", folder.config().to_str().unwrap()]).await;
-    let shown = shown(&output);
+    let shown = shown_of(&output);
     assert_eq!(output.status.code(), Some(2), "{shown}");
     let errors = String::from_utf8(output.stderr).unwrap();
     for words in [
@@ -29,6 +29,14 @@ async fn a_manifest_that_asks_for_more_does_not_start() {
         assert!(errors.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?}: {shown}");
     }
     assert_eq!(errors.lines().count(), 2, "{shown}");
+    // The check of tenants says so beforehand, if it knows of which host.
+    let (tenant, config) = (folder.path("tenants/t"), folder.config());
+    let output = run(&["tenants", "check", tenant.to_str().unwrap(), "--config", config.to_str().unwrap()]).await;
+    assert_eq!(output.status.code(), Some(2));
+    let found = String::from_utf8(output.stderr).unwrap();
+    assert!(found.contains("64MiB is more") && found.contains("tenant-limits.memory = 32MiB"), "{found}");
+    let output = run(&["tenants", "check", tenant.to_str().unwrap()]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", shown_of(&output));
 }
 
 #[tokio::test]

@@ -1,0 +1,145 @@
+//! `[grants]` of relay.toml: what the operator lets tenants be granted.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+
+use super::{
+    units::name,
+    walk::{Table, Value, quote},
+};
+use crate::grants::{Allowed, AllowedFolder, AllowedNetwork};
+
+/// Reads the section; `relay` is the file it stands in.
+pub(super) fn allowed(mut table: Table<'_>, relay: &Path) -> Allowed {
+    let folder = relay.parent().unwrap_or(Path::new(""));
+    let listed = table.take("folders").and_then(|value| value.array("an array of folders in quotes"));
+    let folders = listed.into_iter().flatten().filter_map(|value| allowed_folder(value, folder)).collect();
+    let listed = table.take("networks").and_then(|value| value.array("an array of networks in quotes"));
+    let networks = listed.into_iter().flatten().filter_map(allowed_network).collect();
+    let write = table.take("write").and_then(|value| value.flag()).unwrap_or(false);
+    table.finish();
+    Allowed { folders, networks, write }
+}
+
+/// A path, or `{ path = "…", write = true, tenants = ["…"] }`; a relative one is beside relay.toml.
+fn allowed_folder(value: Value<'_>, folder: &Path) -> Option<AllowedFolder> {
+    if value.value.is_str() {
+        return Some(AllowedFolder { path: existing(&value, folder)?, write: false, tenants: Vec::new() });
+    }
+    let mut table = value.table("a folder in quotes, or { path = \"/srv/prices\", write = true }")?;
+    let path = table.require("path", "path = \"/srv/prices\"").and_then(|value| existing(&value, folder));
+    let write = table.take("write").and_then(|value| value.flag()).unwrap_or(false);
+    let tenants = tenants(&mut table);
+    table.finish();
+    Some(AllowedFolder { path: path?, write, tenants: tenants? })
+}
+
+/// A folder that is there, links followed.
+fn existing(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
+    let text = value.str()?;
+    let message = match folder.join(text).canonicalize() {
+        Ok(path) if path.is_dir() => return Some(path),
+        Ok(_) => "is not a folder; name one".into(),
+        Err(error) => format!("cannot be read ({error}); make the folder, or remove it here"),
+    };
+    value.problem(format!("{} {message}", quote(text)));
+    None
+}
+
+/// A network, or `{ network = "…", tenants = ["…"] }`.
+fn allowed_network(value: Value<'_>) -> Option<AllowedNetwork> {
+    if value.value.is_str() {
+        return Some(AllowedNetwork { network: network(&value)?, tenants: Vec::new() });
+    }
+    let mut table = value.table("a network in quotes, or { network = \"10.0.0.0/8\", tenants = [\"market\"] }")?;
+    let network = table.require("network", "network = \"10.0.0.0/8\"").and_then(|value| network(&value));
+    let tenants = tenants(&mut table);
+    table.finish();
+    Some(AllowedNetwork { network: network?, tenants: tenants? })
+}
+
+/// The tenants that an entry is for; without the key it is for all. `None`: one of them cannot be one, and the entry must
+/// not be for all by mistake.
+fn tenants(table: &mut Table<'_>) -> Option<Vec<String>> {
+    let Some(value) = table.take("tenants") else { return Some(Vec::new()) };
+    let place = value.place.clone();
+    let listed = value.array("an array of tenants' names in quotes")?;
+    if listed.is_empty() {
+        place.problem("names no tenant; name some, or remove it: then it is for all");
+        return None;
+    }
+    listed.iter().map(|value| name(value).map(|name| name.value)).collect()
+}
+
+/// A network, or one address, such as one of `trusted-proxies`.
+pub(super) fn network(value: &Value<'_>) -> Option<IpNet> {
+    let text = value.str()?;
+    let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    if network.is_none() {
+        let example = "write for example \"10.0.0.0/8\" or \"::1\"";
+        value.problem(format!("{} is neither a network nor an address; {example}", quote(text)));
+    }
+    network.as_ref().map(IpNet::trunc)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{super::walk::Document, *};
+
+    /// What a section of a relay.toml in the folder for temporary files says.
+    fn read(section: &str) -> Result<Allowed, String> {
+        let text = format!("[grants]\n{section}");
+        let relay = std::env::temp_dir().join("relay.toml");
+        let document = Document::new(&relay, &text);
+        let read = {
+            let mut root = document.parse().unwrap_or_else(|root| root);
+            allowed(root.section("grants"), &relay)
+        };
+        document.conclude(Some(read)).map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn nothing_by_default() {
+        let allowed = read("").unwrap();
+        assert!(allowed.folders.is_empty() && allowed.networks.is_empty() && !allowed.write);
+    }
+
+    #[test]
+    fn folders_and_networks_for_all_or_for_some() {
+        let section = "write = true\nfolders = ['/usr', { path = '.', write = true, tenants = ['a'] }]\n\
+            networks = ['10.1.2.3/8', { network = '::1', tenants = ['b'] }]";
+        let allowed = read(section).unwrap();
+        let here = std::env::temp_dir().canonicalize().unwrap();
+        assert!(allowed.has_folder("any", Path::new("/usr/lib"), false));
+        assert!(!allowed.has_folder("any", Path::new("/usr/lib"), true) && !allowed.has_folder("any", &here, false));
+        assert!(allowed.has_folder("a", &here.join("x"), true) && !allowed.has_folder("a", Path::new("/usrx"), false));
+        let has = |tenant: &str, network: &str| allowed.has_network(tenant, &network.parse().unwrap());
+        assert!(has("any", "10.200.0.0/16") && has("b", "::1/128"));
+        assert!(!has("any", "::1/128") && !has("any", "10.0.0.0/7") && allowed.write);
+    }
+
+    #[test]
+    fn mistakes() {
+        for (section, words) in [
+            ("folders = '/usr'", "grants.folders: must be an array of folders"),
+            ("folders = ['/nowhere/at/all']", "cannot be read"),
+            ("folders = ['/etc/hosts']", "is not a folder"),
+            ("folders = [{ write = true }]", "grants.folders.path: is missing"),
+            ("folders = [{ path = '/usr', tenants = [] }]", "names no tenant"),
+            ("folders = [{ path = '/usr', tenants = ['A'] }]", "is not a name"),
+            ("folders = [{ path = '/usr', wirte = true }]", "did you mean `write`?"),
+            ("networks = ['example.com']", "is neither a network nor an address"),
+            ("networks = [{ network = '10.0.0.0/8', tenants = 'a' }]", "must be an array of tenants' names"),
+            ("write = 'yes'", "must be true or false"),
+            ("http = []", "grants.http: unknown key; known here: folders, networks, write"),
+        ] {
+            let problems = read(section).unwrap_err();
+            assert!(problems.contains(words), "{section}: {problems}");
+        }
+    }
+}

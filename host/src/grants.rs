@@ -1,0 +1,43 @@
+//! What a tenant's components may reach outside their sandbox: nothing, unless the manifest says so; and nothing that is not
+//! the tenant's own or public, unless the operator allows it too.
+//!
+//! Manifests are written by tenants, `relay.toml` by the operator. [`Grants`] is what a manifest asks for, once it has been
+//! held against what the operator has [`Allowed`]; there is nothing left to decide at run time but where a name leads to.
+
+use std::path::PathBuf;
+
+mod allowed;
+mod folder;
+mod reach;
+mod secret;
+mod special;
+
+pub use allowed::{Allowed, AllowedFolder, AllowedNetwork};
+pub use folder::{Folder, real_path};
+pub use reach::{Destination, Port, Reach};
+pub use secret::Secret;
+pub use special::overlaps_special;
+
+/// `[grants]` of a manifest.
+#[derive(Clone, Debug, Default)]
+pub struct Grants {
+    /// What `wasi:filesystem` shows.
+    pub folders: Vec<Folder>,
+    /// Where `wasi:http` requests may go.
+    pub http: Reach,
+    /// What `wasi:cli/environment` shows.
+    pub environment: Vec<(String, Secret)>,
+    /// What `wasi:config` shows beside the settings.
+    pub secrets: Vec<(String, Secret)>,
+    /// Where secrets were read from.
+    pub files: Vec<PathBuf>,
+}
+
+impl Grants {
+    /// The same, but nothing can be written.
+    pub fn read_only(&self) -> Self {
+        let mut grants = self.clone();
+        grants.folders.iter_mut().for_each(|folder| folder.write = false);
+        grants
+    }
+}

@@ -1,0 +1,52 @@
+//! What the operator allows tenants to ask for: `[grants]` of `relay.toml`.
+
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+
+/// By default nothing but what a tenant has of its own, read, and public servers.
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
+    /// Outside the tenants' own.
+    pub folders: Vec<AllowedFolder>,
+    /// Of addresses that are not public.
+    pub networks: Vec<AllowedNetwork>,
+    /// Whether tenants may write in folders of their own.
+    pub write: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct AllowedFolder {
+    /// Links followed.
+    pub path: PathBuf,
+    pub write: bool,
+    /// By name; none: all.
+    pub tenants: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct AllowedNetwork {
+    pub network: IpNet,
+    /// By name; none: all.
+    pub tenants: Vec<String>,
+}
+
+impl Allowed {
+    /// Whether a tenant may be given what is at a path, whose links have been followed.
+    pub fn has_folder(&self, tenant: &str, path: &Path, write: bool) -> bool {
+        let covers = |folder: &AllowedFolder| {
+            path.starts_with(&folder.path) && (folder.write || !write) && includes(&folder.tenants, tenant)
+        };
+        self.folders.iter().any(covers)
+    }
+
+    /// Whether a tenant may be given a whole network.
+    pub fn has_network(&self, tenant: &str, network: &IpNet) -> bool {
+        let covers = |allowed: &AllowedNetwork| allowed.network.contains(network) && includes(&allowed.tenants, tenant);
+        self.networks.iter().any(covers)
+    }
+}
+
+fn includes(tenants: &[String], tenant: &str) -> bool {
+    tenants.is_empty() || tenants.iter().any(|name| name == tenant)
+}

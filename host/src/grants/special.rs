@@ -1,0 +1,143 @@
+//! Addresses that are not the public Internet's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// The IANA registries of special-purpose addresses, multicast and what is reserved. Of IPv6 all but 2000::/3, from which
+/// alone global addresses are given, and what within that is special; so also all forms in which an IPv4 address is carried
+/// by an IPv6 one.
+const SPECIAL: [IpNet; 21] = [
+    v4([0, 0, 0, 0], 8),
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 0, 0, 0], 24),
+    v4([192, 0, 2, 0], 24),
+    v4([192, 88, 99, 0], 24),
+    v4([192, 168, 0, 0], 16),
+    v4([198, 18, 0, 0], 15),
+    v4([198, 51, 100, 0], 24),
+    v4([203, 0, 113, 0], 24),
+    // Multicast, then reserved with broadcast.
+    v4([224, 0, 0, 0], 3),
+    // Outside 2000::/3: loopback, mapped and translated IPv4, unique local, link local, multicast.
+    v6([0, 0], 3),
+    v6([0x4000, 0], 2),
+    v6([0x8000, 0], 1),
+    // Protocol assignments, Teredo among them; documentation; 6to4; documentation again.
+    v6([0x2001, 0], 23),
+    v6([0x2001, 0xdb8], 32),
+    v6([0x2002, 0], 16),
+    v6([0x3fff, 0], 20),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
+}
+
+const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), prefix))
+}
+
+/// Whether an address, which is not a mapped one, is not public.
+pub(super) fn is_special(address: IpAddr) -> bool {
+    SPECIAL.iter().any(|network| network.contains(&address))
+}
+
+/// Whether any address of a network is not public.
+pub fn overlaps_special(network: &IpNet) -> bool {
+    SPECIAL.iter().any(|special| special.contains(network) || network.contains(special))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_public_is_special() {
+        for address in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.254",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.170",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.255.255",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.7",
+            "203.0.113.9",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:8.8.8.8",
+            "::8.8.8.8",
+            "64:ff9b::808:808",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:10::1",
+            "2001:20::1",
+            "2001:db8::1",
+            "2002:7f00:1::1",
+            "3fff::1",
+            "5f00::1",
+            "fc00::1",
+            "fd12:3456::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(is_special(address.parse().unwrap()), "{address}");
+        }
+        for address in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.1",
+            "169.253.255.255",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.1",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "2001:200::1",
+            "2001:4860:4860::8888",
+            "2606:4700::1111",
+            "2a00::1",
+            "3ffe::1",
+        ] {
+            assert!(!is_special(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_special_if_any_of_it_is() {
+        for network in ["10.1.0.0/16", "0.0.0.0/0", "8.0.0.0/6", "127.0.0.1/32", "::/0", "fd00::/8", "2000::/3"] {
+            assert!(overlaps_special(&network.parse().unwrap()), "{network}");
+        }
+        for network in ["8.8.8.0/24", "1.1.1.1/32", "2606:4700::/32"] {
+            assert!(!overlaps_special(&network.parse().unwrap()), "{network}");
+        }
+    }
+}

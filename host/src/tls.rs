@@ -1,0 +1,34 @@
+//! The client's side of TLS: of upstreams and of guests' requests.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::{ClientConfig, RootCertStore};
+
+/// Trusts the system's certificate roots, or those of the file that `SSL_CERT_FILE` names. They are read once in the life of
+/// the process.
+pub fn client() -> Result<Arc<ClientConfig>, rustls::Error> {
+    static CLIENT: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    if let Some(made) = CLIENT.get() {
+        return Ok(Arc::clone(made));
+    }
+    let made = Arc::new(make()?);
+    Ok(Arc::clone(CLIENT.get_or_init(|| made)))
+}
+
+fn make() -> Result<ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "a certificate root cannot be read");
+    }
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        tracing::warn!("no certificate roots found: wss:// and https:// will fail; install ca-certificates");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
