@@ -97,7 +97,7 @@ impl Attack {
         Some(bomb(&[function], body))
     }
 
-    /// Schedules are due from the manifest's coming on if they are to attack, else never.
+    /// Another one while it attacks; then its schedules are due from the manifest's coming on, else never.
     pub fn manifest(self, partner: &Partner, attacks: bool) -> String {
         let role = match self.way() {
             Way::Messages => "filter",
@@ -110,7 +110,7 @@ impl Attack {
         let schedules = if self.way() == Way::Schedules { SCHEDULES } else { 0 };
         format!(
             "name = \"{TENANT}\"\n[[upstream]]\nname = \"feed\"\nurl = \"ws://{}/\"\n[components]\n{role} = \"{FILE}\"\n\
-             {}[limits]\n{role}-call = \"{CALL}\"\napi-instances = 8\n",
+             {}[settings]\nattacks = \"{attacks}\"\n[limits]\n{role}-call = \"{CALL}\"\napi-instances = 8\n",
             partner.address,
             (0..schedules).map(schedule).collect::<String>()
         )

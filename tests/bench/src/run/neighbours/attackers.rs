@@ -69,13 +69,15 @@ impl<'a> Attackers<'a> {
     }
 
     pub fn set(&self, attacks: bool, host: &Host) -> Result<(), Failure> {
-        self.orders.attack.store(attacks, Ordering::Relaxed);
-        if self.attack.way() == Way::Schedules {
+        self.orders.attack.store(false, Ordering::Relaxed);
+        // Schedules come with the manifest; and a filter that has broken pauses, until its tenant has another.
+        if matches!(self.attack.way(), Way::Schedules | Way::Messages) {
             let swapped = host.metric(SWAPS)?;
             self.folder.manifest(TENANT, &self.attack.manifest(&self.partner, attacks))?;
             host.process.signal(Signal::HUP)?;
             host.reaches(SWAPS, swapped + 1.0)?;
         }
+        self.orders.attack.store(attacks, Ordering::Relaxed);
         Ok(())
     }
 }
