@@ -2,8 +2,9 @@
 //!
 //! A feed, a server and many clients, each a process of its own, on one machine; all but other people's servers are this
 //! program. In the order data flows: `feed` plays messages that carry their number and time, `ceiling` (or another
-//! server) passes them on, `clients` take them and check each; `run` starts all three, reads what the server has used
-//! from `/proc`, and prints tables. A `recording` of a real feed takes the place of `message` where they are compressed.
+//! server) passes them on, `clients` take them and check each, or ask and are answered; `run` starts all three, reads what
+//! the server has used from `/proc`, and prints tables. A `recording` of a real feed takes the place of `message` where they
+//! are compressed.
 
 mod arguments;
 mod failure;

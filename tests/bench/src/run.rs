@@ -40,9 +40,9 @@ What a delivery costs the relay, beside a bare server and its peers. Prints Mark
 
   --only A,B      scenarios (flood, bursts, paced, many, idle, slow, herd, compressed, density, guests, neighbours); all by
                   default
-  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); all that are there by default; slow and those from density on
-                  have their own;
-                  pass, bun and nchan are, in compressed, the relay, Bun and Nchan, each with compression and without
+  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); all that are there by default; slow and those from density
+                  on have their own; pass, bun and nchan are, in compressed, the relay, Bun and Nchan, each with compression
+                  and without
   --runs N        of each server in each scenario, the servers in turn (3)
   --clients N     in place of the scenarios' own 1,000, 5,000 and 10,000
   --seconds N     how long messages are played where they are paced; the flood has 2,500 for each (8, slow 30); of each
@@ -52,8 +52,8 @@ What a delivery costs the relay, beside a bare server and its peers. Prints Mark
                   left out
   --relay PATH    the relay's program; by default `edge-relay` beside this one
 
-The peers are installed by `.ci/setup bench`, into $BENCH_TOOLS, and the toolchains of guests, into $LANGUAGE_TOOLS. The exit code is 1 if the relay has lost, repeated or
-reordered a message.
+The peers are installed by `.ci/setup bench`, into $BENCH_TOOLS, and the guests' toolchains, into $LANGUAGE_TOOLS. The exit
+code is 1 if the relay has lost, repeated or reordered a message, or has not done what a scenario asks.
 ";
 
 /// No part of the project; beside a clone that has it.
