@@ -1,11 +1,12 @@
 //! Guests: tenants' components, run where they can harm nobody.
 //!
-//! In come files of WebAssembly, checked and compiled once per content ([`Engine`]); out of a compiled component come instances, each
-//! with its own memory and limits. Guests run on a runtime of their own ([`Guests`]), apart from every socket. A call has
+//! In come files of WebAssembly, checked and compiled once per content ([`Engine`]); out of a compiled component come
+//! instances, each with its own memory and limits. Guests run on a runtime of their own ([`Guests`]), apart from every socket. A call has
 //! a deadline; a call that traps or misses it costs that call and its instance, nothing else.
 
 use std::{io, sync::Arc, time::Duration};
 
+use rustix::process::setpriority_process;
 use tokio::{
     runtime::{Handle, Runtime},
     task::{JoinHandle, JoinSet},
@@ -61,6 +62,10 @@ pub use outbound_limit::{OutboundLimit, OutboundPermit, OutboundRefused};
 pub use places::{HostPlaces, Places};
 pub use turns::Turns;
 
+/// Of guests' threads, where the relay's others have 0: a guest that is busy has a third of what they have of a core that they
+/// need too, and all of one that they do not.
+const NICE: i32 = 5;
+
 /// The threads guests run on, and what runs there.
 pub struct Guests {
     runtime: Runtime,
@@ -96,6 +101,10 @@ impl Guests {
             // What comes from sockets waits for no more than the call before it.
             .global_queue_interval(1)
             .thread_name("guest")
+            // Sockets and filters' upstreams come first, whatever guests do; without it there is no harm but theirs.
+            .on_thread_start(|| {
+                let _ = setpriority_process(None, NICE);
+            })
             .enable_time()
             // For guests' requests: their sockets live where they are polled, and the I/O thread has the tenants' feeds.
             .enable_io()

@@ -371,10 +371,10 @@ impl TenantMetrics {
         self.all.limit_refusals.get_or_create(&label).inc_by(times as u64);
     }
 
-    /// A publication refused.
-    pub fn refused(&self, reason: &'static str) {
+    /// Publications refused.
+    pub fn refused(&self, reason: &'static str, publications: usize) {
         let label = TenantReason { tenant: Arc::clone(&self.tenant), reason };
-        self.all.publications_refused.get_or_create(&label).inc();
+        self.all.publications_refused.get_or_create(&label).inc_by(publications as u64);
     }
 
     /// A client's message that its limits refused.

@@ -58,12 +58,11 @@ impl Scene {
     pub async fn with(more: &str, files: impl FnOnce(&Folder)) -> Self {
         let turn = TURN.lock().await;
         let (partner, mut neighbours) = (Partner::start().await, Partner::start().await);
-        let folder = Folder::new("ping-interval = \"1h\"").tenant("hostile", &partner.url(), more).filtered(
-            "neighbour",
-            &neighbours.url(),
-            guests::hostile(),
-            "[settings]\nmode = \"echo\"",
-        );
+        // Pings would come between the messages that clients compare.
+        let folder = Folder::new("ping-interval = \"1h\"\ncompile-time = \"10s\"")
+            .shared_cache()
+            .tenant("hostile", &partner.url(), more)
+            .filtered("neighbour", &neighbours.url(), guests::hostile(), "[settings]\nmode = \"echo\"");
         files(&folder);
         let relay = Relay::serve(folder).await;
         let peer = neighbours.accept().await;

@@ -2,25 +2,28 @@
 
 use std::{cell::Cell, future::pending};
 
+use futures_util::future::join_all;
 use rustix::process::Signal;
 
 use crate::{
     bombs::{self, bomb, bomb_at_start},
-    scene::Scene,
-    support::relay::Relay,
+    scene::{Scene, knock},
+    support::{compile_bombs, relay::Relay},
 };
 
 const TENANT: &str = "[components]\nclient = \"bomb.wasm\"\n";
 
-/// The neighbour is undisturbed while code whose start-up does that is tried again and again, and refused.
-async fn check(body: &str, reason: &str) {
+/// The neighbour is undisturbed while the hostile tenant changes to this code again and again, which is refused.
+async fn check(code: &[u8], reason: &[&str]) {
     let mut scene = Scene::new(&bomb(&[], ""), TENANT).await;
     let labels = [("tenant", "hostile"), ("outcome", "refused")];
     let refused = async |relay: &Relay| relay.metric("edge_relay_tenant_swaps_total", &labels).await;
-    let before = Cell::new(0.0);
+    let (before, mut nth) = (Cell::new(0.0), 0);
     let begin = async |relay: &Relay| {
         before.set(refused(relay).await);
-        relay.folder().write("tenants/hostile/bomb.wasm", bomb_at_start(body));
+        // Other code each time, by a custom section: what was refused is not compiled again for a while.
+        nth += 1;
+        relay.folder().write("tenants/hostile/bomb.wasm", [code, &[0, 3, 1, b'n', nth]].concat());
         relay.signal(Signal::HUP);
     };
     let end = async |relay: &Relay| {
@@ -28,24 +31,44 @@ async fn check(body: &str, reason: &str) {
     };
     scene.undisturbed_by(begin, async || pending().await, end).await;
     let why = scene.relay.ready().await["tenants"]["hostile"]["refused"].as_str().unwrap_or_default().to_owned();
-    assert!(why.contains("components.client: a trial of it fails") && why.contains(reason), "{why}");
+    assert!(why.contains("components.client: ") && reason.iter().all(|word| why.contains(word)), "{why}");
     // The version before goes on.
     drop(scene.relay.client("/hostile").await);
 }
 
+const TRIAL: &str = "a trial of it fails";
+
 #[tokio::test]
 async fn loops() {
-    check(bombs::LOOP, "no answer within").await;
+    check(&bomb_at_start(bombs::LOOP), &[TRIAL, "no answer within"]).await;
+}
+
+/// At the host's start there is no trial: the first call finds out.
+#[tokio::test]
+async fn loops_that_the_first_call_meets() {
+    let mut scene = Scene::new(&bomb_at_start(bombs::LOOP), TENANT).await;
+    let address = scene.relay.clients;
+    let knocks = async || {
+        join_all((0..12).map(|_| knock(address, "/hostile"))).await;
+    };
+    scene.undisturbed(knocks).await;
+    scene.broke("client", Some("deadline")).await;
 }
 
 #[tokio::test]
 async fn traps() {
-    check(bombs::TRAP, "unreachable").await;
+    check(&bomb_at_start(bombs::TRAP), &[TRIAL, "unreachable"]).await;
 }
 
 #[tokio::test]
 async fn bombs_of_memory_tables_and_stack() {
     for (body, reason) in [(bombs::MEMORY, "unreachable"), (bombs::TABLE, "unreachable"), (bombs::STACK, "stack")] {
-        check(body, reason).await;
+        check(&bomb_at_start(body), &[TRIAL, reason]).await;
     }
+}
+
+#[tokio::test]
+async fn code_that_takes_for_ever_or_gigabytes_to_compile() {
+    check(&compile_bombs::of_time(), &["compile-time"]).await;
+    check(&compile_bombs::of_memory(), &["compile-memory"]).await;
 }

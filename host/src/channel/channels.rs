@@ -152,7 +152,7 @@ impl Channels {
         }
         self.metrics.publications.inc_by(taken as u64);
         for why in &refused {
-            self.metrics.refused(why.reason());
+            self.metrics.refused(why.reason(), 1);
         }
         (taken, refused)
     }

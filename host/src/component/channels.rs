@@ -17,33 +17,42 @@ use crate::{
 const MAX_PUBLICATIONS: usize = 10_000;
 
 /// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
-pub async fn publish(guest: &Guest, made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
+pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
     let tenant = &guest.tenant;
     let largest = guest.version.limits.publication;
     // A filter works on its upstream.
     let upstream = (guest.role == FilterCode::ROLE).then_some(&guest.name);
-    let mut publications = Vec::with_capacity(made.len().min(MAX_PUBLICATIONS));
-    let mut refused = Vec::new();
-    let mut refuse = |why: Refused, limit| {
-        tenant.metrics.refused(why.reason());
-        tenant.metrics.limited(limit, 1);
-        refused.push(why);
+    let (mut count, mut first) = (0, None);
+    let mut refuse = |why: Refused, limit, times| {
+        tenant.metrics.refused(why.reason(), times);
+        tenant.metrics.limited(limit, times);
+        count += times;
+        first.get_or_insert(why);
     };
-    for (index, GuestPublication { channel, key, data, remove }) in made.into_iter().enumerate() {
+    // There may be a million of them, for which nobody should wait.
+    let beyond = made.len().saturating_sub(MAX_PUBLICATIONS);
+    made.truncate(MAX_PUBLICATIONS);
+    let mut publications = Vec::with_capacity(made.len());
+    for GuestPublication { channel, key, data, remove } in made {
         let data = from_guest(data);
-        if index >= MAX_PUBLICATIONS {
-            refuse(Refused::Count, "call-publications");
-        } else if data.bytes.len() > largest {
-            refuse(Refused::Size(largest), "publication");
+        if data.bytes.len() > largest {
+            refuse(Refused::Size(largest), "publication", 1);
         } else {
             publications.push(Publication { channel: channel.into(), key: key.map(Into::into), remove, data });
         }
     }
     // All of a call at once: what is over the rate is the last of it.
     let over = publications.split_off(tenant.publications.take_some(publications.len()));
-    over.iter().for_each(|_| refuse(Refused::Rate(tenant.publications.per_second()), "publications-per-second"));
-    refused.extend(tenant.channels.publish(publications, upstream).await.1);
-    refused.first().map(|why| (refused.len(), *why))
+    if !over.is_empty() {
+        refuse(Refused::Rate(tenant.publications.per_second()), "publications-per-second", over.len());
+    }
+    if beyond > 0 {
+        refuse(Refused::Count, "call-publications", beyond);
+    }
+    let refused = tenant.channels.publish(publications, upstream).await.1;
+    count += refused.len();
+    let first = first.or_else(|| refused.first().copied())?;
+    Some((count, first))
 }
 
 /// The same for what a call returned, which nobody is there to be told about: it goes to the log.

@@ -28,6 +28,7 @@ use super::{
     turns::Share,
 };
 use crate::{
+    config::TenantLimits,
     metrics::GuestMetrics,
     tenant::{Tenant, Version},
 };
@@ -38,6 +39,10 @@ const MAX_PARTS: usize = 64;
 const MAX_TABLE: usize = 100_000;
 /// Handles that an instance may hold at once: streams, buckets, requests, header fields.
 pub(super) const MAX_HANDLES: usize = 10_000;
+
+/// Bytes that one call may hand over to the host beside the largest publication or value, each of which is copied: some
+/// hundred thousand small publications, the records of one append. A list may name the same memory a thousand times.
+const MAX_TRANSFER: usize = 32 << 20;
 
 /// Whose code runs, and within which limits.
 #[derive(Clone)]
@@ -157,6 +162,8 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
     };
     let mut store = Store::new(engine.wasmtime(), host);
     store.limiter(|host| &mut host.limits);
+    let TenantLimits { publication, state, .. } = guest.version.limits;
+    store.set_hostcall_fuel(publication.max(state).saturating_add(MAX_TRANSFER));
     store.epoch_deadline_callback(|store| {
         store.data().share.yields();
         Ok(UpdateDeadline::Yield(1))

@@ -132,3 +132,37 @@ async fn what_is_wrong_is_an_error_of_wasi_http() {
     // What a guest does wrong is its own to log.
     assert_eq!(relay.log().matches("WARN").count(), 0, "{}", relay.log());
 }
+
+#[tokio::test]
+async fn so_many_requests_at_once_and_each_second() {
+    const LIMITED: &str = "ErrorCode::ConnectionLimitReached";
+    const REFUSALS: &str = "edge_relay_limit_refusals_total";
+    let origin = Origin::start(loopback()).await;
+    let with = async |limit: &str| {
+        let grants = format!("grants.http = [\"{}\"]\n[limits]\n{limit}", origin.address);
+        Relay::serve(tenant(folder("networks = [\"127.0.0.0/8\"]"), "t", &grants)).await
+    };
+    let few = with("outbound-requests = 1").await;
+    let (mut first, mut second) = (few.http().await, few.http().await);
+    first.request("GET", &format!("/t/fetch?to={}&path=/silent", origin.address)).await;
+    crate::support::until(
+        "a request under way",
+        async || if origin.connections() == 1 { Ok(()) } else { Err(String::new()) },
+    )
+    .await;
+    assert_eq!(fetches(&mut second, &origin.address.to_string()).await, LIMITED);
+    few.metric_is(REFUSALS, &[("tenant", "t"), ("limit", "outbound-requests")], 1.0).await;
+    few.metric_is(REQUESTS, &[("tenant", "t"), ("outcome", "limited")], 1.0).await;
+    // It was not sent.
+    assert_eq!(origin.connections(), 1);
+
+    let slow = with("outbound-requests-per-second = 1").await;
+    let mut http = slow.http().await;
+    let mut refused = 0;
+    for _ in 0..10 {
+        refused += usize::from(fetches(&mut http, &origin.address.to_string()).await == LIMITED);
+    }
+    assert!((1..10).contains(&refused), "{refused}");
+    let labels = [("tenant", "t"), ("limit", "outbound-requests-per-second")];
+    slow.metric_is(REFUSALS, &labels, refused as f64).await;
+}
