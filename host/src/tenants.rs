@@ -9,10 +9,13 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::{
+    sync::oneshot,
+    task::{JoinSet, spawn_blocking},
+};
 
 use crate::{
     channel::Channels,
@@ -22,6 +25,7 @@ use crate::{
         LiveJob,
     },
     config::{ScheduleConfig, TenantConfig, UpstreamConfig},
+    memory,
     metrics::Metrics,
     routes::{Route, Routes},
     shutdown::{self, Trigger},
@@ -38,6 +42,11 @@ mod watch;
 pub use check::trial;
 pub use load::load_all;
 
+/// Instances that have gone since the allocator gave back what they had: a hundred leave some 10 MiB with it.
+const TRIM_AFTER: usize = 100;
+/// Giving it back keeps others from allocating for some milliseconds.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Those that run.
 pub struct Tenants {
     metrics: Arc<Metrics>,
@@ -53,6 +62,9 @@ pub struct Tenants {
     store: Records,
     /// By folder.
     running: BTreeMap<PathBuf, Running>,
+    /// Instances that have gone since memory was given back to the system, and when that was.
+    rested: usize,
+    trimmed: Instant,
     upstreams: JoinSet<()>,
 }
 
@@ -133,6 +145,8 @@ impl Tenants {
             guests: None,
             store,
             running: BTreeMap::new(),
+            rested: 0,
+            trimmed: Instant::now(),
             upstreams: JoinSet::new(),
         }
     }
@@ -188,10 +202,15 @@ impl Tenants {
     }
 
     /// Lets go of instances that nobody has needed for a while, or whose places others wait for.
-    fn rest(&self) {
+    fn rest(&mut self) {
         for running in self.running.values() {
-            running.handler.iter().for_each(|handler| handler.rest());
-            running.api.iter().for_each(|api| api.rest());
+            self.rested += running.handler.as_ref().map_or(0, |handler| handler.rest());
+            self.rested += running.api.as_ref().map_or(0, |api| api.rest());
+        }
+        if self.rested >= TRIM_AFTER && self.trimmed.elapsed() >= TRIM_INTERVAL {
+            (self.rested, self.trimmed) = (0, Instant::now());
+            // Nobody waits for it.
+            drop(spawn_blocking(memory::trim));
         }
     }
 

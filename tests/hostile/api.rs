@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::{
-    scene::Scene,
+    scene::{BETWEEN, Scene},
     support::{guests, http::Http},
 };
 
@@ -32,6 +32,7 @@ async fn check(path: &str, limits: &str, reason: Option<&str>) -> Scene {
             };
             let requests = (0..REQUESTS).map(|_| timeout(PATIENCE, request()));
             futures_util::future::join_all(requests).await;
+            sleep(BETWEEN).await;
         })
         .await;
     scene.broke("api", reason).await;

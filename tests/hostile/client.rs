@@ -1,8 +1,10 @@
 //! Hostile client handlers.
 
+use tokio::time::sleep;
+
 use crate::{
     bombs::{self, ON_CONNECT, ON_DISCONNECT, ON_MESSAGE, ON_SUBSCRIBE, bomb},
-    scene::{Scene, knock},
+    scene::{BETWEEN, Scene, knock},
 };
 
 const HANDLER: &str = "[components]\nclient = \"bomb.wasm\"\n[limits]\nclient-call = \"200ms\"\n";
@@ -17,6 +19,7 @@ async fn check(function: &str, body: &str, reason: Option<&str>) -> Scene {
         .undisturbed(async || {
             let knocking = (0..KNOCKING).map(|_| knock(address, "/hostile?channel=main"));
             futures_util::future::join_all(knocking).await;
+            sleep(BETWEEN).await;
         })
         .await;
     scene.broke("client", reason).await;

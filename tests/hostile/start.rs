@@ -4,10 +4,11 @@ use std::{cell::Cell, future::pending};
 
 use futures_util::future::join_all;
 use rustix::process::Signal;
+use tokio::time::sleep;
 
 use crate::{
     bombs::{self, bomb, bomb_at_start},
-    scene::{Scene, knock},
+    scene::{BETWEEN, Scene, knock},
     support::{compile_bombs, relay::Relay},
 };
 
@@ -50,6 +51,7 @@ async fn loops_that_the_first_call_meets() {
     let address = scene.relay.clients;
     let knocks = async || {
         join_all((0..12).map(|_| knock(address, "/hostile"))).await;
+        sleep(BETWEEN).await;
     };
     scene.undisturbed(knocks).await;
     scene.broke("client", Some("deadline")).await;

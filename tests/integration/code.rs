@@ -364,7 +364,8 @@ async fn tenants_are_checked_beforehand() {
             "no line with {words:?}: {all}"
         );
     }
-    assert_eq!(errors.lines().count(), reasons.len(), "{all}");
+    // Nothing else, but for what the log says of the trial.
+    assert_eq!(errors.lines().filter(|line| !line.contains(" WARN ")).count(), reasons.len(), "{all}");
     // Those that are sound are shown all the same.
     assert!(all.contains("tenant: a"), "{all}");
 

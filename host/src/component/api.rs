@@ -98,12 +98,14 @@ impl Api {
         self.pool.store(pool(code, guest, reuse));
     }
 
-    /// Lets go of instances that nobody has needed for a while.
-    pub fn rest(&self) {
+    /// Lets go of instances that nobody has needed for a while, and says how many they were.
+    pub fn rest(&self) -> usize {
         let resting = self.pool.load().rest();
-        if !resting.is_empty() {
+        let count = resting.len();
+        if count > 0 {
             self.tasks.spawn(async move { drop(resting) });
         }
+        count
     }
 
     /// Largest body of a request, in bytes.

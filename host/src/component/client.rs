@@ -167,12 +167,14 @@ impl Handler {
         self.now.store(Now::new(code, guest));
     }
 
-    /// Lets go of instances that nobody has needed for a while.
-    pub fn rest(&self) {
+    /// Lets go of instances that nobody has needed for a while, and says how many they were.
+    pub fn rest(&self) -> usize {
         let resting = self.now.load().pool.rest();
-        if !resting.is_empty() {
+        let count = resting.len();
+        if count > 0 {
             self.tasks.spawn(async move { drop(resting) });
         }
+        count
     }
 
     /// Of the version that the next call gets.
