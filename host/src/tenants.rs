@@ -18,29 +18,29 @@ use tokio::{
 };
 
 use crate::{
-    channel::Channels,
     client::Shards,
     component::{
-        Api, ApiCode, ClientCode, FilterCode, Guest, Guests, Handler, HostPlaces, Job, JobCode, Live, LiveFilter,
-        LiveJob,
+        Api, ApiCode, ClientCode, FilterCode, Guest, Guests, Handler, HostPlaces, Job, JobCode, Live, LiveJob,
     },
-    config::{ScheduleConfig, TenantConfig, UpstreamConfig},
+    config::{ScheduleConfig, TenantConfig},
     memory,
     metrics::Metrics,
     routes::{Route, Routes},
     shutdown::{self, Trigger},
     store::{self, Keep, Store, StoreConfig},
     tenant::{Code, Tenant, Version},
-    upstream::{self, Connector, Need, Sink, Upstream},
+    upstream::{Connector, Need, Sink, Upstream},
 };
 
 mod check;
 mod load;
 mod reload;
+mod upstreams;
 mod watch;
 
 pub use check::trial;
 pub use load::load_all;
+use upstreams::{Planned, RunningUpstream};
 
 /// Instances that have gone since the allocator gave back what they had: a hundred leave some 10 MiB with it.
 const TRIM_AFTER: usize = 100;
@@ -106,17 +106,6 @@ impl From<Arc<Tenant>> for Before {
     fn from(tenant: Arc<Tenant>) -> Self {
         Self { tenant, upstreams: Vec::new(), handler: None, api: None, jobs: Vec::new() }
     }
-}
-
-struct RunningUpstream {
-    config: UpstreamConfig,
-    handle: Arc<upstream::Handle>,
-    /// `None`: it has no filter.
-    filter: Option<Arc<LiveFilter>>,
-    /// Dropped, it ends.
-    _stop: Trigger,
-    /// Told of its end.
-    ended: oneshot::Receiver<()>,
 }
 
 struct RunningJob {
@@ -367,47 +356,6 @@ impl Tenants {
             jobs.push(RunningJob { schedule: schedule.clone(), job, _stop: trigger });
         }
         jobs
-    }
-}
-
-/// An upstream of a version that is about to run.
-enum Planned {
-    /// Nothing about its connection has changed.
-    Kept(RunningUpstream),
-    New {
-        config: UpstreamConfig,
-        handle: Arc<upstream::Handle>,
-        /// The end of the one that it takes the place of.
-        before: Option<oneshot::Receiver<()>>,
-    },
-}
-
-impl Planned {
-    /// A filter says what is sent first on a connection: one that comes or goes changes the connection too.
-    fn all(config: &TenantConfig, code: &Code, channels: &Channels, mut before: Vec<RunningUpstream>) -> Vec<Self> {
-        let filtered = code.filter.is_some();
-        let plan = |config: &UpstreamConfig| {
-            let at = before.iter().position(|running| running.config.name == config.name);
-            let running = at.map(|at| before.swap_remove(at));
-            match running {
-                Some(running) if running.config == *config && running.filter.is_some() == filtered => {
-                    Self::Kept(running)
-                }
-                running => {
-                    let demand = config.linger.map(|_| Arc::clone(&channels.demand));
-                    let handle = Arc::new(upstream::Handle::new(Arc::clone(&config.name), demand));
-                    Self::New { config: config.clone(), handle, before: running.map(|running| running.ended) }
-                }
-            }
-        };
-        config.upstreams.iter().map(plan).collect()
-    }
-
-    fn handle(&self) -> Arc<upstream::Handle> {
-        match self {
-            Self::Kept(kept) => Arc::clone(&kept.handle),
-            Self::New { handle, .. } => Arc::clone(handle),
-        }
     }
 }
 
