@@ -31,7 +31,7 @@ mod walk;
 
 pub use limits::{TenantCaps, TenantLimits};
 pub use relay::{Invalid, load, load_host};
-pub use tenants::TenantsFolder;
+pub use tenants::{TenantsFolder, meet};
 pub use units::duration;
 pub use walk::{Problem, Problems};
 

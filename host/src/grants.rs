@@ -12,7 +12,7 @@ mod reach;
 mod secret;
 mod special;
 
-pub use allowed::{Allowed, AllowedFolder, AllowedNetwork};
+pub use allowed::{Allowed, AllowedFolder, AllowedHost, AllowedNetwork};
 pub use folder::{Folder, real_path};
 pub use reach::{Destination, Port, Reach};
 pub use secret::Secret;

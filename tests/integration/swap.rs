@@ -180,7 +180,14 @@ async fn a_newcomer_may_not_take_what_another_has() {
     scene.relay.logged(&["ERROR", "it is not in service", "the name t is also that of the tenant in"]).await;
     folder.write("tenants/u/tenant.toml", "name = \"u\"\npath = \"/t\"\n");
     swapped(&scene.relay, "u", "refused", 2).await;
-    scene.relay.logged(&["ERROR", "it is not in service", "the path /t is also that of the tenant in"]).await;
+    scene.relay.logged(&["ERROR", "it is not in service", "the path /t meets /t, that of the tenant in"]).await;
+    // Else it would be given a part of what is meant for the other.
+    folder.write("tenants/u/tenant.toml", "name = \"u\"\npath = \"/t/connection/websocket\"\n");
+    swapped(&scene.relay, "u", "refused", 3).await;
+    scene.relay.logged(&["ERROR", "the path /t/connection/websocket meets /t, that of the tenant in"]).await;
+    folder.write("tenants/u/tenant.toml", "name = \"u\"\nhosts = [\"feed.example\"]\n");
+    swapped(&scene.relay, "u", "refused", 4).await;
+    scene.relay.logged(&["ERROR", "tenants/u/tenant.toml:2: hosts", "is the operator's to give"]).await;
     scene.filters("code-0001 0001 first").await;
 }
 

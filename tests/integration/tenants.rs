@@ -17,6 +17,10 @@ const CLIENT: &str = "components.client = \"client.wasm\"\ncomponents.api = \"ap
 /// Tenants whose handler and API do what they are told, each with keys of its own in its manifest.
 async fn serve(tenants: &[(&str, &str)]) -> Relay {
     let folder = Folder::new("");
+    folder.append(
+        "relay.toml",
+        "[grants]\nhosts = [\"feed.example\", { host = \"other.example\", tenants = [\"by-host\"] }]\n",
+    );
     for (name, keys) in tenants {
         folder.write(&format!("tenants/{name}/tenant.toml"), format!("name = \"{name}\"\n{keys}\n{CLIENT}"));
         folder.copy(guests::handler(), &format!("tenants/{name}/client.wasm"));

@@ -8,10 +8,10 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    units::name,
+    units::{host, name},
     walk::{Table, Value, quote},
 };
-use crate::grants::{Allowed, AllowedFolder, AllowedNetwork};
+use crate::grants::{Allowed, AllowedFolder, AllowedHost, AllowedNetwork};
 
 /// Reads the section; `relay` is the file it stands in.
 pub(super) fn allowed(mut table: Table<'_>, relay: &Path) -> Allowed {
@@ -20,9 +20,23 @@ pub(super) fn allowed(mut table: Table<'_>, relay: &Path) -> Allowed {
     let folders = listed.into_iter().flatten().filter_map(|value| allowed_folder(value, folder)).collect();
     let listed = table.take("networks").and_then(|value| value.array("an array of networks in quotes"));
     let networks = listed.into_iter().flatten().filter_map(allowed_network).collect();
+    let listed = table.take("hosts").and_then(|value| value.array("an array of host names in quotes"));
+    let hosts = listed.into_iter().flatten().filter_map(allowed_host).collect();
     let write = table.take("write").and_then(|value| value.flag()).unwrap_or(false);
     table.finish();
-    Allowed { folders, networks, write }
+    Allowed { folders, networks, hosts, write }
+}
+
+/// A host name, or `{ host = "…", tenants = ["…"] }`.
+fn allowed_host(value: Value<'_>) -> Option<AllowedHost> {
+    if value.value.is_str() {
+        return Some(AllowedHost { host: host(&value)?.value, tenants: Vec::new() });
+    }
+    let mut table = value.table("a host name in quotes, or { host = \"feed.example.com\", tenants = [\"market\"] }")?;
+    let host = table.require("host", "host = \"feed.example.com\"").and_then(|value| host(&value));
+    let tenants = tenants(&mut table);
+    table.finish();
+    Some(AllowedHost { host: host?.value, tenants: tenants? })
 }
 
 /// A path, or `{ path = "…", write = true, tenants = ["…"] }`; a relative one is beside relay.toml.
@@ -136,7 +150,7 @@ mod tests {
             ("networks = ['example.com']", "is neither a network nor an address"),
             ("networks = [{ network = '10.0.0.0/8', tenants = 'a' }]", "must be an array of tenants' names"),
             ("write = 'yes'", "must be true or false"),
-            ("http = []", "grants.http: unknown key; known here: folders, networks, write"),
+            ("http = []", "grants.http: unknown key; known here: folders, networks, hosts, write"),
         ] {
             let problems = read(section).unwrap_err();
             assert!(problems.contains(words), "{section}: {problems}");

@@ -77,7 +77,15 @@ fn tenant(
 ) -> (Claims, Option<TenantConfig>) {
     let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
     let listed = root.take("hosts").and_then(|value| value.array("an array of host names in quotes"));
-    let hosts: Vec<Claim> = listed.into_iter().flatten().filter_map(|value| host(&value)).collect();
+    let allowed = |value: &Value<'_>| {
+        let host = host(value)?;
+        if name.as_ref().is_some_and(|name| !bounds.allowed.has_host(&name.value, &host.value)) {
+            let host = quote(&host.value);
+            value.problem(format!("{host} is the operator's to give; list it in relay.toml: grants.hosts = [{host}]"));
+        }
+        Some(host)
+    };
+    let hosts: Vec<Claim> = listed.into_iter().flatten().filter_map(|value| allowed(&value)).collect();
     let path = match root.take("path") {
         Some(value) => path(&value),
         None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),

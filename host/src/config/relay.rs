@@ -368,6 +368,32 @@ mod tests {
     }
 
     #[test]
+    fn paths_are_apart_and_hosts_the_operators() {
+        let files = [
+            (
+                "relay.toml",
+                "tenants = 'tenants'\ngrants.hosts = ['a.example', { host = 'b.example', tenants = ['4'] }]",
+            ),
+            ("tenants/1/tenant.toml", "name = '1'\npath = '/a/b'\n"),
+            ("tenants/2/tenant.toml", "name = '2'\npath = '/a'\n"),
+            ("tenants/3/tenant.toml", "name = '3'\npath = '/a/b/c'\n"),
+            // Neither of these meets another.
+            ("tenants/4/tenant.toml", "name = '4'\nhosts = ['A.example', 'b.example']\npath = '/a'\n"),
+            ("tenants/5/tenant.toml", "name = '5'\npath = '/'\n"),
+            ("tenants/6/tenant.toml", "name = '6'\npath = '/a-b'\n"),
+            ("tenants/7/tenant.toml", "name = '7'\nhosts = ['b.example', 'c.example']\npath = '/a/b'\n"),
+        ];
+        let expected = [
+            "tenants/2/tenant.toml:2: path: \"/a\" and \"/a/b\" are one beneath the other, that is the path in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/3/tenant.toml:2: path: \"/a/b/c\" and \"/a/b\" are one beneath the other, that is the path in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/7/tenant.toml:2: hosts: \"b.example\" is the operator's to give; list it in relay.toml: grants.hosts = [\"b.example\"]",
+            "tenants/7/tenant.toml:2: hosts: \"c.example\" is the operator's to give; list it in relay.toml: grants.hosts = [\"c.example\"]",
+            "tenants/7/tenant.toml:2: hosts: \"b.example/a/b\" and \"/a\" are one beneath the other, that is the path in tenants/4/tenant.toml; give each tenant its own",
+        ];
+        assert_eq!(Folder::new(&files).problems(), expected);
+    }
+
+    #[test]
     fn listeners_apart() {
         let relay = "tenants = 'tenants'\n[listen]\nclients = '127.0.0.1:9090'\n";
         let expected = "relay.toml:2: listen: 127.0.0.1:9090 is listen.clients already; give listen.clients and listen.admin their own ports";

@@ -140,7 +140,8 @@ fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<S
 #[derive(Default)]
 struct Claimed {
     names: BTreeMap<String, PathBuf>,
-    paths: BTreeMap<String, PathBuf>,
+    /// By host; empty: any.
+    paths: BTreeMap<String, BTreeMap<String, PathBuf>>,
 }
 
 impl Claimed {
@@ -148,25 +149,52 @@ impl Claimed {
     fn by(&mut self, claims: Claims, file: &Path) -> Vec<Problem> {
         let Claims { name, path, hosts } = claims;
         let mut problems = Vec::new();
-        problems.extend(name.and_then(|name| claim("name", name, file, &mut self.names)));
-        if let Some(path) = path {
-            if hosts.is_empty() {
-                problems.extend(claim("path", path, file, &mut self.paths));
-            } else {
-                let on = |host: Claim| Claim { value: format!("{}{}", host.value, path.value), line: host.line };
-                problems.extend(hosts.into_iter().filter_map(|host| claim("host", on(host), file, &mut self.paths)));
+        if let Some(Claim { value, line }) = name {
+            match self.names.get(&value) {
+                Some(first) => {
+                    problems.push(claimed(&format!("{} is also the name", quote(&value)), "name", first, line, file));
+                }
+                None => drop(self.names.insert(value, file.into())),
+            }
+        }
+        let Some(path) = path else { return problems };
+        let any = [Claim { value: String::new(), line: path.line }];
+        let (key, hosts) = if hosts.is_empty() { ("path", &any[..]) } else { ("hosts", &hosts[..]) };
+        for host in hosts {
+            let paths = self.paths.entry(host.value.clone()).or_default();
+            let shown = format!("{}{}", host.value, path.value);
+            match meeting(paths, &path.value) {
+                Some((other, first)) => {
+                    let is = if *other == path.value {
+                        format!("{} is also the path", quote(&shown))
+                    } else {
+                        format!("{} and {other:?} are one beneath the other, that is the path", quote(&shown))
+                    };
+                    problems.push(claimed(&is, key, first, host.line, file));
+                }
+                None => drop(paths.insert(path.value.clone(), file.into())),
             }
         }
         problems
     }
 }
 
-fn claim(key: &str, claim: Claim, file: &Path, claimed: &mut BTreeMap<String, PathBuf>) -> Option<Problem> {
-    let Claim { value, line } = claim;
-    if let Some(first) = claimed.get(&value) {
-        let message = format!("{} is also the {key} in {}; give each tenant its own", quote(&value), first.display());
-        return Some(Problem { file: file.into(), line, key: key.into(), message });
-    }
-    claimed.insert(value, file.into());
-    None
+fn claimed(is: &str, key: &str, first: &Path, line: Option<usize>, file: &Path) -> Problem {
+    let message = format!("{is} in {}; give each tenant its own", first.display());
+    Problem { file: file.into(), line, key: key.into(), message }
+}
+
+/// The claimed path that meets another, if one does: see [`meet`].
+fn meeting<'p>(paths: &'p BTreeMap<String, PathBuf>, path: &str) -> Option<(&'p String, &'p PathBuf)> {
+    let above = path.match_indices('/').skip(1).filter_map(|(at, _)| paths.get_key_value(path.get(..at)?)).next();
+    let beneath = || paths.range(format!("{path}/")..).next().filter(|(other, _)| meet(other, path));
+    paths.get_key_value(path).or(above).or_else(beneath)
+}
+
+/// Whether two paths would lead into one another: they are the same, or one is beneath the other. All are beneath `/`, which
+/// has what nobody else has.
+pub fn meet(one: &str, other: &str) -> bool {
+    let beneath =
+        |path: &str, other: &str| other != "/" && path.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'));
+    one == other || beneath(one, other) || beneath(other, one)
 }

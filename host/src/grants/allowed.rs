@@ -11,8 +11,18 @@ pub struct Allowed {
     pub folders: Vec<AllowedFolder>,
     /// Of addresses that are not public.
     pub networks: Vec<AllowedNetwork>,
+    /// Host names that tenants may claim.
+    pub hosts: Vec<AllowedHost>,
     /// Whether tenants may write in folders of their own.
     pub write: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct AllowedHost {
+    /// In lower case.
+    pub host: String,
+    /// By name; none: all.
+    pub tenants: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -38,6 +48,11 @@ impl Allowed {
             path.starts_with(&folder.path) && (folder.write || !write) && includes(&folder.tenants, tenant)
         };
         self.folders.iter().any(covers)
+    }
+
+    /// Whether a tenant may claim a host name.
+    pub fn has_host(&self, tenant: &str, host: &str) -> bool {
+        self.hosts.iter().any(|allowed| allowed.host == host && includes(&allowed.tenants, tenant))
     }
 
     /// Whether a tenant may be given a whole network.

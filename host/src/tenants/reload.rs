@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
-    config::{TenantConfig, TenantsFolder},
+    config::{TenantConfig, TenantsFolder, meet},
     relay::open_store,
     shutdown::Stop,
     tenant::Code,
@@ -231,12 +231,13 @@ fn conflict(new: &TenantConfig, other: &TenantConfig) -> Option<String> {
     if new.name == other.name {
         return Some(format!("the name {} is also that of the tenant in {there}; give each its own", new.name));
     }
-    let path = |config: &TenantConfig| config.path.trim_end_matches('/').to_owned();
-    let meet = match (new.hosts.is_empty(), other.hosts.is_empty()) {
+    let hosts_meet = match (new.hosts.is_empty(), other.hosts.is_empty()) {
         (true, true) => true,
         (false, false) => new.hosts.iter().any(|host| other.hosts.contains(host)),
         _ => false,
     };
-    (meet && path(new) == path(other))
-        .then(|| format!("the path {} is also that of the tenant in {there}; give each its own", new.path))
+    let paths_meet = || meet(&new.path, &other.path);
+    (hosts_meet && paths_meet()).then(|| {
+        format!("the path {} meets {}, that of the tenant in {there}; give each its own", new.path, other.path)
+    })
 }
