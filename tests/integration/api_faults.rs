@@ -92,6 +92,19 @@ async fn handles_over_the_limit_are_a_trap() {
 }
 
 #[tokio::test]
+async fn a_call_of_the_host_that_is_long_work_is_a_trap() {
+    let relay = relay("").await;
+    let mut http = relay.http().await;
+    for (times, path, well, over) in [(1_u8, "random", 64 << 10, (64 << 10) + 1), (2, "stdout", 4 << 10, (4 << 10) + 1)]
+    {
+        assert_eq!(http.get(&format!("/t/{path}?bytes={well}")).await.body, "done");
+        assert_eq!(http.get(&format!("/t/{path}?bytes={over}")).await.envelope(), (500, "api_broke".into()), "{path}");
+        failed(&relay, "guest_broke", "trap", times.into()).await;
+    }
+    neighbour_has_served(&relay, 1).await;
+}
+
+#[tokio::test]
 async fn a_guest_that_does_not_answer_is_at_fault() {
     let relay = relay("api-instances = 1").await;
     let mut http = relay.http().await;

@@ -10,6 +10,7 @@ use edge_relay::tenant::{
 };
 use wasi::{config::store as settings, keyvalue::store};
 use wasip2::{
+    cli::stdout::get_stdout,
     clocks::monotonic_clock,
     http::{
         outgoing_handler,
@@ -19,6 +20,7 @@ use wasip2::{
         },
     },
     io::streams::{OutputStream, StreamError},
+    random::random::get_random_bytes,
 };
 
 wit_bindgen::generate!({
@@ -111,6 +113,14 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
                 forget(Fields::new());
             }
             text(place, "leaked".to_owned());
+        }
+        "/random" => {
+            black_box(get_random_bytes(number("bytes")));
+            text(place, "done".to_owned());
+        }
+        "/stdout" => {
+            let _ = get_stdout().write(&vec![b'x'; number("bytes") as usize]);
+            text(place, "done".to_owned());
         }
         _ => with_status(place, 404, Some("no such path")),
     }
