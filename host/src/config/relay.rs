@@ -406,10 +406,12 @@ mod tests {
         folder.write("tenants/outside.wasm", b"");
         std::os::unix::fs::symlink("../outside.wasm", folder.0.join("tenants/one/link.wasm")).unwrap();
         std::os::unix::fs::symlink("filter.wasm", folder.0.join("tenants/one/inner.wasm")).unwrap();
+        let real = folder.0.join("tenants/one/filter.wasm").canonicalize().unwrap();
         for filter in ["filter.wasm", "./filter.wasm", "inner.wasm"] {
             folder.write(ONE.0, manifest(filter).as_bytes());
             let config = folder.load().unwrap();
-            assert_eq!(config.tenants[0].filter, Some(folder.0.join("tenants/one").join(filter)));
+            assert_eq!(config.tenants[0].filter.as_ref(), Some(&real));
+            assert_eq!(config.tenants[0].files(), [folder.0.join("tenants/one").join(filter)]);
         }
         for (filter, message) in [
             ("../outside.wasm", "is not within the tenant's folder; write for example \"filter.wasm\""),
@@ -439,7 +441,7 @@ mod tests {
             write(api);
             let config = folder.load().unwrap().tenants.remove(0);
             let api = config.api.unwrap();
-            assert_eq!((api.file, api.reuse), (folder.0.join("tenants/one/api.wasm"), reuse));
+            assert_eq!((api.file, api.reuse), (folder.0.join("tenants/one/api.wasm").canonicalize().unwrap(), reuse));
         }
         for (api, messages) in [
             (
