@@ -177,6 +177,10 @@ fn folders_that_the_operator_lists() {
         place.refuses(&ask(&place.path(path), false), "is not for this tenant");
     }
     assert!(place.read(&ask(&place.path("secret"), true)).is_ok());
+    // Another tenant's folder is a link to it.
+    symlink("../secret", place.root.join("tenants/v")).unwrap();
+    place.refuses(&ask(&place.path("secret"), true), "is not for this tenant");
+    assert!(place.read(&ask(&prices, true)).is_ok());
 }
 
 #[test]
