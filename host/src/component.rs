@@ -40,6 +40,7 @@ mod output;
 mod places;
 mod pool;
 mod records;
+mod request_parts;
 mod ticker;
 pub mod toolchain;
 mod trusted;

@@ -126,13 +126,15 @@ pub struct TenantConfig {
     /// The path clients connect to: `/<name>` unless the manifest claims another; `/` with hosts of its own.
     pub path: String,
     pub upstreams: Vec<UpstreamConfig>,
-    /// The filter's `.wasm`, absolute or relative to the working directory.
+    /// The filter's `.wasm`, links followed.
     pub filter: Option<PathBuf>,
     /// The client handler's `.wasm`. One file may have several roles.
     pub client: Option<PathBuf>,
     pub api: Option<ApiConfig>,
     /// The job's `.wasm`.
     pub job: Option<PathBuf>,
+    /// The components' files as the manifest names them: a link there may come to lead elsewhere.
+    pub named: Vec<PathBuf>,
     pub schedules: Vec<ScheduleConfig>,
     /// Origins whose pages may read channels over HTTP; `*` is any.
     pub cors: Vec<String>,
@@ -154,9 +156,10 @@ impl TenantConfig {
         self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
     }
 
-    /// The files that it is made of besides its manifest: its components, and files with its secrets.
+    /// The files that it is made of besides its manifest, by the names that it has for them: its components, and files with
+    /// its secrets.
     pub fn files(&self) -> Vec<PathBuf> {
-        self.code_files().into_iter().chain(self.grants.files.iter().cloned()).collect()
+        self.named.iter().cloned().chain(self.grants.files.iter().cloned()).collect()
     }
 
     /// Its components, each for every role that it has.

@@ -13,7 +13,7 @@ mod secret;
 mod special;
 
 pub use allowed::{Allowed, AllowedFolder, AllowedHost, AllowedNetwork};
-pub use folder::{Folder, real_path};
+pub use folder::{Folder, meet, real_path};
 pub use reach::{Destination, Port, Reach};
 pub use secret::Secret;
 pub use special::overlaps_special;

@@ -18,6 +18,9 @@ const MAX_BUCKET_NAME: usize = 64;
 const MAX_KEY: usize = 1024;
 /// Keys of one `list-keys`.
 const PAGE: usize = 1000;
+/// Keys of one call with many: each costs time under the lock of all the tenant's components, and one that is not there
+/// costs an answer too.
+const MAX_BATCH: usize = 10_000;
 /// What a key takes besides its bytes and its value's: the map's own share of memory, roughly.
 const KEY_OVERHEAD: usize = 64;
 
@@ -34,6 +37,10 @@ pub enum StateError {
     Keys { limit: usize },
     #[error("the tenant's state is full: {limit} bytes, keys and values and {KEY_OVERHEAD} for each key")]
     Bytes { limit: usize },
+    #[error("one call names at most {MAX_BATCH} keys")]
+    Batch,
+    #[error("the answer would be larger than all that the tenant may keep: {limit} bytes; ask for each key once")]
+    Answer { limit: usize },
     #[error("the value is not a decimal number, or the sum is over 2^64 - 1")]
     NotANumber,
 }
@@ -113,6 +120,11 @@ impl State {
 }
 
 impl Inner {
+    /// Most bytes of one answer: whoever asks for each key once gets all there is, also under a lowered quota.
+    fn most(&self) -> usize {
+        self.quota.bytes.max(self.bytes)
+    }
+
     /// Sets keys if all of them fit.
     fn set(&mut self, bucket: &str, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StateError> {
         let quota = self.quota;
@@ -144,6 +156,16 @@ impl Inner {
         (self.keys, self.bytes) = (keys, bytes);
         Ok(())
     }
+
+    fn remove<K: AsRef<str>>(&mut self, bucket: &str, keys: &[K]) {
+        let Some(map) = self.buckets.get_mut(bucket) else { return };
+        for key in keys {
+            if let Some((key, value)) = map.remove_entry(key.as_ref()) {
+                self.keys -= 1;
+                self.bytes -= key.len() + value.len() + KEY_OVERHEAD;
+            }
+        }
+    }
 }
 
 impl Bucket {
@@ -160,7 +182,7 @@ impl Bucket {
     }
 
     pub async fn delete(&self, key: &str) {
-        self.delete_many(&[key]).await;
+        self.state.lock().remove(&self.name, &[key]);
     }
 
     /// A page of keys, in order, from a cursor that an earlier page gave. Keys added or deleted in between may be passed
@@ -187,31 +209,36 @@ impl Bucket {
         Ok(sum)
     }
 
-    pub async fn get_many(&self, keys: Vec<String>) -> Vec<Option<(String, Vec<u8>)>> {
+    /// The values of keys, as long as they are no more than one answer may have: a list may name one key many times.
+    pub async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Option<(String, Vec<u8>)>>, StateError> {
+        few(&keys)?;
         let inner = self.state.lock();
         let map = inner.buckets.get(&self.name);
+        let limit = inner.most();
+        let mut left = limit;
         let pair = |key: String| {
-            let value = map?.get(&key)?.clone();
-            Some((key, value))
+            let Some(value) = map.and_then(|map| map.get(&key)) else { return Ok(None) };
+            left = left.checked_sub(key.len() + value.len()).ok_or(StateError::Answer { limit })?;
+            Ok(Some((key, value.clone())))
         };
         keys.into_iter().map(pair).collect()
     }
 
     pub async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StateError> {
+        few(&pairs)?;
         self.state.lock().set(&self.name, pairs)
     }
 
-    pub async fn delete_many<K: AsRef<str>>(&self, keys: &[K]) {
-        let mut inner = self.state.lock();
-        let Inner { buckets, keys: count, bytes, .. } = &mut *inner;
-        let Some(map) = buckets.get_mut(&self.name) else { return };
-        for key in keys {
-            if let Some((key, value)) = map.remove_entry(key.as_ref()) {
-                *count -= 1;
-                *bytes -= key.len() + value.len() + KEY_OVERHEAD;
-            }
-        }
+    pub async fn delete_many(&self, keys: &[String]) -> Result<(), StateError> {
+        few(keys)?;
+        self.state.lock().remove(&self.name, keys);
+        Ok(())
     }
+}
+
+/// Looked at before anything is done with them.
+fn few<T>(named: &[T]) -> Result<(), StateError> {
+    if named.len() > MAX_BATCH { Err(StateError::Batch) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -252,6 +279,36 @@ mod tests {
         bucket.delete("b").await;
         bucket.set("c".into(), b"3".to_vec()).await.unwrap();
         assert_eq!(bucket.set(String::new(), Vec::new()).await, Err(StateError::Key));
+    }
+
+    #[tokio::test]
+    async fn a_key_named_many_times_is_no_larger_an_answer_than_all_keys() {
+        let state = state(10, 1000);
+        let bucket = state.open(DEFAULT_BUCKET).await.unwrap();
+        bucket.set_many(vec![pair("a", &"x".repeat(400)), pair("b", &"y".repeat(400))]).await.unwrap();
+        let ask = |keys: &[&str]| bucket.get_many(keys.iter().map(|key| (*key).to_owned()).collect());
+        assert_eq!(ask(&["a", "b", "c"]).await.unwrap().iter().flatten().count(), 2);
+        assert_eq!(ask(&["a"; 3]).await, Err(StateError::Answer { limit: 1000 }));
+        // What was kept before the quota was lowered can be read.
+        state.set_quota(Quota { keys: 10, bytes: 100 });
+        assert!(ask(&["a", "b"]).await.is_ok() && ask(&["a"; 3]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_call_names_so_many_keys_and_one_more_changes_nothing() {
+        let state = state(20_000, 10_000_000);
+        let bucket = state.open(DEFAULT_BUCKET).await.unwrap();
+        let names = |count| (0..count).map(|nth| nth.to_string()).collect::<Vec<_>>();
+        let pairs = |count| names(count).into_iter().map(|name| (name, Vec::new())).collect();
+        assert_eq!(bucket.set_many(pairs(MAX_BATCH + 1)).await, Err(StateError::Batch));
+        assert_eq!(state.used(), (0, 0));
+        bucket.set_many(pairs(MAX_BATCH)).await.unwrap();
+        assert_eq!(bucket.get_many(names(MAX_BATCH + 1)).await, Err(StateError::Batch));
+        assert_eq!(bucket.get_many(names(MAX_BATCH)).await.unwrap().len(), MAX_BATCH);
+        assert_eq!(bucket.delete_many(&names(MAX_BATCH + 1)).await, Err(StateError::Batch));
+        assert_eq!(state.used().0, MAX_BATCH);
+        bucket.delete_many(&names(MAX_BATCH)).await.unwrap();
+        assert_eq!(state.used(), (0, 0));
     }
 
     #[tokio::test]

@@ -84,10 +84,38 @@ async fn memory_over_the_limit_is_a_trap() {
 async fn handles_over_the_limit_are_a_trap() {
     let relay = relay("api-instances = 1").await;
     let mut http = relay.http().await;
-    assert_eq!(http.get("/t/leak?handles=9000").await.body, "leaked");
-    assert_eq!(http.get("/t/leak?handles=9000").await.envelope(), (500, "api_broke".into()));
+    assert_eq!(http.get("/t/leak?handles=900").await.body, "leaked");
+    assert_eq!(http.get("/t/leak?handles=900").await.envelope(), (500, "api_broke".into()));
     failed(&relay, "guest_broke", "trap", 1.0).await;
     assert_eq!(http.get("/t/count").await.body, "1");
+    neighbour_has_served(&relay, 1).await;
+}
+
+#[tokio::test]
+async fn what_is_behind_handles_is_bounded() {
+    let relay = relay("").await;
+    let mut http = relay.http().await;
+    let mut parts = async |method: u32, authority: u32, path: u32, field: u32| {
+        let asked = format!("/t/parts?method={method}&authority={authority}&path={path}&field={field}");
+        http.get(&asked).await.body
+    };
+    assert_eq!(parts(64, 1 << 10, 16 << 10, 32_000).await, "true true true true 65536");
+    let refusals = [("tenant", "t"), ("limit", "request-part")];
+    assert_eq!(relay.metric("edge_relay_limit_refusals_total", &refusals).await, 0.0);
+    assert_eq!(parts(65, (1 << 10) + 1, (16 << 10) + 1, 33_000).await, "false false false false 65536");
+    assert_eq!(relay.metric("edge_relay_limit_refusals_total", &refusals).await, 3.0);
+}
+
+#[tokio::test]
+async fn a_call_of_the_host_that_is_long_work_is_a_trap() {
+    let relay = relay("").await;
+    let mut http = relay.http().await;
+    for (times, path, well, over) in [(1_u8, "random", 64 << 10, (64 << 10) + 1), (2, "stdout", 4 << 10, (4 << 10) + 1)]
+    {
+        assert_eq!(http.get(&format!("/t/{path}?bytes={well}")).await.body, "done");
+        assert_eq!(http.get(&format!("/t/{path}?bytes={over}")).await.envelope(), (500, "api_broke".into()), "{path}");
+        failed(&relay, "guest_broke", "trap", times.into()).await;
+    }
     neighbour_has_served(&relay, 1).await;
 }
 

@@ -86,7 +86,8 @@ pub fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Resul
         return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
     }
     find(tenant, names, |why, name| match why {
-        Refused::Channels(_) => Refusal::channel(why, name),
+        // It has not named it, and so it is not told which.
+        Refused::Channels(_) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "channel", &why.to_string()),
         _ => wrong_channels(handler, &no_channel(why, name)),
     })
 }
@@ -100,13 +101,15 @@ fn find(
     names.iter().map(|name| tenant.channels.subscribe(name).map_err(|why| refusal(why, name))).collect()
 }
 
-/// A handler has let a client in to channels that cannot be: the client has done nothing wrong.
+/// A handler has let a client in to channels that cannot be: the client has done nothing wrong, and what the handler named is
+/// for the log alone.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
     if handler.tenant().log_lines.take() {
         tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
     }
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", &format!("the tenant's code gives it {why}"))
+    let message = "the tenant's code gives it channels that cannot be";
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
 }
 
 /// The request as a handler sees it.

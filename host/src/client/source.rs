@@ -54,17 +54,23 @@ impl Sources {
             return Some(Arc::clone(&self.anywhere));
         }
         let address = network(address);
+        let (source, has_room) = self.look(address, most);
+        has_room.then_some(source)
+    }
+
+    /// The source of an address, and whether it takes one more. It leaves the lock with its source whatever the answer is: the
+    /// last reference to a source takes the lock when it goes ([`Source::drop`]), and this may have become the last.
+    fn look(&self, address: IpAddr, most: usize) -> (Arc<Source>, bool) {
         let mut addresses = self.addresses.lock();
-        match addresses.get(&address).and_then(Weak::upgrade) {
+        if let Some(source) = addresses.get(&address).and_then(Weak::upgrade) {
             // This reference is none of a client.
-            Some(source) => (Arc::strong_count(&source) - 1 < most).then_some(source),
-            None => {
-                let from = Some((address, Arc::clone(&self.addresses)));
-                let source = Arc::new(Source { terms: Arc::clone(&self.anywhere.terms), from });
-                addresses.insert(address, Arc::downgrade(&source));
-                Some(source)
-            }
+            let has_room = Arc::strong_count(&source) - 1 < most;
+            return (source, has_room);
         }
+        let from = Some((address, Arc::clone(&self.addresses)));
+        let source = Arc::new(Source { terms: Arc::clone(&self.anywhere.terms), from });
+        addresses.insert(address, Arc::downgrade(&source));
+        (source, true)
     }
 }
 
@@ -122,6 +128,25 @@ mod tests {
         assert!(third.is_some() && of("192.0.2.1").is_none());
         drop((second, third, other));
         assert!(sources.addresses.lock().is_empty(), "nothing is kept of who has gone");
+    }
+
+    /// One comes when there is no room, and the last that was there goes meanwhile: it must not wait for itself.
+    #[test]
+    fn who_finds_no_room_may_be_the_last_to_go() {
+        let sources = sources(1);
+        let first = sources.of(address("192.0.2.1")).unwrap();
+        let (refused, has_room) = sources.look(address("192.0.2.1"), 1);
+        assert!(!has_room);
+        drop(first);
+        drop(refused);
+        assert!(sources.addresses.lock().is_empty());
+        // And as it happens, if it does: many come and go at once, on two threads.
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..20_000).for_each(|_| drop(sources.of(address("192.0.2.1")))));
+            }
+        });
+        assert!(sources.addresses.lock().is_empty());
     }
 
     #[test]

@@ -76,6 +76,7 @@ impl Pass {
             client: None,
             api: None,
             job: None,
+            named: Vec::new(),
             schedules: Vec::new(),
             cors: Vec::new(),
             compress_above: None,

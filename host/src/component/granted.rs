@@ -6,6 +6,9 @@ use wasmtime_wasi_config::WasiConfigVariables;
 use super::{Guest, output::Output};
 use crate::tenant::Version;
 
+/// Bytes of one call for random ones: making them keeps the thread, which cannot yield meanwhile.
+const MAX_RANDOM: u64 = 64 << 10;
+
 /// No arguments, no address, no look-up of names; of folders and of the environment what the manifest grants.
 pub fn wasi(guest: &Guest, stderr: &Output) -> wasmtime::Result<WasiCtx> {
     let mut wasi = WasiCtx::builder();
@@ -13,7 +16,8 @@ pub fn wasi(guest: &Guest, stderr: &Output) -> wasmtime::Result<WasiCtx> {
         .stderr(stderr.clone())
         .allow_tcp(false)
         .allow_udp(false)
-        .allow_ip_name_lookup(false);
+        .allow_ip_name_lookup(false)
+        .max_random_size(MAX_RANDOM);
     let grants = &guest.version.grants;
     for (name, value) in &grants.environment {
         wasi.env(name, value.reveal());

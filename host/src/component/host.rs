@@ -25,6 +25,7 @@ use super::{
     output::{self, Output},
     places::Place,
     records::Deferred,
+    request_parts,
     turns::Share,
 };
 use crate::{
@@ -37,8 +38,11 @@ use crate::{
 const MAX_PARTS: usize = 64;
 /// Entries in all tables of an instance.
 const MAX_TABLE: usize = 100_000;
-/// Handles that an instance may hold at once: streams, buckets, requests, header fields.
-pub(super) const MAX_HANDLES: usize = 10_000;
+/// Handles that an instance may hold at once: streams, buckets, requests, header fields. What is behind one takes some 100 KiB of
+/// the host's memory at the most, which `memory` does not count.
+pub(super) const MAX_HANDLES: usize = 1_000;
+/// Bytes of the header fields behind one handle, with some 32 for each name and each value: common servers take 8 or 16 KiB.
+const MAX_FIELDS: usize = 32 << 10;
 
 /// Bytes that one call may hand over to the host beside the largest publication or value, each of which is copied: some
 /// hundred thousand small publications, the records of one append. A list may name the same memory a thousand times.
@@ -146,12 +150,14 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
     let config = granted::config(&guest.version);
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
+    let mut http = WasiHttpCtx::new();
+    http.set_field_size_limit(MAX_FIELDS);
     let host = Host {
         limits,
         table,
         wasi,
         config,
-        http: WasiHttpCtx::new(),
+        http,
         outbound: Outbound::new(guest),
         deferred: (guest.role == filter::FilterCode::ROLE).then(Deferred::default),
         guest: guest.clone(),
@@ -176,6 +182,7 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    request_parts::bound(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(&host.config))?;
     logging::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
     keyvalue::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;

@@ -18,6 +18,8 @@ impl Host {
             StateError::Bytes { .. } => Some("state"),
             StateError::Keys { .. } => Some("state-keys"),
             StateError::Buckets => Some("state-buckets"),
+            StateError::Batch => Some("state-batch"),
+            StateError::Answer { .. } => Some("state-answer"),
             StateError::BucketName | StateError::Key | StateError::NotANumber => None,
         };
         limit.into_iter().for_each(|limit| self.tenant().metrics.limited(limit, 1));
@@ -80,7 +82,8 @@ impl batch::Host for Host {
         bucket: Resource<Bucket>,
         keys: Vec<String>,
     ) -> Result<Result<Vec<Option<(String, Vec<u8>)>>, Error>> {
-        Ok(Ok(self.table().get(&bucket)?.get_many(keys).await))
+        let found = self.table().get(&bucket)?.get_many(keys).await;
+        Ok(found.map_err(|error| self.refused(error)))
     }
 
     async fn set_many(
@@ -93,7 +96,7 @@ impl batch::Host for Host {
     }
 
     async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<Result<(), Error>> {
-        self.table().get(&bucket)?.delete_many(&keys).await;
-        Ok(Ok(()))
+        let deleted = self.table().get(&bucket)?.delete_many(&keys).await;
+        Ok(deleted.map_err(|error| self.refused(error)))
     }
 }

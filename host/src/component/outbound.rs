@@ -36,6 +36,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// as a rule.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Bytes that a body's stream takes at a time, of requests and of answers.
+const BODY_CHUNK: usize = 64 << 10;
+/// Such pieces that wait for the connection, beside the one that is being written.
+const BODY_CHUNKS: usize = 1;
+
 /// What a component's outgoing requests meet.
 pub struct Outbound {
     guest: Guest,
@@ -63,6 +68,14 @@ impl Outbound {
 }
 
 impl WasiHttpHooks for Outbound {
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        BODY_CHUNKS
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK
+    }
+
     fn send_request(
         &mut self,
         request: Request<WasiBody>,

@@ -13,7 +13,7 @@ use tracing::enabled;
 use wasmtime_wasi::{
     async_trait,
     cli::{IsTerminal, StdoutStream},
-    p2::{OutputStream, Pollable, StreamResult},
+    p2::{OutputStream, Pollable, StreamError, StreamResult},
 };
 
 use super::{bindings::wasi::logging::logging::Level, host::Guest};
@@ -167,7 +167,12 @@ impl StdoutStream for Output {
 }
 
 impl OutputStream for Output {
+    /// A guest that writes more than [`check_write`](OutputStream::check_write) allows breaks the interface's rules: what
+    /// it hands over at once keeps this thread for as long as it is worked on.
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if bytes.len() > MAX_LINE {
+            return Err(StreamError::trap(&format!("writes more than {MAX_LINE} bytes to a standard stream at once")));
+        }
         self.take(&bytes);
         Ok(())
     }

@@ -13,11 +13,48 @@ use super::{
 };
 use crate::grants::{Allowed, AllowedFolder, AllowedHost, AllowedNetwork};
 
-/// Reads the section; `relay` is the file it stands in.
-pub(super) fn allowed(mut table: Table<'_>, relay: &Path) -> Allowed {
-    let folder = relay.parent().unwrap_or(Path::new(""));
+/// What is the host's own: a tenant that could write it would be the host, or the operator. `None`: it could not be read
+/// where it is.
+pub(super) struct HostFiles<'r> {
+    /// `relay.toml` itself.
+    pub(super) relay: &'r Path,
+    /// The file of records; its journal is beside it.
+    pub(super) store: Option<&'r Path>,
+    /// The folder of compiled code.
+    pub(super) cache: Option<&'r Path>,
+}
+
+impl HostFiles<'_> {
+    /// Why a folder, links followed, cannot be listed.
+    fn problem_with(&self, listed: &Path) -> Option<String> {
+        let own = [Some(self.relay), self.store, self.cache];
+        // Where it is, and where the name for it is, which may be a link.
+        let within = |file: &&Path| {
+            real(file).starts_with(listed) || file.parent().is_some_and(|folder| real(folder).starts_with(listed))
+        };
+        if let Some(file) = own.into_iter().flatten().find(within) {
+            return Some(format!("has the host's own {} in it; list a folder apart", file.display()));
+        }
+        let cache = self.cache.map(real).filter(|cache| listed.starts_with(cache));
+        cache.map(|cache| format!("is in the host's cache of compiled code, {}; list a folder apart", cache.display()))
+    }
+}
+
+/// A path with links followed as far as it is there: what the host is yet to make is made where it then leads.
+fn real(path: &Path) -> PathBuf {
+    let path = if path.is_relative() { Path::new(".").join(path) } else { path.to_owned() };
+    let there = path.ancestors().find_map(|there| Some((there, there.canonicalize().ok()?)));
+    let Some((there, real)) = there else { return path };
+    match path.strip_prefix(there) {
+        Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+        _ => real,
+    }
+}
+
+/// Reads the section of a `relay.toml`; folders with the host's own files in them cannot be listed.
+pub(super) fn allowed(mut table: Table<'_>, files: &HostFiles<'_>) -> Allowed {
     let listed = table.take("folders").and_then(|value| value.array("an array of folders in quotes"));
-    let folders = listed.into_iter().flatten().filter_map(|value| allowed_folder(value, folder)).collect();
+    let folders = listed.into_iter().flatten().filter_map(|value| allowed_folder(value, files)).collect();
     let listed = table.take("networks").and_then(|value| value.array("an array of networks in quotes"));
     let networks = listed.into_iter().flatten().filter_map(allowed_network).collect();
     let listed = table.take("hosts").and_then(|value| value.array("an array of host names in quotes"));
@@ -40,23 +77,27 @@ fn allowed_host(value: Value<'_>) -> Option<AllowedHost> {
 }
 
 /// A path, or `{ path = "…", write = true, tenants = ["…"] }`; a relative one is beside relay.toml.
-fn allowed_folder(value: Value<'_>, folder: &Path) -> Option<AllowedFolder> {
+fn allowed_folder(value: Value<'_>, files: &HostFiles<'_>) -> Option<AllowedFolder> {
     if value.value.is_str() {
-        return Some(AllowedFolder { path: existing(&value, folder)?, write: false, tenants: Vec::new() });
+        return Some(AllowedFolder { path: existing(&value, files)?, write: false, tenants: Vec::new() });
     }
     let mut table = value.table("a folder in quotes, or { path = \"/srv/prices\", write = true }")?;
-    let path = table.require("path", "path = \"/srv/prices\"").and_then(|value| existing(&value, folder));
+    let path = table.require("path", "path = \"/srv/prices\"").and_then(|value| existing(&value, files));
     let write = table.take("write").and_then(|value| value.flag()).unwrap_or(false);
     let tenants = tenants(&mut table);
     table.finish();
     Some(AllowedFolder { path: path?, write, tenants: tenants? })
 }
 
-/// A folder that is there, links followed.
-fn existing(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
+/// A folder that is there, links followed, and none of the host's.
+fn existing(value: &Value<'_>, files: &HostFiles<'_>) -> Option<PathBuf> {
     let text = value.str()?;
+    let folder = files.relay.parent().unwrap_or(Path::new(""));
     let message = match folder.join(text).canonicalize() {
-        Ok(path) if path.is_dir() => return Some(path),
+        Ok(path) if path.is_dir() => match files.problem_with(&path) {
+            None => return Some(path),
+            Some(problem) => problem,
+        },
         Ok(_) => "is not a folder; name one".into(),
         Err(error) => format!("cannot be read ({error}); make the folder, or remove it here"),
     };
@@ -105,14 +146,14 @@ pub(super) fn network(value: &Value<'_>) -> Option<IpNet> {
 mod tests {
     use super::{super::walk::Document, *};
 
-    /// What a section of a relay.toml in the folder for temporary files says.
+    /// What a section of a relay.toml in `/usr` says.
     fn read(section: &str) -> Result<Allowed, String> {
         let text = format!("[grants]\n{section}");
-        let relay = std::env::temp_dir().join("relay.toml");
-        let document = Document::new(&relay, &text);
+        let relay = Path::new("/usr/relay.toml");
+        let document = Document::new(relay, &text);
         let read = {
             let mut root = document.parse().unwrap_or_else(|root| root);
-            allowed(root.section("grants"), &relay)
+            allowed(root.section("grants"), &HostFiles { relay, store: None, cache: None })
         };
         document.conclude(Some(read)).map_err(|problems| problems.to_string())
     }
@@ -125,13 +166,15 @@ mod tests {
 
     #[test]
     fn folders_and_networks_for_all_or_for_some() {
-        let section = "write = true\nfolders = ['/usr', { path = '.', write = true, tenants = ['a'] }]\n\
+        let section = "write = true\nfolders = ['/etc', { path = 'lib', write = true, tenants = ['a'] }]\n\
             networks = ['10.1.2.3/8', { network = '::1', tenants = ['b'] }]";
         let allowed = read(section).unwrap();
-        let here = std::env::temp_dir().canonicalize().unwrap();
-        assert!(allowed.has_folder("any", Path::new("/usr/lib"), false));
-        assert!(!allowed.has_folder("any", Path::new("/usr/lib"), true) && !allowed.has_folder("any", &here, false));
-        assert!(allowed.has_folder("a", &here.join("x"), true) && !allowed.has_folder("a", Path::new("/usrx"), false));
+        let here = Path::new("/usr/lib").canonicalize().unwrap();
+        assert!(allowed.has_folder("any", Path::new("/etc/x"), false));
+        assert!(!allowed.has_folder("any", Path::new("/etc/x"), true) && !allowed.has_folder("any", &here, false));
+        assert!(
+            allowed.has_folder("a", &here.join("x"), true) && !allowed.has_folder("a", Path::new("/usr/libx"), false)
+        );
         let has = |tenant: &str, network: &str| allowed.has_network(tenant, &network.parse().unwrap());
         assert!(has("any", "10.200.0.0/16") && has("b", "::1/128"));
         assert!(!has("any", "::1/128") && !has("any", "10.0.0.0/7") && allowed.write);
@@ -144,9 +187,9 @@ mod tests {
             ("folders = ['/nowhere/at/all']", "cannot be read"),
             ("folders = ['/etc/hosts']", "is not a folder"),
             ("folders = [{ write = true }]", "grants.folders.path: is missing"),
-            ("folders = [{ path = '/usr', tenants = [] }]", "names no tenant"),
-            ("folders = [{ path = '/usr', tenants = ['A'] }]", "is not a name"),
-            ("folders = [{ path = '/usr', wirte = true }]", "did you mean `write`?"),
+            ("folders = [{ path = '/etc', tenants = [] }]", "names no tenant"),
+            ("folders = [{ path = '/etc', tenants = ['A'] }]", "is not a name"),
+            ("folders = [{ path = '/etc', wirte = true }]", "did you mean `write`?"),
             ("networks = ['example.com']", "is neither a network nor an address"),
             ("networks = [{ network = '10.0.0.0/8', tenants = 'a' }]", "must be an array of tenants' names"),
             ("write = 'yes'", "must be true or false"),

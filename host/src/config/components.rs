@@ -14,8 +14,9 @@ use super::{
 /// Over the most an instance is never replaced.
 const REUSE: RangeInclusive<u64> = 1..=1_000_000_000;
 
-/// A component's file, which must be within `folder`, links followed.
-pub(super) fn component(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
+/// A component's file, which must be within `folder`, links followed: where it really is, so that what is loaded is what
+/// was checked. As it is written it goes to `named`, for whoever looks for changes.
+pub(super) fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<PathBuf> {
     let text = value.str()?;
     let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.is_empty() || !Path::new(text).components().all(inside) {
@@ -28,7 +29,10 @@ pub(super) fn component(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
         Ok((base, real)) if !real.starts_with(&base) => {
             "leads out of the tenant's folder; put the file itself there".into()
         }
-        Ok((_, real)) if real.is_file() => return Some(path),
+        Ok((_, real)) if real.is_file() => {
+            named.push(path);
+            return Some(real);
+        }
         Ok(_) => "is not a file; name the component's .wasm".into(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             format!("is not in {}; build the component and put it there", base.display())
@@ -40,12 +44,12 @@ pub(super) fn component(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
 }
 
 /// The API: a file, or a table that says more.
-pub(super) fn api(value: Value<'_>, folder: &Path) -> Option<ApiConfig> {
+pub(super) fn api(value: Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<ApiConfig> {
     if value.value.is_str() {
-        return component(&value, folder).map(|file| ApiConfig { file, reuse: ApiConfig::REUSE });
+        return component(&value, folder, named).map(|file| ApiConfig { file, reuse: ApiConfig::REUSE });
     }
     let mut table = value.table("a file's name, or { file = \"api.wasm\", isolation = \"call\" }")?;
-    let file = table.require("file", "file = \"api.wasm\"").and_then(|value| component(&value, folder));
+    let file = table.require("file", "file = \"api.wasm\"").and_then(|value| component(&value, folder, named));
     let reuse = table.count("reuse", &REUSE);
     let isolation = table.take("isolation");
     let fresh = isolation.as_ref().and_then(Value::str).is_some_and(|isolation| isolation == "call");

@@ -19,7 +19,8 @@ const MAX_NAME_BYTES: usize = 255;
 /// Most entries of each kind: opening an instance goes through all of them.
 const MAX_ENTRIES: usize = 256;
 
-/// Reads the section. `settings` have the names that secrets must not have; `code` is what no guest may change.
+/// Reads the section. `settings` have the names that secrets must not have; `code` is what no guest may
+/// change, links followed.
 pub(super) fn grants(
     mut table: Table<'_>,
     secrets: &Secrets<'_>,

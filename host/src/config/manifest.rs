@@ -110,14 +110,15 @@ fn tenant(
         upstreams.extend(upstream(table, &mut names, &secrets));
     }
 
+    let mut named = Vec::new();
     let mut components = root.section("components");
     let filter = components.take("filter");
     if let Some(value) = filter.as_ref().filter(|_| no_upstream) {
         value.problem("needs an [[upstream]]; add one, or remove the filter");
     }
-    let filter = filter.and_then(|value| component(&value, folder));
-    let client = components.take("client").and_then(|value| component(&value, folder));
-    let api = components.take("api").and_then(|value| api(value, folder));
+    let filter = filter.and_then(|value| component(&value, folder, &mut named));
+    let client = components.take("client").and_then(|value| component(&value, folder, &mut named));
+    let api = components.take("api").and_then(|value| api(value, folder, &mut named));
     let job = components.take("job");
     components.finish();
 
@@ -127,7 +128,7 @@ fn tenant(
         (None, Some(listed)) => listed.problem("needs a job; write for example components.job = \"job.wasm\""),
         _ => {}
     }
-    let job = job.and_then(|value| component(&value, folder));
+    let job = job.and_then(|value| component(&value, folder, &mut named));
     let listed = listed.and_then(|value| value.array("an array of tables, each headed [[schedule]]"));
     let mut names = BTreeSet::new();
     let tables = listed.into_iter().flatten().filter_map(|value| value.table("a table, headed [[schedule]]"));
@@ -140,10 +141,10 @@ fn tenant(
     let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
     let settings: Vec<_> =
         root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
-    let code: Vec<_> = [filter.as_ref(), client.as_ref(), api.as_ref().map(|api| &api.file), job.as_ref()]
-        .into_iter()
-        .flatten()
-        .collect();
+    // The manifest may be a link into one of the tenant's folders.
+    let manifest = file.canonicalize().ok();
+    let code = [manifest.as_ref(), filter.as_ref(), client.as_ref(), api.as_ref().map(|api| &api.file), job.as_ref()];
+    let code: Vec<_> = code.into_iter().flatten().collect();
     let grants = Arc::new(grants(root.section("grants"), &secrets, &settings, &code));
     let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
     root.finish();
@@ -158,6 +159,7 @@ fn tenant(
         client,
         api,
         job,
+        named,
         schedules,
         cors,
         compress_above,

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Bounds, HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
-    allowed::{allowed, network},
+    allowed::{HostFiles, allowed, network},
     store::store,
     tenants::{Tenants, TenantsFolder},
     units::show_size,
@@ -98,7 +98,7 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
         // The tenants' mistakes are worth listing even when only their folder's name could be read.
         Err(mut partial) => {
             let folder = partial.take("tenants").filter(|value| value.value.is_str());
-            let bounds = bounds(&mut partial, path);
+            let bounds = bounds(&mut partial, &HostFiles { relay: path, store: None, cache: None });
             let read = |value| TenantsFolder::read(&value, path, bounds).map(|folder| folder.all(&value, secrets));
             (None, folder.and_then(read).unwrap_or_default())
         }
@@ -112,25 +112,26 @@ fn load_with(path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Re
     }
 }
 
-fn bounds(root: &mut Table<'_>, path: &Path) -> Bounds {
-    let caps = TenantCaps::read(root.section("tenant-limits"), path);
-    Bounds { caps, allowed: allowed(root.section("grants"), path) }
+fn bounds(root: &mut Table<'_>, files: &HostFiles<'_>) -> Bounds {
+    let caps = TenantCaps::read(root.section("tenant-limits"), files.relay);
+    Bounds { caps, allowed: allowed(root.section("grants"), files) }
 }
 
 /// Walks `relay.toml`; the tenants come apart, their problems following this file's.
 fn relay(mut root: Table<'_>, path: &Path, secrets: &dyn Fn(&str) -> Option<String>) -> (Option<RelayConfig>, Tenants) {
     let named = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
-    let bounds = bounds(&mut root, path);
+    let store = store(root.section("store"), path, secrets);
+    let cache = root.take("cache").and_then(|value| value.str().map(str::to_owned)).unwrap_or_else(|| CACHE.into());
+    let cache = path.parent().unwrap_or(Path::new("")).join(cache);
+    let bounds = bounds(&mut root, &HostFiles { relay: path, store: Some(&store.file), cache: Some(&cache) });
     let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path, bounds));
     let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
     let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
     let listen = listen(root.section("listen"));
     let limits = limits(root.section("limits"));
-    let store = Some(store(root.section("store"), path, secrets));
-    let cache = root.take("cache").and_then(|value| value.str().map(str::to_owned)).unwrap_or_else(|| CACHE.into());
-    let cache = Some(path.parent().unwrap_or(Path::new("")).join(cache));
     root.finish();
+    let (store, cache) = (Some(store), Some(cache));
     (Some(RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: Vec::new(), folder }), tenants)
 }
 
@@ -329,6 +330,43 @@ mod tests {
         assert_eq!(Folder::new(&files).problems(), expected);
     }
 
+    /// Whoever reads or writes them is the host, or more than it.
+    #[test]
+    fn no_folder_with_the_hosts_own_files_is_listed() {
+        let folder = Folder::new(&[ONE]);
+        for path in ["srv/prices", "data/cache/v1", "store/prices", "etc"] {
+            fs::create_dir_all(folder.0.join(path)).unwrap();
+        }
+        std::os::unix::fs::symlink("../data", folder.0.join("etc/link")).unwrap();
+        // The cache need not be there yet, and may be named by a link.
+        let write = |listed: &str, cache: &str| {
+            let text = format!(
+                "tenants = 'tenants'\ncache = '{cache}'\nstore.file = 'store/r.sqlite'\ngrants.folders = ['{listed}']\n"
+            );
+            folder.write("relay.toml", text.as_bytes());
+        };
+        for cache in ["data/cache", "etc/link/cache", "etc/link/new/cache"] {
+            for listed in ["srv", "srv/prices", "store/prices"] {
+                write(listed, cache);
+                assert!(folder.load().is_ok(), "{listed} {cache}");
+            }
+            for (listed, what) in [(".", "relay.toml"), ("data", "cache"), ("store", "r.sqlite"), ("etc/link", "cache")]
+            {
+                write(listed, cache);
+                let problems = folder.problems();
+                assert_eq!(problems.len(), 1, "{problems:?}");
+                let rest = problems[0]
+                    .strip_prefix(&format!("relay.toml:4: grants.folders: \"{listed}\" has the host's own "));
+                assert!(rest.is_some_and(|rest| rest.contains(what)), "{listed} {cache}: {problems:?}");
+            }
+        }
+        write("data/cache/v1", "data/cache");
+        assert!(folder.problems()[0].contains("is in the host's cache of compiled code"), "{:?}", folder.problems());
+        // What is half read is looked at too.
+        folder.write("relay.toml", b"tenants = 'tenants'\ngrants.folders = ['.']\n[listen\n");
+        assert!(folder.problems().iter().any(|problem| problem.contains("has the host's own")));
+    }
+
     #[test]
     fn tenants_are_read_although_relay_toml_is_half() {
         let found =
@@ -432,10 +470,12 @@ mod tests {
         folder.write("tenants/outside.wasm", b"");
         std::os::unix::fs::symlink("../outside.wasm", folder.0.join("tenants/one/link.wasm")).unwrap();
         std::os::unix::fs::symlink("filter.wasm", folder.0.join("tenants/one/inner.wasm")).unwrap();
+        let real = folder.0.join("tenants/one/filter.wasm").canonicalize().unwrap();
         for filter in ["filter.wasm", "./filter.wasm", "inner.wasm"] {
             folder.write(ONE.0, manifest(filter).as_bytes());
             let config = folder.load().unwrap();
-            assert_eq!(config.tenants[0].filter, Some(folder.0.join("tenants/one").join(filter)));
+            assert_eq!(config.tenants[0].filter.as_ref(), Some(&real));
+            assert_eq!(config.tenants[0].files(), [folder.0.join("tenants/one").join(filter)]);
         }
         for (filter, message) in [
             ("../outside.wasm", "is not within the tenant's folder; write for example \"filter.wasm\""),
@@ -465,7 +505,7 @@ mod tests {
             write(api);
             let config = folder.load().unwrap().tenants.remove(0);
             let api = config.api.unwrap();
-            assert_eq!((api.file, api.reuse), (folder.0.join("tenants/one/api.wasm"), reuse));
+            assert_eq!((api.file, api.reuse), (folder.0.join("tenants/one/api.wasm").canonicalize().unwrap(), reuse));
         }
         for (api, messages) in [
             (

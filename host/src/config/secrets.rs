@@ -10,7 +10,7 @@ use super::{
     units::show_size,
     walk::{Value, quote},
 };
-use crate::grants::{Allowed, Secret, real_path};
+use crate::grants::{Allowed, Secret, meet, real_path};
 
 /// Largest file with a secret in it, in bytes: keys and certificates have less.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
@@ -37,9 +37,11 @@ impl Secrets<'_> {
     /// tenants' folders, whatever the operator lists.
     pub(super) fn may_have(&self, tenant: &str, path: &Path, write: bool) -> io::Result<bool> {
         let tenants = self.folder.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let (own, tenants) = (self.own_folder()?, tenants.canonicalize()?);
-        let meets = |other: &Path| path.starts_with(other) || other.starts_with(path);
-        Ok(!meets(&own) && !meets(&tenants) && self.allowed.has_folder(tenant, path, write))
+        if !self.allowed.has_folder(tenant, path, write) {
+            return Ok(false);
+        }
+        let kept = [self.own_folder()?, tenants.canonicalize()?];
+        Ok(!kept.into_iter().chain(linked(tenants)?).any(|kept| meet(&kept, path)))
     }
 
     /// An environment variable that the tenant may read: `<TENANT>__<NAME>`, `<NAME>` having no leading or double
@@ -91,6 +93,19 @@ impl Secrets<'_> {
         value.problem(format!("{} {message}", quote(name)));
         None
     }
+}
+
+/// Where the tenants' folders that are links really are; the others are in the folder of tenants.
+fn linked(tenants: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in tenants.read_dir()? {
+        let entry = entry?;
+        if entry.file_type()?.is_symlink() {
+            // One that leads nowhere has nothing to keep.
+            folders.extend(entry.path().canonicalize().ok());
+        }
+    }
+    Ok(folders)
 }
 
 /// The file, and where it really is.

@@ -41,6 +41,11 @@ pub fn real_path(opened: &File) -> io::Result<PathBuf> {
     by_descriptor(opened.as_raw_fd()).read_link()
 }
 
+/// Whether one of two paths is in the other, both with their links followed.
+pub fn meet(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
 /// The kernel's own link to an open file (proc(5)).
 fn by_descriptor(descriptor: RawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{descriptor}"))

@@ -180,6 +180,7 @@ async fn channels_that_cannot_be_are_the_handlers_fault() {
     for path in ["/t?many=65", long.as_str(), "/listed?channels=news,other"] {
         let (status, code, message) = refused(&relay, path).await;
         assert_eq!((status, code.as_str()), (500, "handler"), "{path}: {message}");
+        assert!(message.ends_with("channels that cannot be"), "what the handler named is not for clients: {message}");
     }
     assert_eq!(counted(&relay, "handler").await, 3.0);
     assert_eq!(failures(&relay, "guest_broke", "channels").await, 2.0);

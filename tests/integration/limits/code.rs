@@ -64,13 +64,13 @@ async fn a_call_that_is_too_long_is_counted_by_its_limit() {
 async fn handles_that_leak_cost_the_call_and_its_instance() {
     let relay = handled("client-call = \"1m\"").await;
     let mut client = relay.client("/t").await;
-    assert_eq!(ask(&mut client, "leak 5000").await, "leaked");
-    assert!(ask(&mut client, "leak 6000").await.contains("\"code\":100"));
+    assert_eq!(ask(&mut client, "leak 500").await, "leaked");
+    assert!(ask(&mut client, "leak 600").await.contains("\"code\":100"));
     let labels = [("tenant", "t"), ("blame", "guest_broke"), ("reason", "trap")];
     assert_eq!(relay.metric("edge_relay_guest_failures_total", &labels).await, 1.0);
     assert_eq!(refusals(&relay, "handles").await, 1.0);
-    relay.logged(&["WARN", "tenant.name=t", "holds more than 10000 handles"]).await;
-    assert_eq!(ask(&mut client, "leak 5000").await, "leaked");
+    relay.logged(&["WARN", "tenant.name=t", "holds more than 1000 handles"]).await;
+    assert_eq!(ask(&mut client, "leak 500").await, "leaked");
 }
 
 #[tokio::test]

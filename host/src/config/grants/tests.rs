@@ -122,7 +122,7 @@ fn folders_of_the_tenants_own() {
         ("itself", "is the tenant's own folder"),
         ("out", "leads out of the tenant's folder"),
         ("root", "leads out of the tenant's folder"),
-        ("code", "has the component job.wasm in it"),
+        ("code", "has job.wasm in it"),
         ("none", "cannot be opened"),
         ("key", "cannot be opened"),
     ] {
@@ -132,6 +132,27 @@ fn folders_of_the_tenants_own() {
     place.allowed.write = true;
     let grants = place.read("folders = { '/data' = { path = 'data', write = true } }").unwrap().grants;
     assert!(grants.folders[0].write && !grants.read_only().folders[0].write);
+}
+
+/// Else a guest could write its own limits and grants.
+#[test]
+fn no_folder_has_the_manifest_in_it() {
+    let place = Place::new();
+    place.write("tenants/t/data/deep/real.toml", "");
+    symlink("data/deep/real.toml", place.root.join("tenants/t/tenant.toml")).unwrap();
+    place.refuses("folders = { '/data' = 'data' }", "has real.toml in it");
+    assert_eq!(place.read("folders = {}").unwrap().named, [place.root.join("tenants/t/code/job.wasm")]);
+}
+
+/// What is loaded is what was checked, wherever a link leads by then; and a change of the link is a change.
+#[test]
+fn code_is_where_the_links_led() {
+    let place = Place::new();
+    let (link, code) = (place.root.join("tenants/t/code/job.wasm"), place.root.join("tenants/t/code/v1.wasm"));
+    fs::rename(&link, &code).unwrap();
+    symlink("v1.wasm", &link).unwrap();
+    let config = place.read("").unwrap();
+    assert_eq!((config.job, config.named), (Some(code), vec![link]));
 }
 
 #[test]
@@ -156,6 +177,10 @@ fn folders_that_the_operator_lists() {
         place.refuses(&ask(&place.path(path), false), "is not for this tenant");
     }
     assert!(place.read(&ask(&place.path("secret"), true)).is_ok());
+    // Another tenant's folder is a link to it.
+    symlink("../secret", place.root.join("tenants/v")).unwrap();
+    place.refuses(&ask(&place.path("secret"), true), "is not for this tenant");
+    assert!(place.read(&ask(&prices, true)).is_ok());
 }
 
 #[test]

@@ -10,15 +10,17 @@ use edge_relay::tenant::{
 };
 use wasi::{config::store as settings, keyvalue::store};
 use wasip2::{
+    cli::stdout::get_stdout,
     clocks::monotonic_clock,
     http::{
         outgoing_handler,
         types::{
-            ErrorCode, Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse,
+            ErrorCode, Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse,
             ResponseOutparam, Scheme,
         },
     },
     io::streams::{OutputStream, StreamError},
+    random::random::get_random_bytes,
 };
 
 wit_bindgen::generate!({
@@ -112,8 +114,30 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
             }
             text(place, "leaked".to_owned());
         }
+        "/parts" => text(place, parts(|name| number(name) as usize)),
+        "/random" => {
+            black_box(get_random_bytes(number("bytes")));
+            text(place, "done".to_owned());
+        }
+        "/stdout" => {
+            let _ = get_stdout().write(&vec![b'x'; number("bytes") as usize]);
+            text(place, "done".to_owned());
+        }
         _ => with_status(place, 404, Some("no such path")),
     }
+}
+
+/// Sets a request's parts and a field to texts of such lengths, and says which were taken, and what a body's stream takes.
+fn parts(length: impl Fn(&str) -> usize) -> String {
+    let (request, of) = (OutgoingRequest::new(Fields::new()), |name| "x".repeat(length(name)));
+    let method = request.set_method(&Method::Other(of("method"))).is_ok();
+    let authority = request.set_authority(Some(&of("authority"))).is_ok();
+    let path = request.set_path_with_query(Some(&format!("/{}", of("path").split_off(1)))).is_ok();
+    let field = Fields::new().set("x", &[of("field").into_bytes()]).is_ok();
+    let body = request.body().ok();
+    let stream = body.as_ref().and_then(|body| body.write().ok());
+    let taken = stream.as_ref().and_then(|stream| stream.check_write().ok()).unwrap_or_default();
+    format!("{method} {authority} {path} {field} {taken}")
 }
 
 /// Appends rows one after another, `first` to before `first + rows`, each its number filled up to so many `bytes`; says how
