@@ -99,11 +99,14 @@ async fn what_is_behind_handles_is_bounded() {
         let asked = format!("/t/parts?method={method}&authority={authority}&path={path}&field={field}");
         http.get(&asked).await.body
     };
-    assert_eq!(parts(64, 1 << 10, 16 << 10, 32_000).await, "true true true true 65536");
+    assert_eq!(parts(64, 1 << 10, 16 << 10, 73_000).await, "true true true true 65536");
     let refusals = [("tenant", "t"), ("limit", "request-part")];
     assert_eq!(relay.metric("edge_relay_limit_refusals_total", &refusals).await, 0.0);
-    assert_eq!(parts(65, (1 << 10) + 1, (16 << 10) + 1, 33_000).await, "false false false false 65536");
+    assert_eq!(parts(65, (1 << 10) + 1, (16 << 10) + 1, 1).await, "false false false true 65536");
     assert_eq!(relay.metric("edge_relay_limit_refusals_total", &refusals).await, 3.0);
+    assert!(parts(1, 1, 1, 74_000).await.contains("api_broke"));
+    failed(&relay, "guest_broke", "trap", 1.0).await;
+    neighbour_has_served(&relay, 1).await;
 }
 
 #[tokio::test]

@@ -41,8 +41,9 @@ const MAX_TABLE: usize = 100_000;
 /// Handles that an instance may hold at once: streams, buckets, requests, header fields. What is behind one takes some 100 KiB of
 /// the host's memory at the most, which `memory` does not count.
 pub(super) const MAX_HANDLES: usize = 1_000;
-/// Bytes of the header fields behind one handle, with some 32 for each name and each value: common servers take 8 or 16 KiB.
-const MAX_FIELDS: usize = 32 << 10;
+/// Bytes of the header fields behind one handle, with some 32 for each name and each value. Over it wasmtime traps: what an API
+/// is sent, 64 KiB and a hundred fields at the most, must fit, or a client could break a guest that hands its fields on.
+const MAX_FIELDS: usize = 72 << 10;
 
 /// Bytes that one call may hand over to the host beside the largest publication or value, each of which is copied: some
 /// hundred thousand small publications, the records of one append. A list may name the same memory a thousand times.
