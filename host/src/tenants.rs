@@ -41,6 +41,7 @@ mod watch;
 pub use check::trial;
 pub use load::load_all;
 use upstreams::{Planned, RunningUpstream};
+pub use watch::Watch;
 
 /// Instances that have gone since the allocator gave back what they had: a hundred leave some 10 MiB with it.
 const TRIM_AFTER: usize = 100;
