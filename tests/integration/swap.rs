@@ -172,6 +172,21 @@ async fn tenants_come_and_go() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_comes_before_its_code_is_refused_until_that_is_there() {
+    let mut scene = Scene::new().await;
+    let mut other = Partner::start().await;
+    let folder = scene.relay.folder();
+    folder.write("tenants/u/tenant.toml", manifest(&other, "other", "").replace("\"t\"", "\"u\""));
+    swapped(&scene.relay, "u", "refused", 1).await;
+    folder.write("tenants/u/filter.wasm", guests::versioned(7));
+    swapped(&scene.relay, "u", "applied", 1).await;
+    let mut client = scene.relay.client("/u?channel=out").await;
+    other.accept().await.text("hello").await;
+    assert_eq!(client.text().await, "hello code-0007 0007 other");
+    scene.filters("code-0001 0001 first").await;
+}
+
+#[tokio::test]
 async fn a_newcomer_may_not_take_what_another_has() {
     let mut scene = Scene::new().await;
     let folder = scene.relay.folder();

@@ -2,7 +2,8 @@
 //!
 //! A tenant's manifest and the files that it names are told apart by inode, size and time of change. A change counts once
 //! it has stood from one look to the next, so that nothing is read half written; at SIGHUP all that is other than what runs
-//! counts at once, what was refused included.
+//! counts at once, what was refused included. What was refused is looked at again when its folder changes too: a file that its
+//! manifest names may have come.
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +27,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The state of a tenant's files; those that are not there count too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
+    /// Of the folder itself: what comes into it may be what a refused manifest waits for.
+    folder: Option<State>,
     manifest: Option<State>,
     /// Those that the manifest names.
     files: Vec<Option<State>>,
@@ -140,10 +143,10 @@ impl Watch {
         });
         for (folder, fingerprint) in found {
             let known = self.known.entry(folder.clone()).or_default();
-            let is_new = known.settled.as_ref() != Some(&fingerprint);
+            let is_new = known.is_new(&fingerprint);
             if known.busy || !(is_new || at_once && known.refused) {
                 known.seen = None;
-            } else if at_once || known.seen.as_ref() == Some(&fingerprint) {
+            } else if at_once || known.seen.as_ref().is_some_and(|seen| seen.is_of_same_files(&fingerprint)) {
                 known.busy = true;
                 known.seen = None;
                 changes.push(Change::Changed(folder, fingerprint));
@@ -164,10 +167,22 @@ fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<
     Ok(folder.folders()?.into_iter().map(fingerprint).collect())
 }
 
+impl Known {
+    /// A manifest may be refused for a file that is not there, and then it is not known which it names.
+    fn is_new(&self, found: &Fingerprint) -> bool {
+        let Some(settled) = &self.settled else { return true };
+        !settled.is_of_same_files(found) || self.refused && settled.folder != found.folder
+    }
+}
+
 impl Fingerprint {
     fn of(folder: &Path, files: &[PathBuf]) -> Self {
         let manifest = state(&TenantsFolder::manifest(folder));
-        Self { manifest, files: Vec::new() }.naming(files)
+        Self { folder: state(folder), manifest, files: Vec::new() }.naming(files)
+    }
+
+    fn is_of_same_files(&self, other: &Self) -> bool {
+        (&self.manifest, &self.files) == (&other.manifest, &other.files)
     }
 
     /// Of the same manifest, which turns out to name these files: taken before they are loaded.
