@@ -43,9 +43,13 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(Folder::new(""), "").await
+    }
+
+    /// Its manifest has more.
+    async fn with(folder: Folder, more: &str) -> Self {
         let mut partner = Partner::start().await;
-        let folder = Folder::new("");
-        folder.write("tenants/t/tenant.toml", manifest(&partner, "first", ""));
+        folder.write("tenants/t/tenant.toml", manifest(&partner, "first", more));
         folder.write("tenants/t/filter.wasm", guests::versioned(1));
         let relay = Relay::serve(folder).await;
         let client = relay.client("/t?channel=out").await;
@@ -210,6 +214,23 @@ async fn an_upstream_that_changes_is_closed_before_the_next_is_opened() {
     scene.filters("code-0001 0001 second").await;
     assert_eq!(scene.partner.connections(), 1);
     assert_eq!(scene.relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_filter_that_is_swapped_keeps_its_place_while_others_wait_for_one() {
+    let folder = Folder::new("");
+    folder.copy(guests::api(), "tenants/t/api.wasm");
+    let mut scene = Scene::with(folder, "api = \"api.wasm\"\n[limits]\ninstances = 1\napi-call = \"1m\"").await;
+    scene.filters("code-0001 0001 first").await;
+    // Once it has a place it does not give it back.
+    let mut http = scene.relay.http().await;
+    tokio::spawn(async move { http.get("/t/wait").await.body });
+    let labels = [("tenant", "t"), ("limit", "instances")];
+    scene.relay.metric_reaches("edge_relay_limit_refusals_total", &labels, 1.0).await;
+    scene.write("filter.wasm", guests::versioned(2));
+    scene.swapped(1).await;
+    scene.filters("code-0002 0002 first").await;
+    assert_eq!(scene.relay.metric("edge_relay_guest_lost_total", &[]).await, 0.0);
 }
 
 #[tokio::test]
