@@ -234,6 +234,25 @@ async fn a_filter_that_is_swapped_keeps_its_place_while_others_wait_for_one() {
 }
 
 #[tokio::test]
+async fn idle_instances_of_old_code_go_though_a_call_still_runs_in_it() {
+    let folder = Folder::new("");
+    folder.copy(guests::api(), "tenants/t/api.wasm");
+    let more = "api = \"api.wasm\"\n[limits]\napi-call = \"1m\"\ninstance-idle = \"1m\"";
+    let scene = Scene::with(folder, more).await;
+    let instances = async |wanted| {
+        scene.relay.metric_is("edge_relay_guest_instances", &[("tenant", "t"), ("role", "api")], wanted).await;
+    };
+    let mut http = scene.relay.http().await;
+    tokio::spawn(async move { http.get("/t/wait").await.body });
+    instances(1.0).await;
+    assert_eq!(scene.relay.http().await.get("/t/count").await.body, "1");
+    instances(2.0).await;
+    scene.write("tenant.toml", manifest(&scene.partner, "second", more));
+    scene.swapped(1).await;
+    instances(1.0).await;
+}
+
+#[tokio::test]
 async fn a_handler_that_comes_is_asked_and_one_that_goes_is_not() {
     let mut scene = Scene::new().await;
     scene.write("client.wasm", std::fs::read(guests::handler()).unwrap());
