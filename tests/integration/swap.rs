@@ -253,6 +253,15 @@ async fn idle_instances_of_old_code_go_though_a_call_still_runs_in_it() {
 }
 
 #[tokio::test]
+async fn a_filter_that_begins_to_follow_demand_is_told_of_channels_before_the_next_message() {
+    let mut scene = Scene::new().await;
+    scene.filters("code-0001 0001 first").await;
+    scene.write("filter.wasm", std::fs::read(guests::demand()).unwrap());
+    scene.swapped(1).await;
+    assert_eq!(scene.peer.next_text().await, "feed: active out");
+}
+
+#[tokio::test]
 async fn a_handler_that_comes_is_asked_and_one_that_goes_is_not() {
     let mut scene = Scene::new().await;
     scene.write("client.wasm", std::fs::read(guests::handler()).unwrap());
