@@ -122,10 +122,14 @@ impl Guests {
         self.tasks.clone()
     }
 
-    /// Starts a filter for one upstream.
-    pub fn filter(&mut self, live: Arc<LiveFilter>) -> FilterQueue {
+    /// Starts a filter for one upstream. `end`: let go of when its worker has ended, which is after the queue.
+    pub fn filter(&mut self, live: Arc<LiveFilter>, end: impl Send + 'static) -> FilterQueue {
         let (queue, worker) = filter::worker(live);
         self.forget_finished();
+        let worker = async move {
+            worker.await;
+            drop(end);
+        };
         self.workers.spawn_on(worker, self.runtime.handle());
         queue
     }

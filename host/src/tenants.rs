@@ -12,10 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::oneshot,
-    task::{JoinSet, spawn_blocking},
-};
+use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
     client::Shards,
@@ -301,14 +298,16 @@ impl Tenants {
         };
         let filter =
             code.filter.as_ref().map(|code| Live::new(Arc::clone(code), guest(FilterCode::ROLE, &config.name)));
+        // Dropped by the last of the two that hold it, the upstream and its filter.
+        let (end, ended) = shutdown::stop();
+        let end = Arc::new(end);
         let sink = match (&filter, &mut self.guests) {
-            (Some(filter), Some(guests)) => Sink::Filter(guests.filter(Arc::clone(filter))),
+            (Some(filter), Some(guests)) => Sink::Filter(guests.filter(Arc::clone(filter), Arc::clone(&end))),
             _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
         };
         let need = Need::new(&tenant.channels.demand, config.linger);
         let metrics = Arc::new(self.metrics.upstream(&tenant.name, &config.name));
         let (trigger, stop) = shutdown::stop();
-        let (end, ended) = oneshot::channel();
         let upstream = Upstream {
             tenant: Arc::clone(&tenant.name),
             config: config.clone(),
@@ -320,13 +319,12 @@ impl Tenants {
         let connector = self.connector.clone();
         while self.upstreams.try_join_next().is_some() {}
         self.upstreams.spawn(async move {
-            if let Some(before) = before {
-                // An error is its end too: a partner allows few connections.
-                let _ = before.await;
+            if let Some(mut before) = before {
+                // A partner allows few connections.
+                before.wait().await;
             }
             upstream.run(connector, stop).await;
-            // Nobody waits for an upstream that nothing takes the place of.
-            let _ = end.send(());
+            drop(end);
         });
         RunningUpstream { config, handle, filter, _stop: trigger, ended }
     }

@@ -262,6 +262,26 @@ async fn a_filter_that_begins_to_follow_demand_is_told_of_channels_before_the_ne
 }
 
 #[tokio::test]
+async fn an_upstream_that_changes_waits_for_the_filter_before_it() {
+    let (mut one, mut other) = (Partner::start().await, Partner::start().await);
+    let limits = "[limits]\nfilter-call = \"3s\"";
+    let folder = Folder::new("").filtered("t", &one.url(), guests::demand(), limits);
+    let relay = Relay::serve(folder).await;
+    let mut peer = one.accept().await;
+    assert_eq!(peer.next_text().await, "open ");
+    // The filter is busy with it for as long as it may.
+    let _client = relay.client("/t?channel=loop").await;
+    let manifest = relay.folder().path("tenants/t/tenant.toml");
+    let changed = std::fs::read_to_string(&manifest).unwrap().replace(&one.url(), &other.url());
+    std::fs::write(&manifest, changed).unwrap();
+    relay.signal(Signal::HUP);
+    swapped(&relay, "t", "applied", 1).await;
+    // What its on-close was told is there when the next is opened.
+    let opened = other.accept().await.next_text().await;
+    assert!(opened.strip_prefix("open ").is_some_and(|ended| !ended.is_empty()), "{opened:?}");
+}
+
+#[tokio::test]
 async fn a_handler_that_comes_is_asked_and_one_that_goes_is_not() {
     let mut scene = Scene::new().await;
     scene.write("client.wasm", std::fs::read(guests::handler()).unwrap());
