@@ -134,10 +134,17 @@ impl Guests {
         queue
     }
 
-    /// Starts a schedule of a job.
-    pub fn job(&mut self, job: Job, stop: Stop) {
+    /// Starts a schedule of a job, after the end of the one that it takes the place of. `end`: let go of at its own.
+    pub fn job(&mut self, job: Job, before: Option<Stop>, stop: Stop, end: impl Send + 'static) {
         self.forget_finished();
-        self.workers.spawn_on(job.run(stop), self.runtime.handle());
+        let worker = async move {
+            if let Some(mut before) = before {
+                before.wait().await;
+            }
+            job.run(stop).await;
+            drop(end);
+        };
+        self.workers.spawn_on(worker, self.runtime.handle());
     }
 
     /// Those of tenants that have gone.

@@ -23,7 +23,7 @@ use crate::{
     memory,
     metrics::Metrics,
     routes::{Route, Routes},
-    shutdown::{self, Trigger},
+    shutdown::{self, Stop, Trigger},
     store::{self, Keep, Store, StoreConfig},
     tenant::{Code, Tenant, Version},
     upstream::{Connector, Need, Sink, Upstream},
@@ -111,6 +111,8 @@ struct RunningJob {
     job: Arc<LiveJob>,
     /// Dropped, it ends.
     _stop: Trigger,
+    /// Told when it has: a call under way is finished.
+    ended: Stop,
 }
 
 impl Tenants {
@@ -329,7 +331,8 @@ impl Tenants {
         RunningUpstream { config, handle, filter, _stop: trigger, ended }
     }
 
-    /// Schedules that go on with new code, and new ones; the others end with their triggers.
+    /// Schedules that go on with new code, and new ones; the others end with their triggers, those that changed before their
+    /// successors begin.
     fn jobs(
         &mut self,
         config: &TenantConfig,
@@ -348,11 +351,14 @@ impl Tenants {
                 jobs.push(kept);
                 continue;
             }
+            let changed = before.iter().position(|job| job.schedule.name == schedule.name);
+            let before = changed.map(|at| before.swap_remove(at).ended);
             let job = Live::new(Arc::clone(code), guest);
             let missed = self.metrics.missed_ticks(&tenant.name, JobCode::ROLE, &schedule.name);
             let (trigger, stop) = shutdown::stop();
-            guests.job(Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }, stop);
-            jobs.push(RunningJob { schedule: schedule.clone(), job, _stop: trigger });
+            let (end, ended) = shutdown::stop();
+            guests.job(Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }, before, stop, end);
+            jobs.push(RunningJob { schedule: schedule.clone(), job, _stop: trigger, ended });
         }
         jobs
     }

@@ -282,6 +282,32 @@ async fn an_upstream_that_changes_waits_for_the_filter_before_it() {
 }
 
 #[tokio::test]
+async fn a_schedule_that_changes_waits_for_the_call_before_it() {
+    let schedule = |every: &str| {
+        format!(
+            "name = \"t\"\n[components]\njob = \"job.wasm\"\n[limits]\njob-call = \"3s\"\n\
+             [[schedule]]\nname = \"loop\"\nevery = \"{every}\"\nafter = \"1ms\"\n"
+        )
+    };
+    let folder = Folder::new("");
+    folder.copy(guests::probe(), "tenants/t/job.wasm");
+    folder.write("tenants/t/tenant.toml", schedule("1h"));
+    let relay = Relay::serve(folder).await;
+    relay.metric_is("edge_relay_guest_instances", &[("role", "job")], 1.0).await;
+    relay.folder().write("tenants/t/tenant.toml", schedule("2h"));
+    relay.signal(Signal::HUP);
+    swapped(&relay, "t", "applied", 1).await;
+    until("the end of the first call", async || {
+        assert!(relay.metric("edge_relay_guest_instances", &[("role", "job")]).await <= 1.0, "two calls at once");
+        let ended = relay.metric("edge_relay_guest_failures_total", &[("role", "job"), ("reason", "deadline")]).await;
+        if ended >= 1.0 { Ok(()) } else { Err("it runs".to_owned()) }
+    })
+    .await;
+    // The one that waited has its turn.
+    relay.metric_reaches("edge_relay_guest_failures_total", &[("role", "job"), ("reason", "deadline")], 2.0).await;
+}
+
+#[tokio::test]
 async fn a_handler_that_comes_is_asked_and_one_that_goes_is_not() {
     let mut scene = Scene::new().await;
     scene.write("client.wasm", std::fs::read(guests::handler()).unwrap());
