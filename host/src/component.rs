@@ -123,18 +123,29 @@ impl Guests {
         self.tasks.clone()
     }
 
-    /// Starts a filter for one upstream.
-    pub fn filter(&mut self, live: Arc<LiveFilter>) -> FilterQueue {
+    /// Starts a filter for one upstream. `end`: let go of when its worker has ended, which is after the queue.
+    pub fn filter(&mut self, live: Arc<LiveFilter>, end: impl Send + 'static) -> FilterQueue {
         let (queue, worker) = filter::worker(live);
         self.forget_finished();
+        let worker = async move {
+            worker.await;
+            drop(end);
+        };
         self.workers.spawn_on(worker, self.runtime.handle());
         queue
     }
 
-    /// Starts a schedule of a job.
-    pub fn job(&mut self, job: Job, stop: Stop) {
+    /// Starts a schedule of a job, after the end of the one that it takes the place of. `end`: let go of at its own.
+    pub fn job(&mut self, job: Job, before: Option<Stop>, stop: Stop, end: impl Send + 'static) {
         self.forget_finished();
-        self.workers.spawn_on(job.run(stop), self.runtime.handle());
+        let worker = async move {
+            if let Some(mut before) = before {
+                before.wait().await;
+            }
+            job.run(stop).await;
+            drop(end);
+        };
+        self.workers.spawn_on(worker, self.runtime.handle());
     }
 
     /// Those of tenants that have gone.

@@ -20,7 +20,7 @@ use crate::{
     shutdown::Stop,
     store::{self, Keep, Store, StoreConfig},
     tenant::Code,
-    tenants::{self, Records, Tenants},
+    tenants::{self, Records, Tenants, Watch},
     upstream::Connector,
 };
 
@@ -52,8 +52,8 @@ pub struct Relay {
     pub admin: Option<SocketAddr>,
     pub metrics: Arc<Metrics>,
     tenants: Tenants,
-    /// Where tenants may change.
-    folder: Option<TenantsFolder>,
+    /// Of where tenants may change.
+    watch: Option<Watch>,
     engine: EngineSource,
     door: Arc<Door>,
     listener: TcpListener,
@@ -68,6 +68,7 @@ impl Relay {
     pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new());
         let mut engine = EngineSource::new(config.limits, config.cache.clone(), Arc::clone(&metrics));
+        let watch = config.folder.and_then(|folder| watch(folder, &config.tenants));
         let codes = load_code(&config.tenants, &mut engine)?;
 
         let listen =
@@ -127,7 +128,7 @@ impl Relay {
             admin,
             metrics,
             tenants,
-            folder: config.folder,
+            watch,
             engine,
             door: Arc::new(door),
             listener,
@@ -149,7 +150,7 @@ impl Relay {
         if let Some(listener) = self.admin_listener {
             doors.spawn(admin::run(listener, routes, self.metrics, stop.clone()));
         }
-        self.tenants.run(self.folder, self.engine, stop.clone()).await;
+        self.tenants.run(self.watch, self.engine, stop.clone()).await;
         stop.wait().await;
         while doors.join_next().await.is_some() {}
         self.tenants.stop_all(self.shutdown_timeout).await;
@@ -157,6 +158,11 @@ impl Relay {
         self.door.shards.shutdown();
         self.tenants.end(self.shutdown_timeout).await;
     }
+}
+
+fn watch(folder: TenantsFolder, tenants: &[TenantConfig]) -> Option<Watch> {
+    let watch = Watch::new(folder, tenants);
+    watch.inspect_err(|error| tracing::error!(%error, "the tenants' folder is not watched")).ok()
 }
 
 /// Opens the store, its folder made if need be.

@@ -12,10 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::oneshot,
-    task::{JoinSet, spawn_blocking},
-};
+use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
     client::Shards,
@@ -26,7 +23,7 @@ use crate::{
     memory,
     metrics::Metrics,
     routes::{Route, Routes},
-    shutdown::{self, Trigger},
+    shutdown::{self, Stop, Trigger},
     store::{self, Keep, Store, StoreConfig},
     tenant::{Code, Tenant, Version},
     upstream::{Connector, Need, Sink, Upstream},
@@ -41,6 +38,7 @@ mod watch;
 pub use check::trial;
 pub use load::load_all;
 use upstreams::{Planned, RunningUpstream};
+pub use watch::Watch;
 
 /// Instances that have gone since the allocator gave back what they had: a hundred leave some 10 MiB with it.
 const TRIM_AFTER: usize = 100;
@@ -113,6 +111,8 @@ struct RunningJob {
     job: Arc<LiveJob>,
     /// Dropped, it ends.
     _stop: Trigger,
+    /// Told when it has: a call under way is finished.
+    ended: Stop,
 }
 
 impl Tenants {
@@ -300,14 +300,16 @@ impl Tenants {
         };
         let filter =
             code.filter.as_ref().map(|code| Live::new(Arc::clone(code), guest(FilterCode::ROLE, &config.name)));
+        // Dropped by the last of the two that hold it, the upstream and its filter.
+        let (end, ended) = shutdown::stop();
+        let end = Arc::new(end);
         let sink = match (&filter, &mut self.guests) {
-            (Some(filter), Some(guests)) => Sink::Filter(guests.filter(Arc::clone(filter))),
+            (Some(filter), Some(guests)) => Sink::Filter(guests.filter(Arc::clone(filter), Arc::clone(&end))),
             _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
         };
         let need = Need::new(&tenant.channels.demand, config.linger);
         let metrics = Arc::new(self.metrics.upstream(&tenant.name, &config.name));
         let (trigger, stop) = shutdown::stop();
-        let (end, ended) = oneshot::channel();
         let upstream = Upstream {
             tenant: Arc::clone(&tenant.name),
             config: config.clone(),
@@ -319,18 +321,18 @@ impl Tenants {
         let connector = self.connector.clone();
         while self.upstreams.try_join_next().is_some() {}
         self.upstreams.spawn(async move {
-            if let Some(before) = before {
-                // An error is its end too: a partner allows few connections.
-                let _ = before.await;
+            if let Some(mut before) = before {
+                // A partner allows few connections.
+                before.wait().await;
             }
             upstream.run(connector, stop).await;
-            // Nobody waits for an upstream that nothing takes the place of.
-            let _ = end.send(());
+            drop(end);
         });
         RunningUpstream { config, handle, filter, _stop: trigger, ended }
     }
 
-    /// Schedules that go on with new code, and new ones; the others end with their triggers.
+    /// Schedules that go on with new code, and new ones; the others end with their triggers, those that changed before their
+    /// successors begin.
     fn jobs(
         &mut self,
         config: &TenantConfig,
@@ -349,11 +351,14 @@ impl Tenants {
                 jobs.push(kept);
                 continue;
             }
+            let changed = before.iter().position(|job| job.schedule.name == schedule.name);
+            let before = changed.map(|at| before.swap_remove(at).ended);
             let job = Live::new(Arc::clone(code), guest);
             let missed = self.metrics.missed_ticks(&tenant.name, JobCode::ROLE, &schedule.name);
             let (trigger, stop) = shutdown::stop();
-            guests.job(Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }, stop);
-            jobs.push(RunningJob { schedule: schedule.clone(), job, _stop: trigger });
+            let (end, ended) = shutdown::stop();
+            guests.job(Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }, before, stop, end);
+            jobs.push(RunningJob { schedule: schedule.clone(), job, _stop: trigger, ended });
         }
         jobs
     }

@@ -43,9 +43,13 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(Folder::new(""), "").await
+    }
+
+    /// Its manifest has more.
+    async fn with(folder: Folder, more: &str) -> Self {
         let mut partner = Partner::start().await;
-        let folder = Folder::new("");
-        folder.write("tenants/t/tenant.toml", manifest(&partner, "first", ""));
+        folder.write("tenants/t/tenant.toml", manifest(&partner, "first", more));
         folder.write("tenants/t/filter.wasm", guests::versioned(1));
         let relay = Relay::serve(folder).await;
         let client = relay.client("/t?channel=out").await;
@@ -172,6 +176,21 @@ async fn tenants_come_and_go() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_comes_before_its_code_is_refused_until_that_is_there() {
+    let mut scene = Scene::new().await;
+    let mut other = Partner::start().await;
+    let folder = scene.relay.folder();
+    folder.write("tenants/u/tenant.toml", manifest(&other, "other", "").replace("\"t\"", "\"u\""));
+    swapped(&scene.relay, "u", "refused", 1).await;
+    folder.write("tenants/u/filter.wasm", guests::versioned(7));
+    swapped(&scene.relay, "u", "applied", 1).await;
+    let mut client = scene.relay.client("/u?channel=out").await;
+    other.accept().await.text("hello").await;
+    assert_eq!(client.text().await, "hello code-0007 0007 other");
+    scene.filters("code-0001 0001 first").await;
+}
+
+#[tokio::test]
 async fn a_newcomer_may_not_take_what_another_has() {
     let mut scene = Scene::new().await;
     let folder = scene.relay.folder();
@@ -202,6 +221,97 @@ async fn an_upstream_that_changes_is_closed_before_the_next_is_opened() {
     scene.filters("code-0001 0001 second").await;
     assert_eq!(scene.partner.connections(), 1);
     assert_eq!(scene.relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_filter_that_is_swapped_keeps_its_place_while_others_wait_for_one() {
+    let folder = Folder::new("");
+    folder.copy(guests::api(), "tenants/t/api.wasm");
+    let mut scene = Scene::with(folder, "api = \"api.wasm\"\n[limits]\ninstances = 1\napi-call = \"1m\"").await;
+    scene.filters("code-0001 0001 first").await;
+    // Once it has a place it does not give it back.
+    let mut http = scene.relay.http().await;
+    tokio::spawn(async move { http.get("/t/wait").await.body });
+    let labels = [("tenant", "t"), ("limit", "instances")];
+    scene.relay.metric_reaches("edge_relay_limit_refusals_total", &labels, 1.0).await;
+    scene.write("filter.wasm", guests::versioned(2));
+    scene.swapped(1).await;
+    scene.filters("code-0002 0002 first").await;
+    assert_eq!(scene.relay.metric("edge_relay_guest_lost_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn idle_instances_of_old_code_go_though_a_call_still_runs_in_it() {
+    let folder = Folder::new("");
+    folder.copy(guests::api(), "tenants/t/api.wasm");
+    let more = "api = \"api.wasm\"\n[limits]\napi-call = \"1m\"\ninstance-idle = \"1m\"";
+    let scene = Scene::with(folder, more).await;
+    let instances = async |wanted| {
+        scene.relay.metric_is("edge_relay_guest_instances", &[("tenant", "t"), ("role", "api")], wanted).await;
+    };
+    let mut http = scene.relay.http().await;
+    tokio::spawn(async move { http.get("/t/wait").await.body });
+    instances(1.0).await;
+    assert_eq!(scene.relay.http().await.get("/t/count").await.body, "1");
+    instances(2.0).await;
+    scene.write("tenant.toml", manifest(&scene.partner, "second", more));
+    scene.swapped(1).await;
+    instances(1.0).await;
+}
+
+#[tokio::test]
+async fn a_filter_that_begins_to_follow_demand_is_told_of_channels_before_the_next_message() {
+    let mut scene = Scene::new().await;
+    scene.filters("code-0001 0001 first").await;
+    scene.write("filter.wasm", std::fs::read(guests::demand()).unwrap());
+    scene.swapped(1).await;
+    assert_eq!(scene.peer.next_text().await, "feed: active out");
+}
+
+#[tokio::test]
+async fn an_upstream_that_changes_waits_for_the_filter_before_it() {
+    let (mut one, mut other) = (Partner::start().await, Partner::start().await);
+    let limits = "[limits]\nfilter-call = \"3s\"";
+    let folder = Folder::new("").filtered("t", &one.url(), guests::demand(), limits);
+    let relay = Relay::serve(folder).await;
+    let mut peer = one.accept().await;
+    assert_eq!(peer.next_text().await, "open ");
+    // The filter is busy with it for as long as it may.
+    let _client = relay.client("/t?channel=loop").await;
+    let manifest = relay.folder().path("tenants/t/tenant.toml");
+    let changed = std::fs::read_to_string(&manifest).unwrap().replace(&one.url(), &other.url());
+    std::fs::write(&manifest, changed).unwrap();
+    relay.signal(Signal::HUP);
+    swapped(&relay, "t", "applied", 1).await;
+    // What its on-close was told is there when the next is opened.
+    let opened = other.accept().await.next_text().await;
+    assert!(opened.strip_prefix("open ").is_some_and(|ended| !ended.is_empty()), "{opened:?}");
+}
+
+#[tokio::test]
+async fn a_schedule_that_changes_waits_for_the_call_before_it() {
+    let schedule = |every: &str| {
+        format!(
+            "name = \"t\"\n[components]\njob = \"job.wasm\"\n[limits]\njob-call = \"3s\"\n\
+             [[schedule]]\nname = \"loop\"\nevery = \"{every}\"\nafter = \"1ms\"\n"
+        )
+    };
+    let folder = Folder::new("");
+    folder.copy(guests::probe(), "tenants/t/job.wasm");
+    folder.write("tenants/t/tenant.toml", schedule("1h"));
+    let relay = Relay::serve(folder).await;
+    relay.metric_is("edge_relay_guest_instances", &[("role", "job")], 1.0).await;
+    relay.folder().write("tenants/t/tenant.toml", schedule("2h"));
+    relay.signal(Signal::HUP);
+    swapped(&relay, "t", "applied", 1).await;
+    until("the end of the first call", async || {
+        assert!(relay.metric("edge_relay_guest_instances", &[("role", "job")]).await <= 1.0, "two calls at once");
+        let ended = relay.metric("edge_relay_guest_failures_total", &[("role", "job"), ("reason", "deadline")]).await;
+        if ended >= 1.0 { Ok(()) } else { Err("it runs".to_owned()) }
+    })
+    .await;
+    // The one that waited has its turn.
+    relay.metric_reaches("edge_relay_guest_failures_total", &[("role", "job"), ("reason", "deadline")], 2.0).await;
 }
 
 #[tokio::test]

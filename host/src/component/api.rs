@@ -95,7 +95,8 @@ impl Api {
 
     /// The next request gets this; those under way, and those that wait for an instance, are answered by the code before.
     pub fn swap(&self, code: Arc<ApiCode>, guest: Guest, reuse: u32) {
-        self.pool.store(pool(code, guest, reuse));
+        let resting = self.pool.swap(pool(code, guest, reuse)).retire();
+        self.tasks.spawn(async move { drop(resting) });
     }
 
     /// Lets go of instances that nobody has needed for a while, and says how many they were.

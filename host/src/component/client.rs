@@ -164,7 +164,8 @@ impl Handler {
 
     /// The next call runs this; those under way, and those that wait for their turn, are finished by the code before.
     pub fn swap(&self, code: Arc<ClientCode>, guest: Guest) {
-        self.now.store(Now::new(code, guest));
+        let resting = self.now.swap(Now::new(code, guest)).pool.retire();
+        self.tasks.spawn(async move { drop(resting) });
     }
 
     /// Lets go of instances that nobody has needed for a while, and says how many they were.

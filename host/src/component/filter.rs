@@ -130,8 +130,8 @@ impl FilterQueue {
 pub fn worker(live: Arc<LiveFilter>) -> (FilterQueue, impl Future<Output = ()>) {
     let (events, queued) = mpsc::channel(QUEUE_BURSTS);
     let waiting = live.version().guest.metrics.queue.clone();
-    let worker = Worker { filter: Warm::new(live), following: None, connection: None };
-    (FilterQueue { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)), waiting }, worker.run(queued))
+    let worker = Worker { filter: Warm::new(Arc::clone(&live)), following: None, connection: None };
+    (FilterQueue { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)), waiting }, worker.run(live, queued))
 }
 
 struct Worker {
@@ -143,7 +143,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self, mut queued: mpsc::Receiver<Event>) {
+    async fn run(mut self, live: Arc<LiveFilter>, mut queued: mpsc::Receiver<Event>) {
         let mut held = None;
         loop {
             self.update();
@@ -154,6 +154,8 @@ impl Worker {
                 None => tokio::select! {
                     event = queued.recv() => event,
                     () = self.news() => continue,
+                    // Code that begins to follow demand is told of channels, though no frame comes.
+                    () = live.swapped() => continue,
                     () = idle(idle_at) => {
                         self.filter.rest();
                         continue;

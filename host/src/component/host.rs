@@ -87,7 +87,7 @@ pub struct Host {
     share: Share,
     stderr: Output,
     _counted: Counted,
-    _place: Place,
+    place: Place,
 }
 
 /// An instance that counts as there until this is dropped.
@@ -117,6 +117,11 @@ impl Host {
 
     pub fn version(&self) -> &Arc<Version> {
         &self.guest.version
+    }
+
+    /// What is left of an instance that has gone.
+    pub fn into_place(self) -> Place {
+        self.place
     }
 
     /// Of its tenant's turns on the guests' threads.
@@ -165,7 +170,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
         share: guest.tenant.turns.share(),
         stderr,
         _counted: Counted::new(&guest.metrics.instances),
-        _place: place,
+        place,
     };
     let mut store = Store::new(engine.wasmtime(), host);
     store.limiter(|host| &mut host.limits);

@@ -95,6 +95,13 @@ pub struct Instance<R> {
     pub calls: u32,
 }
 
+impl<R> Instance<R> {
+    /// Its place, for another in its stead.
+    pub fn into_place(self) -> Place {
+        self.store.into_data().into_place()
+    }
+}
+
 impl<R: Role> Instance<R> {
     /// Calls the guest within its deadline, and counts the call if it returned.
     pub async fn call<T>(

@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use super::{Code, Guest};
 
 /// What the next call runs. An instance is of one version: nothing is ever filtered by a mix of two.
-pub struct Live<R>(ArcSwap<Version<R>>);
+pub struct Live<R> {
+    version: ArcSwap<Version<R>>,
+    /// Told of each swap; the one worker waits for it.
+    swapped: Notify,
+}
 
 /// Code, and whose it is: settings, limits and grants belong to it.
 pub struct Version<R> {
@@ -17,20 +22,26 @@ pub struct Version<R> {
 
 impl<R> Live<R> {
     pub fn new(code: Arc<Code<R>>, guest: Guest) -> Arc<Self> {
-        Arc::new(Self(ArcSwap::from_pointee(Version { code, guest })))
+        Arc::new(Self { version: ArcSwap::from_pointee(Version { code, guest }), swapped: Notify::new() })
     }
 
     /// The next call runs this; one under way is finished.
     pub fn swap(&self, code: Arc<Code<R>>, guest: Guest) {
-        self.0.store(Arc::new(Version { code, guest }));
+        self.version.store(Arc::new(Version { code, guest }));
+        self.swapped.notify_one();
+    }
+
+    /// Returns when there has been a swap since it last did.
+    pub async fn swapped(&self) {
+        self.swapped.notified().await;
     }
 
     pub fn version(&self) -> Arc<Version<R>> {
-        self.0.load_full()
+        self.version.load_full()
     }
 
     /// Whether this is still what the next call runs.
     pub fn is(&self, version: &Arc<Version<R>>) -> bool {
-        Arc::ptr_eq(&self.0.load(), version)
+        Arc::ptr_eq(&self.version.load(), version)
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Instances are made when all others are busy, up to the tenant's limit; beyond it callers wait in the order they came.
 //! One that breaks is dropped, and there is no pause before the next: nobody but callers asks for instances. One that
-//! nobody has needed for a while goes, and at once while others wait for a place. Another version of the code has a pool of its own: calls that were there before, and
-//! those that wait, are finished by the old one, which goes with the last of them.
+//! nobody has needed for a while goes, and at once while others wait for a place. Another version of the code has a
+//! pool of its own: calls that were there before, and those that wait, are finished by the old one, which keeps no instance any
+//! more and goes with the last of them.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -26,8 +27,8 @@ pub struct Pool<R> {
     code: Arc<Code<R>>,
     pub guest: Guest,
     free: Arc<Semaphore>,
-    /// Those without a call, and since when; the latest used last.
-    idle: Mutex<Vec<(Instance<R>, Instant)>>,
+    /// Those without a call, and since when; the latest used last. `None`: none is kept, there is another version.
+    idle: Mutex<Option<Vec<(Instance<R>, Instant)>>>,
     /// Calls after which an instance is replaced: what a guest leaks does not pile up.
     reuse: u32,
 }
@@ -51,14 +52,14 @@ impl<R: Role> Pool<R> {
     /// `instances` at most, each for `reuse` calls.
     pub fn new(code: Arc<Code<R>>, guest: Guest, instances: usize, reuse: u32) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(instances.min(guest.version.limits.instances)));
-        Arc::new(Self { code, guest, free, idle: Mutex::default(), reuse })
+        Arc::new(Self { code, guest, free, idle: Mutex::new(Some(Vec::new())), reuse })
     }
 
     /// Waits for an instance's turn, or for the place of another.
     pub async fn slot(self: Arc<Self>) -> Slot<R> {
         // It is never closed.
         let permit = Arc::clone(&self.free).acquire_owned().await.ok();
-        let idle = self.idle().pop();
+        let idle = self.idle().as_mut().and_then(Vec::pop);
         let ready = match idle {
             Some((instance, _)) => Ready::Instance(instance),
             None => Ready::Place(self.guest.tenant.places.take().await),
@@ -66,11 +67,25 @@ impl<R: Role> Pool<R> {
         Slot { pool: self, _permit: permit, ready: Some(ready) }
     }
 
-    /// Keeps an instance for the next call, unless others wait for its place.
+    /// Keeps an instance for the next call, unless others wait for its place or there is another version.
     fn keep(&self, instance: Instance<R>) {
-        if !self.guest.tenant.places.are_waited_for() {
-            self.idle().push((instance, Instant::now()));
+        if self.guest.tenant.places.are_waited_for() {
+            return;
         }
+        // Not dropped under the lock.
+        let _unwanted = match self.idle().as_mut() {
+            Some(idle) => {
+                idle.push((instance, Instant::now()));
+                None
+            }
+            None => Some(instance),
+        };
+    }
+
+    /// There is another version: takes out the instances that have nothing to do, for the caller to drop. From now on each
+    /// goes after its call.
+    pub fn retire(&self) -> Vec<impl Send + use<R>> {
+        self.idle().take().unwrap_or_default()
     }
 
     /// Takes out the instances that nobody has needed for a while, for the caller to drop; while others wait for a place,
@@ -78,12 +93,13 @@ impl<R: Role> Pool<R> {
     pub fn rest(&self) -> Vec<impl Send + use<R>> {
         let waited_for = self.guest.tenant.places.are_waited_for();
         let idle = if waited_for { Duration::ZERO } else { self.guest.version.limits.instance_idle };
-        let mut instances = self.idle();
+        let mut kept = self.idle();
+        let Some(instances) = kept.as_mut() else { return Vec::new() };
         let needed = instances.partition_point(|(_, since)| since.elapsed() >= idle);
         instances.drain(..needed).collect()
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Instance<R>, Instant)>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Vec<(Instance<R>, Instant)>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

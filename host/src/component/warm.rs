@@ -15,6 +15,7 @@ use super::{
     host::Host,
     instance::{self, Instance},
     live::Version,
+    places::Place,
 };
 
 /// Pause before the second fresh instance in a row; it doubles up to the next.
@@ -26,6 +27,8 @@ pub struct Warm<R> {
     live: Arc<Live<R>>,
     version: Arc<Version<R>>,
     instance: Option<Instance<R>>,
+    /// Of an instance of another version, for the next: whoever has a place does not queue for it again.
+    place: Option<Place>,
     /// When it was last called.
     used: Instant,
     /// Calls that broke since the last that did not.
@@ -37,7 +40,7 @@ pub struct Warm<R> {
 impl<R: Role> Warm<R> {
     pub fn new(live: Arc<Live<R>>) -> Self {
         let version = live.version();
-        Self { live, version, instance: None, used: Instant::now(), failures: 0, not_before: None }
+        Self { live, version, instance: None, place: None, used: Instant::now(), failures: 0, not_before: None }
     }
 
     /// Whose code is run.
@@ -49,7 +52,7 @@ impl<R: Role> Warm<R> {
     pub fn update(&mut self) -> &Version<R> {
         if !self.live.is(&self.version) {
             self.version = self.live.version();
-            self.instance = None;
+            self.place = self.instance.take().map(Instance::into_place).or(self.place.take());
             self.failures = 0;
             self.not_before = None;
         }
@@ -69,14 +72,16 @@ impl<R: Role> Warm<R> {
         self.instance.is_none() && self.not_before.is_some_and(|at| Instant::now() < at)
     }
 
-    /// When its instance has been idle for as long as it may; `None`: there is none.
+    /// When its instance, or the place for one, has been idle for as long as it may; `None`: there is none.
     pub fn idle_at(&self) -> Option<Instant> {
-        self.instance.as_ref().map(|_| self.used + self.version.guest.version.limits.instance_idle)
+        let is_there = self.instance.is_some() || self.place.is_some();
+        is_there.then(|| self.used + self.version.guest.version.limits.instance_idle)
     }
 
     /// Lets go of an instance that is not needed for now.
     pub fn rest(&mut self) {
         self.instance = None;
+        self.place = None;
     }
 
     /// Calls the guest within its deadline; `None`: it broke, or it has and its pause is not over.
@@ -91,7 +96,11 @@ impl<R: Role> Warm<R> {
         }
         let guest = &self.version.guest;
         if self.instance.is_none() {
-            let made = match timeout(deadline, guest.tenant.places.take()).await {
+            let place = match self.place.take() {
+                Some(place) => Ok(place),
+                None => timeout(deadline, guest.tenant.places.take()).await,
+            };
+            let made = match place {
                 Ok(place) => self.version.code.instantiate(guest, place).await,
                 Err(_) => Err(Broken::Busy(deadline)),
             };

@@ -39,6 +39,7 @@ type Checked = Result<(TenantConfig, Code), String>;
 /// A tenant that has changed.
 struct Candidate {
     folder: PathBuf,
+    /// From before it was loaded.
     fingerprint: Fingerprint,
     /// The files that its manifest names, if it could be read.
     files: Option<Vec<PathBuf>>,
@@ -56,16 +57,8 @@ struct Workshop {
 
 impl Tenants {
     /// Follows what happens in the tenants' folder, if they have one, until told to stop.
-    pub async fn run(&mut self, folder: Option<TenantsFolder>, mut engine: EngineSource, mut stop: Stop) {
-        let running: Vec<_> = self.running.values().map(|running| running.config.clone()).collect();
-        let mut watch = folder.clone().and_then(|folder| match Watch::new(folder, &running) {
-            Ok(watch) => Some(watch),
-            Err(error) => {
-                tracing::error!(%error, "the tenants' folder is not watched");
-                None
-            }
-        });
-        drop(running);
+    pub async fn run(&mut self, mut watch: Option<Watch>, mut engine: EngineSource, mut stop: Stop) {
+        let folder = watch.as_ref().map(|watch| watch.folder().clone());
         let loads = Arc::new(Semaphore::new(LOADS));
         let (places, mut crowded) = (Arc::clone(&self.places), Instant::now());
         let mut candidates = JoinSet::new();
@@ -187,11 +180,13 @@ impl Workshop {
         let permit = loads.acquire_owned().await;
         let loaded = {
             let folder = folder.clone();
-            spawn_blocking(move || load(&tenants, &folder, &engine)).await
+            let fingerprint = fingerprint.clone();
+            spawn_blocking(move || load(&tenants, &folder, fingerprint, &engine)).await
         };
         drop(permit);
         let Loaded { files, code } =
             loaded.unwrap_or_else(|error| Loaded { files: None, code: Err(error.to_string()) });
+        let (files, fingerprint) = files.map_or((None, fingerprint.clone()), |(files, found)| (Some(files), found));
         let checked = match code {
             Ok((config, code)) => {
                 let tried = tasks.spawn(async move {
@@ -207,19 +202,21 @@ impl Workshop {
 
 /// A changed tenant that has not had its trial.
 struct Loaded {
-    files: Option<Vec<PathBuf>>,
+    /// Those that its manifest names, and the tenant's fingerprint as they were before the code was loaded.
+    files: Option<(Vec<PathBuf>, Fingerprint)>,
     code: Result<(TenantConfig, Code), String>,
 }
 
 /// Reads a tenant's manifest and loads its code.
-fn load(tenants: &TenantsFolder, folder: &Path, engine: &Arc<Engine>) -> Loaded {
+fn load(tenants: &TenantsFolder, folder: &Path, fingerprint: Fingerprint, engine: &Arc<Engine>) -> Loaded {
     let config = match tenants.tenant(folder) {
         Ok(config) => config,
         Err(problems) => return Loaded { files: None, code: Err(problems.to_string()) },
     };
-    let files = Some(config.files());
+    let files = config.files();
+    let fingerprint = fingerprint.naming(&files);
     let code = Code::load(&config, engine).map(|code| (config, code)).map_err(|problems| problems.join("; "));
-    Loaded { files, code }
+    Loaded { files: Some((files, fingerprint)), code }
 }
 
 /// What two tenants both claim.

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-
 use crate::{
     channel::Channels,
     component::LiveFilter,
     config::{TenantConfig, UpstreamConfig},
-    shutdown::Trigger,
+    shutdown::{Stop, Trigger},
     tenant::Code,
     upstream::Handle,
 };
@@ -21,8 +19,8 @@ pub struct RunningUpstream {
     pub filter: Option<Arc<LiveFilter>>,
     /// Dropped, it ends.
     pub _stop: Trigger,
-    /// Told of its end.
-    pub ended: oneshot::Receiver<()>,
+    /// Told when it has ended and its filter has done what was left.
+    pub ended: Stop,
 }
 
 /// An upstream of a version that is about to run.
@@ -33,7 +31,7 @@ pub enum Planned {
         config: UpstreamConfig,
         handle: Arc<Handle>,
         /// The end of the one that it takes the place of.
-        before: Option<oneshot::Receiver<()>>,
+        before: Option<Stop>,
     },
 }
 

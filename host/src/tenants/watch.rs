@@ -2,7 +2,8 @@
 //!
 //! A tenant's manifest and the files that it names are told apart by inode, size and time of change. A change counts once
 //! it has stood from one look to the next, so that nothing is read half written; at SIGHUP all that is other than what runs
-//! counts at once, what was refused included.
+//! counts at once, what was refused included. What was refused is looked at again when its folder changes too: a file that its
+//! manifest names may have come.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,16 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The state of a tenant's files; those that are not there count too.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fingerprint(Vec<Option<(u64, u64, i64, i64)>>);
+pub struct Fingerprint {
+    /// Of the folder itself: what comes into it may be what a refused manifest waits for.
+    folder: Option<State>,
+    manifest: Option<State>,
+    /// Those that the manifest names.
+    files: Vec<Option<State>>,
+}
+
+/// Of one file: inode, size and time of change.
+type State = (u64, u64, i64, i64);
 
 /// What a look has found.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,9 +74,10 @@ struct Known {
 }
 
 impl Watch {
-    /// Of tenants that run as they were found.
-    pub fn new(folder: TenantsFolder, running: &[TenantConfig]) -> io::Result<Self> {
-        let known = running.iter().map(|config| {
+    /// Of tenants that are about to run. Their manifests have been read, their code has not: what is written while it is
+    /// loaded is a change.
+    pub fn new(folder: TenantsFolder, tenants: &[TenantConfig]) -> io::Result<Self> {
+        let known = tenants.iter().map(|config| {
             let files = config.files();
             let settled = Some(Fingerprint::of(&config.folder, &files));
             (config.folder.clone(), Known { files, settled, ..Known::default() })
@@ -75,6 +86,10 @@ impl Watch {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let hangup = signal(SignalKind::hangup())?;
         Ok(Self { folder, hangup, looks, at_once: false, looking: None, known: known.collect() })
+    }
+
+    pub fn folder(&self) -> &TenantsFolder {
+        &self.folder
     }
 
     /// Waits for the next look and tells what it has found. Cancelled, it goes on where it was.
@@ -104,13 +119,12 @@ impl Watch {
         }
     }
 
-    /// A change has been taken into service, or refused. `files`: those that its manifest names, if it could be read.
+    /// A change has been taken into service, or refused. `fingerprint`: from before it was loaded; `files`: those that its
+    /// manifest names, if it could be read.
     pub fn settled(&mut self, folder: &Path, fingerprint: Fingerprint, files: Option<Vec<PathBuf>>, refused: bool) {
         let known = self.known.entry(folder.to_owned()).or_default();
-        let same = files.as_ref().is_none_or(|files| *files == known.files);
         known.files = files.unwrap_or_else(|| std::mem::take(&mut known.files));
-        // Other files are looked at from now on: what they were when the manifest was read is what they are now.
-        known.settled = Some(if same { fingerprint } else { Fingerprint::of(folder, &known.files) });
+        known.settled = Some(fingerprint);
         known.refused = refused;
         known.seen = None;
         known.busy = false;
@@ -129,10 +143,10 @@ impl Watch {
         });
         for (folder, fingerprint) in found {
             let known = self.known.entry(folder.clone()).or_default();
-            let is_new = known.settled.as_ref() != Some(&fingerprint);
+            let is_new = known.is_new(&fingerprint);
             if known.busy || !(is_new || at_once && known.refused) {
                 known.seen = None;
-            } else if at_once || known.seen.as_ref() == Some(&fingerprint) {
+            } else if at_once || known.seen.as_ref().is_some_and(|seen| seen.is_of_same_files(&fingerprint)) {
                 known.busy = true;
                 known.seen = None;
                 changes.push(Change::Changed(folder, fingerprint));
@@ -153,13 +167,100 @@ fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<
     Ok(folder.folders()?.into_iter().map(fingerprint).collect())
 }
 
+impl Known {
+    /// A manifest may be refused for a file that is not there, and then it is not known which it names.
+    fn is_new(&self, found: &Fingerprint) -> bool {
+        let Some(settled) = &self.settled else { return true };
+        !settled.is_of_same_files(found) || self.refused && settled.folder != found.folder
+    }
+}
+
 impl Fingerprint {
     fn of(folder: &Path, files: &[PathBuf]) -> Self {
-        let manifest = TenantsFolder::manifest(folder);
-        let state = |file: &PathBuf| {
-            let found = file.metadata().ok()?;
-            Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
-        };
-        Self(std::iter::once(&manifest).chain(files).map(state).collect())
+        let manifest = state(&TenantsFolder::manifest(folder));
+        Self { folder: state(folder), manifest, files: Vec::new() }.naming(files)
+    }
+
+    fn is_of_same_files(&self, other: &Self) -> bool {
+        (&self.manifest, &self.files) == (&other.manifest, &other.files)
+    }
+
+    /// Of the same manifest, which turns out to name these files: taken before they are loaded.
+    pub fn naming(self, files: &[PathBuf]) -> Self {
+        Self { files: files.iter().map(|file| state(file)).collect(), ..self }
+    }
+}
+
+fn state(file: &Path) -> Option<State> {
+    let found = file.metadata().ok()?;
+    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::Arc};
+
+    use super::*;
+
+    /// A tenants' folder with one tenant of a manifest; it goes with the test.
+    struct Scene(PathBuf);
+
+    impl Scene {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("edge-relay-watch-{name}-{}", std::process::id()));
+            fs::create_dir_all(path.join("t")).unwrap();
+            let scene = Self(path);
+            scene.write("tenant.toml", "name = \"t\"");
+            scene
+        }
+
+        fn tenant(&self) -> PathBuf {
+            self.0.join("t")
+        }
+
+        fn write(&self, file: &str, content: &str) {
+            fs::write(self.tenant().join(file), content).unwrap();
+        }
+
+        fn watch(&self) -> Watch {
+            Watch::new(TenantsFolder { path: self.0.clone(), bounds: Arc::default() }, &[]).unwrap()
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// What a look finds.
+    fn look(watch: &mut Watch, at_once: bool) -> Vec<Change> {
+        let found = super::look(&watch.folder, &watch.known).unwrap();
+        watch.compare(found, at_once)
+    }
+
+    /// The change that two looks find.
+    fn changed(watch: &mut Watch) -> Fingerprint {
+        assert_eq!(look(watch, false), []);
+        match look(watch, false).pop() {
+            Some(Change::Changed(_, fingerprint)) => fingerprint,
+            other => panic!("{other:?} is no change"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_while_the_code_is_loaded_is_a_change() {
+        let scene = Scene::new("late");
+        let mut watch = scene.watch();
+        let found = changed(&mut watch);
+        scene.write("filter.wasm", "one");
+        // The manifest is read, then the code, over which there is written before all is settled.
+        let files = vec![scene.tenant().join("filter.wasm")];
+        let loaded = found.naming(&files);
+        scene.write("filter.wasm", "another");
+        watch.settled(&scene.tenant(), loaded, Some(files.clone()), false);
+        let found = changed(&mut watch);
+        watch.settled(&scene.tenant(), found.naming(&files), Some(files), false);
+        assert_eq!((look(&mut watch, false), look(&mut watch, false)), (vec![], vec![]));
     }
 }
