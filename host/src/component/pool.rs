@@ -28,10 +28,13 @@ pub struct Pool<R> {
     pub guest: Guest,
     free: Arc<Semaphore>,
     /// Those without a call, and since when; the latest used last. `None`: none is kept, there is another version.
-    idle: Mutex<Option<Vec<(Instance<R>, Instant)>>>,
+    idle: Mutex<Option<Idle<R>>>,
     /// Calls after which an instance is replaced: what a guest leaks does not pile up.
     reuse: u32,
 }
+
+/// Instances, and since when nobody has needed them.
+type Idle<R> = Vec<(Instance<R>, Instant)>;
 
 /// The right to make one call.
 pub struct Slot<R: Role> {
@@ -99,7 +102,7 @@ impl<R: Role> Pool<R> {
         instances.drain(..needed).collect()
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Vec<(Instance<R>, Instant)>>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Idle<R>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
