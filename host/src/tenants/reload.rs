@@ -29,7 +29,7 @@ use crate::{
 
 /// Between two looks for instances that nobody needs.
 const REST: Duration = Duration::from_secs(1);
-/// Tenants whose code is loaded at once. More than may compile: those whose code is there need not wait for those that do.
+/// Tenants whose code is loaded and tried at once. More than may compile: those whose code is there need not wait for those that do.
 /// Each takes a thread, of which others need some too.
 const LOADS: usize = 8;
 
@@ -51,7 +51,7 @@ struct Workshop {
     tenants: TenantsFolder,
     engine: Arc<Engine>,
     tasks: Tasks,
-    /// Of how many are loaded at once.
+    /// Of how many are loaded and tried at once.
     loads: Arc<Semaphore>,
 }
 
@@ -80,7 +80,10 @@ impl Tenants {
                                 let workshop = Workshop { tenants, engine, tasks, loads: Arc::clone(&loads) };
                                 candidates.spawn(workshop.prepare(changed, fingerprint));
                             }
-                            Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
+                            Err(error) => {
+                                self.refuse(&changed, format!("it cannot be checked: {error}"));
+                                watch.iter_mut().for_each(|watch| watch.settled(&changed, fingerprint.clone(), None, true));
+                            }
                         },
                     }
                 },
@@ -183,7 +186,6 @@ impl Workshop {
             let fingerprint = fingerprint.clone();
             spawn_blocking(move || load(&tenants, &folder, fingerprint, &engine)).await
         };
-        drop(permit);
         let Loaded { files, code } =
             loaded.unwrap_or_else(|error| Loaded { files: None, code: Err(error.to_string()) });
         let (files, fingerprint) = files.map_or((None, fingerprint.clone()), |(files, found)| (Some(files), found));
@@ -196,6 +198,8 @@ impl Workshop {
             }
             Err(why) => Err(why),
         };
+        // A thousand tenants that change at once do not have a thousand trial instances at once.
+        drop(permit);
         Candidate { folder, fingerprint, files, checked }
     }
 }

@@ -1,6 +1,6 @@
 //! The tenants' folder, looked at: what has come, changed and gone.
 //!
-//! A tenant's manifest and the files that it names are told apart by inode, size and time of change. A change counts once
+//! A tenant's manifest and the files that it names are told apart by device, inode, size and times. A change counts once
 //! it has stood from one look to the next, so that nothing is read half written; at SIGHUP all that is other than what runs
 //! counts at once, what was refused included. What was refused is looked at again when its folder changes too: a file that its
 //! manifest names may have come.
@@ -34,8 +34,15 @@ pub struct Fingerprint {
     files: Vec<Option<State>>,
 }
 
-/// Of one file: inode, size and time of change.
-type State = (u64, u64, i64, i64);
+/// Of one file. What keeps its time of writing, as copies may, has another time of change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct State {
+    device: u64,
+    inode: u64,
+    size: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
 
 /// What a look has found.
 #[derive(Debug, PartialEq, Eq)]
@@ -134,7 +141,8 @@ impl Watch {
         let mut changes = Vec::new();
         self.known.retain(|folder, known| {
             let there = found.contains_key(folder);
-            let gone = !there && !known.busy && (known.missing || at_once);
+            // Not at one look alone, whatever asked for it: a folder that is replaced is away for a moment.
+            let gone = !there && !known.busy && known.missing;
             known.missing = !there;
             if gone {
                 changes.push(Change::Gone(folder.clone()));
@@ -193,7 +201,13 @@ impl Fingerprint {
 
 fn state(file: &Path) -> Option<State> {
     let found = file.metadata().ok()?;
-    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+    Some(State {
+        device: found.dev(),
+        inode: found.ino(),
+        size: found.len(),
+        written: (found.mtime(), found.mtime_nsec()),
+        changed: (found.ctime(), found.ctime_nsec()),
+    })
 }
 
 #[cfg(test)]
@@ -246,6 +260,38 @@ mod tests {
             Some(Change::Changed(_, fingerprint)) => fingerprint,
             other => panic!("{other:?} is no change"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_gone_when_two_looks_have_missed_it() {
+        let scene = Scene::new("gone");
+        let mut watch = scene.watch();
+        let found = changed(&mut watch);
+        watch.settled(&scene.tenant(), found, Some(Vec::new()), false);
+        let away = scene.0.join(".away");
+        fs::rename(scene.tenant(), &away).unwrap();
+        assert_eq!(look(&mut watch, true), []);
+        fs::rename(&away, scene.tenant()).unwrap();
+        assert_eq!(look(&mut watch, false), []);
+        fs::rename(scene.tenant(), &away).unwrap();
+        assert_eq!((look(&mut watch, true), look(&mut watch, false)), (vec![], vec![Change::Gone(scene.tenant())]));
+    }
+
+    #[tokio::test]
+    async fn content_of_the_same_size_and_time_is_a_change() {
+        let scene = Scene::new("same");
+        let mut watch = scene.watch();
+        let found = changed(&mut watch);
+        watch.settled(&scene.tenant(), found, Some(Vec::new()), false);
+        let manifest = scene.tenant().join("tenant.toml");
+        let written = manifest.metadata().unwrap().modified().unwrap();
+        let before = manifest.metadata().unwrap().ctime_nsec();
+        // The clock of a file system stands for some milliseconds.
+        while manifest.metadata().unwrap().ctime_nsec() == before {
+            scene.write("tenant.toml", "name = \"u\"");
+            fs::File::options().write(true).open(&manifest).unwrap().set_modified(written).unwrap();
+        }
+        changed(&mut watch);
     }
 
     #[tokio::test]
