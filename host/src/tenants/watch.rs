@@ -52,6 +52,15 @@ pub enum Change {
     Gone(PathBuf),
 }
 
+/// How a change has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Taken,
+    Refused,
+    /// Refused for what another tenant has.
+    Conflict,
+}
+
 pub struct Watch {
     folder: TenantsFolder,
     hangup: Signal,
@@ -73,6 +82,8 @@ struct Known {
     /// Of what was last taken into service, or refused.
     settled: Option<Fingerprint>,
     refused: bool,
+    /// It was refused for what another tenant has.
+    conflicts: bool,
     /// As it was found at the last look, if that was something new.
     seen: Option<Fingerprint>,
     /// It is looked into now.
@@ -128,13 +139,19 @@ impl Watch {
 
     /// A change has been taken into service, or refused. `fingerprint`: from before it was loaded; `files`: those that its
     /// manifest names, if it could be read.
-    pub fn settled(&mut self, folder: &Path, fingerprint: Fingerprint, files: Option<Vec<PathBuf>>, refused: bool) {
+    pub fn settled(&mut self, folder: &Path, fingerprint: Fingerprint, files: Option<Vec<PathBuf>>, outcome: Outcome) {
         let known = self.known.entry(folder.to_owned()).or_default();
         known.files = files.unwrap_or_else(|| std::mem::take(&mut known.files));
         known.settled = Some(fingerprint);
-        known.refused = refused;
+        known.refused = outcome != Outcome::Taken;
+        known.conflicts = outcome == Outcome::Conflict;
         known.seen = None;
         known.busy = false;
+    }
+
+    /// A tenant has changed or gone, and what it had may be free: those that were refused for it are looked at again.
+    pub fn retry(&mut self) {
+        self.known.values_mut().filter(|known| known.conflicts).for_each(|known| known.settled = None);
     }
 
     fn compare(&mut self, found: Found, at_once: bool) -> Vec<Change> {
@@ -267,7 +284,7 @@ mod tests {
         let scene = Scene::new("gone");
         let mut watch = scene.watch();
         let found = changed(&mut watch);
-        watch.settled(&scene.tenant(), found, Some(Vec::new()), false);
+        watch.settled(&scene.tenant(), found, Some(Vec::new()), Outcome::Taken);
         let away = scene.0.join(".away");
         fs::rename(scene.tenant(), &away).unwrap();
         assert_eq!(look(&mut watch, true), []);
@@ -282,7 +299,7 @@ mod tests {
         let scene = Scene::new("same");
         let mut watch = scene.watch();
         let found = changed(&mut watch);
-        watch.settled(&scene.tenant(), found, Some(Vec::new()), false);
+        watch.settled(&scene.tenant(), found, Some(Vec::new()), Outcome::Taken);
         let manifest = scene.tenant().join("tenant.toml");
         let written = manifest.metadata().unwrap().modified().unwrap();
         let before = manifest.metadata().unwrap().ctime_nsec();
@@ -304,9 +321,9 @@ mod tests {
         let files = vec![scene.tenant().join("filter.wasm")];
         let loaded = found.naming(&files);
         scene.write("filter.wasm", "another");
-        watch.settled(&scene.tenant(), loaded, Some(files.clone()), false);
+        watch.settled(&scene.tenant(), loaded, Some(files.clone()), Outcome::Taken);
         let found = changed(&mut watch);
-        watch.settled(&scene.tenant(), found.naming(&files), Some(files), false);
+        watch.settled(&scene.tenant(), found.naming(&files), Some(files), Outcome::Taken);
         assert_eq!((look(&mut watch, false), look(&mut watch, false)), (vec![], vec![]));
     }
 }
