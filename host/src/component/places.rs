@@ -1,7 +1,9 @@
 //! Places for instances: so many of a tenant at once, within so many of the host.
 //!
 //! Whoever needs an instance waits for a place, first of its tenant and then of the host, in the order they came. An
-//! instance has its place until it is dropped; while somebody waits, those that have nothing to do go at once.
+//! instance has its place until it is dropped; while somebody waits, those of handlers and APIs that have nothing to do
+//! go at once. Those of jobs and filters do not: they go when they have been idle for long, and a filter's not while its
+//! connection is open.
 
 use std::{
     sync::{

@@ -22,12 +22,15 @@ use super::{
     places::Place,
 };
 
+/// Instances without a call, and since when; the latest used last.
+type Idle<R> = Vec<(Instance<R>, Instant)>;
+
 /// A role's instances for one tenant.
 pub struct Pool<R> {
     code: Arc<Code<R>>,
     pub guest: Guest,
     free: Arc<Semaphore>,
-    /// Those without a call, and since when; the latest used last. `None`: none is kept, there is another version.
+    /// `None`: none is kept, there is another version.
     idle: Mutex<Option<Idle<R>>>,
     /// Calls after which an instance is replaced: what a guest leaks does not pile up.
     reuse: u32,

@@ -1,8 +1,9 @@
 //! The code of many tenants at once, as at the start of the host.
 //!
-//! No trial is made of it here, unlike when a tenant changes: a trial runs the tenant's own start-up code, which may break at
-//! one start and not at the next, and no tenant may decide whether the others come up. One whose instances break then is
-//! counted and logged as ever.
+//! A component that cannot be used ends the host's start, with exit code 2: it would be no better at the next. No trial is made
+//! here, unlike when a tenant changes: a trial runs the tenant's own start-up code, which may break at one start and not at
+//! the next, and that may not decide whether the others come up. One whose instances break then is counted and logged as
+//! ever.
 
 use std::{
     sync::{

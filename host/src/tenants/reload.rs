@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     Records, Tenants, keep, trial,
-    watch::{Change, Fingerprint, Watch},
+    watch::{Change, Fingerprint, Outcome, Watch},
 };
 use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
@@ -29,12 +29,25 @@ use crate::{
 
 /// Between two looks for instances that nobody needs.
 const REST: Duration = Duration::from_secs(1);
-/// Tenants whose code is loaded at once. More than may compile: those whose code is there need not wait for those that do.
+/// Tenants whose code is loaded and tried at once. More than may compile: those whose code is there need not wait for those that do.
 /// Each takes a thread, of which others need some too.
 const LOADS: usize = 8;
 
 /// A tenant that may be taken into service, or why not.
 type Checked = Result<(TenantConfig, Code), String>;
+
+/// Why a tenant is not taken into service.
+enum Refusal {
+    /// It claims what another has.
+    Conflict(String),
+    Wrong(String),
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self::Wrong(why)
+    }
+}
 
 /// A tenant that has changed.
 struct Candidate {
@@ -51,7 +64,7 @@ struct Workshop {
     tenants: TenantsFolder,
     engine: Arc<Engine>,
     tasks: Tasks,
-    /// Of how many are loaded at once.
+    /// Of how many are loaded and tried at once.
     loads: Arc<Semaphore>,
 }
 
@@ -72,6 +85,7 @@ impl Tenants {
                         Change::Gone(folder) => {
                             self.remove(&folder);
                             self.publish();
+                            watch.iter_mut().for_each(Watch::retry);
                         }
                         Change::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
                             Ok((engine, tasks)) => {
@@ -80,7 +94,10 @@ impl Tenants {
                                 let workshop = Workshop { tenants, engine, tasks, loads: Arc::clone(&loads) };
                                 candidates.spawn(workshop.prepare(changed, fingerprint));
                             }
-                            Err(error) => tracing::error!(%error, "a changed tenant cannot be checked"),
+                            Err(error) => {
+                                self.refuse(&changed, format!("it cannot be checked: {error}"));
+                                watch.iter_mut().for_each(|watch| watch.settled(&changed, fingerprint.clone(), None, Outcome::Refused));
+                            }
                         },
                     }
                 },
@@ -89,13 +106,25 @@ impl Tenants {
                     let Candidate { folder, fingerprint, files, checked } = candidate;
                     let taken = match checked {
                         Ok((config, code)) => self.take(config, code).await,
-                        Err(why) => Err(why),
+                        Err(why) => Err(Refusal::Wrong(why)),
                     };
-                    let refused = taken.is_err();
-                    if let Err(why) = taken {
-                        self.refuse(&folder, why);
+                    let outcome = match taken {
+                        Ok(()) => Outcome::Taken,
+                        Err(Refusal::Conflict(why)) => {
+                            self.refuse(&folder, why);
+                            Outcome::Conflict
+                        }
+                        Err(Refusal::Wrong(why)) => {
+                            self.refuse(&folder, why);
+                            Outcome::Refused
+                        }
+                    };
+                    // Changes come of a watch.
+                    let Some(watch) = &mut watch else { continue };
+                    watch.settled(&folder, fingerprint, files, outcome);
+                    if outcome == Outcome::Taken {
+                        watch.retry();
                     }
-                    watch.iter_mut().for_each(|watch| watch.settled(&folder, fingerprint.clone(), files.clone(), refused));
                 }
                 _ = rest.tick() => {
                     self.rest();
@@ -120,9 +149,9 @@ impl Tenants {
     }
 
     /// Takes what has passed all checks into service, unless others have what it claims.
-    async fn take(&mut self, config: TenantConfig, code: Code) -> Result<(), String> {
+    async fn take(&mut self, config: TenantConfig, code: Code) -> Result<(), Refusal> {
         if let Some(other) = self.running.values().find_map(|other| conflict(&config, &other.config)) {
-            return Err(other);
+            return Err(Refusal::Conflict(other));
         }
         if code.keeps_records() && self.store.open.is_none() {
             self.open_store(&config).await?;
@@ -183,7 +212,6 @@ impl Workshop {
             let fingerprint = fingerprint.clone();
             spawn_blocking(move || load(&tenants, &folder, fingerprint, &engine)).await
         };
-        drop(permit);
         let Loaded { files, code } =
             loaded.unwrap_or_else(|error| Loaded { files: None, code: Err(error.to_string()) });
         let (files, fingerprint) = files.map_or((None, fingerprint.clone()), |(files, found)| (Some(files), found));
@@ -196,6 +224,8 @@ impl Workshop {
             }
             Err(why) => Err(why),
         };
+        // A thousand tenants that change at once do not have a thousand trial instances at once.
+        drop(permit);
         Candidate { folder, fingerprint, files, checked }
     }
 }

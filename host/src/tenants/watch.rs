@@ -1,6 +1,6 @@
 //! The tenants' folder, looked at: what has come, changed and gone.
 //!
-//! A tenant's manifest and the files that it names are told apart by inode, size and time of change. A change counts once
+//! A tenant's manifest and the files that it names are told apart by device, inode, size and times. A change counts once
 //! it has stood from one look to the next, so that nothing is read half written; at SIGHUP all that is other than what runs
 //! counts at once, what was refused included. What was refused is looked at again when its folder changes too: a file that its
 //! manifest names may have come.
@@ -34,8 +34,15 @@ pub struct Fingerprint {
     files: Vec<Option<State>>,
 }
 
-/// Of one file: inode, size and time of change.
-type State = (u64, u64, i64, i64);
+/// Of one file. What keeps its time of writing, as copies may, has another time of change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct State {
+    device: u64,
+    inode: u64,
+    size: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
 
 /// What a look has found.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +50,15 @@ pub enum Change {
     /// A tenant is there that was not, or is another.
     Changed(PathBuf, Fingerprint),
     Gone(PathBuf),
+}
+
+/// How a change has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Taken,
+    Refused,
+    /// Refused for what another tenant has.
+    Conflict,
 }
 
 pub struct Watch {
@@ -66,6 +82,8 @@ struct Known {
     /// Of what was last taken into service, or refused.
     settled: Option<Fingerprint>,
     refused: bool,
+    /// It was refused for what another tenant has.
+    conflicts: bool,
     /// As it was found at the last look, if that was something new.
     seen: Option<Fingerprint>,
     /// It is looked into now.
@@ -121,20 +139,27 @@ impl Watch {
 
     /// A change has been taken into service, or refused. `fingerprint`: from before it was loaded; `files`: those that its
     /// manifest names, if it could be read.
-    pub fn settled(&mut self, folder: &Path, fingerprint: Fingerprint, files: Option<Vec<PathBuf>>, refused: bool) {
+    pub fn settled(&mut self, folder: &Path, fingerprint: Fingerprint, files: Option<Vec<PathBuf>>, outcome: Outcome) {
         let known = self.known.entry(folder.to_owned()).or_default();
         known.files = files.unwrap_or_else(|| std::mem::take(&mut known.files));
         known.settled = Some(fingerprint);
-        known.refused = refused;
+        known.refused = outcome != Outcome::Taken;
+        known.conflicts = outcome == Outcome::Conflict;
         known.seen = None;
         known.busy = false;
+    }
+
+    /// A tenant has changed or gone, and what it had may be free: those that were refused for it are looked at again.
+    pub fn retry(&mut self) {
+        self.known.values_mut().filter(|known| known.conflicts).for_each(|known| known.settled = None);
     }
 
     fn compare(&mut self, found: Found, at_once: bool) -> Vec<Change> {
         let mut changes = Vec::new();
         self.known.retain(|folder, known| {
             let there = found.contains_key(folder);
-            let gone = !there && !known.busy && (known.missing || at_once);
+            // Not at one look alone, whatever asked for it: a folder that is replaced is away for a moment.
+            let gone = !there && !known.busy && known.missing;
             known.missing = !there;
             if gone {
                 changes.push(Change::Gone(folder.clone()));
@@ -193,7 +218,13 @@ impl Fingerprint {
 
 fn state(file: &Path) -> Option<State> {
     let found = file.metadata().ok()?;
-    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+    Some(State {
+        device: found.dev(),
+        inode: found.ino(),
+        size: found.len(),
+        written: (found.mtime(), found.mtime_nsec()),
+        changed: (found.ctime(), found.ctime_nsec()),
+    })
 }
 
 #[cfg(test)]
@@ -249,6 +280,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_folder_is_gone_when_two_looks_have_missed_it() {
+        let scene = Scene::new("gone");
+        let mut watch = scene.watch();
+        let found = changed(&mut watch);
+        watch.settled(&scene.tenant(), found, Some(Vec::new()), Outcome::Taken);
+        let away = scene.0.join(".away");
+        fs::rename(scene.tenant(), &away).unwrap();
+        assert_eq!(look(&mut watch, true), []);
+        fs::rename(&away, scene.tenant()).unwrap();
+        assert_eq!(look(&mut watch, false), []);
+        fs::rename(scene.tenant(), &away).unwrap();
+        assert_eq!((look(&mut watch, true), look(&mut watch, false)), (vec![], vec![Change::Gone(scene.tenant())]));
+    }
+
+    #[tokio::test]
+    async fn content_of_the_same_size_and_time_is_a_change() {
+        let scene = Scene::new("same");
+        let mut watch = scene.watch();
+        let found = changed(&mut watch);
+        watch.settled(&scene.tenant(), found, Some(Vec::new()), Outcome::Taken);
+        let manifest = scene.tenant().join("tenant.toml");
+        let written = manifest.metadata().unwrap().modified().unwrap();
+        let before = manifest.metadata().unwrap().ctime_nsec();
+        // The clock of a file system stands for some milliseconds.
+        while manifest.metadata().unwrap().ctime_nsec() == before {
+            scene.write("tenant.toml", "name = \"u\"");
+            fs::File::options().write(true).open(&manifest).unwrap().set_modified(written).unwrap();
+        }
+        changed(&mut watch);
+    }
+
+    #[tokio::test]
     async fn what_is_written_while_the_code_is_loaded_is_a_change() {
         let scene = Scene::new("late");
         let mut watch = scene.watch();
@@ -258,9 +321,9 @@ mod tests {
         let files = vec![scene.tenant().join("filter.wasm")];
         let loaded = found.naming(&files);
         scene.write("filter.wasm", "another");
-        watch.settled(&scene.tenant(), loaded, Some(files.clone()), false);
+        watch.settled(&scene.tenant(), loaded, Some(files.clone()), Outcome::Taken);
         let found = changed(&mut watch);
-        watch.settled(&scene.tenant(), found.naming(&files), Some(files), false);
+        watch.settled(&scene.tenant(), found.naming(&files), Some(files), Outcome::Taken);
         assert_eq!((look(&mut watch, false), look(&mut watch, false)), (vec![], vec![]));
     }
 }
