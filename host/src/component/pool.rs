@@ -36,9 +36,6 @@ pub struct Pool<R> {
     reuse: u32,
 }
 
-/// Instances, and since when nobody has needed them.
-type Idle<R> = Vec<(Instance<R>, Instant)>;
-
 /// The right to make one call.
 pub struct Slot<R: Role> {
     pool: Arc<Pool<R>>,
