@@ -6,7 +6,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     scene::{BETWEEN, Scene},
-    support::{guests, http::Http},
+    support::{
+        guests,
+        http::{Http, chunk},
+    },
 };
 
 /// Requests to the hostile API at once: more than it has instances.
@@ -68,18 +71,18 @@ async fn answers_that_are_slow_and_ones_without_end() {
     check("/hang", "", Some("deadline")).await;
 }
 
-/// Bodies of requests that come byte by byte, and ones that never end.
+/// Bodies of requests that come byte by byte, and ones that do not end.
 #[tokio::test]
 async fn requests_that_are_slow_and_ones_without_end() {
     let mut scene = scene("").await;
     let address = scene.relay.api();
     scene
         .undisturbed(async || {
-            let request = |chunk: usize| async move {
+            let request = |bytes: usize| async move {
                 let mut http = Http::connect(address).await;
                 http.begin("/hostile/length").await;
-                while http.try_send(crate::support::http::chunk(vec![b'x'; chunk])).await {
-                    tokio::task::yield_now().await;
+                while http.try_send(chunk(vec![b'x'; bytes])).await {
+                    sleep(BETWEEN).await;
                 }
             };
             let requests = (0..REQUESTS).map(|nth| timeout(PATIENCE, request(if nth % 2 == 0 { 1 } else { 1 << 16 })));

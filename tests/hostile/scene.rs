@@ -20,9 +20,9 @@ use crate::support::{
 };
 
 /// The neighbour's clients.
-const CLIENTS: usize = 100;
+const CLIENTS: usize = 400;
 /// Between two of its messages.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(12);
 /// `00000000 neighbour`
 const PAYLOAD: usize = 18;
 /// How long latencies are taken at a time.
