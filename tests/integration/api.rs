@@ -55,14 +55,14 @@ async fn of_several_prefixes_the_longest_wins() {
     let folder = Folder::new("")
         .api("root", "path = \"/\"\nsettings.greeting = \"root\"")
         .api("a", "path = \"/a\"\nsettings.greeting = \"a\"")
-        .api("b", "path = \"/a/b\"\nsettings.greeting = \"b\"");
+        .api("b", "path = \"/b/a\"\nsettings.greeting = \"b\"");
     let relay = Relay::serve(folder).await;
     let mut http = relay.http().await;
-    for (path, tenant) in [("/imports", "root"), ("/a/imports", "a"), ("/a/b/imports", "b"), ("/a/b/imports?/a", "b")] {
+    for (path, tenant) in [("/imports", "root"), ("/a/imports", "a"), ("/b/a/imports", "b"), ("/b/a/imports?/a", "b")] {
         let answer = http.get(path).await;
         assert!(answer.body.ends_with(&format!("Ok(Some(\"{tenant}\"))")), "{path}: {answer:?}");
     }
-    for path in ["/", "/ab/imports", "/a/bc/imports"] {
+    for path in ["/", "/ab/imports", "/b/imports", "/b/ac/imports"] {
         assert_eq!(http.get(path).await.body, "no such path", "{path}");
     }
 }
