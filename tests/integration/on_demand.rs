@@ -316,6 +316,9 @@ async fn frames_have_their_turn_while_many_channels_become_active() {
     let relay = following(&partner, "", "[limits]\nfilter-call = \"1m\"").await;
     let mut peer = partner.accept().await;
     assert_eq!(peer.next_text().await, "open ");
+    // From here on the filter is told in the order in which they come; what it finds at the beginning has none.
+    let _early = relay.client("/t?channel=early").await;
+    assert_eq!(peer.next_text().await, "feed: active early");
     let names: Vec<_> = (0..SLOW).map(|nth| format!("slow-{nth}")).collect();
     let mut client = relay.client(&format!("/t?channel=out&channel={}", names.join("&channel="))).await;
     assert_eq!(peer.next_text().await, "feed: active out");
