@@ -209,6 +209,8 @@ async fn a_newcomer_may_not_take_what_another_has() {
     scene.relay.logged(&["ERROR", "tenants/u/tenant.toml:2: hosts", "is the operator's to give"]).await;
     scene.filters("code-0001 0001 first").await;
     // Nothing but the other stands in its way.
+    scene.relay.folder().write("tenants/u/tenant.toml", "name = \"u\"\npath = \"/t\"\n");
+    swapped(&scene.relay, "u", "refused", 5).await;
     std::fs::remove_dir_all(scene.relay.folder().path("tenants/t")).unwrap();
     swapped(&scene.relay, "u", "applied", 1).await;
     scene.relay.client("/t").await;
