@@ -8,9 +8,6 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-#[path = "src/component/toolchain.rs"]
-mod toolchain;
-
 use toolchain::{TARGET, Toolchain};
 
 const MARKET: &str = "../components/market";
@@ -18,7 +15,7 @@ const MARKET: &str = "../components/market";
 const COMPONENTS: [&str; 4] = ["filter", "client", "api", "job"];
 
 fn main() -> ExitCode {
-    for input in ["../wit", "../Cargo.toml", "../Cargo.lock", "src/component/toolchain.rs"] {
+    for input in ["../wit", "../Cargo.toml", "../Cargo.lock", "toolchain/src/lib.rs"] {
         println!("cargo::rerun-if-changed={input}");
     }
     for component in COMPONENTS {

@@ -27,20 +27,17 @@ use tokio::{
 };
 
 use crate::{
-    client::client_address,
-    component::{Api, NoAnswer},
+    component::{Api, Download, NoAnswer},
+    entry::client_address,
     http_error,
     metrics::Metrics,
     routes::{Routes, host_of},
     shutdown::Stop,
 };
 
-mod body;
 mod socket;
 
-use socket::Socket;
-
-pub use body::{Download, Making, Upload};
+use crate::{api::socket::Socket, component::Upload};
 
 /// Bytes of a request's line and headers; above, hyper answers 431.
 const MAX_REQUEST: usize = 64 << 10;
@@ -55,7 +52,7 @@ const SAY_WHO: [HeaderName; 3] =
     [FORWARDED, HeaderName::from_static("x-real-ip"), HeaderName::from_static("cf-connecting-ip")];
 
 /// What every connection needs to know.
-pub struct Door {
+pub struct ApiContext {
     pub routes: Arc<Routes>,
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
@@ -68,13 +65,13 @@ pub struct Door {
 }
 
 /// Why a request does not get to a guest, or has no answer from it.
-struct Refusal {
+struct ApiRefusal {
     status: StatusCode,
     code: &'static str,
     message: String,
 }
 
-impl Refusal {
+impl ApiRefusal {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into() }
     }
@@ -88,7 +85,7 @@ impl Refusal {
     }
 }
 
-impl From<NoAnswer> for Refusal {
+impl From<NoAnswer> for ApiRefusal {
     fn from(why: NoAnswer) -> Self {
         let (status, code) = match why {
             NoAnswer::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
@@ -103,7 +100,7 @@ impl From<NoAnswer> for Refusal {
 }
 
 /// Serves until told to stop; then requests under way are finished.
-pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
+pub async fn run(listener: TcpListener, context: Arc<ApiContext>, mut stop: Stop) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -112,33 +109,33 @@ pub async fn run(listener: TcpListener, door: Arc<Door>, mut stop: Stop) {
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok(_) if connections.len() >= door.max_connections => door.metrics.api_refused("full"),
+            Ok(_) if connections.len() >= context.max_connections => context.metrics.api_refused("full"),
             Ok((socket, peer)) => {
-                connections.spawn(serve(socket, peer, Arc::clone(&door), stop.clone()));
+                connections.spawn(serve(socket, peer, Arc::clone(&context), stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "an API connection could not be accepted");
-                door.metrics.api_refused("accept");
+                context.metrics.api_refused("accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop(listener);
     let finished = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(door.shutdown_timeout, finished).await.is_err() {
+    if tokio::time::timeout(context.shutdown_timeout, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "API requests cut off at shutdown");
     }
 }
 
-async fn serve(socket: TcpStream, peer: SocketAddr, door: Arc<Door>, mut stop: Stop) {
-    let socket = Socket::new(socket, door.stall_timeout, Arc::clone(&door.metrics));
+async fn serve(socket: TcpStream, peer: SocketAddr, context: Arc<ApiContext>, mut stop: Stop) {
+    let socket = Socket::new(socket, context.stall_timeout, Arc::clone(&context.metrics));
     let service = service_fn(move |request| {
-        let door = Arc::clone(&door);
+        let context = Arc::clone(&context);
         async move {
-            Ok::<_, Infallible>(match answer(request, peer.ip(), &door).await {
+            Ok::<_, Infallible>(match answer(request, peer.ip(), &context).await {
                 Ok(response) => response,
                 Err(refusal) => {
-                    door.metrics.api_refused(refusal.code);
+                    context.metrics.api_refused(refusal.code);
                     refusal.response()
                 }
             })
@@ -162,16 +159,20 @@ async fn serve(socket: TcpStream, peer: SocketAddr, door: Arc<Door>, mut stop: S
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: IpAddr, door: &Door) -> Result<Response<Download>, Refusal> {
+async fn answer(
+    request: Request<Incoming>,
+    peer: IpAddr,
+    context: &ApiContext,
+) -> Result<Response<Download>, ApiRefusal> {
     let expects = request.headers().contains_key(EXPECT);
-    let (api, path) = match door.find(&request) {
+    let (api, path) = match context.find(&request) {
         Ok(found) => found,
         Err(refusal) => {
             Upload::new(request.into_body(), 0, expects).drain().await;
             return Err(refusal);
         }
     };
-    let address = client_address(peer, request.headers(), &door.trusted_proxies);
+    let address = client_address(peer, request.headers(), &context.trusted_proxies);
     let mut request = request.map(|body| Upload::new(body, api.max_body(), expects));
     *request.uri_mut() = path;
     let headers = request.headers_mut();
@@ -193,16 +194,16 @@ async fn answer(request: Request<Incoming>, peer: IpAddr, door: &Door) -> Result
     Ok(answered?)
 }
 
-impl Door {
+impl ApiContext {
     /// Whose request it is, and the path as its component sees it.
-    fn find(&self, request: &Request<Incoming>) -> Result<(Arc<Api>, Uri), Refusal> {
-        let not_found = |message: &str| Refusal::new(StatusCode::NOT_FOUND, "not_found", message);
+    fn find(&self, request: &Request<Incoming>) -> Result<(Arc<Api>, Uri), ApiRefusal> {
+        let not_found = |message: &str| ApiRefusal::new(StatusCode::NOT_FOUND, "not_found", message);
         let found = self.routes.find(host_of(request).as_deref(), request.uri().path(), |rest| Some(rest.to_owned()));
         let Some((route, rest)) = found else { return Err(not_found("no tenant answers at this path")) };
         let Some(api) = route.api.clone() else { return Err(not_found("this tenant has no API")) };
         if request.headers().get(HOST).is_none_or(|host| host.to_str().is_err()) {
             let message = "the header Host is missing or not text";
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message));
+            return Err(ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", message));
         }
         let rest = if rest.is_empty() { "/".to_owned() } else { rest };
         let rest = match request.uri().query() {

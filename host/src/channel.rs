@@ -8,17 +8,15 @@
 //! have missed. Offsets are of an [`Epoch`]: a new one begins whenever something may be missing before what follows.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
 use arc_swap::ArcSwap;
+use config::{ChannelRule, Slow};
+use wire::{Epoch, Frame, Position};
 
-use crate::{
-    config::{ChannelRule, Slow},
-    demand::Demand,
-    metrics::TenantMetrics,
-};
+use crate::{demand::Demand, metrics::TenantMetrics, sync::Mutex};
 
 mod channels;
 mod chunk;
@@ -27,19 +25,21 @@ mod history;
 mod log;
 mod publication;
 mod readers;
+mod resume;
 mod snapshot;
 
-pub use channels::Channels;
-pub use chunk::{Chunk, Entry, Key};
-pub use encoding::Format;
-pub use history::{Epoch, NotAPosition, Page, Position, Start};
-pub use log::Log;
-pub use publication::{Frame, Kind, Publication, Refused, check_name};
-pub use readers::Reader;
-pub use snapshot::Since;
-
-use readers::Readers;
-use snapshot::Snapshot;
+pub use crate::channel::{
+    channels::Channels,
+    chunk::Chunk,
+    encoding::Format,
+    history::Start,
+    log::Log,
+    publication::{Publication, Refused, check_name},
+    readers::Reader,
+    resume::{Resumed, resume},
+    snapshot::Since,
+};
+use crate::channel::{readers::Readers, snapshot::Snapshot};
 
 /// The channel of clients that ask for none, and of upstreams without a filter.
 pub const MAIN: &str = "main";
@@ -62,12 +62,12 @@ pub struct Channel {
     /// Bytes of all the tenant's logs and snapshots, now and at most.
     total: Arc<AtomicUsize>,
     /// Bytes of its chunks in the formats that were made later.
-    made: Arc<AtomicUsize>,
+    encoded_bytes: Arc<AtomicUsize>,
     max_total: Arc<AtomicUsize>,
-    state: Mutex<State>,
+    state: Mutex<ChannelState>,
 }
 
-struct State {
+struct ChannelState {
     log: Log,
     snapshot: Snapshot,
     next_offset: u64,
@@ -81,14 +81,19 @@ struct State {
     readers: Readers,
 }
 
-impl State {
+/// An epoch that never was before.
+fn new_epoch() -> Epoch {
+    Epoch(rand::random())
+}
+
+impl ChannelState {
     fn new(rule: &ChannelRule) -> Self {
         Self {
             log: Log::new(rule.log_bytes),
             snapshot: Snapshot::new(rule.max_keys),
             next_offset: 1,
             bytes: 0,
-            epoch: Epoch::generate(),
+            epoch: new_epoch(),
             begins: 1,
             upstreams: Vec::new(),
             readers: Readers::default(),
@@ -99,7 +104,7 @@ impl State {
 impl Channel {
     /// Appends a burst whole, then tells the readers. Returns how many had no room for their keys, and are left out.
     fn append(&self, mut burst: Vec<Publication>, upstream: Option<&Arc<str>>) -> usize {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let state = &mut *state;
         let snapshot = state.snapshot.bytes();
         let mut offset = state.next_offset;
@@ -163,26 +168,26 @@ impl Channel {
     /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones, and the position
     /// that they end with.
     pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> (Log, Position) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.readers.attach(reader, token);
         (state.log.from_here(), state.position())
     }
 
     /// Hands over the chunks from position `seq` on that the log still has; returns the oldest one's position.
     pub fn read(&self, reader: &Arc<dyn Reader>, seq: u64, mut take: impl FnMut(&Arc<Chunk>)) -> u64 {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.readers.came(reader);
         state.log.from(seq).for_each(&mut take);
         state.log.oldest_seq()
     }
 
     pub fn detach(&self, reader: &Arc<dyn Reader>) {
-        lock(&self.state).readers.detach(reader);
+        self.state.lock().readers.detach(reader);
     }
 
     /// The newest publication, if the log has one.
     pub fn latest(&self) -> Option<Frame> {
-        lock(&self.state).log.from(0).rev().find_map(|chunk| chunk.last())
+        self.state.lock().log.from(0).rev().find_map(|chunk| chunk.last())
     }
 
     pub fn subscribers(&self) -> usize {
@@ -205,19 +210,19 @@ impl Channel {
 
     /// What happens to a client that has fallen off the log.
     pub fn slow(&self) -> Slow {
-        let keyed = || !lock(&self.state).snapshot.is_empty();
+        let keyed = || !self.state.lock().snapshot.is_empty();
         self.rule.load().slow.unwrap_or_else(|| if keyed() { Slow::Conflate } else { Slow::Close })
     }
 
     /// Whether it must not make room for others while nobody follows it: what it has would be missed.
     fn is_kept(&self) -> bool {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         state.next_offset > 1 && (self.rule.load().history.kept || !state.snapshot.is_empty())
     }
 
     /// Lets go of an eighth of the log, but for the newest chunk; false: there is no other.
     fn give_up(&self) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let newest = state.log.next_seq().saturating_sub(1);
         let enough = state.log.bytes() - state.log.bytes() / 8;
         let mut gave = false;
@@ -232,7 +237,7 @@ impl Channel {
 
     /// Follows another rule from now on: what is over its bytes goes with the next publication.
     fn reconfigure(&self, rule: ChannelRule, compress_above: usize) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.log.set_max_bytes(rule.log_bytes);
         state.snapshot.set_max_keys(rule.max_keys);
         self.compress_above.store(compress_above, Ordering::Relaxed);
@@ -246,13 +251,13 @@ impl Channel {
 
     /// Bytes of its log, in all formats.
     fn log_bytes(&self) -> usize {
-        lock(&self.state).log.bytes() + self.made.load(Ordering::Relaxed)
+        self.state.lock().log.bytes() + self.encoded_bytes.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         state.log.from(0).for_each(|chunk| self.forget(chunk));
         self.resized(state.snapshot.bytes(), 0);
     }
@@ -261,9 +266,4 @@ impl Drop for Channel {
 /// Where a chunk ends: small beside its log, which lets go of chunks whole.
 fn chunk_limit(log_bytes: usize) -> usize {
     CHUNK_BYTES.min(log_bytes / 8)
-}
-
-/// A lock is poisoned only by a panic, and every state here is whole between two statements.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

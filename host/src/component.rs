@@ -1,172 +1,34 @@
 //! Guests: tenants' components, run where they can harm nobody.
 //!
-//! In come files of WebAssembly, checked and compiled once per content ([`Engine`]); out of a compiled component come
-//! instances, each with its own memory and limits. Guests run on a runtime of their own ([`Guests`]), apart from every socket. A call has
-//! a deadline; a call that traps or misses it costs that call and its instance, nothing else.
+//! In come files of WebAssembly, checked and compiled once for each content (`load`). Out of compiled code come instances,
+//! each with its own memory and limits, on threads apart from every socket (`run`). What the host gives them is in
+//! `imports`, what they are to the host in `roles`: filter, client handler, API, job. A call has a deadline. A call that
+//! traps or misses it costs that call and its instance, nothing else.
 
-use std::{io, sync::Arc, time::Duration};
-
-use rustix::process::setpriority_process;
-use tokio::{
-    runtime::{Handle, Runtime},
-    task::{JoinHandle, JoinSet},
-};
-use tokio_util::task::TaskTracker;
-
-use crate::shutdown::Stop;
-
-mod api;
 mod bindings;
 pub mod build;
-mod cache;
-mod call;
-mod channels;
-pub mod check;
-mod client;
-pub mod compile;
-mod engine;
-mod filter;
-mod granted;
-mod host;
-mod instance;
-mod job;
-mod keyvalue;
-mod library;
-mod live;
-mod log_lines;
-mod outbound;
-mod outbound_limit;
-mod output;
-mod places;
-mod pool;
-mod records;
-mod request_parts;
-mod ticker;
-pub mod toolchain;
-mod trusted;
-mod turns;
-mod upstreams;
-mod warm;
+mod imports;
+pub mod load;
+mod role;
+pub mod roles;
+mod run;
 
-pub use api::{Api, ApiCode, NoAnswer};
-pub use call::Broken;
-pub use client::{Admission, ClientCode, Door, Handler, Joined, Meaning, NotLetIn, Request, Session};
-pub use engine::{Engine, EngineSource, LoadError, Loaded};
-pub use filter::{FilterCode, FilterQueue, LiveFilter};
-pub use host::Guest;
-pub use instance::{Code, Role};
-pub use job::{Job, JobCode, LiveJob};
-pub use live::Live;
-pub use log_lines::LogLines;
-pub use outbound::Requests;
-pub use outbound_limit::{OutboundLimit, OutboundPermit, OutboundRefused};
-pub use places::{HostPlaces, Places};
-pub use turns::Turns;
-
-/// Of guests' threads, where the relay's others have 0: a guest that is busy has a third of what they have of a core that they
-/// need too, and all of one that they do not.
-const NICE: i32 = 5;
-
-/// The threads guests run on, and what runs there.
-pub struct Guests {
-    runtime: Runtime,
-    /// Filters and jobs.
-    workers: JoinSet<()>,
-    /// Of client handlers and APIs.
-    tasks: Tasks,
-}
-
-/// Where calls that clients ask for are run: short tasks on the guests' runtime, which ends after them.
-#[derive(Clone)]
-pub struct Tasks {
-    runtime: Handle,
-    tracker: TaskTracker,
-}
-
-impl Tasks {
-    /// Of the runtime that this is called on.
-    pub fn here() -> Self {
-        Self { runtime: Handle::current(), tracker: TaskTracker::new() }
-    }
-
-    pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.tracker.spawn_on(task, &self.runtime)
-    }
-}
-
-impl Guests {
-    /// As many threads as cores: a guest that is busy for its whole deadline leaves room for others.
-    pub fn start() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(Self::threads())
-            // What comes from sockets waits for no more than the call before it.
-            .global_queue_interval(1)
-            .thread_name("guest")
-            // Sockets and filters' upstreams come first, whatever guests do; without it there is no harm but theirs.
-            .on_thread_start(|| {
-                let _ = setpriority_process(None, NICE);
-            })
-            .enable_time()
-            // For guests' requests: their sockets live where they are polled, and the I/O thread has the tenants' feeds.
-            .enable_io()
-            .build()?;
-        let tasks = Tasks { runtime: runtime.handle().clone(), tracker: TaskTracker::new() };
-        Ok(Self { runtime, workers: JoinSet::new(), tasks })
-    }
-
-    /// Threads that guests run on.
-    pub fn threads() -> usize {
-        std::thread::available_parallelism().map_or(1, usize::from)
-    }
-
-    pub fn tasks(&self) -> Tasks {
-        self.tasks.clone()
-    }
-
-    /// Starts a filter for one upstream. `end`: let go of when its worker has ended, which is after the queue.
-    pub fn filter(&mut self, live: Arc<LiveFilter>, end: impl Send + 'static) -> FilterQueue {
-        let (queue, worker) = filter::worker(live);
-        self.forget_finished();
-        let worker = async move {
-            worker.await;
-            drop(end);
-        };
-        self.workers.spawn_on(worker, self.runtime.handle());
-        queue
-    }
-
-    /// Starts a schedule of a job, after the end of the one that it takes the place of. `end`: let go of at its own.
-    pub fn job(&mut self, job: Job, before: Option<Stop>, stop: Stop, end: impl Send + 'static) {
-        self.forget_finished();
-        let worker = async move {
-            if let Some(mut before) = before {
-                before.wait().await;
-            }
-            job.run(stop).await;
-            drop(end);
-        };
-        self.workers.spawn_on(worker, self.runtime.handle());
-    }
-
-    /// Those of tenants that have gone.
-    fn forget_finished(&mut self) {
-        while self.workers.try_join_next().is_some() {}
-    }
-
-    /// Waits for filters and jobs, told to stop or their queues dropped, to finish what they have.
-    pub async fn finish(&mut self, timeout: Duration) {
-        let finished = async { while self.workers.join_next().await.is_some() {} };
-        if tokio::time::timeout(timeout, finished).await.is_err() {
-            tracing::warn!(guests = self.workers.len(), "guests cut off at shutdown");
-        }
-    }
-
-    /// Waits for the calls that clients asked for, the last of which are for their leaving; then ends what is left.
-    pub async fn shutdown(self, timeout: Duration) {
-        self.tasks.tracker.close();
-        if tokio::time::timeout(timeout, self.tasks.tracker.wait()).await.is_err() {
-            tracing::warn!(calls = self.tasks.tracker.len(), "calls of guests cut off at shutdown");
-        }
-        self.runtime.shutdown_background();
-    }
-}
+pub use imports::outbound::Requests;
+pub use load::engine::{Engine, EngineSource, LoadError, Loaded};
+pub use role::RoleKind;
+pub use roles::{
+    api::{
+        Api, ApiCode, NoAnswer,
+        body::{Download, Upload},
+    },
+    client::{ClientCode, ConnectRequest, Handler, Meaning, NotLetIn, SessionGuard, Transport},
+    filter::{FilterCode, LiveFilter},
+    job::{Job, JobCode, LiveJob},
+};
+pub use run::{
+    call::Broken,
+    host::Guest,
+    instance::{Role, RoleCode},
+    runtime::{Guests, Tasks},
+    swap::Live,
+};

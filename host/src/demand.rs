@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -19,10 +19,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use crate::sync::Mutex;
+
 /// How long a channel is without a subscriber before it is idle: a page is loaded again in less, and most partners take
 /// a subscription that comes and goes for abuse.
 const QUIET: Duration = Duration::from_secs(2);
-/// Channels that one filter takes for active: twice those that can be, for the others are quiet. Over it the quietest is
+/// ActiveChannels that one filter takes for active: twice those that can be, for the others are quiet. Over it the quietest is
 /// idle at once.
 const MAX_TOLD: usize = 20_000;
 
@@ -32,20 +34,20 @@ pub struct Demand {
     clients: AtomicUsize,
     /// The first client came, or the last went.
     changed: watch::Sender<()>,
-    channels: Mutex<Channels>,
+    channels: Mutex<ActiveChannels>,
 }
 
 #[derive(Default)]
-struct Channels {
+struct ActiveChannels {
     /// How often a channel has become active, less how often idle; those at 0 are left out. Two shards' words of one
     /// channel may pass each other: the sum is right once both are in.
     active: HashMap<Arc<str>, i32>,
-    followers: Vec<Told>,
+    followers: Vec<FollowerState>,
 }
 
 /// A channel that has its first subscriber, or has had none for two seconds.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct ChannelChange {
     pub channel: Arc<str>,
     pub active: bool,
 }
@@ -75,24 +77,24 @@ impl Demand {
 
     /// A channel has got its first subscriber.
     pub fn channel_active(&self, name: &Arc<str>) {
-        lock(&self.channels).changed(name, 1);
+        self.channels.lock().changed(name, 1);
     }
 
     /// A channel has lost its last subscriber.
     pub fn channel_idle(&self, name: &Arc<str>) {
-        lock(&self.channels).changed(name, -1);
+        self.channels.lock().changed(name, -1);
     }
 
     /// Whom to tell of channels from now on.
     pub fn follow(self: &Arc<Self>) -> Follower {
-        let mut channels = lock(&self.channels);
+        let mut channels = self.channels.lock();
         let wake = Arc::new(Notify::new());
-        channels.followers.push(Told { wake: Arc::clone(&wake), ..Told::default() });
+        channels.followers.push(FollowerState { wake: Arc::clone(&wake), ..FollowerState::default() });
         Follower { demand: Arc::clone(self), nth: channels.followers.len() - 1, wake }
     }
 }
 
-impl Channels {
+impl ActiveChannels {
     fn changed(&mut self, name: &Arc<str>, step: i32) {
         let count = self.active.entry(Arc::clone(name)).or_default();
         let was_active = *count > 0;
@@ -119,8 +121,8 @@ pub struct Follower {
 impl Follower {
     /// There is a new connection: every channel that is active is news.
     pub fn begin(&self) {
-        let mut channels = lock(&self.demand.channels);
-        let Channels { active, followers } = &mut *channels;
+        let mut channels = self.demand.channels.lock();
+        let ActiveChannels { active, followers } = &mut *channels;
         if let Some(told) = followers.get_mut(self.nth) {
             told.clear();
             told.connected = true;
@@ -130,21 +132,21 @@ impl Follower {
 
     /// The connection is gone: nothing is to be told.
     pub fn end(&self) {
-        if let Some(told) = lock(&self.demand.channels).followers.get_mut(self.nth) {
+        if let Some(told) = self.demand.channels.lock().followers.get_mut(self.nth) {
             told.clear();
         }
     }
 
     /// The next change, which counts as told. Those of one channel alternate, and the first is that it is active.
-    pub fn next(&self) -> Option<Change> {
-        let mut channels = lock(&self.demand.channels);
-        let Channels { active, followers } = &mut *channels;
+    pub fn next(&self) -> Option<ChannelChange> {
+        let mut channels = self.demand.channels.lock();
+        let ActiveChannels { active, followers } = &mut *channels;
         followers.get_mut(self.nth)?.next(active, Instant::now())
     }
 
     /// Returns when there may be a next change. Cancelled, it misses nothing.
     pub async fn changed(&self) {
-        let due = { lock(&self.demand.channels).followers.get(self.nth).and_then(Told::due) };
+        let due = { self.demand.channels.lock().followers.get(self.nth).and_then(FollowerState::due) };
         tokio::select! {
             // First, so that a word that has been heard is not heard again.
             biased;
@@ -162,9 +164,9 @@ impl Drop for Follower {
 
 /// What a follower was told, and what it is to be told: each channel at most once in all the lists together.
 #[derive(Default)]
-struct Told {
+struct FollowerState {
     connected: bool,
-    /// Told as active.
+    /// FollowerState as active.
     active: HashSet<Arc<str>>,
     /// Active when the connection began, and not looked at since: to sort them in then would hold up the shards.
     unseen: Vec<Arc<str>>,
@@ -176,7 +178,7 @@ struct Told {
     wake: Arc<Notify>,
 }
 
-impl Told {
+impl FollowerState {
     fn clear(&mut self) {
         *self = Self { wake: Arc::clone(&self.wake), ..Self::default() };
     }
@@ -197,18 +199,18 @@ impl Told {
         }
     }
 
-    fn next(&mut self, active: &HashMap<Arc<str>, i32>, now: Instant) -> Option<Change> {
+    fn next(&mut self, active: &HashMap<Arc<str>, i32>, now: Instant) -> Option<ChannelChange> {
         let full = self.active.len() >= MAX_TOLD && !self.coming.is_empty();
         if self.going.first().is_some_and(|(since, _)| full || now.duration_since(*since) >= QUIET) {
             let (_, channel) = self.going.pop_first()?;
             self.since.remove(&channel);
             self.active.remove(&channel);
-            return Some(Change { channel, active: false });
+            return Some(ChannelChange { channel, active: false });
         }
         let channel = self.next_unseen(active).or_else(|| Some(self.coming.pop_first()?.1))?;
         self.since.remove(&channel);
         self.active.insert(Arc::clone(&channel));
-        Some(Change { channel, active: true })
+        Some(ChannelChange { channel, active: true })
     }
 
     /// One that is active still; if it was idle in between, it has its place in the other lists.
@@ -229,11 +231,6 @@ impl Told {
         }
         Some(Instant::now())
     }
-}
-
-/// A lock is poisoned only by a panic, and every state here is whole between two statements.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -361,12 +358,12 @@ mod tests {
         demand.channel_active(&a);
         demand.channel_idle(&a);
         assert_eq!(news(&follower), []);
-        assert!(lock(&demand.channels).followers[0].going.is_empty());
+        assert!(demand.channels.lock().followers[0].going.is_empty());
         // And with none before.
         demand.channel_idle(&a);
         demand.channel_idle(&a);
         demand.channel_active(&a);
-        assert!(lock(&demand.channels).active.is_empty());
+        assert!(demand.channels.lock().active.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -379,10 +376,10 @@ mod tests {
             demand.channel_active(&name);
             idle += news(&follower).iter().filter(|(_, active)| !active).count();
             demand.channel_idle(&name);
-            assert!(lock(&demand.channels).followers[0].active.len() <= MAX_TOLD);
+            assert!(demand.channels.lock().followers[0].active.len() <= MAX_TOLD);
         }
         assert_eq!(idle, MAX_TOLD);
-        assert!(lock(&demand.channels).active.is_empty());
+        assert!(demand.channels.lock().active.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

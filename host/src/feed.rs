@@ -20,9 +20,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::{
-    WebSocketStream, accept_hdr_async_with_config,
+    WebSocketStream, accept_hdr_async_with_config, tungstenite,
     tungstenite::{
-        self, Message,
+        Message,
         handshake::server::{Callback, ErrorResponse, Request, Response},
         http::{HeaderValue, header::SEC_WEBSOCKET_PROTOCOL},
         protocol::WebSocketConfig,
@@ -32,7 +32,7 @@ use tokio_tungstenite::{
 pub mod recording;
 mod simulated;
 
-use recording::Recorded;
+use crate::feed::recording::Recorded;
 
 /// Connections at once; more wait in the kernel's backlog. A relay opens one.
 const MAX_CONNECTIONS: usize = 1024;
@@ -51,13 +51,13 @@ const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(1);
 /// What to play, and when.
 #[derive(Clone, Debug)]
 pub struct Feed {
-    pub source: Source,
+    pub source: FeedSource,
     /// From the connection's opening to the feed's start.
     pub start_after: Duration,
 }
 
 #[derive(Clone, Debug)]
-pub enum Source {
+pub enum FeedSource {
     Recording {
         frames: Arc<[Recorded]>,
         /// Recorded pauses are divided by it; 0: no pauses.
@@ -138,8 +138,8 @@ async fn connection(socket: TcpStream, feed: &Feed, sent: &Sent) -> tungstenite:
 async fn play(feed: &Feed, start: Instant, heard: &Notify, mut out: Outgoing<'_>) -> tungstenite::Result<()> {
     sleep_until(start).await;
     match &feed.source {
-        Source::Recording { frames, speed } => recording::play(frames, *speed, start, &mut out).await,
-        Source::Simulated { rate } => {
+        FeedSource::Recording { frames, speed } => recording::play(frames, *speed, start, &mut out).await,
+        FeedSource::Simulated { rate } => {
             let _ = timeout(FIRST_MESSAGE_WAIT, heard.notified()).await;
             simulated::play(*rate, &mut out).await
         }

@@ -1,38 +1,61 @@
 //! Edge Relay: one upstream connection, any number of clients, the tenant's WASM components in between.
 //!
-//! The modules, in the order data flows: an [`upstream`] receives messages, a [`component`] filters them, a [`channel`]
-//! logs them, and shards write them to each [`client`]. The [`api`] stands beside that road.
+//! The modules stand in the order of the floors of the house, bottom to top. What stands on the wire is in the crate
+//! [`wire`], what an operator and a tenant configure in the crate [`config`]. `ARCHITECTURE.md` has the code map and
+//! says which module may never import which.
 
-pub mod upstream;
-
-pub mod component;
-
-pub mod channel;
-
-pub mod client;
-
-pub mod api;
-
-pub mod admin;
-pub mod command;
-pub mod config;
-pub mod demand;
-pub mod feed;
-pub mod grants;
-pub mod http_error;
+/// Growing pauses with jitter between attempts.
+mod backoff;
+/// HTTP answers in one JSON shape.
+mod http_error;
+/// Gives freed memory back to the system.
 mod memory;
-/// The locks of what `tests/loom` compiles with others.
-mod sync {
-    pub use std::sync::{Mutex, PoisonError};
-}
-pub mod metrics;
-pub mod rate;
-pub mod relay;
-pub mod routes;
-pub mod shutdown;
-pub mod state;
-pub mod store;
-pub mod telemetry;
-pub mod tenant;
-pub mod tenants;
+/// Counters, gauges and histograms, and their text for Prometheus.
+mod metrics;
+/// Token buckets for the limits that count per second.
+mod rate;
+/// Telling tasks to stop, and waiting for it.
+mod shutdown;
+/// A mutex that ignores poison.
+mod sync;
+/// Sets up the log.
+mod telemetry;
+/// TLS for connections that the relay opens.
 mod tls;
+
+/// Who needs an upstream or a channel now.
+mod demand;
+/// A tenant's key-value data in memory.
+mod state;
+/// Records: rows on disk, and their way to MySQL.
+mod store;
+
+/// Channels: logs of publications, snapshots, history.
+mod channel;
+/// Tenants' WebAssembly: loaded, run, given imports, called in its roles.
+mod component;
+/// Shards: the threads that write to clients' sockets.
+mod delivery;
+/// The unit of isolation, and its limits at run time.
+mod tenant;
+/// Partners' WebSockets.
+mod upstream;
+
+/// The admin listener.
+mod admin;
+/// The API listener.
+mod api;
+/// The clients' listener: handshakes, admission, channel readings over HTTP.
+mod entry;
+/// Which tenant a request is for.
+mod routes;
+
+/// A WebSocket server that plays a partner.
+mod feed;
+/// What starts in which order, and stops in which.
+mod relay;
+/// All tenants: loaded, changed while clients stay, removed.
+mod tenants;
+
+/// The commands of the program.
+pub mod command;

@@ -12,8 +12,6 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
-use crate::client::Over;
-
 /// A call takes microseconds as a rule; the last bounds show what nears its deadline. Seconds.
 const CALL_SECONDS: [f64; 10] = [2e-6, 5e-6, 1e-5, 5e-5, 2e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 
@@ -375,12 +373,6 @@ impl TenantMetrics {
     pub fn refused(&self, reason: &'static str, publications: usize) {
         let label = TenantReason { tenant: Arc::clone(&self.tenant), reason };
         self.all.publications_refused.get_or_create(&label).inc_by(publications as u64);
-    }
-
-    /// A client's message that its limits refused.
-    pub fn not_taken(&self, over: Over) {
-        self.message_dropped(over.reason());
-        self.limited(over.limit(), 1);
     }
 
     /// A client's message that was not handled.

@@ -4,12 +4,11 @@
 //! token that a nanosecond brings back whole, so that no rate is rounded however often it is asked. Time comes from the caller.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Instant,
 };
+
+use crate::sync::Mutex;
 
 /// One token, in what a rate of one a second brings back in a nanosecond.
 const TOKEN: u64 = 1_000_000_000;
@@ -91,7 +90,7 @@ impl Rate {
 
     /// Every change is whole before the lock is given back.
     fn with<T>(&self, take: impl FnOnce(&mut Bucket, usize) -> T) -> T {
-        take(&mut self.bucket.lock().unwrap_or_else(PoisonError::into_inner), self.per_second())
+        take(&mut self.bucket.lock(), self.per_second())
     }
 }
 

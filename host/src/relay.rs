@@ -7,20 +7,23 @@ use std::{
     time::Duration,
 };
 
+use config::{HostLimits, RelayConfig, StoreConfig, TenantConfig, TenantsFolder};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::Semaphore;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
 use crate::{
     admin, api,
-    client::{self, Door, Shards, Timing},
-    component::{EngineSource, HostPlaces, Tasks},
-    config::{HostLimits, RelayConfig, TenantConfig, TenantsFolder},
+    component::{EngineSource, Tasks},
+    delivery::{Shards, Timing},
+    entry,
+    entry::EntryContext,
     metrics::Metrics,
     shutdown::Stop,
-    store::{self, Keep, Store, StoreConfig},
-    tenant::Code,
-    tenants::{self, Records, Tenants, Watch},
+    store,
+    store::{Keep, Store},
+    tenant::HostPlaces,
+    tenants,
+    tenants::{Records, TenantCode, Tenants, Watch},
     upstream::Connector,
 };
 
@@ -55,9 +58,9 @@ pub struct Relay {
     /// Of where tenants may change.
     watch: Option<Watch>,
     engine: EngineSource,
-    door: Arc<Door>,
+    entry_context: Arc<EntryContext>,
     listener: TcpListener,
-    api_door: Arc<api::Door>,
+    api_context: Arc<api::ApiContext>,
     api_listener: Option<TcpListener>,
     admin_listener: Option<TcpListener>,
     shutdown_timeout: Duration,
@@ -73,7 +76,7 @@ impl Relay {
 
         let listen =
             |listener, address| {
-                client::bind(address)
+                entry::bind(address)
                     .and_then(|bound| Ok((bound.local_addr()?, bound)))
                     .map_err(|error| StartError::Bind { listener, address, error })
             };
@@ -83,7 +86,7 @@ impl Relay {
 
         let total = Arc::new(AtomicUsize::new(0));
         let limits = config.limits;
-        let room = Room::fit(&limits, raise_file_limit());
+        let room = Capacity::fit(&limits, raise_file_limit());
         let shards = Arc::new(Shards::start(
             shard_count(),
             Timing {
@@ -92,7 +95,7 @@ impl Relay {
                 shutdown_timeout: limits.shutdown_timeout,
             },
         )?);
-        let kept = codes.iter().any(Code::keeps_records).then_some(config.store.clone()).flatten();
+        let kept = codes.iter().any(TenantCode::keeps_records).then_some(config.store.clone()).flatten();
         let keep = config.tenants.iter().flat_map(tenants::keep).collect();
         let open = kept.map(|store| open_store(store, keep, &metrics)).transpose()?;
         let store = Records { config: config.store, open };
@@ -102,7 +105,7 @@ impl Relay {
             tenants.apply(config, code)?;
         }
         tenants.publish();
-        let door = Door {
+        let entry_context = EntryContext {
             routes: Arc::clone(tenants.routes()),
             trusted_proxies: config.trusted_proxies.clone(),
             metrics: Arc::clone(&metrics),
@@ -111,10 +114,10 @@ impl Relay {
             max_clients: room.clients,
             max_handshakes: room.handshakes,
             handshake_timeout: limits.handshake_timeout,
-            reads: Arc::new(Semaphore::new(client::MAX_READS)),
+            reads: Arc::new(Semaphore::new(entry::MAX_READS)),
             commands: Tasks::here(),
         };
-        let api_door = api::Door {
+        let api_context = api::ApiContext {
             routes: Arc::clone(tenants.routes()),
             trusted_proxies: config.trusted_proxies,
             metrics: Arc::clone(&metrics),
@@ -130,9 +133,9 @@ impl Relay {
             tenants,
             watch,
             engine,
-            door: Arc::new(door),
+            entry_context: Arc::new(entry_context),
             listener,
-            api_door: Arc::new(api_door),
+            api_context: Arc::new(api_context),
             api_listener,
             admin_listener,
             shutdown_timeout: limits.shutdown_timeout,
@@ -142,20 +145,20 @@ impl Relay {
     /// Relays until told to stop; then stops in the order data flows, so that what came in still goes out.
     pub async fn run(mut self, mut stop: Stop) {
         let routes = Arc::clone(self.tenants.routes());
-        let mut doors = JoinSet::new();
-        doors.spawn(client::run(self.listener, Arc::clone(&self.door), stop.clone()));
+        let mut listeners = JoinSet::new();
+        listeners.spawn(entry::run(self.listener, Arc::clone(&self.entry_context), stop.clone()));
         if let Some(listener) = self.api_listener {
-            doors.spawn(api::run(listener, self.api_door, stop.clone()));
+            listeners.spawn(api::run(listener, self.api_context, stop.clone()));
         }
         if let Some(listener) = self.admin_listener {
-            doors.spawn(admin::run(listener, routes, self.metrics, stop.clone()));
+            listeners.spawn(admin::run(listener, routes, self.metrics, stop.clone()));
         }
         self.tenants.run(self.watch, self.engine, stop.clone()).await;
         stop.wait().await;
-        while doors.join_next().await.is_some() {}
+        while listeners.join_next().await.is_some() {}
         self.tenants.stop_all(self.shutdown_timeout).await;
         // Joining the shards' threads is all that is left to do on this one.
-        self.door.shards.shutdown();
+        self.entry_context.shards.shutdown();
         self.tenants.end(self.shutdown_timeout).await;
     }
 }
@@ -170,7 +173,7 @@ pub fn open_store(
     config: StoreConfig,
     keep: Vec<Keep>,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Store>, store::Running), StartError> {
+) -> Result<(Arc<Store>, store::StoreTasks), StartError> {
     let path = config.file.display().to_string();
     let failed = |error: store::OpenError| StartError::Store { path: path.clone(), error };
     if let Some(folder) = config.file.parent() {
@@ -189,10 +192,10 @@ pub fn check_components(tenants: &[TenantConfig]) -> Vec<String> {
     }
 }
 
-fn load_code(tenants: &[TenantConfig], engine: &mut EngineSource) -> Result<Vec<Code>, StartError> {
+fn load_code(tenants: &[TenantConfig], engine: &mut EngineSource) -> Result<Vec<TenantCode>, StartError> {
     // Without code there is no engine and no guests' runtime.
     if !tenants.iter().any(TenantConfig::has_code) {
-        return Ok(tenants.iter().map(|_| Code::default()).collect());
+        return Ok(tenants.iter().map(|_| TenantCode::default()).collect());
     }
     let engine = engine.get().map_err(|error| StartError::Engine(format!("{error:#}")))?;
     let mut codes = Vec::new();
@@ -213,13 +216,13 @@ fn shard_count() -> usize {
 
 /// How many connections of each kind there may be at once.
 #[derive(Debug, PartialEq, Eq)]
-struct Room {
+struct Capacity {
     clients: usize,
     handshakes: usize,
     api_connections: usize,
 }
 
-impl Room {
+impl Capacity {
     /// What the limits say, as far as the files go that the process may have open.
     fn fit(limits: &HostLimits, files: usize) -> Self {
         // Small shares, so that little room leaves some for clients too.
@@ -258,8 +261,8 @@ mod tests {
     #[test]
     fn limits_fit_the_files_there_are() {
         let fit = |clients, files| {
-            let Room { clients, handshakes, api_connections } =
-                Room::fit(&HostLimits { clients, ..HostLimits::default() }, files);
+            let Capacity { clients, handshakes, api_connections } =
+                Capacity::fit(&HostLimits { clients, ..HostLimits::default() }, files);
             (clients, handshakes, api_connections)
         };
         assert_eq!(fit(None, 20_000), (20_000 - 4096 - 2048 - 256, 4096, 2048));

@@ -4,13 +4,12 @@
 //! bounded in keys and in bytes, and a call that would exceed either changes nothing. It outlives instances and new
 //! code, not the host. The methods are async for the day when state lives on another node; here they never wait.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-/// The bucket that is always there.
-pub const DEFAULT_BUCKET: &str = "default";
+use config::Quota;
+
+use crate::sync::Mutex;
+
 /// Buckets of a tenant.
 const MAX_BUCKETS: usize = 64;
 const MAX_BUCKET_NAME: usize = 64;
@@ -45,13 +44,6 @@ pub enum StateError {
     NotANumber,
 }
 
-/// How much a tenant may keep.
-#[derive(Clone, Copy, Debug)]
-pub struct Quota {
-    pub keys: usize,
-    pub bytes: usize,
-}
-
 /// All buckets of one tenant.
 pub struct State {
     inner: Mutex<Inner>,
@@ -66,7 +58,7 @@ struct Inner {
 
 /// A part of the keys, and where the next part begins.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct KeyPage {
     pub keys: Vec<String>,
     pub next: Option<u64>,
 }
@@ -85,7 +77,7 @@ impl State {
 
     /// From now on; what is kept already stays.
     pub fn set_quota(&self, quota: Quota) {
-        self.lock().quota = quota;
+        self.inner.lock().quota = quota;
     }
 
     /// The bucket of that name, made if it is not there.
@@ -94,7 +86,7 @@ impl State {
         if name.is_empty() || name.len() > MAX_BUCKET_NAME || !name.bytes().all(fits) {
             return Err(StateError::BucketName);
         }
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let name = match inner.buckets.get_key_value(name) {
             Some((name, _)) => Arc::clone(name),
             None if inner.buckets.len() >= MAX_BUCKETS => return Err(StateError::Buckets),
@@ -108,14 +100,10 @@ impl State {
     }
 
     /// Keys and bytes kept now.
-    pub fn used(&self) -> (usize, usize) {
-        let inner = self.lock();
+    #[cfg(test)]
+    fn used(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
         (inner.keys, inner.bytes)
-    }
-
-    /// Every change is made whole before the lock is given back, so one that panicked elsewhere is no matter.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -170,11 +158,11 @@ impl Inner {
 
 impl Bucket {
     pub async fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.state.lock().buckets.get(&self.name)?.get(key).cloned()
+        self.state.inner.lock().buckets.get(&self.name)?.get(key).cloned()
     }
 
     pub async fn exists(&self, key: &str) -> bool {
-        self.state.lock().buckets.get(&self.name).is_some_and(|map| map.contains_key(key))
+        self.state.inner.lock().buckets.get(&self.name).is_some_and(|map| map.contains_key(key))
     }
 
     pub async fn set(&self, key: String, value: Vec<u8>) -> Result<(), StateError> {
@@ -182,23 +170,23 @@ impl Bucket {
     }
 
     pub async fn delete(&self, key: &str) {
-        self.state.lock().remove(&self.name, &[key]);
+        self.state.inner.lock().remove(&self.name, &[key]);
     }
 
     /// A page of keys, in order, from a cursor that an earlier page gave. Keys added or deleted in between may be passed
     /// over or come twice.
-    pub async fn list_keys(&self, cursor: Option<u64>) -> Page {
+    pub async fn list_keys(&self, cursor: Option<u64>) -> KeyPage {
         let from = usize::try_from(cursor.unwrap_or(0)).unwrap_or(usize::MAX);
-        let inner = self.state.lock();
-        let Some(map) = inner.buckets.get(&self.name) else { return Page { keys: Vec::new(), next: None } };
+        let inner = self.state.inner.lock();
+        let Some(map) = inner.buckets.get(&self.name) else { return KeyPage { keys: Vec::new(), next: None } };
         let keys: Vec<String> = map.keys().skip(from).take(PAGE).cloned().collect();
         let end = from.saturating_add(keys.len());
-        Page { keys, next: (end < map.len()).then_some(end as u64) }
+        KeyPage { keys, next: (end < map.len()).then_some(end as u64) }
     }
 
     /// Adds to a number kept as decimal text; a key that is not there counts as 0.
     pub async fn increment(&self, key: String, delta: u64) -> Result<u64, StateError> {
-        let mut inner = self.state.lock();
+        let mut inner = self.state.inner.lock();
         let value = inner.buckets.get(&self.name).and_then(|map| map.get(&key));
         let number = match value {
             None => Some(0),
@@ -212,7 +200,7 @@ impl Bucket {
     /// The values of keys, as long as they are no more than one answer may have: a list may name one key many times.
     pub async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Option<(String, Vec<u8>)>>, StateError> {
         few(&keys)?;
-        let inner = self.state.lock();
+        let inner = self.state.inner.lock();
         let map = inner.buckets.get(&self.name);
         let limit = inner.most();
         let mut left = limit;
@@ -226,12 +214,12 @@ impl Bucket {
 
     pub async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StateError> {
         few(&pairs)?;
-        self.state.lock().set(&self.name, pairs)
+        self.state.inner.lock().set(&self.name, pairs)
     }
 
     pub async fn delete_many(&self, keys: &[String]) -> Result<(), StateError> {
         few(keys)?;
-        self.state.lock().remove(&self.name, keys);
+        self.state.inner.lock().remove(&self.name, keys);
         Ok(())
     }
 }
@@ -243,8 +231,11 @@ fn few<T>(named: &[T]) -> Result<(), StateError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+
+    const DEFAULT_BUCKET: &str = "default";
 
     fn state(keys: usize, bytes: usize) -> Arc<State> {
         Arc::new(State::new(Quota { keys, bytes }))
@@ -336,7 +327,7 @@ mod tests {
             }
         }
         assert_eq!(keys, (0..2500).map(|n| format!("{n:04}")).collect::<Vec<_>>());
-        assert_eq!(bucket.list_keys(Some(u64::MAX)).await, Page { keys: Vec::new(), next: None });
+        assert_eq!(bucket.list_keys(Some(u64::MAX)).await, KeyPage { keys: Vec::new(), next: None });
     }
 
     proptest! {

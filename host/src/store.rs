@@ -5,21 +5,18 @@
 //! outbox: `drain` moves its rows there, each exactly once since a row's id is its key, through any outage. A read sees
 //! both. Nothing of this runs on a guest's thread, a shard's or the listeners': the store has a runtime of its own.
 
-use std::{io, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use config::StoreConfig;
 use futures_util::FutureExt;
-use mysql_async::Opts;
 use tokio::{
     runtime::{Handle, Runtime},
     sync::Semaphore,
     task::JoinSet,
 };
 
-use crate::{
-    metrics::StoreMetrics,
-    shutdown::{self, Trigger},
-};
+use crate::{metrics::StoreMetrics, shutdown, shutdown::Trigger};
 
 mod drain;
 pub mod migrate;
@@ -30,11 +27,13 @@ mod retention;
 mod sqlite;
 mod writer;
 
-pub use record::{Collection, Query, Record, RecordId, Row, rows};
-pub use retention::Keep;
-pub use sqlite::FileLock;
-
-use self::{drain::Drain, mysql::Rows, reader::Readers, retention::Retention, writer::Writer};
+use crate::store::{drain::Drain, mysql::Rows, reader::Readers, retention::Retention, writer::Writer};
+pub use crate::store::{
+    mysql::{BadUrl, parse_url as parse_mysql_url},
+    record::{Collection, Query, Record, RecordId, Row, rows},
+    retention::Keep,
+    sqlite::FileLock,
+};
 
 /// Bytes of rows that wait to be written; beyond, appends wait for room.
 const QUEUE_BYTES: usize = 64 << 20;
@@ -63,21 +62,6 @@ impl StoreError {
     }
 }
 
-/// Where records are kept: `[store]` of relay.toml.
-#[derive(Clone, Debug)]
-pub struct StoreConfig {
-    /// The SQLite file: the store, or the outbox.
-    pub file: PathBuf,
-    /// Largest size of it, in bytes.
-    pub size: u64,
-    /// Where its rows go.
-    pub mysql: Option<Opts>,
-}
-
-impl StoreConfig {
-    pub const SIZE: u64 = 1 << 30;
-}
-
 /// Why there is no store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -87,6 +71,8 @@ pub enum OpenError {
     Sqlite(#[from] rusqlite::Error),
     #[error("another host uses it: give each its own store.file")]
     InUse,
+    #[error(transparent)]
+    Url(#[from] BadUrl),
     #[error("{0}")]
     Migrate(#[from] migrate::MigrateError),
 }
@@ -109,7 +95,7 @@ pub struct Store {
 }
 
 /// What runs for a store.
-pub struct Running {
+pub struct StoreTasks {
     runtime: Runtime,
     tasks: JoinSet<()>,
     stop: Trigger,
@@ -124,7 +110,7 @@ impl Store {
         config: StoreConfig,
         keep: Vec<Keep>,
         metrics: Arc<StoreMetrics>,
-    ) -> Result<(Arc<Self>, Running), OpenError> {
+    ) -> Result<(Arc<Self>, StoreTasks), OpenError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(reader::MAX_READERS)
@@ -140,9 +126,9 @@ impl Store {
         let mut tasks = JoinSet::new();
         let mysql = match config.mysql {
             None => None,
-            Some(opts) => {
+            Some(url) => {
                 let _entered = runtime.enter();
-                let mysql = Arc::new(Rows::new(opts));
+                let mysql = Arc::new(Rows::new(&url)?);
                 runtime.block_on(refuse_newer(&mysql))?;
                 let (writer, readers) = (Arc::clone(&writer), Arc::clone(&readers));
                 let drain = Drain { mysql: Arc::clone(&mysql), writer, readers, metrics: Arc::clone(&metrics) };
@@ -159,7 +145,7 @@ impl Store {
         };
         tasks.spawn_on(vital("retention", retention.run(stop)), runtime.handle());
         let handle = runtime.handle().clone();
-        let running = Running { runtime, tasks, stop: trigger, writer: Arc::clone(&writer), _lock: lock };
+        let running = StoreTasks { runtime, tasks, stop: trigger, writer: Arc::clone(&writer), _lock: lock };
         Ok((
             Arc::new(Self {
                 writer,
@@ -218,7 +204,7 @@ impl Store {
     }
 }
 
-impl Running {
+impl StoreTasks {
     /// Ends the drain and writes what is queued. Rows that are in the outbox stay there for the next time.
     pub async fn shutdown(mut self, timeout: Duration) {
         self.stop.pull();

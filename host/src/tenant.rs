@@ -1,38 +1,42 @@
 //! A tenant at run time: the unit of isolation.
 //!
 //! What outlives its code (channels, state, where its clients are, what is counted) is the [`Tenant`]; what its manifest
-//! says now is a [`Version`], replaced as a whole. Guests hold the version that their code came with.
+//! says now is a [`TenantVersion`], replaced as a whole. Guests hold the version that their code came with.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
-};
+use std::sync::{Arc, MutexGuard, atomic::AtomicUsize};
 
 use arc_swap::ArcSwap;
+use config::{TenantConfig, TenantLimits, grants::Grants};
 
 use crate::{
     channel::Channels,
-    client::{Shards, Sources, Terms},
-    component::{
-        self, ApiCode, ClientCode, Engine, FilterCode, Guests, HostPlaces, JobCode, LogLines, OutboundLimit, Places,
-        Requests, Role, Turns,
-    },
-    config::{TenantConfig, TenantLimits},
-    grants::Grants,
+    component::{Guests, Requests},
+    delivery::{ClientLimits, ClientSources, Shards},
     metrics::{Metrics, TenantMetrics},
     rate::Rate,
     state::State,
     store::Store,
+    sync::Mutex,
     upstream,
 };
+
+mod log_lines;
+mod outbound_limit;
+pub mod places;
+pub mod turns;
+
+pub use log_lines::LogLines;
+pub use outbound_limit::{OutboundLimit, OutboundRefused};
+pub use places::{HostPlaces, Places};
+pub use turns::Turns;
 
 /// All that a tenant's parts share: its clients, its guests, the listeners.
 pub struct Tenant {
     pub name: Arc<str>,
     pub channels: Arc<Channels>,
-    pub terms: Arc<Terms>,
+    pub client_limits: Arc<ClientLimits>,
     /// Where its clients come from.
-    pub sources: Sources,
+    pub sources: ClientSources,
     /// Where its clients are.
     pub shards: Arc<Shards>,
     pub state: Arc<State>,
@@ -47,13 +51,13 @@ pub struct Tenant {
     pub outbound: Arc<OutboundLimit>,
     /// Of its guests, to HTTP servers.
     pub requests: Requests,
-    pub version: ArcSwap<Version>,
+    pub version: ArcSwap<TenantVersion>,
     /// Why what its folder has now is not what runs.
     pub refused: Mutex<Option<String>>,
 }
 
 /// What a tenant's manifest says.
-pub struct Version {
+pub struct TenantVersion {
     /// Origins whose pages may read channels over HTTP.
     pub cors: Vec<String>,
     pub upstreams: Vec<Arc<upstream::Handle>>,
@@ -81,13 +85,13 @@ impl Tenant {
         let rules = config.channels.clone();
         let channels = Arc::new(Channels::new(rules, limits, config.compress_above, Arc::clone(&metrics)));
         let demand = Arc::clone(&channels.demand);
-        let terms = Arc::new(Terms::new(Arc::clone(&metrics), limits, Arc::clone(total), demand));
+        let client_limits = Arc::new(ClientLimits::new(Arc::clone(&metrics), limits, Arc::clone(total), demand));
         let outbound = (limits.outbound_requests, limits.outbound_requests_per_second);
         Arc::new(Self {
             name: Arc::clone(&config.name),
             channels,
-            sources: Sources::new(Arc::clone(&terms), limits.clients_per_address),
-            terms,
+            sources: ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address),
+            client_limits,
             shards: Arc::clone(shards),
             state: Arc::new(State::new(limits.quota())),
             turns: Turns::new(Guests::threads()),
@@ -97,26 +101,26 @@ impl Tenant {
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             requests: Requests::default(),
             metrics,
-            version: ArcSwap::new(Version::new(config, Vec::new(), None)),
+            version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None)),
             refused: Mutex::default(),
         })
     }
 
     /// What holds for whatever begins now.
-    pub fn version(&self) -> Arc<Version> {
+    pub fn version(&self) -> Arc<TenantVersion> {
         self.version.load_full()
     }
 
     pub fn refused(&self) -> MutexGuard<'_, Option<String>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+        self.refused.lock()
     }
 
     /// Follows another manifest: channels, state and clients that are there stay.
-    pub fn reconfigure(&self, config: &TenantConfig, version: Arc<Version>) {
+    pub fn reconfigure(&self, config: &TenantConfig, version: Arc<TenantVersion>) {
         let limits = &config.limits;
         self.channels.reconfigure(config.channels.clone(), limits, config.compress_above);
         self.state.set_quota(limits.quota());
-        self.terms.set(limits);
+        self.client_limits.set(limits);
         self.sources.set(limits.clients_per_address);
         self.places.set(limits.instances);
         self.publications.set(limits.publications_per_second);
@@ -126,7 +130,7 @@ impl Tenant {
     }
 }
 
-impl Version {
+impl TenantVersion {
     pub fn new(config: &TenantConfig, upstreams: Vec<Arc<upstream::Handle>>, store: Option<Arc<Store>>) -> Arc<Self> {
         Arc::new(Self {
             cors: config.cors.clone(),
@@ -142,49 +146,4 @@ impl Version {
     pub fn upstream(&self, name: &str) -> Option<&Arc<upstream::Handle>> {
         self.upstreams.iter().find(|upstream| &*upstream.name == name)
     }
-}
-
-/// A tenant's code, checked and compiled: nothing of it runs yet.
-#[derive(Clone, Default)]
-pub struct Code {
-    pub filter: Option<Arc<FilterCode>>,
-    pub client: Option<Arc<ClientCode>>,
-    pub api: Option<Arc<ApiCode>>,
-    pub job: Option<Arc<JobCode>>,
-}
-
-impl Code {
-    /// Whether any component appends records or reads them.
-    pub fn keeps_records(&self) -> bool {
-        self.filter.as_ref().is_some_and(|code| code.keeps_records)
-            || self.client.as_ref().is_some_and(|code| code.keeps_records)
-            || self.api.as_ref().is_some_and(|code| code.keeps_records)
-            || self.job.as_ref().is_some_and(|code| code.keeps_records)
-    }
-
-    /// Loads what the manifest names, which blocks while something is compiled; or all that is wrong with it, which file
-    /// and why.
-    pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, Vec<String>> {
-        let mut problems = Vec::new();
-        let code = Self {
-            filter: load_role(config.filter.as_deref(), engine, &mut problems),
-            client: load_role(config.client.as_deref(), engine, &mut problems),
-            api: load_role(config.api.as_ref().map(|api| api.file.as_path()), engine, &mut problems),
-            job: load_role(config.job.as_deref(), engine, &mut problems),
-        };
-        if problems.is_empty() { Ok(code) } else { Err(problems) }
-    }
-}
-
-/// Loads the component for one role.
-fn load_role<R: Role>(
-    path: Option<&Path>,
-    engine: &Arc<Engine>,
-    problems: &mut Vec<String>,
-) -> Option<Arc<component::Code<R>>> {
-    let path = path?;
-    let code = engine.load(path).and_then(|loaded| component::Code::new(engine, loaded));
-    code.map(Arc::new)
-        .map_err(|error| problems.push(format!("{}: components.{}: {error}", path.display(), R::NAME)))
-        .ok()
 }

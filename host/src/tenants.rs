@@ -12,33 +12,34 @@ use std::{
     time::{Duration, Instant},
 };
 
+use config::{ScheduleConfig, StoreConfig, TenantConfig};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
-    client::Shards,
-    component::{
-        Api, ApiCode, ClientCode, FilterCode, Guest, Guests, Handler, HostPlaces, Job, JobCode, Live, LiveJob,
-    },
-    config::{ScheduleConfig, TenantConfig},
+    component::{Api, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
+    delivery::Shards,
     memory,
     metrics::Metrics,
     routes::{Route, Routes},
-    shutdown::{self, Stop, Trigger},
-    store::{self, Keep, Store, StoreConfig},
-    tenant::{Code, Tenant, Version},
+    shutdown,
+    shutdown::{Stop, Trigger},
+    store,
+    store::{Keep, Store},
+    tenant::{HostPlaces, Tenant, TenantVersion},
     upstream::{Connector, Need, Sink, Upstream},
 };
 
-mod check;
+mod code;
 mod load;
+mod plan;
 mod reload;
-mod upstreams;
+mod trial;
 mod watch;
 
-pub use check::trial;
-pub use load::load_all;
-use upstreams::{Planned, RunningUpstream};
-pub use watch::Watch;
+pub use code::TenantCode;
+
+use crate::tenants::plan::{Planned, RunningUpstream};
+pub use crate::tenants::{load::load_all, trial::trial, watch::Watch};
 
 /// Instances that have gone since the allocator gave back what they had: a hundred leave some 10 MiB with it.
 const TRIM_AFTER: usize = 100;
@@ -59,7 +60,7 @@ pub struct Tenants {
     guests: Option<Guests>,
     store: Records,
     /// By folder.
-    running: BTreeMap<PathBuf, Running>,
+    running: BTreeMap<PathBuf, RunningTenant>,
     /// Instances that have gone since memory was given back to the system, and when that was.
     rested: usize,
     trimmed: Instant,
@@ -70,11 +71,11 @@ pub struct Tenants {
 pub struct Records {
     /// `None`: nowhere.
     pub config: Option<StoreConfig>,
-    pub open: Option<(Arc<Store>, store::Running)>,
+    pub open: Option<(Arc<Store>, store::StoreTasks)>,
 }
 
 /// A tenant and all that runs for it.
-struct Running {
+struct RunningTenant {
     tenant: Arc<Tenant>,
     config: TenantConfig,
     upstreams: Vec<RunningUpstream>,
@@ -94,8 +95,8 @@ struct Before {
     jobs: Vec<RunningJob>,
 }
 
-impl From<Running> for Before {
-    fn from(Running { tenant, upstreams, handler, api, jobs, .. }: Running) -> Self {
+impl From<RunningTenant> for Before {
+    fn from(RunningTenant { tenant, upstreams, handler, api, jobs, .. }: RunningTenant) -> Self {
         Self { tenant, upstreams, handler, api, jobs }
     }
 }
@@ -145,7 +146,7 @@ impl Tenants {
     }
 
     /// Takes a tenant into service, or another version of one; [`Tenants::publish`] makes it known.
-    pub fn apply(&mut self, config: TenantConfig, code: &Code) -> io::Result<()> {
+    pub fn apply(&mut self, config: TenantConfig, code: &TenantCode) -> io::Result<()> {
         if config.has_code() && self.guests.is_none() {
             self.guests = Some(Guests::start()?);
         }
@@ -228,33 +229,39 @@ impl Tenants {
     }
 
     /// Its upstreams and jobs end with their triggers.
-    fn stop(&self, running: Running) {
-        self.shards.close_all_of(&running.tenant.terms);
+    fn stop(&self, running: RunningTenant) {
+        self.shards.close_all_of(&running.tenant.client_limits);
     }
 
     /// Has all that a tenant's manifest asks for run, with what of it ran before; returns when nothing begins the old way
     /// any more.
-    fn begin(&mut self, before: Before, config: TenantConfig, code: &Code, store: Option<Arc<Store>>) -> Running {
+    fn begin(
+        &mut self,
+        before: Before,
+        config: TenantConfig,
+        code: &TenantCode,
+        store: Option<Arc<Store>>,
+    ) -> RunningTenant {
         let Before { tenant, upstreams, handler, api, jobs } = before;
         let upstreams = Planned::all(&config, code, &tenant.channels, upstreams);
-        let version = Version::new(&config, upstreams.iter().map(Planned::handle).collect(), store);
+        let version = TenantVersion::new(&config, upstreams.iter().map(Planned::handle).collect(), store);
         tenant.reconfigure(&config, Arc::clone(&version));
         let metrics = Arc::clone(&self.metrics);
-        let guest = |role: &'static str, name: &Arc<str>| Guest {
+        let guest = |role: RoleKind, name: &Arc<str>| Guest {
             tenant: Arc::clone(&tenant),
             version: Arc::clone(&version),
             role,
             name: Arc::clone(name),
-            metrics: metrics.guest(&tenant.name, role, name),
+            metrics: metrics.guest(&tenant.name, role.name(), name),
         };
         let upstreams = upstreams.into_iter().map(|planned| self.upstream(planned, &tenant, code, &guest)).collect();
         let tasks = self.guests.as_ref().map(Guests::tasks);
         let handler = match (handler, code.client.as_ref().map(Arc::clone), tasks.clone()) {
             (None, Some(code), Some(tasks)) => {
-                Some(Handler::new(code, guest(ClientCode::ROLE, &ClientCode::ROLE.into()), tasks))
+                Some(Handler::new(code, guest(RoleKind::Client, &RoleKind::Client.name().into()), tasks))
             }
             (Some(handler), Some(code), _) => {
-                handler.swap(code, guest(ClientCode::ROLE, &ClientCode::ROLE.into()));
+                handler.swap(code, guest(RoleKind::Client, &RoleKind::Client.name().into()));
                 Some(handler)
             }
             (handler, ..) => handler,
@@ -262,10 +269,10 @@ impl Tenants {
         let reuse = config.api.as_ref().map(|api| api.reuse).unwrap_or_default();
         let api = match (api, code.api.as_ref().map(Arc::clone), tasks) {
             (None, Some(code), Some(tasks)) => {
-                Some(Api::new(code, guest(ApiCode::ROLE, &ApiCode::ROLE.into()), reuse, tasks))
+                Some(Api::new(code, guest(RoleKind::Api, &RoleKind::Api.name().into()), reuse, tasks))
             }
             (Some(api), Some(code), _) => {
-                api.swap(code, guest(ApiCode::ROLE, &ApiCode::ROLE.into()), reuse);
+                api.swap(code, guest(RoleKind::Api, &RoleKind::Api.name().into()), reuse);
                 Some(api)
             }
             _ => None,
@@ -278,7 +285,7 @@ impl Tenants {
             hosts: config.hosts.clone(),
             path: config.path.clone(),
         };
-        Running { tenant, config, upstreams, handler, api, jobs, route: Arc::new(route) }
+        RunningTenant { tenant, config, upstreams, handler, api, jobs, route: Arc::new(route) }
     }
 
     /// An upstream that goes on, with its filter's new code, or begins once the one before it has ended.
@@ -286,25 +293,29 @@ impl Tenants {
         &mut self,
         planned: Planned,
         tenant: &Arc<Tenant>,
-        code: &Code,
-        guest: &impl Fn(&'static str, &Arc<str>) -> Guest,
+        code: &TenantCode,
+        guest: &impl Fn(RoleKind, &Arc<str>) -> Guest,
     ) -> RunningUpstream {
         let (config, handle, before) = match planned {
             Planned::Kept(kept) => {
                 if let Some((filter, code)) = kept.filter.as_ref().zip(code.filter.as_ref()) {
-                    filter.swap(Arc::clone(code), guest(FilterCode::ROLE, &kept.config.name));
+                    filter.swap(Arc::clone(code), guest(RoleKind::Filter, &kept.config.name));
                 }
                 return kept;
             }
             Planned::New { config, handle, before } => (config, handle, before),
         };
         let filter =
-            code.filter.as_ref().map(|code| Live::new(Arc::clone(code), guest(FilterCode::ROLE, &config.name)));
+            code.filter.as_ref().map(|code| Live::new(Arc::clone(code), guest(RoleKind::Filter, &config.name)));
         // Dropped by the last of the two that hold it, the upstream and its filter.
         let (end, ended) = shutdown::stop();
         let end = Arc::new(end);
         let sink = match (&filter, &mut self.guests) {
-            (Some(filter), Some(guests)) => Sink::Filter(guests.filter(Arc::clone(filter), Arc::clone(&end))),
+            (Some(filter), Some(guests)) => {
+                let (queue, worker) = filter::worker(Arc::clone(filter));
+                guests.start_worker(worker, Arc::clone(&end));
+                Sink::Filter(queue)
+            }
             _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
         };
         let need = Need::new(&tenant.channels.demand, config.linger);
@@ -337,14 +348,14 @@ impl Tenants {
         &mut self,
         config: &TenantConfig,
         tenant: &Tenant,
-        code: &Code,
+        code: &TenantCode,
         mut before: Vec<RunningJob>,
-        guest: &impl Fn(&'static str, &Arc<str>) -> Guest,
+        guest: &impl Fn(RoleKind, &Arc<str>) -> Guest,
     ) -> Vec<RunningJob> {
         let Some((code, guests)) = code.job.as_ref().zip(self.guests.as_mut()) else { return Vec::new() };
         let mut jobs = Vec::new();
         for schedule in &config.schedules {
-            let guest = guest(JobCode::ROLE, &schedule.name);
+            let guest = guest(RoleKind::Job, &schedule.name);
             if let Some(at) = before.iter().position(|job| job.schedule == *schedule) {
                 let kept = before.swap_remove(at);
                 kept.job.swap(Arc::clone(code), guest);
@@ -354,10 +365,11 @@ impl Tenants {
             let changed = before.iter().position(|job| job.schedule.name == schedule.name);
             let before = changed.map(|at| before.swap_remove(at).ended);
             let job = Live::new(Arc::clone(code), guest);
-            let missed = self.metrics.missed_ticks(&tenant.name, JobCode::ROLE, &schedule.name);
+            let missed = self.metrics.missed_ticks(&tenant.name, RoleKind::Job.name(), &schedule.name);
             let (trigger, stop) = shutdown::stop();
             let (end, ended) = shutdown::stop();
-            guests.job(Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }, before, stop, end);
+            let worker = Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }.run(before, stop);
+            guests.start_worker(worker, end);
             jobs.push(RunningJob { schedule: schedule.clone(), job, _stop: trigger, ended });
         }
         jobs

@@ -6,32 +6,32 @@
 //! filter takes it waits in a queue bounded in bytes, and behind that in the partner's socket.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::Duration,
 };
 
+use config::UpstreamConfig;
 use tokio::{sync::mpsc, time::Instant};
+use wire::Frame;
 
 use crate::{
-    channel::{Channels, Frame, MAIN, Publication},
-    component::FilterQueue,
-    config::UpstreamConfig,
+    channel::{Channels, MAIN, Publication},
     demand::Demand,
     metrics::UpstreamMetrics,
     shutdown::Stop,
+    sync::Mutex,
 };
 
-mod backoff;
 mod connect;
-mod heard;
-mod need;
+pub mod filter_queue;
+mod last_read;
+mod on_demand;
 mod session;
 
-use backoff::Backoff;
-pub use connect::{ConnectError, Connector};
-pub use need::Need;
-pub use session::Lost;
-use session::Silence;
+pub use filter_queue::{FilterEvent, FilterQueue};
+
+pub use crate::upstream::{connect::Connector, on_demand::Need, session::Lost};
+use crate::{backoff::Backoff, upstream::session::Silence};
 
 /// Frames from components that wait to be sent.
 const OUTBOUND_FRAMES: usize = 256;
@@ -126,7 +126,7 @@ impl Handle {
     }
 
     fn outbound(&self) -> MutexGuard<'_, Option<mpsc::Sender<Frame>>> {
-        self.outbound.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outbound.lock()
     }
 }
 
@@ -174,7 +174,7 @@ impl Upstream {
             connected = connector.connect(&self.config) => connected,
             () = stop.wait() => return Ok(Duration::ZERO),
         };
-        let (socket, heard) = connected.map_err(|error| {
+        let (socket, last_read) = connected.map_err(|error| {
             self.metrics.failed(error.reason());
             Failure { reason: error.to_string(), healthy: Duration::ZERO }
         })?;
@@ -183,7 +183,7 @@ impl Upstream {
         let since = Instant::now();
         let mut outbound = Outbound::new();
         let up = Up::new(&self.metrics, &self.handle, &outbound);
-        let silence = Silence { heard, limit: self.config.idle_timeout };
+        let silence = Silence { last_read, limit: self.config.idle_timeout };
         let (need, metrics) = (&mut self.need, &self.metrics);
         let lost = session::run(socket, &silence, &self.sink, metrics, &mut outbound, need, stop).await;
         // From here on nothing is taken for it.

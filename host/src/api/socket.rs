@@ -1,7 +1,8 @@
 //! A client's socket whose writes must make progress: one that does not read holds a place, and what was made for it.
 
 use std::{
-    io::{self, IoSlice},
+    io,
+    io::IoSlice,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},

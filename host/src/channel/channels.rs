@@ -3,22 +3,23 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use config::{ChannelRule, TenantLimits};
 
-use super::{
-    Channel, Chunk, MAIN, Publication, Refused, State, check_name, chunk_limit, lock, publication::check,
-    snapshot::Snapshot,
-};
 use crate::{
-    config::{ChannelRule, TenantLimits},
+    channel::{
+        Channel, ChannelState, Chunk, MAIN, Publication, Refused, check_name, chunk_limit, publication::check,
+        snapshot::Snapshot,
+    },
     demand::Demand,
     metrics::TenantMetrics,
+    sync::Mutex,
 };
 
 /// Between two searches for channels that nobody reads: each looks at all of them.
@@ -73,7 +74,7 @@ impl Channels {
     /// Follows what another manifest says, in the channels that are there too. Whoever follows a channel that is no longer
     /// listed goes on.
     pub fn reconfigure(&self, rules: Vec<ChannelRule>, limits: &TenantLimits, compress_above: Option<usize>) {
-        let open = lock(&self.open);
+        let open = self.open.lock();
         let rules = Rules::new(rules, compress_above);
         self.max_bytes.store(limits.logs, Ordering::Relaxed);
         self.max_channels.store(limits.channels, Ordering::Relaxed);
@@ -87,7 +88,7 @@ impl Channels {
     /// more than half of the channels, so that components can always publish.
     pub fn subscribe(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         self.check_allowed(name)?;
-        let mut open = lock(&self.open);
+        let mut open = self.open.lock();
         let most = self.max_channels();
         if open.len() >= most / 2 && !open.contains_key(name) {
             self.sweep(&mut open);
@@ -160,7 +161,7 @@ impl Channels {
     /// An upstream is lost, or a part of what it brought: in every channel that its publications went to a new epoch
     /// begins.
     pub fn lost(&self, upstream: &Arc<str>) {
-        let channels: Vec<_> = lock(&self.open).values().map(Arc::clone).collect();
+        let channels: Vec<_> = self.open.lock().values().map(Arc::clone).collect();
         for channel in channels {
             channel.lost(upstream);
         }
@@ -176,7 +177,7 @@ impl Channels {
     /// The channel of that name, made if it is not there yet.
     pub fn open(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         check_name(name)?;
-        let mut open = lock(&self.open);
+        let mut open = self.open.lock();
         if let Some(channel) = open.get(name) {
             return Ok(Arc::clone(channel));
         }
@@ -195,9 +196,9 @@ impl Channels {
             subscribers: AtomicUsize::new(0),
             demand: Arc::clone(&self.demand),
             total: Arc::clone(&self.bytes),
-            made: Arc::default(),
+            encoded_bytes: Arc::default(),
             max_total: Arc::clone(&self.max_bytes),
-            state: Mutex::new(State::new(&rule)),
+            state: Mutex::new(ChannelState::new(&rule)),
             rule: ArcSwap::from_pointee(rule),
         });
         open.insert(name, Arc::clone(&channel));
@@ -206,7 +207,7 @@ impl Channels {
 
     /// A channel that is there already.
     pub fn get(&self, name: &str) -> Option<Arc<Channel>> {
-        lock(&self.open).get(name).cloned()
+        self.open.lock().get(name).cloned()
     }
 
     fn max_channels(&self) -> usize {
@@ -221,13 +222,13 @@ impl Channels {
         if fits(0) {
             return true;
         }
-        self.sweep(&mut lock(&self.open));
+        self.sweep(&mut self.open.lock());
         fits(channel.log_bytes()) || self.takes_from_others(channel, fits)
     }
 
     /// Lets the largest logs give up their oldest chunks until a burst fits.
     fn takes_from_others(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
-        let others = lock(&self.open).values().map(Arc::clone).collect::<Vec<_>>();
+        let others = self.open.lock().values().map(Arc::clone).collect::<Vec<_>>();
         loop {
             let own = channel.log_bytes();
             if fits(own) {
@@ -242,7 +243,7 @@ impl Channels {
 
     /// Drops the channels that nobody reads, to make room for others; not more than once a second.
     fn sweep(&self, open: &mut HashMap<Arc<str>, Arc<Channel>>) -> bool {
-        let mut swept = lock(&self.swept);
+        let mut swept = self.swept.lock();
         if swept.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
             return false;
         }
@@ -270,9 +271,11 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
+    use wire::{Frame, Kind};
+
     use super::*;
     use crate::{
-        channel::{Format, Frame, Kind, Reader, Since},
+        channel::{Format, Reader, Since},
         metrics::Metrics,
     };
 
@@ -328,7 +331,7 @@ mod tests {
         let (taken, refused) = channels.publish(vec![publication("a", 90_000)], None).await;
         assert_eq!((taken, refused), (0, vec![Refused::Bytes]));
         drop(held);
-        *lock(&channels.swept) = None;
+        *channels.swept.lock() = None;
         assert_eq!(channels.publish(vec![publication("d", 90_000)], None).await.0, 1);
         assert!(channels.get("a").is_none());
     }
@@ -377,7 +380,7 @@ mod tests {
         assert_eq!(channels.subscribe("one more").err(), Some(Refused::Channels(MOST)));
         assert_eq!(channels.publish(vec![publication("published", 10)], None).await.0, 1);
         drop(followed);
-        *lock(&channels.swept) = None;
+        *channels.swept.lock() = None;
         assert!(channels.subscribe("one more").is_ok());
         assert!(channels.find("never").unwrap().is_none());
     }
@@ -399,7 +402,7 @@ mod tests {
         assert_eq!(channel.snapshot(Since::Nothing, 0).unwrap().after(0).count(), 10);
         assert_eq!(channels.bytes.load(Ordering::Relaxed), before);
         drop(channel);
-        lock(&channels.open).clear();
+        channels.open.lock().clear();
         assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
     }
 
@@ -413,7 +416,7 @@ mod tests {
         assert_eq!(channels.bytes.load(Ordering::Relaxed), held.log_bytes());
         assert!(held.log_bytes() <= 1000);
         drop(held);
-        channels.sweep(&mut lock(&channels.open));
+        channels.sweep(&mut channels.open.lock());
         assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
     }
 
@@ -424,7 +427,7 @@ mod tests {
         let bytes = || channels.bytes.load(Ordering::Relaxed);
         channels.publish(vec![publication("a", 9_000)], None).await;
         let mut first = None;
-        lock(&channel.state).log.from(0).for_each(|chunk| first = Some(Arc::clone(chunk)));
+        channel.state.lock().log.from(0).for_each(|chunk| first = Some(Arc::clone(chunk)));
         let first = first.unwrap();
         let before = bytes();
         // In base64 it takes a third more.
@@ -450,7 +453,7 @@ mod tests {
             channels.publish(vec![publication("a", 1000)], None).await;
         }
         let mut chunks = Vec::new();
-        lock(&channel.state).log.from(0).for_each(|chunk| chunks.push(Arc::clone(chunk)));
+        channel.state.lock().log.from(0).for_each(|chunk| chunks.push(Arc::clone(chunk)));
         for chunk in &chunks {
             chunk.encoded(Format::Sse, &channel);
             chunk.encoded(Format::Centrifuge, &channel);

@@ -6,18 +6,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use wire::{Entry, Epoch, Frame, Key, Kind, Position, frame, raw};
 
-use super::{
-    Epoch, Frame, Kind, Position, Publication,
-    encoding::{Others, Wire},
+use crate::channel::{
+    Publication,
+    encoding::{Encodings, Wire},
 };
-use crate::client::{frame, raw};
 
 /// What a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
 const OVERHEAD: usize = 160;
 
 /// What the allocator adds.
 const ALLOCATION: usize = 16;
+
+const NO_KEY: Key = Key { name: None, remove: false };
 
 /// Publications of one epoch, one after another: immutable, shared by reference. One without publications stands for the
 /// gap before its epoch.
@@ -30,7 +32,7 @@ pub struct Chunk {
     pub epoch: Epoch,
     offsets: Offsets,
     pub(super) raw: Wire,
-    pub(super) others: OnceLock<Box<Others>>,
+    pub(super) encodings: OnceLock<Box<Encodings>>,
     /// `None`: no publication here has one.
     keys: Option<Box<[Key]>>,
 }
@@ -43,36 +45,7 @@ enum Offsets {
     Each(Box<[u64]>),
 }
 
-/// What a publication is the latest of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Key {
-    pub name: Option<Arc<str>>,
-    /// It says that the key is no more.
-    pub remove: bool,
-}
-
-impl Key {
-    const NONE: Self = Self { name: None, remove: false };
-
-    /// Bytes of memory it takes, its name's allocation included.
-    fn size(&self) -> usize {
-        Self::size_with(self.name.as_ref())
-    }
-
-    fn size_with(name: Option<&Arc<str>>) -> usize {
-        size_of::<Self>() + name.map_or(0, |name| name.len() + 2 * size_of::<usize>() + ALLOCATION)
-    }
-}
-
-/// A publication as a chunk has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub offset: u64,
-    pub key: Key,
-    pub data: Frame,
-}
-
-/// The same, still in there.
+/// A publication, still in its chunk.
 #[derive(Clone, Copy)]
 pub(super) struct Item<'c> {
     pub offset: u64,
@@ -118,7 +91,7 @@ impl Chunk {
     }
 
     fn new(seq: u64, epoch: Epoch, offsets: Offsets, raw: Wire, keys: Option<Box<[Key]>>) -> Self {
-        Self { seq, at: Instant::now(), epoch, offsets, raw, others: OnceLock::new(), keys }
+        Self { seq, at: Instant::now(), epoch, offsets, raw, encodings: OnceLock::new(), keys }
     }
 
     /// The most bytes of memory that the chunks of a burst can take, cut at `limit`.
@@ -126,7 +99,7 @@ impl Chunk {
         let frame = |Publication { data, .. }: &Publication| frame::header_len(data.bytes.len()) + data.bytes.len();
         let frames: usize = burst.iter().map(frame).sum();
         let keyed = burst.iter().any(|publication| publication.key.is_some());
-        let size = |publication: &Publication| Key::size_with(publication.key.as_ref());
+        let size = |publication: &Publication| key_size(publication.key.as_ref());
         let keys: usize = if keyed { burst.iter().map(size).sum() } else { 0 };
         // Each chunk but the last has `limit` bytes at least.
         let chunks = burst.len().min(1 + frames / limit.max(1));
@@ -181,14 +154,14 @@ impl Chunk {
     /// Bytes of memory it takes, roughly, without the formats that are made later.
     pub fn size(&self) -> usize {
         let offsets = if let Offsets::Each(offsets) = &self.offsets { size_of_val(&**offsets) } else { 0 };
-        let keys = self.keys.as_ref().map_or(0, |keys| keys.iter().map(Key::size).sum());
+        let keys = self.keys.as_ref().map_or(0, |keys| keys.iter().map(|key| key_size(key.name.as_ref())).sum());
         self.raw.bytes.len() + size_of_val(&*self.raw.ends) + offsets + keys + OVERHEAD
     }
 
     /// Its log has let go of it: the formats that were made of it are no longer bytes of that.
     pub fn forget(&self) {
-        if let Some(others) = self.others.get() {
-            others.forget();
+        if let Some(encodings) = self.encodings.get() {
+            encodings.forget();
         }
     }
 
@@ -220,7 +193,7 @@ impl Chunk {
 
     fn item(&self, index: usize) -> Option<Item<'_>> {
         let (kind, payload) = frame::decode(self.raw.get(index)?)?;
-        let key = self.keys.as_ref().and_then(|keys| keys.get(index)).unwrap_or(&Key::NONE);
+        let key = self.keys.as_ref().and_then(|keys| keys.get(index)).unwrap_or(&NO_KEY);
         Some(Item { offset: self.offset(index), key, kind, payload })
     }
 
@@ -228,6 +201,11 @@ impl Chunk {
         let Item { offset, key, kind, payload } = self.item(index)?;
         Some(Entry { offset, key: key.clone(), data: Frame { kind, bytes: Bytes::copy_from_slice(payload) } })
     }
+}
+
+/// Bytes of memory that a key takes, its name's allocation included.
+fn key_size(name: Option<&Arc<str>>) -> usize {
+    size_of::<Key>() + name.map_or(0, |name| name.len() + 2 * size_of::<usize>() + ALLOCATION)
 }
 
 #[cfg(test)]
@@ -248,7 +226,7 @@ mod tests {
     fn frames_stand_one_after_another_and_the_index_knows_their_ends() {
         let (chunk, count) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
         assert_eq!(count, 3);
-        let raw = chunk.made(Format::Raw).unwrap();
+        let raw = chunk.get_encoded(Format::Raw).unwrap();
         assert_eq!(raw.bytes(), b"\x81\x02ab\x81\x00\x81\x03cde");
         assert_eq!(raw.completed(0, 11), 3);
         assert_eq!(raw.completed(0, 4), 1);
@@ -267,7 +245,7 @@ mod tests {
     #[test]
     fn positions_and_offsets_belong_together() {
         let (chunk, _) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
-        let raw = chunk.made(Format::Raw).unwrap();
+        let raw = chunk.get_encoded(Format::Raw).unwrap();
         let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.begun(position));
         assert_eq!(begun, [None, Some(41), Some(41), Some(42), Some(42), Some(43), Some(43)]);
         assert_eq!([0, 40, 41, 42, 43, u64::MAX].map(|offset| raw.position_after(offset)), [0, 0, 4, 6, 11, 11]);
@@ -279,7 +257,7 @@ mod tests {
         let frames = [text("x").data, text("yz").data];
         let entries = [(3, &frames[0]), (9, &frames[1])].map(|(offset, frame)| (offset, Key::default(), frame));
         let chunk = Chunk::snapshot(7, first().epoch, entries.into_iter());
-        let raw = chunk.made(Format::Raw).unwrap();
+        let raw = chunk.get_encoded(Format::Raw).unwrap();
         assert_eq!([2, 3, 8, 9].map(|offset| raw.position_after(offset)), [0, 3, 3, 7]);
         assert_eq!([0, 1, 3, 4].map(|position| raw.begun(position)), [None, Some(3), Some(3), Some(9)]);
     }

@@ -9,8 +9,9 @@ use std::{
     },
 };
 
-use super::{Channel, Chunk, Position, chunk::Item};
-use crate::client::{Compression, SHARED_WINDOW_BITS, centrifuge, frame, raw, sse};
+use wire::{Compression, Position, SHARED_WINDOW_BITS, centrifuge, frame, raw, sse};
+
+use crate::channel::{Channel, Chunk, chunk::Item};
 
 /// How publications are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub enum Format {
 /// What a format takes besides its bytes and their index: its allocations, and its part of the place for all.
 const OVERHEAD: usize = 128;
 /// Formats besides [`Format::Raw`].
-const OTHERS: usize = 4;
+const LATER_FORMATS: usize = 4;
 
 /// Publications one after another.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Wire {
         self.bytes.get(self.start(index)..*self.ends.get(index)? as usize)
     }
 
-    /// Bytes of memory it takes, with its part of [`Others`].
+    /// Bytes of memory it takes, with its part of [`Encodings`].
     fn size(&self) -> usize {
         self.bytes.len() + size_of_val(&*self.ends) + OVERHEAD
     }
@@ -74,27 +75,27 @@ impl Wire {
 
 /// A chunk in the other formats, those that were needed.
 #[derive(Debug)]
-pub(super) struct Others {
-    wires: [OnceLock<Wire>; OTHERS],
+pub(super) struct Encodings {
+    wires: [OnceLock<Wire>; LATER_FORMATS],
     /// Bytes of all the tenant's logs, and those of the channel's chunks in other formats: to both these have been added.
     total: Arc<AtomicUsize>,
-    made: Arc<AtomicUsize>,
+    encoded_bytes: Arc<AtomicUsize>,
     /// How many; [`FORGOTTEN`]: they have been taken off, and no more are added.
     charged: AtomicUsize,
 }
 
 const FORGOTTEN: usize = usize::MAX;
 
-impl Others {
+impl Encodings {
     fn new(of: &Channel) -> Self {
-        let (total, made) = (Arc::clone(&of.total), Arc::clone(&of.made));
-        Self { wires: Default::default(), total, made, charged: AtomicUsize::new(0) }
+        let (total, encoded_bytes) = (Arc::clone(&of.total), Arc::clone(&of.encoded_bytes));
+        Self { wires: Default::default(), total, encoded_bytes, charged: AtomicUsize::new(0) }
     }
 
     fn charge(&self, bytes: usize) {
         // Before it is known whether it counts: the total must not be too small for a moment.
         self.total.fetch_add(bytes, Ordering::Relaxed);
-        self.made.fetch_add(bytes, Ordering::Relaxed);
+        self.encoded_bytes.fetch_add(bytes, Ordering::Relaxed);
         let add = |charged| (charged != FORGOTTEN).then(|| charged + bytes);
         if self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
             self.give_back(bytes);
@@ -103,7 +104,7 @@ impl Others {
 
     fn give_back(&self, bytes: usize) {
         self.total.fetch_sub(bytes, Ordering::Relaxed);
-        self.made.fetch_sub(bytes, Ordering::Relaxed);
+        self.encoded_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The log has let go of the chunk: what readers still hold of it is not the log's.
@@ -115,7 +116,7 @@ impl Others {
     }
 }
 
-impl Drop for Others {
+impl Drop for Encodings {
     fn drop(&mut self) {
         self.forget();
     }
@@ -131,12 +132,12 @@ pub struct Encoded<'c> {
 impl Chunk {
     /// In a format, made if nobody has needed it yet. `of`: its channel.
     pub fn encoded(&self, format: Format, of: &Channel) -> Encoded<'_> {
-        let Some(index) = other(format) else { return Encoded { chunk: self, wire: &self.raw } };
-        let others = self.others.get_or_init(|| Box::new(Others::new(of)));
-        let wire = others.wires.get(index).map_or(&self.raw, |wire| {
+        let Some(index) = index(format) else { return Encoded { chunk: self, wire: &self.raw } };
+        let encodings = self.encodings.get_or_init(|| Box::new(Encodings::new(of)));
+        let wire = encodings.wires.get(index).map_or(&self.raw, |wire| {
             wire.get_or_init(|| {
                 let wire = self.write(format, of);
-                others.charge(wire.size());
+                encodings.charge(wire.size());
                 wire
             })
         });
@@ -144,10 +145,10 @@ impl Chunk {
     }
 
     /// In a format that has been made already.
-    pub fn made(&self, format: Format) -> Option<Encoded<'_>> {
-        let wire = match other(format) {
+    pub fn get_encoded(&self, format: Format) -> Option<Encoded<'_>> {
+        let wire = match index(format) {
             None => &self.raw,
-            Some(index) => self.others.get()?.wires.get(index)?.get()?,
+            Some(index) => self.encodings.get()?.wires.get(index)?.get()?,
         };
         Some(Encoded { chunk: self, wire })
     }
@@ -186,7 +187,7 @@ impl Chunk {
     }
 }
 
-fn other(format: Format) -> Option<usize> {
+fn index(format: Format) -> Option<usize> {
     match format {
         Format::Raw => None,
         Format::Deflated => Some(0),

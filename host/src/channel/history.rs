@@ -1,79 +1,17 @@
 //! What a channel can say of the past: resuming, reading back, the snapshot.
 
 use std::{
-    fmt,
-    io::Write,
-    num::ParseIntError,
-    str::FromStr,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
-use super::{Channel, Chunk, Entry, Key, Since, State, lock, snapshot::End};
-use crate::config::History;
+use config::History;
+use wire::{Entry, Frame, Key, Page, Position};
+
+use crate::channel::{Channel, ChannelState, Chunk, Since, new_epoch, snapshot::End};
 
 /// Bytes of payloads in one page, unless its first publication has more.
 const MAX_PAGE_BYTES: usize = 1 << 20;
-
-/// The identity of one unbroken run of a channel's offsets. Written as 16 hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Epoch(u64);
-
-impl Epoch {
-    /// One that never was.
-    pub fn generate() -> Self {
-        Self(rand::random())
-    }
-}
-
-impl fmt::Display for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for Epoch {
-    type Err = ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, ParseIntError> {
-        u64::from_str_radix(text, 16).map(Self)
-    }
-}
-
-/// A publication's place: what a client has got, this one included. Written as `EPOCH:OFFSET`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    pub epoch: Epoch,
-    pub offset: u64,
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.epoch, self.offset)
-    }
-}
-
-impl Position {
-    /// Appends it.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        // A vector takes all that is written.
-        let _ = write!(out, "{self}");
-    }
-}
-
-/// Not a position: those are `EPOCH:OFFSET`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAPosition;
-
-impl FromStr for Position {
-    type Err = NotAPosition;
-
-    fn from_str(text: &str) -> Result<Self, NotAPosition> {
-        let (epoch, offset) = text.split_once(':').ok_or(NotAPosition)?;
-        let (epoch, offset) = (epoch.parse().map_err(|_| NotAPosition)?, offset.parse().map_err(|_| NotAPosition)?);
-        Ok(Self { epoch, offset })
-    }
-}
 
 /// Where a client begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,32 +24,21 @@ pub enum Start {
     After(Position),
 }
 
-/// A part of what was published.
-#[derive(Debug)]
-pub struct Page {
-    /// The newest publication's.
-    pub position: Position,
-    /// Oldest first.
-    pub entries: Vec<Entry>,
-    /// Behind a position: whether nothing is missing between that and the first entry.
-    pub recovered: Option<bool>,
-}
-
 impl Channel {
     /// Whether it could go on after a position now.
     pub fn reaches(&self, after: Position) -> bool {
-        self.goes_on(&lock(&self.state), after)
+        self.goes_on(&self.state.lock(), after)
     }
 
     /// Where a client begins that is let in now.
     pub fn start(&self) -> Start {
-        if self.gives_snapshot() { Start::Now } else { Start::From(lock(&self.state).position()) }
+        if self.gives_snapshot() { Start::Now } else { Start::From(self.state.lock().position()) }
     }
 
     /// The chunks that a view of the log lacks which begins with `oldest`, for a client that goes on after a position;
     /// oldest first. `None`: there is a gap.
     pub fn resume(&self, after: Position, oldest: u64) -> Option<Vec<Arc<Chunk>>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         if !self.goes_on(&state, after) {
             return None;
         }
@@ -122,7 +49,7 @@ impl Channel {
     /// What comes first for a client: the snapshot, or what of it is behind an offset. The log goes on at the chunk's
     /// `seq`, which is `least` or later. `None`: what it has missed is not known any more.
     pub fn snapshot(&self, since: Since, least: u64) -> Option<Arc<Chunk>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let least = least.max(state.log.oldest_seq());
         let end = End { next: state.log.next_seq(), bytes: state.bytes, epoch: state.epoch };
         state.snapshot.chunk(since, end, least)
@@ -130,12 +57,12 @@ impl Channel {
 
     /// Whether new clients get a snapshot first.
     pub fn gives_snapshot(&self) -> bool {
-        self.rule.load().snapshot && !lock(&self.state).snapshot.is_empty()
+        self.rule.load().snapshot && !self.state.lock().snapshot.is_empty()
     }
 
     /// Publications after a position, or the newest, at most `limit`.
     pub fn page(&self, after: Option<Position>, limit: usize) -> Page {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let position = state.position();
         let Some(after) = after else {
             let reach = self.reach(&state);
@@ -147,7 +74,7 @@ impl Channel {
         self.behind(&state, after, limit)
     }
 
-    fn behind(&self, state: &State, after: Position, limit: usize) -> Page {
+    fn behind(&self, state: &ChannelState, after: Position, limit: usize) -> Page {
         let recovered = self.goes_on(state, after);
         let entries = if recovered {
             within(state.log.after(after.offset).flat_map(|chunk| chunk.after(after.offset)), limit)
@@ -159,14 +86,14 @@ impl Channel {
 
     /// Publications after a position, or the oldest.
     pub fn page_from(&self, after: Option<Position>, limit: usize) -> Page {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let after = after.unwrap_or_else(|| Position { epoch: state.epoch, offset: self.reach(&state) });
         self.behind(&state, after, limit)
     }
 
     /// Publications before a position, or the newest, newest first.
     pub fn page_before(&self, before: Option<Position>, limit: usize) -> Page {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let position = state.position();
         let recovered = before.map(|before| before.epoch == state.epoch);
         if recovered == Some(false) {
@@ -182,8 +109,8 @@ impl Channel {
     /// The latest publications of keys, those with offsets greater than `after`, at most `limit`. What changes between two
     /// pages comes again in a later one.
     pub fn latest_of_keys(&self, after: u64, limit: usize) -> Page {
-        let state = lock(&self.state);
-        let entry = |(offset, key, data): (u64, &Arc<str>, &super::Frame)| Entry {
+        let state = self.state.lock();
+        let entry = |(offset, key, data): (u64, &Arc<str>, &Frame)| Entry {
             offset,
             key: Key { name: Some(Arc::clone(key)), remove: false },
             data: data.clone(),
@@ -194,14 +121,14 @@ impl Channel {
 
     /// Begins a new epoch if it has had publications of an upstream that is lost; readers are told of the gap.
     pub(super) fn lost(&self, upstream: &Arc<str>) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let state = &mut *state;
         // Without a publication since the last time there is nothing to tell apart.
         if !state.upstreams.contains(upstream) || state.begins == state.next_offset {
             return;
         }
         let (before, next) = (state.snapshot.bytes(), state.next_offset);
-        state.epoch = Epoch::generate();
+        state.epoch = new_epoch();
         state.begins = next;
         state.snapshot.clear(next);
         self.resized(before, state.snapshot.bytes());
@@ -214,12 +141,12 @@ impl Channel {
         state.readers.tell(seq);
     }
 
-    fn goes_on(&self, state: &State, after: Position) -> bool {
+    fn goes_on(&self, state: &ChannelState, after: Position) -> bool {
         after.epoch == state.epoch && after.offset < state.next_offset && after.offset >= self.reach(state)
     }
 
     /// The least offset of which all that came after it is there and may be read.
-    fn reach(&self, state: &State) -> u64 {
+    fn reach(&self, state: &ChannelState) -> u64 {
         let History { size, age, bytes, .. } = self.rule.load().history;
         let newest = state.next_offset - 1;
         let first = state.log.from(0).next().map_or(state.next_offset, |chunk| chunk.first_offset());
@@ -242,7 +169,7 @@ impl Channel {
     }
 }
 
-impl State {
+impl ChannelState {
     pub(super) fn position(&self) -> Position {
         Position { epoch: self.epoch, offset: self.next_offset - 1 }
     }

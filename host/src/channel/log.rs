@@ -28,10 +28,6 @@ impl Log {
         self.next_seq - self.chunks.len() as u64
     }
 
-    pub fn newest(&self) -> Option<&Arc<Chunk>> {
-        self.chunks.back()
-    }
-
     /// The chunks with publications of greater offsets.
     pub fn after(&self, offset: u64) -> impl DoubleEndedIterator<Item = &Arc<Chunk>> {
         self.chunks.range(self.chunks.partition_point(|chunk| chunk.last_offset() <= offset)..)
@@ -96,10 +92,6 @@ impl Log {
         self.max_bytes = max_bytes;
     }
 
-    pub fn max_bytes(&self) -> usize {
-        self.max_bytes
-    }
-
     /// An empty log that goes on where this one ends.
     pub fn from_here(&self) -> Self {
         Self { chunks: VecDeque::new(), next_seq: self.next_seq, bytes: 0, max_bytes: self.max_bytes }
@@ -108,13 +100,15 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use wire::{Epoch, Frame, Kind, Position};
+
     use super::*;
-    use crate::channel::{Epoch, Frame, Kind, Position, Publication};
+    use crate::channel::Publication;
 
     fn chunk(seq: u64, size: usize) -> Arc<Chunk> {
         let data = Frame { kind: Kind::Binary, bytes: vec![0; size - 2].into() };
         let publication = Publication { channel: "c".into(), key: None, remove: false, data };
-        Arc::new(Chunk::encode(seq, Position { epoch: Epoch::generate(), offset: seq }, &[publication], usize::MAX).0)
+        Arc::new(Chunk::encode(seq, Position { epoch: Epoch(1), offset: seq }, &[publication], usize::MAX).0)
     }
 
     #[test]

@@ -2,27 +2,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::Key;
+use wire::{Frame, Key};
 
 /// Longest channel name, in bytes.
 const MAX_NAME: usize = 255;
 /// Longest key, in bytes.
 const MAX_KEY: usize = 255;
-
-/// A WebSocket message: its type and its bytes (for text, UTF-8: whoever makes one has checked).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    pub kind: Kind,
-    pub bytes: Bytes,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Text,
-    Binary,
-}
 
 /// One message for a channel's subscribers.
 #[derive(Clone, Debug)]

@@ -9,7 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Chunk, Epoch, Frame, Publication, chunk::Key};
+use wire::{Epoch, Frame, Key};
+
+use crate::channel::{Chunk, Publication};
 
 /// What a key takes besides its name and its payload.
 const OVERHEAD: usize = 160;

@@ -2,8 +2,13 @@
 
 use clap::Args;
 
-use super::Failure;
-use crate::component::compile::child::{self, ChildError, Limits};
+use crate::{
+    command::Failure,
+    component::load::compile::{
+        child,
+        child::{ChildError, ChildLimits},
+    },
+};
 
 /// Compiles the component on standard input to machine code on standard output, within limits.
 ///
@@ -24,7 +29,7 @@ pub struct Compile {
 impl Compile {
     pub fn run(self) -> Result<(), Failure> {
         let Self { memory, seconds, size } = self;
-        child::run(&Limits { memory, seconds, size }).map_err(|error| match error {
+        child::run(&ChildLimits { memory, seconds, size }).map_err(|error| match error {
             ChildError::Refused(_) => Failure::Coded(child::REFUSED, error.into()),
             ChildError::NoMemory(_) => Failure::Coded(child::NO_MEMORY, error.into()),
             ChildError::Io(_) => Failure::failed(error),

@@ -6,11 +6,11 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use config::HostLimits;
 
-use super::{Failure, announce};
 use crate::{
-    component::{ClientCode, EngineSource, FilterCode, build, check::Report},
-    config::HostLimits,
+    command::{Failure, announce},
+    component::{EngineSource, RoleKind, build, load::inspect::Report},
     metrics::Metrics,
 };
 
@@ -88,10 +88,10 @@ fn check(path: &Path) -> Result<(), Failure> {
 
 /// A component's roles, with what they do besides.
 pub fn shown_roles(report: &Report) -> Vec<String> {
-    let role = |role: &&str| match *role {
-        FilterCode::ROLE if report.follows_demand => format!("{role}, follows demand"),
-        ClientCode::ROLE if report.leases => format!("{role}, lets clients in for a time"),
-        role => role.to_owned(),
+    let role = |role: &RoleKind| match role {
+        RoleKind::Filter if report.follows_demand => format!("{role}, follows demand"),
+        RoleKind::Client if report.leases => format!("{role}, lets clients in for a time"),
+        role => role.to_string(),
     };
     report.roles.iter().map(role).collect()
 }

@@ -1,29 +1,22 @@
 //! `edge-relay demo`: the whole road on one machine, with nothing else installed.
 
-use std::{
-    fs::{self, DirBuilder},
-    io,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs, fs::DirBuilder, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, time::Duration};
 
 use clap::Args;
+use config;
 use futures_util::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
-use self::page::Addresses;
-use super::{Failure, announce, io_runtime};
 use crate::{
-    client,
+    command::{Failure, announce, demo::page::Addresses, io_runtime},
     component::build::componentize,
-    config,
-    feed::{self, Feed, Sent, Source},
+    entry, feed,
+    feed::{Feed, FeedSource, Sent},
     relay::Relay,
-    shutdown::{self, on_signals},
-    telemetry,
+    shutdown,
+    shutdown::on_signals,
+    store, telemetry,
 };
 
 mod page;
@@ -65,15 +58,17 @@ impl Demo {
         telemetry::start("warn").map_err(Failure::usage)?;
         let runtime = io_runtime()?;
         let _entered = runtime.enter();
-        let page = client::bind(self.listen)
+        let page = entry::bind(self.listen)
             .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", self.listen)))?;
         let page_address = page.local_addr().map_err(Failure::failed)?;
         let loopback = LOOPBACK.parse().map_err(Failure::failed)?;
-        let exchange = client::bind(loopback).map_err(Failure::failed)?;
+        let exchange = entry::bind(loopback).map_err(Failure::failed)?;
         let address = exchange.local_addr().map_err(Failure::failed)?;
 
         let files = Files::write(address).map_err(Failure::failed)?;
-        let relay = Relay::bind(config::load(&files.folder.join("relay.toml")).map_err(Failure::failed)?)?;
+        let relay = Relay::bind(
+            config::load(&files.folder.join("relay.toml"), store::parse_mysql_url).map_err(Failure::failed)?,
+        )?;
         let (clients, api, admin) = (relay.clients, relay.api, relay.admin);
         announce(&format!("page               http://{page_address}/"))?;
         announce(&format!("simulated exchange ws://{address}"))?;
@@ -86,7 +81,7 @@ impl Demo {
         let (finish, finished) = shutdown::stop();
         on_signals(trigger).map_err(Failure::failed)?;
         let sent = Sent::default();
-        let feed = Feed { source: Source::Simulated { rate: RATE }, start_after: Duration::ZERO };
+        let feed = Feed { source: FeedSource::Simulated { rate: RATE }, start_after: Duration::ZERO };
         let received = runtime.block_on(async {
             let addresses = Addresses {
                 clients: format!("ws://{clients}/market"),

@@ -4,11 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::{Failure, announce, io_runtime};
 use crate::{
-    client,
-    feed::{self, Sent, Source, recording},
-    shutdown::{self, on_signals},
+    command::{Failure, announce, io_runtime},
+    entry, feed,
+    feed::{FeedSource, Sent, recording},
+    shutdown,
+    shutdown::on_signals,
     telemetry,
 };
 
@@ -48,13 +49,13 @@ impl Feed {
         let source = match &self.file {
             Some(file) => {
                 let frames = recording::load(file).map_err(Failure::usage)?;
-                Source::Recording { frames, speed: self.speed }
+                FeedSource::Recording { frames, speed: self.speed }
             }
-            None => Source::Simulated { rate: self.rate },
+            None => FeedSource::Simulated { rate: self.rate },
         };
         let feed = feed::Feed { source, start_after: Duration::from_secs_f64(self.start_after) };
         io_runtime()?.block_on(async {
-            let listener = client::bind(self.listen)
+            let listener = entry::bind(self.listen)
                 .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", self.listen)))?;
             let address = listener.local_addr().map_err(Failure::failed)?;
             let (trigger, mut stop) = shutdown::stop();

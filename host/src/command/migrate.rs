@@ -3,14 +3,12 @@
 use std::{error::Error, fs, path::PathBuf};
 
 use clap::{Args, ValueEnum};
+use config::{self, StoreConfig};
 
-use super::{Failure, announce, io_runtime};
 use crate::{
-    config,
-    store::{
-        StoreConfig,
-        migrate::{self, State},
-    },
+    command::{Failure, announce, io_runtime},
+    store,
+    store::{migrate, migrate::MigrationState},
     telemetry,
 };
 
@@ -60,7 +58,8 @@ enum Database {
 impl Migrate {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("warn").map_err(Failure::usage)?;
-        let config = config::load(&self.config).map_err(|invalid| Failure::usage(invalid.to_string()))?;
+        let config = config::load(&self.config, store::parse_mysql_url)
+            .map_err(|invalid| Failure::usage(invalid.to_string()))?;
         let Some(store) = config.store else { return Err(Failure::usage("there is no store")) };
         let wanted = |database| self.database.is_none_or(|only| only == database);
         if self.database == Some(Database::Mysql) && store.mysql.is_none() {
@@ -101,7 +100,7 @@ impl Migrate {
     }
 
     async fn mysql(&self, store: &StoreConfig) -> Result<(), Box<dyn Error>> {
-        let pool = mysql_async::Pool::new(store.mysql.clone().ok_or("it is not configured")?);
+        let pool = mysql_async::Pool::from_url(store.mysql.as_ref().ok_or("it is not configured")?.reveal())?;
         let done = match self.what.down {
             Some(count) => undone(&migrate::mysql_down(&pool, count).await?),
             None => {
@@ -116,8 +115,8 @@ impl Migrate {
     }
 }
 
-fn show(states: &[State]) -> Result<(), Box<dyn Error>> {
-    for State { name, applied } in states {
+fn show(states: &[MigrationState]) -> Result<(), Box<dyn Error>> {
+    for MigrationState { name, applied } in states {
         let state = if *applied { "applied" } else { "missing" };
         announce(&format!("  {state}  {name}")).map_err(said)?;
     }

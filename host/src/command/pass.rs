@@ -3,16 +3,17 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
+use config::{ChannelRule, HostLimits, Listen, RelayConfig, TenantConfig, TenantLimits, UpstreamConfig};
 use hyper::{
     Uri,
     header::{HeaderName, HeaderValue},
 };
 
-use super::{Failure, announce, io_runtime};
 use crate::{
-    config::{ChannelRule, HostLimits, Listen, RelayConfig, TenantConfig, TenantLimits, UpstreamConfig},
+    command::{Failure, announce, io_runtime},
     relay::Relay,
-    shutdown::{self, on_signals},
+    shutdown,
+    shutdown::on_signals,
     telemetry,
 };
 

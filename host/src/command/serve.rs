@@ -3,13 +3,15 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
+use config;
 
-use super::{Failure, announce, io_runtime};
 use crate::{
-    config,
-    relay::{self, Relay},
-    shutdown::{self, on_signals},
-    telemetry,
+    command::{Failure, announce, io_runtime},
+    relay,
+    relay::Relay,
+    shutdown,
+    shutdown::on_signals,
+    store, telemetry,
 };
 
 /// Runs every tenant of a relay.toml.
@@ -31,7 +33,7 @@ pub struct Serve {
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("info").map_err(Failure::usage)?;
-        let config = config::load(&self.config).map_err(|invalid| {
+        let config = config::load(&self.config, store::parse_mysql_url).map_err(|invalid| {
             // One run reports all there is: what is wrong with the components too.
             let components = relay::check_components(&invalid.sound);
             Failure::usage([invalid.to_string()].into_iter().chain(components).collect::<Vec<_>>().join("\n"))

@@ -6,13 +6,13 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use config::{self, Bounds, HostLimits, TenantConfig, TenantsFolder};
 
-use super::{Failure, announce, component::shown_roles, io_runtime};
 use crate::{
+    command::{Failure, announce, component::shown_roles, io_runtime},
     component::EngineSource,
-    config::{self, Bounds, HostLimits, TenantConfig, TenantsFolder},
     metrics::Metrics,
-    telemetry,
+    store, telemetry,
     tenants::{load_all, trial},
 };
 
@@ -53,7 +53,8 @@ impl Tenants {
         // What the host allows its tenants; without its configuration, what any host does.
         let (limits, cache, bounds) = match config {
             Some(file) => {
-                let host = config::load_host(&file).map_err(|problems| Failure::usage(problems.to_string()))?;
+                let host = config::load_host(&file, store::parse_mysql_url)
+                    .map_err(|problems| Failure::usage(problems.to_string()))?;
                 let bounds = host.folder.map(|folder| folder.bounds).unwrap_or_default();
                 (host.limits, host.cache, bounds)
             }

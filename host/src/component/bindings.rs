@@ -1,6 +1,6 @@
 //! Rust types of the WIT packages, made by `bindgen!`: the imports once, with the filter's world, and shared.
 
-pub use self::filter::{edge_relay, wasi};
+pub use crate::component::bindings::filter::{edge_relay, wasi};
 
 pub mod filter {
     wasmtime::component::bindgen!({

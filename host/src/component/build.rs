@@ -1,16 +1,15 @@
 //! `edge-relay component build`: a crate or a core module into a component.
 
 use std::{
-    env, fmt, fs, io,
-    path::{self, Path, PathBuf},
+    env, fmt, fs, io, path,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio, id},
 };
 
 use serde::Deserialize;
+use toolchain::{Toolchain, ToolchainError};
 use wasmtime::{Config, Engine, Module};
 use wit_component::{ComponentEncoder, metadata};
-
-use super::toolchain::{Toolchain, ToolchainError};
 
 /// Makes a component of `source`, a crate's folder or a `.wasm` file, and returns where it is.
 ///

@@ -19,9 +19,9 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures_util::Sink;
 use serde::Deserialize;
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{tungstenite, tungstenite::Message};
 
-use super::Outgoing;
+use crate::feed::Outgoing;
 
 /// One message from the partner.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,9 +8,9 @@ use std::{
 use futures_util::Sink;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{tungstenite, tungstenite::Message};
 
-use super::Outgoing;
+use crate::feed::Outgoing;
 
 /// A message that is no ticker comes after this many that are.
 const TICKERS_PER_HEARTBEAT: u64 = 50;

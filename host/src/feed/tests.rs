@@ -13,7 +13,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest},
 };
 
-use super::{Feed, Sent, Source, recording::Recorded, serve};
+use crate::feed::{Feed, FeedSource, Sent, recording::Recorded, serve};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -33,7 +33,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    async fn start(source: Source, start_after: Duration) -> Self {
+    async fn start(source: FeedSource, start_after: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ws://{}/", listener.local_addr().unwrap());
         let sent = Sent::default();
@@ -46,10 +46,10 @@ impl Running {
     }
 }
 
-fn recording(count: usize, bytes: usize, speed: f64) -> Source {
+fn recording(count: usize, bytes: usize, speed: f64) -> FeedSource {
     let at = Duration::ZERO;
     let message = |nth| Message::text(format!("{nth:>bytes$}"));
-    Source::Recording { frames: (0..count).map(|nth| Recorded { at, message: message(nth) }).collect(), speed }
+    FeedSource::Recording { frames: (0..count).map(|nth| Recorded { at, message: message(nth) }).collect(), speed }
 }
 
 async fn next(socket: &mut Socket) -> Message {
@@ -75,7 +75,7 @@ async fn every_connection_gets_the_whole_recording_and_stays_open() {
 
 #[tokio::test]
 async fn pings_are_answered_and_messages_read_while_it_plays() {
-    let feed = Running::start(Source::Simulated { rate: 1_000.0 }, Duration::ZERO).await;
+    let feed = Running::start(FeedSource::Simulated { rate: 1_000.0 }, Duration::ZERO).await;
     let mut socket = feed.connect().await;
     let connected = Instant::now();
     socket.send(Message::text("subscribe")).await.unwrap();
@@ -89,7 +89,7 @@ async fn pings_are_answered_and_messages_read_while_it_plays() {
 
 #[tokio::test]
 async fn a_silent_peer_gets_the_simulation_too() {
-    let feed = Running::start(Source::Simulated { rate: 1_000.0 }, Duration::ZERO).await;
+    let feed = Running::start(FeedSource::Simulated { rate: 1_000.0 }, Duration::ZERO).await;
     let mut socket = feed.connect().await;
     let connected = Instant::now();
     assert!(next(&mut socket).await.is_text());

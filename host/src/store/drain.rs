@@ -12,15 +12,18 @@ use std::{
 
 use rusqlite::{Transaction, params};
 
-use super::{
-    StoreError, migrate,
-    mysql::{InsertError, Inserter, Rows},
-    reader::Readers,
-    record::{RecordId, Row},
-    sqlite,
-    writer::{Freed, Writer},
+use crate::{
+    metrics::StoreMetrics,
+    shutdown::Stop,
+    store::{
+        StoreError, migrate,
+        mysql::{InsertError, Inserter, Rows},
+        reader::Readers,
+        record::{RecordId, Row},
+        sqlite,
+        writer::{Freed, Writer},
+    },
 };
-use crate::{metrics::StoreMetrics, shutdown::Stop};
 
 /// Between tries while MySQL does not take rows: doubling from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

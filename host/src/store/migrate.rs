@@ -59,7 +59,7 @@ pub enum MigrateError {
 }
 
 /// A migration, and whether the database has it.
-pub struct State {
+pub struct MigrationState {
     pub name: &'static str,
     pub applied: bool,
 }
@@ -101,8 +101,8 @@ async fn mysql_version(pool: &Pool) -> Result<usize, MigrateError> {
     check(&MYSQL, found.flatten())
 }
 
-fn states(pairs: &'static [Pair], applied: usize) -> Vec<State> {
-    pairs.iter().enumerate().map(|(nth, pair)| State { name: pair.name, applied: nth < applied }).collect()
+fn states(pairs: &'static [Pair], applied: usize) -> Vec<MigrationState> {
+    pairs.iter().enumerate().map(|(nth, pair)| MigrationState { name: pair.name, applied: nth < applied }).collect()
 }
 
 /// Applies what is missing.
@@ -112,7 +112,7 @@ pub fn sqlite_up(connection: &mut Connection) -> Result<(), MigrateError> {
     Ok(())
 }
 
-pub fn sqlite_states(connection: &Connection) -> Result<Vec<State>, MigrateError> {
+pub fn sqlite_states(connection: &Connection) -> Result<Vec<MigrationState>, MigrateError> {
     Ok(states(&SQLITE, sqlite_applied(connection)?))
 }
 
@@ -142,7 +142,7 @@ pub async fn mysql_up(pool: &Pool) -> Result<(), MigrateError> {
     applied
 }
 
-pub async fn mysql_states(pool: &Pool) -> Result<Vec<State>, MigrateError> {
+pub async fn mysql_states(pool: &Pool) -> Result<Vec<MigrationState>, MigrateError> {
     Ok(states(&MYSQL, mysql_applied(pool).await?))
 }
 
@@ -159,7 +159,7 @@ pub async fn mysql_down(pool: &Pool, count: usize) -> Result<Vec<&'static str>, 
     Ok(undo.into_iter().map(|(_, pair)| pair.name).collect())
 }
 
-fn undo(states: Vec<State>, pairs: &'static [Pair], count: usize) -> Vec<(usize, &'static Pair)> {
+fn undo(states: Vec<MigrationState>, pairs: &'static [Pair], count: usize) -> Vec<(usize, &'static Pair)> {
     let applied = states.iter().filter(|state| state.applied).count();
     (1..).zip(pairs).take(applied).collect::<Vec<_>>().into_iter().rev().take(count).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use config::{MySqlUrl, grants::Secret};
 use mysql_async::{
     Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, SslOpts, Value,
     prelude::{Query as _, Queryable, WithParams},
@@ -9,7 +10,7 @@ use mysql_async::{
 use rustls::{RootCertStore, pki_types::CertificateDer};
 use tokio::time::timeout;
 
-use super::{
+use crate::store::{
     StoreError,
     record::{Collection, Query, Record, RecordId, Row},
 };
@@ -40,6 +41,17 @@ pub enum InsertError {
     Later(String),
 }
 
+/// The driver does not take the URL of the database. Why not is left out: it may repeat the URL's parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("store.url is not a MySQL URL")]
+pub struct BadUrl;
+
+/// Reads a `mysql://` URL as the driver does, for whoever checks a configuration.
+pub fn parse_url(url: &str) -> Option<MySqlUrl> {
+    let opts = Opts::from_url(url).ok()?;
+    Some(MySqlUrl { has_database: opts.db_name().is_some(), has_password: opts.pass().is_some() })
+}
+
 /// The table of records.
 pub struct Rows {
     pool: Pool,
@@ -47,7 +59,8 @@ pub struct Rows {
 
 impl Rows {
     /// Connects when it is first used.
-    pub fn new(opts: Opts) -> Self {
+    pub fn new(url: &Secret) -> Result<Self, BadUrl> {
+        let opts = Opts::from_url(url.reveal()).map_err(|_| BadUrl)?;
         // None is kept that has not been used for a while: what stands between drops them silently.
         let bounds = PoolConstraints::new(0, MAX_CONNECTIONS).unwrap_or_default();
         let pool = PoolOpts::new().with_constraints(bounds).with_inactive_connection_ttl(Duration::from_secs(60));
@@ -55,7 +68,7 @@ impl Rows {
         let opts = OptsBuilder::from_opts(opts).ssl_opts(tls).pool_opts(pool).stmt_cache_size(8);
         // A statement is its own transaction, whatever the server's default.
         let opts = opts.setup(vec!["SET autocommit = 1"]);
-        Self { pool: Pool::new(opts) }
+        Ok(Self { pool: Pool::new(opts) })
     }
 
     pub fn pool(&self) -> &Pool {

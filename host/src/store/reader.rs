@@ -1,14 +1,14 @@
 //! Reads of the SQLite file, beside its writer.
 
-use std::{
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-};
+use std::path::PathBuf;
 
 use rusqlite::Connection;
 use tokio::runtime::Handle;
 
-use super::{StoreError, sqlite};
+use crate::{
+    store::{StoreError, sqlite},
+    sync::Mutex,
+};
 
 /// Reads at once, each on a thread of its own.
 pub const MAX_READERS: usize = 8;
@@ -33,13 +33,13 @@ impl Readers {
     ) -> Result<T, StoreError> {
         let readers = std::sync::Arc::clone(self);
         let reading = self.runtime.spawn_blocking(move || {
-            let idle = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let idle = readers.idle.lock().pop();
             let connection = match idle {
                 Some(connection) => connection,
                 None => sqlite::open_for_reading(&readers.file)?,
             };
             let read = read(&connection)?;
-            readers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            readers.idle.lock().push(connection);
             Ok(read)
         });
         let read = reading.await.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;

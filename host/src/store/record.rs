@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use uuid::Uuid;
 
-use super::StoreError;
+use crate::store::StoreError;
 
 /// Longest name of a collection, in bytes.
 const MAX_COLLECTION: usize = 128;

@@ -8,14 +8,16 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{
-    StoreError,
-    mysql::Rows,
-    reader::Readers,
-    record::{Collection, RecordId, Row},
-    writer::{Freed, Writer},
+use crate::{
+    shutdown::Stop,
+    store::{
+        StoreError,
+        mysql::Rows,
+        reader::Readers,
+        record::{Collection, RecordId, Row},
+        writer::{Freed, Writer},
+    },
 };
-use crate::shutdown::Stop;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Row as SqlRow, params};
 
-use super::record::{Collection, Query, Record, RecordId, Row};
+use crate::store::record::{Collection, Query, Record, RecordId, Row};
 
 /// Of one read for the drain.
 const BATCH_ROWS: usize = 2000;

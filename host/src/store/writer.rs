@@ -17,14 +17,16 @@ use std::{
 use rusqlite::{Connection, ErrorCode, Transaction};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
-use super::{StoreError, record::Row, sqlite};
-use crate::metrics::StoreMetrics;
+use crate::{
+    metrics::StoreMetrics,
+    store::{StoreError, record::Row, sqlite},
+};
 
 /// Rows of one transaction, unless one append has more.
 const GROUP_ROWS: usize = 10_000;
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
-type Change = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
+type RowChange = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
 
 /// What a change took from the records.
 #[derive(Default)]
@@ -58,7 +60,7 @@ impl Append {
 
 enum Order {
     Append(Append),
-    Change(Change, oneshot::Sender<Result<usize, StoreError>>),
+    RowChange(RowChange, oneshot::Sender<Result<usize, StoreError>>),
     End(oneshot::Sender<()>),
 }
 
@@ -94,7 +96,7 @@ impl Writer {
         change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send + 'static,
     ) -> Result<usize, StoreError> {
         let (done, answer) = oneshot::channel();
-        self.order(Order::Change(Box::new(change), done));
+        self.order(Order::RowChange(Box::new(change), done));
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -130,7 +132,7 @@ impl Work {
         while let Some(order) = held.take().or_else(|| queued.recv().ok()) {
             match order {
                 Order::Append(append) => held = self.append(append, queued),
-                Order::Change(change, done) => drop(done.send(self.change(change))),
+                Order::RowChange(change, done) => drop(done.send(self.change(change))),
                 Order::End(done) => {
                     drop(self);
                     // Who has given up waiting need not be told.
@@ -212,7 +214,7 @@ impl Work {
         }
     }
 
-    fn change(&mut self, change: Change) -> Result<usize, StoreError> {
+    fn change(&mut self, change: RowChange) -> Result<usize, StoreError> {
         let changed = (|| {
             let transaction = self.connection.transaction()?;
             let freed = change(&transaction)?;

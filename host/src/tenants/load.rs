@@ -13,20 +13,21 @@ use std::{
     thread,
 };
 
+use config::TenantConfig;
+
 use crate::{
-    component::{Engine, compile},
-    config::TenantConfig,
-    tenant::Code,
+    component::{Engine, load::compile},
+    tenants::TenantCode,
 };
 
 /// Loads the code of each, as many at once as may compile; in their order, with what is wrong with it.
-pub fn load_all(tenants: &[TenantConfig], engine: &Arc<Engine>) -> Vec<Result<Code, Vec<String>>> {
+pub fn load_all(tenants: &[TenantConfig], engine: &Arc<Engine>) -> Vec<Result<TenantCode, Vec<String>>> {
     let loaded: Vec<_> = tenants.iter().map(|config| (config, OnceLock::new())).collect();
     let next = AtomicUsize::new(0);
     let load = || {
         while let Some((config, code)) = loaded.get(next.fetch_add(1, Ordering::Relaxed)) {
             // Nobody else has this place.
-            let _ = code.set(Code::load(config, engine));
+            let _ = code.set(TenantCode::load(config, engine));
         }
     };
     thread::scope(|scope| {

@@ -9,22 +9,21 @@ use std::{
     time::Duration,
 };
 
+use config::{TenantConfig, TenantsFolder, meet};
 use tokio::{
     sync::Semaphore,
     task::{JoinSet, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{
-    Records, Tenants, keep, trial,
-    watch::{Change, Fingerprint, Outcome, Watch},
-};
 use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
-    config::{TenantConfig, TenantsFolder, meet},
     relay::open_store,
     shutdown::Stop,
-    tenant::Code,
+    tenants::{
+        Records, TenantCode, Tenants, keep, trial,
+        watch::{Fingerprint, FolderChange, Outcome, Watch},
+    },
 };
 
 /// Between two looks for instances that nobody needs.
@@ -34,7 +33,7 @@ const REST: Duration = Duration::from_secs(1);
 const LOADS: usize = 8;
 
 /// A tenant that may be taken into service, or why not.
-type Checked = Result<(TenantConfig, Code), String>;
+type Checked = Result<(TenantConfig, TenantCode), String>;
 
 /// Why a tenant is not taken into service.
 enum Refusal {
@@ -82,12 +81,12 @@ impl Tenants {
                 () = stop.wait() => return,
                 changes = next(watch.as_mut()) => for change in changes {
                     match change {
-                        Change::Gone(folder) => {
+                        FolderChange::Gone(folder) => {
                             self.remove(&folder);
                             self.publish();
                             watch.iter_mut().for_each(Watch::retry);
                         }
-                        Change::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
+                        FolderChange::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
                             Ok((engine, tasks)) => {
                                 // Changes come of a folder.
                                 let Some(tenants) = folder.clone() else { continue };
@@ -149,7 +148,7 @@ impl Tenants {
     }
 
     /// Takes what has passed all checks into service, unless others have what it claims.
-    async fn take(&mut self, config: TenantConfig, code: Code) -> Result<(), Refusal> {
+    async fn take(&mut self, config: TenantConfig, code: TenantCode) -> Result<(), Refusal> {
         if let Some(other) = self.running.values().find_map(|other| conflict(&config, &other.config)) {
             return Err(Refusal::Conflict(other));
         }
@@ -194,7 +193,7 @@ impl Tenants {
     }
 }
 
-async fn next(watch: Option<&mut Watch>) -> Vec<Change> {
+async fn next(watch: Option<&mut Watch>) -> Vec<FolderChange> {
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,
@@ -234,7 +233,7 @@ impl Workshop {
 struct Loaded {
     /// Those that its manifest names, and the tenant's fingerprint as they were before the code was loaded.
     files: Option<(Vec<PathBuf>, Fingerprint)>,
-    code: Result<(TenantConfig, Code), String>,
+    code: Result<(TenantConfig, TenantCode), String>,
 }
 
 /// Reads a tenant's manifest and loads its code.
@@ -245,7 +244,7 @@ fn load(tenants: &TenantsFolder, folder: &Path, fingerprint: Fingerprint, engine
     };
     let files = config.files();
     let fingerprint = fingerprint.naming(&files);
-    let code = Code::load(&config, engine).map(|code| (config, code)).map_err(|problems| problems.join("; "));
+    let code = TenantCode::load(&config, engine).map(|code| (config, code)).map_err(|problems| problems.join("; "));
     Loaded { files: Some((files, fingerprint)), code }
 }
 

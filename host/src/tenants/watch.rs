@@ -13,13 +13,12 @@ use std::{
     time::Duration,
 };
 
+use config::{TenantConfig, TenantsFolder};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::{JoinHandle, spawn_blocking},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
-
-use crate::config::{TenantConfig, TenantsFolder};
 
 /// Between two looks: a thousand tenants take some milliseconds.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -28,15 +27,15 @@ const INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     /// Of the folder itself: what comes into it may be what a refused manifest waits for.
-    folder: Option<State>,
-    manifest: Option<State>,
+    folder: Option<FileState>,
+    manifest: Option<FileState>,
     /// Those that the manifest names.
-    files: Vec<Option<State>>,
+    files: Vec<Option<FileState>>,
 }
 
 /// Of one file. What keeps its time of writing, as copies may, has another time of change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct State {
+struct FileState {
     device: u64,
     inode: u64,
     size: u64,
@@ -46,7 +45,7 @@ struct State {
 
 /// What a look has found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum FolderChange {
     /// A tenant is there that was not, or is another.
     Changed(PathBuf, Fingerprint),
     Gone(PathBuf),
@@ -111,7 +110,7 @@ impl Watch {
     }
 
     /// Waits for the next look and tells what it has found. Cancelled, it goes on where it was.
-    pub async fn next(&mut self) -> Vec<Change> {
+    pub async fn next(&mut self) -> Vec<FolderChange> {
         let looking = match &mut self.looking {
             Some(looking) => looking,
             None => {
@@ -154,7 +153,7 @@ impl Watch {
         self.known.values_mut().filter(|known| known.conflicts).for_each(|known| known.settled = None);
     }
 
-    fn compare(&mut self, found: Found, at_once: bool) -> Vec<Change> {
+    fn compare(&mut self, found: Found, at_once: bool) -> Vec<FolderChange> {
         let mut changes = Vec::new();
         self.known.retain(|folder, known| {
             let there = found.contains_key(folder);
@@ -162,7 +161,7 @@ impl Watch {
             let gone = !there && !known.busy && known.missing;
             known.missing = !there;
             if gone {
-                changes.push(Change::Gone(folder.clone()));
+                changes.push(FolderChange::Gone(folder.clone()));
             }
             !gone
         });
@@ -174,7 +173,7 @@ impl Watch {
             } else if at_once || known.seen.as_ref().is_some_and(|seen| seen.is_of_same_files(&fingerprint)) {
                 known.busy = true;
                 known.seen = None;
-                changes.push(Change::Changed(folder, fingerprint));
+                changes.push(FolderChange::Changed(folder, fingerprint));
             } else {
                 known.seen = Some(fingerprint);
             }
@@ -216,9 +215,9 @@ impl Fingerprint {
     }
 }
 
-fn state(file: &Path) -> Option<State> {
+fn state(file: &Path) -> Option<FileState> {
     let found = file.metadata().ok()?;
-    Some(State {
+    Some(FileState {
         device: found.dev(),
         inode: found.ino(),
         size: found.len(),
@@ -265,7 +264,7 @@ mod tests {
     }
 
     /// What a look finds.
-    fn look(watch: &mut Watch, at_once: bool) -> Vec<Change> {
+    fn look(watch: &mut Watch, at_once: bool) -> Vec<FolderChange> {
         let found = super::look(&watch.folder, &watch.known).unwrap();
         watch.compare(found, at_once)
     }
@@ -274,7 +273,7 @@ mod tests {
     fn changed(watch: &mut Watch) -> Fingerprint {
         assert_eq!(look(watch, false), []);
         match look(watch, false).pop() {
-            Some(Change::Changed(_, fingerprint)) => fingerprint,
+            Some(FolderChange::Changed(_, fingerprint)) => fingerprint,
             other => panic!("{other:?} is no change"),
         }
     }
@@ -291,7 +290,10 @@ mod tests {
         fs::rename(&away, scene.tenant()).unwrap();
         assert_eq!(look(&mut watch, false), []);
         fs::rename(scene.tenant(), &away).unwrap();
-        assert_eq!((look(&mut watch, true), look(&mut watch, false)), (vec![], vec![Change::Gone(scene.tenant())]));
+        assert_eq!(
+            (look(&mut watch, true), look(&mut watch, false)),
+            (vec![], vec![FolderChange::Gone(scene.tenant())])
+        );
     }
 
     #[tokio::test]

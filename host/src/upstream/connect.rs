@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use config::UpstreamConfig;
 use hyper::{
     Uri,
     header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
@@ -9,12 +10,14 @@ use hyper::{
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
-    tungstenite::{self, client::IntoClientRequest, protocol::WebSocketConfig},
+    MaybeTlsStream, WebSocketStream, client_async_tls_with_config, tungstenite,
+    tungstenite::{client::IntoClientRequest, protocol::WebSocketConfig},
 };
 
-use super::heard::{Heard, Listening};
-use crate::{config::UpstreamConfig, tls};
+use crate::{
+    tls,
+    upstream::last_read::{LastRead, Listening},
+};
 
 /// For all three handshakes together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,11 +65,11 @@ impl Connector {
         Ok(Self { tls: tls::client()? })
     }
 
-    pub async fn connect(&self, config: &UpstreamConfig) -> Result<(Socket, Heard), ConnectError> {
+    pub async fn connect(&self, config: &UpstreamConfig) -> Result<(Socket, LastRead), ConnectError> {
         timeout(CONNECT_TIMEOUT, self.open(config)).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
-    async fn open(&self, config: &UpstreamConfig) -> Result<(Socket, Heard), ConnectError> {
+    async fn open(&self, config: &UpstreamConfig) -> Result<(Socket, LastRead), ConnectError> {
         let (address, secure) = address(&config.url);
         let tcp = TcpStream::connect(&address)
             .await
@@ -86,9 +89,11 @@ impl Connector {
             .max_message_size(Some(config.max_message))
             .max_frame_size(Some(config.max_message));
         let tls = tokio_tungstenite::Connector::Rustls(Arc::clone(&self.tls));
-        let heard = Heard::now();
-        match client_async_tls_with_config(request, Listening::new(tcp, heard.clone()), Some(limits), Some(tls)).await {
-            Ok((socket, _)) => Ok((socket, heard)),
+        let last_read = LastRead::now();
+        match client_async_tls_with_config(request, Listening::new(tcp, last_read.clone()), Some(limits), Some(tls))
+            .await
+        {
+            Ok((socket, _)) => Ok((socket, last_read)),
             Err(tungstenite::Error::Http(response)) => Err(ConnectError::HttpStatus(response.status().as_u16())),
             Err(tungstenite::Error::Io(error)) if secure && is_tls(&error) => Err(ConnectError::Tls { address, error }),
             Err(tungstenite::Error::Io(error)) => Err(ConnectError::Tcp { address, error }),

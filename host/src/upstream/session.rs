@@ -8,17 +8,20 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
-use tokio_tungstenite::tungstenite::{
-    self, Message,
-    error::{CapacityError, ProtocolError},
-    protocol::{CloseFrame, frame::coding::CloseCode},
+use tokio_tungstenite::{
+    tungstenite,
+    tungstenite::{
+        Message,
+        error::{CapacityError, ProtocolError},
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
 };
+use wire::{Frame, Kind};
 
-use super::{Need, Outbound, Sink, connect::Socket, heard::Heard};
 use crate::{
-    channel::{Frame, Kind},
     metrics::UpstreamMetrics,
     shutdown::Stop,
+    upstream::{Need, Outbound, Sink, connect::Socket, last_read::LastRead},
 };
 
 /// Pings go out this many times within the idle limit: one lost packet is no lost partner.
@@ -36,7 +39,7 @@ const FAREWELL_BYTES: u64 = 1 << 20;
 
 /// How long the partner has been silent, and may be.
 pub struct Silence {
-    pub heard: Heard,
+    pub last_read: LastRead,
     pub limit: Duration,
 }
 
@@ -138,7 +141,7 @@ async fn session(
                 continue;
             }
             _ = ping.tick() => {
-                let idle = silence.heard.elapsed();
+                let idle = silence.last_read.elapsed();
                 if idle >= silence.limit {
                     return Err(Lost::Idle(idle));
                 }
@@ -153,7 +156,7 @@ async fn session(
             sink.accept(burst).await;
         }
         // After a wait for the filter, what was sent meanwhile is yet to be read.
-        silence.heard.note();
+        silence.last_read.note();
         if let Some(lost) = end {
             return Err(lost);
         }

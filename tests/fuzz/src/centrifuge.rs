@@ -1,8 +1,7 @@
 //! Commands of clients of the Centrifuge protocol.
 
 use serde::de::IgnoredAny;
-
-use crate::client::centrifuge::command::{Request, decode};
+use wire::centrifuge::{Request, decode};
 
 /// Any text. What is taken is as many commands as it has lines with something in them, and their data is JSON.
 pub fn centrifuge(input: &[u8]) {

@@ -1,12 +1,10 @@
 //! What clients send: frames, put together to messages.
 
-use crate::{
-    channel::Kind,
-    client::{
-        deflate::Inflater,
-        frame::{self, MAX_CONTROL, Violation},
-        message::{Assembly, Event},
-    },
+use wire::{
+    Kind,
+    deflate::Inflater,
+    frame::{self, MAX_CONTROL, Violation},
+    message::{Assembly, Incoming},
 };
 
 /// Two bytes of settings, then a connection's bytes: however they are split, they are the same events.
@@ -50,9 +48,9 @@ fn read<'a>(
     (events, Ok(()))
 }
 
-fn check(event: &Event<'_>, max_message: usize) {
+fn check(event: &Incoming<'_>, max_message: usize) {
     match event {
-        Event::Message(kind, payload) => {
+        Incoming::Message(kind, payload) => {
             assert!(payload.len() <= max_message);
             assert!(*kind == Kind::Binary || std::str::from_utf8(payload).is_ok());
             let mut encoded = Vec::new();
@@ -60,7 +58,7 @@ fn check(event: &Event<'_>, max_message: usize) {
             frame::encode(opcode, payload, &mut encoded);
             assert_eq!(frame::decode(&encoded), Some((*kind, *payload)));
         }
-        Event::Ping(payload) => assert!(payload.len() <= MAX_CONTROL),
-        Event::Pong | Event::Close(_) | Event::Fragment => {}
+        Incoming::Ping(payload) => assert!(payload.len() <= MAX_CONTROL),
+        Incoming::Pong | Incoming::Close(_) | Incoming::Fragment => {}
     }
 }

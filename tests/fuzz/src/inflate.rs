@@ -1,6 +1,6 @@
 //! Compressed messages: those that clients send, and those that are sent to them.
 
-use crate::client::{
+use wire::{
     deflate::{Inflater, bound, deflate},
     frame::Violation,
 };

@@ -1,0 +1,302 @@
+//! What an operator and a tenant configure, checked whole before anything runs.
+//!
+//! `relay.toml` and each tenant's `tenant.toml` are walked by hand rather than derived, so that one run reports every
+//! mistake in every file: see [`Problem`].
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use http::{
+    Uri,
+    header::{HeaderName, HeaderValue},
+};
+use ipnet::IpNet;
+
+use crate::grants::{Allowed, Grants, Secret};
+
+mod document;
+mod file;
+pub mod grants;
+mod limits;
+mod manifest;
+mod names;
+mod relay;
+mod secrets;
+mod tenants;
+mod units;
+
+pub use crate::{
+    document::{Problem, Problems},
+    limits::{TenantCaps, TenantLimits},
+    relay::{Invalid, MySqlParser, MySqlUrl, load, load_host},
+    tenants::{TenantsFolder, meet},
+    units::duration,
+};
+
+/// All that `serve` needs, from `relay.toml` and the tenants' folders.
+#[derive(Debug)]
+pub struct RelayConfig {
+    pub listen: Listen,
+    /// Peers whose forwarding headers name the real client.
+    pub trusted_proxies: Vec<IpNet>,
+    pub limits: HostLimits,
+    /// `None`: there are no components that could need one.
+    pub store: Option<StoreConfig>,
+    /// The folder for compiled code; `None`: there are no components, or it is not kept.
+    pub cache: Option<PathBuf>,
+    pub tenants: Vec<TenantConfig>,
+    /// Where they came from and may change; `None`: they are not from files.
+    pub folder: Option<TenantsFolder>,
+}
+
+/// Where records are kept: `[store]` of `relay.toml`.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The SQLite file: the store itself, or the outbox in front of MySQL.
+    pub file: PathBuf,
+    /// Largest size of the file, in bytes.
+    pub size: u64,
+    /// The `mysql://` URL of the database that the rows go to; `None`: they stay in the file.
+    pub mysql: Option<Secret>,
+}
+
+impl StoreConfig {
+    pub const SIZE: u64 = 1 << 30;
+}
+
+/// Where each listener binds; port 0 lets the system choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen {
+    pub clients: SocketAddr,
+    /// `None`: no API listener.
+    pub api: Option<SocketAddr>,
+    /// `None`: no admin listener (`pass` opens only its clients' listener).
+    pub admin: Option<SocketAddr>,
+}
+
+/// Host-wide limits: `[limits]` of `relay.toml`.
+#[derive(Clone, Copy, Debug)]
+pub struct HostLimits {
+    /// Most clients connected at once; `None`: as many as file descriptors allow.
+    pub clients: Option<usize>,
+    /// Most handshakes under way at once; the oldest makes room for the newest.
+    pub handshakes: usize,
+    /// Most connections to the API at once.
+    pub api_connections: usize,
+    /// From the connection's opening to the end of its handshake.
+    pub handshake_timeout: Duration,
+    /// How often a client is pinged, and how long it has to answer.
+    pub ping_interval: Duration,
+    /// How long a client's writes may make no progress before it is dropped.
+    pub stall_timeout: Duration,
+    /// How long clients and guests have to finish at shutdown.
+    pub shutdown_timeout: Duration,
+    /// Most bytes of memory that compiling one component takes.
+    pub compile_memory: usize,
+    /// How long it may take.
+    pub compile_time: Duration,
+    /// Most bytes of compiled code on disk.
+    pub cache_size: u64,
+    /// Most instances of all tenants' components at once.
+    pub instances: usize,
+}
+
+impl Default for HostLimits {
+    fn default() -> Self {
+        Self {
+            clients: None,
+            handshakes: 4096,
+            api_connections: 2048,
+            handshake_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(120),
+            shutdown_timeout: Duration::from_secs(10),
+            // A Python component of 18 MB takes 400 MB and, alone on a core, some 10 s.
+            compile_memory: 1 << 30,
+            compile_time: Duration::from_secs(120),
+            cache_size: 4 << 30,
+            instances: 4096,
+        }
+    }
+}
+
+/// What the operator lets tenants have: `[tenant-limits]` and `[grants]` of relay.toml.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds {
+    pub caps: TenantCaps,
+    pub allowed: Allowed,
+}
+
+/// One tenant: its `tenant.toml`.
+#[derive(Clone, Debug)]
+pub struct TenantConfig {
+    /// Lower-case letters, digits and hyphens, at most 63.
+    pub name: Arc<str>,
+    /// Where its files are.
+    pub folder: PathBuf,
+    /// Host names that clients must use, in lower case; none: any will do.
+    pub hosts: Vec<String>,
+    /// The path clients connect to: `/<name>` unless the manifest claims another; `/` with hosts of its own.
+    pub path: String,
+    pub upstreams: Vec<UpstreamConfig>,
+    /// The filter's `.wasm`, links followed.
+    pub filter: Option<PathBuf>,
+    /// The client handler's `.wasm`. One file may have several roles.
+    pub client: Option<PathBuf>,
+    pub api: Option<ApiConfig>,
+    /// The job's `.wasm`.
+    pub job: Option<PathBuf>,
+    /// The components' files as the manifest names them: a link there may come to lead elsewhere.
+    pub named: Vec<PathBuf>,
+    pub schedules: Vec<ScheduleConfig>,
+    /// Origins whose pages may read channels over HTTP; `*` is any.
+    pub cors: Vec<String>,
+    /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
+    pub compress_above: Option<usize>,
+    /// Per-channel settings, in the manifest's order.
+    pub channels: Vec<ChannelRule>,
+    /// How long collections of records are kept, by their names: `[records."name"] keep`.
+    pub keep: Vec<(String, Duration)>,
+    /// What guests read through `wasi:config`.
+    pub settings: Vec<(String, String)>,
+    pub grants: Arc<Grants>,
+    pub limits: TenantLimits,
+}
+
+impl TenantConfig {
+    /// Whether it has any component.
+    pub fn has_code(&self) -> bool {
+        self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
+    }
+
+    /// The files that it is made of besides its manifest, by the names that it has for them: its components, and files with
+    /// its secrets.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.named.iter().cloned().chain(self.grants.files.iter().cloned()).collect()
+    }
+
+    /// Its components, each for every role that it has.
+    pub fn code_files(&self) -> Vec<PathBuf> {
+        let api = self.api.as_ref().map(|api| &api.file);
+        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
+    }
+}
+
+/// `components.api`.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Its `.wasm`.
+    pub file: PathBuf,
+    /// Calls that one instance serves; 1 with `isolation = "call"`.
+    pub reuse: u32,
+}
+
+impl ApiConfig {
+    /// What leaks in an instance does not pile up, and making the next one is a thousandth of the work.
+    pub const REUSE: u32 = 1000;
+}
+
+/// One `[[upstream]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    pub name: Arc<str>,
+    /// `ws://` or `wss://`.
+    pub url: Uri,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub subprotocols: Vec<String>,
+    /// Without a byte for this long the connection is dead.
+    pub idle_timeout: Duration,
+    /// Largest message accepted, in bytes; one frame may be as large.
+    pub max_message: usize,
+    /// `connect = "on-demand"`: how long it stays connected after its last client. `None`: it always is.
+    pub linger: Option<Duration>,
+}
+
+impl UpstreamConfig {
+    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+    pub const MAX_MESSAGE: usize = 16 << 20;
+    /// Of one that is on demand.
+    pub const LINGER: Duration = Duration::from_secs(30);
+}
+
+/// One `[[schedule]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduleConfig {
+    pub name: Arc<str>,
+    pub every: Duration,
+    /// From the start of the relay to the first tick; `every` unless the manifest says otherwise.
+    pub after: Duration,
+}
+
+/// One `[channels."pattern"]`: a channel's name, or a prefix and `*`.
+#[derive(Clone, Debug)]
+pub struct ChannelRule {
+    pub pattern: String,
+    /// Bytes of encoded frames the channel's log keeps.
+    pub log_bytes: usize,
+    /// What happens to a client that falls off the log's end; `None`: conflation if the channel has keys, else its end.
+    pub slow: Option<Slow>,
+    /// How far back clients may resume and read.
+    pub history: History,
+    /// Keys of the channel's snapshot.
+    pub max_keys: usize,
+    /// Whether new clients get the snapshot first.
+    pub snapshot: bool,
+}
+
+impl ChannelRule {
+    /// A channel's log without a rule.
+    pub const LOG_BYTES: usize = 16 << 20;
+    pub const MAX_KEYS: usize = 10_000;
+}
+
+impl Default for ChannelRule {
+    fn default() -> Self {
+        Self {
+            pattern: String::new(),
+            log_bytes: Self::LOG_BYTES,
+            slow: None,
+            history: History::default(),
+            max_keys: Self::MAX_KEYS,
+            snapshot: true,
+        }
+    }
+}
+
+/// `slow`: what happens to a client that falls off its channel's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slow {
+    /// It gets the latest publication of each key that changed, then what follows.
+    Conflate,
+    /// It goes on at the newest publication.
+    Skip,
+    /// It is closed with 1013.
+    Close,
+}
+
+/// `history`: how much of a channel's log clients may read again.
+#[derive(Clone, Copy, Debug)]
+pub struct History {
+    /// Publications.
+    pub size: u64,
+    pub age: Duration,
+    /// Bytes of the log.
+    pub bytes: usize,
+    /// Whether it is kept while nobody follows the channel: the manifest asks for it.
+    pub kept: bool,
+}
+
+impl Default for History {
+    /// All that the log has.
+    fn default() -> Self {
+        Self { size: u64::MAX, age: Duration::MAX, bytes: usize::MAX, kept: false }
+    }
+}
+
+/// What one tenant's state may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Quota {
+    /// Keys in all of its buckets together.
+    pub keys: usize,
+    /// Bytes that these take.
+    pub bytes: usize,
+}

@@ -1,0 +1,645 @@
+//! A tenant's `tenant.toml`.
+
+use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, sync::Arc, time::Duration};
+
+use http::header::{HeaderName, HeaderValue};
+use toml::de::DeValue;
+
+use crate::{
+    Bounds, ScheduleConfig, TenantConfig, TenantLimits, UpstreamConfig,
+    document::{Document, Problems, Table, Value, quote},
+    manifest::{
+        channels::{channel, origin},
+        components::{api, component},
+        grants::grants,
+    },
+    names::{Claim, host, name, path, url},
+    secrets::Secrets,
+};
+
+mod channels;
+mod components;
+mod grants;
+
+/// Most headers of one upstream; common servers refuse requests with a hundred.
+const MAX_HEADERS: usize = 64;
+
+/// Under the least a quiet feed is taken for a dead one; over the most, nobody would notice a dead one.
+const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// One message is held whole, and twice while it is filtered.
+const MAX_MESSAGE: RangeInclusive<u64> = 1 << 10..=64 << 20;
+
+/// Under the least a page that is loaded again makes the partner another connection; over the most it may stay for good.
+const LINGER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
+/// Under the least a job is a loop; a year is longer than hosts run.
+const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
+const AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
+
+/// Under the least a collection is of no use; the most is a century.
+const KEEP: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(36_525 * 24 * 3600);
+
+/// From nothing, which compresses all, to what is hardly ever sent.
+const COMPRESS_ABOVE: RangeInclusive<u64> = 0..=1 << 20;
+/// Compressed once for all, messages of any length cost next to nothing more; shorter ones hardly get shorter.
+const DEFAULT_COMPRESS_ABOVE: usize = 64;
+
+/// Headers the handshake sets itself, or that would give it a body; with them go all in [`WEBSOCKET_HEADERS`].
+const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
+
+/// How the handshake's own headers begin.
+const WEBSOCKET_HEADERS: &str = "sec-websocket-";
+
+/// What a manifest claims, known even when other parts of it are wrong.
+#[derive(Default)]
+pub(super) struct Claims {
+    pub(super) name: Option<Claim>,
+    pub(super) path: Option<Claim>,
+    pub(super) hosts: Vec<Claim>,
+}
+
+/// Reads a manifest, and what it claims. Its filter is looked for in `file`'s folder, its secrets are asked of `secrets`
+/// by the names of environment variables; it may have what its `bounds` allow.
+pub(super) fn read(
+    text: &str,
+    file: &Path,
+    bounds: &Bounds,
+    secrets: &dyn Fn(&str) -> Option<String>,
+) -> (Claims, Result<TenantConfig, Problems>) {
+    let document = Document::new(file, text);
+    let (claims, config) = match document.parse() {
+        Ok(root) => tenant(root, file, bounds, secrets),
+        Err(_) => (Claims::default(), None),
+    };
+    (claims, document.conclude(config))
+}
+
+fn tenant(
+    mut root: Table<'_>,
+    file: &Path,
+    bounds: &Bounds,
+    secrets: &dyn Fn(&str) -> Option<String>,
+) -> (Claims, Option<TenantConfig>) {
+    let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
+    let listed = root.take("hosts").and_then(|value| value.array("an array of host names in quotes"));
+    let allowed = |value: &Value<'_>| {
+        let host = host(value)?;
+        if name.as_ref().is_some_and(|name| !bounds.allowed.has_host(&name.value, &host.value)) {
+            let host = quote(&host.value);
+            value.problem(format!("{host} is the operator's to give; list it in relay.toml: grants.hosts = [{host}]"));
+        }
+        Some(host)
+    };
+    let hosts: Vec<Claim> = listed.into_iter().flatten().filter_map(|value| allowed(&value)).collect();
+    let path = match root.take("path") {
+        Some(value) => path(&value),
+        None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),
+        None => name.as_ref().map(|name| Claim { value: format!("/{}", name.value), line: name.line }),
+    };
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let secrets = Secrets {
+        tenant: name.as_ref().map(|name| name.value.as_str()),
+        folder,
+        allowed: &bounds.allowed,
+        read: secrets,
+    };
+
+    let listed = root.take("upstream").and_then(|value| value.array("an array of tables, each headed [[upstream]]"));
+    let no_upstream = listed.as_ref().is_none_or(Vec::is_empty);
+    let mut upstreams: Vec<UpstreamConfig> = Vec::new();
+    let mut names = BTreeSet::new();
+    for value in listed.into_iter().flatten() {
+        let Some(table) = value.table("a table, headed [[upstream]]") else {
+            continue;
+        };
+        upstreams.extend(upstream(table, &mut names, &secrets));
+    }
+
+    let mut named = Vec::new();
+    let mut components = root.section("components");
+    let filter = components.take("filter");
+    if let Some(value) = filter.as_ref().filter(|_| no_upstream) {
+        value.problem("needs an [[upstream]]; add one, or remove the filter");
+    }
+    let filter = filter.and_then(|value| component(&value, folder, &mut named));
+    let client = components.take("client").and_then(|value| component(&value, folder, &mut named));
+    let api = components.take("api").and_then(|value| api(value, folder, &mut named));
+    let job = components.take("job");
+    components.finish();
+
+    let listed = root.take("schedule");
+    match (&job, &listed) {
+        (Some(job), None) => job.problem("needs a [[schedule]]; add one, or remove the job"),
+        (None, Some(listed)) => listed.problem("needs a job; write for example components.job = \"job.wasm\""),
+        _ => {}
+    }
+    let job = job.and_then(|value| component(&value, folder, &mut named));
+    let listed = listed.and_then(|value| value.array("an array of tables, each headed [[schedule]]"));
+    let mut names = BTreeSet::new();
+    let tables = listed.into_iter().flatten().filter_map(|value| value.table("a table, headed [[schedule]]"));
+    let schedules = tables.filter_map(|table| schedule(table, &mut names)).collect();
+
+    let cors = root.take("cors").and_then(|value| value.array("an array of origins in quotes")).unwrap_or_default();
+    let cors = cors.iter().filter_map(origin).collect();
+    let compress_above = root.take("compression").and_then(compression);
+    let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
+    let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
+    let settings: Vec<_> =
+        root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
+    // The manifest may be a link into one of the tenant's folders.
+    let manifest = file.canonicalize().ok();
+    let code = [manifest.as_ref(), filter.as_ref(), client.as_ref(), api.as_ref().map(|api| &api.file), job.as_ref()];
+    let code: Vec<_> = code.into_iter().flatten().collect();
+    let grants = Arc::new(grants(root.section("grants"), &secrets, &settings, &code));
+    let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
+    root.finish();
+
+    let config = name.as_ref().zip(path.as_ref()).map(|(name, path)| TenantConfig {
+        name: name.value.as_str().into(),
+        folder: folder.into(),
+        hosts: hosts.iter().map(|host| host.value.clone()).collect(),
+        path: path.value.clone(),
+        upstreams,
+        filter,
+        client,
+        api,
+        job,
+        named,
+        schedules,
+        cors,
+        compress_above,
+        channels,
+        keep,
+        settings,
+        grants,
+        limits,
+    });
+    (Claims { name, path, hosts }, config)
+}
+
+/// Its presence turns compression on.
+fn compression(value: Value<'_>) -> Option<usize> {
+    let mut table = value.table("a table, such as { above = 64 }")?;
+    let above = table.size("above", &COMPRESS_ABOVE).unwrap_or(DEFAULT_COMPRESS_ABOVE);
+    table.finish();
+    Some(above)
+}
+
+fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secrets<'_>) -> Option<UpstreamConfig> {
+    let name = table.require("name", "name = \"feed\"").and_then(|value| {
+        let claim = name(&value)?;
+        if !names.insert(claim.value.clone()) {
+            value.problem(format!("{} is another upstream's name; give each its own", quote(&claim.value)));
+        }
+        Some(Arc::from(claim.value))
+    });
+    let url = table.require("url", "url = \"wss://feed.example.com/stream\"").and_then(|value| url(&value));
+    let headers = headers(table.section("headers"), secrets);
+    let listed = table.take("subprotocols").and_then(|value| value.array("an array of names in quotes"));
+    let mut offered = BTreeSet::new();
+    let subprotocols = listed.into_iter().flatten().filter_map(|value| subprotocol(&value, &mut offered)).collect();
+    let idle_timeout = table.duration("idle-timeout", &IDLE_TIMEOUT).unwrap_or(UpstreamConfig::IDLE_TIMEOUT);
+    let max_message = table.size("max-message", &MAX_MESSAGE).unwrap_or(UpstreamConfig::MAX_MESSAGE);
+    let linger = linger(&mut table);
+    table.finish();
+    Some(UpstreamConfig { name: name?, url: url?, headers, subprotocols, idle_timeout, max_message, linger })
+}
+
+/// How long an upstream that is connected on demand stays after its last client; `None`: it is always connected.
+fn linger(table: &mut Table<'_>) -> Option<Duration> {
+    let connect = table.take("connect");
+    let linger = table.take("linger");
+    match connect.as_ref().map(Value::str) {
+        Some(Some("on-demand")) => {
+            return Some(linger.and_then(|value| value.duration(&LINGER)).unwrap_or(UpstreamConfig::LINGER));
+        }
+        None | Some(Some("always")) => {
+            if let Some(value) = linger {
+                value.problem("needs connect = \"on-demand\"; write that too, or remove it");
+            }
+        }
+        Some(Some(other)) => {
+            let message = format!("{} is not known; write \"always\" or \"on-demand\"", quote(other));
+            connect.iter().for_each(|value| value.problem(message.as_str()));
+        }
+        Some(None) => {}
+    }
+    None
+}
+
+fn schedule(mut table: Table<'_>, names: &mut BTreeSet<String>) -> Option<ScheduleConfig> {
+    let name = table.require("name", "name = \"summary\"").and_then(|value| {
+        let claim = name(&value)?;
+        if !names.insert(claim.value.clone()) {
+            value.problem(format!("{} is another schedule's name; give each its own", quote(&claim.value)));
+        }
+        Some(Arc::from(claim.value))
+    });
+    table.expect("every", "every = \"5m\"");
+    let every = table.duration("every", &EVERY);
+    let after = table.duration("after", &AFTER).or(every);
+    table.finish();
+    Some(ScheduleConfig { name: name?, every: every?, after: after? })
+}
+
+fn headers(table: Table<'_>, secrets: &Secrets<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    let place = table.place.clone();
+    let mut names = Vec::new();
+    let mut headers = Vec::new();
+    for (name, value) in table.entries() {
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+            value.problem("is not an HTTP header's name; write letters, digits and hyphens");
+            continue;
+        };
+        if HANDSHAKE_HEADERS.contains(&name.as_str()) || name.as_str().starts_with(WEBSOCKET_HEADERS) {
+            value.problem("is set by the handshake itself; remove it (`subprotocols` has its own key)");
+        } else if names.contains(&name) {
+            value.problem("is written twice: a header's name has no case; remove one");
+        } else if names.len() >= MAX_HEADERS {
+            place.problem(format!("has too many headers; write at most {MAX_HEADERS}"));
+            break;
+        } else if let Some(content) = header_value(value, secrets) {
+            headers.push((name.clone(), content));
+        }
+        names.push(name);
+    }
+    headers
+}
+
+/// A header's value, written out or `{ env = "NAME" }`. Problems do not repeat it.
+fn header_value(value: Value<'_>, secrets: &Secrets<'_>) -> Option<HeaderValue> {
+    if let DeValue::String(text) = &value.value {
+        let header = HeaderValue::from_str(text).ok();
+        if header.is_none() {
+            value.problem("cannot be a header's value; remove line breaks and control characters");
+        }
+        return header;
+    }
+    let mut table = value.table("a string, or { env = \"VARIABLE\" }")?;
+    let variable = table.require("env", "{ env = \"MARKET__TOKEN\" }");
+    table.finish();
+    let variable = variable?;
+    let secret = secrets.variable(&variable)?;
+    let Ok(mut header) = HeaderValue::from_str(secret.reveal()) else {
+        let name = variable.str()?;
+        variable.problem(format!("{name} cannot be a header's value; remove line breaks and control characters"));
+        return None;
+    };
+    header.set_sensitive(true);
+    Some(header)
+}
+
+/// One of `subprotocols`: a token (RFC 9110, 5.6.2), each only once (RFC 6455, 4.1).
+fn subprotocol(value: &Value<'_>, offered: &mut BTreeSet<String>) -> Option<String> {
+    let text = value.str()?;
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if text.is_empty() || !text.bytes().all(token) {
+        value.problem(format!("{} is not a subprotocol; write letters, digits, '.', '-' or '_'", quote(text)));
+    } else if !offered.insert(text.into()) {
+        value.problem(format!("{} is listed twice; remove one", quote(text)));
+    } else {
+        return Some(text.into());
+    }
+    None
+}
+
+/// How long a collection's records are kept.
+fn kept(name: String, value: Value<'_>) -> Option<(String, Duration)> {
+    let mut table = value.table("a table, headed [records.\"summaries\"]")?;
+    table.expect("keep", "keep = \"30d\"");
+    let keep = table.duration("keep", &KEEP);
+    table.finish();
+    Some((name, keep?))
+}
+
+/// A setting as text, a number as it is written. The parser leaves it to us whether an integer is one: it takes `0x`.
+fn setting(value: &Value<'_>) -> Option<String> {
+    let (text, valid) = match &value.value {
+        DeValue::String(text) => (text.to_string(), true),
+        DeValue::Boolean(flag) => (flag.to_string(), true),
+        DeValue::Integer(number) => (number.to_string(), i64::from_str_radix(number.as_str(), number.radix()).is_ok()),
+        DeValue::Float(number) => (number.to_string(), true),
+        _ => {
+            value.mismatch("a string, an integer, a float or a boolean");
+            return None;
+        }
+    };
+    if !valid {
+        value.problem("is not an integer of 64 bits; correct it, or write it in quotes");
+    }
+    valid.then_some(text)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use proptest::{prelude::*, sample::Index};
+
+    use super::*;
+
+    /// A manifest with every key but `components.filter`, whose tests are with the folders'.
+    const GOOD: &str = r##"name = "my-market"
+path = "/"
+
+[[upstream]]
+name = "feed"
+url = "wss://feed.example.com:443/stream?depth=5"
+headers = { Authorization = { env = "MY_MARKET__TOKEN" }, X-Client = "edge" }
+subprotocols = ["v2.json", "v1"]
+idle-timeout = "5s"
+max-message = "1MiB"
+
+[[upstream]]
+name = "other"
+url = "ws://127.0.0.1:9000"
+connect = "on-demand"
+linger = "1s"
+
+[channels."prices*"]
+log = "64KiB"
+
+[channels.all]
+
+[settings]
+text = "a\tb"
+whole = 1_000
+hex = 0x1F
+float = 1.50
+flag = true
+
+[limits]
+memory = "128MiB"
+filter-call = "250ms"
+client-message = 125
+api-call = "1h"
+api-instances = 1
+api-queue = 2
+api-body = 0
+"##;
+
+    fn environment(variable: &str) -> Option<String> {
+        match variable {
+            "MY_MARKET__TOKEN" => Some("Bearer hunter2".into()),
+            "MY_MARKET__EMPTY" => Some(String::new()),
+            "MY_MARKET__LINES" | "OTHER__TOKEN" | "MY_MARKET__A__B" | "PATH" => Some("hunter2\n".into()),
+            _ => None,
+        }
+    }
+
+    fn parsed(text: &str) -> Result<TenantConfig, Problems> {
+        read(text, Path::new("tenant.toml"), &Bounds::default(), &environment).1
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        let problems = parsed(text).unwrap_err();
+        let found = problems.to_string();
+        assert!(!found.contains("hunter2"), "{found}");
+        found.lines().map(|line| line.strip_prefix("tenant.toml:").unwrap().into()).collect()
+    }
+
+    /// The only problem, on line 4, of an upstream with `line` added.
+    fn upstream_problem(line: &str) -> String {
+        let found = problems(&format!("name = 'my-market'\n[[upstream]]\nname = 'f'\n{line}\nurl = 'ws://f'\n"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].strip_prefix("4: upstream.").unwrap().into()
+    }
+
+    #[test]
+    fn everything_set() {
+        let tenant = parsed(GOOD).unwrap();
+        assert_eq!((&*tenant.name, tenant.path.as_str(), tenant.filter), ("my-market", "/", None));
+        let feed = &tenant.upstreams[0];
+        assert_eq!((&*feed.name, feed.url.to_string().as_str()), ("feed", "wss://feed.example.com:443/stream?depth=5"));
+        let headers: Vec<_> =
+            feed.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap(), v.is_sensitive())).collect();
+        assert_eq!(headers, [("authorization", "Bearer hunter2", true), ("x-client", "edge", false)]);
+        assert_eq!(feed.subprotocols, ["v2.json", "v1"]);
+        assert_eq!((feed.idle_timeout, feed.max_message), (Duration::from_secs(5), 1 << 20));
+        assert_eq!((feed.linger, tenant.upstreams[1].linger), (None, Some(Duration::from_secs(1))));
+        let other = &tenant.upstreams[1];
+        assert_eq!(
+            (other.idle_timeout, other.max_message),
+            (UpstreamConfig::IDLE_TIMEOUT, UpstreamConfig::MAX_MESSAGE)
+        );
+        let channels: Vec<_> = tenant.channels.iter().map(|rule| (rule.pattern.as_str(), rule.log_bytes)).collect();
+        assert_eq!(channels, [("prices*", 64 << 10), ("all", crate::ChannelRule::LOG_BYTES)]);
+        let settings: Vec<_> = tenant.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let expected = [("text", "a\tb"), ("whole", "1000"), ("hex", "0x1F"), ("float", "1.50"), ("flag", "true")];
+        assert_eq!(settings, expected);
+        assert_eq!((tenant.limits.memory, tenant.limits.client_message), (128 << 20, 125));
+        assert_eq!(tenant.limits.filter_call, Duration::from_millis(250));
+        let TenantLimits { api_call, api_instances, api_queue, api_body, .. } = tenant.limits;
+        assert_eq!((api_call, api_instances, api_queue, api_body), (Duration::from_secs(3600), 1, 2, 0));
+        assert!(!format!("{:?}", parsed(GOOD)).contains("hunter2"));
+    }
+
+    #[test]
+    fn the_least() {
+        let tenant = parsed("name = 'a'").unwrap();
+        assert_eq!((tenant.path.as_str(), tenant.upstreams.len()), ("/a", 0));
+        assert_eq!(format!("{:?}", tenant.limits), format!("{:?}", TenantLimits::default()));
+    }
+
+    #[test]
+    fn every_mistake_at_once() {
+        let text = "name = 'a'\npath = '/a/'\n\n[[upstream]]\nnam = 'f'\nurl = 'http://f'\nidle-timeout = '0s'\n\n\
+            [[upstream]]\nname = 'f'\nmax-message = 1\n\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n\n\
+            [channels.'a*b']\nlog = 1\nlogs = 1\n[channels.'']\n[channels.\"\\u0007\"]\n\n\
+            [settings]\nlist = []\nwhen = 1979-05-27\nhuge = 99999999999999999999\n\n\
+            [limits]\nmemory = '8GiB'\nfilter-call = '5ms'\nclient-message = 124\nfilter_call = 1\n\
+            api-call = '2h'\napi-instances = 0\napi-queue = 0\napi-body = '5GiB'\n";
+        let expected = [
+            "2: path: \"/a/\" is not a path clients can connect to; write no '//' and no '/' at the end",
+            "4: upstream.name: is missing; write for example name = \"feed\"",
+            "5: upstream.nam: unknown key; did you mean `name`?",
+            "6: upstream.url: must begin with ws:// or wss://",
+            "7: upstream.idle-timeout: \"0s\" is out of range; write \"100ms\" to \"1h\"",
+            "9: upstream.url: is missing; write for example url = \"wss://feed.example.com/stream\"",
+            "11: upstream.max-message: 1 is out of range; write 1KiB to 64MiB",
+            "14: upstream.name: \"f\" is another upstream's name; give each its own",
+            "17: channels.\"a*b\": a channel's pattern may have '*' only at its end; write a prefix and one '*'",
+            "18: channels.\"a*b\".log: 1 is out of range; write 64KiB to 1GiB",
+            "19: channels.\"a*b\".logs: unknown key; did you mean `log`?",
+            "20: channels.\"\": a channel's pattern is empty or too long; write 1 to 255 bytes",
+            "21: channels.\"\\u{7}\": a channel's pattern must have no control characters; rename the channel",
+            "24: settings.list: must be a string, an integer, a float or a boolean, not an array",
+            "25: settings.when: must be a string, an integer, a float or a boolean, not a date or time",
+            "26: settings.huge: is not an integer of 64 bits; correct it, or write it in quotes",
+            "29: limits.memory: \"8GiB\" is out of range; write 1MiB to 4GiB",
+            "30: limits.filter-call: \"5ms\" is out of range; write \"10ms\" to \"1m\"",
+            "31: limits.client-message: 124 is out of range; write 125 to 16MiB",
+            "32: limits.filter_call: unknown key; did you mean `filter-call`?",
+            "33: limits.api-call: \"2h\" is out of range; write \"10ms\" to \"1h\"",
+            "34: limits.api-instances: 0 is out of range; write 1 to 1000",
+            "35: limits.api-queue: 0 is out of range; write 1 to 1000000",
+            "36: limits.api-body: \"5GiB\" is out of range; write 0 to 4GiB",
+        ];
+        assert_eq!(problems(text), expected);
+    }
+
+    #[test]
+    fn filter_needs_an_upstream() {
+        for text in
+            ["name = 'a'\n[components]\nfilter = '../f'\n", "name = 'a'\nupstream = []\ncomponents.filter = '../f'\n"]
+        {
+            let found = problems(text);
+            assert_eq!(found[0], "3: components.filter: needs an [[upstream]]; add one, or remove the filter");
+        }
+        let found = problems("name = 'a'\n[upstream]\nname = 'f'\n");
+        assert_eq!(found, ["2: upstream: must be an array of tables, each headed [[upstream]], not a table"]);
+    }
+
+    #[test]
+    fn headers_of_the_handshake() {
+        for name in ["Host", "connection", "UPGRADE", "Sec-WebSocket-Key", "sec-websocket-protocol", "Content-Length"] {
+            let found = upstream_problem(&format!("headers = {{ {name} = 'hunter2' }}"));
+            assert!(found.starts_with(&format!("headers.{name}: is set by the handshake itself")), "{found}");
+        }
+    }
+
+    #[test]
+    fn header_names_and_values() {
+        for (headers, start) in [
+            ("'a b' = 'hunter2'", "headers.\"a b\": is not an HTTP header's name"),
+            ("'' = 'hunter2'", "headers.\"\": is not an HTTP header's name"),
+            ("X = \"hunter2\\n\"", "headers.X: cannot be a header's value"),
+            ("X = 5", "headers.X: must be a string, or { env = \"VARIABLE\" }, not an integer"),
+            ("X = 'hunter2', x = 'hunter2'", "headers.x: is written twice"),
+            ("X = {}", "headers.X.env: is missing"),
+            ("X = { env = 'MY_MARKET__TOKEN', file = 'hunter2' }", "headers.X.file: unknown key; known here: env"),
+        ] {
+            let found = upstream_problem(&format!("headers = {{ {headers} }}"));
+            assert!(found.starts_with(start), "{found}");
+        }
+        let many: Vec<_> = (0..=MAX_HEADERS).map(|index| format!("X{index} = ''")).collect();
+        let found = upstream_problem(&format!("headers = {{ {} }}", many.join(", ")));
+        assert_eq!(found, "headers: has too many headers; write at most 64");
+    }
+
+    #[test]
+    fn secrets_are_the_tenants_own() {
+        for variable in
+            ["PATH", "OTHER__TOKEN", "MY_MARKET__", "MY_MARKET___A", "MY_MARKET__A__B", "MY_MARKET_TOKEN", "hunter2"]
+        {
+            let found = upstream_problem(&format!("headers = {{ X = {{ env = '{variable}' }} }}"));
+            assert!(
+                found.starts_with("headers.X.env: a tenant reads only its own variables; name one MY_MARKET__TOKEN"),
+                "{found}"
+            );
+        }
+        for (variable, message) in [
+            ("MY_MARKET__NONE", "is not in the environment, or empty; set it where the host runs"),
+            ("MY_MARKET__EMPTY", "is not in the environment, or empty; set it where the host runs"),
+            ("MY_MARKET__LINES", "cannot be a header's value; remove line breaks and control characters"),
+        ] {
+            let found = upstream_problem(&format!("headers = {{ X = {{ env = '{variable}' }} }}"));
+            assert_eq!(found, format!("headers.X.env: {variable} {message}"));
+        }
+    }
+
+    #[test]
+    fn subprotocols() {
+        for (listed, start) in [
+            ("['a b']", "subprotocols: \"a b\" is not a subprotocol"),
+            ("['']", "subprotocols: \"\" is not a subprotocol"),
+            ("['a', 'a']", "subprotocols: \"a\" is listed twice"),
+            ("'a'", "subprotocols: must be an array of names in quotes, not a string"),
+        ] {
+            let found = upstream_problem(&format!("subprotocols = {listed}"));
+            assert!(found.starts_with(start), "{found}");
+        }
+    }
+
+    #[test]
+    fn connected_always_or_on_demand() {
+        let linger = |keys: &str| {
+            let text = format!("name = 'a'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n{keys}");
+            parsed(&text).unwrap().upstreams[0].linger
+        };
+        assert_eq!((linger(""), linger("connect = 'always'")), (None, None));
+        assert_eq!(linger("connect = 'on-demand'"), Some(UpstreamConfig::LINGER));
+        assert_eq!(linger("connect = 'on-demand'\nlinger = '24h'"), Some(Duration::from_secs(86_400)));
+        for (keys, found) in [
+            ("connect = 'never'", "connect: \"never\" is not known; write \"always\" or \"on-demand\""),
+            ("connect = true", "connect: must be a string in quotes, not a boolean"),
+            ("linger = '30s'", "linger: needs connect = \"on-demand\"; write that too, or remove it"),
+        ] {
+            assert_eq!(upstream_problem(keys), found);
+        }
+        let bad = "name = 'a'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\nconnect = 'on-demand'\nlinger = '25h'";
+        assert_eq!(problems(bad), ["6: upstream.linger: \"25h\" is out of range; write \"1s\" to \"24h\""]);
+    }
+
+    #[test]
+    fn half_a_manifest() {
+        for end in 0..GOOD.len() {
+            let _ = parsed(&GOOD[..end]);
+        }
+        let half = GOOD.find("5s").unwrap();
+        assert_eq!(problems(&GOOD[..half]).len(), 1);
+        assert!(problems(&GOOD[..half])[0].starts_with("9: is not TOML: "));
+    }
+
+    #[test]
+    fn settings_are_numbers_if_they_look_like_one() {
+        let found = problems("name = 'a'\n[settings]\na = 0x\nB = -inf\nC = +5\n");
+        let message = "is not an integer of 64 bits; correct it, or write it in quotes";
+        assert_eq!(found, [format!("3: settings.a: {message}")]);
+    }
+
+    /// A large hostile manifest must not take long.
+    #[test]
+    fn a_mebibyte_of_mistakes() {
+        for line in ["k{}=1\n", "[[upstream]]\nname='a{}'\n", "[channels.'{}*a']\n", "[[upstream]]\n"] {
+            let mut text = String::from("name = 'a'\n");
+            for index in 0.. {
+                if text.len() + line.len() + 8 > 1 << 20 {
+                    break;
+                }
+                text.push_str(&line.replace("{}", &index.to_string()));
+            }
+            let started = std::time::Instant::now();
+            assert!(parsed(&text).unwrap_err().0.len() > 10_000);
+            // Far from what it takes, and from what comparing each line with each other would.
+            assert!(started.elapsed() < Duration::from_secs(60), "{line}");
+        }
+    }
+
+    /// Parses without a panic; what is refused is refused for a reason, on a line of the text.
+    fn check(text: &str) {
+        if let Err(Problems(problems)) = parsed(text) {
+            assert!(!problems.is_empty());
+            let lines = text.matches('\n').count() + 1;
+            assert!(problems.iter().all(|problem| problem.line.is_none_or(|line| (1..=lines).contains(&line))));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in any::<String>(), toml in "[\\[\\]{}=.,\"'#\\\\\n a-f0-9_+-]{0,80}") {
+            check(&text);
+            check(&toml);
+        }
+
+        #[test]
+        fn mutations_never_panic(
+            edits in prop::collection::vec((any::<Index>(), any::<Index>(), "\\PC{0,3}|[\\[\\]{}=.\"'\n]{1,3}"), 1..6),
+        ) {
+            let mut text: Vec<char> = GOOD.chars().collect();
+            for (at, len, new) in edits {
+                let start = at.index(text.len() + 1);
+                let end = (start + len.index(8)).min(text.len());
+                text.splice(start..end, new.chars());
+            }
+            check(&text.into_iter().collect::<String>());
+        }
+
+        #[test]
+        fn lines_swapped_or_lost_never_panic(order in prop::collection::vec(any::<Index>(), 0..60)) {
+            let lines: Vec<_> = GOOD.lines().collect();
+            let text: Vec<_> = order.iter().map(|index| lines[index.index(lines.len())]).collect();
+            check(&text.join("\n"));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The files that a manifest's `[components]` names.
+
+use std::{
+    io,
+    ops::RangeInclusive,
+    path::{Component, Path, PathBuf},
+};
+
+use crate::{
+    ApiConfig,
+    document::{Value, quote},
+};
+
+/// Over the most an instance is never replaced.
+const REUSE: RangeInclusive<u64> = 1..=1_000_000_000;
+
+/// A component's file, which must be within `folder`, links followed: where it really is, so that what is loaded is what
+/// was checked. As it is written it goes to `named`, for whoever looks for changes.
+pub(super) fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<PathBuf> {
+    let text = value.str()?;
+    let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if text.is_empty() || !Path::new(text).components().all(inside) {
+        value.problem(format!("{} is not within the tenant's folder; write for example \"filter.wasm\"", quote(text)));
+        return None;
+    }
+    let path = folder.join(text);
+    let base = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let message = match base.canonicalize().and_then(|base| Ok((base, path.canonicalize()?))) {
+        Ok((base, real)) if !real.starts_with(&base) => {
+            "leads out of the tenant's folder; put the file itself there".into()
+        }
+        Ok((_, real)) if real.is_file() => {
+            named.push(path);
+            return Some(real);
+        }
+        Ok(_) => "is not a file; name the component's .wasm".into(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            format!("is not in {}; build the component and put it there", base.display())
+        }
+        Err(error) => format!("cannot be read ({error}); check its rights"),
+    };
+    value.problem(format!("{} {message}", quote(text)));
+    None
+}
+
+/// The API: a file, or a table that says more.
+pub(super) fn api(value: Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<ApiConfig> {
+    if value.value.is_str() {
+        return component(&value, folder, named).map(|file| ApiConfig { file, reuse: ApiConfig::REUSE });
+    }
+    let mut table = value.table("a file's name, or { file = \"api.wasm\", isolation = \"call\" }")?;
+    let file = table.require("file", "file = \"api.wasm\"").and_then(|value| component(&value, folder, named));
+    let reuse = table.count("reuse", &REUSE);
+    let isolation = table.take("isolation");
+    let fresh = isolation.as_ref().and_then(Value::str).is_some_and(|isolation| isolation == "call");
+    if let Some(value) = isolation.filter(|_| !fresh).filter(|value| value.value.is_str()) {
+        value.problem(
+            "is not known; write \"call\", or remove it and set how many calls an instance serves: reuse = 1000",
+        );
+    }
+    if fresh && reuse.is_some() {
+        table.place.problem("has both isolation = \"call\" and reuse; remove one");
+    }
+    table.finish();
+    let calls = reuse.and_then(|calls| u32::try_from(calls).ok()).unwrap_or(ApiConfig::REUSE);
+    Some(ApiConfig { file: file?, reuse: if fresh { 1 } else { calls } })
+}

@@ -1,0 +1,553 @@
+//! `relay.toml` and the folder of tenants it names.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::Path,
+    time::Duration,
+};
+
+use crate::{
+    Bounds, HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
+    document::{Document, Problems, Table, Value, quote},
+    file::read_file,
+    relay::{
+        operator::{HostFiles, allowed, network},
+        store::store,
+    },
+    tenants::{Tenants, TenantsFolder},
+};
+
+mod operator;
+mod store;
+
+/// Where clients connect by default.
+const LISTEN_CLIENTS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+
+/// Where the API is by default.
+const LISTEN_API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8081);
+
+/// Where the admin listener is by default: out of reach of other machines.
+const LISTEN_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+
+/// More sockets than one machine holds.
+const CLIENTS: RangeInclusive<u64> = 1..=16_000_000;
+
+/// Each handshake under way holds a task and buffers of some 10 KiB.
+const HANDSHAKES: RangeInclusive<u64> = 1..=1_000_000;
+
+/// Each holds a task and a buffer of some 10 KiB.
+const API_CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
+
+/// Under the least a distant client fails; over the most, connections that never speak pile up.
+const HANDSHAKE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
+
+/// Under the least pings are a load of their own; over the most, proxies have cut idle connections.
+const PING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// Under the least a retransmission is taken for a stall.
+const STALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// Supervisors kill long before the most.
+const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
+
+/// At the least there is room for the compiler, and little else; over the most, one component could take a machine.
+const COMPILE_MEMORY: RangeInclusive<u64> = 64 << 20..=64 << 30;
+
+/// Under the least nothing compiles on a busy host; over the most a bad component keeps others waiting.
+const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// From one small component to more than a disk should be asked for.
+const CACHE_SIZE: RangeInclusive<u64> = 1 << 20..=1 << 44;
+
+/// The folder for compiled code without configuration, beside relay.toml.
+const CACHE: &str = "data/cache";
+/// What each may take is its tenant's `memory`; over the most address space runs out.
+const INSTANCES: RangeInclusive<u64> = 1..=30_000;
+
+/// What matters of a `mysql://` URL before there is a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct MySqlUrl {
+    pub has_database: bool,
+    pub has_password: bool,
+}
+
+/// Parses a URL as the MySQL driver does; `None`: the driver does not take it. The driver itself is the host's.
+pub type MySqlParser = fn(&str) -> Option<MySqlUrl>;
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{problems}")]
+pub struct Invalid {
+    pub problems: Problems,
+    /// The tenants that nothing was found wrong with, so that their components can be looked at too.
+    pub sound: Vec<TenantConfig>,
+}
+
+/// Reads `relay.toml` at `path` and every tenant it names, with secrets from the process's environment.
+///
+/// # Errors
+/// Every mistake found in every file.
+pub fn load(path: &Path, mysql: MySqlParser) -> Result<RelayConfig, Invalid> {
+    load_with(path, &|variable| std::env::var(variable).ok(), mysql)
+}
+
+/// Reads what `relay.toml` at `path` says of the host, whatever its tenants are like: there are none in what is returned.
+pub fn load_host(path: &Path, mysql: MySqlParser) -> Result<RelayConfig, Problems> {
+    let text = read_file(path).map_err(|problem| Problems(vec![problem]))?;
+    let document = Document::new(path, &text);
+    let secrets = |variable: &str| std::env::var(variable).ok();
+    let config = document.parse().ok().and_then(|root| relay(root, path, &secrets, mysql).0);
+    document.conclude(config)
+}
+
+fn load_with(
+    path: &Path,
+    secrets: &dyn Fn(&str) -> Option<String>,
+    mysql: MySqlParser,
+) -> Result<RelayConfig, Invalid> {
+    let text = read_file(path).map_err(|problem| Invalid { problems: Problems(vec![problem]), sound: Vec::new() })?;
+    let document = Document::new(path, &text);
+    let (config, tenants) = match document.parse() {
+        Ok(root) => relay(root, path, secrets, mysql),
+        // The tenants' mistakes are worth listing even when only their folder's name could be read.
+        Err(mut partial) => {
+            let folder = partial.take("tenants").filter(|value| value.value.is_str());
+            let bounds = bounds(&mut partial, &HostFiles { relay: path, store: None, cache: None });
+            let read = |value| TenantsFolder::read(&value, path, bounds).map(|folder| folder.all(&value, secrets));
+            (None, folder.and_then(read).unwrap_or_default())
+        }
+    };
+    let mut problems = Vec::new();
+    let config = document.conclude(config).map_err(|Problems(found)| problems.extend(found)).ok();
+    problems.extend(tenants.problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(RelayConfig { tenants: tenants.configs, ..config }),
+        _ => Err(Invalid { problems: Problems(problems), sound: tenants.configs }),
+    }
+}
+
+fn bounds(root: &mut Table<'_>, files: &HostFiles<'_>) -> Bounds {
+    let caps = TenantCaps::read(root.section("tenant-limits"), files.relay);
+    Bounds { caps, allowed: allowed(root.section("grants"), files) }
+}
+
+/// Walks `relay.toml`; the tenants come apart, their problems following this file's.
+fn relay(
+    mut root: Table<'_>,
+    path: &Path,
+    secrets: &dyn Fn(&str) -> Option<String>,
+    mysql: MySqlParser,
+) -> (Option<RelayConfig>, Tenants) {
+    let named = root.require("tenants", "tenants = \"tenants\", the folder of the tenants' folders");
+    let store = store(root.section("store"), path, secrets, mysql);
+    let cache = root.take("cache").and_then(|value| value.str().map(str::to_owned)).unwrap_or_else(|| CACHE.into());
+    let cache = path.parent().unwrap_or(Path::new("")).join(cache);
+    let bounds = bounds(&mut root, &HostFiles { relay: path, store: Some(&store.file), cache: Some(&cache) });
+    let folder = named.as_ref().and_then(|value| TenantsFolder::read(value, path, bounds));
+    let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
+    let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
+    let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
+    let listen = listen(root.section("listen"));
+    let limits = limits(root.section("limits"));
+    root.finish();
+    let (store, cache) = (Some(store), Some(cache));
+    (Some(RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: Vec::new(), folder }), tenants)
+}
+
+fn listen(mut table: Table<'_>) -> Listen {
+    let mut claimed: Vec<(SocketAddr, &str)> = Vec::new();
+    let mut listener = |key: &'static str, default: SocketAddr| {
+        let value = table.take(key);
+        let place = value.as_ref().map_or_else(|| table.place.clone(), |value| value.place.clone());
+        let address = value.and_then(|value| address(&value, default)).unwrap_or(default);
+        let taken = claimed.iter().find(|(other, _)| *other == address && address.port() != 0);
+        if let Some((_, other)) = taken {
+            place.problem(format!(
+                "{address} is listen.{other} already; give listen.{other} and listen.{key} their own ports"
+            ));
+        }
+        claimed.push((address, key));
+        address
+    };
+    let clients = listener("clients", LISTEN_CLIENTS);
+    let api = listener("api", LISTEN_API);
+    let admin = listener("admin", LISTEN_ADMIN);
+    table.finish();
+    Listen { clients, api: Some(api), admin: Some(admin) }
+}
+
+fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
+    let text = value.str()?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        value.problem(format!("{} is not an address; write for example \"{example}\"", quote(text)));
+    }
+    address
+}
+
+fn limits(mut table: Table<'_>) -> HostLimits {
+    let default = HostLimits::default();
+    let limits = HostLimits {
+        clients: table.count("clients", &CLIENTS),
+        handshakes: table.count("handshakes", &HANDSHAKES).unwrap_or(default.handshakes),
+        api_connections: table.count("api-connections", &API_CONNECTIONS).unwrap_or(default.api_connections),
+        handshake_timeout: table.duration("handshake-timeout", &HANDSHAKE_TIMEOUT).unwrap_or(default.handshake_timeout),
+        ping_interval: table.duration("ping-interval", &PING_INTERVAL).unwrap_or(default.ping_interval),
+        stall_timeout: table.duration("stall-timeout", &STALL_TIMEOUT).unwrap_or(default.stall_timeout),
+        shutdown_timeout: table.duration("shutdown-timeout", &SHUTDOWN_TIMEOUT).unwrap_or(default.shutdown_timeout),
+        compile_memory: table.size("compile-memory", &COMPILE_MEMORY).unwrap_or(default.compile_memory),
+        compile_time: table.duration("compile-time", &COMPILE_TIME).unwrap_or(default.compile_time),
+        cache_size: table.size("cache-size", &CACHE_SIZE).map_or(default.cache_size, |size| size as u64),
+        instances: table.count("instances", &INSTANCES).unwrap_or(default.instances),
+    };
+    table.finish();
+    limits
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::{
+        fs,
+        path::PathBuf,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+    use crate::ApiConfig;
+
+    /// A folder of its own for each test, removed after it.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(files: &[(&str, &str)]) -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let name = format!("edge-relay-config-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let folder = Self(std::env::temp_dir().join(name));
+            fs::create_dir_all(&folder.0).unwrap();
+            for (name, text) in files {
+                folder.write(name, text.as_bytes());
+            }
+            folder
+        }
+
+        fn write(&self, name: &str, bytes: &[u8]) {
+            let path = self.0.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+
+        fn load(&self) -> Result<RelayConfig, Invalid> {
+            load_with(&self.0.join("relay.toml"), &|_| None, |_| None)
+        }
+
+        /// The problems, with paths relative to this folder.
+        fn problems(&self) -> Vec<String> {
+            let prefix = format!("{}/", self.0.display());
+            self.load().unwrap_err().problems.0.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const ONE: (&str, &str) = ("tenants/one/tenant.toml", "name = 'one'");
+    const LEAST: (&str, &str) = ("relay.toml", "tenants = 'tenants'");
+
+    #[test]
+    fn defaults() {
+        let config = Folder::new(&[LEAST, ONE]).load().unwrap();
+        assert_eq!(config.listen.clients.to_string(), "0.0.0.0:8080");
+        assert_eq!(config.listen.api.unwrap().to_string(), "0.0.0.0:8081");
+        assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
+        assert!(config.trusted_proxies.is_empty());
+        assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
+        assert!(config.cache.unwrap().ends_with("data/cache"));
+        assert_eq!((&*config.tenants[0].name, config.tenants[0].path.as_str()), ("one", "/one"));
+    }
+
+    #[test]
+    fn everything_set() {
+        let relay = "tenants = 'tenants'\ncache = '/var/cache/code'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
+            [listen]\nclients = '[::]:0'\napi = '[::1]:0'\nadmin = '[::]:0'\n\
+            [limits]\nclients = 5\nhandshakes = 6\napi-connections = 8\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
+            stall-timeout = '1h'\nshutdown-timeout = '10ms'\ncompile-memory = '64MiB'\ncompile-time = '1h'\n\
+            cache-size = '1MiB'\n";
+        let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
+        // Neither a hidden folder nor a file is a tenant.
+        folder.write("tenants/.git/config", b"");
+        folder.write("tenants/README", b"");
+        let config = folder.load().unwrap();
+        assert_eq!(config.listen.clients.to_string(), "[::]:0");
+        assert_eq!(config.listen.api.unwrap().to_string(), "[::1]:0");
+        assert_eq!(config.limits.api_connections, 8);
+        let networks: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
+        assert_eq!((config.limits.clients, config.limits.handshakes), (Some(5), 6));
+        assert_eq!(config.limits.handshake_timeout, Duration::from_secs(7));
+        assert_eq!(config.limits.ping_interval, Duration::from_millis(500));
+        assert_eq!(config.limits.stall_timeout, Duration::from_secs(3600));
+        assert_eq!(config.limits.shutdown_timeout, Duration::from_millis(10));
+        assert_eq!((config.limits.compile_memory, config.limits.cache_size), (64 << 20, 1 << 20));
+        assert_eq!(config.limits.compile_time, Duration::from_secs(3600));
+        assert_eq!(config.cache, Some(PathBuf::from("/var/cache/code")));
+        let names: Vec<_> = config.tenants.iter().map(|tenant| &*tenant.name).collect();
+        assert_eq!(names, ["a", "one"]);
+    }
+
+    #[test]
+    fn every_mistake_in_every_file() {
+        let relay = "tenants = 'tenants'\ntrusted-proxies = ['10.0.0.0/99', 1]\ntrusted_proxies = []\n\
+            [listen]\nclients = '80'\nadmin = ':9090'\napi = 8081\n\
+            [limits]\nping-interval = '1ms'\nhandshakes = 0\nstall-timeout = '1'\napi-connections = 0\n";
+        let files = [
+            ("relay.toml", relay),
+            ("tenants/a/tenant.toml", "name = 'A'\npaht = '/x'\n"),
+            ("tenants/b/tenant.toml", "name = 'b\n"),
+            ("tenants/c/filter.wasm", ""),
+        ];
+        let expected = [
+            "relay.toml:2: trusted-proxies: \"10.0.0.0/99\" is neither a network nor an address; write for example \"10.0.0.0/8\" or \"::1\"",
+            "relay.toml:2: trusted-proxies: must be a string in quotes, not an integer",
+            "relay.toml:3: trusted_proxies: unknown key; did you mean `trusted-proxies`?",
+            "relay.toml:5: listen.clients: \"80\" is not an address; write for example \"0.0.0.0:8080\"",
+            "relay.toml:6: listen.admin: \":9090\" is not an address; write for example \"127.0.0.1:9090\"",
+            "relay.toml:7: listen.api: must be a string in quotes, not an integer",
+            "relay.toml:9: limits.ping-interval: \"1ms\" is out of range; write \"100ms\" to \"1h\"",
+            "relay.toml:10: limits.handshakes: 0 is out of range; write 1 to 1000000",
+            "relay.toml:11: limits.stall-timeout: \"1\" is not a duration; write for example \"500ms\", \"30s\" or \"5m\"",
+            "relay.toml:12: limits.api-connections: 0 is out of range; write 1 to 1000000",
+            "tenants/a/tenant.toml:1: name: \"A\" is not a name; write at most 63 lower-case letters, digits and hyphens, beginning with a letter or digit",
+            "tenants/a/tenant.toml:2: paht: unknown key; did you mean `path`?",
+            "tenants/b/tenant.toml:1: is not TOML: invalid literal string, expected `'`",
+            "tenants/c/tenant.toml: is missing; write it, or move tenants/c away",
+        ];
+        assert_eq!(Folder::new(&files).problems(), expected);
+    }
+
+    /// Whoever reads or writes them is the host, or more than it.
+    #[test]
+    fn no_folder_with_the_hosts_own_files_is_listed() {
+        let folder = Folder::new(&[ONE]);
+        for path in ["srv/prices", "data/cache/v1", "store/prices", "etc"] {
+            fs::create_dir_all(folder.0.join(path)).unwrap();
+        }
+        std::os::unix::fs::symlink("../data", folder.0.join("etc/link")).unwrap();
+        // The cache need not be there yet, and may be named by a link.
+        let write = |listed: &str, cache: &str| {
+            let text = format!(
+                "tenants = 'tenants'\ncache = '{cache}'\nstore.file = 'store/r.sqlite'\ngrants.folders = ['{listed}']\n"
+            );
+            folder.write("relay.toml", text.as_bytes());
+        };
+        for cache in ["data/cache", "etc/link/cache", "etc/link/new/cache"] {
+            for listed in ["srv", "srv/prices", "store/prices"] {
+                write(listed, cache);
+                assert!(folder.load().is_ok(), "{listed} {cache}");
+            }
+            for (listed, what) in [(".", "relay.toml"), ("data", "cache"), ("store", "r.sqlite"), ("etc/link", "cache")]
+            {
+                write(listed, cache);
+                let problems = folder.problems();
+                assert_eq!(problems.len(), 1, "{problems:?}");
+                let rest = problems[0]
+                    .strip_prefix(&format!("relay.toml:4: grants.folders: \"{listed}\" has the host's own "));
+                assert!(rest.is_some_and(|rest| rest.contains(what)), "{listed} {cache}: {problems:?}");
+            }
+        }
+        write("data/cache/v1", "data/cache");
+        assert!(folder.problems()[0].contains("is in the host's cache of compiled code"), "{:?}", folder.problems());
+        // What is half read is looked at too.
+        folder.write("relay.toml", b"tenants = 'tenants'\ngrants.folders = ['.']\n[listen\n");
+        assert!(folder.problems().iter().any(|problem| problem.contains("has the host's own")));
+    }
+
+    #[test]
+    fn tenants_are_read_although_relay_toml_is_half() {
+        let found =
+            Folder::new(&[("relay.toml", "tenants = 'tenants'\n[listen\n"), ("tenants/a/tenant.toml", "")]).problems();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("relay.toml:2: is not TOML: "), "{found:?}");
+        assert_eq!(found[1], "tenants/a/tenant.toml: name: is missing; write for example name = \"market\"");
+    }
+
+    #[test]
+    fn no_tenants() {
+        let folder = Folder::new(&[("relay.toml", "\ntenants = 'tenants'")]);
+        assert!(folder.problems()[0].starts_with("relay.toml:2: tenants: \"tenants\" cannot be read ("));
+        folder.write("tenants/README", b"");
+        let message = "relay.toml:2: tenants: \"tenants\" has no tenants; make a folder in it with a tenant.toml";
+        assert_eq!(folder.problems(), [message]);
+        folder.write("relay.toml", b"");
+        assert!(folder.problems()[0].starts_with("relay.toml: tenants: is missing; "));
+        folder.write("relay.toml", b"tenants = 1");
+        assert_eq!(folder.problems(), ["relay.toml:1: tenants: must be a string in quotes, not an integer"]);
+    }
+
+    #[test]
+    fn claims_are_exclusive_even_in_wrong_manifests() {
+        let files = [
+            LEAST,
+            ("tenants/1/tenant.toml", "name = 'a'\nwrong = 1\n"),
+            ("tenants/2/tenant.toml", "\nname = 'a'\npath = '/b'\n"),
+            ("tenants/3/tenant.toml", "name = 'b'\n"),
+        ];
+        let expected = [
+            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, components, schedule, cors, compression, channels, records, settings, grants, limits",
+            "tenants/2/tenant.toml:2: name: \"a\" is also the name in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
+        ];
+        assert_eq!(Folder::new(&files).problems(), expected);
+    }
+
+    #[test]
+    fn paths_are_apart_and_hosts_the_operators() {
+        let files = [
+            (
+                "relay.toml",
+                "tenants = 'tenants'\ngrants.hosts = ['a.example', { host = 'b.example', tenants = ['4'] }]",
+            ),
+            ("tenants/1/tenant.toml", "name = '1'\npath = '/a/b'\n"),
+            ("tenants/2/tenant.toml", "name = '2'\npath = '/a'\n"),
+            ("tenants/3/tenant.toml", "name = '3'\npath = '/a/b/c'\n"),
+            // Neither of these meets another.
+            ("tenants/4/tenant.toml", "name = '4'\nhosts = ['A.example', 'b.example']\npath = '/a'\n"),
+            ("tenants/5/tenant.toml", "name = '5'\npath = '/'\n"),
+            ("tenants/6/tenant.toml", "name = '6'\npath = '/a-b'\n"),
+            ("tenants/7/tenant.toml", "name = '7'\nhosts = ['b.example', 'c.example']\npath = '/a/b'\n"),
+        ];
+        let expected = [
+            "tenants/2/tenant.toml:2: path: \"/a\" and \"/a/b\" are one beneath the other, that is the path in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/3/tenant.toml:2: path: \"/a/b/c\" and \"/a/b\" are one beneath the other, that is the path in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/7/tenant.toml:2: hosts: \"b.example\" is the operator's to give; list it in relay.toml: grants.hosts = [\"b.example\"]",
+            "tenants/7/tenant.toml:2: hosts: \"c.example\" is the operator's to give; list it in relay.toml: grants.hosts = [\"c.example\"]",
+            "tenants/7/tenant.toml:2: hosts: \"b.example/a/b\" and \"/a\" are one beneath the other, that is the path in tenants/4/tenant.toml; give each tenant its own",
+        ];
+        assert_eq!(Folder::new(&files).problems(), expected);
+    }
+
+    #[test]
+    fn listeners_apart() {
+        let relay = "tenants = 'tenants'\n[listen]\nclients = '127.0.0.1:9090'\n";
+        let expected = "relay.toml:2: listen: 127.0.0.1:9090 is listen.clients already; give listen.clients and listen.admin their own ports";
+        assert_eq!(Folder::new(&[("relay.toml", relay), ONE]).problems(), [expected]);
+        let relay = "tenants = 'tenants'\n[listen]\napi = '0.0.0.0:8080'\n";
+        let expected = "relay.toml:3: listen.api: 0.0.0.0:8080 is listen.clients already; give listen.clients and listen.api their own ports";
+        assert_eq!(Folder::new(&[("relay.toml", relay), ONE]).problems(), [expected]);
+    }
+
+    #[test]
+    fn files_that_cannot_be_read() {
+        let folder = Folder::new(&[ONE]);
+        assert!(folder.problems()[0].starts_with("relay.toml: cannot be read ("));
+        folder.write("relay.toml", b"a = 1\nb = '\xff'\n");
+        assert_eq!(folder.problems(), ["relay.toml:2: is not UTF-8; save the file as UTF-8"]);
+        let mut large = b"tenants = 'tenants'\n".to_vec();
+        large.resize(1 << 20, b'\n');
+        folder.write("relay.toml", &large);
+        assert!(folder.load().is_ok());
+        large.push(b'\n');
+        folder.write("relay.toml", &large);
+        assert_eq!(folder.problems(), ["relay.toml: is larger than 1MiB; make it smaller"]);
+        folder.write(LEAST.0, LEAST.1.as_bytes());
+        folder.write("tenants/two/tenant.toml/file", b"");
+        let expected = "tenants/two/tenant.toml: is not a file; write the settings in a regular file";
+        assert_eq!(folder.problems(), [expected]);
+    }
+
+    #[test]
+    fn filter_within_its_folder() {
+        let manifest = |filter| {
+            format!("name = 'one'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n[components]\nfilter = '{filter}'\n")
+        };
+        let folder = Folder::new(&[LEAST]);
+        folder.write("tenants/one/filter.wasm", b"");
+        folder.write("tenants/outside.wasm", b"");
+        std::os::unix::fs::symlink("../outside.wasm", folder.0.join("tenants/one/link.wasm")).unwrap();
+        std::os::unix::fs::symlink("filter.wasm", folder.0.join("tenants/one/inner.wasm")).unwrap();
+        let real = folder.0.join("tenants/one/filter.wasm").canonicalize().unwrap();
+        for filter in ["filter.wasm", "./filter.wasm", "inner.wasm"] {
+            folder.write(ONE.0, manifest(filter).as_bytes());
+            let config = folder.load().unwrap();
+            assert_eq!(config.tenants[0].filter.as_ref(), Some(&real));
+            assert_eq!(config.tenants[0].files(), [folder.0.join("tenants/one").join(filter)]);
+        }
+        for (filter, message) in [
+            ("../outside.wasm", "is not within the tenant's folder; write for example \"filter.wasm\""),
+            ("/etc/passwd", "is not within the tenant's folder; write for example \"filter.wasm\""),
+            ("", "is not within the tenant's folder; write for example \"filter.wasm\""),
+            ("link.wasm", "leads out of the tenant's folder; put the file itself there"),
+            ("none.wasm", "is not in tenants/one; build the component and put it there"),
+            (".", "is not a file; name the component's .wasm"),
+        ] {
+            folder.write(ONE.0, manifest(filter).as_bytes());
+            let expected = format!("tenants/one/tenant.toml:6: components.filter: {filter:?} {message}");
+            assert_eq!(folder.problems(), [expected]);
+        }
+    }
+
+    #[test]
+    fn an_api_is_a_file_or_a_table() {
+        let folder = Folder::new(&[LEAST]);
+        folder.write("tenants/one/api.wasm", b"");
+        let write = |api: &str| folder.write(ONE.0, format!("name = 'one'\n[components]\napi = {api}\n").as_bytes());
+        for (api, reuse) in [
+            ("'api.wasm'", ApiConfig::REUSE),
+            ("{ file = 'api.wasm' }", ApiConfig::REUSE),
+            ("{ file = 'api.wasm', reuse = 7 }", 7),
+            ("{ file = 'api.wasm', isolation = 'call' }", 1),
+        ] {
+            write(api);
+            let config = folder.load().unwrap().tenants.remove(0);
+            let api = config.api.unwrap();
+            assert_eq!((api.file, api.reuse), (folder.0.join("tenants/one/api.wasm").canonicalize().unwrap(), reuse));
+        }
+        for (api, messages) in [
+            (
+                "1",
+                &["api: must be a file's name, or { file = \"api.wasm\", isolation = \"call\" }, not an integer"][..],
+            ),
+            (
+                "'../api.wasm'",
+                &["api: \"../api.wasm\" is not within the tenant's folder; write for example \"filter.wasm\""],
+            ),
+            ("'none.wasm'", &["api: \"none.wasm\" is not in tenants/one; build the component and put it there"]),
+            ("{}", &["api.file: is missing; write for example file = \"api.wasm\""]),
+            (
+                "{ file = 'none.wasm' }",
+                &["api.file: \"none.wasm\" is not in tenants/one; build the component and put it there"],
+            ),
+            ("{ file = 'api.wasm', reuse = 0 }", &["api.reuse: 0 is out of range; write 1 to 1000000000"]),
+            (
+                "{ file = 'api.wasm', isolation = 'instance' }",
+                &[
+                    "api.isolation: is not known; write \"call\", or remove it and set how many calls an instance serves: reuse = 1000",
+                ],
+            ),
+            (
+                "{ file = 1, isolation = 1, reuse = '9', file_ = 1 }",
+                &[
+                    "api.file: must be a string in quotes, not an integer",
+                    "api.file_: unknown key; did you mean `file`?",
+                    "api.isolation: must be a string in quotes, not an integer",
+                    "api.reuse: must be an integer, not a string",
+                ],
+            ),
+            (
+                "{ file = 'api.wasm', isolation = 'call', reuse = 1 }",
+                &["api: has both isolation = \"call\" and reuse; remove one"],
+            ),
+        ] {
+            write(api);
+            let mut problems = folder.problems();
+            problems.sort();
+            let expected: Vec<_> =
+                messages.iter().map(|message| format!("tenants/one/tenant.toml:3: components.{message}")).collect();
+            assert_eq!(problems, expected, "{api}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Values that a tenant's manifest takes from the host's environment and from files.
+
+use std::{
+    fs::File,
+    io,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    document::{Value, quote},
+    grants::{Allowed, Secret, meet, real_path},
+    units::show_size,
+};
+
+/// Largest file with a secret in it, in bytes: keys and certificates have less.
+const MAX_SECRET_BYTES: u64 = 64 << 10;
+
+/// What one tenant may read of the host.
+pub(super) struct Secrets<'s> {
+    /// `None`: its name is wrong, so that nothing can be read.
+    pub(super) tenant: Option<&'s str>,
+    /// The tenant's own.
+    pub(super) folder: &'s Path,
+    pub(super) allowed: &'s Allowed,
+    /// The environment.
+    pub(super) read: &'s dyn Fn(&str) -> Option<String>,
+}
+
+impl Secrets<'_> {
+    /// The tenant's folder, links followed.
+    pub(super) fn own_folder(&self) -> io::Result<PathBuf> {
+        let folder = if self.folder.as_os_str().is_empty() { Path::new(".") } else { self.folder };
+        folder.canonicalize()
+    }
+
+    /// Whether the tenant may have what is at a path that is not its own, links followed. Never what has to do with the
+    /// tenants' folders, whatever the operator lists.
+    pub(super) fn may_have(&self, tenant: &str, path: &Path, write: bool) -> io::Result<bool> {
+        let tenants = self.folder.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !self.allowed.has_folder(tenant, path, write) {
+            return Ok(false);
+        }
+        let kept = [self.own_folder()?, tenants.canonicalize()?];
+        Ok(!kept.into_iter().chain(linked(tenants)?).any(|kept| meet(&kept, path)))
+    }
+
+    /// An environment variable that the tenant may read: `<TENANT>__<NAME>`, `<NAME>` having no leading or double
+    /// underscore, so that a variable is one tenant's only (else `a` could read `a--b`'s `A__B__X`).
+    pub(super) fn variable(&self, value: &Value<'_>) -> Option<Secret> {
+        let variable = value.str()?;
+        let prefix = format!("{}__", self.tenant?.to_ascii_uppercase().replace('-', "_"));
+        let allowed = |rest: &str| {
+            !rest.is_empty()
+                && !rest.starts_with('_')
+                && !rest.contains("__")
+                && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        // A name that is not allowed is not repeated: it may be the secret itself, put in the wrong place.
+        if !variable.strip_prefix(&prefix).is_some_and(allowed) {
+            let rule = "letters, digits and single underscores";
+            value.problem(format!(
+                "a tenant reads only its own variables; name one {prefix}TOKEN, say: {prefix} and {rule}"
+            ));
+            return None;
+        }
+        let Some(secret) = (self.read)(variable).filter(|secret| !secret.is_empty()) else {
+            value.problem(format!("{variable} is not in the environment, or empty; set it where the host runs"));
+            return None;
+        };
+        Some(Secret::from(secret.as_str()))
+    }
+
+    /// What a file has in it, without a line's end behind it, and where the file is. It must be the tenant's own, or in a
+    /// folder that the operator lists.
+    pub(super) fn file(&self, value: &Value<'_>) -> Option<(Secret, PathBuf)> {
+        let (name, tenant) = (value.str()?, self.tenant?);
+        let path = self.folder.join(name);
+        let found = self.own_folder().and_then(|own| Ok((own, open(&path)?)));
+        let message = match found {
+            Ok((own, (_, real)))
+                if !real.starts_with(&own) && !self.may_have(tenant, &real, false).unwrap_or_default() =>
+            {
+                "is neither in the tenant's folder nor in one that the operator allows; put it there, or have its folder \
+                 listed in relay.toml's [grants] folders"
+                    .to_owned()
+            }
+            Ok((_, (file, _))) => match read(file) {
+                Ok(secret) => return Some((secret, path)),
+                Err(error) => format!("cannot be used: {error}"),
+            },
+            Err(error) => format!("cannot be read ({error}); put the secret there, for the host to read"),
+        };
+        value.problem(format!("{} {message}", quote(name)));
+        None
+    }
+}
+
+/// Where the tenants' folders that are links really are; the others are in the folder of tenants.
+fn linked(tenants: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in tenants.read_dir()? {
+        let entry = entry?;
+        if entry.file_type()?.is_symlink() {
+            // One that leads nowhere has nothing to keep.
+            folders.extend(entry.path().canonicalize().ok());
+        }
+    }
+    Ok(folders)
+}
+
+/// The file, and where it really is.
+fn open(path: &Path) -> io::Result<(File, PathBuf)> {
+    // Asked before opening: opening a pipe would wait for its other end.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let file = File::open(path)?;
+    let real = real_path(&file)?;
+    Ok((file, real))
+}
+
+fn read(file: File) -> io::Result<Secret> {
+    let mut text = String::new();
+    let read = file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text)?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if read as u64 > MAX_SECRET_BYTES {
+        return Err(io::Error::other(format!("it is larger than {}", show_size(MAX_SECRET_BYTES))));
+    }
+    if text.is_empty() {
+        return Err(io::Error::other("it is empty"));
+    }
+    Ok(Secret::from(text))
+}

@@ -1,0 +1,130 @@
+//! The import `channels`, and what every role's publications go through.
+
+use wire::{Frame, Kind, frame::MAX_CONTROL};
+
+use crate::{
+    channel::{Publication, Refused},
+    component::{
+        RoleKind,
+        bindings::edge_relay::tenant::{
+            channels,
+            types::{Close, FrameParam, FrameResult, Publication as GuestPublication},
+        },
+        run::host::{Guest, Host},
+    },
+    delivery::{ClientId, End, Step},
+};
+
+/// Publications of one call; each costs the host some microseconds.
+const MAX_PUBLICATIONS: usize = 10_000;
+
+/// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
+pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
+    let tenant = &guest.tenant;
+    let largest = guest.version.limits.publication;
+    // A filter works on its upstream.
+    let upstream = (guest.role == RoleKind::Filter).then_some(&guest.name);
+    let (mut count, mut first) = (0, None);
+    let mut refuse = |why: Refused, limit, times| {
+        tenant.metrics.refused(why.reason(), times);
+        tenant.metrics.limited(limit, times);
+        count += times;
+        first.get_or_insert(why);
+    };
+    // There may be a million of them, for which nobody should wait.
+    let beyond = made.len().saturating_sub(MAX_PUBLICATIONS);
+    made.truncate(MAX_PUBLICATIONS);
+    let mut publications = Vec::with_capacity(made.len());
+    for GuestPublication { channel, key, data, remove } in made {
+        let data = from_guest(data);
+        if data.bytes.len() > largest {
+            refuse(Refused::Size(largest), "publication", 1);
+        } else {
+            publications.push(Publication { channel: channel.into(), key: key.map(Into::into), remove, data });
+        }
+    }
+    // All of a call at once: what is over the rate is the last of it.
+    let over = publications.split_off(tenant.publications.take_some(publications.len()));
+    if !over.is_empty() {
+        refuse(Refused::Rate(tenant.publications.per_second()), "publications-per-second", over.len());
+    }
+    if beyond > 0 {
+        refuse(Refused::Count, "call-publications", beyond);
+    }
+    let refused = tenant.channels.publish(publications, upstream).await.1;
+    count += refused.len();
+    let first = first.or_else(|| refused.first().copied())?;
+    Some((count, first))
+}
+
+/// The same for what a call returned, which nobody is there to be told about: it goes to the log.
+pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
+    if let Some((count, why)) = publish(guest, made).await
+        && guest.tenant.log_lines.take()
+    {
+        tracing::warn!(
+            tenant.name = %guest.tenant.name,
+            guest.name = %guest.name,
+            count,
+            error = %why,
+            "publications refused"
+        );
+    }
+}
+
+/// A frame on its way to a guest.
+pub fn to_guest(frame: &Frame) -> FrameParam<'_> {
+    match frame.kind {
+        Kind::Text => str::from_utf8(&frame.bytes).map_or(FrameParam::Binary(&frame.bytes), FrameParam::Text),
+        Kind::Binary => FrameParam::Binary(&frame.bytes),
+    }
+}
+
+/// A frame that a guest made.
+pub fn from_guest(frame: FrameResult) -> Frame {
+    match frame {
+        FrameResult::Text(text) => Frame { kind: Kind::Text, bytes: text.into() },
+        FrameResult::Binary(bytes) => Frame { kind: Kind::Binary, bytes: bytes.into() },
+    }
+}
+
+/// The end of a connection that a guest asks for, as a step of the client's shard.
+///
+/// A code is one that an endpoint may send (RFC 6455 section 7.4), else that of a broken policy. A reason is cut here:
+/// what a frame does not take need not wait for the shard.
+pub fn closing(close: Close) -> Step {
+    let Close { code, reason: mut text } = close;
+    let code = if matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) { code } else { 1008 };
+    text.truncate(text.floor_char_boundary(MAX_CONTROL));
+    text.shrink_to_fit();
+    Step::Close(End::Handler { code, text })
+}
+
+impl channels::Host for Host {
+    async fn publish(&mut self, publications: Vec<GuestPublication>) -> Result<(), String> {
+        match publish(self.guest(), publications).await {
+            None => Ok(()),
+            Some((count, why)) => Err(format!("{count} refused, the first because {why}")),
+        }
+    }
+
+    fn latest(&mut self, channel: String) -> Option<FrameResult> {
+        let latest = self.tenant().channels.get(&channel)?.latest()?;
+        Some(match (latest.kind, String::from_utf8(latest.bytes.into())) {
+            (Kind::Text, Ok(text)) => FrameResult::Text(text),
+            (_, Ok(text)) => FrameResult::Binary(text.into_bytes()),
+            (_, Err(bytes)) => FrameResult::Binary(bytes.into_bytes()),
+        })
+    }
+
+    fn subscriber_count(&mut self, channel: String) -> u32 {
+        let subscribers = self.tenant().channels.get(&channel).map_or(0, |channel| channel.subscribers());
+        u32::try_from(subscribers).unwrap_or(u32::MAX)
+    }
+
+    fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
+        let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
+        self.tenant().shards.act(client, &self.tenant().client_limits, vec![closing(close)]);
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! Requests that guests send by `wasi:http/outgoing-handler`: only where the manifest grants, within the call they are of.
+//!
+//! In comes a request with its body still being made, out goes an answer with its body still arriving. The host is held
+//! against the grants ([`target`]), looked up ([`requests`]), and what it leads to held against them too; the connection goes to
+//! the very addresses that were looked at, so that a second answer of a name server changes nothing. Redirects are the
+//! guest's to follow: what it then sends is a request like any other. One connection a request ([`exchange`]).
+//!
+//! wasmtime runs each request as a task of the guests' runtime, which ends when the guest drops its answer or its instance
+//! goes. A request that the guest has kept ends with the call all the same: see [`Outbound::end_call`].
+
+use std::time::Duration;
+
+use hyper::{Method, Request, Response};
+use tokio::time::timeout;
+use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
+
+use crate::{
+    component::run::{host::Guest, output::line},
+    shutdown::{Stop, Trigger, stop},
+    tls,
+};
+
+mod body;
+mod exchange;
+mod failure;
+mod requests;
+mod target;
+
+pub use crate::component::imports::outbound::requests::Requests;
+use crate::component::imports::outbound::{
+    failure::Failure,
+    target::{Denied, Target},
+};
+
+/// Looking up, connecting and TLS together; a guest may ask for less.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// To the head of the answer, and between two parts of its body; a guest may ask for less, and its call's deadline comes first
+/// as a rule.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Bytes that a body's stream takes at a time, of requests and of answers.
+const BODY_CHUNK: usize = 64 << 10;
+/// Such pieces that wait for the connection, beside the one that is being written.
+const BODY_CHUNKS: usize = 1;
+
+/// What a component's outgoing requests meet.
+pub struct Outbound {
+    guest: Guest,
+    /// Ends the requests of the call that is under way; `None`: none is, as while an instance is made.
+    call: Option<(Trigger, Stop)>,
+}
+
+/// Drives a connection to its end.
+type Transmitted = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Answered = Result<(Response<WasiBody>, Transmitted)>;
+
+impl Outbound {
+    pub fn new(guest: &Guest) -> Self {
+        Self { guest: guest.clone(), call: None }
+    }
+
+    pub fn begin_call(&mut self) {
+        self.call = Some(stop());
+    }
+
+    /// No request outlives its call: what is under way ends, and what has arrived of answers cannot be read any more.
+    pub fn end_call(&mut self) {
+        self.call = None;
+    }
+}
+
+impl WasiHttpHooks for Outbound {
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        BODY_CHUNKS
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK
+    }
+
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _: Transmitted,
+    ) -> Box<dyn Future<Output = Answered> + Send> {
+        let sending = Sending { guest: self.guest.clone(), options: options.unwrap_or_default() };
+        let stop = self.call.as_ref().map(|(_, stop)| stop.clone());
+        Box::new(sending.run(request, stop))
+    }
+}
+
+/// One request on its way to the head of its answer.
+struct Sending {
+    guest: Guest,
+    options: RequestOptions,
+}
+
+impl Sending {
+    async fn run(self, request: Request<WasiBody>, stop: Option<Stop>) -> Answered {
+        let mut counted = Counted { guest: &self.guest, outcome: "cut_off" };
+        let sent = match stop {
+            Some(mut stop) => {
+                let ending = stop.clone();
+                tokio::select! {
+                    sent = self.send(request, ending) => sent,
+                    () = stop.wait() => return Err(Error::ConnectionTerminated),
+                }
+            }
+            None => Err(Failure::Denied(Denied::NoCall)),
+        };
+        counted.outcome = sent.as_ref().map_or_else(Failure::outcome, |_| "answered");
+        sent.map_err(|failure| {
+            if let Failure::Denied(denied) = &failure {
+                self.log(denied);
+            }
+            failure.into()
+        })
+    }
+
+    async fn send(&self, request: Request<WasiBody>, stop: Stop) -> Result<(Response<WasiBody>, Transmitted), Failure> {
+        let Guest { tenant, version, .. } = &self.guest;
+        if request.method() == Method::CONNECT {
+            return Err(Failure::Code(Error::HttpRequestMethodInvalid));
+        }
+        let reach = &version.grants.http;
+        let target = Target::of(request.uri(), reach)?;
+        let permit = tenant.outbound.begin()?;
+        let connecting = async {
+            let answers = tenant.requests.addresses(&target.host);
+            let addresses = target.addresses(reach, answers).await?;
+            exchange::connect(&addresses, &target, tls::client).await
+        };
+        let within = |most: Duration, asked: Option<Duration>| asked.map_or(most, |asked| asked.min(most));
+        let connecting = timeout(within(CONNECT_TIMEOUT, self.options.connect_timeout), connecting).await;
+        let connection = connecting.unwrap_or(Err(Failure::Code(Error::ConnectionTimeout)))?;
+        let times = exchange::Times {
+            first: within(SILENCE_TIMEOUT, self.options.first_byte_timeout),
+            between: within(SILENCE_TIMEOUT, self.options.between_bytes_timeout),
+        };
+        let (answer, driving) = connection.exchange(request, times, stop).await?;
+        let driving = async move {
+            // It is under way until its connection has ended.
+            let _permit = permit;
+            Box::into_pin(driving).await
+        };
+        Ok((answer, Box::new(driving)))
+    }
+
+    /// Once for each host, and for so many of them: a guest may go on asking.
+    fn log(&self, denied: &Denied) {
+        let (host, reason) = (line(denied.host()), denied.reason());
+        if self.guest.tenant.requests.is_news(&self.guest.version, &host, reason) {
+            tracing::warn!(
+                tenant.name = %self.guest.tenant.name,
+                guest.role = self.guest.role.name(),
+                guest.name = %self.guest.name,
+                outbound.host = host,
+                reason,
+                "component's request denied"
+            );
+        }
+    }
+}
+
+/// A request that is counted when it comes to an end, also when nobody waits for it any more.
+struct Counted<'a> {
+    guest: &'a Guest,
+    outcome: &'static str,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.guest.tenant.metrics.requested(self.outcome);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{fs, path::PathBuf, sync::Arc};
+
+    use config::{
+        Bounds, TenantsFolder,
+        grants::{Allowed, AllowedNetwork},
+    };
+    use http_body_util::{BodyExt as _, Empty};
+
+    use super::*;
+    use crate::{
+        component::RoleKind,
+        delivery::{Shards, Timing},
+        metrics::Metrics,
+        tenant::{HostPlaces, Tenant},
+    };
+
+    /// A guest of the tenant `t` that may ask 127.0.0.1 at port 1, where nobody is.
+    fn guest(metrics: &Arc<Metrics>) -> Guest {
+        let folder = std::env::temp_dir().join(format!("edge-relay-outbound-{}", uuid::Uuid::now_v7()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(TenantsFolder::manifest(&folder), "name = 't'\ngrants.http = ['127.0.0.1:1']").unwrap();
+        let networks = vec![AllowedNetwork { network: "127.0.0.0/8".parse().unwrap(), tenants: Vec::new() }];
+        let allowed = Allowed { networks, ..Allowed::default() };
+        let bounds = Arc::new(Bounds { allowed, ..Bounds::default() });
+        let config = TenantsFolder { path: PathBuf::new(), bounds }.tenant(&folder).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        let timing = Timing {
+            ping_interval: SILENCE_TIMEOUT,
+            stall_timeout: SILENCE_TIMEOUT,
+            shutdown_timeout: SILENCE_TIMEOUT,
+        };
+        let shards = Arc::new(Shards::start(0, timing).unwrap());
+        let tenant = Tenant::new(&config, metrics, &shards, &Arc::default(), &HostPlaces::new(1));
+        let (version, name) = (tenant.version(), Arc::from("api"));
+        let metrics = metrics.guest(&tenant.name, "api", &name);
+        Guest { tenant, version, role: RoleKind::Api, name, metrics }
+    }
+
+    async fn send(outbound: &mut Outbound) -> Error {
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let request = Request::get("http://127.0.0.1:1/").body(body).unwrap();
+        Box::into_pin(outbound.send_request(request, None, Box::new(async { Ok(()) }))).await.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_come_with_calls_only() {
+        let metrics = Arc::new(Metrics::new());
+        let guest = guest(&metrics);
+        let mut outbound = Outbound::new(&guest);
+        assert!(matches!(send(&mut outbound).await, Error::HttpRequestDenied), "while it starts");
+        outbound.begin_call();
+        assert!(matches!(send(&mut outbound).await, Error::ConnectionRefused));
+        outbound.end_call();
+        assert!(matches!(send(&mut outbound).await, Error::HttpRequestDenied), "between two calls");
+        let counted = metrics.encode().unwrap();
+        for (outcome, count) in [("denied", 2), ("refused", 1)] {
+            let line = format!("edge_relay_outbound_requests_total{{tenant=\"t\",outcome=\"{outcome}\"}} {count}\n");
+            assert!(counted.contains(&line), "{line} is not in {counted}");
+        }
+    }
+
+    #[test]
+    fn a_denied_host_is_news_once_a_version_and_only_so_many_are() {
+        let guest = guest(&Arc::new(Metrics::new()));
+        let Guest { tenant, version, .. } = &guest;
+        assert!(tenant.requests.is_news(version, "a:80", "x") && !tenant.requests.is_news(version, "a:80", "x"));
+        assert!(tenant.requests.is_news(version, "a:80", "y"));
+        let news = (0..1000).filter(|nth| tenant.requests.is_news(version, &nth.to_string(), "x")).count();
+        assert!((90..=100).contains(&news), "{news}");
+        let another = self::guest(&Arc::new(Metrics::new())).version;
+        assert!(tenant.requests.is_news(&another, "a:80", "x"));
+    }
+}

@@ -1,0 +1,57 @@
+//! The body of an answer, while it arrives.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep};
+use wasmtime_wasi_http::Error;
+
+use crate::{component::imports::outbound::failure::exchanging, shutdown::Stop};
+
+/// A body that breaks when its server is silent for too long, or the call ends that it is of.
+pub struct Arriving {
+    body: Incoming,
+    silence: Duration,
+    /// When the silence is too long.
+    late: Pin<Box<Sleep>>,
+    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Arriving {
+    pub fn new(body: Incoming, silence: Duration, mut stop: Stop) -> Self {
+        let ended = Box::pin(async move { stop.wait().await });
+        Self { body, silence, late: Box::pin(sleep(silence)), ended }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        // First: a connection that was dropped may look like a body's end.
+        if self.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(Error::ConnectionTerminated)));
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            let until = Instant::now() + self.silence;
+            self.late.as_mut().reset(until);
+            return Poll::Ready(frame.map(|frame| frame.map_err(|error| exchanging(&error))));
+        }
+        ready!(self.late.as_mut().poll(context));
+        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

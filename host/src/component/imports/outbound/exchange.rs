@@ -1,0 +1,119 @@
+//! One request on a connection of its own: HTTP/1.1, over TLS where its URL says so.
+
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use http_body_util::BodyExt as _;
+use hyper::{
+    Request, Response, Uri,
+    client::conn::http1,
+    rt::{Read, Write},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use wasmtime_wasi_http::{Error, WasiBody};
+
+use crate::{
+    component::imports::outbound::{
+        Failure, Transmitted,
+        body::Arriving,
+        failure::{connecting, exchanging, securing},
+        target::{Target, TargetHost},
+    },
+    shutdown::Stop,
+};
+
+/// Of what has been read and not parsed, in bytes: an answer's head, and a part of its body, which waits here for the guest.
+const MAX_BUFFER: usize = 64 << 10;
+
+/// How long a server may be silent.
+#[derive(Clone, Copy)]
+pub struct Times {
+    /// Until the head of its answer.
+    pub first: Duration,
+    /// Between two parts of the answer's body.
+    pub between: Duration,
+}
+
+pub enum Connection {
+    Plain(TcpStream),
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+/// Opens a connection to the first of the addresses that takes one.
+pub async fn connect(
+    addresses: &[SocketAddr],
+    target: &Target,
+    tls: impl FnOnce() -> Result<Arc<ClientConfig>, rustls::Error>,
+) -> Result<Connection, Failure> {
+    let stream = TcpStream::connect(addresses).await.map_err(|error| connecting(&error))?;
+    stream.set_nodelay(true).map_err(|error| connecting(&error))?;
+    if !target.secure {
+        return Ok(Connection::Plain(stream));
+    }
+    let tls = tls().map_err(|_| Failure::Code(Error::ConfigurationError))?;
+    let name = match &target.host {
+        TargetHost::Name(name) => {
+            ServerName::try_from(name.clone()).map_err(|_| Failure::Code(Error::HttpRequestUriInvalid))?
+        }
+        TargetHost::Address(address) => ServerName::from(*address),
+    };
+    let secure = TlsConnector::from(tls).connect(name, stream).await.map_err(|error| securing(&error))?;
+    Ok(Connection::Secure(Box::new(secure)))
+}
+
+impl Connection {
+    /// Sends a request and waits for the head of its answer. The body arrives while the guest reads it and what is returned
+    /// beside it is polled, until the call ends.
+    pub async fn exchange(
+        self,
+        request: Request<WasiBody>,
+        times: Times,
+        stop: Stop,
+    ) -> Result<(Response<WasiBody>, Transmitted), Failure> {
+        match self {
+            Self::Plain(stream) => exchange(TokioIo::new(stream), request, times, stop).await,
+            Self::Secure(stream) => exchange(TokioIo::new(stream), request, times, stop).await,
+        }
+    }
+}
+
+async fn exchange(
+    stream: impl Read + Write + Unpin + Send + 'static,
+    mut request: Request<WasiBody>,
+    times: Times,
+    mut stop: Stop,
+) -> Result<(Response<WasiBody>, Transmitted), Failure> {
+    let broken = |error: hyper::Error| Failure::Code(exchanging(&error));
+    let handshake = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(stream).await;
+    let (mut sender, connection) = handshake.map_err(broken)?;
+    // The form for an origin server (RFC 9112, 3.2.1); the host is in its header.
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let uri = path.parse::<Uri>().map_err(|_| Failure::Code(Error::HttpRequestUriInvalid))?;
+    *request.uri_mut() = uri;
+
+    let mut connection = Box::pin(connection);
+    let mut answered = pin!(timeout(times.first, sender.send_request(request)));
+    let (answer, open) = tokio::select! {
+        biased;
+        answer = &mut answered => (answer, true),
+        ended = &mut connection => {
+            ended.map_err(broken)?;
+            (answered.await, false)
+        }
+    };
+    let answer = answer.map_err(|_| Failure::Code(Error::ConnectionReadTimeout))?.map_err(broken)?;
+    let answer = answer.map(|body| Arriving::new(body, times.between, stop.clone()).boxed_unsync());
+    let transmitted = async move {
+        if open {
+            tokio::select! {
+                // The body says what is wrong.
+                _ = connection => {}
+                () = stop.wait() => {}
+            }
+        }
+        Ok(())
+    };
+    Ok((answer, Box::new(transmitted)))
+}

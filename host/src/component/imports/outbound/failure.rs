@@ -1,0 +1,86 @@
+//! What a request may come to instead of an answer, and the error of `wasi:http` that the guest sees.
+
+use std::{error::Error as _, io};
+
+use wasmtime_wasi_http::Error;
+
+use crate::{component::imports::outbound::target::Denied, tenant::OutboundRefused};
+
+#[derive(Debug)]
+pub enum Failure {
+    Denied(Denied),
+    Limited(OutboundRefused),
+    Code(Error),
+}
+
+impl Failure {
+    /// The value of the metric's label `outcome`.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Denied(_) => "denied",
+            Self::Limited(_) => "limited",
+            Self::Code(Error::DnsError { .. } | Error::DnsTimeout) => "dns",
+            Self::Code(Error::ConnectionRefused | Error::DestinationUnavailable) => "refused",
+            Self::Code(Error::ConnectionTimeout | Error::ConnectionReadTimeout | Error::HttpResponseTimeout) => {
+                "timeout"
+            }
+            Self::Code(Error::TlsProtocolError | Error::TlsCertificateError | Error::TlsAlertReceived { .. }) => "tls",
+            Self::Code(Error::HttpRequestUriInvalid | Error::HttpRequestMethodInvalid) => "invalid",
+            Self::Code(_) => "broken",
+        }
+    }
+}
+
+impl From<OutboundRefused> for Failure {
+    fn from(refused: OutboundRefused) -> Self {
+        Self::Limited(refused)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Denied(Denied::Private(_)) => Self::DestinationIpProhibited,
+            Failure::Denied(_) => Self::HttpRequestDenied,
+            Failure::Limited(_) => Self::ConnectionLimitReached,
+            Failure::Code(error) => error,
+        }
+    }
+}
+
+/// Of the system, while it connects.
+pub fn connecting(error: &io::Error) -> Failure {
+    Failure::Code(match error.kind() {
+        io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
+        io::ErrorKind::TimedOut => Error::ConnectionTimeout,
+        _ => Error::DestinationUnavailable,
+    })
+}
+
+/// Of the handshake of TLS.
+pub fn securing(error: &io::Error) -> Failure {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    Failure::Code(match tls {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            Error::TlsCertificateError
+        }
+        Some(rustls::Error::AlertReceived(alert)) => {
+            Error::TlsAlertReceived { alert_id: Some(u8::from(*alert)), alert_message: Some(format!("{alert:?}")) }
+        }
+        Some(_) => Error::TlsProtocolError,
+        None => Error::ConnectionTerminated,
+    })
+}
+
+/// Of HTTP: while a request is sent, or its answer arrives.
+pub fn exchanging(error: &hyper::Error) -> Error {
+    if error.is_parse_too_large() {
+        Error::HttpResponseHeaderSectionSize(None)
+    } else if error.is_incomplete_message() {
+        Error::HttpResponseIncomplete
+    } else if error.is_canceled() || error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>()) {
+        Error::ConnectionTerminated
+    } else {
+        Error::HttpProtocolError
+    }
+}

@@ -1,0 +1,63 @@
+//! What all requests of a tenant's guests share.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, ToSocketAddrs},
+    sync::{Arc, Weak},
+};
+
+use tokio::sync::Semaphore;
+
+use crate::{component::imports::outbound::target::TargetHost, sync::Mutex, tenant::TenantVersion};
+
+/// Of one tenant at once. A look-up takes a thread, which it keeps for as long as a name server lets it wait, whoever has
+/// given up meanwhile: more would let one tenant's slow name server take the threads from all.
+const MAX_LOOKUPS: usize = 4;
+
+/// Denied hosts that are logged of one version of a tenant.
+const MAX_LOGGED: usize = 100;
+
+/// One tenant's.
+pub struct Requests {
+    lookups: Arc<Semaphore>,
+    logged: Mutex<Logged>,
+}
+
+/// Which denials have been logged, and of which version.
+#[derive(Default)]
+struct Logged {
+    version: Weak<TenantVersion>,
+    denied: BTreeSet<(String, &'static str)>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)), logged: Mutex::default() }
+    }
+}
+
+impl Requests {
+    /// All addresses that the system's resolver gives for a name.
+    pub(super) async fn addresses(&self, host: &TargetHost) -> io::Result<Vec<IpAddr>> {
+        let name = match host {
+            TargetHost::Name(name) => name.clone(),
+            TargetHost::Address(address) => return Ok(vec![*address]),
+        };
+        let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(io::Error::other)?;
+        let looked_up = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            Ok((name.as_str(), 0).to_socket_addrs()?.map(|found| found.ip()).collect())
+        });
+        looked_up.await?
+    }
+
+    /// Whether a denial is to be logged: it has not been, of this version.
+    pub(super) fn is_news(&self, version: &Arc<TenantVersion>, host: &str, reason: &'static str) -> bool {
+        let mut logged = self.logged.lock();
+        if !std::ptr::eq(logged.version.as_ptr(), Arc::as_ptr(version)) {
+            *logged = Logged { version: Arc::downgrade(version), denied: BTreeSet::new() };
+        }
+        logged.denied.len() < MAX_LOGGED && logged.denied.insert((host.to_owned(), reason))
+    }
+}

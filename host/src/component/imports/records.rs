@@ -1,0 +1,158 @@
+//! The import `records`: rows that outlive the host.
+//!
+//! A filter's appends wait in its instance's [`Host`] and are written together when its call has returned: its feed waits
+//! for the disk once a call. All others wait for the disk at each append.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::timeout;
+
+use crate::{
+    component::{
+        bindings::edge_relay::tenant::{
+            records,
+            records::{Entry, Error, Start},
+        },
+        run::host::Host,
+    },
+    store,
+    store::{Collection, Query, Record, RecordId, Row, StoreError},
+    tenant::{Tenant, TenantVersion},
+};
+
+/// Rows and bytes of one call of a filter.
+const MAX_DEFERRED: usize = 10_000;
+const MAX_DEFERRED_BYTES: usize = 16 << 20;
+/// How long a filter's feed waits for its rows; they may be written later all the same.
+const WRITE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a filter's appends are refused at once after a call's could not be written.
+const REFUSE_FOR: Duration = Duration::from_secs(1);
+
+/// A filter's rows that are yet to be written.
+#[derive(Default)]
+pub struct Deferred {
+    rows: Vec<Row>,
+    bytes: usize,
+    /// Why the last could not be, and until when others are not tried.
+    refused: Option<(StoreError, Instant)>,
+}
+
+impl Deferred {
+    fn add(&mut self, rows: Vec<Row>) -> Result<(), StoreError> {
+        if let Some((error, until)) = &self.refused
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        let bytes: usize = rows.iter().map(|row| row.data.len()).sum();
+        if self.rows.len() + rows.len() > MAX_DEFERRED || self.bytes + bytes > MAX_DEFERRED_BYTES {
+            return Err(StoreError::Full("one call of a filter appends at most 10,000 rows and 16 MiB"));
+        }
+        self.rows.extend(rows);
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// What a query finds among them.
+    fn select(&self, collection: &Collection, query: &Query) -> Vec<Record> {
+        let (from, to) = query.bounds();
+        let found = |row: &&Row| row.collection == *collection && (from..to).contains(&row.id);
+        self.rows.iter().filter(found).map(|row| Record { id: row.id, data: row.data.clone() }).collect()
+    }
+}
+
+impl Host {
+    /// Writes what a filter has appended in the call that has just returned.
+    pub async fn write_deferred(&mut self) {
+        let (tenant, version) = (Arc::clone(self.tenant()), Arc::clone(self.version()));
+        let (Some(deferred), Some(store)) = (self.deferred(), &version.store) else { return };
+        let rows = std::mem::take(&mut deferred.rows);
+        deferred.bytes = 0;
+        if rows.is_empty() {
+            return;
+        }
+        let records = rows.len();
+        let written = timeout(WRITE_DEADLINE, store.append(rows, version.limits.records as u64));
+        let late = |_| Err(StoreError::Unavailable(format!("not written within {} s", WRITE_DEADLINE.as_secs())));
+        if let Err(error) = written.await.unwrap_or_else(late) {
+            count(&error, &tenant);
+            tracing::error!(tenant.name = %tenant.name, records, %error, "a filter's records are not written");
+            deferred.refused = Some((error, Instant::now() + REFUSE_FOR));
+        }
+    }
+
+    async fn append_rows(&mut self, collection: &str, data: Vec<Vec<u8>>) -> Result<Vec<RecordId>, StoreError> {
+        let version = Arc::clone(self.version());
+        let store = store_of(&version)?;
+        let rows = store::rows(&Collection::new(&self.tenant().name, collection)?, data)?;
+        let ids = rows.iter().map(|row| row.id).collect();
+        match self.deferred() {
+            Some(deferred) => deferred.add(rows)?,
+            None => {
+                let appended = store.append(rows, version.limits.records as u64).await;
+                appended.inspect_err(|error| count(error, self.tenant()))?;
+            }
+        }
+        Ok(ids)
+    }
+
+    async fn read_rows(&mut self, collection: &str, query: Query) -> Result<Vec<Entry>, Error> {
+        let version = Arc::clone(self.version());
+        let collection = Collection::new(&self.tenant().name, collection)?;
+        let mut rows = store_of(&version)?.read(&collection, query.clone()).await?;
+        if let Some(deferred) = self.deferred() {
+            rows = query.merge(rows, deferred.select(&collection, &query));
+        }
+        Ok(rows.into_iter().map(|Record { id, data }| Entry { id: id.to_string(), at: id.at(), data }).collect())
+    }
+}
+
+/// Counts what the tenant's own limit has refused.
+fn count(error: &StoreError, tenant: &Tenant) {
+    if *error == StoreError::Quota {
+        tenant.metrics.limited("records", 1);
+    }
+}
+
+fn store_of(version: &TenantVersion) -> Result<&store::Store, StoreError> {
+    version.store.as_deref().ok_or_else(|| StoreError::Unavailable("this host keeps no records".into()))
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Invalid(_) => Self::Invalid(message),
+            StoreError::Full(_) | StoreError::Quota => Self::Full(message),
+            StoreError::Unavailable(_) => Self::Unavailable(message),
+        }
+    }
+}
+
+impl records::Host for Host {
+    async fn append(&mut self, collection: String, data: Vec<u8>) -> Result<String, Error> {
+        let ids = self.append_rows(&collection, vec![data]).await?;
+        Ok(ids.iter().map(ToString::to_string).collect())
+    }
+
+    async fn append_batch(&mut self, collection: String, rows: Vec<Vec<u8>>) -> Result<Vec<String>, Error> {
+        let ids = self.append_rows(&collection, rows).await?;
+        Ok(ids.iter().map(ToString::to_string).collect())
+    }
+
+    async fn latest(&mut self, collection: String, count: u32) -> Result<Vec<Entry>, Error> {
+        self.read_rows(&collection, Query::Latest(count as usize)).await
+    }
+
+    async fn range(&mut self, collection: String, start: Start, to: u64, limit: u32) -> Result<Vec<Entry>, Error> {
+        let from = match start {
+            Start::At(millis) => RecordId::first_of(millis),
+            Start::After(id) => id.parse::<RecordId>()?.next(),
+        };
+        let query = Query::Range { from, to: RecordId::first_of(to), limit: limit as usize };
+        self.read_rows(&collection, query).await
+    }
+}

@@ -1,0 +1,31 @@
+//! The import `upstreams`: what a component may do with its tenant's upstreams.
+
+use crate::{
+    component::{
+        bindings::edge_relay::tenant::{
+            types::FrameResult,
+            upstreams,
+            upstreams::{Error, State},
+        },
+        imports::channels::from_guest,
+        run::host::Host,
+    },
+    upstream::SendError,
+};
+
+impl upstreams::Host for Host {
+    fn send(&mut self, upstream: String, frames: Vec<FrameResult>) -> Result<(), Error> {
+        let upstream = self.version().upstream(&upstream).ok_or(Error::Unknown)?;
+        upstream.send(frames.into_iter().map(from_guest).collect()).map_err(|error| match error {
+            SendError::Unknown => Error::Unknown,
+            SendError::Disconnected => Error::Disconnected,
+            SendError::Full => Error::Full,
+            SendError::TooLarge => Error::TooLarge,
+        })
+    }
+
+    fn status(&mut self, upstream: String) -> Result<State, Error> {
+        let upstream = self.version().upstream(&upstream).ok_or(Error::Unknown)?;
+        Ok(if upstream.is_up() { State::Connected } else { State::Disconnected })
+    }
+}

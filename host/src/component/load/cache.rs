@@ -1,0 +1,420 @@
+//! Compiled code on disk, so that a component is compiled once per content, however often the host starts.
+//!
+//! An entry is a file: the code, then an HMAC-SHA-256 over its name and the code, under a random key that lies in the same
+//! folder. The name is the component's SHA-256, what the engine says its code is compatible with, and the program's
+//! version. An entry is written under another name, synced and renamed; it is never changed afterwards.
+//!
+//! What is defended against: others who can write to the folder, to one above it, or to what is in it, by leaving files
+//! there, swapping them or changing bytes; entries that were cut or damaged; entries of another engine or version. So the
+//! folder is opened once and everything in it by that handle; folder, key and entries must belong to the process's user and
+//! be writable by nobody else; and an entry is mapped by the handle that was checked. What is not: root and the same user,
+//! who can change the running process just as well, and whoever has read the key and can write as this user. An older
+//! entry of the same name that is put back is accepted: it is the same component's code, compiled by the same version.
+//!
+//! Nothing here is needed to run: what cannot be used is logged, counted and done without.
+
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    io::{Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt},
+    },
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
+use rustix::{
+    fs::{
+        AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, futimens, linkat, openat,
+        renameat, unlinkat,
+    },
+    io::Errno,
+    process::geteuid,
+};
+
+use crate::{
+    component::load::{engine::Hash, trusted::Trusted},
+    metrics::CodeMetrics,
+};
+
+mod sweep;
+
+/// Its name in the folder.
+const KEY: &str = "key";
+/// Bytes of the key, and of an entry's HMAC.
+const MAC_BYTES: usize = 32;
+/// How unfinished files begin.
+const UNFINISHED: &str = ".new-";
+/// How entries end.
+const ENTRY: &str = ".code";
+/// Bytes copied or checked at a time.
+const PIECE: usize = 64 << 10;
+
+/// Why a file is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum Distrust {
+    #[error("it belongs to user {0}, not to the relay's; chown it")]
+    Owner(u32),
+    #[error("others may write to it (mode {0:o}); chmod go-w it")]
+    Mode(u32),
+    #[error("it is neither a file nor a folder of the cache's own")]
+    Kind,
+    #[error("it is not what was written: it was cut or changed, or the key is another")]
+    Mac,
+    #[error("its code does not load: {0}")]
+    Code(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for Distrust {
+    fn from(error: Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+impl Distrust {
+    /// A word for what is counted.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Owner(_) => "owner",
+            Self::Mode(_) => "mode",
+            Self::Kind => "kind",
+            Self::Mac => "mac",
+            Self::Code(_) => "code",
+            Self::Io(_) => "io",
+        }
+    }
+
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// The folder, opened and found in order.
+pub struct Cache {
+    folder: OwnedFd,
+    key: hmac::Key,
+    /// Of engine and version, the second half of an entry's name.
+    tag: u64,
+    /// Most bytes of all entries.
+    size: u64,
+}
+
+impl Cache {
+    /// Opens the folder, made if need be, with its key.
+    pub fn open(path: &Path, tag: u64, size: u64) -> Result<Self, Distrust> {
+        if let Some(above) = path.parent() {
+            std::fs::create_dir_all(above)?;
+        }
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
+            _ => {}
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = openat(CWD, path, flags, Mode::empty())?;
+        check(&File::from(folder.try_clone()?), FileType::Directory)?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key(&folder)?);
+        Ok(Self { folder, key, tag, size })
+    }
+
+    /// A component's code, if it is there and to be trusted.
+    pub fn get(&self, hash: &Hash) -> Result<Option<Trusted>, Distrust> {
+        match self.entry(&self.name(hash)) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(error) if error.is_absence() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Result<Trusted, Distrust> {
+        let file = open(&self.folder, name)?;
+        let length = check(&file, FileType::RegularFile)?;
+        let code = length.checked_sub(MAC_BYTES as u64).ok_or(Distrust::Mac)?;
+        let mut found = [0; MAC_BYTES];
+        file.read_exact_at(&mut found, code)?;
+        let made = self.mac(name, (&file).take(code), &mut io::sink())?;
+        // Compared by way of another HMAC: that takes the same time whatever they have in common.
+        hmac::verify(&self.key, &found, hmac::sign(&self.key, made.as_ref()).as_ref()).map_err(|_| Distrust::Mac)?;
+        // Its time says when it was last used. A cache that is mounted read-only is of use all the same.
+        let unused = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(&file, &Timestamps { last_access: unused, last_modification: now });
+        Ok(Trusted::vouched(file))
+    }
+
+    /// Keeps a component's code, in the place of what is there; makes room for it.
+    pub fn put(&self, hash: &Hash, code: &Trusted, metrics: &CodeMetrics) -> io::Result<()> {
+        let name = self.name(hash);
+        let unfinished = Unfinished::create(&self.folder)?;
+        let length = code.file().metadata()?.len();
+        // By position: the handle's own is where the child has left it.
+        let code = Positioned { file: code.file(), at: 0 }.take(length);
+        let mac = self.mac(&name, code, &mut &unfinished.file)?;
+        (&unfinished.file).write_all(mac.as_ref())?;
+        unfinished.file.sync_data()?;
+        unfinished.finish(&name)?;
+        sweep::sweep(&self.folder, self.size, metrics)
+    }
+
+    fn name(&self, hash: &Hash) -> String {
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{hash}-{:016x}{ENTRY}", self.tag)
+    }
+
+    /// The HMAC of an entry, whose bytes are copied on the way.
+    fn mac(&self, name: &str, mut code: impl Read, copy: &mut impl Write) -> io::Result<hmac::Tag> {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(name.as_bytes());
+        let mut piece = vec![0; PIECE];
+        loop {
+            let read = code.read(&mut piece)?;
+            let Some(bytes @ [_, ..]) = piece.get(..read) else { return Ok(context.sign()) };
+            context.update(bytes);
+            copy.write_all(bytes)?;
+        }
+    }
+}
+
+/// Reads a file from a position of its own.
+struct Positioned<'f> {
+    file: &'f File,
+    at: u64,
+}
+
+impl Read for Positioned<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// The folder's key, made when there is none that is to be trusted: whatever was kept under another is then compiled anew.
+fn key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
+    match read_key(folder) {
+        Ok(key) => return Ok(key),
+        Err(error) if error.is_absence() => {}
+        Err(error) => {
+            tracing::warn!(%error, "the key of the cache of compiled code is replaced");
+            unlinkat(folder, KEY, AtFlags::empty())?;
+        }
+    }
+    let mut key = [0; MAC_BYTES];
+    SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("the system gives no random numbers"))?;
+    let unfinished = Unfinished::create(folder)?;
+    (&unfinished.file).write_all(&key)?;
+    unfinished.file.sync_data()?;
+    // Linked, not renamed: of two hosts that start at once, one's key is there and both use it.
+    match linkat(folder, &unfinished.name, folder, KEY, AtFlags::empty()) {
+        Ok(()) | Err(Errno::EXIST) => read_key(folder),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
+    let file = open(folder, KEY)?;
+    check(&file, FileType::RegularFile)?;
+    let mode = file.metadata()?.mode();
+    // Who could read it can make entries.
+    if mode & 0o077 != 0 {
+        return Err(Distrust::Mode(mode & 0o7777));
+    }
+    let mut key = [0; MAC_BYTES];
+    (&file).read_exact(&mut key).map_err(|_| Distrust::Mac)?;
+    Ok(key)
+}
+
+fn open(folder: &OwnedFd, name: &str) -> Result<File, Distrust> {
+    // Not waiting for a pipe's other end.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(openat(folder, name, flags, Mode::empty())?.into())
+}
+
+/// Whether an open file is of its kind, this user's, and nobody else's to write to; returns its length in bytes.
+fn check(file: &File, kind: FileType) -> Result<u64, Distrust> {
+    let metadata = file.metadata()?;
+    if FileType::from_raw_mode(metadata.mode()) != kind {
+        return Err(Distrust::Kind);
+    }
+    if metadata.uid() != geteuid().as_raw() {
+        return Err(Distrust::Owner(metadata.uid()));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(Distrust::Mode(metadata.mode() & 0o7777));
+    }
+    Ok(metadata.len())
+}
+
+/// A file that has not its name yet; it goes unless it is finished.
+struct Unfinished<'f> {
+    folder: &'f OwnedFd,
+    name: String,
+    file: File,
+}
+
+impl<'f> Unfinished<'f> {
+    fn create(folder: &'f OwnedFd) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Unlike those of a process that had this number before.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
+        let name = format!("{UNFINISHED}{}-{now}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(folder, &name, flags, Mode::RUSR | Mode::WUSR)?.into();
+        Ok(Self { folder, name, file })
+    }
+
+    fn finish(self, name: &str) -> io::Result<()> {
+        Ok(renameat(self.folder, &self.name, self.folder, name)?)
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // One that is finished is not there any more.
+        let _ = unlinkat(self.folder, &self.name, AtFlags::empty());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{fs, io::Seek, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// A folder that goes with the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("edge-relay-cache-{name}-{}", std::process::id())))
+        }
+
+        fn open(&self, tag: u64, size: u64) -> Cache {
+            Cache::open(&self.0, tag, size).unwrap()
+        }
+
+        fn entries(&self) -> usize {
+            fs::read_dir(&self.0).unwrap().count() - 1 // the key
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn code(bytes: &[u8]) -> Trusted {
+        let mut file = File::from(rustix::fs::memfd_create("code", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(bytes).unwrap();
+        Trusted::vouched(file)
+    }
+
+    /// The bytes of an entry without its HMAC.
+    fn content(entry: &Trusted) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut file = entry.file();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes.truncate(bytes.len() - MAC_BYTES);
+        bytes
+    }
+
+    #[test]
+    fn what_is_put_there_is_found_by_whoever_has_the_key_and_the_same_engine() {
+        let folder = Folder::new("put");
+        let metrics = Arc::new(Metrics::new()).code();
+        let cache = folder.open(1, 1 << 20);
+        let bytes: Vec<u8> = (0..=255).cycle().take(PIECE * 2 + 7).collect();
+        assert!(cache.get(&[1; 32]).unwrap().is_none());
+        for bytes in [&bytes[..], b"", &bytes] {
+            cache.put(&[1; 32], &code(bytes), &metrics).unwrap();
+            assert!(content(&cache.get(&[1; 32]).unwrap().unwrap()) == bytes);
+        }
+        assert!(content(&folder.open(1, 1 << 20).get(&[1; 32]).unwrap().unwrap()) == bytes);
+        assert!(folder.open(2, 1 << 20).get(&[1; 32]).unwrap().is_none());
+        assert!(cache.get(&[2; 32]).unwrap().is_none());
+        assert_eq!(folder.entries(), 1, "something unfinished is left");
+    }
+
+    #[test]
+    fn no_byte_of_an_entry_can_be_another() {
+        let folder = Folder::new("bytes");
+        let cache = folder.open(1, 1 << 20);
+        cache.put(&[1; 32], &code(b"some code"), &Arc::new(Metrics::new()).code()).unwrap();
+        let path = folder.0.join(cache.name(&[1; 32]));
+        let bytes = fs::read(&path).unwrap();
+        for nth in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[nth] ^= 0x80;
+            fs::write(&path, changed).unwrap();
+            assert!(matches!(cache.get(&[1; 32]), Err(Distrust::Mac)), "byte {nth}");
+            fs::write(&path, &bytes[..nth]).unwrap();
+            assert!(matches!(cache.get(&[1; 32]), Err(Distrust::Mac)), "cut at {nth}");
+        }
+        fs::write(&path, &bytes).unwrap();
+        assert!(cache.get(&[1; 32]).is_ok());
+    }
+
+    #[test]
+    fn the_longest_unused_makes_room() {
+        let folder = Folder::new("sweep");
+        let metrics = Arc::new(Metrics::new()).code();
+        let cache = folder.open(1, 3 * (1000 + MAC_BYTES as u64));
+        for nth in 0..3 {
+            cache.put(&[nth; 32], &code(&[nth; 1000]), &metrics).unwrap();
+        }
+        // By their times: the first is oldest, until it is used.
+        for nth in 0..3 {
+            let entry = File::open(folder.0.join(cache.name(&[nth; 32]))).unwrap();
+            entry.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(nth))).unwrap();
+        }
+        assert!(cache.get(&[0; 32]).unwrap().is_some());
+        cache.put(&[3; 32], &code(&[3; 1000]), &metrics).unwrap();
+        let there: Vec<_> = (0..4).filter(|nth| cache.get(&[*nth; 32]).unwrap().is_some()).collect();
+        assert_eq!(there, [0, 2, 3]);
+        assert_eq!(metrics.removed.get(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_unfinished_goes() {
+        let folder = Folder::new("unfinished");
+        let cache = folder.open(1, 1 << 20);
+        let file = |name: &str| folder.0.join(format!("{UNFINISHED}{name}"));
+        fs::write(file("old"), "half").unwrap();
+        File::open(file("old")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        fs::write(file("new"), "half").unwrap();
+        cache.put(&[1; 32], &code(b"code"), &Arc::new(Metrics::new()).code()).unwrap();
+        assert!(!file("old").exists() && file("new").exists());
+    }
+
+    #[test]
+    fn a_folder_or_key_that_others_reach_is_not_used() {
+        let folder = Folder::new("modes");
+        let mode = |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let cache = folder.open(1, 1 << 20);
+        cache.put(&[1; 32], &code(b"code"), &Arc::new(Metrics::new()).code()).unwrap();
+        mode(folder.0.clone(), 0o720);
+        assert!(matches!(Cache::open(&folder.0, 1, 1), Err(Distrust::Mode(0o720))));
+        mode(folder.0.clone(), 0o700);
+        let key = fs::read(folder.0.join(KEY)).unwrap();
+        mode(folder.0.join(KEY), 0o640);
+        assert!(matches!(folder.open(1, 1).get(&[1; 32]), Err(Distrust::Mac)));
+        let replaced = fs::read(folder.0.join(KEY)).unwrap();
+        assert!(replaced.len() == MAC_BYTES && replaced != key);
+        // One that was cut is replaced too.
+        fs::write(folder.0.join(KEY), "short").unwrap();
+        folder.open(1, 1);
+        assert_eq!(fs::read(folder.0.join(KEY)).unwrap().len(), MAC_BYTES);
+    }
+}

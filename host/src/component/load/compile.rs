@@ -1,0 +1,269 @@
+//! Compiling, in a child process that is killed when it is over its limits.
+//!
+//! In come the bytes of a component, out goes a sealed file in memory with its machine code. A compile costs time and memory
+//! as its author likes (a small file can ask for hours and gigabytes), so it happens in a process of its own: this program
+//! again, with an empty environment, one thread, and limits that it sets itself before it reads a byte ([`child`]). The
+//! component, the code and what the child has to say are files in memory, so that nobody need pump pipes, and the child
+//! reads the very bytes whose hash is known. Here are the deadline and the number of children at once.
+//!
+//! The limits are against what a compile costs. They are no sandbox: who can take over the compiler decides what the code
+//! is, and that code is run.
+
+use std::{
+    fs::File,
+    io,
+    io::{Read, Seek, Write},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open},
+};
+
+use crate::{
+    component::load::trusted::Trusted,
+    metrics::CodeMetrics,
+    sync::{Condvar, Mutex},
+};
+
+pub mod child;
+
+/// Children at once. Each has one thread, so a relay of two cores still has its own work done: they also are `nice`.
+pub const AT_ONCE: usize = 2;
+/// Largest code accepted, in bytes; the child may write no longer files. A Python component of 18 MB has 36 MB.
+const MAX_CODE: u64 = 512 << 20;
+/// How much of a child's last words is kept, in bytes.
+const MAX_SAID: u64 = 2 << 10;
+/// What the standard library says when there is no memory left, before it aborts.
+const NO_MEMORY: &str = "memory allocation of ";
+
+/// Why there is no code. The tenant's developer reads it, and the operator.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CompileError {
+    #[error("does not compile: {0}")]
+    Invalid(String),
+    #[error("takes longer than {0:?} to compile; make it smaller, or raise limits.compile-time in relay.toml")]
+    Time(Duration),
+    #[error(
+        "takes more than {} MiB of memory to compile; make it smaller, or raise limits.compile-memory in relay.toml",
+        .0 >> 20
+    )]
+    Memory(u64),
+    #[error("compiles to more than {} MiB of code; make it smaller", MAX_CODE >> 20)]
+    Size,
+    #[error("is not compiled: the compiler ended early ({status}) {said}")]
+    Died { status: ExitStatus, said: String },
+    #[error("is not compiled: the compiler does not run: {0}")]
+    Run(String),
+    #[error("is compiled, but its code cannot be used: {0}")]
+    Unusable(String),
+}
+
+impl CompileError {
+    /// A word for what is counted.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::Time(_) => "time",
+            Self::Memory(_) => "memory",
+            Self::Size => "size",
+            Self::Died { .. } => "died",
+            Self::Run(_) | Self::Unusable(_) => "host",
+        }
+    }
+
+    /// Whether the same bytes would be refused again.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Invalid(_) | Self::Time(_) | Self::Memory(_) | Self::Size)
+    }
+}
+
+impl From<io::Error> for CompileError {
+    fn from(error: io::Error) -> Self {
+        Self::Run(error.to_string())
+    }
+}
+
+impl From<Errno> for CompileError {
+    fn from(error: Errno) -> Self {
+        Self::Run(error.to_string())
+    }
+}
+
+/// Starts children and waits for them.
+pub struct Compiler {
+    /// Most bytes of a child's address space.
+    memory: u64,
+    /// A child's deadline.
+    time: Duration,
+    slots: Slots,
+}
+
+impl Compiler {
+    pub fn new(memory: u64, time: Duration) -> Self {
+        Self { memory, time, slots: Slots::new() }
+    }
+
+    /// Compiles a component. Blocks its thread until there is a slot, and then until the child has ended.
+    pub fn compile(&self, component: &[u8], metrics: &CodeMetrics) -> Result<Trusted, CompileError> {
+        let _slot = self.slots.take();
+        let started = Instant::now();
+        let code = self.run(component);
+        metrics.seconds.observe(started.elapsed().as_secs_f64());
+        code
+    }
+
+    fn run(&self, component: &[u8]) -> Result<Trusted, CompileError> {
+        let mut input = memory_file("component")?;
+        input.write_all(component)?;
+        input.rewind()?;
+        let (code, said) = (memory_file("code")?, memory_file("said")?);
+        let seconds = self.time.as_secs().saturating_add(1);
+        let child = Command::new("/proc/self/exe")
+            .arg("compile")
+            .arg(format!("--memory={}", self.memory))
+            .arg(format!("--seconds={seconds}"))
+            .arg(format!("--size={MAX_CODE}"))
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::from(code.try_clone()?))
+            .stderr(Stdio::from(said.try_clone()?))
+            .spawn()?;
+        let ended = ChildGuard(child).wait(Instant::now() + self.time)?;
+        let status = ended.ok_or(CompileError::Time(self.time))?;
+        if !status.success() {
+            return Err(self.blame(status, last_words(said)?));
+        }
+        // Nobody has another handle on it by now, and nobody can change it any more.
+        fcntl_add_seals(&code, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(Trusted::vouched(code))
+    }
+
+    /// Why a child has failed.
+    fn blame(&self, status: ExitStatus, said: String) -> CompileError {
+        let killed_by = |signal: Signal| status.signal() == Some(signal.as_raw());
+        if status.code() == Some(i32::from(child::REFUSED)) {
+            CompileError::Invalid(said)
+        } else if status.code() == Some(i32::from(child::NO_MEMORY))
+            || killed_by(Signal::ABORT) && said.contains(NO_MEMORY)
+        {
+            CompileError::Memory(self.memory)
+        } else if killed_by(Signal::XCPU) {
+            CompileError::Time(self.time)
+        } else if killed_by(Signal::XFSZ) {
+            CompileError::Size
+        } else {
+            CompileError::Died { status, said }
+        }
+    }
+}
+
+/// A child, which does not outlive this.
+struct ChildGuard(Child);
+
+impl ChildGuard {
+    /// Waits for its end; `None`: the deadline came first.
+    fn wait(mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+        let ends = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty())?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // It is under the longest time that the setting may be.
+            let left = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut [PollFd::new(&ends, PollFlags::IN)], Some(&left)) {
+                Ok(0) => return Ok(None),
+                Ok(_) => return self.0.wait().map(Some),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Drop for ChildGuard {
+    fn drop(&mut self) {
+        // Both fail, harmlessly, for one that has been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An empty file in memory that can be sealed.
+fn memory_file(name: &str) -> io::Result<File> {
+    Ok(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
+}
+
+/// What a child has said, on one line.
+fn last_words(mut said: File) -> io::Result<String> {
+    said.rewind()?;
+    let mut bytes = Vec::new();
+    said.take(MAX_SAID).read_to_end(&mut bytes)?;
+    // Some of it may be the component's own words: nothing in it moves a terminal's cursor.
+    let text = String::from_utf8_lossy(&bytes).replace(char::is_control, " ");
+    Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Who may compile.
+struct Slots {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// The right to compile, given back when it is dropped.
+struct CompileSlot<'s>(&'s Slots);
+
+impl Slots {
+    fn new() -> Self {
+        Self { free: Mutex::new(AT_ONCE), freed: Condvar::default() }
+    }
+
+    fn take(&self) -> CompileSlot<'_> {
+        let free = self.free.lock();
+        let mut free = self.freed.wait_while(free, |free| *free == 0);
+        *free -= 1;
+        CompileSlot(self)
+    }
+}
+
+impl Drop for CompileSlot<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock() += 1;
+        self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_to_blame_is_read_from_the_childs_end() {
+        let compiler = Compiler::new(1 << 30, Duration::from_secs(1));
+        let blame = |raw, said: &str| compiler.blame(ExitStatus::from_raw(raw), said.into()).reason();
+        let exited = |code: u8| i32::from(code) << 8;
+        assert_eq!(blame(exited(child::REFUSED), "unexpected end"), "invalid");
+        assert_eq!(blame(exited(child::NO_MEMORY), ""), "memory");
+        assert_eq!(blame(Signal::ABORT.as_raw(), "memory allocation of 8 bytes failed"), "memory");
+        assert_eq!(blame(Signal::ABORT.as_raw(), "thread panicked"), "died");
+        assert_eq!(blame(Signal::XCPU.as_raw(), ""), "time");
+        assert_eq!(blame(Signal::XFSZ.as_raw(), ""), "size");
+        assert_eq!(blame(Signal::KILL.as_raw(), ""), "died");
+        assert_eq!(blame(exited(1), "edge-relay: no standard input"), "died");
+    }
+
+    #[test]
+    fn a_childs_last_words_are_one_short_line() {
+        let mut said = memory_file("said").unwrap();
+        said.write_all(b"it\n\x1b[2J  broke\r\n").unwrap();
+        assert_eq!(last_words(said).unwrap(), "it [2J broke");
+        let mut said = memory_file("said").unwrap();
+        said.write_all(&[b'x'; 10_000]).unwrap();
+        assert_eq!(last_words(said).unwrap().len() as u64, MAX_SAID);
+    }
+}

@@ -1,0 +1,256 @@
+//! Components, loaded: compiled or found, mapped, linked. Once per content.
+//!
+//! In comes a file's path, out goes what all who have the same content share ([`Loaded`]). Its code comes from memory
+//! ([`super::library`]), from the cache on disk ([`super::cache`]) or from a child that compiles it ([`super::compile`]).
+//! Loading blocks its thread, for as long as a compile takes: it is for threads that may wait.
+
+use std::{
+    fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher},
+    io,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use config::HostLimits;
+use ring::digest;
+use wasmtime::{
+    Config,
+    component::{Component, InstancePre, Linker},
+};
+
+use crate::{
+    component::{
+        RoleKind,
+        load::{
+            cache::{Cache, Distrust},
+            compile::{CompileError, Compiler},
+            inspect,
+            inspect::Report,
+            library::Library,
+        },
+        run::{host, host::Host, ticker::Ticker},
+    },
+    metrics::{CodeMetrics, Metrics},
+};
+
+/// Largest `.wasm` accepted, in bytes: a Python component has 18 MB.
+const MAX_SIZE: u64 = 64 << 20;
+
+/// The SHA-256 of a component.
+pub type Hash = [u8; digest::SHA256_OUTPUT_LEN];
+
+/// Why a component cannot be used. The tenant's developer reads it.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("has {0} bytes; the most accepted is {MAX_SIZE}")]
+    Size(u64),
+    #[error("is not WebAssembly")]
+    NotWasm,
+    #[error("is a core module, not a component; make one with `edge-relay component build`")]
+    CoreModule,
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("has not the role of {role}: it does not export {}; its exports are: {exports}", .role.interface())]
+    Role { role: RoleKind, exports: String },
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// Why a component's imports cannot be given.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("imports what the host does not give: {0}")]
+    Imports(String),
+    #[error("imports do not fit: {0}")]
+    Types(String),
+}
+
+/// A component's code, shared by all who have a file with its content.
+pub struct Loaded {
+    /// Of the `.wasm`, in bytes.
+    pub size: usize,
+    pub report: Report,
+    linked: Result<InstancePre<Host>, LinkError>,
+}
+
+impl Loaded {
+    /// With every import resolved, or which of them the host does not give.
+    pub fn linked(&self) -> Result<&InstancePre<Host>, LinkError> {
+        self.linked.as_ref().map_err(Clone::clone)
+    }
+}
+
+/// Loads components and knows what the host gives them.
+pub struct Engine {
+    wasmtime: wasmtime::Engine,
+    linker: Linker<Host>,
+    library: Library<Loaded>,
+    /// `None`: everything is compiled when it is first needed.
+    cache: Option<Cache>,
+    compiler: Compiler,
+    metrics: CodeMetrics,
+    pub ticker: Ticker,
+}
+
+/// Where a component's code came from.
+#[derive(Clone, Copy)]
+enum Origin {
+    Cache,
+    Compiler,
+}
+
+/// What compiled code depends on; the child has the same.
+pub fn config() -> Config {
+    let mut config = Config::new();
+    config.epoch_interruption(true);
+    config.wasm_component_model(true);
+    // A child has one thread: what several take together would be more than its limits say, and the host's own work waits.
+    config.parallel_compilation(false);
+    config
+}
+
+impl Engine {
+    /// `cache`: the folder for compiled code; what is wrong with it is no reason not to start.
+    pub fn new(limits: &HostLimits, cache: Option<&Path>, metrics: &Arc<Metrics>) -> wasmtime::Result<Self> {
+        let wasmtime = wasmtime::Engine::new(&config())?;
+        let linker = host::linker(&wasmtime)?;
+        let ticker = Ticker::start(wasmtime.clone())?;
+        let metrics = metrics.code();
+        // Another number after an update of the standard library costs no more than compiling anew.
+        let mut tag = DefaultHasher::new();
+        (wasmtime.precompile_compatibility_hash(), env!("CARGO_PKG_VERSION")).hash(&mut tag);
+        let open = |path| match Cache::open(path, tag.finish(), limits.cache_size) {
+            Ok(cache) => Some(cache),
+            Err(error) => {
+                metrics.distrusted(error.reason());
+                tracing::warn!(
+                    folder = %path.display(), %error,
+                    "no cache of compiled code: components are compiled at every start"
+                );
+                None
+            }
+        };
+        Ok(Self {
+            cache: cache.and_then(open),
+            compiler: Compiler::new(limits.compile_memory as u64, limits.compile_time),
+            library: Library::new(),
+            metrics,
+            linker,
+            wasmtime,
+            ticker,
+        })
+    }
+
+    pub fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.wasmtime
+    }
+
+    /// Loads the component of a file.
+    pub fn load(&self, path: &Path) -> Result<Arc<Loaded>, LoadError> {
+        let loaded = read(path).and_then(|bytes| {
+            let hash = hash(&bytes);
+            Ok(self.library.get(&hash, || self.make(path, &bytes, &hash))?)
+        });
+        let (loaded, origin) = loaded.inspect_err(|error| {
+            self.metrics.refused(if let LoadError::Compile(error) = error { error.reason() } else { "file" });
+        })?;
+        let counter = match origin {
+            None => &self.metrics.shared,
+            Some(Origin::Cache) => &self.metrics.cached,
+            Some(Origin::Compiler) => &self.metrics.compiled,
+        };
+        counter.inc();
+        Ok(loaded)
+    }
+
+    /// Finds code or has it compiled.
+    fn make(&self, path: &Path, bytes: &[u8], hash: &Hash) -> Result<(Loaded, Origin), CompileError> {
+        if let Some(component) = self.kept(path, hash) {
+            return Ok((self.link(&component, bytes.len()), Origin::Cache));
+        }
+        let code = self.compiler.compile(bytes, &self.metrics)?;
+        if let Some(cache) = &self.cache
+            && let Err(error) = cache.put(hash, &code, &self.metrics)
+        {
+            self.metrics.distrusted("io");
+            tracing::warn!(component = %path.display(), %error, "compiled code cannot be kept");
+        }
+        // Of a file on disk, memory that is short can be had back.
+        let component = self.kept(path, hash).map_or_else(|| code.component(&self.wasmtime), Ok);
+        let component = component.map_err(|error| CompileError::Unusable(format!("{error:#}")))?;
+        Ok((self.link(&component, bytes.len()), Origin::Compiler))
+    }
+
+    /// What the cache has, if it is to be trusted.
+    fn kept(&self, path: &Path, hash: &Hash) -> Option<Component> {
+        let kept = self.cache.as_ref()?.get(hash).and_then(|code| {
+            let component = code.map(|code| code.component(&self.wasmtime)).transpose();
+            component.map_err(|error| Distrust::Code(format!("{error:#}")))
+        });
+        kept.unwrap_or_else(|error| {
+            self.metrics.distrusted(error.reason());
+            tracing::warn!(component = %path.display(), %error, "its compiled code is not trusted and made anew");
+            None
+        })
+    }
+
+    /// Reads its outside and resolves its imports.
+    fn link(&self, component: &Component, size: usize) -> Loaded {
+        let report = inspect::report(&self.wasmtime, component);
+        let linked = if report.missing.is_empty() {
+            self.linker.instantiate_pre(component).map_err(|error| LinkError::Types(format!("{error:#}")))
+        } else {
+            Err(LinkError::Imports(report.missing.join(", ")))
+        };
+        Loaded { size, report, linked }
+    }
+}
+
+/// The engine of a host, made when it is first needed: without a component nothing of wasmtime is started.
+pub struct EngineSource {
+    limits: HostLimits,
+    cache: Option<PathBuf>,
+    metrics: Arc<Metrics>,
+    made: Option<Arc<Engine>>,
+}
+
+impl EngineSource {
+    pub fn new(limits: HostLimits, cache: Option<PathBuf>, metrics: Arc<Metrics>) -> Self {
+        Self { limits, cache, metrics, made: None }
+    }
+
+    pub fn get(&mut self) -> wasmtime::Result<&Arc<Engine>> {
+        let made = match self.made.take() {
+            Some(made) => made,
+            None => Arc::new(Engine::new(&self.limits, self.cache.as_deref(), &self.metrics)?),
+        };
+        Ok(self.made.insert(made))
+    }
+}
+
+/// A component's bytes, as far as the binary format's preamble (magic, version, layer) says that they are one.
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = Vec::new();
+    // It may grow meanwhile.
+    file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err(LoadError::Size(size));
+    }
+    match bytes.get(..8) {
+        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => Err(LoadError::CoreModule),
+        Some([0, b'a', b's', b'm', ..]) => Ok(bytes),
+        _ => Err(LoadError::NotWasm),
+    }
+}
+
+fn hash(bytes: &[u8]) -> Hash {
+    let mut hash = Hash::default();
+    hash.iter_mut().zip(digest::digest(&digest::SHA256, bytes).as_ref()).for_each(|(to, from)| *to = *from);
+    hash
+}

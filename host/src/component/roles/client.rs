@@ -1,0 +1,398 @@
+//! The client handler: what a tenant answers to its clients.
+//!
+//! In come requests to be let in, which wait for their answer, and clients' messages, which do not: each client has a
+//! [`ClientSession`] whose inbox one task at a time empties, so that its messages are handled in order while those of others go
+//! to other instances. Out go steps to the client's shard, publications and frames to upstreams.
+//!
+//! An inbox is bounded in messages, all inboxes of a tenant and the replies on their way in bytes. A message over that is
+//! refused by the one who asked, who tells the client. A call that breaks costs its message, and the client is told.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
+use wasmtime::{
+    Store,
+    component::{Instance, InstancePre},
+};
+use wire::{Compression, Frame};
+
+use crate::{
+    component::{
+        Guest, RoleKind, Tasks,
+        bindings::{
+            client::{
+                ClientComponent, ClientComponentPre,
+                exports::edge_relay::tenant::client_handler::{
+                    Acceptance, Action, Client, Kind, Request as GuestRequest, Transport as GuestTransport,
+                },
+            },
+            lease::{ClientLeaseComponent, ClientLeaseComponentPre},
+        },
+        imports::channels::to_guest,
+        load::inspect,
+        run::{
+            call::Broken,
+            host::Host,
+            instance::{Role, RoleCode},
+            pool::{Pool, Slot},
+        },
+    },
+    delivery::{ClientId, Step},
+    metrics::{Blame, GuestMetrics},
+    tenant::Tenant,
+};
+
+mod actions;
+mod session;
+
+use crate::component::roles::client::actions::ReplyMode;
+pub use crate::component::roles::client::session::{ClientSession, SessionGuard};
+
+/// The functions of a client handler.
+pub struct ClientHandler {
+    own: ClientComponent,
+    /// Of one that lets clients in for a time.
+    lease: Option<ClientLeaseComponent>,
+}
+
+impl Role for ClientHandler {
+    const KIND: RoleKind = RoleKind::Client;
+
+    fn find(store: &mut Store<Host>, instance: &Instance) -> wasmtime::Result<Self> {
+        let leases = instance.get_export_index(&mut *store, None, inspect::CLIENT_LEASE).is_some();
+        let lease = leases.then(|| ClientLeaseComponent::new(&mut *store, instance)).transpose()?;
+        Ok(Self { own: ClientComponent::new(store, instance)?, lease })
+    }
+
+    fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()> {
+        if pre.component().get_export_index(None, inspect::CLIENT_LEASE).is_some() {
+            ClientLeaseComponentPre::new(pre.clone())?;
+        }
+        ClientComponentPre::new(pre.clone()).map(drop)
+    }
+}
+
+pub type ClientCode = RoleCode<ClientHandler>;
+
+/// Calls an instance serves before a fresh one takes its place.
+const REUSE: u32 = 100_000;
+
+/// The status for a client whose token is not taken, RFC 9110 section 15.5.2.
+const UNAUTHORIZED: u16 = 401;
+
+/// A tenant's handler for all of its clients.
+pub struct Handler {
+    tenant: Arc<Tenant>,
+    pub metrics: Arc<GuestMetrics>,
+    /// Of the version that the next call gets.
+    active: ArcSwap<ActivePool>,
+    tasks: Tasks,
+}
+
+/// One version of the code.
+struct ActivePool {
+    pool: Arc<Pool<ClientHandler>>,
+    /// It lets clients in for a time.
+    leases: bool,
+}
+
+/// A client that asks to be let in.
+pub struct ConnectRequest {
+    pub path: String,
+    pub query: String,
+    pub headers: Vec<(String, String)>,
+    pub client_ip: String,
+    pub transport: Transport,
+    pub token: Option<String>,
+    /// JSON.
+    pub data: Option<String>,
+}
+
+/// By which door a client comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    WebSocket,
+    Sse,
+    Centrifuge,
+}
+
+/// What a message is in the client's protocol.
+#[derive(Clone, Copy, Debug)]
+pub enum Meaning<'m> {
+    Message,
+    /// A call of this method.
+    Rpc(&'m str),
+    /// The wish to publish on this channel.
+    Publish(&'m str),
+}
+
+/// A client that is let in.
+pub struct Admission {
+    pub session: SessionGuard,
+    /// The channels it is to follow; `None`: those it asks for, each of them with [`Handler::subscribe`].
+    pub channels: Option<Vec<String>>,
+    /// How long it may stay, in seconds; `None`: as long as it likes.
+    pub lease: Option<u32>,
+}
+
+/// Why a client, or its subscription, is not let in.
+#[derive(Debug)]
+pub enum NotLetIn {
+    /// The guest said no: the status of the HTTP answer, and what it told.
+    Refused(u16, String),
+    Broken(Broken),
+    /// The guests' runtime is shutting down.
+    Gone,
+}
+
+impl ActivePool {
+    fn new(code: Arc<ClientCode>, guest: Guest) -> Arc<Self> {
+        let (leases, instances) = (code.leases, guest.version.limits.client_instances);
+        Arc::new(Self { pool: Pool::new(code, guest, instances, REUSE), leases })
+    }
+}
+
+/// Longest call of the version that has a slot.
+fn deadline(slot: &Slot<ClientHandler>) -> Duration {
+    slot.guest().version.limits.client_call
+}
+
+impl Handler {
+    pub fn new(code: Arc<ClientCode>, guest: Guest, tasks: Tasks) -> Arc<Self> {
+        let (tenant, metrics) = (Arc::clone(&guest.tenant), Arc::clone(&guest.metrics));
+        Arc::new(Self { tenant, metrics, active: ArcSwap::new(ActivePool::new(code, guest)), tasks })
+    }
+
+    /// The next call runs this; those under way, and those that wait for their turn, are finished by the code before.
+    pub fn swap(&self, code: Arc<ClientCode>, guest: Guest) {
+        let resting = self.active.swap(ActivePool::new(code, guest)).pool.retire();
+        self.tasks.spawn(async move { drop(resting) });
+    }
+
+    /// Lets go of instances that nobody has needed for a while, and says how many they were.
+    pub fn rest(&self) -> usize {
+        let resting = self.active.load().pool.rest();
+        let count = resting.len();
+        if count > 0 {
+            self.tasks.spawn(async move { drop(resting) });
+        }
+        count
+    }
+
+    /// Of the version that the next call gets.
+    pub fn guest(&self) -> Guest {
+        self.active.load().pool.guest.clone()
+    }
+
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    fn pool(&self) -> Arc<Pool<ClientHandler>> {
+        Arc::clone(&self.active.load().pool)
+    }
+
+    /// Where its calls run.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Has the client's shard do something with it.
+    fn act(&self, client: ClientId, steps: Vec<Step>) {
+        self.tenant.shards.act(client, &self.tenant.client_limits, steps);
+    }
+
+    /// Asks whether a client is to be let in. If it is and nobody waits for the answer any more, it has left at once.
+    /// `compression`: of replies to it.
+    pub async fn connect(
+        self: &Arc<Self>,
+        id: ClientId,
+        request: ConnectRequest,
+        compression: Option<Compression>,
+    ) -> Result<Admission, NotLetIn> {
+        let handler = Arc::clone(self);
+        let (mut answer, answered) = oneshot::channel();
+        self.tasks.spawn(async move {
+            let Some(slot) = handler.slot_for(&mut answer).await else { return };
+            let admitted = match handler.on_connect(slot, id, &request).await {
+                Ok(accepted) => {
+                    let session = ClientSession::new(id, accepted.identity, Arc::clone(&handler), compression);
+                    let session = SessionGuard::new(session);
+                    let lease = handler.on_renew(&session, request.token.as_deref()).await;
+                    lease.map(|lease| Admission { session, channels: accepted.channels, lease })
+                }
+                Err(why) => Err(why),
+            };
+            drop(answer.send(admitted));
+        });
+        answered.await.unwrap_or(Err(NotLetIn::Gone))
+    }
+
+    /// Asks whether a client may follow a channel. `data`: JSON that it sends with its wish.
+    pub async fn subscribe(
+        self: &Arc<Self>,
+        session: &Arc<ClientSession>,
+        channel: String,
+        data: Option<String>,
+    ) -> Result<(), NotLetIn> {
+        let (handler, session) = (Arc::clone(self), Arc::clone(session));
+        let (mut answer, answered) = oneshot::channel();
+        self.tasks.spawn(async move {
+            let Some(slot) = handler.slot_for(&mut answer).await else { return };
+            drop(answer.send(handler.on_subscribe(slot, &session, &channel, data.as_deref()).await));
+        });
+        answered.await.unwrap_or(Err(NotLetIn::Gone))
+    }
+
+    /// Asks how long a client may stay with another token, in seconds. `None`: its handler says nothing about that.
+    pub async fn renew(
+        self: &Arc<Self>,
+        session: &Arc<ClientSession>,
+        token: String,
+    ) -> Option<Result<Option<u32>, NotLetIn>> {
+        if !self.active.load().leases {
+            return None;
+        }
+        let (handler, session) = (Arc::clone(self), Arc::clone(session));
+        let renewed = self.tasks.spawn(async move { handler.on_renew(&session, Some(&token)).await });
+        Some(renewed.await.unwrap_or(Err(NotLetIn::Gone)))
+    }
+
+    /// Waits for an instance's turn; `None`: before it came, nobody waited for the answer any more.
+    async fn slot_for<T>(&self, answer: &mut oneshot::Sender<T>) -> Option<Slot<ClientHandler>> {
+        tokio::select! {
+            biased;
+            () = answer.closed() => None,
+            slot = self.pool().slot() => Some(slot),
+        }
+    }
+
+    async fn on_connect(
+        &self,
+        slot: Slot<ClientHandler>,
+        id: ClientId,
+        request: &ConnectRequest,
+    ) -> Result<Acceptance, NotLetIn> {
+        let id = id.to_string();
+        let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let request = GuestRequest {
+            path: &request.path,
+            query: &request.query,
+            headers: &headers,
+            client_ip: &request.client_ip,
+            transport: match request.transport {
+                Transport::WebSocket => GuestTransport::Websocket,
+                Transport::Sse => GuestTransport::Sse,
+                Transport::Centrifuge => GuestTransport::Centrifuge,
+            },
+            token: request.token.as_deref(),
+            data: request.data.as_deref(),
+        };
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
+            handler.own.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
+        });
+        let refused = match called.await {
+            Ok(Ok(acceptance)) => return Ok(acceptance),
+            Ok(Err(refused)) => refused,
+            Err(broken) => return Err(NotLetIn::Broken(broken)),
+        };
+        self.metrics.failed(Blame::GuestSaidNo, "connect");
+        Err(NotLetIn::Refused(refused.status, refused.reason))
+    }
+
+    async fn on_subscribe(
+        &self,
+        slot: Slot<ClientHandler>,
+        session: &ClientSession,
+        channel: &str,
+        data: Option<&str>,
+    ) -> Result<(), NotLetIn> {
+        let id = session.id.to_string();
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
+            let client = Client { id: &id, identity: session.identity.as_deref() };
+            handler.own.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
+        });
+        let refused = match called.await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(refused)) => refused,
+            Err(broken) => return Err(NotLetIn::Broken(broken)),
+        };
+        self.metrics.failed(Blame::GuestSaidNo, "subscribe");
+        Err(NotLetIn::Refused(refused.status, refused.reason))
+    }
+
+    async fn on_renew(&self, session: &ClientSession, token: Option<&str>) -> Result<Option<u32>, NotLetIn> {
+        if !self.active.load().leases {
+            return Ok(None);
+        }
+        let id = session.id.to_string();
+        let slot = self.pool().slot().await;
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| match &handler.lease {
+            Some(lease) => {
+                let lease = lease.edge_relay_tenant_client_lease();
+                lease.call_renew(store, &id, session.identity.as_deref(), token).await
+            }
+            None => Ok(Ok(None)),
+        });
+        let refused = match called.await {
+            Ok(Ok(lease)) => return Ok(lease),
+            Ok(Err(refused)) => refused,
+            Err(broken) => return Err(NotLetIn::Broken(broken)),
+        };
+        self.metrics.failed(Blame::GuestSaidNo, "renew");
+        Err(NotLetIn::Refused(UNAUTHORIZED, refused))
+    }
+
+    async fn on_message(
+        &self,
+        session: &ClientSession,
+        meaning: Meaning<'_>,
+        frame: &Frame,
+    ) -> Result<Vec<Action>, Broken> {
+        let id = session.id.to_string();
+        let kind = match meaning {
+            Meaning::Message => Kind::Message,
+            Meaning::Rpc(method) => Kind::Rpc(method),
+            Meaning::Publish(channel) => Kind::Publish(channel),
+        };
+        let slot = self.pool().slot().await;
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
+            let client = Client { id: &id, identity: session.identity.as_deref() };
+            let handler = handler.own.edge_relay_tenant_client_handler();
+            handler.call_on_message(store, client, kind, to_guest(frame)).await
+        });
+        called.await
+    }
+
+    /// Has the client's message handled, and what follows from it done: the answer to the command `id` of a client of the
+    /// Centrifuge protocol.
+    pub async fn handle_command(
+        self: &Arc<Self>,
+        session: &Arc<ClientSession>,
+        id: u32,
+        meaning: Meaning<'_>,
+        frame: &Frame,
+    ) -> Result<(), Broken> {
+        let made = self.on_message(session, meaning, frame).await?;
+        let asked = ReplyMode::Command { id, by: meaning.into() };
+        actions::carry_out(self, session, asked, made).await;
+        Ok(())
+    }
+
+    async fn on_disconnect(&self, session: &ClientSession, reason: &str) {
+        let id = session.id.to_string();
+        let slot = self.pool().slot().await;
+        let deadline = deadline(&slot);
+        let called = slot.call(deadline, async |store, handler| {
+            let client = Client { id: &id, identity: session.identity.as_deref() };
+            handler.own.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
+        });
+        // If it broke, that has been counted and logged, and nobody is there to be told.
+        drop(called.await);
+    }
+}

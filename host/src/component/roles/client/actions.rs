@@ -1,0 +1,200 @@
+//! What a handler wants done after a message, carried out in its order.
+
+use tokio::sync::oneshot;
+use wire::{ErrorCode, Frame, centrifuge, frame, raw};
+
+use crate::{
+    channel::Start,
+    component::{
+        bindings::{
+            client::exports::edge_relay::tenant::client_handler::{Action, Error},
+            edge_relay::tenant::types::Publication,
+        },
+        imports::channels::{closing, from_guest, publish_all},
+        roles::client::{ClientSession, Guest, Handler, Meaning},
+    },
+    delivery::{Follow, NotifyBy, Step, Steps},
+    metrics::Blame,
+    upstream::SendError,
+};
+
+/// Actions of one call; each costs the host some microseconds.
+const MAX_ACTIONS: usize = 10_000;
+
+/// What the client has sent, and so how it is answered.
+#[derive(Clone, Copy, Debug)]
+pub enum ReplyMode {
+    /// A message of a plain WebSocket: as messages.
+    Message,
+    /// A command of the Centrifuge protocol: by one reply to it, and pushes.
+    Command { id: u32, by: ReplyKind },
+}
+
+/// The reply that a command waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyKind {
+    None,
+    Rpc,
+    Publish,
+}
+
+impl From<Meaning<'_>> for ReplyKind {
+    fn from(meaning: Meaning<'_>) -> Self {
+        match meaning {
+            Meaning::Message => Self::None,
+            Meaning::Rpc(_) => Self::Rpc,
+            Meaning::Publish(_) => Self::Publish,
+        }
+    }
+}
+
+/// Carries out the actions that followed a message of this client.
+pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyMode, actions: Vec<Action>) {
+    let guest = handler.guest();
+    if actions.len() > MAX_ACTIONS {
+        guest.metrics.failed(Blame::GuestBroke, "actions");
+        if guest.tenant.log_lines.take() {
+            tracing::warn!(tenant.name = %guest.tenant.name, actions = actions.len(), most = MAX_ACTIONS, "a handler's actions cut off");
+        }
+    }
+    let steps = Steps::new(&guest.tenant.client_limits.budget);
+    let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
+    for action in actions.into_iter().take(MAX_ACTIONS) {
+        // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
+        // done. The other way round the shard's queue keeps the order.
+        if matches!(action, Action::Publish(_)) {
+            plan.done().await;
+        } else {
+            plan.publish().await;
+        }
+        plan.add(action);
+    }
+    plan.publish().await;
+    plan.answer();
+    plan.act();
+}
+
+/// Actions that are yet to be carried out: either steps for the shard or publications.
+struct Plan<'a> {
+    handler: &'a Handler,
+    guest: Guest,
+    session: &'a ClientSession,
+    /// What is not answered yet.
+    asked: ReplyMode,
+    steps: Steps,
+    publications: Vec<Publication>,
+}
+
+impl Plan<'_> {
+    fn add(&mut self, action: Action) {
+        let guest = &self.guest;
+        match action {
+            Action::Reply(frame) => self.message(&from_guest(frame)),
+            Action::RpcResult(frame) => match self.asked {
+                ReplyMode::Command { id, by: ReplyKind::Rpc } => {
+                    self.asked = ReplyMode::Command { id, by: ReplyKind::None };
+                    let frame = from_guest(frame);
+                    self.say(|out| centrifuge::reply::rpc(id, &frame, out));
+                }
+                _ => self.message(&from_guest(frame)),
+            },
+            Action::Error(Error { code, message }) => {
+                guest.metrics.failed(Blame::GuestSaidNo, "error");
+                self.error(code, &message);
+            }
+            Action::Publish(publication) => self.publications.push(publication),
+            Action::Upstream(to) => {
+                let upstream = guest.version.upstream(&to.upstream);
+                let sent =
+                    upstream.map_or(Err(SendError::Unknown), |upstream| upstream.send(vec![from_guest(to.frame)]));
+                if let Err(error) = sent {
+                    guest.metrics.failed(Blame::HostFailed, "upstream");
+                    if guest.tenant.log_lines.take() {
+                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's frame is not sent upstream");
+                    }
+                }
+            }
+            Action::Subscribe(channel) => match guest.tenant.channels.subscribe(&channel) {
+                Ok(channel) => {
+                    let follow = Follow { channel, start: Start::Now, lost: false, given: true };
+                    self.steps.push(Step::Subscribe(follow, NotifyBy::Push));
+                }
+                Err(error) => {
+                    guest.metrics.failed(Blame::HostFailed, "channel");
+                    if guest.tenant.log_lines.take() {
+                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's subscription is refused");
+                    }
+                }
+            },
+            Action::Unsubscribe(channel) => self.steps.push(Step::Unsubscribe(channel, NotifyBy::Push)),
+            Action::Disconnect(close) => self.steps.push(closing(close)),
+        }
+    }
+
+    /// A message to the client that answers nothing.
+    fn message(&mut self, frame: &Frame) {
+        match self.asked {
+            ReplyMode::Message => raw::reply(frame, self.session.compression, self.steps.replies()),
+            ReplyMode::Command { .. } => self.say(|out| centrifuge::reply::message_push(frame, out)),
+        }
+    }
+
+    fn error(&mut self, code: u32, message: &str) {
+        match self.asked {
+            ReplyMode::Message => raw::error(code, message, self.steps.replies()),
+            ReplyMode::Command { id, by } => {
+                self.asked = ReplyMode::Command { id, by: ReplyKind::None };
+                // Without a command that waits for it, it is pushed.
+                let id = if by == ReplyKind::None { 0 } else { id };
+                self.say(|out| centrifuge::reply::error(id, code, message, out));
+            }
+        }
+    }
+
+    /// Answers a command that the handler has not answered.
+    fn answer(&mut self) {
+        match self.asked {
+            ReplyMode::Command { id, by: ReplyKind::Publish } => {
+                self.say(|out| centrifuge::reply::empty(id, "publish", out))
+            }
+            ReplyMode::Command { by: ReplyKind::Rpc, .. } => {
+                self.guest.metrics.failed(Blame::GuestBroke, "unanswered");
+                self.error(ErrorCode::Internal as u32, "the tenant's code gives no answer");
+            }
+            ReplyMode::Command { by: ReplyKind::None, .. } | ReplyMode::Message => {}
+        }
+    }
+
+    /// Adds a reply of the Centrifuge protocol.
+    fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut reply = Vec::new();
+        write(&mut reply);
+        wire::encode(self.session.compression, frame::TEXT, &reply, self.steps.replies());
+    }
+
+    /// Hands the steps to the client's shard.
+    fn act(&mut self) {
+        let steps = self.steps.take();
+        if !steps.is_empty() {
+            self.handler.act(self.session.id, steps);
+        }
+    }
+
+    /// Hands the steps to the client's shard and waits until they are done, or the client is gone.
+    async fn done(&mut self) {
+        let mut steps = self.steps.take();
+        if !steps.is_empty() {
+            let (done, waits) = oneshot::channel();
+            steps.push(Step::Tell(done));
+            self.handler.act(self.session.id, steps);
+            // An error: they never will be.
+            let _ = waits.await;
+        }
+    }
+
+    async fn publish(&mut self) {
+        if !self.publications.is_empty() {
+            publish_all(&self.guest, std::mem::take(&mut self.publications)).await;
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! One client of a tenant with a handler: what it has sent and is yet to be handled, in order.
+
+use std::{
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
+
+use wire::{Compression, ErrorCode, Frame, Kind, raw};
+
+use crate::{
+    component::roles::client::{Handler, Meaning, actions, actions::ReplyMode},
+    delivery::{BudgetShare, ClientId, Inbox, InboxEvent, Over, Recipient, Step},
+};
+
+/// Why a client is gone that never was in a shard.
+const NEVER_CAME: &str = "handshake";
+
+/// A client as its handler knows it.
+pub struct ClientSession {
+    pub id: ClientId,
+    pub identity: Option<String>,
+    pub compression: Option<Compression>,
+    handler: Arc<Handler>,
+    inbox: Inbox,
+    /// Why it left.
+    reason: OnceLock<&'static str>,
+}
+
+impl ClientSession {
+    pub(super) fn new(
+        id: ClientId,
+        identity: Option<String>,
+        handler: Arc<Handler>,
+        compression: Option<Compression>,
+    ) -> Arc<Self> {
+        Arc::new(Self { id, identity, compression, handler, inbox: Inbox::default(), reason: OnceLock::new() })
+    }
+
+    /// Notes why the client leaves; the first reason counts.
+    pub fn leaves(&self, reason: &'static str) {
+        // An earlier reason stands.
+        let _ = self.reason.set(reason);
+    }
+
+    /// Handles what there is.
+    async fn serve(self: Arc<Self>) {
+        while let Some(event) = self.inbox.next() {
+            match event {
+                InboxEvent::Message(frame, share) => {
+                    self.handler.metrics.queue.dec();
+                    self.handle(&frame, share).await;
+                }
+                InboxEvent::Gone => {
+                    let reason = self.reason.get().copied().unwrap_or(NEVER_CAME);
+                    self.handler.on_disconnect(&self, reason).await;
+                }
+            }
+        }
+    }
+
+    async fn handle(&self, frame: &Frame, share: BudgetShare) {
+        match self.handler.on_message(self, Meaning::Message, frame).await {
+            Ok(made) => {
+                // Replies may need the room.
+                drop(share);
+                actions::carry_out(&self.handler, self, ReplyMode::Message, made).await;
+            }
+            Err(_) => {
+                self.handler.metrics.lost.inc();
+                let mut out = Vec::new();
+                raw::error(ErrorCode::Internal as u32, "the message could not be handled", &mut out);
+                self.handler.act(self.id, vec![Step::Send(out, share)]);
+            }
+        }
+    }
+}
+
+/// A session whose client is there; its handler is told when this is dropped.
+pub struct SessionGuard(Arc<ClientSession>);
+
+impl SessionGuard {
+    pub(super) fn new(session: Arc<ClientSession>) -> Self {
+        Self(session)
+    }
+}
+
+impl Deref for SessionGuard {
+    type Target = Arc<ClientSession>;
+
+    fn deref(&self) -> &Arc<ClientSession> {
+        &self.0
+    }
+}
+
+impl Recipient for SessionGuard {
+    fn id(&self) -> ClientId {
+        self.0.id
+    }
+
+    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), Over> {
+        let client_limits = &self.handler.tenant.client_limits;
+        self.inbox.one_more(&client_limits.sending)?;
+        let to_be_served = self.inbox.message(kind, payload, &client_limits.sending, &client_limits.budget)?;
+        self.handler.metrics.queue.inc();
+        if to_be_served {
+            self.handler.tasks.spawn(Arc::clone(&self.0).serve());
+        }
+        Ok(())
+    }
+
+    fn leaves(&self, reason: &'static str) {
+        self.0.leaves(reason);
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        if self.0.inbox.gone() {
+            self.0.handler.tasks.spawn(Arc::clone(&self.0).serve());
+        }
+    }
+}

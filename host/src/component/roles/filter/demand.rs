@@ -1,0 +1,157 @@
+//! What a filter that follows demand is told: the channels that became active or idle, between its frames.
+//!
+//! One call at a time, and none before the connection has room for what the last one returned: the worker never waits
+//! for the connection, which may be waiting for the worker to take frames.
+
+use std::{collections::VecDeque, future::pending, time::Duration};
+
+use tokio::{sync::mpsc, time::Instant};
+use wasmtime::Store;
+use wire::Frame;
+
+use crate::{
+    component::{
+        imports::channels::from_guest,
+        roles::filter::{Filter, Worker},
+        run::host::Host,
+    },
+    demand::{ChannelChange, Follower},
+    metrics::Blame,
+    upstream::MAX_OUTBOUND,
+};
+
+/// How long one call after another is about channels before frames have their turn; the last may take longer.
+const TURN: Duration = Duration::from_millis(2);
+
+/// The channels that one filter follows, and its way to the connection.
+pub(super) struct Following {
+    follower: Follower,
+    /// `None`: there is no connection.
+    outbound: Option<mpsc::Sender<Frame>>,
+    /// Of the last call, bounded by the instance's memory.
+    unsent: VecDeque<Frame>,
+}
+
+impl Following {
+    pub(super) fn new(follower: Follower) -> Self {
+        Self { follower, outbound: None, unsent: VecDeque::new() }
+    }
+
+    /// There is a new connection.
+    pub(super) fn begin(&mut self, outbound: &mpsc::Sender<Frame>) {
+        self.unsent.clear();
+        self.outbound = Some(outbound.clone());
+        self.follower.begin();
+    }
+
+    /// The connection is gone, and with it what was meant for it.
+    pub(super) fn end(&mut self) {
+        self.unsent.clear();
+        self.outbound = None;
+        self.follower.end();
+    }
+
+    /// What the filter is to be told next, if all that it has said is on its way.
+    fn next(&self) -> Option<ChannelChange> {
+        let is_open = self.outbound.as_ref().is_some_and(|outbound| !outbound.is_closed());
+        if is_open && self.unsent.is_empty() { self.follower.next() } else { None }
+    }
+
+    /// Sends what there is room for.
+    fn send(&mut self, frames: Vec<Frame>) {
+        self.unsent.extend(frames);
+        while let Some(outbound) = &self.outbound
+            && let Ok(place) = outbound.try_reserve()
+            && let Some(frame) = self.unsent.pop_front()
+        {
+            place.send(frame);
+        }
+    }
+
+    /// Sends a frame that has waited, or returns when there may be something to tell. Cancelled, it misses nothing.
+    async fn go_on(&mut self) {
+        match &self.outbound {
+            Some(outbound) if outbound.is_closed() => self.end(),
+            Some(outbound) if !self.unsent.is_empty() => {
+                if let Ok(place) = outbound.reserve().await
+                    && let Some(frame) = self.unsent.pop_front()
+                {
+                    place.send(frame);
+                }
+            }
+            Some(_) => self.follower.changed().await,
+            None => pending().await,
+        }
+    }
+}
+
+impl Worker {
+    /// Tells the filter of channels, if there is something to tell, for one turn.
+    pub(super) async fn tell(&mut self) {
+        if self.following.is_none() {
+            return;
+        }
+        let began = Instant::now();
+        // What comes up during a pause keeps until the next instance may be made.
+        while !self.filter.is_pausing() && began.elapsed() < TURN {
+            let Some(change) = self.following.as_ref().and_then(Following::next) else { return };
+            let Some(mut frames) = self.on_channel(&change).await else {
+                self.filter.guest().metrics.lost.inc();
+                continue;
+            };
+            if !frames.is_empty() {
+                // Before they are sent: what the partner has sent until now, and what it will, may have a gap between.
+                let guest = self.filter.guest();
+                guest.tenant.channels.interrupted(&change.channel, &guest.name);
+            }
+            frames.retain(|frame| self.fits(frame));
+            self.following.iter_mut().for_each(|following| following.send(std::mem::take(&mut frames)));
+        }
+    }
+
+    /// Returns when there may be something to tell. Cancelled, it misses nothing.
+    pub(super) async fn news(&mut self) {
+        match &mut self.following {
+            Some(following) => {
+                following.go_on().await;
+                if following.unsent.is_empty() {
+                    self.filter.pause().await;
+                }
+            }
+            None => pending().await,
+        }
+    }
+
+    async fn on_channel(&mut self, change: &ChannelChange) -> Option<Vec<Frame>> {
+        let upstream = self.filter.guest().name.clone();
+        let frames = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
+            // Whoever has one of these follows demand.
+            let Some(functions) = &filter.demand else { return Ok(Vec::new()) };
+            let functions = functions.edge_relay_tenant_filter_demand();
+            let frames = match change.active {
+                true => functions.call_on_channel_active(&mut *store, &upstream, &change.channel).await?,
+                false => functions.call_on_channel_idle(&mut *store, &upstream, &change.channel).await?,
+            };
+            Ok(frames)
+        });
+        frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
+    }
+
+    /// Whether a frame is small enough to wait for the connection.
+    fn fits(&self, frame: &Frame) -> bool {
+        let fits = frame.bytes.len() <= MAX_OUTBOUND;
+        if !fits {
+            let guest = self.filter.guest();
+            guest.metrics.failed(Blame::GuestBroke, "frame_size");
+            if guest.tenant.log_lines.take() {
+                tracing::warn!(
+                    tenant.name = %guest.tenant.name,
+                    guest.name = %guest.name,
+                    bytes = frame.bytes.len(),
+                    "a frame for the upstream is too large"
+                );
+            }
+        }
+        fits
+    }
+}

@@ -1,0 +1,13 @@
+//! Instances and their calls: made within limits, called within a deadline, dropped when they break.
+
+pub mod call;
+pub mod host;
+pub mod instance;
+pub mod output;
+pub mod pool;
+pub mod request_parts;
+pub mod runtime;
+pub mod swap;
+pub mod ticker;
+pub mod warm;
+mod wasi;

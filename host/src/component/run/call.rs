@@ -1,0 +1,89 @@
+//! One call of a guest, within its deadline.
+
+use std::{fmt::Write as _, time::Duration};
+
+use tokio::time::timeout;
+use wasmtime::{WasmBacktrace, component::ResourceTableError};
+
+use crate::{
+    component::run::{host::MAX_HANDLES, output::line, ticker::Ticker},
+    metrics::Blame,
+    tenant::turns::TurnShare,
+};
+
+/// Frames of a trap's backtrace that are shown.
+const MAX_FRAMES: usize = 8;
+
+/// How a guest broke. Its instance is not to be used again.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    #[error("{0}")]
+    Trap(String),
+    #[error("no answer within {} ms", .0.as_millis())]
+    Deadline(Duration),
+    #[error("cannot be instantiated: {0}")]
+    Instantiate(String),
+    #[error("holds more than {MAX_HANDLES} handles: drop those that are done with")]
+    Handles,
+    #[error("no place for an instance within {} ms: the tenant, or the host, has as many as it may", .0.as_millis())]
+    Busy(Duration),
+}
+
+impl Broken {
+    /// The value of the metric's label `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Trap(_) | Self::Handles => "trap",
+            Self::Deadline(_) => "deadline",
+            Self::Instantiate(_) => "instantiate",
+            Self::Busy(_) => "busy",
+        }
+    }
+
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Busy(_) => Blame::HostFailed,
+            _ => Blame::GuestBroke,
+        }
+    }
+
+    /// Adds what the guest wrote to its standard error: of an exception that nobody caught, the trap says only that the
+    /// guest gave up.
+    pub fn saying(self, words: &str) -> Self {
+        match self {
+            Self::Trap(why) if !words.is_empty() => Self::Trap(format!("{why}, having written: {words}")),
+            broken => broken,
+        }
+    }
+}
+
+/// Runs a call, in its instance's turns, to its end or its deadline, host calls included.
+pub async fn within<T>(
+    deadline: Duration,
+    ticker: &Ticker,
+    share: &TurnShare,
+    call: impl Future<Output = wasmtime::Result<T>>,
+) -> Result<T, Broken> {
+    let _calling = ticker.calling();
+    match timeout(deadline, share.take(call)).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => match error.root_cause().downcast_ref() {
+            Some(ResourceTableError::Full) => Err(Broken::Handles),
+            _ => Err(Broken::Trap(describe(&error))),
+        },
+        Err(_) => Err(Broken::Deadline(deadline)),
+    }
+}
+
+/// The cause, and the functions it happened in, innermost first.
+fn describe(error: &wasmtime::Error) -> String {
+    let mut text = error.root_cause().to_string();
+    let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
+    let names = frames.iter().filter_map(|frame| frame.func_name()).take(MAX_FRAMES);
+    for (index, name) in names.enumerate() {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{}{:#}", if index == 0 { " in " } else { " < " }, rustc_demangle::demangle(name));
+    }
+    // Functions have the names that the guest gives them.
+    line(&text)
+}

@@ -1,0 +1,148 @@
+//! A component's code and its instances: made, called within a deadline, dropped when they break.
+
+use std::{
+    marker::PhantomData,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use wasmtime::{Store, component, component::InstancePre};
+
+use crate::{
+    component::{
+        Engine, Guest, LoadError, Loaded, RoleKind,
+        load::{engine::LinkError, inspect},
+        run::{
+            call::{Broken, within},
+            host,
+            host::Host,
+        },
+    },
+    tenant::places::Place,
+};
+/// Instantiating runs the guest's own start-up code.
+const INSTANTIATE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a component is to the host: an interface it exports.
+pub trait Role: Sized + Send {
+    const KIND: RoleKind;
+
+    /// Finds the role's functions in an instance.
+    fn find(store: &mut Store<Host>, instance: &component::Instance) -> wasmtime::Result<Self>;
+
+    /// Checks their types before there is an instance.
+    fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()>;
+}
+
+/// A component's code, linked and known to have a role.
+pub struct RoleCode<R> {
+    engine: Arc<Engine>,
+    pre: InstancePre<Host>,
+    /// Kept, so that others with the same content find it.
+    _loaded: Arc<Loaded>,
+    /// It needs a store.
+    pub keeps_records: bool,
+    /// It wants to be told which channels are active.
+    pub follows_demand: bool,
+    /// It says how long clients may stay.
+    pub leases: bool,
+    role: PhantomData<fn() -> R>,
+}
+
+impl<R: Role> RoleCode<R> {
+    pub fn new(engine: &Arc<Engine>, loaded: Arc<Loaded>) -> Result<Self, LoadError> {
+        let report = &loaded.report;
+        if !report.roles.contains(&R::KIND) {
+            let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
+            return Err(LoadError::Role { role: R::KIND, exports });
+        }
+        let pre = loaded.linked()?.clone();
+        R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
+        let keeps_records = report.imports.iter().any(|import| import.starts_with(inspect::RECORDS));
+        let (follows_demand, leases) = (report.follows_demand, report.leases);
+        let engine = Arc::clone(engine);
+        Ok(Self { engine, pre, _loaded: loaded, keeps_records, follows_demand, leases, role: PhantomData })
+    }
+
+    /// A fresh instance.
+    pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
+        let store = host::store(&self.engine, guest, place);
+        let mut store = store.map_err(|error| Broken::Instantiate(format!("{error:#}")))?;
+        store.set_epoch_deadline(1);
+        let share = store.data().share().clone();
+        let made = async {
+            let instance = self.pre.instantiate_async(&mut store).await?;
+            R::find(&mut store, &instance)
+        };
+        let made = within(INSTANTIATE_DEADLINE, &self.engine.ticker, &share, made).await;
+        match made.map_err(|broken| broken.saying(&store.data().stderr().words())) {
+            Ok(role) => Ok(Instance { engine: Arc::clone(&self.engine), store, role, calls: 0 }),
+            Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
+            Err(broken) => Err(broken),
+        }
+    }
+}
+
+/// One instance. After a call that broke it must be dropped.
+pub struct Instance<R> {
+    engine: Arc<Engine>,
+    store: Store<Host>,
+    role: R,
+    /// Calls that it has returned from.
+    pub calls: u32,
+}
+
+impl<R> Instance<R> {
+    /// Its place, for another in its stead.
+    pub fn into_place(self) -> Place {
+        self.store.into_data().into_place()
+    }
+}
+
+impl<R: Role> Instance<R> {
+    /// Calls the guest within its deadline, and counts the call if it returned.
+    pub async fn call<T>(
+        &mut self,
+        guest: &Guest,
+        deadline: Duration,
+        call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
+    ) -> Result<T, Broken> {
+        // The epoch has moved on since the last call, which is no reason to yield at the first check.
+        self.store.set_epoch_deadline(1);
+        self.store.data_mut().outbound().begin_call();
+        let started = Instant::now();
+        let share = self.store.data().share().clone();
+        self.store.data().stderr().forget();
+        let called = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await;
+        let value = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
+        self.store.data_mut().outbound().end_call();
+        self.calls = self.calls.saturating_add(1);
+        guest.metrics.calls.inc();
+        guest.metrics.seconds.observe(started.elapsed().as_secs_f64());
+        // Not of its deadline: a slow disk is not the guest's fault.
+        self.store.data_mut().write_deferred().await;
+        Ok(value)
+    }
+}
+
+/// Counts and logs that a call of a guest came to nothing; `pause`: until there may be a fresh instance.
+pub fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
+    guest.metrics.failed(broken.blame(), broken.reason());
+    match broken {
+        Broken::Deadline(_) => guest.tenant.metrics.limited(guest.role.call_limit(), 1),
+        Broken::Handles => guest.tenant.metrics.limited("handles", 1),
+        // What else there was no room for has been counted where it was asked for.
+        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) => {}
+    }
+    if !guest.tenant.log_lines.take() {
+        return;
+    }
+    tracing::warn!(
+        tenant.name = %guest.tenant.name,
+        guest.role = guest.role.name(),
+        guest.name = %guest.name,
+        error = %broken,
+        pause_ms = pause.as_millis(),
+        "component broke"
+    );
+}

@@ -1,0 +1,423 @@
+//! Shards: threads that own the clients' sockets.
+//!
+//! In come clients whose handshake is done and word of fresh chunks, by the shard's [`Queue`]; out go bytes. A shard has
+//! its own epoll, table of clients and view of every channel that one of them follows; it shares nothing else, takes no
+//! lock per client and never waits for one. A client that its socket holds back keeps its cursor and is written to when
+//! the socket has room; one whose position has left the log is closed with 1013.
+
+use std::{
+    collections::HashMap,
+    io,
+    io::ErrorKind,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+use wire::{Position, deflate::Inflater, sse};
+
+pub use crate::delivery::shard::deadlines::Due;
+use crate::{
+    channel::{Channel, Format, Reader, Start},
+    delivery::{
+        ClientId, ClientLimits, Connected,
+        end::End,
+        id::Ids,
+        queue::{Queue, ShardCommand, Step},
+        shard::{
+            cursor::Cursors,
+            deadlines::Deadlines,
+            row::{Row, flag},
+            view::{Subscriber, View},
+        },
+        sockopt,
+    },
+    sync::Mutex,
+};
+
+mod close;
+mod cursor;
+mod deadlines;
+mod deliver;
+#[cfg(test)]
+mod model;
+mod pending;
+mod receive;
+mod row;
+mod sse_ids;
+mod steps;
+mod view;
+
+const WAKER: Token = Token(usize::MAX);
+/// Shared by all reads of a shard.
+const READ_BUFFER: usize = 64 << 10;
+/// The liveness sweep visits every row this many times in the shortest time it watches over.
+const SWEEPS: u32 = 8;
+/// One such visit takes so many ticks, a part of the table at each.
+const TICKS: u32 = 8;
+/// Longest tick, however long clients may be silent: closing clients have a time too.
+const MAX_TICK: Duration = Duration::from_millis(500);
+
+/// What bounds a client's silence.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub ping_interval: Duration,
+    pub stall_timeout: Duration,
+    pub shutdown_timeout: Duration,
+}
+
+/// A client whose handshake is done.
+pub struct Newcomer {
+    pub socket: std::net::TcpStream,
+    /// Bytes that came behind its handshake.
+    pub leftover: Vec<u8>,
+    pub accepted: Accepted,
+}
+
+/// A client that is let in.
+pub struct Accepted {
+    pub client: Connected,
+    pub channels: Vec<(Arc<Channel>, Start)>,
+    pub format: Format,
+    /// Whether it has agreed to permessage-deflate.
+    pub deflates: bool,
+    /// What it is sent first.
+    pub hello: Vec<u8>,
+    /// Channels that it has had something of and cannot go on with.
+    pub gaps: Vec<Arc<str>>,
+    /// When its connection ends by itself.
+    pub deadline: Option<(Instant, Due)>,
+    /// It is let in only to be told why not.
+    pub end: Option<End>,
+}
+
+impl Accepted {
+    /// A plain WebSocket that follows nothing yet.
+    pub fn new(client: Connected) -> Self {
+        Self {
+            client,
+            channels: Vec::new(),
+            format: Format::Raw,
+            deflates: false,
+            hello: Vec::new(),
+            gaps: Vec::new(),
+            deadline: None,
+            end: None,
+        }
+    }
+}
+
+/// All shards of the host.
+pub struct Shards {
+    queues: Vec<Arc<Queue>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    next: AtomicUsize,
+    ids: Ids,
+}
+
+impl Shards {
+    pub fn start(count: usize, timing: Timing) -> io::Result<Self> {
+        let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        for index in 0..count {
+            let shard = Shard::new(timing)?;
+            queues.push(Arc::clone(&shard.queue));
+            let thread = move || {
+                // Its clients can be neither served nor told: whoever supervises the process starts it again.
+                match catch_unwind(AssertUnwindSafe(|| shard.run())) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => tracing::error!(%error, "a shard cannot wait for its sockets; the process ends"),
+                    Err(_) => tracing::error!("a shard has panicked; the process ends"),
+                }
+                std::process::exit(1);
+            };
+            threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(thread)?);
+        }
+        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0), ids: Ids::new() })
+    }
+
+    /// Hands a client to the next shard in turn, or to that of its id.
+    pub fn adopt(&self, newcomer: Newcomer) {
+        let shard = match newcomer.accepted.client.id() {
+            Some(id) => id.shard(),
+            None => self.next.fetch_add(1, Ordering::Relaxed) % self.queues.len().max(1),
+        };
+        if let Some(queue) = self.queues.get(shard) {
+            queue.push(ShardCommand::Client(Box::new(newcomer)));
+        }
+    }
+
+    /// An id for a client that its tenant's handler is asked about.
+    pub fn next_id(&self) -> ClientId {
+        self.ids.next(self.queues.len())
+    }
+
+    /// Does something with a client of this tenant, in the order of these calls; one that is gone is left alone.
+    pub fn act(&self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
+        if let Some(queue) = self.queues.get(client.shard()) {
+            queue.push(ShardCommand::Act { client, client_limits: Arc::clone(client_limits), steps });
+        }
+    }
+
+    /// Closes every client of a tenant that is there no more, also those that are yet to come.
+    pub fn close_all_of(&self, client_limits: &Arc<ClientLimits>) {
+        client_limits.gone.store(true, Ordering::Relaxed);
+        for queue in &self.queues {
+            queue.push(ShardCommand::Gone(Arc::clone(client_limits)));
+        }
+    }
+
+    /// Closes every client with 1001 and waits for the threads, which takes at most the shutdown timeout.
+    pub fn shutdown(&self) {
+        for queue in &self.queues {
+            queue.push(ShardCommand::Shutdown);
+        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // One that has panicked has ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Shard {
+    poll: Poll,
+    queue: Arc<Queue>,
+    /// The queue again, as channels know it.
+    reader: Arc<dyn Reader>,
+    rows: Slab<Row>,
+    /// Rows of clients with an id.
+    by_id: HashMap<ClientId, usize>,
+    views: Slab<View>,
+    /// Views by their channel's address.
+    by_channel: HashMap<usize, usize>,
+    /// Rows whose turn was cut short.
+    again: Vec<usize>,
+    /// Rows that wait for the answer to a close frame.
+    closing: Vec<usize>,
+    deadlines: Deadlines,
+    buffer: Vec<u8>,
+    /// Shared by all clients that compress.
+    inflater: Option<Inflater>,
+    timing: Timing,
+    tick: Duration,
+    next_tick: Instant,
+    /// Where the sweep goes on.
+    swept: usize,
+    started: Instant,
+    /// Milliseconds since `started`, wrapping: only differences count.
+    now: u32,
+    /// When to end, clients or not.
+    end: Option<Instant>,
+}
+
+impl Shard {
+    fn new(timing: Timing) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let queue = Arc::new(Queue::new(poll.registry(), WAKER)?);
+        let tick = (timing.ping_interval.min(timing.stall_timeout) / (SWEEPS * TICKS)).min(MAX_TICK);
+        let started = Instant::now();
+        Ok(Self {
+            poll,
+            reader: Arc::new(Arc::clone(&queue)),
+            queue,
+            rows: Slab::new(),
+            by_id: HashMap::new(),
+            views: Slab::new(),
+            by_channel: HashMap::new(),
+            again: Vec::new(),
+            closing: Vec::new(),
+            deadlines: Deadlines::default(),
+            buffer: vec![0; READ_BUFFER],
+            inflater: None,
+            timing,
+            tick,
+            next_tick: started + tick,
+            swept: 0,
+            started,
+            now: 0,
+            end: None,
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        let mut commands = Vec::new();
+        loop {
+            let wait = match self.again.is_empty() {
+                true => self.next_tick.saturating_duration_since(Instant::now()),
+                false => Duration::ZERO,
+            };
+            self.turn(&mut events, &mut commands, wait)?;
+            if self.end.is_some_and(|end| self.rows.is_empty() || Instant::now() >= end) {
+                self.queue.close();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for something to do, and does all there is.
+    fn turn(&mut self, events: &mut Events, commands: &mut Vec<ShardCommand>, wait: Duration) -> io::Result<()> {
+        match self.poll.poll(events, Some(wait)) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let now = Instant::now();
+        self.now = millis(now - self.started);
+        for event in events.iter().filter(|event| event.token() != WAKER) {
+            let slot = event.token().0;
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                self.read(slot, event.is_read_closed() || event.is_error());
+            }
+            if event.is_writable() {
+                self.resume(slot);
+            }
+        }
+        for slot in std::mem::take(&mut self.again) {
+            // To the end: if that came meanwhile, its edge has been spent on the turn before.
+            self.read(slot, true);
+            self.resume(slot);
+        }
+        self.queue.take(commands);
+        for command in commands.drain(..) {
+            match command {
+                ShardCommand::Client(newcomer) => self.adopt(*newcomer),
+                ShardCommand::Fresh(view) => self.fan_out(view),
+                ShardCommand::Act { client, client_limits, steps } => self.act(client, &client_limits, steps),
+                ShardCommand::Gone(client_limits) => self.close_all_of(&client_limits),
+                ShardCommand::Shutdown => self.begin_shutdown(now),
+            }
+        }
+        if now >= self.next_tick {
+            self.next_tick = now + self.tick;
+            self.sweep();
+            self.end_due(now);
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, newcomer: Newcomer) {
+        let Newcomer { socket, mut leftover, accepted } = newcomer;
+        let Accepted { client, channels, format, deflates, mut hello, mut gaps, deadline, mut end } = accepted;
+        if self.end.is_some() {
+            client.leaves("shutdown");
+            return;
+        }
+        if client.client_limits().gone.load(Ordering::Relaxed) {
+            end = Some(End::Tenant);
+        }
+        let mut socket = mio::net::TcpStream::from_std(socket);
+        let slot = self.rows.vacant_key();
+        if let Err(error) = self.poll.registry().register(&mut socket, Token(slot), Interest::READABLE) {
+            tracing::warn!(%error, "a client's socket cannot be watched");
+            client.leaves("io");
+            return;
+        }
+        let mut cursors = Vec::with_capacity(channels.len());
+        let mut positions: Vec<Option<Position>> = Vec::with_capacity(channels.len());
+        let mut behind = false;
+        for (channel, start) in &channels {
+            let at = self.view(channel);
+            let Some(view) = self.views.get_mut(at) else { continue };
+            let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(cursors.len()).unwrap_or(u16::MAX) };
+            let mut subscribed = view.subscribe(index(at), subscriber, *start, format);
+            if subscribed.is_none() && format == Format::Sse {
+                gaps.push(Arc::clone(&channel.name));
+                subscribed = view.subscribe(index(at), subscriber, Start::Now, format);
+            }
+            match subscribed {
+                Some((cursor, position)) => {
+                    behind |= cursor.since().is_some() || cursor.seq < view.log.next_seq();
+                    cursors.push(cursor);
+                    positions.push(position);
+                }
+                None => {
+                    // It was there at the handshake.
+                    end = Some(End::Gap(Arc::clone(&channel.name)));
+                    self.leave_if_empty(at);
+                }
+            }
+        }
+        if let Some(id) = client.id() {
+            self.by_id.insert(id, slot);
+            if let Some((at, due)) = deadline {
+                self.deadlines.set(id, at, due);
+            }
+        }
+        let flags = if deflates { flag::DEFLATES } else { 0 };
+        let several = cursors.len() > 1;
+        let cursors = Cursors::from(cursors);
+        let mut row = Row { socket, client, cursors, extra: None, touched: self.now, flags, format, current: 0 };
+        if format == Format::Sse {
+            sockopt::give_up_after(&row.socket, self.timing.stall_timeout);
+            sse::hello(&gaps, positions.iter().flatten(), &mut hello);
+            if several {
+                row.extra().positions = positions.into();
+            }
+        }
+        self.rows.insert(row);
+        if !hello.is_empty() {
+            self.send(slot, hello);
+        }
+        if let Some(end) = end {
+            self.close(slot, &end);
+        } else if behind {
+            self.begin(slot);
+        }
+        if !leftover.is_empty() {
+            self.received(slot, &mut leftover);
+        }
+    }
+
+    /// The view of a channel, attached if this is its first client here.
+    fn view(&mut self, channel: &Arc<Channel>) -> usize {
+        if let Some(view) = self.by_channel.get(&Arc::as_ptr(channel).addr()) {
+            return *view;
+        }
+        let view = self.views.vacant_key();
+        let (log, end) = channel.attach(Arc::clone(&self.reader), view);
+        self.by_channel.insert(Arc::as_ptr(channel).addr(), view);
+        self.views.insert(View::new(Arc::clone(channel), log, end))
+    }
+
+    fn begin_shutdown(&mut self, now: Instant) {
+        self.end = Some(now + self.timing.shutdown_timeout);
+        let slots: Vec<usize> = self.rows.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.close(slot, &End::Shutdown);
+        }
+    }
+
+    fn close_all_of(&mut self, client_limits: &Arc<ClientLimits>) {
+        let own = |(slot, row): (usize, &Row)| Arc::ptr_eq(row.client.client_limits(), client_limits).then_some(slot);
+        let slots: Vec<usize> = self.rows.iter().filter_map(own).collect();
+        for slot in slots {
+            self.close(slot, &End::Tenant);
+        }
+    }
+
+    fn watch(&mut self, slot: usize, interest: Interest) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        if let Err(error) = self.poll.registry().reregister(&mut row.socket, Token(slot), interest) {
+            tracing::warn!(%error, "a client's socket cannot be watched");
+            self.remove(slot, "io");
+        }
+    }
+}
+
+/// Wraps after 49 days: only differences are used.
+#[allow(clippy::cast_possible_truncation)]
+fn millis(duration: Duration) -> u32 {
+    duration.as_millis() as u32
+}
+
+/// Slots are bounded by file descriptors, far below 2³².
+fn index(slot: usize) -> u32 {
+    u32::try_from(slot).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,202 @@
+//! How clients leave: closed, gone, or silent for too long.
+
+use std::{
+    net::Shutdown,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mio::Interest;
+use rand::RngExt as _;
+use wire::{centrifuge, centrifuge::Unsubscribed, frame, sse};
+
+use crate::{
+    channel::Format,
+    delivery::{
+        end::End,
+        shard::{
+            Shard, TICKS,
+            cursor::{Cursor, Cursors},
+            deadlines::Due,
+            millis,
+            row::flag,
+        },
+        sockopt,
+    },
+};
+
+/// How long a client has to answer a close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Clients that must come again because of a gap are told so within this time.
+const GAP_JITTER: Duration = Duration::from_secs(2);
+
+impl Shard {
+    /// Tells a client why its connection ends, behind whatever is half sent, and nothing more.
+    pub(super) fn close(&mut self, slot: usize, end: &End) {
+        let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        row.client.leaves(end.reason());
+        end.limit().into_iter().for_each(|limit| row.client.client_limits().metrics.limited(limit, 1));
+        self.finish_frame(slot);
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let last = end.bytes(row.format);
+        let views: Vec<u32> = row.cursors.as_slice().iter().map(|cursor| cursor.view).collect();
+        for view in views {
+            row.cut_preface(view);
+        }
+        self.unsubscribe(slot);
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        row.flags |= flag::CLOSING;
+        // One that takes nothing has as long to begin again as any that is behind.
+        let time = if row.is(flag::BEHIND) { self.timing.stall_timeout.max(CLOSE_TIMEOUT) } else { CLOSE_TIMEOUT };
+        row.extra().close_by = self.now.wrapping_add(millis(time));
+        self.closing.push(slot);
+        self.send(slot, last);
+        if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
+            self.close_sent(slot);
+        }
+    }
+
+    /// The close frame is out: what the client still sends is read and dropped until it closes too, or the socket's
+    /// reset could overtake the frame.
+    pub(super) fn close_sent(&mut self, slot: usize) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        row.extra().close_by = self.now.wrapping_add(millis(CLOSE_TIMEOUT));
+        let ended = row.socket.shutdown(Shutdown::Write).is_err();
+        if ended || row.is(flag::PEER_CLOSED) {
+            self.remove(slot, "client");
+        } else {
+            self.watch(slot, Interest::READABLE);
+        }
+    }
+
+    fn unsubscribe(&mut self, slot: usize) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let cursors = std::mem::replace(&mut row.cursors, Cursors::none());
+        for cursor in cursors.as_slice() {
+            self.leave_view(cursor);
+        }
+    }
+
+    /// Takes a cursor out of its view, which goes with its last subscriber.
+    pub(super) fn leave_view(&mut self, cursor: &Cursor) {
+        let at = cursor.view as usize;
+        if let Some(view) = self.views.get_mut(at) {
+            view.unsubscribe(cursor.at, &mut self.rows);
+        }
+        self.leave_if_empty(at);
+    }
+
+    pub(super) fn leave_if_empty(&mut self, at: usize) {
+        if let Some(view) = self.views.get(at).filter(|view| view.subscribers.is_empty()) {
+            view.channel.detach(&self.reader);
+            self.by_channel.remove(&Arc::as_ptr(&view.channel).addr());
+            self.views.remove(at);
+        }
+    }
+
+    /// Drops a client; `reason` counts unless its closing has been counted.
+    pub(super) fn remove(&mut self, slot: usize, reason: &'static str) {
+        self.unsubscribe(slot);
+        let Some(row) = self.rows.try_remove(slot) else { return };
+        if row.is(flag::BEHIND) {
+            sockopt::drop_unsent(&row.socket);
+        }
+        if let Some(id) = row.client.id() {
+            self.by_id.remove(&id);
+            self.deadlines.clear(id);
+        }
+        if !row.is(flag::CLOSING) {
+            row.client.leaves(reason);
+        }
+    }
+
+    /// Liveness, a part of the table at a time.
+    pub(super) fn sweep(&mut self) {
+        for slot in std::mem::take(&mut self.closing) {
+            let Some(row) = self.rows.get(slot).filter(|row| row.is(flag::CLOSING)) else { continue };
+            let close_by = row.extra.as_ref().map_or(self.now, |extra| extra.close_by);
+            if self.now.wrapping_sub(close_by) < u32::MAX / 2 {
+                self.remove(slot, "client");
+            } else {
+                self.closing.push(slot);
+            }
+        }
+        let part = self.rows.capacity() / TICKS as usize + 1;
+        let end = self.swept + part;
+        for slot in self.swept..end {
+            self.check(slot);
+        }
+        self.swept = if end >= self.rows.capacity() { 0 } else { end };
+    }
+
+    fn check(&mut self, slot: usize) {
+        let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        let age = self.now.wrapping_sub(row.touched);
+        if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) {
+            return self.remove(slot, "stalled");
+        }
+        match row.client.pings() {
+            Some(pings) => {
+                // Its client waits for pings, whatever else it gets.
+                if pings.have_begun() && pings.since(self.now) >= millis(self.timing.ping_interval) {
+                    pings.note(self.now);
+                    self.ping(slot, &centrifuge::ping());
+                }
+            }
+            None if row.is(flag::BEHIND) || age < millis(self.timing.ping_interval) => {}
+            None if row.format == Format::Sse => {
+                row.touched = self.now;
+                self.send(slot, sse::KEEP_ALIVE.to_vec());
+            }
+            None => {
+                row.touched = self.now;
+                let mut ping = Vec::with_capacity(2);
+                frame::encode(frame::PING, &[], &mut ping);
+                self.ping(slot, &ping);
+            }
+        }
+    }
+
+    /// Pings a client, or drops it if it has not answered the last one.
+    fn ping(&mut self, slot: usize, ping: &[u8]) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        if row.is(flag::PINGED) {
+            return match row.format {
+                Format::Centrifuge | Format::CentrifugeDeflated => self.close(slot, &End::NoPong),
+                _ => self.remove(slot, "no_pong"),
+            };
+        }
+        row.flags |= flag::PINGED;
+        self.control(slot, ping.to_vec());
+    }
+
+    /// A subscription has come to a gap: the client is told to ask for the channel anew, or, if the tenant's code had given
+    /// it the channel, to come again.
+    pub(super) fn interrupt(&mut self, slot: usize, nth: u16) {
+        let Some(cursor) = self.take_cursor(slot, usize::from(nth)) else { return };
+        let channel = self.views.get(cursor.view as usize).map(|view| Arc::clone(&view.channel.name));
+        self.leave_view(&cursor);
+        let Some((row, channel)) = self.rows.get(slot).zip(channel) else { return };
+        if !cursor.given {
+            return self.send(slot, centrifuge::unsubscribed(&channel, Unsubscribed::InsufficientState));
+        }
+        if let Some(id) = row.client.id() {
+            // Not all at once: the gap is everybody's.
+            let jitter = rand::rng().random_range(Duration::ZERO..GAP_JITTER);
+            self.deadlines.gap(id, Instant::now() + jitter, channel);
+        }
+    }
+
+    /// Ends the connections whose time has come.
+    pub(super) fn end_due(&mut self, now: Instant) {
+        while let Some((id, due)) = self.deadlines.next(now) {
+            let Some(&slot) = self.by_id.get(&id) else { continue };
+            let end = match due {
+                Due::Stale => End::Stale,
+                Due::Gap(channel) => End::Gap(channel),
+                Due::Expired => End::Expired,
+            };
+            self.close(slot, &end);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Bytes to clients: new chunks to all who follow a channel, the rest to those who were behind.
+
+use std::sync::Arc;
+
+use config::Slow;
+use mio::Interest;
+use wire::sse;
+
+use crate::{
+    channel::{Format, Since},
+    delivery::{
+        end::End,
+        shard::{
+            Shard, index,
+            pending::{Piece, Preface},
+            row::{WriteOutcome, flag},
+            view::Subscriber,
+        },
+    },
+};
+
+/// Control frames queued for a client that takes none; past this, pongs are left out (RFC 6455 section 5.5.3 lets the
+/// latest answer stand for all).
+const MAX_QUEUED: usize = 4 << 10;
+
+/// Bytes that may wait for an event stream when there is another gap to be told: of one that skips again and again.
+const MAX_UNTOLD: usize = 256 << 10;
+
+/// What is less than this part of its chunk is copied out of it.
+const SMALL_PART: usize = 8;
+
+impl Shard {
+    /// Takes in a channel's new chunks and writes them to all who can take them.
+    pub(super) fn fan_out(&mut self, at: usize) {
+        let Some(view) = self.views.get_mut(at) else { return };
+        view.absorb(&self.reader);
+        let oldest = view.log.oldest_seq();
+        let mut delivered = 0;
+        let (mut held, mut lagged, mut gaps, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for &Subscriber { slot, nth } in &view.subscribers {
+            let Some(row) = self.rows.get_mut(slot as usize) else { continue };
+            let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { continue };
+            if cursor.since().is_some() {
+                // It goes on when its socket has room.
+            } else if cursor.seq < oldest {
+                lagged.push((slot as usize, nth));
+            } else if !row.is(flag::BEHIND) {
+                match row.advance(nth, view, self.now, &mut delivered) {
+                    WriteOutcome::Done => {}
+                    step @ (WriteOutcome::Blocked | WriteOutcome::Turn) => {
+                        row.current = nth;
+                        held.push((slot as usize, step));
+                    }
+                    WriteOutcome::Gap => gaps.push((slot as usize, nth)),
+                    WriteOutcome::Gone => gone.push(slot as usize),
+                }
+            }
+        }
+        view.channel.metrics.deliveries.inc_by(delivered);
+        for (slot, step) in held {
+            self.hold(slot, &step);
+        }
+        for (slot, nth) in lagged {
+            self.lagged(slot, nth, at);
+        }
+        for (slot, nth) in gaps {
+            self.interrupt(slot, nth);
+        }
+        for slot in gone {
+            self.remove(slot, "io");
+        }
+        if let Some(view) = self.views.get_mut(at) {
+            view.gone = Vec::new();
+        }
+    }
+
+    /// Marks a row as behind, to go on when its socket has room or when it is its turn.
+    fn hold(&mut self, slot: usize, step: &WriteOutcome) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        if !row.is(flag::BEHIND) {
+            row.flags = (row.flags | flag::BEHIND) & !flag::PINGED;
+            row.touched = self.now;
+        }
+        if *step == WriteOutcome::Turn {
+            self.again.push(slot);
+        } else if !row.is(flag::ARMED) {
+            row.flags |= flag::ARMED;
+            self.watch(slot, Interest::READABLE | Interest::WRITABLE);
+        }
+    }
+
+    /// A cursor is off the end of its log: what its channel's policy says.
+    fn lagged(&mut self, slot: usize, nth: u16, at: usize) {
+        let Some(view) = self.views.get(at) else { return };
+        let policy = view.channel.slow();
+        let name = Arc::clone(&view.channel.name);
+        let metrics = Arc::clone(&view.channel.metrics);
+        if policy == Slow::Close {
+            metrics.lagged("close");
+            return self.close(slot, &End::Lagged(name));
+        }
+        metrics.lagged(if policy == Slow::Skip { "skip" } else { "conflate" });
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let format = row.format;
+        // In the middle of a snapshot its log went on without it.
+        let cut = row.cut_preface(index(at));
+        let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
+        let has = cut.unwrap_or_else(|| Since::Offset(view.had_by(cursor, format)));
+        let (newest, position) = view.newest(format).unwrap_or((view.log.next_seq(), 0));
+        let gap = view.gap_before(cursor, newest);
+        if row.current == nth {
+            self.finish_frame(slot);
+        }
+        if policy == Slow::Skip && gap && !self.tells_of_gap(slot, nth) {
+            return;
+        }
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let Some(cursor) = row.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return };
+        match policy {
+            Slow::Skip => {
+                cursor.enter(newest, position);
+                if format == Format::Sse && row.queued() > MAX_UNTOLD {
+                    return self.close(slot, &End::Lagged(name));
+                }
+                if format == Format::Sse {
+                    let mut out = Vec::new();
+                    sse::gap(&name, None, &mut out);
+                    row.queue(out);
+                }
+            }
+            _ => cursor.leave(has),
+        }
+        if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
+            self.hold(slot, &WriteOutcome::Turn);
+        }
+    }
+
+    /// Ends a client's subscription at a gap, if that is how its protocol tells of one; true: it goes on.
+    fn tells_of_gap(&mut self, slot: usize, nth: u16) -> bool {
+        let format = self.rows.get(slot).map(|row| row.format);
+        if !matches!(format, Some(Format::Centrifuge | Format::CentrifugeDeflated)) {
+            return true;
+        }
+        self.interrupt(slot, nth);
+        false
+    }
+
+    /// Takes the snapshots that a row's cursors are to begin with, as of now, and puts it in line for what is to be sent.
+    pub(super) fn begin(&mut self, slot: usize) {
+        let cursors = self.rows.get(slot).map_or(0, |row| row.cursors.as_slice().len());
+        for nth in 0..u16::try_from(cursors).unwrap_or(u16::MAX) {
+            // Of a new client nothing can have been forgotten; one that is off its log has its turn later.
+            self.conflate(slot, nth);
+        }
+        if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
+            self.hold(slot, &WriteOutcome::Turn);
+        }
+    }
+
+    /// Puts a snapshot, or what a client has missed of it, in front of a cursor that is off its log. `None`: that is not
+    /// known any more.
+    pub(super) fn conflate(&mut self, slot: usize, nth: u16) -> Option<()> {
+        let row = self.rows.get_mut(slot)?;
+        let cursor = row.cursors.as_mut_slice().get_mut(usize::from(nth))?;
+        let (since, view) = (cursor.since()?, cursor.view);
+        let of = self.views.get(view as usize)?;
+        if let Since::Offset(offset) = since
+            && of.gap_after(offset)
+            && !matches!(row.format, Format::Raw | Format::Deflated)
+        {
+            // Here it could not be told of that.
+            return None;
+        }
+        let chunk = of.channel.snapshot(since, of.log.oldest_seq())?;
+        let encoded = chunk.encoded(row.format, &of.channel);
+        let from = match since {
+            Since::Nothing => 0,
+            Since::Offset(offset) => encoded.position_after(offset),
+        };
+        cursor.enter(chunk.seq, 0);
+        let range = from..encoded.bytes().len();
+        if !range.is_empty() {
+            row.extra().prefaces.push_back(Preface { view, since, chunk, range });
+        }
+        Some(())
+    }
+
+    /// Goes on with a row that was behind.
+    pub(super) fn resume(&mut self, slot: usize) {
+        let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
+        let mut step = row.flush(self.now);
+        let cursors = u16::try_from(row.cursors.as_slice().len()).unwrap_or(u16::MAX);
+        let first = row.current;
+        for turn in 0..cursors {
+            if step != WriteOutcome::Done {
+                break;
+            }
+            // The half-sent frame first, whichever channel it is of.
+            let nth = (first + turn) % cursors;
+            let Some(cursor) = self.rows.get(slot).and_then(|row| row.cursors.as_slice().get(usize::from(nth))) else {
+                continue;
+            };
+            let at = cursor.view as usize;
+            if cursor.since().is_some() && self.conflate(slot, nth).is_none() {
+                if let Some(view) = self.views.get(at) {
+                    let name = Arc::clone(&view.channel.name);
+                    self.close(slot, &End::Lagged(name));
+                }
+                // The socket has room, and will not say so again.
+                return self.hold(slot, &WriteOutcome::Turn);
+            }
+            let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(at)) else { continue };
+            step = row.flush(self.now);
+            if step != WriteOutcome::Done {
+                break;
+            }
+            let mut delivered = 0;
+            step = row.advance(nth, view, self.now, &mut delivered);
+            view.channel.metrics.deliveries.inc_by(delivered);
+            if step == WriteOutcome::Gap {
+                self.interrupt(slot, nth);
+                // The other cursors have other numbers now.
+                return self.hold(slot, &WriteOutcome::Turn);
+            }
+            if step != WriteOutcome::Done {
+                row.current = nth;
+            }
+        }
+        match step {
+            WriteOutcome::Done | WriteOutcome::Gap => self.caught_up(slot),
+            WriteOutcome::Gone => self.remove(slot, "io"),
+            step => self.hold(slot, &step),
+        }
+    }
+
+    fn caught_up(&mut self, slot: usize) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let armed = row.is(flag::ARMED);
+        row.flags &= !(flag::BEHIND | flag::ARMED);
+        row.touched = self.now;
+        row.tidy();
+        if row.is(flag::CLOSING) {
+            self.close_sent(slot);
+        } else if armed {
+            self.watch(slot, Interest::READABLE);
+        }
+    }
+
+    /// Sends a control frame, or leaves it out where too many wait.
+    pub(super) fn control(&mut self, slot: usize, control: Vec<u8>) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let queued = row.extra.as_ref().map_or(0, |extra| extra.controls);
+        if queued + control.len() <= MAX_QUEUED {
+            row.extra().controls += control.len();
+            self.send(slot, control);
+        }
+    }
+
+    /// Sends whole frames, behind the one that is half sent and before the next publication.
+    pub(super) fn send(&mut self, slot: usize, frames: Vec<u8>) {
+        self.finish_frame(slot);
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        row.queue(frames);
+        if row.is(flag::BEHIND) {
+            return;
+        }
+        match row.flush(self.now) {
+            WriteOutcome::Done => row.tidy(),
+            WriteOutcome::Gone => self.remove(slot, "io"),
+            step => self.hold(slot, &step),
+        }
+    }
+
+    /// Puts what is left of a half-sent frame in front of whatever else is to be sent, and its cursor behind it.
+    pub(super) fn finish_frame(&mut self, slot: usize) {
+        let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
+        row.finish_preface();
+        let Some(cursor) = row.cursors.as_mut_slice().get_mut(usize::from(row.current)) else { return };
+        let Some(view) = self.views.get(cursor.view as usize) else { return };
+        let format = row.format;
+        let Some(rest) = view.rest_of_frame(cursor, format) else { return };
+        if cursor.seq >= view.log.oldest_seq() {
+            cursor.step(rest.range.len(), view, format, &mut 0);
+        }
+        // A small part is copied: it must not keep a large chunk for as long as the client is stalled.
+        let small = match &rest.piece {
+            Piece::Shared(chunk, _) => rest.range.len() < chunk.bytes() / SMALL_PART,
+            Piece::Own(_) => false,
+        };
+        row.extra.get_or_insert_default().rest = Some(if small { rest.copied() } else { rest });
+        view.channel.metrics.deliveries.inc();
+    }
+}

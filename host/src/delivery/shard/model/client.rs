@@ -1,0 +1,164 @@
+//! A client of the model: what it has read, and what that says by its door.
+
+use std::{
+    io::{ErrorKind, Read},
+    os::unix::net::UnixStream,
+    sync::Arc,
+};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use wire::{Position, frame, sse};
+
+use crate::{
+    channel::Format,
+    delivery::{
+        ClientId, ClientLimits,
+        shard::model::{CHANNELS, Published},
+    },
+};
+
+pub struct Client {
+    pub socket: UnixStream,
+    pub bytes: Vec<u8>,
+    pub channels: Vec<usize>,
+    /// The offset of the newest publication of each channel when it came.
+    pub came: [u64; 2],
+    /// Where it goes on.
+    pub after: [Option<u64>; 2],
+    pub format: Format,
+    pub left: bool,
+    pub id: ClientId,
+    /// Its own, so that whoever has its place later is not taken for it.
+    pub client_limits: Arc<ClientLimits>,
+}
+
+impl Client {
+    /// Takes what has come, up to so many bytes; whether there was any.
+    pub fn read(&mut self, bytes: usize) -> bool {
+        let mut part = vec![0; bytes];
+        match self.socket.read(&mut part) {
+            Ok(read) => {
+                self.bytes.extend_from_slice(&part[..read]);
+                read > 0
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// What it has got whole, and the code it was closed with.
+    pub fn got(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
+        match self.format {
+            Format::Sse => self.got_events(published, whole),
+            _ => self.got_frames(published, whole),
+        }
+    }
+
+    fn got_frames(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
+        let (mut heard, mut rest) = (Vec::new(), self.bytes.as_slice());
+        while let [first, second, ..] = *rest {
+            let (header, length) = match second {
+                126 if rest.len() >= 4 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
+                126 => break,
+                127.. => panic!("no frame of this test is so long, or masked"),
+                length => (2, usize::from(length)),
+            };
+            let Some(payload) = rest.get(header..header + length) else { break };
+            rest = &rest[header + length..];
+            if first == 0x80 | frame::CLOSE {
+                let code = u16::from_be_bytes([payload[0], payload[1]]);
+                return (heard, Some(if code == 3008 { 1013 } else { code }));
+            }
+            if first == 0x80 | frame::TEXT && payload.starts_with(b"{") {
+                heard.extend(self.pushed(payload, published));
+                continue;
+            }
+            if first == 0x80 | frame::TEXT {
+                assert!(payload.iter().all(|byte| *byte == b'r'), "a reply with something in it");
+                continue;
+            }
+            assert_eq!(first, 0x80 | frame::BINARY);
+            heard.push(Heard::Publication(number_of(payload, published)));
+        }
+        assert!(!whole || rest.is_empty(), "half a frame at the end");
+        (heard, None)
+    }
+
+    /// What a push of the Centrifuge protocol says.
+    fn pushed(&self, json: &[u8], published: &[Published]) -> Option<Heard> {
+        let json: serde_json::Value = serde_json::from_slice(json).unwrap();
+        let Some(push) = json.get("push") else {
+            assert!(json["subscribe"].is_object(), "{json}");
+            return None;
+        };
+        let channel = CHANNELS.iter().position(|channel| push["channel"] == **channel).unwrap();
+        if push["unsubscribe"]["code"] == 2500 {
+            return Some(Heard::Gap(channel));
+        }
+        let payload = BASE64_STANDARD.decode(push["pub"]["data"]["base64"].as_str().unwrap()).unwrap();
+        let number = number_of(&payload, published);
+        assert_eq!((published[number].channel, &push["pub"]["offset"]), (channel, &published[number].offset.into()));
+        Some(Heard::Publication(number))
+    }
+
+    fn got_events(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
+        let mut heard = Vec::new();
+        let (events, rest) = self.events();
+        for event in events {
+            if let Some(closed) = event.strip_prefix(": closed, ") {
+                return (heard, Some(closed[..4].parse().unwrap()));
+            }
+            let Some((_, data)) = event.rsplit_once("data: ") else { continue };
+            if event.contains("event: gap") {
+                let channel = CHANNELS.iter().position(|channel| data.contains(&format!("\"{channel}\""))).unwrap();
+                heard.push(Heard::Gap(channel));
+                continue;
+            }
+            let number = number_of(&BASE64_STANDARD.decode(data).unwrap(), published);
+            let offset = published[number].offset;
+            let positions = id_of(event).unwrap();
+            assert!(positions.iter().any(|position| position.offset == offset), "{offset} is not in {positions:?}");
+            heard.push(Heard::Publication(number));
+        }
+        assert!(!whole || rest.is_empty(), "half an event at the end: {rest:?}");
+        (heard, None)
+    }
+
+    /// Whole ones, and what is left.
+    fn events(&self) -> (Vec<&str>, &str) {
+        let mut events: Vec<&str> = str::from_utf8(&self.bytes).unwrap().split("\n\n").collect();
+        let rest = events.pop().unwrap();
+        (events, rest)
+    }
+
+    /// The last `id` it has got with a whole event, or before any.
+    pub fn last_id(&self) -> Option<Vec<Position>> {
+        self.events().0.iter().rev().find_map(|event| id_of(event))
+    }
+}
+
+/// What a client hears of its channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Publication(usize),
+    /// Something may be missing in a channel.
+    Gap(usize),
+}
+
+pub fn id_of(event: &str) -> Option<Vec<Position>> {
+    let id = event.lines().find_map(|line| line.strip_prefix("id: "))?;
+    Some(sse::positions(id).unwrap())
+}
+
+/// Which publication this is, which must be whole.
+pub fn number_of(payload: &[u8], published: &[Published]) -> usize {
+    let number = usize::try_from(u32::from_be_bytes(payload[..4].try_into().unwrap())).unwrap();
+    assert_eq!(*payload, payload_of(number, published[number].length), "publication {number}");
+    number
+}
+
+pub fn payload_of(number: usize, length: usize) -> Vec<u8> {
+    let mut payload = u32::try_from(number).unwrap().to_be_bytes().to_vec();
+    payload.resize(4 + length, number as u8);
+    payload
+}

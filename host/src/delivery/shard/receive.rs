@@ -1,0 +1,160 @@
+//! Bytes from clients: read, cut into messages, answered.
+
+use std::{
+    io::{ErrorKind, Read},
+    sync::atomic::Ordering,
+};
+
+use wire::{centrifuge, frame, message::Incoming};
+
+use crate::{
+    channel::Format,
+    delivery::{
+        end::End,
+        shard::{Shard, row::flag},
+    },
+};
+
+/// Bytes of pongs for what one read brought; of a client that pings more often only the latest pings are answered (RFC
+/// 6455 section 5.5.3 allows it).
+const MAX_PONGS: usize = 2 << 10;
+/// Buffers read from one client before the others have their turn.
+const READS_PER_TURN: usize = 4;
+
+impl Shard {
+    /// Reads what a client has sent. A short read means there is no more, unless its end was announced.
+    pub(super) fn read(&mut self, slot: usize, to_the_end: bool) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut reads = 0;
+        while let Some(row) = self.rows.get_mut(slot) {
+            match row.socket.read(&mut buffer) {
+                Ok(0) => self.remove(slot, "client"),
+                Ok(length) => {
+                    self.received(slot, buffer.get_mut(..length).unwrap_or_default());
+                    reads += 1;
+                    if length < buffer.len() && !to_the_end {
+                        break;
+                    }
+                    if reads == READS_PER_TURN {
+                        self.again.push(slot);
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.remove(slot, "io"),
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Takes bytes from a client: whole frames now, the rest when it is complete.
+    pub(super) fn received(&mut self, slot: usize, bytes: &mut [u8]) {
+        let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        if row.format == Format::Sse {
+            // Nothing is expected, and nothing would be understood.
+            return;
+        }
+        let max_message = row.client.client_limits().max_message.load(Ordering::Relaxed);
+        let mut inflater = row.is(flag::DEFLATES).then(|| self.inflater.take().unwrap_or_default());
+        let (mut partial, mut assembly) = match &mut row.extra {
+            Some(extra) => (std::mem::take(&mut extra.partial), std::mem::take(&mut extra.assembly)),
+            None => Default::default(),
+        };
+        let waited = !partial.is_empty();
+        let mut rest = if waited {
+            partial.extend_from_slice(bytes);
+            partial.as_mut_slice()
+        } else {
+            bytes
+        };
+        let mut pongs = Vec::new();
+        let mut ended = false;
+        loop {
+            let taken = match assembly.next(rest, max_message, inflater.as_mut()) {
+                Ok(None) => break,
+                Ok(Some((event, taken))) => {
+                    ended = !self.handle(slot, &event, &mut pongs);
+                    taken
+                }
+                Err(violation) => {
+                    self.close(slot, &End::Violation(violation));
+                    ended = true;
+                    0
+                }
+            };
+            if ended {
+                break;
+            }
+            rest = rest.get_mut(taken..).unwrap_or_default();
+        }
+        if inflater.is_some() {
+            self.inflater = inflater;
+        }
+        if ended {
+            return;
+        }
+        if waited {
+            // Kept where it is: a large frame comes in many reads.
+            let left = rest.len();
+            partial.drain(..partial.len() - left);
+        } else {
+            partial = rest.to_vec();
+        }
+        if !pongs.is_empty() {
+            self.control(slot, pongs);
+        }
+        let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        if !partial.is_empty() || !assembly.is_empty() {
+            let extra = row.extra();
+            extra.partial = partial;
+            extra.assembly = assembly;
+        }
+        row.tidy();
+    }
+
+    /// Answers one event; false: the client is on its way out, what else it sent does not count.
+    fn handle(&mut self, slot: usize, event: &Incoming<'_>, pongs: &mut Vec<u8>) -> bool {
+        let Some(row) = self.rows.get_mut(slot) else { return false };
+        match event {
+            Incoming::Message(kind, payload) => {
+                let Some(recipient) = &row.client.recipient else {
+                    row.client.client_limits().metrics.message_dropped("no_handler");
+                    return true;
+                };
+                if let Some(pings) = recipient.pings() {
+                    // The answer to a ping may be among commands.
+                    row.flags &= !flag::PINGED;
+                    if centrifuge::is_pong(payload) {
+                        return true;
+                    }
+                    if !pings.have_begun() {
+                        // It says who it is: how long its handler takes is not its fault.
+                        self.deadlines.clear(recipient.id());
+                    }
+                }
+                if let Err(over) = recipient.message(*kind, payload) {
+                    over.count(&row.client.client_limits().metrics);
+                    if row.is_centrifuge() {
+                        self.close(slot, &End::TooMany);
+                    } else {
+                        self.refuse(slot, over);
+                    }
+                }
+            }
+            Incoming::Pong => row.flags &= !flag::PINGED,
+            Incoming::Ping(payload) => {
+                if pongs.len() >= MAX_PONGS {
+                    pongs.clear();
+                }
+                frame::encode(frame::PONG, payload, pongs);
+            }
+            Incoming::Close(code) => {
+                row.flags |= flag::PEER_CLOSED;
+                self.close(slot, &End::Client(*code));
+            }
+            Incoming::Fragment => {}
+        }
+        self.rows.get(slot).is_some_and(|row| !row.is(flag::CLOSING))
+    }
+}

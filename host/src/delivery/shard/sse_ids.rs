@@ -1,0 +1,87 @@
+//! Event streams of several channels: each event's `id` names what its client has of all of them, so these rows alone have
+//! their events put together, from the shared ones.
+
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+use wire::{Position, sse};
+
+use crate::{
+    channel::Format,
+    delivery::shard::{
+        cursor::Cursor,
+        row::{Extra, Row, TURN_BYTES, WriteOutcome},
+        view::View,
+    },
+};
+
+/// Events put together at a time.
+const COMPOSED_BYTES: usize = 64 << 10;
+
+impl Extra {
+    /// Appends an event to `out` that says what the client has with it.
+    fn compose(&mut self, nth: usize, event: &[u8], reached: Position) {
+        if let Some(position) = self.positions.get_mut(nth) {
+            *position = Some(reached);
+        }
+        sse::with_id(event, self.positions.iter().flatten(), &mut self.out);
+    }
+
+    /// Appends events of the first snapshot.
+    pub fn compose_snapshot(&mut self, cursors: &[Cursor], deliveries: &Counter) {
+        while self.out.len() < COMPOSED_BYTES
+            && let Some(preface) = self.prefaces.front_mut()
+        {
+            let chunk = Arc::clone(&preface.chunk);
+            let encoded = chunk.get_encoded(Format::Sse);
+            let next = encoded.and_then(|encoded| Some((encoded, encoded.next(preface.range.start)?)));
+            let Some((encoded, (end, reached))) = next else {
+                self.prefaces.pop_front();
+                continue;
+            };
+            let event = encoded.bytes().get(preface.range.start..end).unwrap_or_default();
+            preface.range.start = end;
+            let view = preface.view;
+            let nth = cursors.iter().position(|cursor| cursor.view == view).unwrap_or(usize::MAX);
+            self.compose(nth, event, reached);
+            deliveries.inc();
+        }
+    }
+}
+
+impl Row {
+    /// Writes from a cursor of such a row to the end of its log: its events are put together in `out`, whole ones.
+    pub fn advance_composed(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> WriteOutcome {
+        for _ in 0..TURN_BYTES / COMPOSED_BYTES {
+            match self.flush(now) {
+                WriteOutcome::Done => {}
+                step => return step,
+            }
+            let Self { cursors, extra, .. } = self;
+            let cursor = cursors.as_mut_slice().get_mut(usize::from(nth));
+            let Some((cursor, extra)) = cursor.zip(extra.as_mut()) else { return WriteOutcome::Done };
+            if cursor.seq >= view.log.next_seq() {
+                return WriteOutcome::Done;
+            }
+            for chunk in view.log.from(cursor.seq) {
+                let encoded = chunk.encoded(Format::Sse, &view.channel);
+                while extra.out.len() < COMPOSED_BYTES
+                    && let Some((end, reached)) = encoded.next(cursor.position as usize)
+                {
+                    let event = encoded.bytes().get(cursor.position as usize..end).unwrap_or_default();
+                    extra.compose(usize::from(nth), event, reached);
+                    *delivered += u64::from(!chunk.is_gap());
+                    cursor.enter(chunk.seq, end);
+                }
+                if extra.out.len() >= COMPOSED_BYTES {
+                    break;
+                }
+                cursor.enter(chunk.seq + 1, 0);
+            }
+        }
+        match self.flush(now) {
+            WriteOutcome::Done => WriteOutcome::Turn,
+            step => step,
+        }
+    }
+}

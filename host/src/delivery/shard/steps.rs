@@ -1,0 +1,223 @@
+//! What a tenant does with a client: replies, subscriptions, its end.
+
+use std::sync::Arc;
+
+use wire::{
+    ErrorCode, MAX_CHANNELS, Position, centrifuge,
+    centrifuge::{Subscribed, Unsubscribed},
+    raw,
+};
+
+use crate::{
+    channel::Start,
+    delivery::{
+        BudgetShare, ClientId, ClientLimits, Over, Step,
+        end::End,
+        queue::{Follow, NotifyBy},
+        shard::{
+            Shard,
+            cursor::Cursor,
+            index,
+            row::{Row, flag},
+            view::Subscriber,
+        },
+    },
+};
+
+/// Bytes that may wait for a client's socket when there is another reply.
+const MAX_REPLIES: usize = 4 << 20;
+/// The same for the error that a message of its was refused: a client that floods gets few of them.
+const MAX_REFUSALS: usize = 4 << 10;
+
+impl Shard {
+    /// Takes a tenant's steps with one of its own clients.
+    pub(super) fn act(&mut self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
+        let Some(&slot) = self.by_id.get(&client) else { return };
+        let own = |row: &Row| Arc::ptr_eq(row.client.client_limits(), client_limits) && !row.is(flag::CLOSING);
+        for step in steps {
+            // Any step may be its last.
+            if !self.rows.get(slot).is_some_and(own) {
+                return;
+            }
+            match step {
+                Step::Send(bytes, share) => self.reply(slot, bytes, share),
+                Step::Overflow => self.close(slot, &End::Replies("there is no room for the replies")),
+                Step::Connected { id, expires_seconds, given } => self.connected(slot, id, expires_seconds, given),
+                Step::Subscribe(follow, notify) => self.subscribe(slot, &follow, notify),
+                Step::Unsubscribe(channel, notify) => self.unsubscribe_from(slot, &channel, notify),
+                Step::Expires(at) => self.deadlines.renew(client, at),
+                Step::Close(end) => self.close(slot, &end),
+                // Nobody may wait for it any more.
+                Step::Tell(done) => drop(done.send(())),
+            }
+        }
+    }
+
+    /// Sends replies behind those that wait, between two publications.
+    fn reply(&mut self, slot: usize, bytes: Vec<u8>, share: BudgetShare) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        if row.queued() > MAX_REPLIES {
+            return self.close(slot, &End::Replies("the replies are not taken"));
+        }
+        row.client.client_limits().metrics.client_replies.inc();
+        let extra = row.extra();
+        match &mut extra.share {
+            Some(held) => held.merge(share),
+            None => extra.share = Some(share),
+        }
+        self.send(slot, bytes);
+    }
+
+    /// Sends what the relay itself answers, unless the client takes too little of it.
+    fn answer(&mut self, slot: usize, frame: Vec<u8>) {
+        match self.rows.get(slot) {
+            Some(row) if row.queued() > MAX_REPLIES => self.close(slot, &End::Replies("the replies are not taken")),
+            _ => self.send(slot, frame),
+        }
+    }
+
+    /// Tells a client that its message is not handled.
+    pub(super) fn refuse(&mut self, slot: usize, over: Over) {
+        if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
+            let mut out = Vec::new();
+            raw::error(ErrorCode::TooManyRequests as u32, over.message(), &mut out);
+            self.send(slot, out);
+        }
+    }
+
+    /// The tenant's code has let in a client of the Centrifuge protocol, and given it channels.
+    fn connected(&mut self, slot: usize, id: u32, expires_seconds: Option<u32>, given: Vec<Follow>) {
+        let Some(row) = self.rows.get(slot) else { return };
+        let Some((client, pings)) = row.client.id().zip(row.client.pings()) else { return };
+        pings.begin(self.now);
+        let mut subscribed = Vec::with_capacity(given.len());
+        let mut begins = false;
+        for follow in &given {
+            if let Ok((position, snapshot)) = self.follow(slot, follow) {
+                begins |= snapshot;
+                subscribed.push((&*follow.channel.name, position));
+            }
+        }
+        let reply =
+            centrifuge::connected(id, &client.to_string(), self.timing.ping_interval, expires_seconds, &subscribed);
+        self.answer(slot, reply);
+        self.begin_behind(slot, begins);
+    }
+
+    /// From here on the client follows the channel.
+    fn subscribe(&mut self, slot: usize, follow: &Follow, notify: NotifyBy) {
+        let followed = self.follow(slot, follow);
+        let name = &*follow.channel.name;
+        let centrifuge = self.rows.get(slot).is_some_and(|row| row.is_centrifuge());
+        match (&followed, notify) {
+            _ if !centrifuge => {}
+            (Ok((subscribed, _)), NotifyBy::Reply(id)) => self.answer(slot, centrifuge::subscribe(id, subscribed)),
+            (Ok((subscribed, _)), NotifyBy::Push) => self.answer(slot, centrifuge::given(name, subscribed)),
+            (Err(NotFollowed::Already), NotifyBy::Reply(id)) => self.answer(slot, centrifuge::already(id)),
+            (Err(NotFollowed::Limit), NotifyBy::Reply(id)) => self.answer(slot, centrifuge::limit(id)),
+            (Err(NotFollowed::Gone), NotifyBy::Reply(_)) | (Err(_), NotifyBy::Push) => {}
+        }
+        match followed {
+            Ok((_, begins)) => self.begin_behind(slot, begins),
+            Err(NotFollowed::Limit) if !matches!(notify, NotifyBy::Reply(_)) => {
+                let why = format!("a client follows at most {MAX_CHANNELS} channels");
+                self.close(slot, &End::Channels(why));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Adds a cursor; returns where it begins, and whether with something that is there already.
+    fn follow(&mut self, slot: usize, follow: &Follow) -> Result<(Subscribed, bool), NotFollowed> {
+        let Follow { channel, start, given, .. } = follow;
+        let Some(row) = self.rows.get(slot) else { return Err(NotFollowed::Gone) };
+        let (format, nth) = (row.format, row.cursors.as_slice().len());
+        let cursors = row.cursors.as_slice();
+        let follows = |view: &usize| cursors.iter().any(|cursor| cursor.view as usize == *view);
+        if self.by_channel.get(&Arc::as_ptr(channel).addr()).is_some_and(follows) {
+            return Err(NotFollowed::Already);
+        }
+        if nth >= MAX_CHANNELS {
+            return Err(NotFollowed::Limit);
+        }
+        let at = self.view(channel);
+        let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(nth).unwrap_or(u16::MAX) };
+        let Some(view) = self.views.get_mut(at) else { return Err(NotFollowed::Gone) };
+        let mut recovered = None;
+        let mut subscribed = None;
+        if let Start::After(_) = start {
+            subscribed = view.subscribe(index(at), subscriber, *start, format);
+            recovered = Some(subscribed.is_some());
+        } else if follow.lost {
+            recovered = Some(false);
+        }
+        let subscribed = subscribed.or_else(|| view.subscribe(index(at), subscriber, Start::Now, format));
+        let end = view.end;
+        let behind = view.log.next_seq();
+        let Some((mut cursor, begins)) = subscribed else { return Err(NotFollowed::Gone) };
+        let behind = cursor.since().is_some() || cursor.seq < behind;
+        cursor.given = *given;
+        // What comes first must not come into the middle of a frame.
+        self.finish_frame(slot);
+        let Some(row) = self.rows.get_mut(slot) else { return Err(NotFollowed::Gone) };
+        row.cursors.push(cursor);
+        // With less than the snapshot it has nothing that it could resume behind.
+        let position = begins.unwrap_or(Position { offset: 0, ..end });
+        Ok((Subscribed { position, recovered }, behind))
+    }
+
+    /// What a new cursor begins with is sent when it is the row's turn.
+    fn begin_behind(&mut self, slot: usize, behind: bool) {
+        if behind {
+            self.begin(slot);
+        }
+    }
+
+    fn unsubscribe_from(&mut self, slot: usize, channel: &str, notify: NotifyBy) {
+        let Self { rows, views, .. } = self;
+        let Some(row) = rows.get_mut(slot) else { return };
+        let centrifuge = row.is_centrifuge();
+        let of_channel = |view: usize| views.get(view).is_some_and(|view| *view.channel.name == *channel);
+        let nth = row.cursors.as_slice().iter().position(|cursor| of_channel(cursor.view as usize));
+        let cursor = nth.and_then(|nth| self.take_cursor(slot, nth));
+        let followed = cursor.is_some();
+        if let Some(cursor) = cursor {
+            self.leave_view(&cursor);
+        }
+        match notify {
+            _ if !centrifuge => {}
+            NotifyBy::Reply(id) => self.answer(slot, centrifuge::unsubscribe(id)),
+            NotifyBy::Push if followed => self.answer(slot, centrifuge::unsubscribed(channel, Unsubscribed::Server)),
+            NotifyBy::Push => {}
+        }
+    }
+
+    /// Takes a cursor out of its row, which has its frame finished. Its view has it still.
+    pub(super) fn take_cursor(&mut self, slot: usize, nth: usize) -> Option<Cursor> {
+        // After it none of the row's cursors is inside of a frame.
+        self.finish_frame(slot);
+        let Self { rows, views, .. } = self;
+        let row = rows.get_mut(slot)?;
+        let cursor = row.cursors.take(nth)?;
+        row.cut_preface(cursor.view);
+        // The last cursor has its place now.
+        if usize::from(row.current) == row.cursors.as_slice().len() {
+            row.current = u16::try_from(nth).unwrap_or(0);
+        }
+        if let Some(moved) = row.cursors.as_slice().get(nth)
+            && let Some(subscriber) =
+                views.get_mut(moved.view as usize).and_then(|view| view.subscribers.get_mut(moved.at as usize))
+        {
+            subscriber.nth = u16::try_from(nth).unwrap_or(u16::MAX);
+        }
+        Some(cursor)
+    }
+}
+
+/// Why a client does not follow a channel.
+enum NotFollowed {
+    Already,
+    Limit,
+    /// It is no longer there.
+    Gone,
+}

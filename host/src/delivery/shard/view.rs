@@ -1,0 +1,162 @@
+//! A channel as a shard sees it: the same chunks as the channel's own log, and who follows it here.
+
+use std::sync::Arc;
+
+use slab::Slab;
+use wire::Position;
+
+use crate::{
+    channel::{Channel, Chunk, Format, Log, Reader, Since, Start},
+    delivery::shard::{
+        cursor::Cursor,
+        pending::{Piece, Rest},
+        row::Row,
+    },
+};
+
+pub struct View {
+    pub channel: Arc<Channel>,
+    pub log: Log,
+    /// Where the log ends.
+    pub end: Position,
+    /// Chunks that left the log just now: a client may have one of their frames half sent.
+    pub gone: Vec<Arc<Chunk>>,
+    pub subscribers: Vec<Subscriber>,
+    /// Where it ended before the chunks that were fetched last.
+    had: Position,
+    /// The last offset before the last gap that came.
+    gap: Option<u64>,
+}
+
+/// One cursor of one row.
+#[derive(Clone, Copy)]
+pub struct Subscriber {
+    pub slot: u32,
+    pub nth: u16,
+}
+
+impl View {
+    pub fn new(channel: Arc<Channel>, log: Log, end: Position) -> Self {
+        Self { channel, log, end, gone: Vec::new(), subscribers: Vec::new(), had: end, gap: None }
+    }
+
+    /// Fetches the channel's new chunks.
+    pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
+        let Self { channel, log, end, gone, had, gap, .. } = self;
+        *had = *end;
+        log.set_max_bytes(channel.log_limit());
+        // All that is fresh stays until the fan-out that follows has offered it.
+        let fresh = log.next_seq();
+        let oldest = channel.read(reader, fresh, |chunk| {
+            *end = Position { epoch: chunk.epoch, offset: chunk.last_offset() };
+            if chunk.is_gap() {
+                *gap = Some(chunk.last_offset());
+            }
+            log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk));
+        });
+        // What the channel had no room for has none here.
+        while let Some(chunk) = log.pop_before(oldest.min(fresh)) {
+            gone.push(chunk);
+        }
+    }
+
+    /// A new cursor, and the position it begins with, which is behind nothing if a snapshot comes first. `None`: there is a
+    /// gap behind the position that it would go on after.
+    pub fn subscribe(
+        &mut self,
+        view: u32,
+        subscriber: Subscriber,
+        start: Start,
+        format: Format,
+    ) -> Option<(Cursor, Option<Position>)> {
+        let at = u32::try_from(self.subscribers.len()).unwrap_or(u32::MAX);
+        let mut cursor = Cursor { view, at, seq: self.log.next_seq(), position: 0, given: true };
+        let begins = match start {
+            Start::Now if self.channel.gives_snapshot() => {
+                cursor.leave(Since::Nothing);
+                None
+            }
+            Start::Now => Some(self.end),
+            Start::From(position) => {
+                let since = self.enter_after(&mut cursor, position, format);
+                Some(since.map_or(self.end, |()| position))
+            }
+            Start::After(position) => {
+                self.enter_after(&mut cursor, position, format)?;
+                Some(position)
+            }
+        };
+        self.subscribers.push(subscriber);
+        self.channel.joined();
+        Some((cursor, begins))
+    }
+
+    /// Places a cursor behind a position; `None`: there is a gap.
+    fn enter_after(&mut self, cursor: &mut Cursor, position: Position, format: Format) -> Option<()> {
+        if position == self.end && self.log.next_seq() == cursor.seq {
+            return Some(());
+        }
+        self.log.prepend(self.channel.resume(position, self.log.oldest_seq())?);
+        if let Some(chunk) = self.log.after(position.offset).next() {
+            cursor.enter(chunk.seq, chunk.encoded(format, &self.channel).position_after(position.offset));
+        }
+        Some(())
+    }
+
+    /// What a client has whose cursor has just fallen off the log, the frame that it may be inside of included.
+    pub fn had_by(&self, cursor: &Cursor, format: Format) -> u64 {
+        // Without its chunk it stood at the end, and what came next was gone before it was here.
+        let Some(chunk) = self.chunk_of(cursor) else { return self.had.offset };
+        let begun = chunk.encoded(format, &self.channel).begun(cursor.position as usize);
+        begun.unwrap_or_else(|| chunk.before().offset)
+    }
+
+    /// The newest publication: its chunk, and where it begins there.
+    pub fn newest(&self, format: Format) -> Option<(u64, usize)> {
+        let chunk = self.log.from(0).rev().find(|chunk| !chunk.is_gap())?;
+        let encoded = chunk.encoded(format, &self.channel);
+        Some((chunk.seq, encoded.position_after(chunk.last_offset().saturating_sub(1))))
+    }
+
+    /// Whether there is a gap between where a cursor is that has just fallen off the log, and a chunk of the log or its end.
+    pub fn gap_before(&self, cursor: &Cursor, seq: u64) -> bool {
+        let epoch = self.log.from(seq).next().map_or(self.end.epoch, |chunk| chunk.epoch);
+        match self.chunk_of(cursor) {
+            Some(chunk) => chunk.is_gap() || chunk.epoch != epoch,
+            None => self.had.epoch != epoch,
+        }
+    }
+
+    /// Whether there is a gap behind what came up to this offset.
+    pub fn gap_after(&self, offset: u64) -> bool {
+        self.gap.is_some_and(|before| before >= offset)
+    }
+
+    /// Takes a cursor out; the last subscriber takes its place.
+    pub fn unsubscribe(&mut self, at: u32, rows: &mut Slab<Row>) {
+        let index = at as usize;
+        if index >= self.subscribers.len() {
+            return;
+        }
+        self.subscribers.swap_remove(index);
+        self.channel.left();
+        let Some(moved) = self.subscribers.get(index) else { return };
+        let cursor = rows
+            .get_mut(moved.slot as usize)
+            .and_then(|row| row.cursors.as_mut_slice().get_mut(usize::from(moved.nth)));
+        if let Some(cursor) = cursor {
+            cursor.at = at;
+        }
+    }
+
+    /// What is left to send of the frame a cursor is inside of; `None` if it is at a frame's start.
+    pub fn rest_of_frame(&self, cursor: &Cursor, format: Format) -> Option<Rest> {
+        let chunk = self.chunk_of(cursor)?;
+        let range = chunk.encoded(format, &self.channel).rest(cursor.position as usize)?;
+        Some(Rest { piece: Piece::Shared(Arc::clone(chunk), format), range })
+    }
+
+    fn chunk_of(&self, cursor: &Cursor) -> Option<&Arc<Chunk>> {
+        self.gone.iter().chain(self.log.from(cursor.seq).take(1)).find(|chunk| chunk.seq == cursor.seq)
+    }
+}

@@ -1,0 +1,20 @@
+//! The clients' listener: from an accepted connection to a client in its shard.
+//!
+//! There are three transports: plain WebSockets, server-sent events and the Centrifuge protocol. hyper does the HTTP
+//! handshake on the I/O runtime (`listener`, `handshake`); the tenant's handler decides who comes in (`admission`); then
+//! the bare socket moves to a shard. Channels can also be read over plain HTTP (`history`).
+
+pub mod address;
+mod admission;
+pub mod centrifuge;
+mod context;
+mod cors;
+mod handshake;
+mod history;
+mod listener;
+mod refusal;
+mod upgrade;
+
+pub use address::client_address;
+pub use context::{EntryContext, MAX_READS};
+pub use listener::{bind, run};

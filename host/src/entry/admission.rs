@@ -1,0 +1,188 @@
+//! Whom a tenant lets in by the doors that say all in their request, and to which channels.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use hyper::{
+    Request, StatusCode, Uri,
+    body::Incoming,
+    header::{AUTHORIZATION, HeaderValue},
+};
+use wire::{Compression, MAX_CHANNELS, Position, sse};
+
+use crate::{
+    channel::{Channel, MAIN, Refused, Start},
+    component,
+    component::Handler,
+    delivery::{Recipient, shard::Due},
+    entry::{
+        EntryContext,
+        refusal::{Refusal, no_channel},
+    },
+    metrics::Blame,
+    routes::Route,
+    tenant::Tenant,
+};
+
+/// A client that is let in.
+pub struct Admitted {
+    /// `None`: the tenant has no handler.
+    pub recipient: Option<Box<dyn Recipient>>,
+    pub channels: Vec<Arc<Channel>>,
+    /// When its time is over.
+    pub until: Option<(Instant, Due)>,
+}
+
+impl EntryContext {
+    /// Whether the host and the tenant take one more client.
+    pub fn has_room(&self, tenant: &Tenant) -> Result<(), Refusal> {
+        if self.total.load(Ordering::Relaxed) >= self.max_clients {
+            return Err(Refusal::unavailable("full", "the relay has as many clients as it takes"));
+        }
+        if tenant.client_limits.is_full() {
+            tenant.metrics.limited("clients", 1);
+            return Err(Refusal::unavailable("clients", "the tenant has as many clients as it takes"));
+        }
+        Ok(())
+    }
+
+    /// Lets in a client to the channels it wants, or to those that the tenant's handler gives it.
+    pub async fn admit(
+        &self,
+        Route { tenant, handler, .. }: &Route,
+        request: impl FnOnce() -> component::ConnectRequest,
+        wanted: BTreeSet<String>,
+        compression: Option<Compression>,
+    ) -> Result<Admitted, Refusal> {
+        let Some(handler) = handler else {
+            let channels = find(tenant, wanted, Refusal::channel)?;
+            return Ok(Admitted { recipient: None, channels, until: None });
+        };
+        let admission =
+            handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::guests)?;
+        let channels = match admission.channels {
+            Some(given) => given_by(tenant, handler, given)?,
+            None => {
+                for name in &wanted {
+                    let allowed = handler.subscribe(&admission.session, name.clone(), None).await;
+                    allowed.map_err(Refusal::guests)?;
+                }
+                find(tenant, wanted, Refusal::channel)?
+            }
+        };
+        // Others have come meanwhile.
+        self.has_room(tenant)?;
+        let until = admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
+        Ok(Admitted { recipient: Some(Box::new(admission.session)), channels, until })
+    }
+}
+
+/// The channels that a handler gives a client.
+pub fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Result<Vec<Arc<Channel>>, Refusal> {
+    let names: BTreeSet<String> = names.into_iter().collect();
+    if names.len() > MAX_CHANNELS {
+        return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
+    }
+    find(tenant, names, |why, name| match why {
+        // It has not named it, and so it is not told which.
+        Refused::Channels(_) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "channel", &why.to_string()),
+        _ => wrong_channels(handler, &no_channel(why, name)),
+    })
+}
+
+/// The channels of these names; the first that cannot be followed leads to a refusal.
+fn find(
+    tenant: &Tenant,
+    names: BTreeSet<String>,
+    refusal: impl Fn(Refused, &str) -> Refusal,
+) -> Result<Vec<Arc<Channel>>, Refusal> {
+    names.iter().map(|name| tenant.channels.subscribe(name).map_err(|why| refusal(why, name))).collect()
+}
+
+/// A handler has let a client in to channels that cannot be: the client has done nothing wrong, and what the handler named is
+/// for the log alone.
+fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
+    handler.metrics.failed(Blame::GuestBroke, "channels");
+    if handler.tenant().log_lines.take() {
+        tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
+    }
+    let message = "the tenant's code gives it channels that cannot be";
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
+}
+
+/// The request as a handler sees it.
+pub fn for_handler(
+    request: &Request<Incoming>,
+    address: IpAddr,
+    transport: component::Transport,
+) -> component::ConnectRequest {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let query = request.uri().query().unwrap_or_default();
+    // The scheme's name has no case (RFC 9110 section 11.1).
+    let bearer = request.headers().get(AUTHORIZATION).map(text).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+    });
+    let in_query = || form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "token");
+    component::ConnectRequest {
+        path: request.uri().path().to_owned(),
+        query: query.to_owned(),
+        headers: request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        client_ip: address.to_string(),
+        transport,
+        token: bearer.or_else(|| in_query().map(|(_, token)| token.into_owned())),
+        data: None,
+    }
+}
+
+/// What the query asks for: `?channel=…`, each channel once, and `&since=`, where to go on: `EPOCH:OFFSET`, and of several
+/// channels such positions with commas between.
+pub struct Wanted {
+    pub names: BTreeSet<String>,
+    pub after: Vec<Position>,
+}
+
+impl Wanted {
+    pub fn read(uri: &Uri) -> Result<Self, Refusal> {
+        let query = uri.query().unwrap_or_default().as_bytes();
+        let mut wanted = Self { names: BTreeSet::new(), after: Vec::new() };
+        for (key, value) in form_urlencoded::parse(query) {
+            match &*key {
+                "channel" => drop(wanted.names.insert(value.into_owned())),
+                "since" => wanted.after = Refusal::no_position(sse::positions(&value))?,
+                _ => {}
+            }
+            if wanted.names.len() > MAX_CHANNELS {
+                let message = format!("a client follows at most {MAX_CHANNELS} channels");
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
+            }
+        }
+        if wanted.names.is_empty() {
+            wanted.names.insert(MAIN.to_owned());
+        }
+        Ok(wanted)
+    }
+}
+
+/// Where a client of a plain WebSocket begins in each channel: on the wire nothing could tell it of a gap.
+pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
+    let [after] = *after else {
+        if after.is_empty() {
+            let start = |channel: Arc<Channel>| (Arc::clone(&channel), channel.start());
+            return Ok(channels.into_iter().map(start).collect());
+        }
+        return Err(Refusal::position("since is a position in one channel: ask for one"));
+    };
+    match <[_; 1]>::try_from(channels) {
+        Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
+        Ok(_) => {
+            let message = "what came after this position is not all there: begin anew, without since";
+            Err(Refusal::new(StatusCode::GONE, "not_recovered", message))
+        }
+        Err(_) => Err(Refusal::position("since is a position in one channel: ask for one")),
+    }
+}

@@ -1,0 +1,399 @@
+//! A client of the Centrifuge protocol: its commands, carried out one after another, away from its shard.
+//!
+//! In come messages, from the shard, into an inbox that one task at a time empties; each is one command or more. The
+//! tenant's handler is asked as for any client, `on-connect` when the client says `connect`. Out go steps for the shard,
+//! which alone knows what the client follows and from where on, so it says so itself.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    select,
+    sync::{Notify, oneshot},
+    task::{spawn_blocking, yield_now},
+};
+use wire::{
+    Compression, Frame, Kind, Page, Position,
+    centrifuge::{Command, Disconnect, Error, Recover, Request, decode, reply},
+    encode, frame,
+};
+
+use crate::{
+    channel::{Channel, Channels, Refused, Start},
+    component,
+    component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
+    delivery::{ClientId, End, Follow, Inbox, InboxEvent, NotifyBy, Over, Pings, Recipient, Step, Steps},
+    entry::admission::given_by,
+    routes::Route,
+    sync::Mutex,
+    tenant::Tenant,
+};
+
+/// Publications of one answer about a channel's history, at most.
+const MAX_HISTORY: usize = 1000;
+/// How long a client's refresh may take: SDKs begin it when their time is over.
+const REFRESH_GRACE: Duration = Duration::from_secs(25);
+/// Commands of one frame.
+const MAX_COMMANDS: usize = 1000;
+/// Bytes of replies after which the shard must have them before there are more.
+const REPLIES: usize = 64 << 10;
+
+/// One client.
+pub struct CentrifugeSession {
+    pub id: ClientId,
+    tenant: Arc<Tenant>,
+    handler: Option<Arc<Handler>>,
+    /// Its HTTP request for the handler, until it says `connect`.
+    request: Mutex<Option<Box<component::ConnectRequest>>>,
+    compression: Option<Compression>,
+    tasks: Tasks,
+    inbox: Inbox,
+    /// It has said `connect`, and was let in.
+    connected: AtomicBool,
+    /// They begin when the client knows that it is let in.
+    pings: Pings,
+    /// Why its connection ends, once it does: what else it has said does not count.
+    reason: OnceLock<&'static str>,
+    /// NotifyBy of that.
+    left: Notify,
+    /// As its handler knows it.
+    joined: OnceLock<SessionGuard>,
+}
+
+/// Why a command is not carried out; the connection ends if it says so.
+enum CommandRefusal {
+    Error(u32, String),
+    End(End),
+}
+
+impl From<Error> for CommandRefusal {
+    fn from(error: Error) -> Self {
+        Self::Error(error.code(), error.message().to_owned())
+    }
+}
+
+impl Recipient for Arc<CentrifugeSession> {
+    fn id(&self) -> ClientId {
+        self.id
+    }
+
+    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), Over> {
+        let client_limits = &self.tenant.client_limits;
+        if self.inbox.message(kind, payload, &client_limits.sending, &client_limits.budget)? {
+            self.tasks.spawn(Arc::clone(self).serve());
+        }
+        Ok(())
+    }
+
+    /// What the client has said before is not handled any more.
+    fn leaves(&self, reason: &'static str) {
+        // An earlier reason stands.
+        let _ = self.reason.set(reason);
+        self.left.notify_one();
+        if let Some(joined) = self.joined.get() {
+            joined.leaves(reason);
+        }
+    }
+
+    fn pings(&self) -> Option<&Pings> {
+        Some(&self.pings)
+    }
+}
+
+impl CentrifugeSession {
+    pub fn new(
+        id: ClientId,
+        route: &Route,
+        request: Option<component::ConnectRequest>,
+        compression: Option<Compression>,
+        tasks: Tasks,
+    ) -> Arc<Self> {
+        let Route { tenant, handler, .. } = route;
+        Arc::new(Self {
+            id,
+            tenant: Arc::clone(tenant),
+            handler: handler.clone(),
+            request: Mutex::new(request.map(Box::new)),
+            compression,
+            tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
+            inbox: Inbox::default(),
+            connected: AtomicBool::new(false),
+            pings: Pings::default(),
+            reason: OnceLock::new(),
+            left: Notify::new(),
+            joined: OnceLock::new(),
+        })
+    }
+
+    async fn serve(self: Arc<Self>) {
+        while let Some(event) = self.inbox.next() {
+            // Its share is given back when all that follows from it is on its way.
+            let InboxEvent::Message(frame, _share) = event else { continue };
+            if let Err(end) = self.handle(&frame).await {
+                // Its shard says so too, later.
+                let _ = self.reason.set(end.reason());
+                self.act(vec![Step::Close(end)]);
+            }
+        }
+    }
+
+    fn act(&self, steps: Vec<Step>) {
+        if !steps.is_empty() {
+            self.tenant.shards.act(self.id, &self.tenant.client_limits, steps);
+        }
+    }
+
+    /// Hands over the steps and waits until they are done, or the client is gone.
+    async fn done(&self, steps: &mut Steps) {
+        let (done, waits) = oneshot::channel();
+        steps.push(Step::Tell(done));
+        self.act(steps.take());
+        // An error: they never will be.
+        let _ = waits.await;
+    }
+
+    async fn handle(&self, message: &Frame) -> Result<(), End> {
+        let bad = |why: String| End::Centrifuge(Disconnect::BadRequest, why);
+        let text = str::from_utf8(&message.bytes).ok().filter(|_| message.kind == Kind::Text);
+        let Some(text) = text else { return Err(bad("commands are JSON, as text".into())) };
+        if text.bytes().filter(|byte| *byte == b'\n').count() >= MAX_COMMANDS {
+            return Err(bad(format!("one frame has at most {MAX_COMMANDS} commands")));
+        }
+        let commands = decode(text).map_err(|malformed| bad(malformed.to_string()))?;
+        let mut steps = Steps::new(&self.tenant.client_limits.budget);
+        for Command { id, request } in commands {
+            if self.reason.get().is_some() {
+                return Ok(());
+            }
+            match self.perform(id, request, &mut steps).await {
+                Ok(()) => {}
+                Err(CommandRefusal::Error(code, message)) => {
+                    self.say(&mut steps, |out| reply::error(id, code, &message, out))
+                }
+                Err(CommandRefusal::End(end)) => {
+                    self.act(steps.take());
+                    return Err(end);
+                }
+            }
+            if steps.replies().len() >= REPLIES {
+                self.done(&mut steps).await;
+            }
+            // Others run on this thread too.
+            yield_now().await;
+        }
+        self.act(steps.take());
+        Ok(())
+    }
+
+    async fn perform(&self, id: u32, request: Request, steps: &mut Steps) -> Result<(), CommandRefusal> {
+        let connects = matches!(request, Request::Connect { .. });
+        if matches!(request, Request::Pong) {
+            return Ok(());
+        }
+        if let Err(over) = self.inbox.one_more(&self.tenant.client_limits.sending) {
+            over.count(&self.tenant.metrics);
+            return Err(Error::TooManyRequests.into());
+        }
+        if connects == self.connected.load(Ordering::Relaxed) {
+            let why = if connects { "the client is connected already" } else { "the first command is connect" };
+            return Err(CommandRefusal::End(End::Centrifuge(Disconnect::BadRequest, why.into())));
+        }
+        match request {
+            Request::Connect { token, data, subs } => self.connect(id, token, data, &subs, steps).await?,
+            Request::Subscribe { channel, data, recover } => {
+                let subscribe = |channels: &Channels, name: &str| channels.subscribe(name).map(Some);
+                let channel = self.allowed(channel, data, subscribe).await?.ok_or(Error::UnknownChannel)?;
+                steps.push(Step::Subscribe(follow(channel, recover, false), NotifyBy::Reply(id)));
+            }
+            Request::Unsubscribe { channel } => steps.push(Step::Unsubscribe(channel, NotifyBy::Reply(id))),
+            Request::Publish { channel, data } => self.command(id, Meaning::Publish(&channel), data, steps).await?,
+            Request::Rpc { method, data } => self.command(id, Meaning::Rpc(&method), data, steps).await?,
+            Request::Send { data } => self.command(id, Meaning::Message, data, steps).await?,
+            Request::History { channel, limit, since, reverse } => {
+                let channel = self.allowed(channel, None, Channels::find).await?.ok_or(Error::UnknownChannel)?;
+                let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
+                // Up to a mebibyte is copied, checked and written.
+                let written = spawn_blocking(move || {
+                    let page = history(&channel, limit, since, reverse)?;
+                    let mut text = Vec::new();
+                    reply::history(id, &page, &mut text);
+                    Ok::<_, CommandRefusal>(text)
+                });
+                let text = written.await.unwrap_or_else(|_| Err(Error::Internal.into()))?;
+                encode(self.compression, frame::TEXT, &text, steps.replies());
+            }
+            Request::Refresh { token } => self.refresh(id, token, steps).await?,
+            Request::NotAvailable => return Err(Error::NotAvailable.into()),
+            Request::Ping => self.say(steps, |out| reply::empty(id, "ping", out)),
+            Request::Unknown => return Err(Error::MethodNotFound.into()),
+            Request::Pong => {}
+        }
+        Ok(())
+    }
+
+    async fn connect(
+        &self,
+        id: u32,
+        token: Option<String>,
+        data: Option<String>,
+        subs: &[(String, Recover)],
+        steps: &mut Steps,
+    ) -> Result<(), CommandRefusal> {
+        let (mut given, mut lease) = (Vec::new(), None);
+        let request = self.request.lock().take();
+        if let Some(handler) = &self.handler {
+            let mut request = request.ok_or(Error::PermissionDenied)?;
+            request.token = token.or(request.token);
+            request.data = data;
+            // Nobody is asked about a client that has gone before its turn.
+            let admission = select! {
+                biased;
+                () = self.left.notified() => Err(NotLetIn::Gone),
+                admission = handler.connect(self.id, *request, self.compression) => admission,
+            };
+            let admission = match admission {
+                Ok(admission) => admission,
+                Err(why) => {
+                    let end = not_let_in(&why);
+                    if let NotLetIn::Refused(status, reason) = why {
+                        let status = Some(status).filter(|status| (400..=599).contains(status)).unwrap_or(403);
+                        self.say(steps, |out| reply::error(id, u32::from(status), &reason, out));
+                    }
+                    return Err(CommandRefusal::End(end));
+                }
+            };
+            lease = admission.lease;
+            // There is no other: a second `connect` is refused.
+            let _ = self.joined.set(admission.session);
+            // It may have left meanwhile.
+            if let Some((joined, reason)) = self.joined.get().zip(self.reason.get()) {
+                joined.leaves(reason);
+            }
+            if let Some(names) = admission.channels {
+                let channels = given_by(&self.tenant, handler, names);
+                let internal =
+                    |_| CommandRefusal::End(End::Centrifuge(Disconnect::Internal, "no such channels".into()));
+                for channel in channels.map_err(internal)? {
+                    let recover = subs.iter().find(|(name, _)| **name == *channel.name).map(|(_, recover)| *recover);
+                    given.push(follow(channel, recover, true));
+                }
+            }
+        }
+        self.connected.store(true, Ordering::Relaxed);
+        steps.push(Step::Connected { id, expires_seconds: lease, given });
+        steps.push(until(lease));
+        // It need not wait for what else is in its frame.
+        self.act(steps.take());
+        Ok(())
+    }
+
+    /// The client has another token.
+    async fn refresh(&self, id: u32, token: String, steps: &mut Steps) -> Result<(), CommandRefusal> {
+        let renewed = match self.handler.as_ref().zip(self.joined.get()) {
+            Some((handler, joined)) => handler.renew(joined, token).await,
+            None => None,
+        };
+        let lease = match renewed.ok_or(Error::NotAvailable)? {
+            Ok(lease) => lease,
+            Err(NotLetIn::Refused(_, reason)) => {
+                // NotifyBy no reason, an SDK comes again.
+                let reason = if reason.is_empty() { Disconnect::InvalidToken.reason().into() } else { reason };
+                return Err(CommandRefusal::End(End::Centrifuge(Disconnect::InvalidToken, reason)));
+            }
+            Err(NotLetIn::Broken(_) | NotLetIn::Gone) => return Err(Error::Internal.into()),
+        };
+        let client = self.id.to_string();
+        self.say(steps, |out| reply::refresh(id, &client, lease, out));
+        steps.push(until(lease));
+        Ok(())
+    }
+
+    /// The channel, if the client may follow it.
+    async fn allowed(
+        &self,
+        channel: String,
+        data: Option<String>,
+        open: impl FnOnce(&Channels, &str) -> Result<Option<Arc<Channel>>, Refused>,
+    ) -> Result<Option<Arc<Channel>>, CommandRefusal> {
+        if let Some(handler) = &self.handler {
+            let joined = self.joined.get().ok_or(Error::PermissionDenied)?;
+            let allowed = handler.subscribe(joined, channel.clone(), data).await;
+            allowed.map_err(|why| match why {
+                NotLetIn::Refused(_, reason) => CommandRefusal::Error(Error::PermissionDenied.code(), reason),
+                NotLetIn::Broken(_) | NotLetIn::Gone => Error::Internal.into(),
+            })?;
+        }
+        open(&self.tenant.channels, &channel).map_err(|why| {
+            let error = match why {
+                Refused::NotAllowed => Error::UnknownChannel,
+                Refused::Channels(_) => Error::LimitExceeded,
+                _ => Error::BadRequest,
+            };
+            CommandRefusal::Error(error.code(), why.to_string())
+        })
+    }
+
+    /// Has the tenant's code handle what the client has sent; its actions are steps of their own.
+    async fn command(
+        &self,
+        id: u32,
+        meaning: Meaning<'_>,
+        data: String,
+        steps: &mut Steps,
+    ) -> Result<(), CommandRefusal> {
+        let Some((handler, joined)) = self.handler.as_ref().zip(self.joined.get()) else {
+            self.tenant.metrics.message_dropped("no_handler");
+            return Err(Error::NotAvailable.into());
+        };
+        self.act(steps.take());
+        let frame = Frame { kind: Kind::Text, bytes: data.into() };
+        if handler.handle_command(joined, id, meaning, &frame).await.is_err() {
+            handler.metrics.lost.inc();
+            return Err(Error::Internal.into());
+        }
+        Ok(())
+    }
+
+    fn say(&self, steps: &mut Steps, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut text = Vec::new();
+        write(&mut text);
+        encode(self.compression, frame::TEXT, &text, steps.replies());
+    }
+}
+
+/// When a client's connection ends that may stay for so many seconds.
+fn until(lease: Option<u32>) -> Step {
+    Step::Expires(lease.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()) + REFRESH_GRACE))
+}
+
+fn follow(channel: Arc<Channel>, recover: Option<Recover>, given: bool) -> Follow {
+    let start = recover.flatten().map_or(Start::Now, Start::After);
+    Follow { channel, start, lost: recover == Some(None), given }
+}
+
+/// How the connection ends of a client that is not let in. SDKs come again by themselves unless the tenant's code said no.
+fn not_let_in(why: &NotLetIn) -> End {
+    let disconnect = match why {
+        NotLetIn::Refused(..) => Disconnect::PermissionDenied,
+        NotLetIn::Broken(_) => Disconnect::Internal,
+        NotLetIn::Gone => Disconnect::Shutdown,
+    };
+    End::Centrifuge(disconnect, disconnect.reason().to_owned())
+}
+
+fn history(channel: &Channel, limit: usize, since: Option<Recover>, reverse: bool) -> Result<Page, CommandRefusal> {
+    let since: Option<Position> = match since {
+        Some(None) => return Err(Error::UnrecoverablePosition.into()),
+        since => since.flatten(),
+    };
+    let page = if reverse { channel.page_before(since, limit) } else { channel.page_from(since, limit) };
+    if page.recovered == Some(false) {
+        return Err(Error::UnrecoverablePosition.into());
+    }
+    Ok(page)
+}

@@ -1,0 +1,103 @@
+//! Where a request at the clients' listener leads: to a tenant, by one of its doors, or to the past of a channel.
+
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use hyper::Request;
+use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
+use tokio::sync::Semaphore;
+
+use crate::{
+    component::Tasks,
+    delivery::Shards,
+    metrics::Metrics,
+    routes::{Route, Routes, host_of},
+};
+
+/// So many requests for channels at once: each holds a page of a mebibyte or two.
+pub const MAX_READS: usize = 64;
+
+/// What every handshake needs to know.
+pub struct EntryContext {
+    pub routes: Arc<Routes>,
+    pub trusted_proxies: Vec<IpNet>,
+    pub metrics: Arc<Metrics>,
+    pub shards: Arc<Shards>,
+    /// Clients now, and at most.
+    pub total: Arc<AtomicUsize>,
+    pub max_clients: usize,
+    pub max_handshakes: usize,
+    pub handshake_timeout: Duration,
+    /// Requests for channels, from their beginning until their answers are sent.
+    pub reads: Arc<Semaphore>,
+    /// Where commands are carried out of tenants without a handler.
+    pub commands: Tasks,
+}
+
+/// What a path behind a tenant's own leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// `/`: a plain WebSocket.
+    Raw,
+    /// `/sse`: server-sent events.
+    Sse,
+    /// `/connection/websocket`: the Centrifuge protocol.
+    Centrifuge,
+    /// `/channels/NAME` and `/channels/NAME/snapshot`, the name percent-encoded: what was published.
+    Channel { name: String, snapshot: bool },
+}
+
+impl EntryContext {
+    /// The tenant that a request is for, and what the rest of its path leads to; a slash at the end makes no difference.
+    pub fn find<B>(&self, request: &Request<B>) -> Option<(Arc<Route>, Entrance)> {
+        self.routes.find(host_of(request).as_deref(), request.uri().path(), Entrance::read)
+    }
+}
+
+impl Entrance {
+    fn read(path: &str) -> Option<Self> {
+        if let Some(name) = path.strip_prefix("/channels/") {
+            let (name, snapshot) = name.strip_suffix("/snapshot").map_or((name, false), |name| (name, true));
+            let name = percent_decode_str(name).decode_utf8().ok().filter(|_| !name.contains('/'))?.into_owned();
+            return Some(Self::Channel { name, snapshot });
+        }
+        match path.strip_suffix('/').unwrap_or(path) {
+            "" => Some(Self::Raw),
+            "/sse" => Some(Self::Sse),
+            "/connection/websocket" => Some(Self::Centrifuge),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::entry::context::{
+        Entrance,
+        Entrance::{Centrifuge, Channel, Raw, Sse},
+    };
+
+    #[test]
+    fn what_a_path_leads_to() {
+        let channel = |name: &str, snapshot| Some(Channel { name: name.into(), snapshot });
+        let cases = [
+            ("", Some(Raw)),
+            ("/", Some(Raw)),
+            ("/sse", Some(Sse)),
+            ("/sse/", Some(Sse)),
+            ("/connection/websocket", Some(Centrifuge)),
+            ("/connection", None),
+            ("-other", None),
+            ("/channels/a%2Fb", channel("a/b", false)),
+            ("/channels/a/snapshot", channel("a", true)),
+            ("/channels/a/b", None),
+            ("/channels/%ff", None),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(Entrance::read(path), expected, "{path}");
+        }
+    }
+}

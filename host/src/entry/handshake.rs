@@ -1,0 +1,277 @@
+//! A client's request, by whichever door: answered, or the client kept for its shard.
+
+use std::{
+    future::pending,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ACCEPT, ALLOW},
+    service::Service,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use wire::{Compression, SHARED_WINDOW_BITS, centrifuge, centrifuge::Disconnect, deflate, header::has_token, sse};
+
+use crate::{
+    channel::{Format, Resumed, resume},
+    component,
+    delivery::{
+        ClientSource, Connected, End,
+        shard::{Accepted, Due},
+    },
+    entry::{
+        EntryContext,
+        admission::{Wanted, begin, for_handler},
+        centrifuge::CentrifugeSession,
+        client_address,
+        context::Entrance,
+        cors, history,
+        refusal::Refusal,
+        upgrade::Upgrade,
+    },
+    routes::Route,
+    sync::Mutex,
+    tenant::Tenant,
+};
+
+/// Serves one connection's request; keeps the client if the handshake succeeds.
+pub struct Handshake(pub Arc<Attempt>);
+
+/// One connection's handshake.
+pub struct Attempt {
+    pub context: Arc<EntryContext>,
+    pub peer: IpAddr,
+    accepted: Mutex<Option<Accepted>>,
+    /// The answer is the shard's: nothing more is to be written here.
+    taken: AtomicBool,
+    /// Too many others wait for an answer.
+    crowded: bool,
+    /// Whether the request has come.
+    asked: AtomicBool,
+    /// While it reads a channel, and until its answer is sent.
+    reading: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+type HttpResponse = Response<Full<Bytes>>;
+
+impl Service<Request<Incoming>> for Handshake {
+    type Response = HttpResponse;
+    type Error = std::convert::Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let attempt = Arc::clone(&self.0);
+        attempt.asked.store(true, Ordering::Relaxed);
+        Box::pin(async move { Ok(attempt.answer(&request).await) })
+    }
+}
+
+impl Attempt {
+    pub fn new(context: Arc<EntryContext>, peer: IpAddr, crowded: bool) -> Self {
+        Self {
+            context,
+            peer,
+            accepted: Mutex::new(None),
+            taken: AtomicBool::new(false),
+            crowded,
+            asked: AtomicBool::new(false),
+            reading: Mutex::default(),
+        }
+    }
+
+    pub fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client's shard writes the answer.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// The client, if it is let in.
+    pub fn accepted(&self) -> Option<Accepted> {
+        self.accepted.lock().take()
+    }
+
+    /// Whether there is room for one more that reads a channel.
+    pub fn begins_to_read(&self) -> bool {
+        let permit = Arc::clone(&self.context.reads).try_acquire_owned().ok();
+        let begins = permit.is_some();
+        *self.reading.lock() = permit;
+        begins
+    }
+
+    async fn answer(&self, request: &Request<Incoming>) -> HttpResponse {
+        let Some((route, entrance)) = self.context.find(request) else {
+            let refusal = Refusal::new(StatusCode::NOT_FOUND, "not_found", "no tenant answers at this path");
+            return self.refused(&refusal, refusal.response());
+        };
+        tracing::debug!(
+            tenant.name = %route.tenant.name,
+            client.address = %client_address(self.peer, request.headers(), &self.context.trusted_proxies),
+            client.entrance = ?entrance,
+            "client comes"
+        );
+        let accepted = match entrance {
+            Entrance::Channel { name, snapshot } => {
+                let asked = history::ChannelReading { route: &route, channel: name, snapshot };
+                return history::answer(self, request, &asked).await;
+            }
+            Entrance::Sse => return self.events(&route, request).await,
+            Entrance::Raw => self.raw(&route, request).await,
+            Entrance::Centrifuge => self.centrifuge(&route, request),
+        };
+        match accepted {
+            Ok((upgrade, accepted)) => {
+                self.keep(accepted);
+                upgrade.response()
+            }
+            Err(refusal) => self.refused(&refusal, refusal.response()),
+        }
+    }
+
+    /// A plain WebSocket.
+    async fn raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
+        let source = self.room(route, request)?;
+        let mut upgrade = Upgrade::check(request)?;
+        // Before the handler is asked for anything.
+        let Wanted { names, after } = Wanted::read(request.uri())?;
+        let compression = agree(&route.tenant, request, &mut upgrade);
+        let asked = || self.asks(request, component::Transport::WebSocket);
+        let admitted = self.context.admit(route, asked, names, compression).await?;
+        let accepted = Accepted {
+            channels: begin(admitted.channels, &after)?,
+            format: if shares(compression) { Format::Deflated } else { Format::Raw },
+            deflates: compression.is_some(),
+            deadline: admitted.until,
+            ..Accepted::new(Connected::new(source, admitted.recipient))
+        };
+        Ok((upgrade, accepted))
+    }
+
+    /// A client of the Centrifuge protocol, which says what it wants by its commands.
+    fn centrifuge(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
+        let source = self.room(route, request)?;
+        let mut upgrade = Upgrade::check(request)?;
+        let compression = agree(&route.tenant, request, &mut upgrade);
+        let protocol = centrifuge::Protocol::of(request);
+        upgrade.protocol = protocol.name();
+        let session = CentrifugeSession::new(
+            self.context.shards.next_id(),
+            route,
+            route.handler.is_some().then(|| self.asks(request, component::Transport::Centrifuge)),
+            compression,
+            self.context.commands.clone(),
+        );
+        let connected = Connected::new(source, Some(Box::new(session)));
+        let no_json = || End::Centrifuge(Disconnect::NotAvailable, Disconnect::NotAvailable.reason().into());
+        let accepted = Accepted {
+            format: if shares(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
+            deflates: compression.is_some(),
+            deadline: Some((Instant::now() + self.context.handshake_timeout, Due::Stale)),
+            end: (!protocol.is_json()).then(no_json),
+            ..Accepted::new(connected)
+        };
+        Ok((upgrade, accepted))
+    }
+
+    /// Server-sent events.
+    async fn events(&self, route: &Route, request: &Request<Incoming>) -> HttpResponse {
+        if request.method() == Method::OPTIONS {
+            return cors::preflight(&route.tenant, request.headers());
+        }
+        match self.accept_events(route, request).await {
+            Ok(accepted) => {
+                self.keep(accepted);
+                self.taken.store(true, Ordering::Relaxed);
+                // The connection is taken from under this.
+                pending().await
+            }
+            Err(refusal) => {
+                let is_event_source = has_token(request.headers(), &ACCEPT, sse::CONTENT_TYPE);
+                let answer = if is_event_source { refusal.event_stream() } else { refusal.response() };
+                let mut answer = self.refused(&refusal, answer);
+                answer.headers_mut().extend(cors::headers(&route.tenant, request.headers()));
+                answer
+            }
+        }
+    }
+
+    async fn accept_events(&self, route: &Route, request: &Request<Incoming>) -> Result<Accepted, Refusal> {
+        let source = self.room(route, request)?;
+        if request.method() != Method::GET {
+            let refusal =
+                Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is asked for with GET");
+            return Err(refusal.with(ALLOW, "GET"));
+        }
+        let Wanted { names, after } = Wanted::read(request.uri())?;
+        let asked = || self.asks(request, component::Transport::Sse);
+        let admitted = self.context.admit(route, asked, names, None).await?;
+        let last = sse::last_event_id(request.headers());
+        let after = last.or_else(|| (!after.is_empty()).then_some(after));
+        let Resumed { channels, gaps } = resume(admitted.channels, after.as_deref());
+        let hello = sse::head(cors::headers(&route.tenant, request.headers()));
+        let connected = Connected::new(source, admitted.recipient);
+        let deadline = admitted.until;
+        Ok(Accepted { channels, hello, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
+    }
+
+    /// Room for a client: of the host, of the tenant, and of its address.
+    fn room(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
+        self.is_crowded()?;
+        self.context.has_room(&route.tenant)?;
+        let source = route.tenant.sources.of(self.address(request));
+        source.ok_or_else(|| {
+            route.tenant.metrics.limited("clients-per-address", 1);
+            Refusal::too_many("clients_per_address", "the tenant has as many clients of this address as it takes")
+        })
+    }
+
+    /// Whether it is refused for all the others that come.
+    pub fn is_crowded(&self) -> Result<(), Refusal> {
+        if self.crowded { Err(Refusal::unavailable("crowded", "too many clients come at once")) } else { Ok(()) }
+    }
+
+    /// The request as a handler sees it.
+    fn asks(&self, request: &Request<Incoming>, transport: component::Transport) -> component::ConnectRequest {
+        for_handler(request, self.address(request), transport)
+    }
+
+    fn address(&self, request: &Request<Incoming>) -> IpAddr {
+        client_address(self.peer, request.headers(), &self.context.trusted_proxies)
+    }
+
+    fn keep(&self, accepted: Accepted) {
+        *self.accepted.lock() = Some(accepted);
+    }
+
+    /// Counts an answer that refuses.
+    pub fn refused(&self, refusal: &Refusal, answer: HttpResponse) -> HttpResponse {
+        self.context.metrics.handshake_refused(refusal.reason);
+        answer
+    }
+}
+
+/// What messages are compressed with, if the tenant has it turned on and the client asks for it.
+fn agree(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) -> Option<Compression> {
+    let above = tenant.version().compress_above?;
+    let agreed = deflate::negotiate(request.headers())?;
+    upgrade.extensions = Some(agreed.answer);
+    Some(Compression { above, window_bits: agreed.window_bits })
+}
+
+/// Whether a client takes what is compressed for all. One that asked for a smaller window gets publications as they are,
+/// which it takes too (RFC 7692 section 6).
+fn shares(compression: Option<Compression>) -> bool {
+    compression.is_some_and(|compression| compression.window_bits >= SHARED_WINDOW_BITS)
+}

@@ -1,0 +1,178 @@
+//! Channels over HTTP: `GET /<tenant>/channels/<channel>` reads back, `…/snapshot` has the latest of every key.
+//!
+//! Both answer `{"epoch":"…","offset":7,"publications":[{"offset":7,"key":"…","data":"…"}]}`, `offset` being the
+//! channel's newest; a binary payload is `base64` in the place of `data`, and a removal says `"remove":true`. With
+//! `?since=EPOCH:OFFSET` come those behind it, and `recovered`: false, and none, where some are missing; `&limit=N`. A
+//! snapshot is ordered by offset: `?after=OFFSET` has its next page. Allowed is what the same request for a subscription
+//! would be allowed.
+
+use std::net::IpAddr;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{ALLOW, CONNECTION, HeaderValue},
+};
+use serde::Serialize;
+use wire::{Entry, Kind, Page, Position};
+
+use crate::{
+    component,
+    entry::{admission::for_handler, client_address, cors, handshake::Attempt, refusal::Refusal},
+    http_error,
+    routes::Route,
+};
+
+/// Publications of one answer: by default, and at most.
+const LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+/// A channel that is to be read.
+pub struct ChannelReading<'d> {
+    pub route: &'d Route,
+    pub channel: String,
+    /// Its snapshot, not its log.
+    pub snapshot: bool,
+}
+
+/// Answers a request for a channel.
+pub async fn answer(
+    attempt: &Attempt,
+    request: &Request<Incoming>,
+    asked: &ChannelReading<'_>,
+) -> Response<Full<Bytes>> {
+    let tenant = &asked.route.tenant;
+    if request.method() == Method::OPTIONS {
+        return cors::preflight(tenant, request.headers());
+    }
+    let mut response = match read(attempt, request, asked).await {
+        Ok(body) => http_error::json(StatusCode::OK, body),
+        Err(refusal) => attempt.refused(&refusal, refusal.response()),
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.extend(cors::headers(tenant, request.headers()));
+    response
+}
+
+async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelReading<'_>) -> Result<String, Refusal> {
+    attempt.is_crowded()?;
+    if request.method() != Method::GET {
+        let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
+        return Err(refusal.with(ALLOW, "GET"));
+    }
+    let parameters = Parameters::read(request.uri())?;
+    if !attempt.begins_to_read() {
+        return Err(Refusal::unavailable("busy", "too many read channels at once"));
+    }
+    let address = client_address(attempt.peer, request.headers(), &attempt.context.trusted_proxies);
+    may_follow(attempt, asked, request, address).await?;
+    let channel = asked.route.tenant.channels.find(&asked.channel);
+    let Some(channel) = channel.map_err(|why| Refusal::channel(why, &asked.channel))? else {
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
+    };
+    let page = match asked.snapshot {
+        true => channel.latest_of_keys(parameters.after, parameters.limit),
+        false => channel.page(parameters.since, parameters.limit),
+    };
+    serde_json::to_string(&Body::from(page)).map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the answer cannot be written: {error}"))
+    })
+}
+
+/// Asks the tenant's handler, if it has one, as for a client that connects and subscribes.
+async fn may_follow(
+    attempt: &Attempt,
+    asked: &ChannelReading<'_>,
+    request: &Request<Incoming>,
+    address: IpAddr,
+) -> Result<(), Refusal> {
+    let Some(handler) = &asked.route.handler else { return Ok(()) };
+    let id = attempt.context.shards.next_id();
+    let request = for_handler(request, address, component::Transport::WebSocket);
+    let admission = handler.connect(id, request, None).await.map_err(Refusal::guests)?;
+    let allowed = match admission.channels {
+        Some(channels) if channels.contains(&asked.channel) => Ok(()),
+        Some(_) => Err(Refusal::new(StatusCode::FORBIDDEN, "channel", "this client may not follow the channel")),
+        None => handler.subscribe(&admission.session, asked.channel.clone(), None).await.map_err(Refusal::guests),
+    };
+    admission.session.leaves("read");
+    allowed
+}
+
+/// What the query asks for.
+struct Parameters {
+    since: Option<Position>,
+    /// Of a snapshot.
+    after: u64,
+    limit: usize,
+}
+
+impl Parameters {
+    fn read(uri: &Uri) -> Result<Self, Refusal> {
+        let mut parameters = Self { since: None, after: 0, limit: LIMIT };
+        for (key, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+            let wrong = |message: &str| Refusal::new(StatusCode::BAD_REQUEST, "parameter", message);
+            match &*key {
+                "since" => parameters.since = Some(Refusal::no_position(value.parse())?),
+                "after" => parameters.after = value.parse().map_err(|_| wrong("after is an offset"))?,
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+                    parameters.limit =
+                        limit.ok_or_else(|| wrong(&format!("limit is a number from 1 to {MAX_LIMIT}")))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(parameters)
+    }
+}
+
+/// An answer.
+#[derive(Serialize)]
+struct Body {
+    epoch: String,
+    offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovered: Option<bool>,
+    publications: Vec<Published>,
+}
+
+#[derive(Serialize)]
+struct Published {
+    offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    remove: bool,
+    #[serde(flatten)]
+    payload: Payload,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Payload {
+    Data(String),
+    Base64(String),
+}
+
+impl From<Page> for Body {
+    fn from(page: Page) -> Self {
+        let Page { position: Position { epoch, offset }, entries, recovered } = page;
+        let publications = entries.into_iter().map(Published::new).collect();
+        Self { epoch: epoch.to_string(), offset, recovered, publications }
+    }
+}
+
+impl Published {
+    fn new(Entry { offset, key, data }: Entry) -> Self {
+        let payload = match (data.kind, str::from_utf8(&data.bytes)) {
+            (Kind::Text, Ok(text)) => Payload::Data(text.to_owned()),
+            _ => Payload::Base64(BASE64_STANDARD.encode(&data.bytes)),
+        };
+        Self { offset, key: key.name.map(|name| (*name).to_owned()), remove: key.remove, payload }
+    }
+}

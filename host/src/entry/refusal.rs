@@ -1,0 +1,115 @@
+//! Requests at the clients' listener that are refused: each an HTTP answer with its reason.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Response, StatusCode,
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+};
+use rand::seq::IndexedRandom;
+use wire::{NotAPosition, sse};
+
+use crate::{
+    channel::Refused,
+    component::{Broken, NotLetIn},
+    http_error,
+};
+
+/// Seconds after which clients that found the relay full may try again: not all at once, and soon, since a herd of ten
+/// thousand is let in within a second or two.
+const RETRY_SECONDS: [&str; 2] = ["1", "2"];
+
+/// Why a request is refused; `reason` is the answer's code and the metric's label.
+pub struct Refusal {
+    status: StatusCode,
+    pub reason: &'static str,
+    message: String,
+    headers: Vec<(HeaderName, &'static str)>,
+}
+
+impl Refusal {
+    pub fn new(status: StatusCode, reason: &'static str, message: &str) -> Self {
+        // Said here: told not to keep connections alive, hyper would say it in a successful handshake too.
+        Self { status, reason, message: message.to_owned(), headers: vec![(CONNECTION, "close")] }
+    }
+
+    pub fn unavailable(reason: &'static str, message: &str) -> Self {
+        Self::for_now(StatusCode::SERVICE_UNAVAILABLE, reason, message)
+    }
+
+    /// It is the client's own doing: an `EventSource` is not asked to come again.
+    pub fn too_many(reason: &'static str, message: &str) -> Self {
+        Self::for_now(StatusCode::TOO_MANY_REQUESTS, reason, message)
+    }
+
+    fn for_now(status: StatusCode, reason: &'static str, message: &str) -> Self {
+        let seconds = RETRY_SECONDS.choose(&mut rand::rng()).copied().unwrap_or("1");
+        Self::new(status, reason, message).with(RETRY_AFTER, seconds)
+    }
+
+    /// What a handler's answer is to the client.
+    pub fn guests(why: NotLetIn) -> Self {
+        match why {
+            NotLetIn::Refused(status, message) => {
+                let status = Some(status).filter(|status| (400..=599).contains(status));
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+                Self::new(status.unwrap_or(StatusCode::FORBIDDEN), "rejected", &message)
+            }
+            NotLetIn::Broken(Broken::Deadline(_)) => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "handler", "the tenant's code did not answer in time")
+            }
+            NotLetIn::Broken(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", "the tenant's code broke"),
+            NotLetIn::Gone => Self::unavailable("shutdown", "the relay is shutting down"),
+        }
+    }
+
+    pub fn channel(why: Refused, name: &str) -> Self {
+        let status = match why {
+            Refused::NotAllowed => StatusCode::FORBIDDEN,
+            Refused::Channels(_) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, "channel", &no_channel(why, name))
+    }
+
+    /// What `since` must be.
+    pub fn no_position<T>(parsed: Result<T, NotAPosition>) -> Result<T, Self> {
+        parsed.map_err(|NotAPosition| Self::position("since is no position: those are EPOCH:OFFSET"))
+    }
+
+    pub fn position(message: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "position", message)
+    }
+
+    pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    pub fn response(&self) -> Response<Full<Bytes>> {
+        let mut response = http_error::answer(self.status, self.reason, &self.message);
+        for (name, value) in &self.headers {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+
+    /// The same to an `EventSource`, which never comes again after an error: one that may come again, the fault not being
+    /// its own, gets a stream that ends at once.
+    pub fn event_stream(&self) -> Response<Full<Bytes>> {
+        if !self.status.is_server_error() {
+            return self.response();
+        }
+        let after = self.headers.iter().find(|(name, _)| name == RETRY_AFTER);
+        let seconds = after.map_or(RETRY_SECONDS[1], |(_, seconds)| seconds);
+        let message: String = self.message.chars().filter(|character| !character.is_control()).collect();
+        let mut response = Response::new(Full::from(format!("retry: {seconds}000\n: {message}\n\n")));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
+        response
+    }
+}
+
+pub fn no_channel(why: Refused, name: &str) -> String {
+    format!("channel {:.80}: {why}", format!("{name:?}"))
+}

@@ -1,0 +1,222 @@
+//! Places for instances: so many of a tenant at once, within so many of the host.
+//!
+//! Whoever needs an instance waits for a place, first of its tenant and then of the host, in the order they came. An
+//! instance has its place until it is dropped; while somebody waits, those of handlers and APIs that have nothing to do
+//! go at once. Those of jobs and filters do not: they go when they have been idle for long, and a filter's not while its
+//! connection is open.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
+
+use crate::metrics::TenantMetrics;
+
+/// Between two looks for instances that have nothing to do: each takes a thousand tenants a tenth of a millisecond, and
+/// whoever is over its own limit would have one at each call.
+const CROWDED_INTERVAL: Duration = Duration::from_millis(10);
+
+/// So many places.
+pub struct PlacePool {
+    free: Arc<Semaphore>,
+    most: AtomicUsize,
+    /// Places that are to go when they are given back: there were more once.
+    excess: AtomicUsize,
+    waiting: AtomicUsize,
+}
+
+/// The host's places.
+pub struct HostPlaces {
+    room: Arc<PlacePool>,
+    /// Told of each that begins to wait, in whichever room.
+    crowded: Notify,
+}
+
+/// A tenant's places.
+pub struct Places {
+    own: Arc<PlacePool>,
+    host: Arc<HostPlaces>,
+    metrics: Arc<TenantMetrics>,
+}
+
+/// One instance's place, given back when this is dropped.
+pub struct Place {
+    _own: Permit,
+    _host: Permit,
+}
+
+struct Permit {
+    room: Arc<PlacePool>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl PlacePool {
+    fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            free: Arc::new(Semaphore::new(most)),
+            most: AtomicUsize::new(most),
+            excess: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// From now on there are so many; called by one thread.
+    fn set(&self, most: usize) {
+        let before = self.most.swap(most, Ordering::Relaxed);
+        let owed = self.excess.swap(0, Ordering::Relaxed);
+        // What was to go when it is given back is there still.
+        let there = before + owed;
+        if most > there {
+            self.free.add_permits(most - there);
+        } else {
+            let gone = self.free.forget_permits(there - most);
+            self.excess.store(there - most - gone, Ordering::Relaxed);
+        }
+    }
+
+    async fn take(self: &Arc<Self>, begins_to_wait: impl FnOnce()) -> Permit {
+        let permit = match Arc::clone(&self.free).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) => {
+                let _waiting = WaitingCount::new(&self.waiting);
+                begins_to_wait();
+                // It is never closed.
+                Arc::clone(&self.free).acquire_owned().await.ok()
+            }
+        };
+        Permit { room: Arc::clone(self), permit }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let one_less = |excess: usize| excess.checked_sub(1);
+        if self.room.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+            && let Some(permit) = self.permit.take()
+        {
+            permit.forget();
+        }
+    }
+}
+
+/// One that waits until this is dropped.
+struct WaitingCount<'a>(&'a AtomicUsize);
+
+impl<'a> WaitingCount<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for WaitingCount<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl HostPlaces {
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { room: PlacePool::new(most), crowded: Notify::new() })
+    }
+
+    /// Returns when somebody has begun to wait for a place, and a while after the last time that it did.
+    pub async fn crowded(&self, last: Instant) {
+        sleep_until(last + CROWDED_INTERVAL).await;
+        self.crowded.notified().await;
+    }
+}
+
+impl Places {
+    pub fn new(most: usize, host: &Arc<HostPlaces>, metrics: Arc<TenantMetrics>) -> Self {
+        Self { own: PlacePool::new(most), host: Arc::clone(host), metrics }
+    }
+
+    /// From now on; instances that are there stay.
+    pub fn set(&self, most: usize) {
+        self.own.set(most);
+    }
+
+    /// Waits for a place.
+    pub async fn take(&self) -> Place {
+        let waits = |limit| {
+            self.metrics.limited(limit, 1);
+            self.host.crowded.notify_one();
+        };
+        let own = self.own.take(|| waits("instances")).await;
+        let host = self.host.room.take(|| waits("host-instances")).await;
+        Place { _own: own, _host: host }
+    }
+
+    /// Whether somebody waits for a place that an instance of this tenant may have.
+    pub fn are_waited_for(&self) -> bool {
+        self.own.waiting.load(Ordering::Relaxed) > 0 || self.host.room.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn places(most: usize, host: &Arc<HostPlaces>) -> Places {
+        Places::new(most, host, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
+    }
+
+    #[tokio::test]
+    async fn a_tenant_has_its_own_places_within_the_hosts() {
+        let host = HostPlaces::new(3);
+        let (one, other) = (places(2, &host), places(2, &host));
+        let (first, _second) = (one.take().await, one.take().await);
+        let mut third = Box::pin(one.take());
+        assert!(poll!(&mut third).is_pending());
+        assert!(one.are_waited_for() && !other.are_waited_for(), "its own places are its own matter");
+        let _fourth = other.take().await;
+        let mut fifth = Box::pin(other.take());
+        assert!(poll!(&mut fifth).is_pending());
+        assert!(other.are_waited_for(), "the host has no more");
+        host.crowded(Instant::now()).await;
+        // It is one of the tenant's again, and of the host's; there it is behind the other's.
+        drop(first);
+        assert!(poll!(&mut third).is_pending());
+        assert!(poll!(&mut fifth).is_ready());
+        drop(third);
+        assert!(!one.are_waited_for() && !other.are_waited_for());
+    }
+
+    #[tokio::test]
+    async fn there_may_be_more_and_fewer() {
+        let host = HostPlaces::new(100);
+        let places = places(1, &host);
+        let first = places.take().await;
+        places.set(3);
+        let (second, third) = (places.take().await, places.take().await);
+        places.set(1);
+        let mut fourth = Box::pin(places.take());
+        drop(first);
+        drop(second);
+        assert!(poll!(&mut fourth).is_pending(), "one is there, and one may be");
+        drop(third);
+        assert!(poll!(&mut fourth).is_ready());
+        // Fewer, and more again before any has gone.
+        let fifth = places.take().await;
+        places.set(3);
+        let _sixth = places.take().await;
+        places.set(1);
+        places.set(2);
+        let mut seventh = Box::pin(places.take());
+        assert!(poll!(&mut seventh).is_pending());
+        drop(fifth);
+        assert!(poll!(&mut seventh).is_ready());
+    }
+}

@@ -1,0 +1,200 @@
+//! Whose turn it is on the guests' threads: a tenant's calls share its turns, so that however many of them are busy, one
+//! thread is left to the others.
+//!
+//! A busy guest yields at every tick of the epoch. Without turns a tenant with forty busy calls would have forty of the
+//! forty-one places in the runtime's queue, and another's call would wait for all of them at each tick; with turns a tenant
+//! stands in that queue once for each thread that it may have. So a call that only yields keeps its turn unless another
+//! of the tenant's waits for one; a call that waits for something has none.
+
+use std::{
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+/// One tenant's turns.
+#[derive(Clone)]
+pub struct Turns(Arc<Semaphore>);
+
+/// An instance's share of its tenant's turns.
+#[derive(Clone)]
+pub struct TurnShare {
+    turns: Turns,
+    /// It has yielded to others at a tick, and waits for nothing.
+    yielded: Arc<AtomicBool>,
+}
+
+type TurnFuture = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+
+/// One call's.
+enum Turn {
+    None,
+    TurnFuture(TurnFuture),
+    Has { _permit: OwnedSemaphorePermit },
+}
+
+impl Turns {
+    /// All threads but one, and at least one.
+    pub fn new(threads: usize) -> Self {
+        Self(Arc::new(Semaphore::new(threads.saturating_sub(1).max(1))))
+    }
+
+    pub fn share(&self) -> TurnShare {
+        TurnShare { turns: self.clone(), yielded: Arc::default() }
+    }
+}
+
+impl TurnShare {
+    /// The instance yields at a tick of the epoch.
+    pub fn yields(&self) {
+        self.yielded.store(true, Ordering::Relaxed);
+    }
+
+    /// Runs a call, which goes on only while it is its turn. The tenant's calls come in the order in which they have asked.
+    pub async fn take<F: Future>(&self, call: F) -> F::Output {
+        let mut call = pin!(call);
+        let mut turn = Turn::None;
+        std::future::poll_fn(|context| {
+            turn.take(&self.turns, context);
+            if !matches!(turn, Turn::Has { .. }) {
+                return Poll::Pending;
+            }
+            let polled = call.as_mut().poll(context);
+            if polled.is_pending() {
+                turn = Turn::None;
+                if self.yielded.swap(false, Ordering::Relaxed) {
+                    // Behind those that wait; if none does, it has its turn again at once.
+                    turn.take(&self.turns, context);
+                }
+            }
+            polled
+        })
+        .await
+    }
+}
+
+impl Turn {
+    /// Takes a turn, or stands in line for one.
+    fn take(&mut self, turns: &Turns, context: &mut Context<'_>) {
+        if matches!(self, Self::None) {
+            *self = match Arc::clone(&turns.0).try_acquire_owned() {
+                Ok(permit) => Self::Has { _permit: permit },
+                Err(_) => Self::TurnFuture(Box::pin(Arc::clone(&turns.0).acquire_owned())),
+            };
+        }
+        // It is never closed.
+        if let Self::TurnFuture(waiting) = self
+            && let Poll::Ready(Ok(permit)) = waiting.as_mut().poll(context)
+        {
+            *self = Self::Has { _permit: permit };
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{sync::atomic::AtomicUsize, time::Duration};
+
+    use tokio::{
+        task::{JoinSet, yield_now},
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// As a busy guest does at a tick: it is ready again at once.
+    async fn tick(share: &TurnShare) {
+        share.yields();
+        let mut yielded = false;
+        std::future::poll_fn(|context| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Steps that a tenant's busy calls take on a thread while another's takes ten.
+    async fn steps_beside(turns: impl Fn() -> Turns, calls: usize) -> usize {
+        let steps = Arc::new(AtomicUsize::new(0));
+        let mut busy = JoinSet::new();
+        for _ in 0..calls {
+            let (share, steps) = (turns().share(), Arc::clone(&steps));
+            busy.spawn(async move {
+                let call = async {
+                    loop {
+                        steps.fetch_add(1, Ordering::Relaxed);
+                        tick(&share).await;
+                    }
+                };
+                share.take(call).await
+            });
+        }
+        let counted = Arc::clone(&steps);
+        let other = tokio::spawn(async move {
+            let before = counted.load(Ordering::Relaxed);
+            let share = Turns::new(2).share();
+            let call = async {
+                for _ in 0..10 {
+                    tick(&share).await;
+                }
+            };
+            share.take(call).await;
+            counted.load(Ordering::Relaxed) - before
+        });
+        other.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_tenant_with_many_busy_calls_is_one_in_the_queue() {
+        let turns = Turns::new(2);
+        // One step each time that the other waits for its turn, and some while forty find out that it is not theirs.
+        let steps = steps_beside(|| turns.clone(), 40).await;
+        assert!(steps <= 40, "{steps}");
+        assert!(steps_beside(|| Turns::new(2), 40).await >= 300, "forty tenants would have forty places");
+    }
+
+    #[tokio::test]
+    async fn all_of_a_tenants_calls_come_to_their_turn() {
+        let share = Turns::new(2).share();
+        let counts: Vec<_> = (0..5).map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        let calls = counts.iter().map(|count| {
+            share.take(async {
+                for _ in 0..100 {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    yield_now().await;
+                }
+            })
+        });
+        timeout(Duration::from_secs(10), futures_util::future::join_all(calls)).await.unwrap();
+        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 100));
+    }
+
+    #[tokio::test]
+    async fn what_waits_holds_no_turn_and_what_is_dropped_gives_it_back() {
+        let share = Turns::new(2).share();
+        let stuck = tokio::spawn({
+            let share = share.clone();
+            async move { share.take(std::future::pending::<()>()).await }
+        });
+        yield_now().await;
+        timeout(Duration::from_secs(1), share.take(yield_now())).await.unwrap();
+        let waits = share.take(async {
+            // Inside its own turn another of the tenant waits, and is dropped.
+            let mut other = Box::pin(share.take(yield_now()));
+            assert!(futures_util::poll!(other.as_mut()).is_pending());
+            drop(other);
+        });
+        waits.await;
+        timeout(Duration::from_secs(1), share.take(yield_now())).await.unwrap();
+        stuck.abort();
+    }
+}

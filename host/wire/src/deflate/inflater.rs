@@ -1,0 +1,185 @@
+//! Compressed messages read, RFC 7692 section 7.2.2.
+
+use zlib_rs::{Inflate, InflateFlush, Status};
+
+use crate::{deflate::MAX_WINDOW_BITS, frame::Violation};
+
+/// What a message goes without (`TAIL`), and an empty last block (RFC 1951 section 3.2.4): the stream ends there if the
+/// message was whole.
+const END: [u8; 9] = [0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF];
+
+/// The buffer's bytes to begin with, and after a larger message.
+const KEPT: usize = 64 << 10;
+
+/// Reads compressed messages; one serves any number of connections.
+#[derive(Default)]
+pub struct Inflater {
+    /// Made when first needed: some 50 KiB.
+    state: Option<Inflate>,
+    buffer: Vec<u8>,
+    /// How much of the buffer is the message.
+    length: usize,
+}
+
+impl Inflater {
+    /// The message that a compressed payload holds; more than `max` bytes are [`Violation::TooLarge`], and no more memory
+    /// is taken than they need.
+    pub fn inflate(&mut self, compressed: &[u8], max: usize) -> Result<&[u8], Violation> {
+        self.buffer.truncate(KEPT);
+        self.buffer.shrink_to_fit();
+        self.length = 0;
+        self.state.get_or_insert_with(|| Inflate::new(false, MAX_WINDOW_BITS)).reset(false);
+        // Blocks with their final bit set end a stream (section 7.2.3.4); what ends with one needs no other end.
+        if self.read(compressed, max)? || self.read(&END, max)? {
+            return Ok(self.buffer.get(..self.length).unwrap_or_default());
+        }
+        Err(Violation::Deflate)
+    }
+
+    /// Inflates all of `input`; whether a stream ends with it. One that ends before is followed by another.
+    fn read(&mut self, mut input: &[u8], max: usize) -> Result<bool, Violation> {
+        let state = self.state.as_mut().ok_or(Violation::Deflate)?;
+        let mut ended = true;
+        // A full buffer: there may be more to come than has come.
+        while !input.is_empty() || (!ended && self.length == self.buffer.len()) {
+            if self.length == self.buffer.len() {
+                let room = max.saturating_add(1).saturating_sub(self.length);
+                let more = self.length.max(KEPT).min(room);
+                self.buffer.reserve_exact(more);
+                self.buffer.resize(self.length + more, 0);
+            }
+            let (before_in, before_out) = (state.total_in(), state.total_out());
+            let output = self.buffer.get_mut(self.length..).unwrap_or_default();
+            let status = state.decompress(input, output, InflateFlush::NoFlush).map_err(|_| Violation::Deflate)?;
+            let taken = usize::try_from(state.total_in() - before_in).unwrap_or(usize::MAX);
+            let made = usize::try_from(state.total_out() - before_out).unwrap_or(usize::MAX);
+            self.length = self.length.saturating_add(made);
+            if self.length > max {
+                return Err(Violation::TooLarge);
+            }
+            if taken == 0 && made == 0 && !input.is_empty() {
+                return Err(Violation::Deflate);
+            }
+            input = input.get(taken..).unwrap_or_default();
+            ended = status == Status::StreamEnd;
+            if ended {
+                state.reset(false);
+            }
+        }
+        Ok(ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zlib_rs::{Deflate, DeflateFlush};
+
+    use super::*;
+    use crate::deflate::deflate;
+
+    fn inflated(compressed: &[u8], max: usize) -> Result<Vec<u8>, Violation> {
+        Inflater::default().inflate(compressed, max).map(<[u8]>::to_vec)
+    }
+
+    fn deflated(payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        deflate(payload, 15, &mut out);
+        out
+    }
+
+    #[test]
+    fn examples_of_the_rfc() {
+        let examples: [&[u8]; 5] = [
+            // Section 7.2.3.1, and its two fragments joined.
+            &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
+            // 7.2.3.3, without compression.
+            &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
+            // 7.2.3.4, a block with its final bit set; then the same without the empty block that has to follow it.
+            &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
+            &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
+            // 7.2.3.5, two blocks.
+            &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
+        ];
+        for example in examples {
+            assert_eq!(inflated(example, 5).as_deref(), Ok(&b"Hello"[..]), "{example:02x?}");
+            assert_eq!(inflated(example, 4), Err(Violation::TooLarge));
+        }
+        // 7.2.3.6, and no byte at all.
+        assert_eq!(inflated(&[0x00], 0), Ok(Vec::new()));
+        assert_eq!(inflated(&[], 0), Ok(Vec::new()));
+        // 7.2.3.2, the second message of a compressor that keeps its window.
+        assert_eq!(inflated(&[0xf2, 0x00, 0x11, 0x00, 0x00], 100), Err(Violation::Deflate));
+    }
+
+    #[test]
+    fn what_follows_a_final_block_counts() {
+        let mut twice = vec![0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+        twice.extend_from_slice(&deflated(b", world"));
+        assert_eq!(inflated(&twice, 100).as_deref(), Ok(&b"Hello, world"[..]));
+    }
+
+    #[test]
+    fn a_message_that_is_cut_is_broken() {
+        let whole = deflated(&b"text that is long enough to be worth it ".repeat(20));
+        for length in 1..whole.len() {
+            assert_eq!(inflated(&whole[..length], 10_000), Err(Violation::Deflate), "{length} of {}", whole.len());
+        }
+    }
+
+    /// 64 MiB of zeros.
+    fn bomb() -> Vec<u8> {
+        let mut compressor = Deflate::new(9, false, 15);
+        let mut out = vec![0; 1 << 20];
+        compressor.compress(&vec![0; 64 << 20], &mut out, DeflateFlush::SyncFlush).unwrap();
+        assert_eq!(compressor.total_in(), 64 << 20);
+        out.truncate(usize::try_from(compressor.total_out()).unwrap());
+        out.truncate(out.len() - 4);
+        out
+    }
+
+    #[test]
+    fn a_bomb_takes_what_a_message_may() {
+        let bomb = bomb();
+        assert!(bomb.len() < 70_000);
+        let mut inflater = Inflater::default();
+        for max in [0, 1, KEPT - 1, KEPT, KEPT + 1, 1 << 20] {
+            assert_eq!(inflater.inflate(&bomb, max), Err(Violation::TooLarge));
+            assert!(inflater.buffer.capacity() <= (max + 1).max(KEPT), "{} for {max}", inflater.buffer.capacity());
+        }
+        assert_eq!(inflater.inflate(&bomb, 64 << 20).map(<[u8]>::len), Ok(64 << 20));
+        assert_eq!(inflater.inflate(&deflated(b"Hello"), 10).as_deref(), Ok(&b"Hello"[..]));
+        assert!(inflater.buffer.capacity() <= KEPT);
+    }
+
+    proptest! {
+        #[test]
+        fn another_implementations_messages_are_read(payload: Vec<u8>, copies in 1usize..1000, level in 0u8..=9) {
+            let payload = payload.repeat(copies);
+            // Ends with a final block.
+            let compressed = miniz_oxide::deflate::compress_to_vec(&payload, level);
+            let mut inflater = Inflater::default();
+            prop_assert_eq!(inflater.inflate(&compressed, payload.len()), Ok(&payload[..]));
+            prop_assert_eq!(inflater.inflate(&[&compressed[..], &[0]].concat(), payload.len()), Ok(&payload[..]));
+        }
+
+        #[test]
+        fn messages_are_read_whatever_came_before(garbage: Vec<u8>, payload: Vec<u8>, window_bits in 9u8..=15) {
+            let mut compressed = Vec::new();
+            deflate(&payload, window_bits, &mut compressed);
+            let mut inflater = Inflater::default();
+            let _ = inflater.inflate(&garbage, 1000);
+            prop_assert_eq!(inflater.inflate(&compressed, payload.len()), Ok(&payload[..]));
+            if let Some(less) = payload.len().checked_sub(1) {
+                prop_assert_eq!(inflater.inflate(&compressed, less), Err(Violation::TooLarge));
+            }
+        }
+
+        #[test]
+        fn garbage_never_makes_more_than_it_may(garbage: Vec<u8>, max in 0usize..5000) {
+            if let Ok(message) = inflated(&garbage, max) {
+                prop_assert!(message.len() <= max);
+            }
+        }
+    }
+}

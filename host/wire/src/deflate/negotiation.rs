@@ -1,0 +1,252 @@
+//! What client and server agree on in the handshake, RFC 7692 section 7.1.
+
+use http::{
+    HeaderMap,
+    header::{HeaderValue, SEC_WEBSOCKET_EXTENSIONS},
+};
+
+use crate::deflate::{MAX_WINDOW_BITS, MIN_WINDOW_BITS};
+
+const NAME: &str = "permessage-deflate";
+const SERVER_NO_CONTEXT: &str = "server_no_context_takeover";
+const CLIENT_NO_CONTEXT: &str = "client_no_context_takeover";
+const SERVER_WINDOW: &str = "server_max_window_bits";
+const CLIENT_WINDOW: &str = "client_max_window_bits";
+
+/// That messages are compressed, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The largest window that messages to the client may be compressed with.
+    pub window_bits: u8,
+    /// The answer's `Sec-WebSocket-Extensions`.
+    pub answer: HeaderValue,
+}
+
+/// Takes the first offer that can be taken. `None`: messages go as they are, which is no mistake: also for a header that
+/// cannot be read.
+///
+/// No context is kept for any client, so that is always part of the answer, be it asked for or not (section 7.1.1.2). What
+/// a client's window is does not matter, messages are inflated with the largest.
+pub fn negotiate(headers: &HeaderMap) -> Option<Agreed> {
+    let mut taken = None;
+    for header in headers.get_all(SEC_WEBSOCKET_EXTENSIONS) {
+        let mut list = List { rest: header.to_str().ok()? };
+        loop {
+            let offer = list.extension()?;
+            taken = taken.or(offer);
+            if !list.eat(',') {
+                break;
+            }
+        }
+        if !list.rest.is_empty() {
+            return None;
+        }
+    }
+    let asked = taken?.server_window;
+    let window = asked.map(|bits| format!("; {SERVER_WINDOW}={bits}")).unwrap_or_default();
+    let answer = HeaderValue::try_from(format!("{NAME}; {SERVER_NO_CONTEXT}; {CLIENT_NO_CONTEXT}{window}")).ok()?;
+    Some(Agreed { window_bits: asked.unwrap_or(MAX_WINDOW_BITS), answer })
+}
+
+/// An offer that can be taken, as far as it is read.
+#[derive(Default)]
+struct Offer {
+    seen: Vec<&'static str>,
+    server_window: Option<u8>,
+}
+
+impl Offer {
+    /// With one more parameter. What is unknown, wrong or there twice declines the offer (section 7.1).
+    fn with(mut self, name: &str, value: Option<&str>) -> Option<Self> {
+        let known = [SERVER_NO_CONTEXT, CLIENT_NO_CONTEXT, SERVER_WINDOW, CLIENT_WINDOW];
+        let name = known.into_iter().find(|known| known.eq_ignore_ascii_case(name))?;
+        if self.seen.contains(&name) {
+            return None;
+        }
+        self.seen.push(name);
+        match (name, value) {
+            (SERVER_NO_CONTEXT | CLIENT_NO_CONTEXT | CLIENT_WINDOW, None) => {}
+            // A promise, or room that is not needed.
+            (CLIENT_WINDOW, Some(bits)) => drop(window_bits(bits)?),
+            // zlib makes no raw stream with a window of 8 bits.
+            (SERVER_WINDOW, Some(bits)) => {
+                self.server_window = Some(window_bits(bits).filter(|bits| *bits >= MIN_WINDOW_BITS)?)
+            }
+            _ => return None,
+        }
+        Some(self)
+    }
+}
+
+/// Section 7.1.2: 8 to 15, without leading zeros.
+fn window_bits(text: &str) -> Option<u8> {
+    (8..=MAX_WINDOW_BITS).find(|bits| bits.to_string() == text)
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(char: char) -> bool {
+    char.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(char)
+}
+
+/// Reads `Sec-WebSocket-Extensions`, RFC 6455 section 9.1. `None` of its methods: it cannot be read.
+struct List<'a> {
+    rest: &'a str,
+}
+
+impl<'a> List<'a> {
+    /// The next extension; `Some(None)`: another than this one, or an offer that has to be declined.
+    fn extension(&mut self) -> Option<Option<Offer>> {
+        self.skip_space();
+        // Lists may have empty elements, RFC 9110 section 5.6.1.2.
+        if self.rest.is_empty() || self.rest.starts_with(',') {
+            return Some(None);
+        }
+        let mut offer = self.token()?.eq_ignore_ascii_case(NAME).then(Offer::default);
+        while self.eat(';') {
+            let name = self.token()?;
+            let value = if self.eat('=') { Some(self.value()?) } else { None };
+            offer = offer.and_then(|offer| offer.with(name, value));
+        }
+        Some(offer)
+    }
+
+    fn token(&mut self) -> Option<&'a str> {
+        self.skip_space();
+        let end = self.rest.find(|char: char| !is_token(char)).unwrap_or(self.rest.len());
+        let (token, rest) = self.rest.split_at_checked(end)?;
+        self.rest = rest;
+        self.skip_space();
+        (!token.is_empty()).then_some(token)
+    }
+
+    /// A token, or one in quotes.
+    fn value(&mut self) -> Option<&'a str> {
+        self.skip_space();
+        if !self.rest.starts_with('"') {
+            return self.token();
+        }
+        let (value, rest) = self.rest.get(1..)?.split_once('"')?;
+        self.rest = rest;
+        self.skip_space();
+        (!value.is_empty() && value.chars().all(is_token)).then_some(value)
+    }
+
+    fn eat(&mut self, char: char) -> bool {
+        let rest = self.rest.strip_prefix(char);
+        self.rest = rest.unwrap_or(self.rest);
+        rest.is_some()
+    }
+
+    fn skip_space(&mut self) {
+        self.rest = self.rest.trim_start_matches([' ', '\t']);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn agreed(headers: &[&str]) -> Option<Agreed> {
+        let mut map = HeaderMap::new();
+        for header in headers {
+            map.append(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_bytes(header.as_bytes()).unwrap());
+        }
+        negotiate(&map)
+    }
+
+    const PLAIN: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+
+    #[test]
+    fn offers_are_taken() {
+        let offers = [
+            // Sections 7.1.1, 7.1.2 and 7.1.3, and what browsers send.
+            ("permessage-deflate", None),
+            ("permessage-deflate; server_no_context_takeover", None),
+            ("permessage-deflate; client_no_context_takeover", None),
+            ("permessage-deflate; server_max_window_bits=10", Some(10)),
+            ("permessage-deflate; client_max_window_bits", None),
+            ("permessage-deflate; client_max_window_bits=10", None),
+            ("permessage-deflate; client_max_window_bits; server_max_window_bits=10", Some(10)),
+            ("permessage-deflate; client_max_window_bits; server_max_window_bits=10, permessage-deflate", Some(10)),
+            ("permessage-deflate; server_max_window_bits=\"12\"", Some(12)),
+            ("permessage-deflate; server_max_window_bits=9", Some(9)),
+            ("permessage-deflate; server_max_window_bits=15; client_max_window_bits=8", Some(15)),
+            // The first that can be taken.
+            ("permessage-deflate; server_max_window_bits=8, permessage-deflate", None),
+            (
+                "permessage-deflate; use_y; server_max_window_bits=11, permessage-deflate; server_max_window_bits=12",
+                Some(12),
+            ),
+            ("permessage-foo; x=1, bar, permessage-deflate; server_max_window_bits=14", Some(14)),
+            // Space, case, empty elements.
+            (" permessage-deflate ;\tserver_max_window_bits = 10 ", Some(10)),
+            ("Permessage-Deflate;SERVER_MAX_WINDOW_BITS=10", Some(10)),
+            (", permessage-deflate,,", None),
+        ];
+        for (offer, bits) in offers {
+            let answer = bits.map_or(PLAIN.to_owned(), |bits| format!("{PLAIN}; server_max_window_bits={bits}"));
+            let answer = HeaderValue::try_from(answer).unwrap();
+            assert_eq!(agreed(&[offer]), Some(Agreed { window_bits: bits.unwrap_or(15), answer }), "{offer}");
+        }
+    }
+
+    #[test]
+    fn offers_are_declined() {
+        let offers = [
+            "",
+            "x-webkit-deflate-frame",
+            "permessage-deflate; use_y",
+            "permessage-deflate; server_no_context_takeover=1",
+            "permessage-deflate; client_no_context_takeover=\"a\"",
+            "permessage-deflate; server_no_context_takeover; server_no_context_takeover",
+            "permessage-deflate; server_max_window_bits=10; server_max_window_bits=11",
+            "permessage-deflate; server_max_window_bits",
+            "permessage-deflate; server_max_window_bits=8",
+            "permessage-deflate; server_max_window_bits=16",
+            "permessage-deflate; server_max_window_bits=010",
+            "permessage-deflate; server_max_window_bits=+9",
+            "permessage-deflate; client_max_window_bits=7",
+            "permessage-deflate; client_max_window_bits=a",
+        ];
+        for offer in offers {
+            assert_eq!(agreed(&[offer]), None, "{offer}");
+        }
+        assert_eq!(agreed(&[]), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_agrees_on_nothing() {
+        let broken = [
+            "permessage-deflate;",
+            "permessage-deflate; =1",
+            "permessage-deflate; server_max_window_bits=",
+            "permessage-deflate; server_max_window_bits=\"10",
+            "permessage-deflate; server_max_window_bits=\"1 0\"",
+            "permessage-deflate permessage-deflate",
+            "permessage-deflate, (",
+            "permessage-deflate; \u{e9}",
+        ];
+        for header in broken {
+            assert_eq!(agreed(&[header]), None, "{header}");
+            assert_eq!(agreed(&["permessage-deflate", header]), None, "{header}");
+        }
+    }
+
+    #[test]
+    fn headers_are_one_list() {
+        assert_eq!(agreed(&["foo", "permessage-deflate; server_max_window_bits=12"]).unwrap().window_bits, 12);
+        let first = agreed(&["permessage-deflate; server_max_window_bits=13", "permessage-deflate"]);
+        assert_eq!(first.unwrap().window_bits, 13);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_headers_never_panic(header in "(permessage-deflate|[a-z;=,\" \t]|server_max_window_bits|[0-9]){0,12}") {
+            if let Some(agreed) = agreed(&[&header]) {
+                prop_assert!((9..=15).contains(&agreed.window_bits));
+            }
+        }
+    }
+}
