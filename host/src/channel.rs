@@ -26,7 +26,10 @@ mod log;
 mod publication;
 mod readers;
 mod resume;
+mod sequence;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 pub use crate::channel::{
     channels::Channels,
@@ -39,7 +42,11 @@ pub use crate::channel::{
     resume::{Resumed, resume},
     snapshot::Since,
 };
-use crate::channel::{readers::Readers, snapshot::Snapshot};
+use crate::channel::{
+    readers::Readers,
+    sequence::{Sequenced, Sequencer, new_epoch},
+    snapshot::Snapshot,
+};
 
 /// The channel of clients that ask for none, and of upstreams without a filter.
 pub const MAIN: &str = "main";
@@ -67,76 +74,88 @@ pub struct Channel {
     state: Mutex<ChannelState>,
 }
 
+/// What a channel stores and serves. Lives under the channel's lock.
 struct ChannelState {
     log: Log,
     snapshot: Snapshot,
+    /// The offset behind the last publication applied.
     next_offset: u64,
-    /// Of all chunks there ever were.
+    /// Bytes of all chunks there ever were.
     bytes: u64,
     epoch: Epoch,
     /// The first offset of the epoch.
     begins: u64,
-    /// Upstreams whose publications it has had.
-    upstreams: Vec<Arc<str>>,
     readers: Readers,
-}
-
-/// An epoch that never was before.
-fn new_epoch() -> Epoch {
-    Epoch(rand::random())
+    /// Gives the publications their positions.
+    sequencer: Sequencer,
 }
 
 impl ChannelState {
     fn new(rule: &ChannelRule) -> Self {
+        let first = Position { epoch: new_epoch(), offset: 1 };
         Self {
             log: Log::new(rule.log_bytes),
             snapshot: Snapshot::new(rule.max_keys),
-            next_offset: 1,
+            next_offset: first.offset,
             bytes: 0,
-            epoch: new_epoch(),
-            begins: 1,
-            upstreams: Vec::new(),
+            epoch: first.epoch,
+            begins: first.offset,
             readers: Readers::default(),
+            sequencer: Sequencer::new(first),
         }
+    }
+
+    /// The position before which the log lets go of chunks, a new chunk having the position `newest`.
+    ///
+    /// A burst stays whole until its readers have come for it, however small the log is: they may be fast.
+    fn keep(&self, newest: u64) -> u64 {
+        self.readers.unread().unwrap_or(newest)
     }
 }
 
 impl Channel {
-    /// Appends a burst whole, then tells the readers. Returns how many had no room for their keys, and are left out.
-    fn append(&self, mut burst: Vec<Publication>, upstream: Option<&Arc<str>>) -> usize {
+    /// Appends a burst whole, then tells the readers. Returns how many publications had no room for their keys.
+    fn append(&self, burst: Vec<Publication>, upstream: Option<&Arc<str>>) -> usize {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let snapshot = state.snapshot.bytes();
-        let mut offset = state.next_offset;
-        let count = burst.len();
-        burst.retain(|publication| {
-            let takes = state.snapshot.takes(publication);
-            if takes {
-                state.snapshot.apply(offset, publication);
-                offset += 1;
-            }
-            takes
-        });
-        self.resized(snapshot, state.snapshot.bytes());
-        if let Some(upstream) = upstream
-            && !state.upstreams.contains(upstream)
-        {
-            state.upstreams.push(Arc::clone(upstream));
+        let Sequenced { first, publications, left_out } = state.sequencer.sequence(burst, upstream, &state.snapshot);
+        if publications.is_empty() {
+            return left_out;
         }
         let newest = state.log.next_seq();
-        // A burst stays whole until its readers have come for it, however small the log: they may be fast.
-        let unread = state.readers.unread().unwrap_or(newest);
+        let keep = state.keep(newest);
         let limit = chunk_limit(self.log_limit());
-        let mut rest = burst.as_slice();
+        let mut rest = publications.as_slice();
         while !rest.is_empty() {
-            let first = Position { epoch: state.epoch, offset: state.next_offset };
-            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), first, rest, limit);
+            let position = Position { offset: state.next_offset, ..first };
+            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), position, rest, limit);
             rest = rest.get(encoded..).unwrap_or_default();
-            state.next_offset += encoded as u64;
-            self.total.fetch_add(chunk.size(), Ordering::Relaxed);
-            state.bytes += chunk.bytes() as u64;
-            state.log.push(Arc::new(chunk), unread, |gone| self.forget(&gone));
+            self.apply(state, chunk, keep);
         }
+        self.trim(state, newest);
+        state.readers.tell(newest);
+        left_out
+    }
+
+    /// Stores a chunk whose publications have their positions. It never refuses. The log keeps all chunks from position
+    /// `keep` on. A chunk that stands for a gap begins its epoch.
+    fn apply(&self, state: &mut ChannelState, chunk: Chunk, keep: u64) {
+        let before = state.snapshot.bytes();
+        if chunk.is_gap() {
+            (state.epoch, state.begins) = (chunk.epoch, chunk.first_offset());
+            state.snapshot.clear(chunk.first_offset());
+        } else {
+            chunk.keyed().for_each(|entry| state.snapshot.apply(entry));
+        }
+        self.resized(before, state.snapshot.bytes());
+        state.next_offset = chunk.last_offset() + 1;
+        self.total.fetch_add(chunk.size(), Ordering::Relaxed);
+        state.bytes += chunk.bytes() as u64;
+        state.log.push(Arc::new(chunk), keep, |gone| self.forget(&gone));
+    }
+
+    /// Lets go of chunks before the position `newest` until the log and all logs of the tenant are within their bytes.
+    fn trim(&self, state: &mut ChannelState, newest: u64) {
         while state.log.excess() > MAX_UNREAD {
             let Some(gone) = state.log.pop_before(newest) else { break };
             self.forget(&gone);
@@ -145,10 +164,6 @@ impl Channel {
             let Some(gone) = state.log.pop_before(newest) else { break };
             self.forget(&gone);
         }
-        if !burst.is_empty() {
-            state.readers.tell(newest);
-        }
-        count - burst.len()
     }
 
     fn forget(&self, gone: &Chunk) {
@@ -156,7 +171,7 @@ impl Channel {
         self.total.fetch_sub(gone.size(), Ordering::Relaxed);
     }
 
-    /// The snapshot's bytes are others now.
+    /// Updates the byte total after the snapshot changed size.
     fn resized(&self, before: usize, now: usize) {
         if now > before {
             self.total.fetch_add(now - before, Ordering::Relaxed);

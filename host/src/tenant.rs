@@ -11,7 +11,7 @@ use config::{TenantConfig, TenantLimits, grants::Grants};
 use crate::{
     channel::Channels,
     component::{Guests, Requests},
-    delivery::{ClientLimits, ClientSources, Shards},
+    delivery::{ClientId, ClientLimits, ClientSources, Shards, Step},
     metrics::{Metrics, TenantMetrics},
     rate::Rate,
     state::State,
@@ -104,6 +104,14 @@ impl Tenant {
             version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None)),
             refused: Mutex::default(),
         })
+    }
+
+    /// Does something with a client of this tenant, in the order of these calls. A client that is gone is left alone.
+    ///
+    /// Async for the day when the client may be at another node; here it never waits.
+    #[allow(clippy::unused_async)]
+    pub async fn act(&self, client: ClientId, steps: Vec<Step>) {
+        self.shards.act(client, &self.client_limits, steps);
     }
 
     /// What holds for whatever begins now.

@@ -96,7 +96,7 @@ impl Handle {
         Self { name, demand, outbound: Mutex::default() }
     }
 
-    pub fn is_up(&self) -> bool {
+    fn is_up(&self) -> bool {
         self.outbound().is_some()
     }
 
@@ -111,8 +111,17 @@ impl Handle {
         }
     }
 
+    /// Whether there is a connection to the partner.
+    ///
+    /// Async for the day when another node has the connection, as is [`Handle::send`]; here neither ever waits.
+    #[allow(clippy::unused_async)]
+    pub async fn is_connected(&self) -> bool {
+        self.is_up()
+    }
+
     /// Queues frames for the partner, all or none.
-    pub fn send(&self, frames: Vec<Frame>) -> Result<(), SendError> {
+    #[allow(clippy::unused_async)]
+    pub async fn send(&self, frames: Vec<Frame>) -> Result<(), SendError> {
         if frames.iter().any(|frame| frame.bytes.len() > MAX_OUTBOUND) {
             return Err(SendError::TooLarge);
         }

@@ -11,6 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use config::{ChannelRule, TenantLimits};
+use wire::Frame;
 
 use crate::{
     channel::{
@@ -86,7 +87,10 @@ impl Channels {
 
     /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
     /// more than half of the channels, so that components can always publish.
-    pub fn subscribe(&self, name: &str) -> Result<Arc<Channel>, Refused> {
+    ///
+    /// Async for the day when the channel's home is another node; here it never waits.
+    #[allow(clippy::unused_async)]
+    pub async fn follow(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         self.check_allowed(name)?;
         let mut open = self.open.lock();
         let most = self.max_channels();
@@ -102,7 +106,8 @@ impl Channels {
     }
 
     /// The same if it is there already, or has a name of its own in the manifest: looking makes no others.
-    pub fn find(&self, name: &str) -> Result<Option<Arc<Channel>>, Refused> {
+    #[allow(clippy::unused_async)]
+    pub async fn find(&self, name: &str) -> Result<Option<Arc<Channel>>, Refused> {
         self.check_allowed(name)?;
         if name == MAIN || self.rules.load().rules.iter().any(|rule| rule.pattern == name) {
             return self.open(name).map(Some);
@@ -205,8 +210,20 @@ impl Channels {
         Ok(channel)
     }
 
+    /// The newest publication of a channel, if there is one.
+    #[allow(clippy::unused_async)]
+    pub async fn latest(&self, name: &str) -> Option<Frame> {
+        self.get(name)?.latest()
+    }
+
+    /// How many clients follow a channel now.
+    #[allow(clippy::unused_async)]
+    pub async fn subscribers(&self, name: &str) -> usize {
+        self.get(name).map_or(0, |channel| channel.subscribers())
+    }
+
     /// A channel that is there already.
-    pub fn get(&self, name: &str) -> Option<Arc<Channel>> {
+    fn get(&self, name: &str) -> Option<Arc<Channel>> {
         self.open.lock().get(name).cloned()
     }
 
@@ -305,15 +322,15 @@ mod tests {
         assert_eq!((log_bytes("ab"), log_bytes("abc"), log_bytes("ac"), log_bytes("b")), (3, 2, 1, 4));
     }
 
-    #[test]
-    fn clients_get_what_is_listed_or_when_nothing_is_any_name() {
+    #[tokio::test]
+    async fn clients_get_what_is_listed_or_when_nothing_is_any_name() {
         let listed = channels(&[("prices", 1000), ("news-*", 1000)], 1000);
         for name in ["prices", "news-", "news-1", MAIN] {
-            assert!(listed.subscribe(name).is_ok(), "{name}");
+            assert!(listed.follow(name).await.is_ok(), "{name}");
         }
-        assert_eq!(listed.subscribe("other").err(), Some(Refused::NotAllowed));
-        assert!(channels(&[], 1000).subscribe("other").is_ok());
-        assert_eq!(listed.subscribe("").err(), Some(Refused::Name));
+        assert_eq!(listed.follow("other").await.err(), Some(Refused::NotAllowed));
+        assert!(channels(&[], 1000).follow("other").await.is_ok());
+        assert_eq!(listed.follow("").await.err(), Some(Refused::Name));
     }
 
     #[tokio::test]
@@ -376,13 +393,16 @@ mod tests {
     #[tokio::test]
     async fn made_up_names_make_room_for_others_once_nobody_follows_them() {
         let channels = channels(&[], 100_000);
-        let followed: Vec<_> = (0..MOST / 2).map(|nth| channels.subscribe(&nth.to_string()).unwrap()).collect();
-        assert_eq!(channels.subscribe("one more").err(), Some(Refused::Channels(MOST)));
+        let mut followed = Vec::new();
+        for nth in 0..MOST / 2 {
+            followed.push(channels.follow(&nth.to_string()).await.unwrap());
+        }
+        assert_eq!(channels.follow("one more").await.err(), Some(Refused::Channels(MOST)));
         assert_eq!(channels.publish(vec![publication("published", 10)], None).await.0, 1);
         drop(followed);
         *channels.swept.lock() = None;
-        assert!(channels.subscribe("one more").is_ok());
-        assert!(channels.find("never").unwrap().is_none());
+        assert!(channels.follow("one more").await.is_ok());
+        assert!(channels.find("never").await.unwrap().is_none());
     }
 
     #[tokio::test]

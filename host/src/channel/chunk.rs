@@ -106,6 +106,14 @@ impl Chunk {
         frames + burst.len() * size_of::<u32>() + keys + chunks * OVERHEAD
     }
 
+    /// The same publications, at another place's position of its log.
+    #[cfg(test)]
+    pub fn copied(&self, seq: u64) -> Self {
+        let Offsets::From(first) = &self.offsets else { unreachable!("a snapshot is no part of a log") };
+        let raw = Wire { bytes: self.raw.bytes.clone(), ends: self.raw.ends.clone() };
+        Self::new(seq, self.epoch, Offsets::From(*first), raw, self.keys.clone())
+    }
+
     /// Whether it stands for a gap.
     pub fn is_gap(&self) -> bool {
         self.len() == 0
@@ -141,6 +149,13 @@ impl Chunk {
     /// Its publications with offsets greater than `offset`, their payloads copied.
     pub fn after(&self, offset: u64) -> impl DoubleEndedIterator<Item = Entry> {
         (self.index_after(offset)..self.len()).filter_map(|index| self.entry(index))
+    }
+
+    /// Its publications that have a key, their payloads copied.
+    pub fn keyed(&self) -> impl Iterator<Item = Entry> {
+        // Without keys nothing is looked at.
+        let all = if self.keys.is_some() { self.len() } else { 0 };
+        (0..all).filter_map(|index| self.entry(index)).filter(|entry| entry.key.name.is_some())
     }
 
     /// The offset behind which publications of at most so many bytes follow here.

@@ -1,14 +1,11 @@
 //! What a channel can say of the past: resuming, reading back, the snapshot.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use config::History;
 use wire::{Entry, Frame, Key, Page, Position};
 
-use crate::channel::{Channel, ChannelState, Chunk, Since, new_epoch, snapshot::End};
+use crate::channel::{Channel, ChannelState, Chunk, Since, snapshot::End};
 
 /// Bytes of payloads in one page, unless its first publication has more.
 const MAX_PAGE_BYTES: usize = 1 << 20;
@@ -123,21 +120,11 @@ impl Channel {
     pub(super) fn lost(&self, upstream: &Arc<str>) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        // Without a publication since the last time there is nothing to tell apart.
-        if !state.upstreams.contains(upstream) || state.begins == state.next_offset {
-            return;
-        }
-        let (before, next) = (state.snapshot.bytes(), state.next_offset);
-        state.epoch = new_epoch();
-        state.begins = next;
-        state.snapshot.clear(next);
-        self.resized(before, state.snapshot.bytes());
+        let Some(first) = state.sequencer.lost(upstream) else { return };
         self.metrics.epochs.inc();
         let seq = state.log.next_seq();
-        let unread = state.readers.unread().unwrap_or(seq);
-        let gap = Chunk::gap(seq, Position { epoch: state.epoch, offset: next });
-        self.total.fetch_add(gap.size(), Ordering::Relaxed);
-        state.log.push(Arc::new(gap), unread, |gone| self.forget(&gone));
+        let keep = state.keep(seq);
+        self.apply(state, Chunk::gap(seq, first), keep);
         state.readers.tell(seq);
     }
 

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use wire::{Epoch, Frame, Key};
+use wire::{Entry, Epoch, Frame, Key};
 
 use crate::channel::{Chunk, Publication};
 
@@ -98,23 +98,55 @@ impl Snapshot {
         key.map_or(0, |key| cost(key, &publication.data))
     }
 
-    /// Whether there is room for a publication's key.
-    pub fn takes(&self, publication: &Publication) -> bool {
-        let Some(key) = &publication.key else { return true };
-        let there = self.offsets.get(key).is_some_and(|offset| !self.removals.contains(offset));
-        let keys = there || publication.remove || self.offsets.len() - self.removals.len() < self.max_keys;
-        keys && self.bytes + Self::cost(publication) <= MAX_BYTES
+    /// Whether it has room for a burst even if every key of it is new. The usual case, told without looking at any key.
+    pub fn has_room_for_all(&self, burst: &[Publication]) -> bool {
+        let (keys, bytes) = burst.iter().fold((0, 0), |(keys, bytes), publication| {
+            (keys + usize::from(publication.key.is_some()), bytes + Self::cost(publication))
+        });
+        keys == 0 || self.live() + keys <= self.max_keys && self.bytes + bytes <= MAX_BYTES
     }
 
-    /// Takes in a publication that has just got its offset.
-    pub fn apply(&mut self, offset: u64, publication: &Publication) {
-        let Some(key) = &publication.key else { return };
-        if let Some(before) = self.offsets.insert(Arc::clone(key), offset) {
+    /// Keys that are not removed.
+    fn live(&self) -> usize {
+        self.offsets.len() - self.removals.len()
+    }
+
+    /// Which publications of a burst it has room for, each being applied before the next.
+    pub fn admit(&self, burst: &[Publication]) -> Vec<bool> {
+        let mut live = self.live();
+        let mut bytes = self.bytes;
+        // Keys of the burst: whether each is live now, and its bytes.
+        let mut changed: HashMap<&str, (bool, usize)> = HashMap::new();
+        let mut admitted = Vec::with_capacity(burst.len());
+        for publication in burst {
+            let Some(key) = &publication.key else {
+                admitted.push(true);
+                continue;
+            };
+            let known = || self.offsets.get(key).map(|offset| (!self.removals.contains(offset), self.cost_at(*offset)));
+            let (was_live, before) = changed.get(&**key).copied().or_else(known).unwrap_or_default();
+            let cost = cost(key, &publication.data);
+            let has_room = was_live || publication.remove || live < self.max_keys;
+            let fits = has_room && bytes + cost <= MAX_BYTES;
+            if fits {
+                live = live + usize::from(!publication.remove) - usize::from(was_live);
+                bytes = bytes + cost - before;
+                changed.insert(key, (!publication.remove, cost));
+            }
+            admitted.push(fits);
+        }
+        admitted
+    }
+
+    /// Takes in a publication that has its offset. Without a key there is nothing to take.
+    pub fn apply(&mut self, Entry { offset, key: Key { name, remove }, data }: Entry) {
+        let Some(key) = name else { return };
+        if let Some(before) = self.offsets.insert(Arc::clone(&key), offset) {
             self.forget(before);
         }
-        self.bytes += Self::cost(publication);
-        self.latest.insert(offset, Latest { key: Arc::clone(key), data: publication.data.clone() });
-        if publication.remove {
+        self.bytes += cost(&key, &data);
+        self.latest.insert(offset, Latest { key, data });
+        if remove {
             self.removals.insert(offset);
             if self.removals.len() > self.max_keys
                 && let Some(oldest) = self.removals.first().copied()
@@ -167,6 +199,11 @@ impl Snapshot {
             *place = Some(Encoded { chunk: Arc::clone(&chunk), at: end.bytes });
         }
         Some(chunk)
+    }
+
+    /// Bytes that the latest publication of a key takes; `offset`: its offset.
+    fn cost_at(&self, offset: u64) -> usize {
+        self.latest.get(&offset).map_or(0, |latest| cost(&latest.key, &latest.data))
     }
 
     /// Takes out what is no longer a key's latest.

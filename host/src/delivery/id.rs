@@ -1,20 +1,28 @@
-//! A client's name to the guests.
+//! A client's id.
 
 use std::{
     fmt,
     str::FromStr,
-    sync::atomic::{AtomicU64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// The shard takes this many bits.
+/// Bits for the shard that has the client: its lowest.
 const SHARD_BITS: u32 = 8;
+/// Bits above them for the node that has the client: 0 while there is one node.
+const NODE_BITS: u32 = 16;
+const PLACE_BITS: u32 = SHARD_BITS + NODE_BITS;
+/// Hexadecimal digits of an id.
+const DIGITS: usize = 32;
 
-/// Which client, and in its lowest bits which shard has it. Shown as 16 hexadecimal digits.
+/// Names a client, for its tenant's code and for clients of the Centrifuge protocol. Shown as 32 hexadecimal digits.
+///
+/// All but its place is random: an id says nothing of when its client came, nor of how many others there are. Within a
+/// host's life two are equal with a chance of less than one in 2^40 after four billion clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClientId(u64);
+pub struct ClientId(u128);
 
 impl ClientId {
+    /// The shard that has the client.
     pub fn shard(self) -> usize {
         usize::from(self.0.to_le_bytes()[0])
     }
@@ -22,39 +30,39 @@ impl ClientId {
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        write!(f, "{:0DIGITS$x}", self.0)
     }
 }
 
-/// Not what [`ClientId`] is shown as.
+/// A text that no [`ClientId`] is shown as.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a client's id: those have 16 hexadecimal digits")]
+#[error("not a client's id: those have {DIGITS} hexadecimal digits")]
 pub struct NotAnId;
 
 impl FromStr for ClientId {
     type Err = NotAnId;
 
     fn from_str(text: &str) -> Result<Self, NotAnId> {
-        let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        digits.then(|| u64::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(NotAnId)
+        let digits = text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(NotAnId)
     }
 }
 
-/// Makes ids, each once. The first counts the microseconds since 1970, so that a host that is started again goes on
-/// where no other has been, unless a million clients a second have come.
-pub struct Ids(AtomicU64);
+/// Makes ids, for clients of each shard in turn.
+pub struct Ids {
+    shards: usize,
+    next: AtomicUsize,
+}
 
 impl Ids {
-    pub fn new() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(AtomicU64::new(u64::try_from(since.as_micros()).unwrap_or_default()))
+    pub fn new(shards: usize) -> Self {
+        Self { shards: shards.clamp(1, 1 << SHARD_BITS), next: AtomicUsize::new(0) }
     }
 
-    /// For a client of one of so many shards, each in turn.
-    pub fn next(&self, shards: usize) -> ClientId {
-        let number = self.0.fetch_add(1, Ordering::Relaxed);
-        let shards = u64::try_from(shards.clamp(1, 1 << SHARD_BITS)).unwrap_or(1);
-        ClientId((number << SHARD_BITS) | (number % shards))
+    pub fn next(&self) -> ClientId {
+        let shard = self.next.fetch_add(1, Ordering::Relaxed) % self.shards;
+        let random = rand::random::<u128>() << PLACE_BITS;
+        ClientId(random | shard as u128)
     }
 }
 
@@ -64,8 +72,8 @@ mod tests {
 
     #[test]
     fn ids_name_their_shard_and_are_read_back() {
-        let ids = Ids::new();
-        let made: Vec<_> = (0..6).map(|_| ids.next(3)).collect();
+        let ids = Ids::new(3);
+        let made: Vec<_> = (0..6).map(|_| ids.next()).collect();
         for (one, other) in made.iter().zip(made.iter().skip(1)) {
             assert_ne!(one, other);
             assert_eq!((one.shard() + 1) % 3, other.shard());
@@ -73,8 +81,20 @@ mod tests {
         for id in made {
             assert_eq!(id.to_string().parse(), Ok(id));
         }
-        for wrong in ["", "1", "00000000000000000", "+000000000000001", "gggggggggggggggg"] {
+        let long = "0".repeat(33);
+        for wrong in ["", "1", &long, "+0000000000000000000000000000001", "gggggggggggggggggggggggggggggggg"] {
             assert_eq!(wrong.parse::<ClientId>(), Err(NotAnId), "{wrong}");
         }
+    }
+
+    /// One tenant must not see from its clients' ids how many clients the others have.
+    #[test]
+    fn ids_do_not_count() {
+        let ids = Ids::new(1);
+        let numbers: Vec<u128> = (0..64).map(|_| ids.next().0 >> PLACE_BITS).collect();
+        // In order by chance once in 64! runs.
+        assert!(!numbers.is_sorted());
+        let near = numbers.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 1 << 64).count();
+        assert_eq!(near, 0, "two ids in a row differ in their upper bits");
     }
 }

@@ -139,7 +139,7 @@ impl Shards {
             };
             threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(thread)?);
         }
-        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0), ids: Ids::new() })
+        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0), ids: Ids::new(count) })
     }
 
     /// Hands a client to the next shard in turn, or to that of its id.
@@ -155,7 +155,7 @@ impl Shards {
 
     /// An id for a client that its tenant's handler is asked about.
     pub fn next_id(&self) -> ClientId {
-        self.ids.next(self.queues.len())
+        self.ids.next()
     }
 
     /// Does something with a client of this tenant, in the order of these calls; one that is gone is left alone.

@@ -59,19 +59,19 @@ impl EntryContext {
         compression: Option<Compression>,
     ) -> Result<Admitted, Refusal> {
         let Some(handler) = handler else {
-            let channels = find(tenant, wanted, Refusal::channel)?;
+            let channels = follow(tenant, wanted, Refusal::channel).await?;
             return Ok(Admitted { recipient: None, channels, until: None });
         };
         let admission =
             handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::guests)?;
         let channels = match admission.channels {
-            Some(given) => given_by(tenant, handler, given)?,
+            Some(given) => given_by(tenant, handler, given).await?,
             None => {
                 for name in &wanted {
                     let allowed = handler.subscribe(&admission.session, name.clone(), None).await;
                     allowed.map_err(Refusal::guests)?;
                 }
-                find(tenant, wanted, Refusal::channel)?
+                follow(tenant, wanted, Refusal::channel).await?
             }
         };
         // Others have come meanwhile.
@@ -82,25 +82,30 @@ impl EntryContext {
 }
 
 /// The channels that a handler gives a client.
-pub fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Result<Vec<Arc<Channel>>, Refusal> {
+pub async fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Result<Vec<Arc<Channel>>, Refusal> {
     let names: BTreeSet<String> = names.into_iter().collect();
     if names.len() > MAX_CHANNELS {
         return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
     }
-    find(tenant, names, |why, name| match why {
+    let refusal = |why, name: &str| match why {
         // It has not named it, and so it is not told which.
         Refused::Channels(_) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "channel", &why.to_string()),
         _ => wrong_channels(handler, &no_channel(why, name)),
-    })
+    };
+    follow(tenant, names, refusal).await
 }
 
 /// The channels of these names; the first that cannot be followed leads to a refusal.
-fn find(
+async fn follow(
     tenant: &Tenant,
     names: BTreeSet<String>,
     refusal: impl Fn(Refused, &str) -> Refusal,
 ) -> Result<Vec<Arc<Channel>>, Refusal> {
-    names.iter().map(|name| tenant.channels.subscribe(name).map_err(|why| refusal(why, name))).collect()
+    let mut channels = Vec::with_capacity(names.len());
+    for name in &names {
+        channels.push(tenant.channels.follow(name).await.map_err(|why| refusal(why, name))?);
+    }
+    Ok(channels)
 }
 
 /// A handler has let a client in to channels that cannot be: the client has done nothing wrong, and what the handler named is

@@ -24,7 +24,7 @@ use wire::{
 };
 
 use crate::{
-    channel::{Channel, Channels, Refused, Start},
+    channel::{Channel, Refused, Start},
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
     delivery::{ClientId, End, Follow, Inbox, InboxEvent, NotifyBy, Over, Pings, Recipient, Step, Steps},
@@ -206,8 +206,8 @@ impl CentrifugeSession {
         match request {
             Request::Connect { token, data, subs } => self.connect(id, token, data, &subs, steps).await?,
             Request::Subscribe { channel, data, recover } => {
-                let subscribe = |channels: &Channels, name: &str| channels.subscribe(name).map(Some);
-                let channel = self.allowed(channel, data, subscribe).await?.ok_or(Error::UnknownChannel)?;
+                self.check_allowed(channel.clone(), data).await?;
+                let channel = self.tenant.channels.follow(&channel).await.map_err(not_followed)?;
                 steps.push(Step::Subscribe(follow(channel, recover, false), NotifyBy::Reply(id)));
             }
             Request::Unsubscribe { channel } => steps.push(Step::Unsubscribe(channel, NotifyBy::Reply(id))),
@@ -215,7 +215,9 @@ impl CentrifugeSession {
             Request::Rpc { method, data } => self.command(id, Meaning::Rpc(&method), data, steps).await?,
             Request::Send { data } => self.command(id, Meaning::Message, data, steps).await?,
             Request::History { channel, limit, since, reverse } => {
-                let channel = self.allowed(channel, None, Channels::find).await?.ok_or(Error::UnknownChannel)?;
+                self.check_allowed(channel.clone(), None).await?;
+                let channel = self.tenant.channels.find(&channel).await.map_err(not_followed)?;
+                let channel = channel.ok_or(Error::UnknownChannel)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
                 // Up to a mebibyte is copied, checked and written.
                 let written = spawn_blocking(move || {
@@ -275,7 +277,7 @@ impl CentrifugeSession {
                 joined.leaves(reason);
             }
             if let Some(names) = admission.channels {
-                let channels = given_by(&self.tenant, handler, names);
+                let channels = given_by(&self.tenant, handler, names).await;
                 let internal =
                     |_| CommandRefusal::End(End::Centrifuge(Disconnect::Internal, "no such channels".into()));
                 for channel in channels.map_err(internal)? {
@@ -313,29 +315,17 @@ impl CentrifugeSession {
         Ok(())
     }
 
-    /// The channel, if the client may follow it.
-    async fn allowed(
-        &self,
-        channel: String,
-        data: Option<String>,
-        open: impl FnOnce(&Channels, &str) -> Result<Option<Arc<Channel>>, Refused>,
-    ) -> Result<Option<Arc<Channel>>, CommandRefusal> {
+    /// Asks the tenant's handler, if it has one, whether the client may follow a channel.
+    async fn check_allowed(&self, channel: String, data: Option<String>) -> Result<(), CommandRefusal> {
         if let Some(handler) = &self.handler {
             let joined = self.joined.get().ok_or(Error::PermissionDenied)?;
-            let allowed = handler.subscribe(joined, channel.clone(), data).await;
+            let allowed = handler.subscribe(joined, channel, data).await;
             allowed.map_err(|why| match why {
                 NotLetIn::Refused(_, reason) => CommandRefusal::Error(Error::PermissionDenied.code(), reason),
                 NotLetIn::Broken(_) | NotLetIn::Gone => Error::Internal.into(),
             })?;
         }
-        open(&self.tenant.channels, &channel).map_err(|why| {
-            let error = match why {
-                Refused::NotAllowed => Error::UnknownChannel,
-                Refused::Channels(_) => Error::LimitExceeded,
-                _ => Error::BadRequest,
-            };
-            CommandRefusal::Error(error.code(), why.to_string())
-        })
+        Ok(())
     }
 
     /// Has the tenant's code handle what the client has sent; its actions are steps of their own.
@@ -364,6 +354,16 @@ impl CentrifugeSession {
         write(&mut text);
         encode(self.compression, frame::TEXT, &text, steps.replies());
     }
+}
+
+/// Why a channel cannot be followed, as the answer to a command.
+fn not_followed(why: Refused) -> CommandRefusal {
+    let error = match why {
+        Refused::NotAllowed => Error::UnknownChannel,
+        Refused::Channels(_) => Error::LimitExceeded,
+        _ => Error::BadRequest,
+    };
+    CommandRefusal::Error(error.code(), why.to_string())
 }
 
 /// When a client's connection ends that may stay for so many seconds.

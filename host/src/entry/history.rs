@@ -70,7 +70,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelRea
     }
     let address = client_address(attempt.peer, request.headers(), &attempt.context.trusted_proxies);
     may_follow(attempt, asked, request, address).await?;
-    let channel = asked.route.tenant.channels.find(&asked.channel);
+    let channel = asked.route.tenant.channels.find(&asked.channel).await;
     let Some(channel) = channel.map_err(|why| Refusal::channel(why, &asked.channel))? else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
     };

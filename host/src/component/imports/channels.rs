@@ -108,8 +108,8 @@ impl channels::Host for Host {
         }
     }
 
-    fn latest(&mut self, channel: String) -> Option<FrameResult> {
-        let latest = self.tenant().channels.get(&channel)?.latest()?;
+    async fn latest(&mut self, channel: String) -> Option<FrameResult> {
+        let latest = self.tenant().channels.latest(&channel).await?;
         Some(match (latest.kind, String::from_utf8(latest.bytes.into())) {
             (Kind::Text, Ok(text)) => FrameResult::Text(text),
             (_, Ok(text)) => FrameResult::Binary(text.into_bytes()),
@@ -117,14 +117,13 @@ impl channels::Host for Host {
         })
     }
 
-    fn subscriber_count(&mut self, channel: String) -> u32 {
-        let subscribers = self.tenant().channels.get(&channel).map_or(0, |channel| channel.subscribers());
-        u32::try_from(subscribers).unwrap_or(u32::MAX)
+    async fn subscriber_count(&mut self, channel: String) -> u32 {
+        u32::try_from(self.tenant().channels.subscribers(&channel).await).unwrap_or(u32::MAX)
     }
 
-    fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
+    async fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
         let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
-        self.tenant().shards.act(client, &self.tenant().client_limits, vec![closing(close)]);
+        self.tenant().act(client, vec![closing(close)]).await;
         Ok(())
     }
 }

@@ -14,9 +14,9 @@ use crate::{
 };
 
 impl upstreams::Host for Host {
-    fn send(&mut self, upstream: String, frames: Vec<FrameResult>) -> Result<(), Error> {
+    async fn send(&mut self, upstream: String, frames: Vec<FrameResult>) -> Result<(), Error> {
         let upstream = self.version().upstream(&upstream).ok_or(Error::Unknown)?;
-        upstream.send(frames.into_iter().map(from_guest).collect()).map_err(|error| match error {
+        upstream.send(frames.into_iter().map(from_guest).collect()).await.map_err(|error| match error {
             SendError::Unknown => Error::Unknown,
             SendError::Disconnected => Error::Disconnected,
             SendError::Full => Error::Full,
@@ -24,8 +24,8 @@ impl upstreams::Host for Host {
         })
     }
 
-    fn status(&mut self, upstream: String) -> Result<State, Error> {
+    async fn status(&mut self, upstream: String) -> Result<State, Error> {
         let upstream = self.version().upstream(&upstream).ok_or(Error::Unknown)?;
-        Ok(if upstream.is_up() { State::Connected } else { State::Disconnected })
+        Ok(if upstream.is_connected().await { State::Connected } else { State::Disconnected })
     }
 }

@@ -124,7 +124,7 @@ impl World {
                 Arc::clone(&metrics),
             ),
             metrics,
-            ids: Ids::new(),
+            ids: Ids::new(1),
             upstream: "feed".into(),
             published: Vec::new(),
             offsets: [0; 2],
@@ -226,7 +226,7 @@ impl World {
         let source =
             ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address).of([127, 0, 0, 1].into());
         let client = Connected::new(source.unwrap(), None);
-        let id = self.ids.next(1);
+        let id = self.ids.next();
         // As one with a handler has it.
         self.shard.by_id.insert(id, self.shard.rows.vacant_key());
         let asks = format == Format::Centrifuge;

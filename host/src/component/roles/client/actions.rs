@@ -67,7 +67,7 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         } else {
             plan.publish().await;
         }
-        plan.add(action);
+        plan.add(action).await;
     }
     plan.publish().await;
     plan.answer();
@@ -86,7 +86,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn add(&mut self, action: Action) {
+    async fn add(&mut self, action: Action) {
         let guest = &self.guest;
         match action {
             Action::Reply(frame) => self.message(&from_guest(frame)),
@@ -104,9 +104,10 @@ impl Plan<'_> {
             }
             Action::Publish(publication) => self.publications.push(publication),
             Action::Upstream(to) => {
-                let upstream = guest.version.upstream(&to.upstream);
-                let sent =
-                    upstream.map_or(Err(SendError::Unknown), |upstream| upstream.send(vec![from_guest(to.frame)]));
+                let sent = match guest.version.upstream(&to.upstream) {
+                    Some(upstream) => upstream.send(vec![from_guest(to.frame)]).await,
+                    None => Err(SendError::Unknown),
+                };
                 if let Err(error) = sent {
                     guest.metrics.failed(Blame::HostFailed, "upstream");
                     if guest.tenant.log_lines.take() {
@@ -114,7 +115,7 @@ impl Plan<'_> {
                     }
                 }
             }
-            Action::Subscribe(channel) => match guest.tenant.channels.subscribe(&channel) {
+            Action::Subscribe(channel) => match guest.tenant.channels.follow(&channel).await {
                 Ok(channel) => {
                     let follow = Follow { channel, start: Start::Now, lost: false, given: true };
                     self.steps.push(Step::Subscribe(follow, NotifyBy::Push));

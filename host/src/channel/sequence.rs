@@ -1,0 +1,126 @@
+//! Positions: which offset a publication gets, and in which epoch.
+//!
+//! One place gives the positions of a channel, and it alone can refuse a publication. Whoever stores and serves the
+//! channel takes what has got its position as it comes (`apply`), so that this may happen in other places too.
+
+use std::sync::Arc;
+
+use wire::{Epoch, Position};
+
+use crate::channel::{Publication, snapshot::Snapshot};
+
+/// Gives a channel's publications their positions.
+pub struct Sequencer {
+    epoch: Epoch,
+    next_offset: u64,
+    /// The first offset of the epoch.
+    begins: u64,
+    /// The upstreams whose publications it has sequenced.
+    upstreams: Vec<Arc<str>>,
+}
+
+/// A burst with its positions: the first publication's, each next one's offset being greater by one.
+pub struct Sequenced {
+    pub first: Position,
+    pub publications: Vec<Publication>,
+    /// Publications left out, since the snapshot has no room for their keys.
+    pub left_out: usize,
+}
+
+impl Sequencer {
+    /// Begins at the next position of a channel, in an epoch of its own.
+    pub fn new(first: Position) -> Self {
+        Self { epoch: first.epoch, next_offset: first.offset, begins: first.offset, upstreams: Vec::new() }
+    }
+
+    /// Gives a burst its positions. `upstream`: whose filter made the publications, if one did; `snapshot`: what the
+    /// channel has of its keys, all that was sequenced before applied.
+    pub fn sequence(
+        &mut self,
+        mut publications: Vec<Publication>,
+        upstream: Option<&Arc<str>>,
+        snapshot: &Snapshot,
+    ) -> Sequenced {
+        let count = publications.len();
+        if !snapshot.has_room_for_all(&publications) {
+            let mut has_room = snapshot.admit(&publications).into_iter();
+            publications.retain(|_| has_room.next().unwrap_or(true));
+        }
+        if let Some(upstream) = upstream
+            && !self.upstreams.contains(upstream)
+        {
+            self.upstreams.push(Arc::clone(upstream));
+        }
+        let first = Position { epoch: self.epoch, offset: self.next_offset };
+        self.next_offset += publications.len() as u64;
+        Sequenced { first, left_out: count - publications.len(), publications }
+    }
+
+    /// An upstream is lost: begins a new epoch if this one has publications of it. Returns the new epoch's first position.
+    pub fn lost(&mut self, upstream: &Arc<str>) -> Option<Position> {
+        // An epoch without a publication has nothing that could be told apart from the next one.
+        if !self.upstreams.contains(upstream) || self.begins == self.next_offset {
+            return None;
+        }
+        self.epoch = new_epoch();
+        self.begins = self.next_offset;
+        Some(Position { epoch: self.epoch, offset: self.next_offset })
+    }
+}
+
+/// An epoch that never was before.
+pub fn new_epoch() -> Epoch {
+    Epoch(rand::random())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use wire::{Entry, Frame, Key, Kind};
+
+    use super::*;
+
+    /// Keys that may be live at once.
+    const MAX_KEYS: usize = 3;
+
+    fn publication((key, remove): (Option<u8>, bool)) -> Publication {
+        let data = Frame { kind: Kind::Text, bytes: "x".into() };
+        let key = key.map(|key| Arc::from(key.to_string()));
+        Publication { channel: "c".into(), remove: remove && key.is_some(), key, data }
+    }
+
+    fn entry(offset: u64, publication: &Publication) -> Entry {
+        let key = Key { name: publication.key.clone(), remove: publication.remove };
+        Entry { offset, key, data: publication.data.clone() }
+    }
+
+    proptest! {
+        /// What is left out of a burst is what would be left out if its publications came one by one.
+        #[test]
+        fn a_burst_is_sequenced_like_its_publications_one_by_one(
+            bursts in prop::collection::vec(prop::collection::vec((prop::option::of(0u8..6), any::<bool>()), 0..8), 1..12)
+        ) {
+            let first = Position { epoch: Epoch(1), offset: 1 };
+            let (mut whole, mut single) = (Sequencer::new(first), Sequencer::new(first));
+            let (mut one, mut other) = (Snapshot::new(MAX_KEYS), Snapshot::new(MAX_KEYS));
+            for burst in bursts {
+                let burst: Vec<_> = burst.into_iter().map(publication).collect();
+                let mut expected = Vec::new();
+                for publication in &burst {
+                    let sequenced = single.sequence(vec![publication.clone()], None, &other);
+                    for publication in &sequenced.publications {
+                        other.apply(entry(sequenced.first.offset, publication));
+                        expected.push((sequenced.first.offset, publication.key.clone()));
+                    }
+                }
+                let sequenced = whole.sequence(burst, None, &one);
+                let mut found = Vec::new();
+                for (offset, publication) in (sequenced.first.offset..).zip(&sequenced.publications) {
+                    one.apply(entry(offset, publication));
+                    found.push((offset, publication.key.clone()));
+                }
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+}
