@@ -5,7 +5,6 @@ pub mod host;
 pub mod instance;
 pub mod output;
 pub mod pool;
-pub mod request_parts;
 pub mod runtime;
 pub mod swap;
 pub mod ticker;

@@ -1,5 +1,6 @@
 //! The import `channels`, and what every role's publications go through.
 
+use wasmtime::component::{HasSelf, Linker};
 use wire::{Frame, Kind, frame::MAX_CONTROL};
 
 use crate::{
@@ -17,6 +18,11 @@ use crate::{
 
 /// Publications of one call; each costs the host some microseconds.
 const MAX_PUBLICATIONS: usize = 10_000;
+
+/// Puts its functions into the linker.
+pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    channels::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
+}
 
 /// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
 pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(usize, Refused)> {

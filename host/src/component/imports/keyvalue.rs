@@ -1,6 +1,9 @@
 //! `wasi:keyvalue`: a guest's way to its tenant's state.
 
-use wasmtime::{Result, component::Resource};
+use wasmtime::{
+    Result,
+    component::{HasSelf, Linker, Resource},
+};
 
 use crate::{
     component::{
@@ -12,6 +15,13 @@ use crate::{
     },
     state::{Bucket, StateError},
 };
+
+/// Puts its functions into the linker.
+pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    store::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)?;
+    atomics::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)?;
+    batch::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
+}
 
 impl Host {
     /// The guest can act on each: it asked for what is not allowed, or for more than there is room for.

@@ -12,10 +12,16 @@ use std::time::Duration;
 
 use hyper::{Method, Request, Response};
 use tokio::time::timeout;
-use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
+use wasmtime::component::Linker;
+use wasmtime_wasi_http::{
+    Error, RequestOptions, Result, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+};
 
 use crate::{
-    component::run::{host::Guest, output::line},
+    component::run::{
+        host::{Guest, Host},
+        output::line,
+    },
     shutdown::{Stop, Trigger, stop},
     tls,
 };
@@ -23,6 +29,7 @@ use crate::{
 mod body;
 mod exchange;
 mod failure;
+mod parts;
 mod requests;
 mod target;
 
@@ -42,6 +49,45 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
 const BODY_CHUNK: usize = 64 << 10;
 /// Such pieces that wait for the connection, beside the one that is being written.
 const BODY_CHUNKS: usize = 1;
+
+/// Bytes of the header fields behind one handle, with some 32 for each name and each value. Over it wasmtime traps. What an
+/// API is sent, at most 64 KiB and a hundred fields, must fit: otherwise a client could break a guest that passes its
+/// fields on.
+const MAX_FIELDS: usize = 72 << 10;
+
+/// What an instance has for `wasi:http`.
+pub struct OutboundHttp {
+    requests: Outbound,
+    context: WasiHttpCtx,
+}
+
+impl OutboundHttp {
+    pub fn new(guest: &Guest) -> Self {
+        let mut context = WasiHttpCtx::new();
+        context.set_field_size_limit(MAX_FIELDS);
+        Self { requests: Outbound::new(guest), context }
+    }
+}
+
+/// Puts its functions into the linker.
+pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    parts::bound(linker)
+}
+
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        let OutboundHttp { requests, context } = &mut self.capabilities.outbound;
+        WasiHttpCtxView { hooks: requests, table: &mut self.table, ctx: context }
+    }
+}
+
+impl Host {
+    /// The requests of its call.
+    pub fn outbound(&mut self) -> &mut Outbound {
+        &mut self.capabilities.outbound.requests
+    }
+}
 
 /// What a component's outgoing requests meet.
 pub struct Outbound {

@@ -9,9 +9,11 @@ use std::{
 };
 
 use tokio::time::timeout;
+use wasmtime::component::{HasSelf, Linker};
 
 use crate::{
     component::{
+        Guest, RoleKind,
         bindings::edge_relay::tenant::{
             records,
             records::{Entry, Error, Start},
@@ -31,9 +33,26 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a filter's appends are refused at once after a call's could not be written.
 const REFUSE_FOR: Duration = Duration::from_secs(1);
 
+/// What an instance keeps of it.
+pub struct Records {
+    /// Those of a filter; `None`: the instance has another role.
+    deferred: Option<Deferred>,
+}
+
+impl Records {
+    pub fn new(guest: &Guest) -> Self {
+        Self { deferred: (guest.role == RoleKind::Filter).then(Deferred::default) }
+    }
+}
+
+/// Puts its functions into the linker.
+pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    records::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
+}
+
 /// A filter's rows that are yet to be written.
 #[derive(Default)]
-pub struct Deferred {
+struct Deferred {
     rows: Vec<Row>,
     bytes: usize,
     /// Why the last could not be, and until when others are not tried.
@@ -65,6 +84,10 @@ impl Deferred {
 }
 
 impl Host {
+    fn deferred(&mut self) -> Option<&mut Deferred> {
+        self.capabilities.records.deferred.as_mut()
+    }
+
     /// Writes what a filter has appended in the call that has just returned.
     pub async fn write_deferred(&mut self) {
         let (tenant, version) = (Arc::clone(self.tenant()), Arc::clone(self.version()));

@@ -1,5 +1,7 @@
 //! The import `upstreams`: what a component may do with its tenant's upstreams.
 
+use wasmtime::component::{HasSelf, Linker};
+
 use crate::{
     component::{
         bindings::edge_relay::tenant::{
@@ -12,6 +14,11 @@ use crate::{
     },
     upstream::SendError,
 };
+
+/// Puts its functions into the linker.
+pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    upstreams::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
+}
 
 impl upstreams::Host for Host {
     async fn send(&mut self, upstream: String, frames: Vec<FrameResult>) -> Result<(), Error> {

@@ -6,24 +6,15 @@ use config::TenantLimits;
 use prometheus_client::metrics::gauge::Gauge;
 use wasmtime::{
     ResourceLimiter, Result, Store, UpdateDeadline,
-    component::{HasSelf, Linker, ResourceTable},
+    component::{Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
     component::{
         Engine, RoleKind,
-        bindings::{
-            edge_relay::tenant::{channels, records, upstreams},
-            wasi::{
-                keyvalue::{atomics, batch, store as keyvalue},
-                logging::{logging, logging::Level},
-            },
-        },
-        imports::{outbound::Outbound, records::Deferred},
-        run::{output, output::Output, request_parts, wasi},
+        imports::{self, Capabilities},
+        run::{output::Output, wasi},
     },
     metrics::GuestMetrics,
     tenant::{Tenant, TenantVersion, places::Place, turns::TurnShare},
@@ -36,10 +27,6 @@ const MAX_TABLE: usize = 100_000;
 /// Handles that an instance may hold at once: streams, buckets, requests, header fields. What is behind one takes some 100 KiB of
 /// the host's memory at the most, which `memory` does not count.
 pub(super) const MAX_HANDLES: usize = 1_000;
-/// Bytes of the header fields behind one handle, with some 32 for each name and each value. Over it wasmtime traps: what an API
-/// is sent, 64 KiB and a hundred fields at the most, must fit, or a client could break a guest that hands its fields on.
-const MAX_FIELDS: usize = 72 << 10;
-
 /// Bytes that one call may hand over to the host beside the largest publication or value, each of which is copied: some
 /// hundred thousand small publications, the records of one append. A list may name the same memory a thousand times.
 const MAX_TRANSFER: usize = 32 << 20;
@@ -59,13 +46,9 @@ pub struct Guest {
 /// The data of one instance's store.
 pub struct Host {
     limits: InstanceLimits,
-    table: ResourceTable,
+    pub(in crate::component) table: ResourceTable,
     wasi: WasiCtx,
-    config: WasiConfigVariables,
-    http: WasiHttpCtx,
-    outbound: Outbound,
-    /// Of a filter.
-    deferred: Option<Deferred>,
+    pub(in crate::component) capabilities: Capabilities,
     guest: Guest,
     share: TurnShare,
     stderr: Output,
@@ -117,14 +100,6 @@ impl Host {
         &self.stderr
     }
 
-    pub fn deferred(&mut self) -> Option<&mut Deferred> {
-        self.deferred.as_mut()
-    }
-
-    pub fn outbound(&mut self) -> &mut Outbound {
-        &mut self.outbound
-    }
-
     pub fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
     }
@@ -136,19 +111,13 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
     let wasi = wasi::wasi(guest, &stderr)?;
     let memory = guest.version.limits.memory;
     let limits = InstanceLimits { memory, table: MAX_TABLE, guest: guest.clone(), told: false };
-    let config = wasi::config(&guest.version);
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
-    let mut http = WasiHttpCtx::new();
-    http.set_field_size_limit(MAX_FIELDS);
     let host = Host {
         limits,
         table,
         wasi,
-        config,
-        http,
-        outbound: Outbound::new(guest),
-        deferred: (guest.role == RoleKind::Filter).then(Deferred::default),
+        capabilities: Capabilities::new(guest),
         guest: guest.clone(),
         share: guest.tenant.turns.share(),
         stderr,
@@ -170,16 +139,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
 pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    request_parts::bound(&mut linker)?;
-    wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(&host.config))?;
-    logging::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
-    keyvalue::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
-    atomics::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
-    batch::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
-    channels::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
-    records::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
-    upstreams::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)?;
+    imports::link(&mut linker)?;
     Ok(linker)
 }
 
@@ -243,18 +203,6 @@ impl ResourceLimiter for InstanceLimits {
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
-impl WasiHttpView for Host {
-    fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { hooks: &mut self.outbound, table: &mut self.table, ctx: &mut self.http }
-    }
-}
-
-impl logging::Host for Host {
-    fn log(&mut self, level: Level, context: String, message: String) {
-        output::log(&self.guest, level, &context, &message);
     }
 }
 

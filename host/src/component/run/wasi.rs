@@ -1,12 +1,8 @@
 //! What an instance is granted, as WASI shows it.
 
 use wasmtime_wasi::{FsPerms, WasiCtx};
-use wasmtime_wasi_config::WasiConfigVariables;
 
-use crate::{
-    component::{Guest, run::output::Output},
-    tenant::TenantVersion,
-};
+use crate::component::{Guest, run::output::Output};
 
 /// Bytes of one call for random ones: making them keeps the thread, which cannot yield meanwhile.
 const MAX_RANDOM: u64 = 64 << 10;
@@ -29,10 +25,4 @@ pub fn wasi(guest: &Guest, stderr: &Output) -> wasmtime::Result<WasiCtx> {
         wasi.preopened_dir(folder.handle(), &folder.guest, perms)?;
     }
     Ok(wasi.build())
-}
-
-/// The settings, and the secrets beside them.
-pub fn config(version: &TenantVersion) -> WasiConfigVariables {
-    let secrets = version.grants.secrets.iter().map(|(name, secret)| (name.clone(), secret.reveal().to_owned()));
-    version.settings.iter().cloned().chain(secrets).collect()
 }

@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn the_last_one_set_counts() {
         let (mut deadlines, now, second) = (Deadlines::default(), Instant::now(), Duration::from_secs(1));
-        let [one, other] = ["00000000000000a0", "00000000000000b0"].map(|id| id.parse::<ClientId>().unwrap());
+        let [one, other] = ["a0", "b0"].map(|id| format!("{id:0>32}").parse::<ClientId>().unwrap());
         deadlines.set(one, now + second, Due::Stale);
         deadlines.set(other, now + second, Due::Stale);
         deadlines.clear(other);

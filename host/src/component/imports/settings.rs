@@ -1,0 +1,22 @@
+//! `wasi:config`: the settings of the manifest, and the secrets that it grants.
+
+use wasmtime::component::Linker;
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+
+use crate::component::{Guest, run::host::Host};
+
+/// What a guest reads through `wasi:config`.
+pub struct Settings(WasiConfigVariables);
+
+impl Settings {
+    pub fn new(guest: &Guest) -> Self {
+        let version = &guest.version;
+        let secrets = version.grants.secrets.iter().map(|(name, secret)| (name.clone(), secret.reveal().to_owned()));
+        Self(version.settings.iter().cloned().chain(secrets).collect())
+    }
+}
+
+/// Puts its functions into the linker.
+pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    wasmtime_wasi_config::add_to_linker(linker, |host: &mut Host| WasiConfig::from(&host.capabilities.settings.0))
+}
