@@ -13,7 +13,6 @@ mod role;
 pub mod roles;
 mod run;
 
-pub use imports::outbound::Requests;
 pub use load::engine::{Engine, EngineSource, LoadError, Loaded};
 pub use role::RoleKind;
 pub use roles::{

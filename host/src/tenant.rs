@@ -10,7 +10,6 @@ use config::{TenantConfig, TenantLimits, grants::Grants};
 
 use crate::{
     channel::Channels,
-    component::{Guests, Requests},
     delivery::{ClientId, ClientLimits, ClientSources, Shards, Step},
     metrics::{Metrics, TenantMetrics},
     rate::Rate,
@@ -23,12 +22,14 @@ use crate::{
 mod log_lines;
 mod outbound_limit;
 pub mod places;
+mod requests;
 pub mod turns;
 
 pub use log_lines::LogLines;
 pub use outbound_limit::{OutboundLimit, OutboundRefused};
 pub use places::{HostPlaces, Places};
-pub use turns::Turns;
+pub use requests::Requests;
+pub use turns::{Turns, guest_threads};
 
 /// All that a tenant's parts share: its clients, its guests, the listeners.
 pub struct Tenant {
@@ -94,7 +95,7 @@ impl Tenant {
             client_limits,
             shards: Arc::clone(shards),
             state: Arc::new(State::new(limits.quota())),
-            turns: Turns::new(Guests::threads()),
+            turns: Turns::new(guest_threads()),
             places: Places::new(limits.instances, places, Arc::clone(&metrics)),
             publications: Rate::new(limits.publications_per_second),
             log_lines: LogLines::new(Arc::clone(&config.name), limits.log_lines_per_second, Arc::clone(&metrics)),

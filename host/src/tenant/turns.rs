@@ -17,6 +17,12 @@ use std::{
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
+/// Threads that guests run on: as many as cores, so that a guest that is busy for its whole deadline leaves room for
+/// others.
+pub fn guest_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// One tenant's turns.
 #[derive(Clone)]
 pub struct Turns(Arc<Semaphore>);

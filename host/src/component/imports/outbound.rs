@@ -1,7 +1,7 @@
 //! Requests that guests send by `wasi:http/outgoing-handler`: only where the manifest grants, within the call they are of.
 //!
 //! In comes a request with its body still being made, out goes an answer with its body still arriving. The host is held
-//! against the grants ([`target`]), looked up ([`requests`]), and what it leads to held against them too; the connection goes to
+//! against the grants ([`target`]), looked up (by its tenant's `Requests`), and what it leads to held against them too; the connection goes to
 //! the very addresses that were looked at, so that a second answer of a name server changes nothing. Redirects are the
 //! guest's to follow: what it then sends is a request like any other. One connection a request ([`exchange`]).
 //!
@@ -30,13 +30,11 @@ mod body;
 mod exchange;
 mod failure;
 mod parts;
-mod requests;
 mod target;
 
-pub use crate::component::imports::outbound::requests::Requests;
 use crate::component::imports::outbound::{
     failure::Failure,
-    target::{Denied, Target},
+    target::{Denied, Target, TargetHost},
 };
 
 /// Looking up, connecting and TLS together; a guest may ask for less.
@@ -173,7 +171,12 @@ impl Sending {
         let target = Target::of(request.uri(), reach)?;
         let permit = tenant.outbound.begin()?;
         let connecting = async {
-            let answers = tenant.requests.addresses(&target.host);
+            let answers = async {
+                match &target.host {
+                    TargetHost::Name(name) => tenant.requests.look_up(name).await,
+                    TargetHost::Address(address) => Ok(vec![*address]),
+                }
+            };
             let addresses = target.addresses(reach, answers).await?;
             exchange::connect(&addresses, &target, tls::client).await
         };

@@ -9,6 +9,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+use crate::tenant::guest_threads;
+
 /// Of guests' threads, where the relay's others have 0: a guest that is busy has a third of what they have of a core that they
 /// need too, and all of one that they do not.
 const NICE: i32 = 5;
@@ -44,7 +46,7 @@ impl Guests {
     /// As many threads as cores: a guest that is busy for its whole deadline leaves room for others.
     pub fn start() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(Self::threads())
+            .worker_threads(guest_threads())
             // What comes from sockets waits for no more than the call before it.
             .global_queue_interval(1)
             .thread_name("guest")
@@ -58,11 +60,6 @@ impl Guests {
             .build()?;
         let tasks = Tasks { runtime: runtime.handle().clone(), tracker: TaskTracker::new() };
         Ok(Self { runtime, workers: JoinSet::new(), tasks })
-    }
-
-    /// Threads that guests run on.
-    pub fn threads() -> usize {
-        std::thread::available_parallelism().map_or(1, usize::from)
     }
 
     pub fn tasks(&self) -> Tasks {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use crate::{component::imports::outbound::target::TargetHost, sync::Mutex, tenant::TenantVersion};
+use crate::{sync::Mutex, tenant::TenantVersion};
 
 /// Of one tenant at once. A look-up takes a thread, which it keeps for as long as a name server lets it wait, whoever has
 /// given up meanwhile: more would let one tenant's slow name server take the threads from all.
@@ -39,11 +39,8 @@ impl Default for Requests {
 
 impl Requests {
     /// All addresses that the system's resolver gives for a name.
-    pub(super) async fn addresses(&self, host: &TargetHost) -> io::Result<Vec<IpAddr>> {
-        let name = match host {
-            TargetHost::Name(name) => name.clone(),
-            TargetHost::Address(address) => return Ok(vec![*address]),
-        };
+    pub async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let name = name.to_owned();
         let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(io::Error::other)?;
         let looked_up = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -53,7 +50,7 @@ impl Requests {
     }
 
     /// Whether a denial is to be logged: it has not been, of this version.
-    pub(super) fn is_news(&self, version: &Arc<TenantVersion>, host: &str, reason: &'static str) -> bool {
+    pub fn is_news(&self, version: &Arc<TenantVersion>, host: &str, reason: &'static str) -> bool {
         let mut logged = self.logged.lock();
         if !std::ptr::eq(logged.version.as_ptr(), Arc::as_ptr(version)) {
             *logged = Logged { version: Arc::downgrade(version), denied: BTreeSet::new() };
