@@ -1,4 +1,4 @@
-//! A client's name to the guests.
+//! The ids by which guests know clients.
 
 use std::{
     fmt,
@@ -7,10 +7,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// The shard takes this many bits.
+/// How many bits of an id name the shard.
 const SHARD_BITS: u32 = 8;
 
-/// Which client, and in its lowest bits which shard has it. Shown as 16 hexadecimal digits.
+/// A client's id. Its lowest bits name the shard that has the client. Shown as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(u64);
 
@@ -26,9 +26,9 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// Not what [`ClientId`] is shown as.
+/// The text does not have the form in which a [`ClientId`] is shown.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a client's id: those have 16 hexadecimal digits")]
+#[error("not a client's id: an id has 16 hexadecimal digits")]
 pub struct NotAnId;
 
 impl FromStr for ClientId {
@@ -40,8 +40,8 @@ impl FromStr for ClientId {
     }
 }
 
-/// Makes ids, each once. The first counts the microseconds since 1970, so that a host that is started again goes on
-/// where no other has been, unless a million clients a second have come.
+/// Makes ids, each once. The first is the number of microseconds since 1970. So a host that is started again does not
+/// repeat ids, unless it had let in more than a million clients a second.
 pub struct Ids(AtomicU64);
 
 impl Ids {
@@ -50,7 +50,7 @@ impl Ids {
         Self(AtomicU64::new(u64::try_from(since.as_micros()).unwrap_or_default()))
     }
 
-    /// For a client of one of so many shards, each in turn.
+    /// A new id, for one of `shards` shards in turn.
     pub fn next(&self, shards: usize) -> ClientId {
         let number = self.0.fetch_add(1, Ordering::Relaxed);
         let shards = u64::try_from(shards.clamp(1, 1 << SHARD_BITS)).unwrap_or(1);
