@@ -1,4 +1,4 @@
-//! What the host gives to guests: one module for each capability.
+//! The capabilities that the host gives to guests: one module for each.
 
 pub mod channels;
 pub mod keyvalue;
