@@ -1,9 +1,9 @@
 //! Guests: tenants' components, run where they can harm nobody.
 //!
-//! In come files of WebAssembly, checked and compiled once for each content (`load`). Out of compiled code come instances,
-//! each with its own memory and limits, on threads apart from every socket (`run`). What the host gives them is in
-//! `imports`, what they are to the host in `roles`: filter, client handler, API, job. A call has a deadline. A call that
-//! traps or misses it costs that call and its instance, nothing else.
+//! `load` turns `.wasm` files into compiled code: it checks and compiles each content once. `run` makes instances of
+//! that code, each with its own memory and limits, on threads apart from every socket. `imports` holds what the host
+//! gives to guests, `roles` what they do for it: filter, client handler, API, job. Each call has a deadline. A call
+//! that traps or misses it costs that call and its instance, nothing else.
 
 mod bindings;
 pub mod build;

@@ -1,8 +1,9 @@
 //! Delivery: from a channel's chunks to the bytes on clients' sockets.
 //!
-//! A client is a row in the table of a [`Shards`] thread: a socket, a cursor on each channel it follows, no task, no timer
-//! and no buffer of its own while it is idle. Shards know channels and what stands on the wire. They know nothing of
-//! tenants, components or handlers: whom a client talks to is a [`Recipient`], what its tenant allows a [`ClientLimits`].
+//! A shard is a thread with a table of clients ([`Shards`]). A client is one row of that table: a socket and a cursor
+//! on each channel that it follows. While it is idle it has no task, no timer and no buffer of its own. Shards know
+//! channels and the wire formats. They know nothing of tenants, components or handlers: a client's messages go to a
+//! [`Recipient`], and its tenant's limits are a [`ClientLimits`].
 
 pub mod address_limit;
 mod budget;

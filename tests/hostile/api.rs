@@ -1,4 +1,4 @@
-//! Hostile APIs, and clients of them that are no better.
+//! Hostile APIs, and hostile clients of them.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::{
     },
 };
 
-/// Requests to the hostile API at once: more than it has instances.
+/// Requests to the hostile API at once. There are more than it has instances.
 const REQUESTS: usize = 12;
-/// How long a request's client waits.
+/// How long the client of a request waits for its answer.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 async fn scene(limits: &str) -> Scene {
@@ -23,7 +23,7 @@ async fn scene(limits: &str) -> Scene {
     Scene::with(&more, |folder| folder.copy(guests::api(), "tenants/hostile/api.wasm")).await
 }
 
-/// The neighbour is undisturbed while requests for this path come all the time.
+/// Checks that the neighbour is undisturbed while requests for this path keep coming.
 async fn check(path: &str, limits: &str, reason: Option<&str>) -> Scene {
     let mut scene = scene(limits).await;
     let address = scene.relay.api();
@@ -71,7 +71,7 @@ async fn answers_that_are_slow_and_ones_without_end() {
     check("/hang", "", Some("deadline")).await;
 }
 
-/// Bodies of requests that come byte by byte, and ones that do not end.
+/// Sends request bodies that come byte by byte, and ones that do not end.
 #[tokio::test]
 async fn requests_that_are_slow_and_ones_without_end() {
     let mut scene = scene("").await;

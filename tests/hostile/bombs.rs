@@ -1,8 +1,9 @@
-//! Components that no compiler makes: written in the text format, with the roles of filter, client handler and job.
+//! Bombs: components that no compiler makes, written in WebAssembly's text format. Each has the roles filter, client
+//! handler and job.
 //!
-//! A bomb is well but for the functions that it is given: a filter that publishes nothing, a handler that lets everybody in
-//! and answers nothing, a job that does nothing. By the canonical ABI of the component model all of these are a pointer to
-//! zeros, which stand at address 0.
+//! All functions of a bomb are harmless except for those that it is given. Its filter publishes nothing, its handler
+//! lets everybody in and answers nothing, its job does nothing. By the component model's canonical ABI, each of these
+//! functions can return a pointer to zeros, which are at address 0.
 
 use std::path::Path;
 
@@ -20,7 +21,7 @@ pub const ON_MESSAGE: &str = "edge-relay:tenant/client-handler@0.1.0#on-message"
 pub const ON_DISCONNECT: &str = "edge-relay:tenant/client-handler@0.1.0#on-disconnect";
 pub const ON_SCHEDULE: &str = "edge-relay:tenant/job@0.1.0#on-schedule";
 
-/// Each exported function's flat type.
+/// The flat type of each exported function.
 const FUNCTIONS: [(&str, &str); 8] = [
     (ON_OPEN, "(param i32 i32) (result i32)"),
     (ON_FRAMES, "(param i32 i32 i32 i32) (result i32)"),
@@ -34,7 +35,7 @@ const FUNCTIONS: [(&str, &str); 8] = [
 
 pub const LOOP: &str = "(loop $on (br $on)) unreachable";
 pub const TRAP: &str = "unreachable";
-/// Takes memory, a mebibyte at a time, and writes to all of it.
+/// Takes memory, one MiB at a time, and writes to all of it.
 pub const MEMORY: &str = "(local $at i32)
     (loop $on
         (local.set $at (memory.grow (i32.const 16)))
@@ -48,13 +49,13 @@ pub const TABLE: &str =
 pub const STACK: &str = "(call $deeper (i64.const 0)) unreachable";
 /// Waits an hour in a call of the host.
 pub const WAIT: &str = "(call $block (call $subscribe (i64.const 3600000000000))) unreachable";
-/// Waits a moment in a call of the host, again and again.
+/// Waits a millisecond in a call of the host, again and again.
 pub const NAP: &str = "(loop $on (call $block (call $subscribe (i64.const 1000000))) (br $on)) unreachable";
 /// Takes handles and gives none back.
 pub const HANDLES: &str = "(loop $on (drop (call $subscribe (i64.const 3600000000000))) (br $on)) unreachable";
-/// Says the same line for ever.
+/// Logs the same line for ever.
 pub const LOG: &str = "(loop $on (call $log (i32.const 2) (i32.const 64) (i32.const 4) (i32.const 64) (i32.const 7)) (br $on)) unreachable";
-/// Keeps the same kibibyte under names that count up.
+/// Stores the same KiB under keys that count up.
 pub const STATE: &str = "(local $bucket i32)
     (call $open (i32.const 64) (i32.const 4) (i32.const 32))
     (local.set $bucket (i32.load (i32.const 36)))
@@ -63,21 +64,21 @@ pub const STATE: &str = "(local $bucket i32)
         (call $set (local.get $bucket) (i32.const 128) (i32.const 8) (i32.const 1024) (i32.const 1024) (i32.const 32))
         (br $on))
     unreachable";
-/// Returns a million publications of no bytes on channel `flood`.
+/// Returns a million publications without a payload on channel `flood`.
 pub const MANY_PUBLICATIONS: &str = "(i32.store (i32.const 40) (call $publications (i32.const 1000000) (i32.const 0)))
     (i32.store (i32.const 44) (i32.const 1000000))
     (i32.const 40)";
-/// Publishes them by the import, and again.
+/// Publishes a million such publications by the import, again and again.
 pub const MANY_PUBLISHED: &str = "(local $made i32)
     (local.set $made (call $publications (i32.const 1000000) (i32.const 0)))
     (loop $on (call $publish (local.get $made) (i32.const 1000000) (i32.const 32)) (br $on))
     unreachable";
-/// Returns a thousand publications that have the same mebibyte.
+/// Returns a thousand publications that share one payload of a MiB.
 pub const SHARED_PAYLOAD: &str = "(drop (memory.grow (i32.const 32)))
     (i32.store (i32.const 40) (call $publications (i32.const 1000) (i32.const 0x100000)))
     (i32.store (i32.const 44) (i32.const 1000))
     (i32.const 40)";
-/// Returns a publication of a gibibyte, which it has if its memory may be so large.
+/// Returns a publication of a GiB, which exists if the memory may be that large.
 pub const HUGE_PAYLOAD: &str = "(drop (memory.grow (i32.const 16384)))
     (i32.store (i32.const 40) (call $publications (i32.const 1) (i32.const 0x40000000)))
     (i32.store (i32.const 44) (i32.const 1))
@@ -89,12 +90,12 @@ pub const BAD_TEXT: &str = "(i32.store (i32.const 40) (call $publications (i32.c
     (i32.store (i32.add (i32.load (i32.const 40)) (i32.const 28)) (i32.const 2))
     (i32.const 40)";
 
-/// A component whose functions are well but for these, which have this body.
+/// A component in which these functions have this body. The others are harmless.
 pub fn bomb(functions: &[&str], body: &str) -> Vec<u8> {
     component(functions, body, "")
 }
 
-/// A component whose start-up has this body.
+/// A component in which the start function has this body.
 pub fn bomb_at_start(body: &str) -> Vec<u8> {
     component(&[], "", &format!("(func $start {body}) (start $start)"))
 }
@@ -123,7 +124,7 @@ fn component(functions: &[&str], body: &str, more: &str) -> Vec<u8> {
         (data (i32.const 128) "00000000")
         (data (i32.const 144) "flood")
         (global $heap (mut i32) (i32.const 4096))
-        ;; What the host writes is not kept for long.
+        ;; The heap starts again when it is full: what the host wrote is not kept for long.
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
             (local $at i32)
             (if (i32.gt_u (i32.add (global.get $heap) (local.get 3)) (i32.const 0xf0000))
@@ -132,7 +133,7 @@ fn component(functions: &[&str], body: &str, more: &str) -> Vec<u8> {
             (global.set $heap (i32.and (i32.add (i32.add (global.get $heap) (local.get 3)) (i32.const 15)) (i32.const -16)))
             (local.get $at))
         (func $deeper (param i64) (call $deeper (i64.add (local.get 0) (i64.const 1))) (call $deeper (local.get 0)))
-        ;; Counts the eight digits at 128 up.
+        ;; Counts up the eight digits at address 128.
         (func $count (local $at i32)
             (local.set $at (i32.const 135))
             (loop $on
@@ -142,7 +143,7 @@ fn component(functions: &[&str], body: &str, more: &str) -> Vec<u8> {
                         (local.set $at (i32.sub (local.get $at) (i32.const 1)))
                         (br_if $on (i32.ge_u (local.get $at) (i32.const 128))))
                     (else (i32.store8 (local.get $at) (i32.add (i32.load8_u (local.get $at)) (i32.const 1)))))))
-        ;; So many publications on channel `flood`, all of the same text: so many bytes from the address 0x100000 on.
+        ;; Makes $count publications on channel `flood`. All share one text: $bytes bytes from address 0x100000 on.
         (func $publications (param $count i32) (param $bytes i32) (result i32)
             (local $first i32) (local $at i32) (local $end i32)
             (local.set $first (i32.shl
@@ -163,7 +164,7 @@ fn component(functions: &[&str], body: &str, more: &str) -> Vec<u8> {
     let mut module = wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}"));
     let mut resolve = Resolve::default();
     let packages = WIT.map(|folder| {
-        // Of whatever crate this is a part of.
+        // Found by its lock file: more than one crate compiles this file.
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|above| above.join("Cargo.lock").exists());
         let folder = root.unwrap().join(folder);
         resolve.push_dir(folder).unwrap_or_else(|error| panic!("{error:#}")).0

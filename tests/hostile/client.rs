@@ -8,10 +8,10 @@ use crate::{
 };
 
 const HANDLER: &str = "[components]\nclient = \"bomb.wasm\"\n[limits]\nclient-call = \"200ms\"\n";
-/// Clients of the hostile tenant at once: more than its handler has instances.
+/// Clients of the hostile tenant at once. There are more than its handler has instances.
 const KNOCKING: usize = 12;
 
-/// The neighbour is undisturbed while clients come whose handler does that in this function.
+/// Checks that the neighbour is undisturbed by clients whose handler has this body in this function.
 async fn check(function: &str, body: &str, reason: Option<&str>) -> Scene {
     let mut scene = Scene::new(&bomb(&[function], body), HANDLER).await;
     let address = scene.relay.clients;
@@ -49,7 +49,7 @@ async fn traps_without_end() {
 
 #[tokio::test]
 async fn bombs_of_memory_tables_stack_and_handles() {
-    // Eight at once may be late before they are full.
+    // Eight at once may reach their deadline before they are full.
     for body in [bombs::MEMORY, bombs::TABLE, bombs::STACK, bombs::HANDLES] {
         check(ON_CONNECT, body, None).await.memory_is_bounded();
     }

@@ -11,10 +11,11 @@ use crate::{
 };
 
 const FILTER: &str = "[components]\nfilter = \"bomb.wasm\"\n[limits]\nfilter-call = \"200ms\"\n";
-/// Between two messages to the hostile filter.
+/// Time between two messages to the hostile filter.
 const PACE: Duration = Duration::from_millis(2);
 
-/// The neighbour is undisturbed while this function of a filter does that, for which its calls end for this reason.
+/// Checks that the neighbour is undisturbed by a filter that has this body in these functions. Its calls must break,
+/// for this reason if one is given.
 async fn check(functions: &[&str], body: &str, limits: &str, reason: Option<&str>) -> Scene {
     let mut scene = Scene::new(&bomb(functions, body), &format!("{FILTER}{limits}")).await;
     let mut partner = scene.partner.take().unwrap();

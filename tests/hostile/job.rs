@@ -7,7 +7,7 @@ use crate::{
     scene::{Scene, swap},
 };
 
-/// The neighbour is undisturbed while four schedules call a job that does that.
+/// Checks that the neighbour is undisturbed while four schedules call a job that has this body.
 async fn check(body: &str, reason: Option<&str>) -> Scene {
     let job = |after: Duration| {
         let limits = "[components]\njob = \"bomb.wasm\"\n[limits]\njob-call = \"200ms\"\n";

@@ -1,4 +1,4 @@
-//! A relay with a hostile tenant and one that must not notice, and what that one's clients see.
+//! A relay with a hostile tenant and a neighbour that must not notice, and what the neighbour's clients see.
 
 use std::{convert::Infallible, future::pending, net::SocketAddr, time::Duration};
 
@@ -19,24 +19,24 @@ use crate::support::{
     until,
 };
 
-/// The neighbour's clients.
+/// How many clients the neighbour has.
 const CLIENTS: usize = 400;
-/// Between two of its messages.
+/// Time between two of the neighbour's messages.
 const PACE: Duration = Duration::from_millis(12);
-/// `00000000 neighbour`
+/// Bytes of `00000000 neighbour`, a message.
 const PAYLOAD: usize = 18;
-/// How long latencies are taken at a time.
+/// How long latencies are measured at a time.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How often a window with the attack is compared with those around it: a machine that does something else for a moment
-/// spoils one or two, a relay that lets its neighbour wait spoils all.
+/// How often a window with the attack may be compared with the windows around it. A machine that is busy for a moment
+/// spoils one or two comparisons; a relay that makes the neighbour wait spoils all.
 const ROUNDS: usize = 5;
-/// What the 99th percentile may become.
+/// How many times larger the 99th percentile may become.
 const WITHIN: u32 = 2;
 
-/// Between two batches of clients of the hostile tenant: without it what they themselves cost, on the same cores, would be
-/// measured, not what its code does.
+/// Time between two batches of clients of the hostile tenant. Without it the test would measure what these clients cost
+/// on the same cores, not what the tenant's code does.
 pub const BETWEEN: Duration = Duration::from_millis(10);
-/// Peak of the relay's memory: eight instances of 64 MiB are the most that a tenant has here.
+/// Largest peak of the relay's memory. A tenant here has at most eight instances of 64 MiB.
 const MEMORY: usize = 768 << 20;
 
 /// One scene at a time.
@@ -44,7 +44,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 pub struct Scene {
     pub relay: Relay,
-    /// Of the hostile tenant, `hostile`.
+    /// The partner of the hostile tenant.
     pub partner: Option<Partner>,
     crowd: Crowd,
     peer: Peer,
@@ -52,16 +52,16 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// `more`: of the hostile tenant's manifest, behind its name and its upstream.
+    /// Starts a relay whose hostile tenant has this code. `more` follows the name and the upstream in its manifest.
     pub async fn new(code: &[u8], more: &str) -> Self {
         Self::with(more, |folder| folder.write("tenants/hostile/bomb.wasm", code)).await
     }
 
-    /// The same, with its files written by the caller.
+    /// The same, but the caller writes the hostile tenant's files.
     pub async fn with(more: &str, files: impl FnOnce(&Folder)) -> Self {
         let turn = TURN.lock().await;
         let (partner, mut neighbours) = (Partner::start().await, Partner::start().await);
-        // Pings would come between the messages that clients compare.
+        // There are no pings: they would come between the messages that clients compare.
         let folder = Folder::new("ping-interval = \"1h\"\ncompile-time = \"10s\"")
             .shared_cache()
             .tenant("hostile", &partner.url(), more)
@@ -73,8 +73,8 @@ impl Scene {
         Self { relay, partner: Some(partner), crowd, peer, _turn: turn }
     }
 
-    /// The neighbour's latencies stay within bounds while the hostile tenant does this again and again, and nothing of it
-    /// is lost.
+    /// Checks that the neighbour's latencies stay within bounds while the attack is repeated, and that it loses
+    /// nothing.
     pub async fn undisturbed(&mut self, attack: impl AsyncFnMut()) {
         self.undisturbed_by(async |_| {}, attack, async |_| {}).await;
     }
@@ -107,7 +107,7 @@ impl Scene {
         panic!("99th percentile before, during and after, each time over {WITHIN} times: {seen:?}");
     }
 
-    /// The 99th percentile of the neighbour's latencies in a window in which something else happens too.
+    /// The 99th percentile of the neighbour's latencies in one window, during which `meanwhile` runs.
     async fn p99(&mut self, meanwhile: impl Future<Output = Infallible>) -> Duration {
         let Self { crowd, peer, .. } = self;
         let mut pace = interval(PACE);
@@ -128,13 +128,13 @@ impl Scene {
             })
             .await;
         latencies.sort_unstable();
-        assert!(latencies.len() > CLIENTS, "there were next to no deliveries");
+        assert!(latencies.len() > CLIENTS, "there were hardly any deliveries");
         latencies[latencies.len() * 99 / 100]
     }
 
     async fn nothing_is_lost(&self) {
         let sent = self.crowd.number();
-        // That number is sent to nobody: all before it have come.
+        // This number is taken and never sent: every message before it must have come.
         until(format!("{sent} messages at every client"), async || match self.crowd.everybody_has() {
             Ok(has) if has == sent => Ok(()),
             Ok(has) => Err(format!("{has} messages")),
@@ -148,7 +148,7 @@ impl Scene {
         }
     }
 
-    /// Calls of the hostile tenant broke for one of these reasons.
+    /// Checks that calls of the hostile tenant broke, for this reason if one is given.
     pub async fn broke(&self, role: &str, reason: Option<&str>) {
         let reason = reason.map(|reason| ("reason", reason));
         let labels = [("tenant", "hostile"), ("role", role), ("blame", "guest_broke")];
@@ -156,14 +156,14 @@ impl Scene {
         self.relay.metric_reaches("edge_relay_guest_failures_total", &labels, 1.0).await;
     }
 
-    /// The relay's memory stays within what one hostile tenant may have, and some.
+    /// Checks that the relay's memory stays within what one hostile tenant may take, and some more.
     pub fn memory_is_bounded(&self) {
         let peak = self.relay.peak_memory();
         assert!(peak < MEMORY, "{} MiB", peak >> 20);
     }
 }
 
-/// A client that asks the hostile tenant to let it in and says something, and does not wait long for an answer.
+/// Connects a client to the hostile tenant and sends a message. It does not wait long for an answer.
 pub async fn knock(relay: SocketAddr, path: &str) {
     const PATIENCE: Duration = Duration::from_millis(300);
     let knocking = async {
@@ -173,11 +173,11 @@ pub async fn knock(relay: SocketAddr, path: &str) {
             client.settle().await;
         }
     };
-    // Whether it is answered is not what is asked here.
+    // It does not matter here whether there is an answer.
     let _ = timeout(PATIENCE, knocking).await;
 }
 
-/// Has the hostile tenant go over to a manifest with this behind its name and its upstream.
+/// Changes the hostile tenant to a manifest in which `more` follows the name and the upstream.
 pub async fn swap(relay: &Relay, more: &str) {
     const SWAPS: &str = "edge_relay_tenant_swaps_total";
     let labels = [("tenant", "hostile"), ("outcome", "applied")];

@@ -1,4 +1,4 @@
-//! Components that are hostile before they are ever called.
+//! Components that are hostile before any of their functions is called.
 
 use std::{cell::Cell, future::pending};
 
@@ -14,7 +14,8 @@ use crate::{
 
 const TENANT: &str = "[components]\nclient = \"bomb.wasm\"\n";
 
-/// The neighbour is undisturbed while the hostile tenant changes to this code again and again, which is refused.
+/// Checks that the neighbour is undisturbed while the hostile tenant changes to this code again and again. Each change
+/// must be refused with all words of `reason`.
 async fn check(code: &[u8], reason: &[&str]) {
     let mut scene = Scene::new(&bomb(&[], ""), TENANT).await;
     let labels = [("tenant", "hostile"), ("outcome", "refused")];
@@ -22,7 +23,7 @@ async fn check(code: &[u8], reason: &[&str]) {
     let (before, mut nth) = (Cell::new(0.0), 0);
     let begin = async |relay: &Relay| {
         before.set(refused(relay).await);
-        // Other code each time, by a custom section: what was refused is not compiled again for a while.
+        // A custom section makes it other code each time: code that was refused is not compiled again for a while.
         nth += 1;
         relay.folder().write("tenants/hostile/bomb.wasm", [code, &[0, 3, 1, b'n', nth]].concat());
         relay.signal(Signal::HUP);
@@ -33,7 +34,7 @@ async fn check(code: &[u8], reason: &[&str]) {
     scene.undisturbed_by(begin, async || pending().await, end).await;
     let why = scene.relay.ready().await["tenants"]["hostile"]["refused"].as_str().unwrap_or_default().to_owned();
     assert!(why.contains("components.client: ") && reason.iter().all(|word| why.contains(word)), "{why}");
-    // The version before goes on.
+    // The version before goes on working.
     drop(scene.relay.client("/hostile").await);
 }
 
@@ -44,7 +45,7 @@ async fn loops() {
     check(&bomb_at_start(bombs::LOOP), &[TRIAL, "no answer within"]).await;
 }
 
-/// At the host's start there is no trial: the first call finds out.
+/// When the host starts there is no trial, so the first call meets the loop.
 #[tokio::test]
 async fn loops_that_the_first_call_meets() {
     let mut scene = Scene::new(&bomb_at_start(bombs::LOOP), TENANT).await;

@@ -1,4 +1,4 @@
-//! `edge-relay component build`: a crate or a core module into a component.
+//! `edge-relay component build`: makes a component of a crate or a core module.
 
 use std::{
     env, fmt, fs, io, path,
@@ -11,10 +11,11 @@ use toolchain::{Toolchain, ToolchainError};
 use wasmtime::{Config, Engine, Module};
 use wit_component::{ComponentEncoder, metadata};
 
-/// Makes a component of `source`, a crate's folder or a `.wasm` file, and returns where it is.
+/// Makes a component of `source`, a crate's folder or a `.wasm` file, and returns its path.
 ///
-/// Without `output`, a crate's component goes into its folder under the library's name, and that of `x.wasm` to
-/// `x.component.wasm` beside it. What is a component already is copied as it is. The file appears whole or not at all.
+/// Without `output`, a crate's component goes into the crate's folder under the library's name, and `x.wasm` becomes
+/// `x.component.wasm` beside it. A file that is a component already is copied as it is. The output appears whole or not
+/// at all.
 pub fn build(source: &Path, output: Option<&Path>) -> Result<PathBuf, BuildError> {
     let is_crate = source.is_dir();
     let wasm = if is_crate { compile(source)? } else { source.to_owned() };
@@ -52,7 +53,7 @@ pub fn componentize(core: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
         .map_err(|error| ComponentizeError::Encode(one_line(error)))
 }
 
-/// Why there is no component. The guest's author can act on each.
+/// Why there is no component. The guest's author can act on each of these.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error("{}: {error}", path.display())]
@@ -65,11 +66,11 @@ pub enum BuildError {
     NoManifest { manifest: PathBuf },
     #[error(transparent)]
     Toolchain(#[from] ToolchainError),
-    #[error("{}: cargo does not run: {error}", manifest.display())]
+    #[error("{}: cargo could not be run: {error}", manifest.display())]
     Cargo { manifest: PathBuf, error: io::Error },
     #[error("{}: cargo build failed ({status}); its messages are above", manifest.display())]
     Compile { manifest: PathBuf, status: ExitStatus },
-    #[error("{}: the crate has no library of the type `cdylib`; add: [lib] crate-type = [\"cdylib\"]", manifest.display())]
+    #[error("{}: the crate has no `cdylib` library; add: [lib] crate-type = [\"cdylib\"]", manifest.display())]
     NoLibrary { manifest: PathBuf },
     #[error("{}: cannot be written: {error}", path.display())]
     Write { path: PathBuf, error: io::Error },
@@ -80,9 +81,9 @@ pub enum BuildError {
 pub enum ComponentizeError {
     #[error("not a valid module: {0}")]
     Invalid(String),
-    #[error("the module says nothing of its WIT world; was it built with wit-bindgen?")]
+    #[error("the module does not name its WIT world; was it built with wit-bindgen?")]
     NoWorld,
-    #[error("{0}; build it for wasm32-unknown-unknown, with no imports but those of its WIT world")]
+    #[error("{0}; build it for wasm32-unknown-unknown, with no imports other than those of its WIT world")]
     Encode(String),
 }
 
@@ -103,12 +104,12 @@ impl Binary {
     }
 }
 
-/// An error and its causes.
+/// An error and its causes, on one line.
 fn one_line(error: impl fmt::Display) -> String {
     format!("{error:#}").replace('\n', " ")
 }
 
-/// One of cargo's JSON messages, as far as it matters here.
+/// The part of cargo's JSON messages that matters here.
 #[derive(Deserialize)]
 struct Message {
     reason: String,
@@ -133,7 +134,8 @@ fn compile(directory: &Path) -> Result<PathBuf, BuildError> {
         Err(_) => return Err(BuildError::NoManifest { manifest }),
     };
     let not_run = |error| BuildError::Cargo { manifest: manifest.clone(), error };
-    // Absolute, for cargo runs in the crate's folder, where rustup's and cargo's configuration apply.
+    // Absolute, because cargo runs in the crate's folder. There the crate's own configuration of rustup and cargo
+    // applies.
     let target_dir = env::var_os("CARGO_TARGET_DIR").map(path::absolute).transpose().map_err(not_run)?;
     let output = Toolchain::find(&directory)?
         .cargo_build(&directory, target_dir.as_deref())
@@ -146,7 +148,7 @@ fn compile(directory: &Path) -> Result<PathBuf, BuildError> {
     library(&output.stdout, &directory.join("Cargo.toml")).ok_or(BuildError::NoLibrary { manifest })
 }
 
-/// The `.wasm` among cargo's messages that comes from `manifest` and not from a dependency.
+/// The `.wasm` that cargo has made of the crate at `manifest` itself, not of a dependency.
 fn library(messages: &[u8], manifest: &Path) -> Option<PathBuf> {
     messages
         .split(|byte| *byte == b'\n')
@@ -158,7 +160,7 @@ fn library(messages: &[u8], manifest: &Path) -> Option<PathBuf> {
         .find(|file| file.extension().is_some_and(|extension| extension == "wasm"))
 }
 
-/// Writes beside `path`, then renames: a host that watches the folder never reads half a file.
+/// Writes a file beside `path`, then renames it, so that a host that watches the folder never reads half a file.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?.to_owned();
     name.push(format!(".{}.new", id()));
@@ -176,7 +178,7 @@ mod tests {
 
     const CORE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-filter.wasm"));
 
-    /// An empty folder that goes with the test.
+    /// An empty folder that is removed after the test.
     struct Folder(PathBuf);
 
     impl Folder {

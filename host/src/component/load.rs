@@ -1,4 +1,4 @@
-//! From a file of WebAssembly to linked code: checked, compiled once for each content, kept in a cache on disk.
+//! Loads components: a `.wasm` file becomes linked code. Each content is checked and compiled once, and kept on disk.
 
 pub mod cache;
 pub mod compile;

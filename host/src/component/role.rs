@@ -5,7 +5,7 @@ use std::fmt;
 /// What a component is to the host. One component may have several roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleKind {
-    /// Makes publications of an upstream's messages.
+    /// Turns an upstream's messages into publications.
     Filter,
     /// Lets clients in and answers their messages.
     Client,
@@ -18,7 +18,7 @@ pub enum RoleKind {
 impl RoleKind {
     pub const ALL: [Self; 4] = [Self::Filter, Self::Client, Self::Api, Self::Job];
 
-    /// The role's key in the manifest's `[components]`, and its value of the metrics' label `role`.
+    /// The role's key in the manifest's `[components]`, and the value of the metrics' label `role`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
@@ -28,7 +28,7 @@ impl RoleKind {
         }
     }
 
-    /// The interface that a component of this role exports. An API's lacks its last number: any will do.
+    /// The interface that a component of this role exports. For an API the patch version is left out: any will do.
     pub fn interface(self) -> &'static str {
         match self {
             Self::Filter => "edge-relay:tenant/filter@0.1.0",

@@ -1,4 +1,4 @@
-//! What a component is to the host: filter, client handler, API or job.
+//! The roles of components: filter, client handler, API, job.
 
 pub mod api;
 pub mod client;

@@ -1,4 +1,4 @@
-//! Instances and their calls: made within limits, called within a deadline, dropped when they break.
+//! Runs instances: makes them within limits, calls them with a deadline, drops them when they break.
 
 pub mod call;
 pub mod host;

@@ -1,7 +1,7 @@
-//! Where clients come from: how many of a tenant's there are, and of one address.
+//! Limits how many clients a tenant may have from one address.
 //!
-//! The clients of an address share one [`ClientSource`], and so it costs a client no memory to be counted. Where addresses are not
-//! limited all clients share the same.
+//! The clients of an address share one [`ClientSource`]. The number of references to it is their count, so counting
+//! costs a client no memory. Where addresses are not limited, all clients share the same source.
 
 use std::{
     collections::HashMap,
@@ -16,13 +16,13 @@ use config::TenantLimits;
 
 use crate::{delivery::ClientLimits, sync::Mutex};
 
-/// What an address of IPv6 has in common with all others of its network: what one household or one machine gets is a /64.
+/// The part of an IPv6 address that is counted. A household or a machine usually gets a whole /64.
 const NETWORK: u128 = !(u64::MAX as u128);
 
-/// Where some clients of a tenant come from.
+/// The address that some of a tenant's clients come from. Each of them keeps a reference while it is connected.
 pub struct ClientSource {
     pub client_limits: Arc<ClientLimits>,
-    /// `None`: from anywhere.
+    /// `None`: clients of any address share this source, for addresses are not limited.
     from: Option<(IpAddr, Arc<Addresses>)>,
 }
 
@@ -30,7 +30,7 @@ pub struct ClientSource {
 pub struct ClientSources {
     anywhere: Arc<ClientSource>,
     addresses: Arc<Addresses>,
-    /// Clients, and those that are on their way in, of one address.
+    /// Most clients of one address. Those still in their handshake count.
     most: AtomicUsize,
 }
 
@@ -43,12 +43,13 @@ impl ClientSources {
         Self { anywhere, addresses: Arc::default(), most: AtomicUsize::new(most) }
     }
 
-    /// From now on: clients that are there stay, and those that came while nobody was counted are not.
+    /// Changes the limit. Clients that are connected stay. Those that came while there was no limit are never counted.
     pub fn set(&self, most: usize) {
         self.most.store(most, Ordering::Relaxed);
     }
 
-    /// Where a client of this address comes from, kept for as long as it is there; `None`: so many are there already.
+    /// The source of a client that comes from `address`, to be kept for as long as it is connected. `None`: the address
+    /// has as many clients as it may.
     pub fn of(&self, address: IpAddr) -> Option<Arc<ClientSource>> {
         let most = self.most.load(Ordering::Relaxed);
         if most >= TenantLimits::MOST.clients_per_address {
@@ -59,12 +60,13 @@ impl ClientSources {
         has_room.then_some(source)
     }
 
-    /// The source of an address, and whether it takes one more. It leaves the lock with its source whatever the answer is: the
-    /// last reference to a source takes the lock when it goes ([`ClientSource::drop`]), and this may have become the last.
+    /// The source of an address, and whether it has room for one more client. Without room the source is returned as
+    /// well, so that it is dropped after the lock is released: this may have become the last reference, and dropping
+    /// the last one takes the lock ([`ClientSource::drop`]).
     fn look(&self, address: IpAddr, most: usize) -> (Arc<ClientSource>, bool) {
         let mut addresses = self.addresses.0.lock();
         if let Some(source) = addresses.get(&address).and_then(Weak::upgrade) {
-            // This reference is none of a client.
+            // One reference is held here and not by a client.
             let has_room = Arc::strong_count(&source) - 1 < most;
             return (source, has_room);
         }
@@ -79,14 +81,14 @@ impl Drop for ClientSource {
     fn drop(&mut self) {
         let Some((address, addresses)) = &self.from else { return };
         let mut addresses = addresses.0.lock();
-        // Another may be there for this address by now.
+        // Another source may have been made for this address by now.
         if addresses.get(address).is_some_and(|source| source.strong_count() == 0) {
             addresses.remove(address);
         }
     }
 }
 
-/// An address as it is counted.
+/// An address in the form in which it is counted: IPv4 whole, IPv6 by its network.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
@@ -124,10 +126,10 @@ mod tests {
         let third = of("192.0.2.1");
         assert!(third.is_some() && of("192.0.2.1").is_none());
         drop((second, third, other));
-        assert!(sources.addresses.0.lock().is_empty(), "nothing is kept of who has gone");
+        assert!(sources.addresses.0.lock().is_empty(), "an address without clients is still there");
     }
 
-    /// One comes when there is no room, and the last that was there goes meanwhile: it must not wait for itself.
+    /// A client finds no room, and the last one of its address leaves meanwhile. Dropping the source must not deadlock.
     #[test]
     fn who_finds_no_room_may_be_the_last_to_go() {
         let sources = sources(1);
@@ -137,7 +139,7 @@ mod tests {
         drop(first);
         drop(refused);
         assert!(sources.addresses.0.lock().is_empty());
-        // And as it happens, if it does: many come and go at once, on two threads.
+        // The same as a race: on two threads, many clients come and go.
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| (0..20_000).for_each(|_| drop(sources.of(address("192.0.2.1")))));
@@ -160,7 +162,7 @@ mod tests {
         let first = sources.of(address("192.0.2.1")).unwrap();
         assert!(Arc::ptr_eq(&first, &sources.of(address("2001:db8::1")).unwrap()));
         assert!(sources.addresses.0.lock().is_empty());
-        // Turned on, it holds for those that come from then on.
+        // Once turned on, the limit counts the clients that come from then on.
         sources.set(1);
         let _second = sources.of(address("192.0.2.1")).unwrap();
         assert!(sources.of(address("192.0.2.1")).is_none());

@@ -1,17 +1,17 @@
-//! Memory that waits on behalf of a tenant's clients: messages for its handler, replies for slow sockets.
+//! Limits the memory that waits for a tenant's clients: messages for its handler, replies for slow sockets.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Bytes in use, and at most.
+/// A number of bytes: how many are in use, and how many may be.
 pub struct Budget {
     used: AtomicUsize,
     max: AtomicUsize,
 }
 
-/// A part of a budget, given back when this is dropped.
+/// Bytes taken from a budget. Dropping this gives them back.
 pub struct BudgetShare {
     budget: Arc<Budget>,
     bytes: usize,
@@ -22,12 +22,12 @@ impl Budget {
         Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
     }
 
-    /// From now on; what is in use stays.
+    /// Changes how many bytes may be in use. Shares that are taken already stay.
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// `None`: there are not so many left.
+    /// Takes a share of `bytes` bytes. `None`: fewer are left.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Option<BudgetShare> {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed);
         let share = BudgetShare { budget: Arc::clone(self), bytes };
@@ -41,7 +41,7 @@ impl BudgetShare {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
-    /// Gives back what is over so many bytes.
+    /// Gives back what the share has over `bytes` bytes.
     pub fn shrink_to(&mut self, bytes: usize) {
         let over = self.bytes.saturating_sub(bytes);
         self.bytes -= over;

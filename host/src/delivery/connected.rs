@@ -1,4 +1,4 @@
-//! A client that counts as connected, and whom it talks to.
+//! A connected client, and the recipient of what it sends.
 
 use std::sync::{
     Arc,
@@ -9,24 +9,25 @@ use wire::Kind;
 
 use crate::delivery::{address_limit::ClientSource, id::ClientId, inbox::Over, limits::ClientLimits};
 
-/// Takes what a client says. It is dropped when the client is gone.
+/// Takes what a client sends. It is dropped when the client is gone.
 pub trait Recipient: Send + Sync {
     /// The id by which the tenant's code knows the client.
     fn id(&self) -> ClientId;
 
-    /// Takes a message, to be handled after those before it. Called by the shard: it must not wait.
+    /// Takes a message, to be handled after the earlier ones. The shard calls this, so it must not wait. `Err`: a limit
+    /// is reached, and the message is dropped.
     fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), Over>;
 
-    /// Notes why the client leaves; the first reason counts.
+    /// Notes why the client leaves. The first reason counts.
     fn leaves(&self, reason: &'static str);
 
-    /// The pings of the client's own protocol; `None`: it has none, and WebSocket pings serve.
+    /// The pings of the client's own protocol. `None`: it has none, and the shard sends WebSocket pings.
     fn pings(&self) -> Option<&Pings> {
         None
     }
 }
 
-/// When a client that waits for pings of its own protocol was last pinged, on its shard's clock of milliseconds.
+/// When a client was last pinged in its own protocol, in milliseconds on its shard's clock.
 #[derive(Debug, Default)]
 pub struct Pings {
     begun: AtomicBool,
@@ -34,22 +35,23 @@ pub struct Pings {
 }
 
 impl Pings {
-    /// The client waits for pings from this time on.
+    /// Notes that the client expects pings from now on.
     pub fn begin(&self, now: u32) {
         self.note(now);
         self.begun.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the client expects pings yet.
     pub fn have_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Milliseconds since the last one.
+    /// Milliseconds since the last ping.
     pub fn since(&self, now: u32) -> u32 {
         now.wrapping_sub(self.last.load(Ordering::Relaxed))
     }
 
-    /// The client is pinged now.
+    /// Notes that the client is pinged now.
     pub fn note(&self, now: u32) {
         self.last.store(now, Ordering::Relaxed);
     }
@@ -58,7 +60,7 @@ impl Pings {
 /// A client that counts as connected until this is dropped.
 pub struct Connected {
     source: Arc<ClientSource>,
-    /// `None`: nobody takes what it says.
+    /// `None`: what the client sends is dropped.
     pub recipient: Option<Box<dyn Recipient>>,
 }
 
@@ -73,17 +75,17 @@ impl Connected {
         &self.source.client_limits
     }
 
-    /// The id by which the tenant's code knows the client, if any of it does.
+    /// The id by which the tenant's code knows the client. `None`: none of the tenant's code does.
     pub fn id(&self) -> Option<ClientId> {
         self.recipient.as_ref().map(|recipient| recipient.id())
     }
 
-    /// The pings of the client's own protocol, if it has some.
+    /// The pings of the client's own protocol, if it has any.
     pub fn pings(&self) -> Option<&Pings> {
         self.recipient.as_ref()?.pings()
     }
 
-    /// Counts that the client leaves; its handler is told the reason when it is gone.
+    /// Counts that the client leaves, and tells its recipient why.
     pub fn leaves(&self, reason: &'static str) {
         self.client_limits().metrics.closed(reason);
         if let Some(recipient) = &self.recipient {

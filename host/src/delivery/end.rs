@@ -1,4 +1,4 @@
-//! Why the relay ends a client's connection, and how each door says so.
+//! Why the relay ends a client's connection, and how each transport says so.
 
 use std::sync::Arc;
 
@@ -16,32 +16,32 @@ pub enum End {
     Tenant,
     /// The client has fallen off this channel's log.
     Lagged(Arc<str>),
-    /// What it would go on with in this channel is no longer there.
+    /// What follows the client's position in this channel is no longer there.
     Gap(Arc<str>),
-    /// There is no room for its replies, or it does not take them.
+    /// Its replies do not fit into the tenant's budget, or it does not read them.
     Replies(&'static str),
     /// It follows as many channels as it may, and the tenant's code gives it one more.
     Channels(String),
-    /// Its time is over.
+    /// The time that the tenant's code gave it is over.
     Expired,
-    /// It has not said who it is.
+    /// It has not sent its first command in time (Centrifuge protocol).
     Stale,
-    /// It does not answer pings.
+    /// It has not answered a ping.
     NoPong,
-    /// Its messages are more than wait.
+    /// It sends more messages than its limits allow.
     TooMany,
-    /// The tenant's code says so.
+    /// The tenant's code closes it.
     Handler { code: u16, text: String },
-    /// The Centrifuge protocol says so.
+    /// The Centrifuge protocol demands it.
     Centrifuge(Disconnect, String),
-    /// It has broken the WebSocket protocol.
+    /// It broke the WebSocket protocol.
     Violation(Violation),
-    /// It has closed itself, with this code.
+    /// It closed the connection itself, with this code.
     Client(Option<u16>),
 }
 
 impl End {
-    /// The metric's label.
+    /// The value of the metric's label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Shutdown => "shutdown",
@@ -63,7 +63,7 @@ impl End {
         }
     }
 
-    /// The limit that is the reason, by its key in the manifest.
+    /// The manifest's key of the limit that was reached. `None`: no limit is the reason.
     pub fn limit(&self) -> Option<&'static str> {
         match self {
             Self::Violation(Violation::TooLarge) => Some("client-message"),
@@ -87,7 +87,7 @@ impl End {
         }
     }
 
-    /// RFC 6455 section 7.4.
+    /// The close code and text of a plain WebSocket (RFC 6455 section 7.4).
     fn of_websocket(&self) -> (u16, String) {
         let (code, text) = match self {
             Self::Shutdown => (1001, "the relay is shutting down"),
@@ -96,9 +96,9 @@ impl End {
             Self::Gap(_) => (1013, "what was missed is no longer there"),
             Self::Replies(why) => (1013, *why),
             Self::Channels(why) => (1008, why.as_str()),
-            Self::Expired => (1008, "the time that the tenant's code gave is over"),
-            Self::Stale => (1008, "it has not said who it is"),
-            Self::NoPong => (1008, "pings are not answered"),
+            Self::Expired => (1008, "the time that the handler gave is over"),
+            Self::Stale => (1008, "the client did not send its first command in time"),
+            Self::NoPong => (1008, "the client did not answer a ping"),
             Self::TooMany => (1013, "too many messages wait"),
             Self::Handler { code, text } => (*code, text.as_str()),
             Self::Centrifuge(disconnect, why) => (disconnect.code(), why.as_str()),
@@ -108,7 +108,7 @@ impl End {
         (code, text.to_owned())
     }
 
-    /// The protocol's own codes where it has some.
+    /// The close code and text of the Centrifuge protocol: its own codes where it has them.
     fn of_centrifuge(&self) -> (u16, String) {
         let disconnect = match self {
             Self::Shutdown | Self::Tenant => Disconnect::Shutdown,
@@ -126,7 +126,8 @@ impl End {
         (disconnect.code(), disconnect.reason().to_owned())
     }
 
-    /// An event stream has no codes; a comment tells whoever reads it by eye.
+    /// The last events of a stream. There are no close codes, so a comment tells the reason to a person who reads the
+    /// stream.
     fn of_events(&self) -> Vec<u8> {
         let mut out = Vec::new();
         if let Self::Lagged(channel) | Self::Gap(channel) = self {
@@ -139,7 +140,8 @@ impl End {
     }
 }
 
-/// A reason as SDKs read it: one that is empty makes them come again whatever the code, and JSON would be more than text.
+/// A reason in a form that SDKs take for text. If a reason is empty, they reconnect whatever the code is. If it is
+/// JSON, they take it for more than text.
 fn readable(reason: &str) -> String {
     if reason.is_empty() {
         "disconnected".into()

@@ -1,4 +1,4 @@
-//! What a client has sent and is yet to be handled, in order.
+//! The messages of one client that wait for the tenant's code, in order.
 
 use std::{
     collections::VecDeque,
@@ -20,12 +20,12 @@ use crate::{
     sync::Mutex,
 };
 
-/// Bytes that may wait in one inbox besides the first message.
+/// How many bytes may wait in one inbox. The first message may be larger.
 const INBOX_BYTES: usize = 1 << 20;
-/// What a waiting message takes besides its payload.
+/// Bytes that a waiting message takes besides its payload.
 const MESSAGE_OVERHEAD: usize = 128;
 
-/// One client's messages; one task at a time empties it.
+/// The messages of one client. One task at a time empties it.
 #[derive(Default)]
 pub struct Inbox(Mutex<Queued>);
 
@@ -33,30 +33,30 @@ pub struct Inbox(Mutex<Queued>);
 struct Queued {
     events: VecDeque<InboxEvent>,
     bytes: usize,
-    /// A task is there to empty it.
+    /// Whether a task is there to empty it.
     served: bool,
-    /// Of a client that has sent something.
+    /// `None`: the client has sent nothing yet.
     sent: Option<Box<Sent>>,
 }
 
-/// What a client has sent of late.
+/// What a client has sent lately, for its limits per second.
 #[derive(Default)]
 struct Sent {
     messages: Bucket,
     bytes: Bucket,
 }
 
-/// How much each of a tenant's clients may send.
+/// How much each client of a tenant may send.
 #[derive(Default)]
 pub struct Sending {
-    /// Messages that wait.
+    /// How many messages may wait in one inbox.
     queue: AtomicUsize,
     messages_per_second: AtomicUsize,
     bytes_per_second: AtomicUsize,
 }
 
 impl Sending {
-    /// From now on.
+    /// Changes the limits, from now on.
     pub fn set(&self, limits: &TenantLimits) {
         self.queue.store(limits.client_queue, Ordering::Relaxed);
         self.messages_per_second.store(limits.client_messages_per_second, Ordering::Relaxed);
@@ -66,25 +66,25 @@ impl Sending {
 
 pub enum InboxEvent {
     Message(Frame, BudgetShare),
-    /// The last one.
+    /// The client is gone. This is the last event.
     Gone,
 }
 
-/// Why a message is not handled.
+/// The limit for which a message is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
-    /// Too many of its client wait.
+    /// Too many messages of the client wait.
     Queue,
-    /// Those of all clients take too many bytes.
+    /// The waiting messages and replies of all the tenant's clients take too many bytes.
     Backlog,
-    /// Its client sends too often.
+    /// The client sends too many messages a second.
     Messages,
-    /// Its client sends too much.
+    /// The client sends too many bytes a second.
     Bytes,
 }
 
 impl Over {
-    /// Counts the message, and the limit that it went over.
+    /// Counts the message as dropped, and the limit as reached.
     pub fn count(self, metrics: &TenantMetrics) {
         metrics.message_dropped(self.reason());
         metrics.limited(self.limit(), 1);
@@ -109,7 +109,7 @@ impl Over {
         }
     }
 
-    /// What the client is told.
+    /// The text of the error that the client is sent.
     pub fn message(self) -> &'static str {
         match self {
             Self::Queue | Self::Backlog => "too many messages wait: this one is dropped",
@@ -120,7 +120,7 @@ impl Over {
 }
 
 impl Inbox {
-    /// Counts a message, or one of the commands in it.
+    /// Counts a message, or one of several commands in it, against the limit per second.
     pub fn one_more(&self, may: &Sending) -> Result<(), Over> {
         let sent = &mut self.0.lock().sent;
         let messages = &mut sent.get_or_insert_default().messages;
@@ -128,8 +128,8 @@ impl Inbox {
         if taken { Ok(()) } else { Err(Over::Messages) }
     }
 
-    /// Takes a message of a client that may send so much; what is refused is not copied. True: a task must come to empty
-    /// the inbox.
+    /// Adds a message of a client that may send as much as `may` says. A refused message is not copied. Returns whether
+    /// the caller must start a task to empty the inbox.
     pub fn message(&self, kind: Kind, payload: &[u8], may: &Sending, budget: &Arc<Budget>) -> Result<bool, Over> {
         let mut waiting = self.0.lock();
         let sent = &mut waiting.sent.get_or_insert_default().bytes;
@@ -147,12 +147,13 @@ impl Inbox {
         Ok(waiting.push(InboxEvent::Message(frame, share)))
     }
 
-    /// The client is gone; true as above.
+    /// Adds that the client is gone. Returns the same as [`Inbox::message`].
     pub fn gone(&self) -> bool {
         self.0.lock().push(InboxEvent::Gone)
     }
 
-    /// The next one; `None`: the task that asks is no longer there to empty the inbox.
+    /// Takes the next event. `None`: the inbox is empty, and the task that asked no longer counts as the one that
+    /// empties it.
     pub fn next(&self) -> Option<InboxEvent> {
         let mut waiting = self.0.lock();
         let event = waiting.events.pop_front();

@@ -1,4 +1,4 @@
-//! What all clients of a tenant have in common.
+//! Limits and counters that all clients of a tenant share.
 
 use std::sync::{
     Arc,
@@ -13,28 +13,28 @@ use crate::{
     metrics::TenantMetrics,
 };
 
-/// What all clients of a tenant have in common.
+/// Limits and counters that all clients of a tenant share.
 pub struct ClientLimits {
     pub metrics: Arc<TenantMetrics>,
     /// Largest message accepted, in bytes.
     pub max_message: AtomicUsize,
-    /// Of messages that wait for the handler and replies that wait for sockets.
+    /// The memory for messages that wait for the handler and replies that wait for sockets.
     pub budget: Arc<Budget>,
-    /// Clients of the whole host.
+    /// How many clients the whole host has.
     pub total: Arc<AtomicUsize>,
-    /// The tenant's own, now and at most.
+    /// How many clients the tenant has, and how many it may have.
     clients: AtomicUsize,
     max_clients: AtomicUsize,
-    /// How much each may send.
+    /// How much each client may send.
     pub sending: Sending,
-    /// NotifyBy of each client: some upstreams are there only for them.
+    /// Is told of each client: some upstreams connect only while there are any.
     pub demand: Arc<Demand>,
-    /// The tenant is there no more, so that nobody who was on the way in stays.
+    /// Whether the tenant has been removed. A client that was still in its handshake then must not stay.
     pub gone: AtomicBool,
 }
 
 impl ClientLimits {
-    /// `total`: clients of the whole host.
+    /// `total` counts the clients of the whole host.
     pub fn new(
         metrics: Arc<TenantMetrics>,
         limits: &TenantLimits,
@@ -56,7 +56,7 @@ impl ClientLimits {
         client_limits
     }
 
-    /// From now on; clients that are there stay.
+    /// Changes the limits. Clients that are connected stay.
     pub fn set(&self, limits: &TenantLimits) {
         self.max_message.store(limits.client_message, Ordering::Relaxed);
         self.max_clients.store(limits.clients, Ordering::Relaxed);
@@ -69,7 +69,7 @@ impl ClientLimits {
         self.clients.load(Ordering::Relaxed) >= self.max_clients.load(Ordering::Relaxed)
     }
 
-    /// A client is connected.
+    /// Counts a client that has connected.
     pub(super) fn count_one_more(&self) {
         self.total.fetch_add(1, Ordering::Relaxed);
         self.clients.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl ClientLimits {
         self.demand.client_came();
     }
 
-    /// A client is gone.
+    /// Counts a client that is gone.
     pub(super) fn count_one_less(&self) {
         self.total.fetch_sub(1, Ordering::Relaxed);
         self.clients.fetch_sub(1, Ordering::Relaxed);

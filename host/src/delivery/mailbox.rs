@@ -1,10 +1,10 @@
-//! What waits for one thread, put there by many.
+//! A mailbox: many threads put items into it, one takes them out.
 //!
-//! Compiled a second time with loom's locks by `tests/loom`, which tries every order of what threads do with it.
+//! `tests/loom` compiles this file a second time, with loom's locks, and tries every order in which threads can use it.
 
 use crate::sync::Mutex;
 
-/// Items in the order in which they came, until it is closed.
+/// Items in the order in which they came, until the mailbox is closed.
 pub struct Mailbox<T>(Mutex<Option<Vec<T>>>);
 
 impl<T> Mailbox<T> {
@@ -12,8 +12,8 @@ impl<T> Mailbox<T> {
         Self(Mutex::new(Some(Vec::new())))
     }
 
-    /// Adds an item; true: it is the first since the last were taken, so the taker must be woken. Once it is closed items
-    /// are dropped.
+    /// Adds an item. True: the mailbox was empty, so the caller must wake the thread that takes items. A closed mailbox
+    /// drops the item.
     pub fn push(&self, item: T) -> bool {
         let mut waiting = self.0.lock();
         let Some(items) = &mut *waiting else { return false };
@@ -22,14 +22,14 @@ impl<T> Mailbox<T> {
         was_empty
     }
 
-    /// Swaps all items for an empty vector.
+    /// Takes all items, and leaves the empty vector `into` in their place.
     pub fn take(&self, into: &mut Vec<T>) {
         if let Some(items) = &mut *self.0.lock() {
             std::mem::swap(items, into);
         }
     }
 
-    /// Takes all items, now and from now on.
+    /// Takes all items, and closes the mailbox for later ones.
     pub fn close(&self) -> Option<Vec<T>> {
         self.0.lock().take()
     }

@@ -1,4 +1,4 @@
-//! How the other threads reach a shard.
+//! How other threads reach a shard.
 
 use std::{io, sync::Arc, time::Instant};
 
@@ -10,28 +10,28 @@ use crate::{
     delivery::{BudgetShare, ClientId, ClientLimits, end::End, mailbox::Mailbox, shard::Newcomer},
 };
 
-/// What a shard is told.
+/// What other threads ask of a shard.
 pub enum ShardCommand {
     /// A client whose handshake is done.
     Client(Box<Newcomer>),
-    /// The channel of this view has new chunks. Which ones is read from the channel itself, so that however far a
-    /// shard is behind, what waits for it is bounded by the channel's log.
+    /// The channel of this view has new chunks. The shard reads which ones from the channel itself. So however far a
+    /// shard is behind, the channel's log bounds what waits for it.
     Fresh(usize),
-    /// What a tenant wants done with one of its clients, if that is still there.
+    /// What a tenant does with one of its clients. Ignored if the client is gone.
     Act { client: ClientId, client_limits: Arc<ClientLimits>, steps: Vec<Step> },
-    /// A tenant is gone: its clients are closed.
+    /// A tenant is gone: close its clients.
     Gone(Arc<ClientLimits>),
     /// Close every client with 1001 and end.
     Shutdown,
 }
 
-/// A part of what is to be done with a client.
+/// One thing to do with a client.
 pub enum Step {
     /// Bytes of whole frames, with their share of the tenant's budget.
     Send(Vec<u8>, BudgetShare),
-    /// There were replies, and no room for them in the tenant's budget.
+    /// There were replies, but the tenant's budget had no room for them.
     Overflow,
-    /// A client of the Centrifuge protocol is let in, which answers its command `id`.
+    /// Lets in a client of the Centrifuge protocol, and answers its `connect` command, which has this `id`.
     Connected {
         id: u32,
         expires_seconds: Option<u32>,
@@ -39,10 +39,10 @@ pub enum Step {
     },
     Subscribe(Follow, NotifyBy),
     Unsubscribe(String, NotifyBy),
-    /// Its connection ends then, or by itself no more.
+    /// Sets when the connection ends by itself. `None`: it no longer does.
     Expires(Option<Instant>),
     Close(End),
-    /// Tells, sent or dropped, that the steps before it are done or never will be.
+    /// Tells the receiver that the steps before this one are done. If it is dropped unsent, they never will be.
     Tell(oneshot::Sender<()>),
 }
 
@@ -50,22 +50,22 @@ pub enum Step {
 pub struct Follow {
     pub channel: Arc<Channel>,
     pub start: Start,
-    /// It wants to go on after a position that it cannot.
+    /// The client asked to go on after a position, and cannot.
     pub lost: bool,
-    /// It has not asked for it: the tenant's code gives it.
+    /// The tenant's code gives the channel; the client has not asked for it.
     pub given: bool,
 }
 
-/// How a client of the Centrifuge protocol is told of its subscriptions; others are not.
+/// How a client of the Centrifuge protocol is told of a subscription. Other clients are not told.
 #[derive(Clone, Copy)]
 pub enum NotifyBy {
-    /// By the answer to its command.
+    /// By the reply to its command, which has this id.
     Reply(u32),
     Push,
 }
 
-/// A shard's queue. Its length is bounded by the clients that handshakes let in, by one `Fresh` a view, and by what
-/// guests do in their calls: the bytes of that have shares of their tenants' budgets.
+/// A shard's queue. Three things bound its length: how many clients are in their handshake, one `Fresh` for each view,
+/// and what guests do in their calls. Bytes that guests send hold shares of their tenants' budgets.
 pub struct Queue {
     commands: Mailbox<ShardCommand>,
     waker: Waker,
@@ -76,7 +76,7 @@ impl Queue {
         Ok(Self { commands: Mailbox::new(), waker: Waker::new(registry, token)? })
     }
 
-    /// Adds a command; wakes the shard only if it had none waiting. Once that has ended, commands are dropped.
+    /// Adds a command, and wakes the shard if none was waiting. A shard that has ended drops commands.
     pub fn push(&self, command: ShardCommand) {
         if self.commands.push(command)
             && let Err(error) = self.waker.wake()
@@ -85,14 +85,14 @@ impl Queue {
         }
     }
 
-    /// Swaps all waiting commands for an empty vector.
+    /// Takes all waiting commands, and leaves the empty vector `into` in their place.
     pub fn take(&self, into: &mut Vec<ShardCommand>) {
         self.commands.take(into);
     }
 
-    /// Drops all commands, now and from now on.
+    /// Drops all commands that wait, and all that come later.
     pub fn close(&self) {
-        // Not under the lock: clients among them have an end of their own.
+        // Dropped outside of the lock: there may be clients among them, and dropping a client runs code of its own.
         drop(self.commands.close());
     }
 }

@@ -1,9 +1,10 @@
 //! Shards: threads that own the clients' sockets.
 //!
-//! In come clients whose handshake is done and word of fresh chunks, by the shard's [`Queue`]; out go bytes. A shard has
-//! its own epoll, table of clients and view of every channel that one of them follows; it shares nothing else, takes no
-//! lock per client and never waits for one. A client that its socket holds back keeps its cursor and is written to when
-//! the socket has room; one whose position has left the log is closed with 1013.
+//! A shard's [`Queue`] brings it clients whose handshake is done, and word of fresh chunks. It writes bytes to their
+//! sockets. A shard has its own epoll, its own table of clients, and its own view of every channel that one of them
+//! follows. It shares nothing else, takes no lock per client and never waits for one. A client whose socket is full
+//! keeps its cursor, and the shard goes on when the socket has room. What becomes of a client whose position has left
+//! the log is its channel's policy: it is closed with 1013, skips, or gets the latest of each key.
 
 use std::{
     collections::HashMap,
@@ -56,16 +57,16 @@ mod steps;
 mod view;
 
 const WAKER: Token = Token(usize::MAX);
-/// Shared by all reads of a shard.
+/// Size of the buffer that all reads of a shard share, in bytes.
 const READ_BUFFER: usize = 64 << 10;
-/// The liveness sweep visits every row this many times in the shortest time it watches over.
+/// How often the liveness sweep visits every row in the shortest time that it watches over.
 const SWEEPS: u32 = 8;
-/// One such visit takes so many ticks, a part of the table at each.
+/// How many ticks one such visit takes. Each tick looks at a part of the table.
 const TICKS: u32 = 8;
-/// Longest tick, however long clients may be silent: closing clients have a time too.
+/// Longest tick, however long clients may be silent: the time to answer a close frame is short.
 const MAX_TICK: Duration = Duration::from_millis(500);
 
-/// What bounds a client's silence.
+/// The times that bound a client's silence.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     pub ping_interval: Duration,
@@ -76,7 +77,7 @@ pub struct Timing {
 /// A client whose handshake is done.
 pub struct Newcomer {
     pub socket: std::net::TcpStream,
-    /// Bytes that came behind its handshake.
+    /// Bytes that the client sent right after its handshake.
     pub leftover: Vec<u8>,
     pub accepted: Accepted,
 }
@@ -88,18 +89,18 @@ pub struct Accepted {
     pub format: Format,
     /// Whether it has agreed to permessage-deflate.
     pub deflates: bool,
-    /// What it is sent first.
+    /// The first bytes that it is sent.
     pub hello: Vec<u8>,
-    /// Channels that it has had something of and cannot go on with.
+    /// Channels in which something is missing after the position that the client came with.
     pub gaps: Vec<Arc<str>>,
-    /// When its connection ends by itself.
+    /// When its connection ends by itself, and why.
     pub deadline: Option<(Instant, Due)>,
-    /// It is let in only to be told why not.
+    /// Why it is closed at once. It is let in only to be told.
     pub end: Option<End>,
 }
 
 impl Accepted {
-    /// A plain WebSocket that follows nothing yet.
+    /// A plain WebSocket client that follows nothing yet.
     pub fn new(client: Connected) -> Self {
         Self {
             client,
@@ -129,7 +130,7 @@ impl Shards {
             let shard = Shard::new(timing)?;
             queues.push(Arc::clone(&shard.queue));
             let thread = move || {
-                // Its clients can be neither served nor told: whoever supervises the process starts it again.
+                // Its clients can be neither served nor told. The process ends, so that its supervisor starts it again.
                 match catch_unwind(AssertUnwindSafe(|| shard.run())) {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => tracing::error!(%error, "a shard cannot wait for its sockets; the process ends"),
@@ -142,7 +143,7 @@ impl Shards {
         Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0), ids: Ids::new(count) })
     }
 
-    /// Hands a client to the next shard in turn, or to that of its id.
+    /// Hands a client to the shard that its id names. A client without an id goes to the next shard in turn.
     pub fn adopt(&self, newcomer: Newcomer) {
         let shard = match newcomer.accepted.client.id() {
             Some(id) => id.shard(),
@@ -153,19 +154,19 @@ impl Shards {
         }
     }
 
-    /// An id for a client that its tenant's handler is asked about.
+    /// A new id, for a client that the tenant's handler is asked about.
     pub fn next_id(&self) -> ClientId {
         self.ids.next()
     }
 
-    /// Does something with a client of this tenant, in the order of these calls; one that is gone is left alone.
+    /// Takes steps with a client of this tenant, in the order of the calls. A client that is gone is left alone.
     pub fn act(&self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
         if let Some(queue) = self.queues.get(client.shard()) {
             queue.push(ShardCommand::Act { client, client_limits: Arc::clone(client_limits), steps });
         }
     }
 
-    /// Closes every client of a tenant that is there no more, also those that are yet to come.
+    /// Closes every client of a removed tenant, including clients that are yet to come.
     pub fn close_all_of(&self, client_limits: &Arc<ClientLimits>) {
         client_limits.gone.store(true, Ordering::Relaxed);
         for queue in &self.queues {
@@ -180,7 +181,7 @@ impl Shards {
         }
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
-            // One that has panicked has ended the process.
+            // An error means a panic, and that has ended the process.
             let _ = thread.join();
         }
     }
@@ -189,7 +190,7 @@ impl Shards {
 struct Shard {
     poll: Poll,
     queue: Arc<Queue>,
-    /// The queue again, as channels know it.
+    /// The queue again, in the type that channels know.
     reader: Arc<dyn Reader>,
     rows: Slab<Row>,
     /// Rows of clients with an id.
@@ -197,9 +198,9 @@ struct Shard {
     views: Slab<View>,
     /// Views by their channel's address.
     by_channel: HashMap<usize, usize>,
-    /// Rows whose turn was cut short.
+    /// Rows whose turn was cut short. They go on in the next turn.
     again: Vec<usize>,
-    /// Rows that wait for the answer to a close frame.
+    /// Rows whose close frame is not answered yet.
     closing: Vec<usize>,
     deadlines: Deadlines,
     buffer: Vec<u8>,
@@ -208,12 +209,12 @@ struct Shard {
     timing: Timing,
     tick: Duration,
     next_tick: Instant,
-    /// Where the sweep goes on.
+    /// The slot at which the sweep goes on.
     swept: usize,
     started: Instant,
     /// Milliseconds since `started`, wrapping: only differences count.
     now: u32,
-    /// When to end, clients or not.
+    /// When to end, even if there are clients left. `None`: the host is not shutting down.
     end: Option<Instant>,
 }
 
@@ -262,7 +263,7 @@ impl Shard {
         }
     }
 
-    /// Waits for something to do, and does all there is.
+    /// Waits for something to do, then does everything that has come.
     fn turn(&mut self, events: &mut Events, commands: &mut Vec<ShardCommand>, wait: Duration) -> io::Result<()> {
         match self.poll.poll(events, Some(wait)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
@@ -280,7 +281,7 @@ impl Shard {
             }
         }
         for slot in std::mem::take(&mut self.again) {
-            // To the end: if that came meanwhile, its edge has been spent on the turn before.
+            // Read to the end: if the end of the stream came meanwhile, its edge was used up by the turn before.
             self.read(slot, true);
             self.resume(slot);
         }
@@ -338,7 +339,7 @@ impl Shard {
                     positions.push(position);
                 }
                 None => {
-                    // It was there at the handshake.
+                    // The position was still there at the handshake.
                     end = Some(End::Gap(Arc::clone(&channel.name)));
                     self.leave_if_empty(at);
                 }
@@ -375,7 +376,7 @@ impl Shard {
         }
     }
 
-    /// The view of a channel, attached if this is its first client here.
+    /// The view of a channel. The shard attaches to the channel if this is its first client here.
     fn view(&mut self, channel: &Arc<Channel>) -> usize {
         if let Some(view) = self.by_channel.get(&Arc::as_ptr(channel).addr()) {
             return *view;
@@ -411,13 +412,13 @@ impl Shard {
     }
 }
 
-/// Wraps after 49 days: only differences are used.
+/// Milliseconds. They wrap after 49 days, so only differences are used.
 #[allow(clippy::cast_possible_truncation)]
 fn millis(duration: Duration) -> u32 {
     duration.as_millis() as u32
 }
 
-/// Slots are bounded by file descriptors, far below 2³².
+/// A slot in 32 bits. Open files bound the number of slots far below 2³².
 fn index(slot: usize) -> u32 {
     u32::try_from(slot).unwrap_or(u32::MAX)
 }

@@ -1,16 +1,18 @@
-//! What the kernel keeps for clients' sockets.
+//! Socket options of clients: how much the kernel keeps for them, and for how long.
 
 use std::{io, os::fd::AsFd, time::Duration};
 
 use rustix::net::sockopt::{set_socket_linger, set_tcp_user_timeout};
 
-/// Bytes that a socket takes before they can be sent. Without a bound the kernel keeps up to 4 MiB (`net.ipv4.tcp_wmem`)
-/// for each client that does not read, and they count as sent: it would be found out late, and a few hundred of them
-/// would take the machine's memory for sockets. Less than this, and a client that reads would be behind after a burst.
+/// Bytes that the kernel takes for a socket before it can send them. Without a bound it takes up to 4 MiB
+/// (`net.ipv4.tcp_wmem`) for each client that does not read, and these bytes count as sent. A stalled client would be
+/// noticed late, and a few hundred of them would use up the machine's memory for sockets. With less than this, a client
+/// that does read would fall behind after a burst.
 #[cfg(target_os = "linux")]
 const UNSENT: libc::c_int = 1 << 20;
 
-/// Bounds what is kept unsent for each connection that a listener accepts: they inherit it.
+/// Bounds the unsent bytes of each connection that a listener accepts. Connections inherit the option from the
+/// listener.
 #[cfg(target_os = "linux")]
 pub fn bound_unsent(listener: &impl AsFd) -> io::Result<()> {
     use std::os::fd::AsRawFd;
@@ -18,7 +20,7 @@ pub fn bound_unsent(listener: &impl AsFd) -> io::Result<()> {
     let unsent = UNSENT;
     let size = libc::socklen_t::try_from(size_of_val(&unsent)).map_err(io::Error::other)?;
     let socket = listener.as_fd().as_raw_fd();
-    // SAFETY: the descriptor is open while it is borrowed, and the value lives here and has the size that is given.
+    // SAFETY: the descriptor stays open while it is borrowed. `unsent` lives on this stack, and `size` is its size.
     #[allow(unsafe_code)]
     let set = unsafe {
         libc::setsockopt(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, (&raw const unsent).cast(), size)
@@ -31,16 +33,16 @@ pub fn bound_unsent(_: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Drops what is kept for a client that did not take it: closed as usual, it would stay until the client's end.
+/// Has the kernel drop unsent bytes when the socket is closed. Otherwise it keeps them until the client's side ends.
 pub fn drop_unsent(socket: &impl AsFd) {
-    // It is closed in any case.
+    // An error does no harm: the socket is closed all the same.
     let _ = set_socket_linger(socket, Some(Duration::ZERO));
 }
 
-/// Lets the kernel end a connection whose other side has not taken what it was sent for so long, as one does that is no
-/// longer there.
+/// Has the kernel end a connection whose peer has not taken what it was sent for this `time`. A peer that has vanished
+/// never does.
 pub fn give_up_after(socket: &impl AsFd, time: Duration) {
     let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-    // Without it the kernel gives up too, later; other sockets than TCP's have no such setting.
+    // An error does no harm: without the option the kernel gives up later. Sockets other than TCP have no such option.
     let _ = set_tcp_user_timeout(socket, millis);
 }

@@ -1,10 +1,10 @@
-//! What is to be done with a client, put together for its shard.
+//! Collects what is to be done with a client, for its shard.
 
 use std::sync::Arc;
 
 use crate::delivery::{Budget, Step};
 
-/// Steps, and replies that stand behind them.
+/// Steps, and the replies that come after them.
 pub struct Steps {
     budget: Arc<Budget>,
     replies: Vec<u8>,
@@ -12,12 +12,12 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// `budget`: of which replies take their share.
+    /// Replies take shares of `budget`.
     pub fn new(budget: &Arc<Budget>) -> Self {
         Self { budget: Arc::clone(budget), replies: Vec::new(), steps: Vec::new() }
     }
 
-    /// Where whole frames go that the client is to be sent.
+    /// Where to write whole frames that the client is to be sent.
     pub fn replies(&mut self) -> &mut Vec<u8> {
         &mut self.replies
     }
@@ -27,13 +27,14 @@ impl Steps {
         self.steps.push(step);
     }
 
-    /// All of them, for the shard.
+    /// Takes all steps, for the shard.
     pub fn take(&mut self) -> Vec<Step> {
         self.send();
         std::mem::take(&mut self.steps)
     }
 
-    /// Turns the replies into a step, if the tenant has room for them. If not, they cannot be left out silently.
+    /// Turns the replies into a step, if the tenant's budget has room for them. If it has not, the step says so:
+    /// replies must not be left out silently.
     fn send(&mut self) {
         if self.replies.is_empty() {
             return;

@@ -1,17 +1,20 @@
-//! Compiled code on disk, so that a component is compiled once per content, however often the host starts.
+//! Compiled code on disk: a component is compiled once for each content, however often the host starts.
 //!
-//! An entry is a file: the code, then an HMAC-SHA-256 over its name and the code, under a random key that lies in the same
-//! folder. The name is the component's SHA-256, what the engine says its code is compatible with, and the program's
-//! version. An entry is written under another name, synced and renamed; it is never changed afterwards.
+//! An entry is a file: the code, then an HMAC-SHA-256 over the entry's name and the code. The HMAC's key is random and
+//! lies in the same folder. The name has the component's SHA-256 and a number for the engine's compatibility and the
+//! program's version. An entry is written under another name, synced and renamed. It never changes afterwards.
 //!
-//! What is defended against: others who can write to the folder, to one above it, or to what is in it, by leaving files
-//! there, swapping them or changing bytes; entries that were cut or damaged; entries of another engine or version. So the
-//! folder is opened once and everything in it by that handle; folder, key and entries must belong to the process's user and
-//! be writable by nobody else; and an entry is mapped by the handle that was checked. What is not: root and the same user,
-//! who can change the running process just as well, and whoever has read the key and can write as this user. An older
-//! entry of the same name that is put back is accepted: it is the same component's code, compiled by the same version.
+//! The cache is defended against others who can write to the folder, to one above it or to what is in it: they could
+//! leave files there, swap them or change bytes. It also notices entries that were cut or damaged, and those of another
+//! engine or version. So the folder is opened once, and everything in it through that handle. The folder, the key and
+//! the entries must belong to the process's user, and nobody else may write to them. An entry is mapped through the
+//! handle that was checked.
 //!
-//! Nothing here is needed to run: what cannot be used is logged, counted and done without.
+//! There is no defence against root and the same user, who can change the running process just as well, nor against
+//! someone who has read the key and can write as this user. If an older entry is put back under its name, it is
+//! accepted: it is the code of the same component, compiled by the same version.
+//!
+//! The host runs without the cache too. What cannot be used is logged and counted, and the component is compiled.
 
 use std::{
     fs::{DirBuilder, File},
@@ -46,25 +49,25 @@ use crate::{
 
 mod sweep;
 
-/// Its name in the folder.
+/// The key's name in the folder.
 const KEY: &str = "key";
 /// Bytes of the key, and of an entry's HMAC.
 const MAC_BYTES: usize = 32;
-/// How unfinished files begin.
+/// How the names of unfinished files begin.
 const UNFINISHED: &str = ".new-";
-/// How entries end.
+/// How the names of entries end.
 const ENTRY: &str = ".code";
-/// Bytes copied or checked at a time.
+/// How many bytes are copied or checked at a time.
 const PIECE: usize = 64 << 10;
 
-/// Why a file is not used.
+/// Why a file or the folder is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Distrust {
-    #[error("it belongs to user {0}, not to the relay's; chown it")]
+    #[error("it belongs to user {0}, not to the relay's user; chown it")]
     Owner(u32),
     #[error("others may write to it (mode {0:o}); chmod go-w it")]
     Mode(u32),
-    #[error("it is neither a file nor a folder of the cache's own")]
+    #[error("it is not the kind of file that belongs there")]
     Kind,
     #[error("it is not what was written: it was cut or changed, or the key is another")]
     Mac,
@@ -81,7 +84,7 @@ impl From<Errno> for Distrust {
 }
 
 impl Distrust {
-    /// A word for what is counted.
+    /// The value of the metric's label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Owner(_) => "owner",
@@ -98,18 +101,18 @@ impl Distrust {
     }
 }
 
-/// The folder, opened and found in order.
+/// The folder, opened and checked.
 pub struct Cache {
     folder: OwnedFd,
     key: hmac::Key,
-    /// Of engine and version, the second half of an entry's name.
+    /// A number for engine and version. It is the second half of an entry's name.
     tag: u64,
-    /// Most bytes of all entries.
+    /// Most bytes of all entries together.
     size: u64,
 }
 
 impl Cache {
-    /// Opens the folder, made if need be, with its key.
+    /// Opens the folder and its key, and makes them if they are missing.
     pub fn open(path: &Path, tag: u64, size: u64) -> Result<Self, Distrust> {
         if let Some(above) = path.parent() {
             std::fs::create_dir_all(above)?;
@@ -125,7 +128,7 @@ impl Cache {
         Ok(Self { folder, key, tag, size })
     }
 
-    /// A component's code, if it is there and to be trusted.
+    /// A component's code. `None`: there is no entry. `Err`: there is one that cannot be trusted.
     pub fn get(&self, hash: &Hash) -> Result<Option<Trusted>, Distrust> {
         match self.entry(&self.name(hash)) {
             Ok(entry) => Ok(Some(entry)),
@@ -141,21 +144,22 @@ impl Cache {
         let mut found = [0; MAC_BYTES];
         file.read_exact_at(&mut found, code)?;
         let made = self.mac(name, (&file).take(code), &mut io::sink())?;
-        // Compared by way of another HMAC: that takes the same time whatever they have in common.
+        // Compared by another HMAC over each of the two. This takes the same time however many of their bytes agree.
         hmac::verify(&self.key, &found, hmac::sign(&self.key, made.as_ref()).as_ref()).map_err(|_| Distrust::Mac)?;
-        // Its time says when it was last used. A cache that is mounted read-only is of use all the same.
+        // The modification time says when the entry was last used. This fails on a read-only cache, which is useful all
+        // the same.
         let unused = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let _ = futimens(&file, &Timestamps { last_access: unused, last_modification: now });
         Ok(Trusted::vouched(file))
     }
 
-    /// Keeps a component's code, in the place of what is there; makes room for it.
+    /// Keeps a component's code, in the place of an older entry, and makes room for it.
     pub fn put(&self, hash: &Hash, code: &Trusted, metrics: &CodeMetrics) -> io::Result<()> {
         let name = self.name(hash);
         let unfinished = Unfinished::create(&self.folder)?;
         let length = code.file().metadata()?.len();
-        // By position: the handle's own is where the child has left it.
+        // By position, since the handle's own position is where the child has left it.
         let code = Positioned { file: code.file(), at: 0 }.take(length);
         let mac = self.mac(&name, code, &mut &unfinished.file)?;
         (&unfinished.file).write_all(mac.as_ref())?;
@@ -169,7 +173,7 @@ impl Cache {
         format!("{hash}-{:016x}{ENTRY}", self.tag)
     }
 
-    /// The HMAC of an entry, whose bytes are copied on the way.
+    /// The HMAC of an entry. The bytes that are read for it are copied to `copy`.
     fn mac(&self, name: &str, mut code: impl Read, copy: &mut impl Write) -> io::Result<hmac::Tag> {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(name.as_bytes());
@@ -183,7 +187,7 @@ impl Cache {
     }
 }
 
-/// Reads a file from a position of its own.
+/// Reads a file from a position of its own, whatever the handle's position is.
 struct Positioned<'f> {
     file: &'f File,
     at: u64,
@@ -197,7 +201,8 @@ impl Read for Positioned<'_> {
     }
 }
 
-/// The folder's key, made when there is none that is to be trusted: whatever was kept under another is then compiled anew.
+/// The folder's key. If there is none that can be trusted it is made, and what was kept under an older key is compiled
+/// again.
 fn key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
     match read_key(folder) {
         Ok(key) => return Ok(key),
@@ -212,7 +217,7 @@ fn key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
     let unfinished = Unfinished::create(folder)?;
     (&unfinished.file).write_all(&key)?;
     unfinished.file.sync_data()?;
-    // Linked, not renamed: of two hosts that start at once, one's key is there and both use it.
+    // Linked, not renamed: if two hosts start at once, the first key stays and both use it.
     match linkat(folder, &unfinished.name, folder, KEY, AtFlags::empty()) {
         Ok(()) | Err(Errno::EXIST) => read_key(folder),
         Err(error) => Err(error.into()),
@@ -223,7 +228,7 @@ fn read_key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
     let file = open(folder, KEY)?;
     check(&file, FileType::RegularFile)?;
     let mode = file.metadata()?.mode();
-    // Who could read it can make entries.
+    // A user who can read the key can make entries.
     if mode & 0o077 != 0 {
         return Err(Distrust::Mode(mode & 0o7777));
     }
@@ -233,12 +238,13 @@ fn read_key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
 }
 
 fn open(folder: &OwnedFd, name: &str) -> Result<File, Distrust> {
-    // Not waiting for a pipe's other end.
+    // With `NONBLOCK`, opening a pipe does not wait for its other end.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(openat(folder, name, flags, Mode::empty())?.into())
 }
 
-/// Whether an open file is of its kind, this user's, and nobody else's to write to; returns its length in bytes.
+/// Checks that an open file is of this kind and belongs to this user, and that nobody else may write to it. Returns its
+/// length in bytes.
 fn check(file: &File, kind: FileType) -> Result<u64, Distrust> {
     let metadata = file.metadata()?;
     if FileType::from_raw_mode(metadata.mode()) != kind {
@@ -253,7 +259,7 @@ fn check(file: &File, kind: FileType) -> Result<u64, Distrust> {
     Ok(metadata.len())
 }
 
-/// A file that has not its name yet; it goes unless it is finished.
+/// A file that does not have its final name yet. If it is dropped before it gets that, it is removed.
 struct Unfinished<'f> {
     folder: &'f OwnedFd,
     name: String,
@@ -263,7 +269,7 @@ struct Unfinished<'f> {
 impl<'f> Unfinished<'f> {
     fn create(folder: &'f OwnedFd) -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Unlike those of a process that had this number before.
+        // The time tells its name apart from those of an earlier process with the same id.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
         let name = format!("{UNFINISHED}{}-{now}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -278,7 +284,7 @@ impl<'f> Unfinished<'f> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        // One that is finished is not there any more.
+        // A finished file no longer has this name.
         let _ = unlinkat(self.folder, &self.name, AtFlags::empty());
     }
 }
@@ -291,7 +297,7 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    /// A folder that goes with the test.
+    /// A folder that is removed after the test.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -374,7 +380,7 @@ mod tests {
         for nth in 0..3 {
             cache.put(&[nth; 32], &code(&[nth; 1000]), &metrics).unwrap();
         }
-        // By their times: the first is oldest, until it is used.
+        // The times make the first entry the oldest, until it is used.
         for nth in 0..3 {
             let entry = File::open(folder.0.join(cache.name(&[nth; 32]))).unwrap();
             entry.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(nth))).unwrap();
@@ -412,7 +418,7 @@ mod tests {
         assert!(matches!(folder.open(1, 1).get(&[1; 32]), Err(Distrust::Mac)));
         let replaced = fs::read(folder.0.join(KEY)).unwrap();
         assert!(replaced.len() == MAC_BYTES && replaced != key);
-        // One that was cut is replaced too.
+        // A key that was cut is replaced too.
         fs::write(folder.0.join(KEY), "short").unwrap();
         folder.open(1, 1);
         assert_eq!(fs::read(folder.0.join(KEY)).unwrap().len(), MAC_BYTES);

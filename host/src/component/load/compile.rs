@@ -1,13 +1,14 @@
-//! Compiling, in a child process that is killed when it is over its limits.
+//! Compiles components, each in a child process that is killed when it goes over its limits.
 //!
-//! In come the bytes of a component, out goes a sealed file in memory with its machine code. A compile costs time and memory
-//! as its author likes (a small file can ask for hours and gigabytes), so it happens in a process of its own: this program
-//! again, with an empty environment, one thread, and limits that it sets itself before it reads a byte ([`child`]). The
-//! component, the code and what the child has to say are files in memory, so that nobody need pump pipes, and the child
-//! reads the very bytes whose hash is known. Here are the deadline and the number of children at once.
+//! A component's bytes go in, a sealed file in memory with its machine code comes out. The author of a component
+//! decides how much time and memory its compilation costs: a small file can ask for hours and gigabytes. So it happens
+//! in a process of its own. This is the same program again, with an empty environment, one thread, and limits that it
+//! sets itself before it reads a byte ([`child`]). The component, the code and the child's messages are files in
+//! memory, so there are no pipes to be served, and the child reads the very bytes whose hash is known. This module
+//! holds the deadline and the number of children.
 //!
-//! The limits are against what a compile costs. They are no sandbox: who can take over the compiler decides what the code
-//! is, and that code is run.
+//! The limits bound what a compilation costs. They are no sandbox: an attacker who takes over the compiler decides what
+//! the code is, and the host runs that code.
 
 use std::{
     fs::File,
@@ -33,16 +34,16 @@ use crate::{
 
 pub mod child;
 
-/// Children at once. Each has one thread, so a relay of two cores still has its own work done: they also are `nice`.
+/// Most children at once. Each has one thread and is `nice`, so that even a relay on two cores gets its own work done.
 pub const AT_ONCE: usize = 2;
-/// Largest code accepted, in bytes; the child may write no longer files. A Python component of 18 MB has 36 MB.
+/// Largest code accepted, in bytes; the child can write no longer file. A Python component of 18 MB compiles to 36 MB.
 const MAX_CODE: u64 = 512 << 20;
-/// How much of a child's last words is kept, in bytes.
+/// How many bytes of a child's error output are kept.
 const MAX_SAID: u64 = 2 << 10;
-/// What the standard library says when there is no memory left, before it aborts.
+/// What the standard library prints before it aborts for want of memory.
 const NO_MEMORY: &str = "memory allocation of ";
 
-/// Why there is no code. The tenant's developer reads it, and the operator.
+/// Why a component is not compiled. The tenant's developer reads it, and the operator.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CompileError {
     #[error("does not compile: {0}")]
@@ -58,14 +59,14 @@ pub enum CompileError {
     Size,
     #[error("is not compiled: the compiler ended early ({status}) {said}")]
     Died { status: ExitStatus, said: String },
-    #[error("is not compiled: the compiler does not run: {0}")]
+    #[error("is not compiled: the compiler could not run: {0}")]
     Run(String),
     #[error("is compiled, but its code cannot be used: {0}")]
     Unusable(String),
 }
 
 impl CompileError {
-    /// A word for what is counted.
+    /// The value of the metric's label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid",
@@ -95,11 +96,11 @@ impl From<Errno> for CompileError {
     }
 }
 
-/// Starts children and waits for them.
+/// Starts children, and waits for them.
 pub struct Compiler {
     /// Most bytes of a child's address space.
     memory: u64,
-    /// A child's deadline.
+    /// How long a child may take.
     time: Duration,
     slots: Slots,
 }
@@ -140,12 +141,12 @@ impl Compiler {
         if !status.success() {
             return Err(self.blame(status, last_words(said)?));
         }
-        // Nobody has another handle on it by now, and nobody can change it any more.
+        // The child has ended, so there is no other handle on the file. Sealed, it cannot change any more.
         fcntl_add_seals(&code, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok(Trusted::vouched(code))
     }
 
-    /// Why a child has failed.
+    /// Finds out why a child has failed.
     fn blame(&self, status: ExitStatus, said: String) -> CompileError {
         let killed_by = |signal: Signal| status.signal() == Some(signal.as_raw());
         if status.code() == Some(i32::from(child::REFUSED)) {
@@ -164,16 +165,16 @@ impl Compiler {
     }
 }
 
-/// A child, which does not outlive this.
+/// A running child. Dropping this kills it.
 struct ChildGuard(Child);
 
 impl ChildGuard {
-    /// Waits for its end; `None`: the deadline came first.
+    /// Waits for the child to end. `None`: the deadline came first.
     fn wait(mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
         let ends = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty())?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // It is under the longest time that the setting may be.
+            // The conversion cannot fail: the setting's longest time is far below a `Timespec`'s.
             let left = Timespec::try_from(left).unwrap_or_default();
             match poll(&mut [PollFd::new(&ends, PollFlags::IN)], Some(&left)) {
                 Ok(0) => return Ok(None),
@@ -187,7 +188,7 @@ impl ChildGuard {
 
 impl Drop for ChildGuard {
     fn drop(&mut self) {
-        // Both fail, harmlessly, for one that has been waited for.
+        // For a child that has been waited for both fail, which does no harm.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -198,17 +199,17 @@ fn memory_file(name: &str) -> io::Result<File> {
     Ok(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
 }
 
-/// What a child has said, on one line.
+/// A child's error output, on one line.
 fn last_words(mut said: File) -> io::Result<String> {
     said.rewind()?;
     let mut bytes = Vec::new();
     said.take(MAX_SAID).read_to_end(&mut bytes)?;
-    // Some of it may be the component's own words: nothing in it moves a terminal's cursor.
+    // Parts of it may come from the component. Without control characters it cannot steer a terminal.
     let text = String::from_utf8_lossy(&bytes).replace(char::is_control, " ");
     Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// Who may compile.
+/// Bounds how many compile at once.
 struct Slots {
     free: Mutex<usize>,
     freed: Condvar,

@@ -1,8 +1,9 @@
-//! Components, loaded: compiled or found, mapped, linked. Once per content.
+//! Loads components, once for each content: compiles or finds the code, maps it, links it.
 //!
-//! In comes a file's path, out goes what all who have the same content share ([`Loaded`]). Its code comes from memory
-//! ([`super::library`]), from the cache on disk ([`super::cache`]) or from a child that compiles it ([`super::compile`]).
-//! Loading blocks its thread, for as long as a compile takes: it is for threads that may wait.
+//! A file's path goes in, and what all who have the same content share comes out ([`Loaded`]). The code comes from
+//! memory ([`super::library`]), from the cache on disk ([`super::cache`]) or from a child that compiles it
+//! ([`super::compile`]). Loading blocks its thread for as long as a compilation takes, so it is for threads that may
+//! wait.
 
 use std::{
     fs::File,
@@ -35,7 +36,7 @@ use crate::{
     metrics::{CodeMetrics, Metrics},
 };
 
-/// Largest `.wasm` accepted, in bytes: a Python component has 18 MB.
+/// Largest `.wasm` accepted, in bytes. A Python component has 18 MB.
 const MAX_SIZE: u64 = 64 << 20;
 
 /// The SHA-256 of a component.
@@ -60,36 +61,36 @@ pub enum LoadError {
     Link(#[from] LinkError),
 }
 
-/// Why a component's imports cannot be given.
+/// Why a component's imports cannot be resolved.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LinkError {
     #[error("imports what the host does not give: {0}")]
     Imports(String),
-    #[error("imports do not fit: {0}")]
+    #[error("imports have other types than the host gives: {0}")]
     Types(String),
 }
 
 /// A component's code, shared by all who have a file with its content.
 pub struct Loaded {
-    /// Of the `.wasm`, in bytes.
+    /// The size of the `.wasm`, in bytes.
     pub size: usize,
     pub report: Report,
     linked: Result<InstancePre<Host>, LinkError>,
 }
 
 impl Loaded {
-    /// With every import resolved, or which of them the host does not give.
+    /// The code with every import resolved. `Err` names the imports that the host does not give.
     pub fn linked(&self) -> Result<&InstancePre<Host>, LinkError> {
         self.linked.as_ref().map_err(Clone::clone)
     }
 }
 
-/// Loads components and knows what the host gives them.
+/// Loads components, and links them to what the host gives.
 pub struct Engine {
     wasmtime: wasmtime::Engine,
     linker: Linker<Host>,
     library: Library<Loaded>,
-    /// `None`: everything is compiled when it is first needed.
+    /// `None`: each component is compiled when it is first needed.
     cache: Option<Cache>,
     compiler: Compiler,
     metrics: CodeMetrics,
@@ -103,24 +104,25 @@ enum Origin {
     Compiler,
 }
 
-/// What compiled code depends on; the child has the same.
+/// The settings that compiled code depends on. The child compiles with the same.
 pub fn config() -> Config {
     let mut config = Config::new();
     config.epoch_interruption(true);
     config.wasm_component_model(true);
-    // A child has one thread: what several take together would be more than its limits say, and the host's own work waits.
+    // A child has one thread. Several would together take more than its limits say, and would hold up the host's own
+    // work.
     config.parallel_compilation(false);
     config
 }
 
 impl Engine {
-    /// `cache`: the folder for compiled code; what is wrong with it is no reason not to start.
+    /// `cache`: the folder for compiled code. The host starts without it if it cannot be used.
     pub fn new(limits: &HostLimits, cache: Option<&Path>, metrics: &Arc<Metrics>) -> wasmtime::Result<Self> {
         let wasmtime = wasmtime::Engine::new(&config())?;
         let linker = host::linker(&wasmtime)?;
         let ticker = Ticker::start(wasmtime.clone())?;
         let metrics = metrics.code();
-        // Another number after an update of the standard library costs no more than compiling anew.
+        // An update of the standard library may change this number. Then components are compiled again, no more.
         let mut tag = DefaultHasher::new();
         (wasmtime.precompile_compatibility_hash(), env!("CARGO_PKG_VERSION")).hash(&mut tag);
         let open = |path| match Cache::open(path, tag.finish(), limits.cache_size) {
@@ -149,7 +151,7 @@ impl Engine {
         &self.wasmtime
     }
 
-    /// Loads the component of a file.
+    /// Loads the component in a file.
     pub fn load(&self, path: &Path) -> Result<Arc<Loaded>, LoadError> {
         let loaded = read(path).and_then(|bytes| {
             let hash = hash(&bytes);
@@ -167,7 +169,7 @@ impl Engine {
         Ok(loaded)
     }
 
-    /// Finds code or has it compiled.
+    /// Finds the code in the cache, or compiles it.
     fn make(&self, path: &Path, bytes: &[u8], hash: &Hash) -> Result<(Loaded, Origin), CompileError> {
         if let Some(component) = self.kept(path, hash) {
             return Ok((self.link(&component, bytes.len()), Origin::Cache));
@@ -177,15 +179,16 @@ impl Engine {
             && let Err(error) = cache.put(hash, &code, &self.metrics)
         {
             self.metrics.distrusted("io");
-            tracing::warn!(component = %path.display(), %error, "compiled code cannot be kept");
+            tracing::warn!(component = %path.display(), %error, "compiled code cannot be cached");
         }
-        // Of a file on disk, memory that is short can be had back.
+        // From the cache if possible: the system can drop pages of a file on disk when memory is short, and read them
+        // again.
         let component = self.kept(path, hash).map_or_else(|| code.component(&self.wasmtime), Ok);
         let component = component.map_err(|error| CompileError::Unusable(format!("{error:#}")))?;
         Ok((self.link(&component, bytes.len()), Origin::Compiler))
     }
 
-    /// What the cache has, if it is to be trusted.
+    /// The code that the cache has, if it can be trusted.
     fn kept(&self, path: &Path, hash: &Hash) -> Option<Component> {
         let kept = self.cache.as_ref()?.get(hash).and_then(|code| {
             let component = code.map(|code| code.component(&self.wasmtime)).transpose();
@@ -193,12 +196,12 @@ impl Engine {
         });
         kept.unwrap_or_else(|error| {
             self.metrics.distrusted(error.reason());
-            tracing::warn!(component = %path.display(), %error, "its compiled code is not trusted and made anew");
+            tracing::warn!(component = %path.display(), %error, "cached code is not trusted; it is compiled again");
             None
         })
     }
 
-    /// Reads its outside and resolves its imports.
+    /// Reads what a component imports and exports, and resolves its imports.
     fn link(&self, component: &Component, size: usize) -> Loaded {
         let report = inspect::report(&self.wasmtime, component);
         let linked = if report.missing.is_empty() {
@@ -210,7 +213,7 @@ impl Engine {
     }
 }
 
-/// The engine of a host, made when it is first needed: without a component nothing of wasmtime is started.
+/// The engine of a host, made when it is first needed. A host without components starts nothing of wasmtime.
 pub struct EngineSource {
     limits: HostLimits,
     cache: Option<PathBuf>,
@@ -232,12 +235,12 @@ impl EngineSource {
     }
 }
 
-/// A component's bytes, as far as the binary format's preamble (magic, version, layer) says that they are one.
+/// Reads a component's bytes. The binary format's preamble (magic, version, layer) must say that it is one.
 fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
     let mut bytes = Vec::new();
-    // It may grow meanwhile.
+    // The file may grow while it is read.
     file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_SIZE {
         return Err(LoadError::Size(size));

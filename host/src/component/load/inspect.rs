@@ -4,16 +4,16 @@ use wasmtime::component::Component;
 
 use crate::component::RoleKind;
 
-/// What a filter exports beside it if it follows demand.
+/// The interface that a filter also exports if it follows demand.
 pub const FILTER_DEMAND: &str = "edge-relay:tenant/filter-demand@0.1.0";
 
-/// What a client handler exports beside it if it lets clients in for a time.
+/// The interface that a client handler also exports if it lets clients in for a limited time.
 pub const CLIENT_LEASE: &str = "edge-relay:tenant/client-lease@0.1.0";
 
-/// Who imports it needs a store.
+/// A component that imports this needs a store.
 pub const RECORDS: &str = "edge-relay:tenant/records";
 
-/// Packages the host gives, with the versions that fit: up to the slash of an interface's name, and behind its `@`.
+/// The imports that the host gives: how their names begin, and how the versions that fit begin (the part after `@`).
 const PROVIDED: [(&str, &str); 14] = [
     ("wasi:io/", "0.2."),
     ("wasi:clocks/", "0.2."),
@@ -31,7 +31,7 @@ const PROVIDED: [(&str, &str); 14] = [
     (RECORDS, "0.1.0"),
 ];
 
-/// How imports begin that show what a manifest grants, and the manifest's keys for it.
+/// Imports that show what a manifest has to grant: how their names begin, and the manifest's keys for that.
 const GRANTED: [(&str, &str); 5] = [
     ("wasi:filesystem/", "grants.folders"),
     ("wasi:http/outgoing-handler", "grants.http"),
@@ -40,7 +40,7 @@ const GRANTED: [(&str, &str); 5] = [
     ("wasi:sockets/", "sockets, which are never granted"),
 ];
 
-/// A component's outside.
+/// What a component exports and imports.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {
     pub roles: Vec<RoleKind>,
@@ -50,10 +50,10 @@ pub struct Report {
     pub leases: bool,
     pub exports: Vec<String>,
     pub imports: Vec<String>,
-    /// What it may ask for, each with the imports that show it. It need not use all that it imports: languages' standard
-    /// libraries import files and the environment in any case.
+    /// What it may ask the manifest for, each with the imports that show it. A component need not use all that it
+    /// imports: the standard libraries of languages import files and the environment in any case.
     pub grants: Vec<String>,
-    /// Those imports that the host does not give.
+    /// The imports that the host does not give.
     pub missing: Vec<String>,
 }
 

@@ -1,7 +1,7 @@
-//! Compiled components in memory: each content once, whoever asks for it and however often.
+//! Compiled components in memory. Each content is made once, however many ask for it and however often.
 //!
-//! Who asks while another makes it waits for that one. What was refused is refused again at once, for a while: a component
-//! that takes all the time there is must not take it for each tenant that has it.
+//! A thread that asks for what another thread is making waits for that. A content that was refused is refused again at
+//! once, for a while: a component that takes all the time there is must not take it again for each tenant that has it.
 
 use std::{
     collections::HashMap,
@@ -14,10 +14,10 @@ use crate::{
     sync::Mutex,
 };
 
-/// How long a refusal holds; then another try is worth it, the host may have been busy.
+/// How long a refusal holds. After that another try is worth it, for the host may have been busy.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
-/// By content.
+/// What was made or refused, by the hash of its content.
 pub struct Library<T>(Mutex<HashMap<Hash, Arc<Mutex<Shelf<T>>>>>);
 
 enum Shelf<T> {
@@ -42,7 +42,8 @@ impl<T> Library<T> {
         Self(Mutex::default())
     }
 
-    /// What is there, or what `make` makes; `Ok(None)` in the second place: it was there.
+    /// Returns what is there. If nothing is, calls `make` and returns both of its results; otherwise the second is
+    /// `None`.
     pub fn get<M>(
         &self,
         hash: &Hash,
@@ -77,7 +78,7 @@ impl<T> Library<T> {
         if let Some(shelf) = shelves.get(hash) {
             return Arc::clone(shelf);
         }
-        // One that somebody stands at is not looked into: that could wait for a compile.
+        // A shelf that another thread has taken is not looked into: locking it could mean waiting for a compilation.
         shelves.retain(|_, shelf| Arc::strong_count(shelf) > 1 || !shelf.lock().is_empty());
         Arc::clone(shelves.entry(*hash).or_insert_with(|| Arc::new(Mutex::new(Shelf::Empty))))
     }

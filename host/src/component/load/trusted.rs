@@ -1,7 +1,7 @@
-//! Machine code that may be run: the one place where that is decided.
+//! Decides which machine code may be run. This is the only place that does.
 //!
-//! Loading precompiled code is unsafe, since whoever writes it writes what the host executes. So the file must be what
-//! [`wasmtime::Engine::precompile_component`] has made, and must stay as it is for as long as the code is there: it is
+//! Loading precompiled code is unsafe: its author decides what the host executes. So the file must come from
+//! [`wasmtime::Engine::precompile_component`], and it must not change for as long as the code is in use: the file is
 //! mapped, and instances are made from it.
 #![allow(unsafe_code)]
 
@@ -13,10 +13,10 @@ use wasmtime::{Engine, component::Component};
 pub struct Trusted(File);
 
 impl Trusted {
-    /// The caller vouches for the file. There are two of them. [`super::compile`] has the code from its own child, in a file in
-    /// memory that is sealed. [`super::cache`] has checked over this very open file that its bytes are what it once wrote,
-    /// which nobody can forge without the key, and that it belongs to the process's user and nobody else may write to it;
-    /// it never writes to a file that has its final name.
+    /// The caller vouches for the file. There are two callers. [`super::compile`] has the code from its own child, in a
+    /// sealed file in memory. [`super::cache`] has checked, through this very handle, that the bytes are what it once
+    /// wrote, which nobody can forge without the key. It has also checked that the file belongs to the process's user
+    /// and that nobody else may write to it. It never writes to a file that has its final name.
     pub fn vouched(file: File) -> Self {
         Self(file)
     }
@@ -27,11 +27,11 @@ impl Trusted {
 
     /// Maps the code.
     pub fn component(&self, engine: &Engine) -> wasmtime::Result<Component> {
-        // By its descriptor: a name could lead to another file by now.
+        // Opened by its descriptor, for a name could lead to another file by now.
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        // SAFETY: its bytes come from `precompile_component`, and they do not change while they are mapped: whoever made
-        // this vouches for both. That the engine's configuration is the same is checked by wasmtime. What remains is that
-        // this user's other processes, or root, write to the file: they could as well write to this process's memory.
+        // SAFETY: the bytes come from `precompile_component`, and they do not change while they are mapped. The caller
+        // of `vouched` vouches for both. wasmtime checks that the engine's configuration is the same. Other processes
+        // of this user, and root, could write to the file; they could as well write to this process's memory.
         unsafe { Component::deserialize_file(engine, path) }
     }
 }

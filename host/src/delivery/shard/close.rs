@@ -27,11 +27,11 @@ use crate::{
 
 /// How long a client has to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Clients that must come again because of a gap are told so within this time.
+/// Clients that must reconnect because of a gap are told so at random times within this.
 const GAP_JITTER: Duration = Duration::from_secs(2);
 
 impl Shard {
-    /// Tells a client why its connection ends, behind whatever is half sent, and nothing more.
+    /// Tells a client why its connection ends, after the frame that is half sent, and sends nothing more.
     pub(super) fn close(&mut self, slot: usize, end: &End) {
         let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         row.client.leaves(end.reason());
@@ -46,7 +46,7 @@ impl Shard {
         self.unsubscribe(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
         row.flags |= flag::CLOSING;
-        // One that takes nothing has as long to begin again as any that is behind.
+        // A client that takes no bytes has as much time as any client that is behind.
         let time = if row.is(flag::BEHIND) { self.timing.stall_timeout.max(CLOSE_TIMEOUT) } else { CLOSE_TIMEOUT };
         row.extra().close_by = self.now.wrapping_add(millis(time));
         self.closing.push(slot);
@@ -56,8 +56,8 @@ impl Shard {
         }
     }
 
-    /// The close frame is out: what the client still sends is read and dropped until it closes too, or the socket's
-    /// reset could overtake the frame.
+    /// Waits for the client to close, now that the close frame is out. What it still sends is read and dropped: closing
+    /// a socket with unread bytes resets it, and the reset could overtake the frame.
     pub(super) fn close_sent(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot) else { return };
         row.extra().close_by = self.now.wrapping_add(millis(CLOSE_TIMEOUT));
@@ -77,7 +77,7 @@ impl Shard {
         }
     }
 
-    /// Takes a cursor out of its view, which goes with its last subscriber.
+    /// Removes a cursor from its view, and the view with its last subscriber.
     pub(super) fn leave_view(&mut self, cursor: &Cursor) {
         let at = cursor.view as usize;
         if let Some(view) = self.views.get_mut(at) {
@@ -94,7 +94,7 @@ impl Shard {
         }
     }
 
-    /// Drops a client; `reason` counts unless its closing has been counted.
+    /// Drops a client. Counts `reason`, unless the client was being closed: then its reason has been counted already.
     pub(super) fn remove(&mut self, slot: usize, reason: &'static str) {
         self.unsubscribe(slot);
         let Some(row) = self.rows.try_remove(slot) else { return };
@@ -110,7 +110,7 @@ impl Shard {
         }
     }
 
-    /// Liveness, a part of the table at a time.
+    /// Looks at the liveness of a part of the table.
     pub(super) fn sweep(&mut self) {
         for slot in std::mem::take(&mut self.closing) {
             let Some(row) = self.rows.get(slot).filter(|row| row.is(flag::CLOSING)) else { continue };
@@ -137,7 +137,7 @@ impl Shard {
         }
         match row.client.pings() {
             Some(pings) => {
-                // Its client waits for pings, whatever else it gets.
+                // The client expects these pings, whatever else it gets.
                 if pings.have_begun() && pings.since(self.now) >= millis(self.timing.ping_interval) {
                     pings.note(self.now);
                     self.ping(slot, &centrifuge::ping());
@@ -157,7 +157,7 @@ impl Shard {
         }
     }
 
-    /// Pings a client, or drops it if it has not answered the last one.
+    /// Pings a client, or drops it if it has not answered the last ping.
     fn ping(&mut self, slot: usize, ping: &[u8]) {
         let Some(row) = self.rows.get_mut(slot) else { return };
         if row.is(flag::PINGED) {
@@ -170,8 +170,8 @@ impl Shard {
         self.control(slot, ping.to_vec());
     }
 
-    /// A subscription has come to a gap: the client is told to ask for the channel anew, or, if the tenant's code had given
-    /// it the channel, to come again.
+    /// Ends a subscription that has come to a gap. The client is told to ask for the channel again. If it did not ask,
+    /// but the tenant's code gave it the channel, it is told to reconnect.
     pub(super) fn interrupt(&mut self, slot: usize, nth: u16) {
         let Some(cursor) = self.take_cursor(slot, usize::from(nth)) else { return };
         let channel = self.views.get(cursor.view as usize).map(|view| Arc::clone(&view.channel.name));
@@ -181,13 +181,13 @@ impl Shard {
             return self.send(slot, centrifuge::unsubscribed(&channel, Unsubscribed::InsufficientState));
         }
         if let Some(id) = row.client.id() {
-            // Not all at once: the gap is everybody's.
+            // Not all at once, for all clients of the channel have this gap.
             let jitter = rand::rng().random_range(Duration::ZERO..GAP_JITTER);
             self.deadlines.gap(id, Instant::now() + jitter, channel);
         }
     }
 
-    /// Ends the connections whose time has come.
+    /// Ends the connections whose deadline has come.
     pub(super) fn end_due(&mut self, now: Instant) {
         while let Some((id, due)) = self.deadlines.next(now) {
             let Some(&slot) = self.by_id.get(&id) else { continue };

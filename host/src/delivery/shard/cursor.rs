@@ -11,22 +11,24 @@ use crate::{
 pub struct Cursor {
     /// The shard's view of the channel.
     pub view: u32,
-    /// Where the view has this cursor among its subscribers.
+    /// Its index among the view's subscribers.
     pub at: u32,
-    /// The chunk; of a cursor off the log, the offset of the last publication its client has.
+    /// The chunk's position in the log. If the cursor is off the log: the offset of the last publication that its
+    /// client has.
     pub seq: u64,
-    /// The byte within it, or [`OFF`] or [`OFF_ALL`].
+    /// The byte in the chunk, or [`OFF`] or [`OFF_ALL`].
     pub position: u32,
-    /// Its client has not asked for the channel: the tenant's code gave it.
+    /// Whether the tenant's code gave the channel. If not, the client asked for it.
     pub given: bool,
 }
 
-/// In the place of a position: off the log, which goes on behind a part of the snapshot, or behind all of it.
+/// In the place of a byte: the cursor is off the log. Before it goes on, the client gets what it has missed of the
+/// snapshot, or with [`OFF_ALL`] all of it.
 const OFF: u32 = u32::MAX;
 const OFF_ALL: u32 = u32::MAX - 1;
 
 impl Cursor {
-    /// Off the log: what its client has.
+    /// What the client has, if the cursor is off the log.
     pub fn since(&self) -> Option<Since> {
         match self.position {
             OFF => Some(Since::Offset(self.seq)),
@@ -35,7 +37,7 @@ impl Cursor {
         }
     }
 
-    /// Leaves the log: what follows depends on what its client has by then.
+    /// Takes the cursor off the log. How it goes on depends on what its client has by then.
     pub fn leave(&mut self, since: Since) {
         (self.seq, self.position) = match since {
             Since::Offset(offset) => (offset, OFF),
@@ -43,14 +45,14 @@ impl Cursor {
         };
     }
 
-    /// Goes on at a byte of a chunk, which is a frame's first.
+    /// Puts the cursor at a byte of a chunk where a frame begins.
     pub fn enter(&mut self, seq: u64, position: usize) {
         self.seq = seq;
         // A chunk is far below 4 GiB.
         self.position = u32::try_from(position).unwrap_or(0);
     }
 
-    /// Moves on by bytes written, and over a chunk that has none.
+    /// Moves on by the bytes that were written, and past a chunk that has none.
     pub fn step(&mut self, written: usize, view: &View, format: Format, delivered: &mut u64) {
         let mut left = written;
         for chunk in view.log.from(self.seq) {
@@ -73,7 +75,7 @@ impl Cursor {
     }
 }
 
-/// A row's cursors; nearly always one, kept in place.
+/// A row's cursors. There is nearly always one, which is kept in place.
 pub enum Cursors {
     One(Cursor),
     Many(Box<[Cursor]>),
@@ -98,14 +100,14 @@ impl Cursors {
         }
     }
 
-    /// Adds one behind the others.
+    /// Adds a cursor behind the others.
     pub fn push(&mut self, cursor: Cursor) {
         let mut cursors = self.take_all();
         cursors.push(cursor);
         *self = Self::from(cursors);
     }
 
-    /// Takes one out; the last takes its place.
+    /// Takes a cursor out. The last one takes its place.
     pub fn take(&mut self, nth: usize) -> Option<Cursor> {
         let mut cursors = self.take_all();
         let taken = (nth < cursors.len()).then(|| cursors.swap_remove(nth));

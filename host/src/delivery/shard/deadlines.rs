@@ -1,4 +1,4 @@
-//! When clients' connections end by themselves.
+//! When connections end by themselves, and why.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -8,18 +8,18 @@ use std::{
 
 use crate::delivery::ClientId;
 
-/// Why a connection ends at its time.
+/// Why a connection ends at its deadline.
 #[derive(Clone, Debug)]
 pub enum Due {
-    /// It has not said who it is.
+    /// The client has not sent its first command.
     Stale,
-    /// A channel that it was given has come to a gap.
+    /// A channel that the tenant's code gave it has come to a gap.
     Gap(Arc<str>),
-    /// The tenant's code gave it so long.
+    /// The time that the tenant's code gave it is over.
     Expired,
 }
 
-/// One deadline a client, of the few that have one.
+/// The deadlines of the few clients that have one. No client has two.
 #[derive(Default)]
 pub struct Deadlines {
     of: HashMap<ClientId, (Instant, Due)>,
@@ -27,21 +27,21 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// In the place of the client's last one.
+    /// Sets a client's deadline, in the place of an earlier one.
     pub fn set(&mut self, id: ClientId, at: Instant, due: Due) {
         self.clear(id);
         self.of.insert(id, (at, due));
         self.order.insert((at, id));
     }
 
-    /// The client is to be told of a gap; the first one that it is told of stands for all.
+    /// Sets the time at which a client is told of a gap. One gap stands for all: the first that is set.
     pub fn gap(&mut self, id: ClientId, at: Instant, channel: Arc<str>) {
         if !matches!(self.of.get(&id), Some((_, Due::Gap(_)))) {
             self.set(id, at, Due::Gap(channel));
         }
     }
 
-    /// The tenant's code lets the client stay until then, or for good; a gap that it is to be told of stands.
+    /// Lets a client stay until a time, or for good, as the tenant's code says. A gap that it is to be told of stands.
     pub fn renew(&mut self, id: ClientId, until: Option<Instant>) {
         match (self.of.get(&id), until) {
             (Some((_, Due::Gap(_))), _) => {}
@@ -56,7 +56,7 @@ impl Deadlines {
         }
     }
 
-    /// Takes out the first of those that have come.
+    /// Takes out the earliest deadline, if its time has come.
     pub fn next(&mut self, now: Instant) -> Option<(ClientId, Due)> {
         let (at, id) = *self.order.first().filter(|(at, _)| *at <= now)?;
         self.order.remove(&(at, id));

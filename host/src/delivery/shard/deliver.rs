@@ -1,4 +1,4 @@
-//! Bytes to clients: new chunks to all who follow a channel, the rest to those who were behind.
+//! Writes to clients: new chunks to all who follow a channel, and the rest to those who were behind.
 
 use std::sync::Arc;
 
@@ -19,18 +19,19 @@ use crate::{
     },
 };
 
-/// Control frames queued for a client that takes none; past this, pongs are left out (RFC 6455 section 5.5.3 lets the
-/// latest answer stand for all).
+/// Most bytes of control frames that are queued for a client that takes none. Past this, pongs are left out: by RFC
+/// 6455 section 5.5.3 the latest answer stands for all.
 const MAX_QUEUED: usize = 4 << 10;
 
-/// Bytes that may wait for an event stream when there is another gap to be told: of one that skips again and again.
+/// Most bytes that may wait for an event stream when it has another gap to be told of. A stream that skips again and
+/// again gets there, and is closed.
 const MAX_UNTOLD: usize = 256 << 10;
 
-/// What is less than this part of its chunk is copied out of it.
+/// The rest of a frame is copied out of its chunk if the chunk is more than this many times larger.
 const SMALL_PART: usize = 8;
 
 impl Shard {
-    /// Takes in a channel's new chunks and writes them to all who can take them.
+    /// Takes in a channel's new chunks, and writes them to every client that can take them.
     pub(super) fn fan_out(&mut self, at: usize) {
         let Some(view) = self.views.get_mut(at) else { return };
         view.absorb(&self.reader);
@@ -41,7 +42,7 @@ impl Shard {
             let Some(row) = self.rows.get_mut(slot as usize) else { continue };
             let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { continue };
             if cursor.since().is_some() {
-                // It goes on when its socket has room.
+                // The cursor is off the log. It goes on when its socket has room.
             } else if cursor.seq < oldest {
                 lagged.push((slot as usize, nth));
             } else if !row.is(flag::BEHIND) {
@@ -74,7 +75,7 @@ impl Shard {
         }
     }
 
-    /// Marks a row as behind, to go on when its socket has room or when it is its turn.
+    /// Marks a row as behind. It goes on when its socket has room, or in its next turn.
     fn hold(&mut self, slot: usize, step: &WriteOutcome) {
         let Some(row) = self.rows.get_mut(slot) else { return };
         if !row.is(flag::BEHIND) {
@@ -89,7 +90,7 @@ impl Shard {
         }
     }
 
-    /// A cursor is off the end of its log: what its channel's policy says.
+    /// Does what the channel's policy says with a cursor that has fallen off the end of its log.
     fn lagged(&mut self, slot: usize, nth: u16, at: usize) {
         let Some(view) = self.views.get(at) else { return };
         let policy = view.channel.slow();
@@ -102,7 +103,7 @@ impl Shard {
         metrics.lagged(if policy == Slow::Skip { "skip" } else { "conflate" });
         let Some(row) = self.rows.get_mut(slot) else { return };
         let format = row.format;
-        // In the middle of a snapshot its log went on without it.
+        // The client was still being sent a snapshot while the log went on.
         let cut = row.cut_preface(index(at));
         let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
         let has = cut.unwrap_or_else(|| Since::Offset(view.had_by(cursor, format)));
@@ -135,7 +136,7 @@ impl Shard {
         }
     }
 
-    /// Ends a client's subscription at a gap, if that is how its protocol tells of one; true: it goes on.
+    /// Ends a client's subscription if that is how its protocol tells of a gap. True: the subscription goes on.
     fn tells_of_gap(&mut self, slot: usize, nth: u16) -> bool {
         let format = self.rows.get(slot).map(|row| row.format);
         if !matches!(format, Some(Format::Centrifuge | Format::CentrifugeDeflated)) {
@@ -145,11 +146,12 @@ impl Shard {
         false
     }
 
-    /// Takes the snapshots that a row's cursors are to begin with, as of now, and puts it in line for what is to be sent.
+    /// Takes the snapshots that a row's cursors begin with, as of now, and puts the row in line to be written.
     pub(super) fn begin(&mut self, slot: usize) {
         let cursors = self.rows.get(slot).map_or(0, |row| row.cursors.as_slice().len());
         for nth in 0..u16::try_from(cursors).unwrap_or(u16::MAX) {
-            // Of a new client nothing can have been forgotten; one that is off its log has its turn later.
+            // `None` needs nothing done: a new client has missed nothing, and a cursor that is off its log has its turn
+            // later.
             self.conflate(slot, nth);
         }
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
@@ -157,8 +159,8 @@ impl Shard {
         }
     }
 
-    /// Puts a snapshot, or what a client has missed of it, in front of a cursor that is off its log. `None`: that is not
-    /// known any more.
+    /// Puts a snapshot, or the part of it that a client has missed, in front of a cursor that is off its log. `None`:
+    /// it is no longer known what the client has missed.
     pub(super) fn conflate(&mut self, slot: usize, nth: u16) -> Option<()> {
         let row = self.rows.get_mut(slot)?;
         let cursor = row.cursors.as_mut_slice().get_mut(usize::from(nth))?;
@@ -168,7 +170,7 @@ impl Shard {
             && of.gap_after(offset)
             && !matches!(row.format, Format::Raw | Format::Deflated)
         {
-            // Here it could not be told of that.
+            // The client's protocol tells of gaps, and there is no place here to tell it of this one.
             return None;
         }
         let chunk = of.channel.snapshot(since, of.log.oldest_seq())?;
@@ -185,7 +187,7 @@ impl Shard {
         Some(())
     }
 
-    /// Goes on with a row that was behind.
+    /// Goes on writing to a row that is behind.
     pub(super) fn resume(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
         let mut step = row.flush(self.now);
@@ -195,7 +197,7 @@ impl Shard {
             if step != WriteOutcome::Done {
                 break;
             }
-            // The half-sent frame first, whichever channel it is of.
+            // The cursor whose frame is half sent goes first.
             let nth = (first + turn) % cursors;
             let Some(cursor) = self.rows.get(slot).and_then(|row| row.cursors.as_slice().get(usize::from(nth))) else {
                 continue;
@@ -206,7 +208,7 @@ impl Shard {
                     let name = Arc::clone(&view.channel.name);
                     self.close(slot, &End::Lagged(name));
                 }
-                // The socket has room, and will not say so again.
+                // The socket has room already, so no event will say so.
                 return self.hold(slot, &WriteOutcome::Turn);
             }
             let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(at)) else { continue };
@@ -219,7 +221,7 @@ impl Shard {
             view.channel.metrics.deliveries.inc_by(delivered);
             if step == WriteOutcome::Gap {
                 self.interrupt(slot, nth);
-                // The other cursors have other numbers now.
+                // With one cursor gone, the others have other numbers.
                 return self.hold(slot, &WriteOutcome::Turn);
             }
             if step != WriteOutcome::Done {
@@ -246,7 +248,7 @@ impl Shard {
         }
     }
 
-    /// Sends a control frame, or leaves it out where too many wait.
+    /// Sends a control frame, or leaves it out if too many wait.
     pub(super) fn control(&mut self, slot: usize, control: Vec<u8>) {
         let Some(row) = self.rows.get_mut(slot) else { return };
         let queued = row.extra.as_ref().map_or(0, |extra| extra.controls);
@@ -256,7 +258,7 @@ impl Shard {
         }
     }
 
-    /// Sends whole frames, behind the one that is half sent and before the next publication.
+    /// Sends whole frames, after the frame that is half sent and before the next publication.
     pub(super) fn send(&mut self, slot: usize, frames: Vec<u8>) {
         self.finish_frame(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
@@ -271,7 +273,8 @@ impl Shard {
         }
     }
 
-    /// Puts what is left of a half-sent frame in front of whatever else is to be sent, and its cursor behind it.
+    /// Puts the rest of a half-sent frame in front of everything else that is to be sent, and its cursor behind that
+    /// frame.
     pub(super) fn finish_frame(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
         row.finish_preface();
@@ -282,7 +285,7 @@ impl Shard {
         if cursor.seq >= view.log.oldest_seq() {
             cursor.step(rest.range.len(), view, format, &mut 0);
         }
-        // A small part is copied: it must not keep a large chunk for as long as the client is stalled.
+        // A small rest is copied, so that a stalled client does not keep a large chunk in memory.
         let small = match &rest.piece {
             Piece::Shared(chunk, _) => rest.range.len() < chunk.bytes() / SMALL_PART,
             Piece::Own(_) => false,

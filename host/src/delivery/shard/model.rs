@@ -1,5 +1,5 @@
-//! The shard, the log, the snapshot and the policies against a naive reference: sockets with small buffers, and clients
-//! that read as they please.
+//! Tests shard, log, snapshot and policies against a naive reference. Sockets have small buffers, and clients read as
+//! they please.
 
 use std::{
     collections::HashMap,
@@ -23,30 +23,30 @@ mod client;
 use crate::delivery::shard::model::client::{Client, Heard, payload_of};
 
 const CHANNELS: [&str; 2] = ["a", "b"];
-/// Of each log: a dozen publications.
+/// Bytes of each log: room for a dozen publications.
 const LOG_BYTES: usize = 6 << 10;
-/// The least that the kernel grants.
+/// Size of the sockets' send buffers. The kernel raises it to the least that it allows.
 const BUFFER: usize = 1;
 const KEYS: u8 = 6;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A burst: for each publication its channel, its key and whether it removes that, and its payload's length.
+    /// A burst. For each publication: its channel, its key, whether it removes the key, its payload's length.
     Publish(Vec<(usize, Option<u8>, bool, usize)>),
-    /// A client of these channels comes, by a door.
+    /// A client connects to these channels, in this format.
     Connect(Vec<usize>, Format),
-    /// A client comes with the position that another has reached in a channel.
+    /// A client connects with the position that client `of` has reached in a channel.
     Resume {
         of: usize,
         channel: usize,
     },
-    /// A client takes so many bytes.
+    /// A client reads at most this many bytes.
     Read {
         client: usize,
         bytes: usize,
     },
     Leave(usize),
-    /// A client is sent a reply of so many bytes.
+    /// A client is sent a reply of this many bytes.
     Reply {
         client: usize,
         bytes: usize,
@@ -70,7 +70,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let format = prop_oneof![Just(Format::Raw), Just(Format::Sse), Just(Format::Centrifuge)];
     let step = prop_oneof![
         8 => proptest::collection::vec(publication, 1..12).prop_map(Step::Publish),
-        2 => (proptest::sample::subsequence(vec![0, 1], 1..=2), format).prop_map(|(channels, format)| Step::Connect(channels, format)),
+        2 => (proptest::sample::subsequence(vec![0, 1], 1..=2), format)
+            .prop_map(|(channels, format)| Step::Connect(channels, format)),
         1 => (0..8_usize, channel.clone()).prop_map(|(of, channel)| Step::Resume { of, channel }),
         6 => (0..8_usize, 1..20_000_usize).prop_map(|(client, bytes)| Step::Read { client, bytes }),
         1 => (0..8_usize).prop_map(Step::Leave),
@@ -82,7 +83,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..80)
 }
 
-/// A publication as the reference knows it; its payload begins with its number.
+/// A publication as the reference knows it. Its payload begins with its number.
 #[derive(Clone)]
 struct Published {
     channel: usize,
@@ -214,7 +215,7 @@ impl World {
                 after[*channel] = Some(position.offset);
             }
         }
-        // Not TCP, which takes its time over small windows; to a shard a socket is a socket.
+        // Unix sockets, for TCP is slow with small windows. To a shard a socket is a socket.
         let (socket, served) = UnixStream::pair().unwrap();
         set_socket_send_buffer_size(&served, BUFFER).unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -227,7 +228,7 @@ impl World {
             ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address).of([127, 0, 0, 1].into());
         let client = Connected::new(source.unwrap(), None);
         let id = self.ids.next();
-        // As one with a handler has it.
+        // Registered as a client with a handler is.
         self.shard.by_id.insert(id, self.shard.rows.vacant_key());
         let asks = format == Format::Centrifuge;
         let (wanted, asked) = if asks { (Vec::new(), wanted) } else { (wanted, Vec::new()) };
@@ -241,11 +242,11 @@ impl World {
         self.clients.push(Client { socket, bytes, channels, came, after, format, left: false, id, client_limits });
     }
 
-    /// As one that was there before and has got what that client has.
+    /// Connects a client that has what client `of` has got, and resumes.
     fn resume(&mut self, of: usize, channel: usize) {
         let Some(other) = self.clients.get(of) else { return };
         if other.format == Format::Sse {
-            // By the browser's means: all of its channels.
+            // As a browser does it: with its last id, for all of its channels.
             let (channels, last) = (other.channels.clone(), other.last_id());
             return self.connect(channels, Format::Sse, last.as_deref());
         }
@@ -263,9 +264,9 @@ impl World {
         }
     }
 
-    /// Everybody reads to the end; then all must be as the reference says.
+    /// Lets every client read to the end, then compares all of them with the reference.
     fn settle(mut self) {
-        // A turn without anything to read may have left a socket with room.
+        // One quiet turn is not enough: a turn without anything to read may have left a socket with room.
         let mut quiet = 0;
         while quiet < 3 {
             self.turn();
@@ -305,11 +306,11 @@ impl World {
         let newest = self.offsets[channel];
         if let Some(code) = code {
             assert_eq!(code, 1013);
-            assert_ne!(self.policy, Slow::Skip, "closed though it may skip");
+            assert_ne!(self.policy, Slow::Skip, "closed, though its channel's policy is to skip");
         } else if self.policy != Slow::Conflate && newest > from && !ended {
             assert_eq!(offsets.last(), Some(&newest), "the newest is missing: {offsets:?}");
         }
-        // What was not in a snapshot at the beginning.
+        // Without what may have come in the first snapshot.
         let live: Vec<u64> = offsets.iter().copied().filter(|offset| *offset > from).collect();
         match self.policy {
             Slow::Close => {
@@ -322,7 +323,7 @@ impl World {
         }
     }
 
-    /// A client whose protocol can say so is told of each gap, where it is.
+    /// A client whose protocol can tell of gaps must be told of each one, in its place.
     fn check_gaps(&self, client: &Client, channel: usize, heard: &[Heard]) {
         if client.format == Format::Raw {
             return;
@@ -330,17 +331,17 @@ impl World {
         for pair in heard.windows(2) {
             if let [Heard::Publication(one), Heard::Publication(other)] = pair {
                 let (one, other) = (&self.published[*one], &self.published[*other]);
-                assert_eq!(one.epoch, other.epoch, "an untold gap");
+                assert_eq!(one.epoch, other.epoch, "a gap that was not told");
                 let missed =
                     self.policy == Slow::Skip && client.format == Format::Sse && one.offset + 1 != other.offset;
                 let in_snapshot = other.offset <= client.came[channel];
-                assert!(!missed || in_snapshot || one.offset <= client.came[channel], "skipped and not told");
+                assert!(!missed || in_snapshot || one.offset <= client.came[channel], "a skip that was not told");
             }
         }
         if client.format == Format::Centrifuge
             && let Some(gap) = heard.iter().position(|heard| *heard == Heard::Gap(channel))
         {
-            assert_eq!(gap + 1, heard.len(), "something behind the end of the subscription");
+            assert_eq!(gap + 1, heard.len(), "something follows the end of the subscription");
             let Some(Heard::Publication(last)) = heard.first().and(heard.get(gap.wrapping_sub(1))) else { return };
             let next = self
                 .published
@@ -354,7 +355,7 @@ impl World {
         }
     }
 
-    /// The latest of every key must be what the client has of it.
+    /// The client must have the latest publication of every key.
     fn check_keys(&self, channel: usize, got: &[&Published], after: Option<u64>) {
         let mut has: HashMap<u8, &Published> = HashMap::new();
         for published in got {
@@ -367,7 +368,8 @@ impl World {
         }
         for (key, latest) in latest {
             let has = has.get(&key).map(|has| has.offset);
-            // That a key is gone is nothing to tell one that never had it. What one that resumes had is not known here.
+            // A client that never had a key need not be told that it is gone. What a resuming client had is not known
+            // here.
             let untold = match after {
                 None => latest.remove && has.is_none(),
                 Some(after) => latest.offset <= after,

@@ -4,44 +4,44 @@ use std::{ops::Range, sync::Arc};
 
 use crate::channel::{Chunk, Format, Since};
 
-/// Bytes to be sent to their end.
+/// What is left of a frame, to be sent to its end.
 pub struct Rest {
     pub piece: Piece,
     pub range: Range<usize>,
 }
 
-/// Whose bytes these are.
+/// Where the bytes are.
 pub enum Piece {
     Shared(Arc<Chunk>, Format),
-    /// Copied out of a chunk, which need not stay for it.
+    /// Copied, so that the chunk need not stay for them.
     Own(Box<[u8]>),
 }
 
 impl Rest {
     pub fn bytes(&self) -> &[u8] {
         let bytes = match &self.piece {
-            // Made when it was known where this begins.
+            // This format exists already: it was needed to find `range`.
             Piece::Shared(chunk, format) => chunk.get_encoded(*format).map_or(&[][..], |chunk| chunk.bytes()),
             Piece::Own(bytes) => bytes,
         };
         bytes.get(self.range.clone()).unwrap_or_default()
     }
 
-    /// Itself, its bytes copied.
+    /// The same, with its bytes copied.
     pub fn copied(&self) -> Self {
         let bytes: Box<[u8]> = self.bytes().into();
         Self { range: 0..bytes.len(), piece: Piece::Own(bytes) }
     }
 }
 
-/// A snapshot that one of the row's cursors follows.
+/// A snapshot that is sent before one of the row's cursors goes on.
 pub struct Preface {
-    /// That cursor's.
+    /// The view of that cursor.
     pub view: u32,
-    /// What the client had before.
+    /// What the client had before the snapshot.
     pub since: Since,
     pub chunk: Arc<Chunk>,
-    /// The bytes of it that are to be sent.
+    /// The bytes of the chunk that are yet to be sent.
     pub range: Range<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! Bytes from clients: read, cut into messages, answered.
+//! Reads what clients send, cuts it into messages, and answers.
 
 use std::{
     io::{ErrorKind, Read},
@@ -15,14 +15,15 @@ use crate::{
     },
 };
 
-/// Bytes of pongs for what one read brought; of a client that pings more often only the latest pings are answered (RFC
-/// 6455 section 5.5.3 allows it).
+/// Most bytes of pongs for what one read brings. If a client pings more than that, only its latest pings are answered,
+/// which RFC 6455 section 5.5.3 allows.
 const MAX_PONGS: usize = 2 << 10;
-/// Buffers read from one client before the others have their turn.
+/// How many full buffers are read from one client before the others have their turn.
 const READS_PER_TURN: usize = 4;
 
 impl Shard {
-    /// Reads what a client has sent. A short read means there is no more, unless its end was announced.
+    /// Reads what a client has sent. A short read means that there is no more, unless the end of the stream was
+    /// announced.
     pub(super) fn read(&mut self, slot: usize, to_the_end: bool) {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut reads = 0;
@@ -48,11 +49,11 @@ impl Shard {
         self.buffer = buffer;
     }
 
-    /// Takes bytes from a client: whole frames now, the rest when it is complete.
+    /// Takes bytes from a client. Whole frames are handled now, the rest when its frame is complete.
     pub(super) fn received(&mut self, slot: usize, bytes: &mut [u8]) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         if row.format == Format::Sse {
-            // Nothing is expected, and nothing would be understood.
+            // Clients of event streams are not expected to send anything.
             return;
         }
         let max_message = row.client.client_limits().max_message.load(Ordering::Relaxed);
@@ -95,7 +96,7 @@ impl Shard {
             return;
         }
         if waited {
-            // Kept where it is: a large frame comes in many reads.
+            // The bytes stay in this buffer, for a large frame comes in many reads.
             let left = rest.len();
             partial.drain(..partial.len() - left);
         } else {
@@ -113,7 +114,7 @@ impl Shard {
         row.tidy();
     }
 
-    /// Answers one event; false: the client is on its way out, what else it sent does not count.
+    /// Handles one event. False: the client is being closed, so what else it sent does not count.
     fn handle(&mut self, slot: usize, event: &Incoming<'_>, pongs: &mut Vec<u8>) -> bool {
         let Some(row) = self.rows.get_mut(slot) else { return false };
         match event {
@@ -123,13 +124,13 @@ impl Shard {
                     return true;
                 };
                 if let Some(pings) = recipient.pings() {
-                    // The answer to a ping may be among commands.
+                    // The answer to a ping may be one of several commands in a message.
                     row.flags &= !flag::PINGED;
                     if centrifuge::is_pong(payload) {
                         return true;
                     }
                     if !pings.have_begun() {
-                        // It says who it is: how long its handler takes is not its fault.
+                        // The client says who it is. How long its handler takes is not its fault.
                         self.deadlines.clear(recipient.id());
                     }
                 }

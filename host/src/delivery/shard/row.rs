@@ -22,66 +22,67 @@ use crate::{
     },
 };
 
-/// Chunks in one write: after a stall, many small ones.
+/// Most chunks in one write. After a stall there may be many small ones.
 const MAX_SLICES: usize = 32;
-/// Bytes written to one client before the others have their turn.
+/// How many bytes are written to one client before the others have their turn.
 pub const TURN_BYTES: usize = 1 << 20;
 
 /// States of a row, as bits.
 pub mod flag {
-    /// Not at the end of every log: waiting for its socket, or for its next turn.
+    /// The client is not at the end of every log. It waits for its socket, or for its next turn.
     pub const BEHIND: u8 = 1;
-    /// The socket's writability is watched.
+    /// The socket is watched for room to write.
     pub const ARMED: u8 = 1 << 1;
-    /// Pinged and yet to answer.
+    /// The client is pinged, and has not answered yet.
     pub const PINGED: u8 = 1 << 2;
     /// A close frame is queued or sent; nothing else follows it.
     pub const CLOSING: u8 = 1 << 3;
     /// The client has sent its close frame.
     pub const PEER_CLOSED: u8 = 1 << 4;
-    /// The client compresses messages, and takes compressed ones.
+    /// The client agreed to permessage-deflate: it compresses messages, and takes compressed ones.
     pub const DEFLATES: u8 = 1 << 5;
 }
 
-/// An idle client is these bytes and a socket.
+/// A client. While it is idle, it takes these bytes and a socket.
 pub struct Row {
     pub socket: TcpStream,
     pub client: Connected,
     pub cursors: Cursors,
     /// What few clients need at a time.
     pub extra: Option<Box<Extra>>,
-    /// Milliseconds on the shard's clock: behind, the last progress; pinged, the ping; else when the time to the next
-    /// ping began.
+    /// A time in milliseconds on the shard's clock. If the row is behind: when it last made progress. If it is pinged:
+    /// when. Else: when the wait for the next ping began.
     pub touched: u32,
     pub flags: u8,
-    /// How it gets publications.
+    /// How the client gets publications.
     pub format: Format,
-    /// The cursor being written when the row fell behind: only its frame may be half sent.
+    /// The cursor that was being written when the row fell behind. Only its frame may be half sent.
     pub current: u16,
 }
 
-/// What only some rows have.
+/// What only some rows need.
 #[derive(Default)]
 pub struct Extra {
-    /// What is left of a half-sent frame that something else must follow.
+    /// What is left of a half-sent frame. It is kept here when something else must follow that frame.
     pub rest: Option<Rest>,
-    /// Bytes to send after that: whole frames, replies and control frames.
+    /// Bytes to send after `rest`: whole frames, both replies and control frames.
     pub out: Vec<u8>,
-    /// How much of `out` is sent.
+    /// How many bytes of `out` are sent.
     pub sent: usize,
-    /// Snapshots to send after that and before the cursors go on; only the first may have begun.
+    /// Snapshots to send after `out` and before the cursors go on. Only the first may be half sent.
     pub prefaces: VecDeque<Preface>,
-    /// How many bytes of control frames were put into `out`.
+    /// How many bytes of `out` are control frames.
     pub controls: usize,
-    /// What the replies in `out` have of the tenant's budget.
+    /// The share of the tenant's budget that the replies in `out` hold.
     pub share: Option<BudgetShare>,
-    /// Received, and not a whole frame yet.
+    /// Received bytes that are not a whole frame yet.
     pub partial: Vec<u8>,
     pub assembly: Assembly,
-    /// When a closing row is dropped, answered or not. Milliseconds on the shard's clock.
+    /// When a closing row is dropped, answered or not, in milliseconds on the shard's clock.
     pub close_by: u32,
-    /// Of an event stream of several channels: what it has of each, in the order of its cursors. Each of its events names
-    /// them all, so that it may resume behind any. `None`: less than the first snapshot.
+    /// Only for an event stream of several channels: what the client has of each channel, in the order of the cursors.
+    /// Each event names all of these, so that the client may resume after any event. `None`: not all of the first
+    /// snapshot.
     pub positions: Box<[Option<Position>]>,
 }
 
@@ -96,23 +97,23 @@ impl Extra {
     }
 }
 
-/// How far writing came.
+/// How far a write got.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// All there is.
+    /// Everything is written.
     Done,
     /// The socket takes no more for now.
     Blocked,
-    /// There is more, but the others wait.
+    /// There is more, but other clients have their turn.
     Turn,
-    /// There is a gap, behind which the client must be asked anew for the channel.
+    /// The log has a gap. The client must ask for the channel again to go on after it.
     Gap,
     /// The socket is broken.
     Gone,
 }
 
 impl Row {
-    /// Takes what is left of a snapshot's frame that is half sent in front of whatever else is to be sent.
+    /// Puts the rest of a snapshot's half-sent frame in front of everything else that is to be sent.
     pub fn finish_preface(&mut self) {
         let Some(extra) = &mut self.extra else { return };
         if extra.rest.is_some() {
@@ -124,20 +125,20 @@ impl Row {
             return;
         };
         preface.range.start = range.end;
-        // Copied: the snapshot is large, and others may have a newer one.
+        // Copied, for the snapshot is large, and others may be at a newer one by now.
         let rest = Rest { piece: Piece::Shared(Arc::clone(&preface.chunk), self.format), range };
         extra.rest = Some(rest.copied());
         self.client.client_limits().metrics.deliveries.inc();
     }
 
-    /// Leaves out what a client has not got yet of a view's snapshot, but for the frame that is half sent; returns what it
-    /// has then. `None`: there is no snapshot under way.
+    /// Leaves out what a client has yet to get of a view's snapshot, except for a frame that is half sent. Returns what
+    /// the client then has. `None`: no snapshot is under way.
     pub fn cut_preface(&mut self, view: u32) -> Option<Since> {
         self.finish_preface();
         let extra = self.extra.as_mut()?;
         let index = extra.prefaces.iter().position(|preface| preface.view == view)?;
         let Preface { since, chunk, range, .. } = extra.prefaces.remove(index)?;
-        // Before its first own frame are those that the client had already.
+        // The chunk begins with publications that the client had before the snapshot. `begun` may be one of these.
         let begun = chunk.get_encoded(self.format).and_then(|chunk| chunk.begun(range.start)).unwrap_or(0);
         Some(match since {
             Since::Offset(had) => Since::Offset(begun.max(had)),
@@ -158,12 +159,12 @@ impl Row {
         self.extra.get_or_insert_default()
     }
 
-    /// Bytes that wait before the cursors go on.
+    /// How many bytes of `out` wait.
     pub fn queued(&self) -> usize {
         self.extra.as_ref().map_or(0, |extra| extra.out.len() - extra.sent)
     }
 
-    /// Puts whole frames behind what waits.
+    /// Adds whole frames after the queued ones.
     pub fn queue(&mut self, bytes: Vec<u8>) {
         let extra = self.extra();
         if extra.out.is_empty() {
@@ -180,14 +181,14 @@ impl Row {
         }
     }
 
-    /// Gives back what an idle row needs no more.
+    /// Frees what an idle row no longer needs.
     pub fn tidy(&mut self) {
         if !self.is(flag::CLOSING) && self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
             self.extra = None;
         }
     }
 
-    /// Writes what is queued before the cursors: the rest of a frame, `out`, snapshots.
+    /// Writes what goes before the cursors: the rest of a frame, `out`, then snapshots.
     pub fn flush(&mut self, now: u32) -> WriteOutcome {
         let behind = self.is(flag::BEHIND);
         let Some(extra) = &mut self.extra else { return WriteOutcome::Done };
@@ -221,7 +222,7 @@ impl Row {
             }
             let all = written == bytes.len();
             if let Some(rest) = &mut extra.rest {
-                // It has been counted.
+                // Its publication has been counted already.
                 rest.range.start += written;
                 if all {
                     extra.rest = None;
@@ -245,7 +246,8 @@ impl Row {
         }
     }
 
-    /// Writes from a cursor that is on its log to the end of that, and counts the publications that were completed.
+    /// Writes from a cursor to the end of its log, and counts the publications that were completed. The cursor must not
+    /// be off the log.
     pub fn advance(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> WriteOutcome {
         if self.extra.as_ref().is_some_and(|extra| !extra.positions.is_empty()) {
             return self.advance_composed(nth, view, now, delivered);
@@ -280,12 +282,12 @@ impl Row {
     }
 }
 
-/// Whether a client must be asked anew for the channel behind a gap: its protocol ends the subscription.
+/// Whether a gap ends a subscription in this format, so that the client must ask for the channel again.
 fn stops_at_gaps(format: Format) -> bool {
     matches!(format, Format::Centrifuge | Format::CentrifugeDeflated)
 }
 
-/// One write from a cursor on: how many bytes were offered, and what the socket said.
+/// Makes one write, from a cursor on. Returns how many bytes were offered, and the socket's result.
 fn write(socket: &mut TcpStream, cursor: &Cursor, view: &View, format: Format) -> (usize, io::Result<usize>) {
     let stops = stops_at_gaps(format);
     let chunks = view.log.from(cursor.seq).take_while(|chunk| !(stops && chunk.is_gap()));

@@ -1,5 +1,7 @@
-//! Event streams of several channels: each event's `id` names what its client has of all of them, so these rows alone have
-//! their events put together, from the shared ones.
+//! Event streams of several channels.
+//!
+//! Each event's `id` names what its client has of all its channels. So the events of these rows alone are put together
+//! for each client, from the events that all share.
 
 use std::sync::Arc;
 
@@ -15,11 +17,11 @@ use crate::{
     },
 };
 
-/// Events put together at a time.
+/// How many bytes of events are put together at a time.
 const COMPOSED_BYTES: usize = 64 << 10;
 
 impl Extra {
-    /// Appends an event to `out` that says what the client has with it.
+    /// Appends an event to `out`, with an `id` that says what the client has once it gets the event.
     fn compose(&mut self, nth: usize, event: &[u8], reached: Position) {
         if let Some(position) = self.positions.get_mut(nth) {
             *position = Some(reached);
@@ -27,7 +29,7 @@ impl Extra {
         sse::with_id(event, self.positions.iter().flatten(), &mut self.out);
     }
 
-    /// Appends events of the first snapshot.
+    /// Appends events of the snapshots that come before the cursors, until enough bytes wait.
     pub fn compose_snapshot(&mut self, cursors: &[Cursor], deliveries: &Counter) {
         while self.out.len() < COMPOSED_BYTES
             && let Some(preface) = self.prefaces.front_mut()
@@ -50,7 +52,7 @@ impl Extra {
 }
 
 impl Row {
-    /// Writes from a cursor of such a row to the end of its log: its events are put together in `out`, whole ones.
+    /// Does what [`Row::advance`] does, for such a row. Its events go out through `out`, whole ones only.
     pub fn advance_composed(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> WriteOutcome {
         for _ in 0..TURN_BYTES / COMPOSED_BYTES {
             match self.flush(now) {

@@ -1,4 +1,4 @@
-//! What a tenant does with a client: replies, subscriptions, its end.
+//! Takes a tenant's steps with a client: replies, subscriptions, the end of its connection.
 
 use std::sync::Arc;
 
@@ -24,9 +24,10 @@ use crate::{
     },
 };
 
-/// Bytes that may wait for a client's socket when there is another reply.
+/// Most bytes that may wait for a client's socket when it gets another reply. With more it is closed.
 const MAX_REPLIES: usize = 4 << 20;
-/// The same for the error that a message of its was refused: a client that floods gets few of them.
+/// Most bytes that may wait when a client is told that its message was dropped. A client that floods is told less
+/// often.
 const MAX_REFUSALS: usize = 4 << 10;
 
 impl Shard {
@@ -35,7 +36,7 @@ impl Shard {
         let Some(&slot) = self.by_id.get(&client) else { return };
         let own = |row: &Row| Arc::ptr_eq(row.client.client_limits(), client_limits) && !row.is(flag::CLOSING);
         for step in steps {
-            // Any step may be its last.
+            // Any step may be the client's last.
             if !self.rows.get(slot).is_some_and(own) {
                 return;
             }
@@ -47,13 +48,13 @@ impl Shard {
                 Step::Unsubscribe(channel, notify) => self.unsubscribe_from(slot, &channel, notify),
                 Step::Expires(at) => self.deadlines.renew(client, at),
                 Step::Close(end) => self.close(slot, &end),
-                // Nobody may wait for it any more.
+                // The receiver may be gone.
                 Step::Tell(done) => drop(done.send(())),
             }
         }
     }
 
-    /// Sends replies behind those that wait, between two publications.
+    /// Sends replies, after the queued ones and between two publications.
     fn reply(&mut self, slot: usize, bytes: Vec<u8>, share: BudgetShare) {
         let Some(row) = self.rows.get_mut(slot) else { return };
         if row.queued() > MAX_REPLIES {
@@ -68,7 +69,7 @@ impl Shard {
         self.send(slot, bytes);
     }
 
-    /// Sends what the relay itself answers, unless the client takes too little of it.
+    /// Sends an answer of the relay itself. A client that leaves too many unread is closed.
     fn answer(&mut self, slot: usize, frame: Vec<u8>) {
         match self.rows.get(slot) {
             Some(row) if row.queued() > MAX_REPLIES => self.close(slot, &End::Replies("the replies are not taken")),
@@ -76,7 +77,7 @@ impl Shard {
         }
     }
 
-    /// Tells a client that its message is not handled.
+    /// Tells a client that its message was dropped.
     pub(super) fn refuse(&mut self, slot: usize, over: Over) {
         if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
             let mut out = Vec::new();
@@ -85,7 +86,7 @@ impl Shard {
         }
     }
 
-    /// The tenant's code has let in a client of the Centrifuge protocol, and given it channels.
+    /// Lets in a client of the Centrifuge protocol, with the channels that the tenant's code has given it.
     fn connected(&mut self, slot: usize, id: u32, expires_seconds: Option<u32>, given: Vec<Follow>) {
         let Some(row) = self.rows.get(slot) else { return };
         let Some((client, pings)) = row.client.id().zip(row.client.pings()) else { return };
@@ -104,7 +105,7 @@ impl Shard {
         self.begin_behind(slot, begins);
     }
 
-    /// From here on the client follows the channel.
+    /// Has the client follow a channel from here on.
     fn subscribe(&mut self, slot: usize, follow: &Follow, notify: NotifyBy) {
         let followed = self.follow(slot, follow);
         let name = &*follow.channel.name;
@@ -127,7 +128,7 @@ impl Shard {
         }
     }
 
-    /// Adds a cursor; returns where it begins, and whether with something that is there already.
+    /// Adds a cursor. Returns where it begins, and whether there is something to be sent at once.
     fn follow(&mut self, slot: usize, follow: &Follow) -> Result<(Subscribed, bool), NotFollowed> {
         let Follow { channel, start, given, .. } = follow;
         let Some(row) = self.rows.get(slot) else { return Err(NotFollowed::Gone) };
@@ -157,16 +158,16 @@ impl Shard {
         let Some((mut cursor, begins)) = subscribed else { return Err(NotFollowed::Gone) };
         let behind = cursor.since().is_some() || cursor.seq < behind;
         cursor.given = *given;
-        // What comes first must not come into the middle of a frame.
+        // What comes first for the new cursor must not be sent in the middle of a frame.
         self.finish_frame(slot);
         let Some(row) = self.rows.get_mut(slot) else { return Err(NotFollowed::Gone) };
         row.cursors.push(cursor);
-        // With less than the snapshot it has nothing that it could resume behind.
+        // Without the whole snapshot, the client has no position to resume after.
         let position = begins.unwrap_or(Position { offset: 0, ..end });
         Ok((Subscribed { position, recovered }, behind))
     }
 
-    /// What a new cursor begins with is sent when it is the row's turn.
+    /// Puts the row in line if its new cursor is behind.
     fn begin_behind(&mut self, slot: usize, behind: bool) {
         if behind {
             self.begin(slot);
@@ -192,15 +193,15 @@ impl Shard {
         }
     }
 
-    /// Takes a cursor out of its row, which has its frame finished. Its view has it still.
+    /// Takes a cursor out of its row, after finishing its frame. The view still lists the cursor.
     pub(super) fn take_cursor(&mut self, slot: usize, nth: usize) -> Option<Cursor> {
-        // After it none of the row's cursors is inside of a frame.
+        // After this, no cursor of the row is inside a frame.
         self.finish_frame(slot);
         let Self { rows, views, .. } = self;
         let row = rows.get_mut(slot)?;
         let cursor = row.cursors.take(nth)?;
         row.cut_preface(cursor.view);
-        // The last cursor has its place now.
+        // The last cursor has taken its place.
         if usize::from(row.current) == row.cursors.as_slice().len() {
             row.current = u16::try_from(nth).unwrap_or(0);
         }
@@ -218,6 +219,6 @@ impl Shard {
 enum NotFollowed {
     Already,
     Limit,
-    /// It is no longer there.
+    /// The client is no longer there.
     Gone,
 }

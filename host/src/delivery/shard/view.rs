@@ -1,4 +1,4 @@
-//! A channel as a shard sees it: the same chunks as the channel's own log, and who follows it here.
+//! A channel as a shard sees it: the same chunks as in the channel's own log, and the clients here that follow it.
 
 use std::sync::Arc;
 
@@ -17,21 +17,23 @@ use crate::{
 pub struct View {
     pub channel: Arc<Channel>,
     pub log: Log,
-    /// Where the log ends.
+    /// The position of the last publication in the log.
     pub end: Position,
-    /// Chunks that left the log just now: a client may have one of their frames half sent.
+    /// Chunks that have just left the log. A client may have one of their frames half sent.
     pub gone: Vec<Arc<Chunk>>,
     pub subscribers: Vec<Subscriber>,
-    /// Where it ended before the chunks that were fetched last.
+    /// What `end` was before the latest chunks were fetched.
     had: Position,
-    /// The last offset before the last gap that came.
+    /// The last offset before the latest gap.
     gap: Option<u64>,
 }
 
 /// One cursor of one row.
 #[derive(Clone, Copy)]
 pub struct Subscriber {
+    /// The row.
     pub slot: u32,
+    /// Which of the row's cursors.
     pub nth: u16,
 }
 
@@ -45,7 +47,7 @@ impl View {
         let Self { channel, log, end, gone, had, gap, .. } = self;
         *had = *end;
         log.set_max_bytes(channel.log_limit());
-        // All that is fresh stays until the fan-out that follows has offered it.
+        // All fresh chunks stay until the fan-out that follows has offered them to clients.
         let fresh = log.next_seq();
         let oldest = channel.read(reader, fresh, |chunk| {
             *end = Position { epoch: chunk.epoch, offset: chunk.last_offset() };
@@ -54,14 +56,14 @@ impl View {
             }
             log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk));
         });
-        // What the channel had no room for has none here.
+        // Chunks that the channel had no room for have none here either.
         while let Some(chunk) = log.pop_before(oldest.min(fresh)) {
             gone.push(chunk);
         }
     }
 
-    /// A new cursor, and the position it begins with, which is behind nothing if a snapshot comes first. `None`: there is a
-    /// gap behind the position that it would go on after.
+    /// Adds a cursor. Returns it with the position that it begins after, which is `None` if a snapshot comes first.
+    /// Returns `None` for both if there is a gap after the position that the cursor would go on from.
     pub fn subscribe(
         &mut self,
         view: u32,
@@ -91,7 +93,7 @@ impl View {
         Some((cursor, begins))
     }
 
-    /// Places a cursor behind a position; `None`: there is a gap.
+    /// Places a cursor after a position. `None`: there is a gap.
     fn enter_after(&mut self, cursor: &mut Cursor, position: Position, format: Format) -> Option<()> {
         if position == self.end && self.log.next_seq() == cursor.seq {
             return Some(());
@@ -103,22 +105,23 @@ impl View {
         Some(())
     }
 
-    /// What a client has whose cursor has just fallen off the log, the frame that it may be inside of included.
+    /// What a client has whose cursor has just fallen off the log. A frame that is half sent counts.
     pub fn had_by(&self, cursor: &Cursor, format: Format) -> u64 {
-        // Without its chunk it stood at the end, and what came next was gone before it was here.
+        // If its chunk is not here, the cursor stood at the log's end, and the next chunk was gone before it got here.
         let Some(chunk) = self.chunk_of(cursor) else { return self.had.offset };
         let begun = chunk.encoded(format, &self.channel).begun(cursor.position as usize);
         begun.unwrap_or_else(|| chunk.before().offset)
     }
 
-    /// The newest publication: its chunk, and where it begins there.
+    /// Where the newest publication begins: the chunk, and the byte in it.
     pub fn newest(&self, format: Format) -> Option<(u64, usize)> {
         let chunk = self.log.from(0).rev().find(|chunk| !chunk.is_gap())?;
         let encoded = chunk.encoded(format, &self.channel);
         Some((chunk.seq, encoded.position_after(chunk.last_offset().saturating_sub(1))))
     }
 
-    /// Whether there is a gap between where a cursor is that has just fallen off the log, and a chunk of the log or its end.
+    /// Whether there is a gap between a cursor that has just fallen off the log and a chunk. Without such a chunk, the
+    /// log's end counts.
     pub fn gap_before(&self, cursor: &Cursor, seq: u64) -> bool {
         let epoch = self.log.from(seq).next().map_or(self.end.epoch, |chunk| chunk.epoch);
         match self.chunk_of(cursor) {
@@ -127,12 +130,12 @@ impl View {
         }
     }
 
-    /// Whether there is a gap behind what came up to this offset.
+    /// Whether there is a gap after this offset.
     pub fn gap_after(&self, offset: u64) -> bool {
         self.gap.is_some_and(|before| before >= offset)
     }
 
-    /// Takes a cursor out; the last subscriber takes its place.
+    /// Removes a cursor. The last subscriber takes its place.
     pub fn unsubscribe(&mut self, at: u32, rows: &mut Slab<Row>) {
         let index = at as usize;
         if index >= self.subscribers.len() {
@@ -149,7 +152,7 @@ impl View {
         }
     }
 
-    /// What is left to send of the frame a cursor is inside of; `None` if it is at a frame's start.
+    /// What is left to send of the frame that a cursor is inside. `None`: the cursor is at the start of a frame.
     pub fn rest_of_frame(&self, cursor: &Cursor, format: Format) -> Option<Rest> {
         let chunk = self.chunk_of(cursor)?;
         let range = chunk.encoded(format, &self.channel).rest(cursor.position as usize)?;

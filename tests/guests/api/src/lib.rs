@@ -1,4 +1,4 @@
-//! An API that does what the path says, well or badly: see [`answer`].
+//! An API that does what the path says, whether that is good or bad: see [`answer`].
 #![allow(unsafe_code)] // What `export!` expands to, and a handle that is used twice.
 
 use std::{cell::Cell, hint::black_box, io::Write as _, mem::forget, process::abort};
@@ -29,11 +29,11 @@ wit_bindgen::generate!({
     generate_all,
 });
 
-/// What is read and written at a time.
+/// How many bytes are read and written at a time.
 const PART: usize = 16 << 10;
 
 thread_local! {
-    /// Calls that this instance has had.
+    /// How many calls this instance has had.
     static CALLS: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -52,7 +52,7 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let number = |name: &str| query_value(query, name).parse().unwrap_or(0_u64);
     match path {
-        // What is well.
+        // Good answers.
         "/count" => text(place, CALLS.get().to_string()),
         "/request" => text(place, seen(&request)),
         "/echo" => echo(&request, place),
@@ -77,7 +77,7 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
         "/loop" => spin(),
         "/wait" => wait_for_ever(),
         "/memory" => hoard(),
-        // An answer, and more than that or less.
+        // An answer, then something more; or less than a whole answer.
         "/twice" => twice(place),
         "/trap-after" => {
             text(place, "all of it".to_owned());
@@ -99,7 +99,7 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
         "/hang" => half(&request, place, None, || wait_for_ever()),
         "/drop" => half(&request, place, None, || {}),
         "/keep" => {
-            // What was begun is never ended, and what it was begun with is kept.
+            // The body is begun and never ended, and its handles are kept.
             let body = begin(place, &[]);
             forget(body.map(|mut body| body.write("half ").then_some(body)));
         }
@@ -127,7 +127,8 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
     }
 }
 
-/// Sets a request's parts and a field to texts of such lengths, and says which were taken, and what a body's stream takes.
+/// Sets a request's parts and a field to texts of these lengths. Says which were taken, and how much the body's stream
+/// takes.
 fn parts(length: impl Fn(&str) -> usize) -> String {
     let (request, of) = (OutgoingRequest::new(Fields::new()), |name| "x".repeat(length(name)));
     let method = request.set_method(&Method::Other(of("method"))).is_ok();
@@ -140,8 +141,8 @@ fn parts(length: impl Fn(&str) -> usize) -> String {
     format!("{method} {authority} {path} {field} {taken}")
 }
 
-/// Appends rows one after another, `first` to before `first + rows`, each its number filled up to so many `bytes`; says how
-/// many were taken, and the first error.
+/// Appends `rows` rows one after another, numbered from `first` on. Each is its number, filled up to `bytes` bytes.
+/// Says how many were taken, and the first error.
 fn append(query: &str) -> String {
     let number = |name: &str| query_value(query, name).parse().unwrap_or(0_u64);
     let (first, rows, bytes) = (number("first"), number("rows"), number("bytes") as usize);
@@ -156,7 +157,7 @@ fn append(query: &str) -> String {
     rows.to_string()
 }
 
-/// Appends rows of so many `bytes` one after another for so many `ms`; says how many microseconds each took.
+/// Appends rows of `bytes` bytes one after another for `ms` milliseconds. Says how many microseconds each took.
 fn append_for(query: &str) -> String {
     let number = |name: &str| query_value(query, name).parse().unwrap_or(0_u64);
     let row = vec![b'x'; number("bytes") as usize];
@@ -174,7 +175,7 @@ fn append_for(query: &str) -> String {
     }
 }
 
-/// The texts of a collection's newest rows.
+/// The texts of the newest rows in a collection.
 fn newest(query: &str) -> String {
     let count = query_value(query, "count").parse().unwrap_or(0);
     let text = |row: &records::Entry| String::from_utf8_lossy(&row.data).trim_end().to_owned();
@@ -184,20 +185,20 @@ fn newest(query: &str) -> String {
     }
 }
 
-/// A parameter of a query, as it stands.
+/// A parameter of a query, without any decoding.
 fn query_value<'q>(query: &'q str, name: &str) -> &'q str {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next().unwrap_or_default()
 }
 
-/// An answer's body on its way.
+/// The body of an answer that has begun.
 struct Body {
     stream: OutputStream,
     body: OutgoingBody,
 }
 
 impl Body {
-    /// False: nobody takes it any more.
+    /// Writes to the body. False: nobody takes it any more.
     fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
@@ -208,7 +209,7 @@ impl Body {
     }
 }
 
-/// Gives the head of an answer.
+/// Sends the head of an answer.
 fn begin(place: ResponseOutparam, headers: &[(&str, &str)]) -> Option<Body> {
     let fields = Fields::new();
     for (name, value) in headers {
@@ -220,7 +221,7 @@ fn begin(place: ResponseOutparam, headers: &[(&str, &str)]) -> Option<Body> {
     Some(Body { stream: body.write().ok()?, body })
 }
 
-/// An answer without a length, ended if `write` says so.
+/// Sends an answer without a length. It is ended if `write` returns true.
 fn chunked(place: ResponseOutparam, write: impl FnOnce(Option<&mut Body>) -> bool) {
     let mut body = begin(place, &[]);
     if write(body.as_mut())
@@ -254,7 +255,7 @@ fn with_status(place: ResponseOutparam, status: u16, text: Option<&str>) {
     }
 }
 
-/// What the guest sees of the request, as JSON.
+/// The request as the guest sees it, in JSON.
 fn seen(request: &IncomingRequest) -> String {
     let headers = request.headers().entries();
     let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value))).collect();
@@ -268,7 +269,7 @@ fn seen(request: &IncomingRequest) -> String {
     .to_string()
 }
 
-/// Reads the request's body a part at a time, to its end, or until it breaks: false.
+/// Reads the request's body part by part. Returns whether it came to its end.
 fn read(request: &IncomingRequest, mut each: impl FnMut(&[u8]) -> bool) -> bool {
     let Ok(body) = request.consume() else { return false };
     let Ok(stream) = body.stream() else { return false };
@@ -289,7 +290,7 @@ fn echo(request: &IncomingRequest, place: ResponseOutparam) {
     chunked(place, |body| body.is_some_and(|body| read(request, |part| body.write(part))));
 }
 
-/// How many bytes the request's body has.
+/// Reads the request's body to its end. Returns how many bytes it has.
 fn until_end(request: &IncomingRequest) -> usize {
     let mut length = 0;
     read(request, |part| {
@@ -313,7 +314,7 @@ fn big(place: ResponseOutparam, bytes: u64) {
     body.end();
 }
 
-/// So many chunks, with a pause after each.
+/// Sends an answer in this many chunks, with a pause after each.
 fn stream(place: ResponseOutparam, chunks: u64, ms: u64) {
     let Some(mut body) = begin(place, &[]) else { return };
     for chunk in 0..chunks {
@@ -325,7 +326,7 @@ fn stream(place: ResponseOutparam, chunks: u64, ms: u64) {
     body.end();
 }
 
-/// Half of an answer; the other half when the request's body has ended, unless `then` does not return.
+/// Sends half of an answer, reads the request's body to its end, calls `then`, and drops the answer.
 fn half(request: &IncomingRequest, place: ResponseOutparam, length: Option<&str>, then: impl FnOnce()) {
     let headers: &[_] = match length {
         Some(length) => &[("content-length", length)],
@@ -335,19 +336,19 @@ fn half(request: &IncomingRequest, place: ResponseOutparam, length: Option<&str>
     body.write("half ");
     until_end(request);
     then();
-    // Dropped, not ended.
+    // The body is dropped here without being ended.
 }
 
-/// Sets the answer, then another by the same handle.
+/// Gives an answer, then another by the same handle.
 fn twice(place: ResponseOutparam) {
     let handle = place.take_handle();
-    // SAFETY: the second use is one of a handle that is no more: the host's table of handles refuses it.
+    // SAFETY: the second use is of a handle that no longer exists. The host's table of handles refuses it.
     let (first, second) = unsafe { (ResponseOutparam::from_handle(handle), ResponseOutparam::from_handle(handle)) };
     chunked(first, |body| body.is_some_and(|body| body.write("the first")));
     text(second, "the second".to_owned());
 }
 
-/// What an outgoing request comes to.
+/// Sends a request. Says how it ends.
 fn fetch(authority: &str) -> String {
     let request = OutgoingRequest::new(Fields::new());
     let _ = request.set_scheme(Some(&Scheme::Http));
@@ -365,7 +366,7 @@ fn fetch(authority: &str) -> String {
     }
 }
 
-/// Sets keys of so many bytes until there is no more room, and says how many and why.
+/// Sets keys with values of `bytes` bytes until there is no more room. Says how many keys, and why no more.
 fn fill_state(bytes: usize) -> String {
     let bucket = match store::open("default") {
         Ok(bucket) => bucket,
@@ -396,7 +397,7 @@ fn spin() -> ! {
     }
 }
 
-/// Waits without working.
+/// Waits for ever, without working.
 fn wait_for_ever() -> ! {
     loop {
         monotonic_clock::subscribe_duration(u64::MAX / 2).block();

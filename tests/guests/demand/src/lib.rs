@@ -1,5 +1,5 @@
-//! A filter that tells its upstream which channels are active and idle, and misbehaves for some of their names. What
-//! comes from the upstream goes out on channel `out`.
+//! A filter that tells its upstream which channels are active and idle, and misbehaves for some of their names. It
+//! publishes the upstream's frames on channel `out`.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::process::abort;
@@ -14,18 +14,18 @@ wit_bindgen::generate!({
     generate_all,
 });
 
-/// Frames for channel `many`.
+/// How many frames channel `many` brings.
 const MANY: usize = 1_000;
-/// Larger than may wait for an upstream.
+/// More bytes than may wait for an upstream.
 const TOO_LARGE: usize = (1 << 20) + 1;
-/// How long a channel whose name begins with `slow` takes.
+/// How long the call takes for a channel whose name begins with `slow`.
 const SLOW_NANOS: u64 = 300_000_000;
 
 struct Demand;
 export!(Demand);
 
 impl filter::Guest for Demand {
-    /// Says how the connection before it ended.
+    /// Tells the upstream how the connection before this one ended.
     fn on_open(_upstream: String) -> Vec<Frame> {
         let ended = store::open("default").and_then(|bucket| bucket.get("ended")).ok().flatten().unwrap_or_default();
         vec![Frame::Text(format!("open {}", String::from_utf8_lossy(&ended)))]

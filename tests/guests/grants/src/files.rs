@@ -1,11 +1,11 @@
-//! Files, by absolute paths within the folders that there are.
+//! Reads and writes files, by absolute paths in the folders that the guest was given.
 
 use wasip2::filesystem::{
     preopens::get_directories,
     types::{Descriptor, DescriptorFlags, ErrorCode, OpenFlags, PathFlags},
 };
 
-/// More than any file of the tests.
+/// More bytes than any file of the tests has.
 const ALL: u64 = 1 << 20;
 
 type Done = Result<String, String>;
@@ -66,7 +66,7 @@ pub fn link(path: &str, to: &str) -> Done {
     Ok("linked".to_owned())
 }
 
-/// Within one folder.
+/// Renames a file. The host allows it within one folder.
 pub fn rename(path: &str, to: &str) -> Done {
     let ((folder, path), (other, to)) = (within(path)?, within(to)?);
     folder.rename_at(path, &other, to).map_err(shown)?;

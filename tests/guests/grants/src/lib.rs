@@ -1,4 +1,4 @@
-//! An API that reaches for what it may be granted: see [`answer`].
+//! An API that tries to use what a manifest may grant: see [`answer`].
 #![allow(unsafe_code)] // What `export!` expands to.
 
 use std::io::Write as _;
@@ -30,7 +30,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Api {
     }
 }
 
-/// The parameters of a request, as they stand.
+/// The parameters of a request, without any decoding.
 struct Query<'q>(&'q str);
 
 impl<'q> Query<'q> {
@@ -44,7 +44,7 @@ impl<'q> Query<'q> {
     }
 }
 
-/// What came of it, or the name of the error.
+/// Does what the path says. Returns the result, or the name of the error.
 fn answer(path: &str, query: &Query<'_>) -> String {
     let done = match path {
         "/folders" => Ok(files::folders()),
@@ -69,7 +69,7 @@ fn answer(path: &str, query: &Query<'_>) -> String {
     done.unwrap_or_else(|error| error)
 }
 
-/// Its variables, arguments and working folder.
+/// The guest's environment variables, arguments and working folder.
 fn variables() -> String {
     let (arguments, folder) = (environment::get_arguments(), environment::initial_cwd());
     let mut variables = environment::get_environment();

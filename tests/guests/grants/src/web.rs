@@ -1,4 +1,5 @@
-//! Requests: `to` is a host with its port, `scheme` is http unless it says otherwise, `path` a path.
+//! Sends requests. The parameter `to` is a host with its port, `path` a path, and `scheme` is http unless it is
+//! `https`.
 
 use std::{cell::RefCell, io::Write as _};
 
@@ -15,16 +16,16 @@ use wasip2::{
 
 use crate::Query;
 
-/// What is read and written at a time.
+/// How many bytes are read and written at a time.
 const PART: usize = 16 << 10;
 const MS: u64 = 1_000_000;
 
 type Done = Result<String, String>;
 
 thread_local! {
-    /// A request that outlives its call, if the host lets it.
+    /// A request that is kept after its call, if the host allows it.
     static KEPT: RefCell<Option<FutureIncomingResponse>> = const { RefCell::new(None) };
-    /// An answer that does.
+    /// A response that is kept the same way.
     static ANSWER: RefCell<Option<IncomingResponse>> = const { RefCell::new(None) };
 }
 
@@ -61,7 +62,7 @@ fn wait(answer: &FutureIncomingResponse) -> Result<IncomingResponse, String> {
     }
 }
 
-/// How many bytes a body has, and its beginning; or how it breaks.
+/// How many bytes a body has, and the beginning of its text. `Err`: how it breaks.
 fn body(response: &IncomingResponse) -> Result<(usize, String), String> {
     let body = response.consume().map_err(|()| "consumed".to_owned())?;
     let stream = body.stream().map_err(|()| "streamed".to_owned())?;
@@ -90,7 +91,7 @@ pub fn fetch(query: &Query<'_>) -> Done {
     Ok(format!("{status} {text}"))
 }
 
-/// What a redirect leads to: its `location` is a host and its port.
+/// Follows a redirect, whose `location` is a host and its port.
 pub fn follow(query: &Query<'_>) -> Done {
     let response = wait(&send(request(query), options(query))?)?;
     let location = response.headers().get("location");
@@ -104,7 +105,7 @@ pub fn follow(query: &Query<'_>) -> Done {
     Ok(format!("{status} then {}", led.unwrap_or_else(|error| error)))
 }
 
-/// Sends so many bytes, and says what came back.
+/// Sends as many bytes as `bytes` says. Returns the status and the body of the response.
 pub fn upload(query: &Query<'_>) -> Done {
     let request = request(query);
     let _ = request.set_method(&Method::Post);
@@ -126,13 +127,13 @@ pub fn upload(query: &Query<'_>) -> Done {
     Ok(format!("{} {}", response.status(), body(&response)?.1))
 }
 
-/// How many bytes there are at a path.
+/// How many bytes the response has.
 pub fn download(query: &Query<'_>) -> Done {
     let response = wait(&send(request(query), options(query))?)?;
     Ok(body(&response)?.0.to_string())
 }
 
-/// Begins a request and leaves it; with `answer`, once its answer has begun.
+/// Begins a request and keeps it. With `answer=yes` it waits for the response to begin, and keeps that.
 pub fn keep(query: &Query<'_>) -> Done {
     let begun = send(request(query), options(query))?;
     if query.get("answer") == "yes" {
@@ -143,7 +144,7 @@ pub fn keep(query: &Query<'_>) -> Done {
     Ok("kept".to_owned())
 }
 
-/// What has become of it, in a later call.
+/// What has become of the kept request or response, in a later call.
 pub fn kept() -> Done {
     if let Some(response) = ANSWER.take() {
         return body(&response).map(|(length, _)| length.to_string());

@@ -1,6 +1,9 @@
-//! A client handler that does what clients tell it: with their query when they connect, with the names of the channels
-//! they ask for, then with text commands, one a line, or as a JSON string. Binary messages come back. A call's method is
-//! a command too, its data the rest of it; what clients publish goes out, but on channels that begin with `private`.
+//! A client handler that does what clients tell it.
+//!
+//! When a client connects its query says what to do, when it subscribes the channel's name does. After that each
+//! message has text commands, one in each line, as plain text or as a JSON string. Binary messages are sent back. An
+//! RPC is a command too: the method, then the data. What clients publish goes out, except on channels whose names begin
+//! with `private`.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{hint::black_box, process::abort};
@@ -25,7 +28,7 @@ wit_bindgen::generate!({
     generate_all,
 });
 
-/// Buckets of the state: what clients came with, the channels they asked for, what they want kept.
+/// Buckets of the state: the requests of clients, the channels they asked for, and what they want kept.
 const REQUESTS: &str = "requests";
 const ASKED: &str = "asked";
 const NOTES: &str = "default";
@@ -34,9 +37,10 @@ struct Handler;
 export!(Handler);
 
 impl Guest for Handler {
-    /// Publishes who comes on channel `knocks`. The query says what happens then: `reject=STATUS`, `trap`, `loop`,
-    /// `busy=MS`, `hold=KEY` (until that is in the state); else the client is let in, with `identity=NAME`, `channels=a,b`
-    /// (none: `channels=`), or so many of them: `many=COUNT`.
+    /// Publishes each client that connects on channel `knocks`. The query says what happens then: `reject=STATUS`,
+    /// `trap`, `loop`, `busy=MS`, or `hold=KEY`, which waits until the key is in the state. Otherwise the client is let
+    /// in, with `identity=NAME`, and with `channels=a,b` (`channels=` gives none) or as many channels as `many=COUNT`
+    /// says.
     fn on_connect(id: String, request: Request) -> Result<Acceptance, Refusal> {
         publish("knocks", &format!("{id} {}", request.query));
         set(REQUESTS, &id, &shown(&request));
@@ -65,7 +69,7 @@ impl Guest for Handler {
         Ok(Acceptance { identity: query("identity").map(str::to_owned), channels })
     }
 
-    /// Says no to channels that begin with `private`.
+    /// Refuses channels whose names begin with `private`.
     fn on_subscribe(client: Client, channel: String, data: Option<String>) -> Result<(), Refusal> {
         let asked = get(ASKED, &client.id);
         let data = data.map(|data| format!("={data}")).unwrap_or_default();
@@ -90,7 +94,8 @@ impl Guest for Handler {
         }
     }
 
-    /// Publishes who left and why on channel `gone`, and logs it; a client called `fatal` makes it trap after that.
+    /// Publishes on channel `gone` who left and why, and logs it. A client with the identity `fatal` then makes it
+    /// trap.
     fn on_disconnect(client: Client, reason: String) {
         let text = format!("{} {reason}", client.id);
         log(Level::Info, "gone", &text);
@@ -102,7 +107,7 @@ impl Guest for Handler {
 }
 
 impl client_lease::Guest for Handler {
-    /// The token says it: `for SECONDS`, or `not WHY`; without such a token a client may stay.
+    /// The token decides: `for SECONDS` or `not WHY`. With any other token, or none, a client may stay.
     fn renew(_id: String, _identity: Option<String>, token: Option<String>) -> Result<Option<u32>, String> {
         match token.as_deref().and_then(|token| token.split_once(' ')) {
             Some(("for", seconds)) => Ok(Some(number(seconds) as u32)),
@@ -128,7 +133,7 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
         "unsubscribe" => vec![Action::Unsubscribe(rest.to_owned())],
         "disconnect" => vec![Action::Disconnect(close(first, second))],
         "upstream" => vec![Action::Upstream(UpstreamFrame { upstream: first.to_owned(), frame: text(second) })],
-        // At once, by way of the imports.
+        // Acts at once, by the imports.
         "kick" => {
             let (code, reason) = second.split_once(' ').unwrap_or((second, ""));
             vec![reply(&format!("{:?}", channels::disconnect(first, &close(code, reason))))]
@@ -170,14 +175,14 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
         }
         "reserve" => vec![reply(&format!("{:?}", Vec::<u8>::new().try_reserve_exact(number(rest)).is_ok()))],
         "hoard" => hoard_for_ever(),
-        // Not one by one: what is to be seen is what so many cost the host.
+        // All replies are alike, so that they cost the guest little: tests look at what they cost the host.
         "flood" => vec![Action::Reply(Frame::Binary(vec![7; number(second)])); number(first)],
         "count" => (0..number(rest)).map(|nth| reply(&nth.to_string())).collect(),
         "publish-large" => {
             let data = Frame::Binary(large(number(second)));
             vec![Action::Publish(Publication { data, ..publication(first, "") })]
         }
-        // At once, by way of the imports: the answer is what that says.
+        // Publishes at once, by the imports. The reply is the import's result.
         "publish-now" => {
             let many = vec![publication(first, ""); number(second)];
             vec![reply(&format!("{:?}", channels::publish(&many)))]
@@ -187,7 +192,7 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
     }
 }
 
-/// What a JSON string says, if it is one; of its escapes, that of a newline alone is known.
+/// The content of a JSON string, if the text is one. The only escapes known are those of newlines and quotes.
 fn unquoted(text: String) -> String {
     match text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(text) => text.replace("\\n", "\n").replace("\\\"", "\""),
@@ -207,7 +212,7 @@ fn close(code: &str, reason: &str) -> Close {
     Close { code: number(code) as u16, reason: reason.to_owned() }
 }
 
-/// At once, by way of the imports.
+/// Publishes at once, by the imports.
 fn publish(channel: &str, said: &str) {
     if let Err(error) = channels::publish(&[publication(channel, said)]) {
         log(Level::Error, "publish", &error);
@@ -218,17 +223,17 @@ fn publication(channel: &str, said: &str) -> Publication {
     Publication { channel: channel.to_owned(), key: None, data: text(said), remove: false }
 }
 
-/// Bytes that say where they belong.
+/// Four bytes at a time, each their own index, so that a byte out of its place is noticed.
 fn large(size: usize) -> Vec<u8> {
     (0..size as u32 / 4).flat_map(u32::to_be_bytes).collect()
 }
 
-/// Digits, or 0.
+/// The number that these digits make, or else 0.
 fn number(digits: &str) -> usize {
     digits.parse().unwrap_or_default()
 }
 
-/// A line for each part of the request.
+/// The parts of a request, one in each line.
 fn shown(request: &Request) -> String {
     let Request { path, query, headers, client_ip, transport, token, data } = request;
     let mut lines = format!("{path}\n{query}\n{client_ip}\n{transport:?}\n{token:?}\n{data:?}\n");

@@ -1,4 +1,4 @@
-//! A filter that misbehaves as its setting `mode` says; see [`Guest::on_frames`] below.
+//! A filter that misbehaves as its setting `mode` says: see [`Guest::on_frames`] below.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{hint::black_box, process::abort};
@@ -20,7 +20,7 @@ wit_bindgen::generate!({
 
 const CHANNEL: &str = "out";
 const HUGE_CHANNEL_BYTES: usize = 1 << 20;
-/// What one `blocking-write-and-flush` takes.
+/// The most bytes that one `blocking-write-and-flush` takes.
 const WRITE_BYTES: usize = 4096;
 
 struct Hostile;
@@ -66,7 +66,7 @@ impl Guest for Hostile {
     }
 }
 
-/// The setting's value, or nothing.
+/// The value of a setting. Without one it is empty.
 fn setting(name: &str) -> String {
     store::get(name).ok().flatten().unwrap_or_default()
 }
@@ -105,7 +105,7 @@ fn report(frame: &Frame) {
     log(Level::Info, "hostile", &String::from_utf8_lossy(bytes));
 }
 
-/// Works for `busy-ms` milliseconds.
+/// Keeps the processor busy for `busy-ms` milliseconds.
 fn stay_busy() {
     let busy: u64 = setting("busy-ms").parse().unwrap_or_default();
     let end = monotonic_clock::now() + busy * 1_000_000;

@@ -1,5 +1,5 @@
-//! A filter that does what it is told, to show what components may do: each text frame is a command, the answer to it
-//! goes out on channel `answers`. It is a job too: each tick goes out on channel `ticks`.
+//! A filter that shows what components may do. Each text frame is a command; its answer goes out on channel `answers`.
+//! The component is a job too: each run goes out on channel `ticks`.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use edge_relay::tenant::{
@@ -16,15 +16,15 @@ wit_bindgen::generate!({
     generate_all,
 });
 
-/// Of a publication that an answer repeats.
+/// Bytes of the longest publication that an answer repeats.
 const LONGEST: usize = 100;
 
 struct Probe;
 export!(Probe);
 
 impl job::Guest for Probe {
-    /// A schedule called `loop` never returns, `trap` traps; others publish their name, how often they have run, and
-    /// when they should have.
+    /// A schedule called `loop` never returns, and one called `trap` traps. Others publish their name, how often they
+    /// have run, and the time at which they should have run.
     fn on_schedule(name: String, scheduled_at: u64) -> Vec<Publication> {
         match name.as_str() {
             "loop" => loop {
@@ -145,7 +145,7 @@ fn answer(command: &str) -> String {
     }
 }
 
-/// The rows' texts.
+/// The texts of the rows.
 fn shown(rows: Result<Vec<records::Entry>, records::Error>) -> String {
     let text = |row: records::Entry| String::from_utf8_lossy(&row.data).into_owned();
     match rows {
@@ -158,7 +158,7 @@ fn open(bucket: &str) -> Result<store::Bucket, store::Error> {
     store::open(bucket)
 }
 
-/// Two keys' values, each for the other's, by way of the batch interface.
+/// Gives each of two keys the other's value, by the batch interface.
 fn swap(bucket: &store::Bucket, one: &str, other: &str) -> Result<(), store::Error> {
     let mut values = batch::get_many(bucket, &[one.to_owned(), other.to_owned()])?.into_iter().flatten();
     match (values.next(), values.next()) {

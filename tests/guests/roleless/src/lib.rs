@@ -1,4 +1,4 @@
-//! A component that is whole and valid, and has none of the roles a tenant's component may have.
+//! A component that is whole and valid, and has none of the roles of a tenant's component.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 wit_bindgen::generate!({

@@ -1,5 +1,5 @@
-//! A filter that adds to each message which version it is, by its code, by its instance and by its settings: `MESSAGE
-//! code-0000 0000 SETTING`. Tests make other versions of its code by writing over the digits.
+//! A filter that adds its version to each message: that of its code, that of its instance and that of its settings, as
+//! `MESSAGE code-0000 0000 SETTING`. Tests make other versions of the code by writing over the digits.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{cell::OnceCell, hint::black_box};
@@ -17,7 +17,7 @@ wit_bindgen::generate!({
 static CODE: &str = "code-0000";
 
 thread_local! {
-    /// The digits, as this instance saw them first.
+    /// The digits when this instance first saw them.
     static FIRST: OnceCell<String> = const { OnceCell::new() };
 }
 

@@ -1,4 +1,4 @@
-//! Room in the cache: what has not been used for longest goes.
+//! Makes room in the cache: entries that have been unused for longest go first.
 
 use std::{
     io,
@@ -13,10 +13,10 @@ use crate::{
     metrics::CodeMetrics,
 };
 
-/// Nobody writes for so long: what is unfinished then is from a process that was killed.
+/// No write takes this long. An unfinished file that is older comes from a process that was killed.
 const UNFINISHED_FOR: Duration = Duration::from_secs(3600);
 
-/// Removes entries until they have at most so many bytes together. RoleCode that is mapped stays until it is let go.
+/// Removes entries until the rest have at most `size` bytes together. Code that is mapped stays until it is unmapped.
 pub fn sweep(folder: &OwnedFd, size: u64, metrics: &CodeMetrics) -> io::Result<()> {
     let mut entries = Vec::new();
     for entry in Dir::read_from(folder)? {
@@ -26,7 +26,7 @@ pub fn sweep(folder: &OwnedFd, size: u64, metrics: &CodeMetrics) -> io::Result<(
         if !begins && !name.to_bytes().ends_with(ENTRY.as_bytes()) {
             continue;
         }
-        // Another host may have removed it.
+        // Another host with the same folder may have removed it.
         let Ok(found) = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
         let (seconds, nanoseconds) = (u64::try_from(found.st_mtime), u32::try_from(found.st_mtime_nsec));
         let used = Duration::new(seconds.unwrap_or_default(), nanoseconds.unwrap_or_default());

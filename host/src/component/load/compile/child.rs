@@ -1,4 +1,4 @@
-//! The child's side of compiling: `edge-relay compile`, which the host starts and nobody else.
+//! The child's side of compiling: `edge-relay compile`, which only the host starts.
 
 use std::{
     io,
@@ -10,17 +10,17 @@ use wasmtime::error::OutOfMemory;
 
 use crate::component::load::engine;
 
-/// Exit code: the component is at fault, and standard error says how.
+/// Exit code: the component is at fault. Standard error says how.
 pub const REFUSED: u8 = 3;
 /// Exit code: there was not enough memory.
 pub const NO_MEMORY: u8 = 4;
 
-/// How far it stands behind the relay for a processor's time.
+/// How much the child yields to the relay when both want a processor (`nice`).
 const NICENESS: i32 = 10;
-/// Before all others: the kernel, short of memory, ends this and not the relay.
+/// The highest score there is: when memory runs short, the kernel ends the child and not the relay.
 const OOM_SCORE: &str = "1000";
 
-/// Most that the child takes: bytes of memory, seconds of a processor, bytes of a file.
+/// The most that the child may take: bytes of memory, seconds of processor time, bytes of a file.
 pub struct ChildLimits {
     pub memory: u64,
     pub seconds: u64,
@@ -38,7 +38,7 @@ pub enum ChildError {
     NoMemory(String),
 }
 
-/// Compiles what standard input has to standard output, within the limits.
+/// Compiles the component on standard input, and writes its code to standard output, within the limits.
 pub fn run(limits: &ChildLimits) -> Result<(), ChildError> {
     limit(limits)?;
     let mut component = Vec::new();
@@ -62,12 +62,13 @@ fn limit(limits: &ChildLimits) -> io::Result<()> {
     setrlimit(Resource::Core, both(0))?;
     setrlimit(Resource::As, both(limits.memory))?;
     setrlimit(Resource::Fsize, both(limits.size))?;
-    // At the first a signal that says so, then the end.
+    // At the first of the two comes a signal that names the reason, at the second the kill.
     let (current, maximum) = (Some(limits.seconds), Some(limits.seconds.saturating_add(1)));
     setrlimit(Resource::Cpu, Rlimit { current, maximum })?;
-    // Of the thread that waits for it: it goes with the relay, however that ends.
+    // The kernel sends this signal when the thread that waits for this child ends. So the child ends with the relay,
+    // however that ends.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // What the system may refuse is not needed.
+    // The system may refuse these two. Neither is needed.
     let _ = nice(NICENESS);
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     Ok(())

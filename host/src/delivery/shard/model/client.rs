@@ -1,4 +1,4 @@
-//! A client of the model: what it has read, and what that says by its door.
+//! A client of the model: it reads bytes, and decodes them as its format says.
 
 use std::{
     io::{ErrorKind, Read},
@@ -21,19 +21,19 @@ pub struct Client {
     pub socket: UnixStream,
     pub bytes: Vec<u8>,
     pub channels: Vec<usize>,
-    /// The offset of the newest publication of each channel when it came.
+    /// For each channel, the offset of the newest publication when the client began to follow it.
     pub came: [u64; 2],
-    /// Where it goes on.
+    /// For each channel, the offset after which the client resumes.
     pub after: [Option<u64>; 2],
     pub format: Format,
     pub left: bool,
     pub id: ClientId,
-    /// Its own, so that whoever has its place later is not taken for it.
+    /// The client's own, so that a later client in the same slot is not taken for it.
     pub client_limits: Arc<ClientLimits>,
 }
 
 impl Client {
-    /// Takes what has come, up to so many bytes; whether there was any.
+    /// Reads at most `bytes` bytes. Returns whether there were any.
     pub fn read(&mut self, bytes: usize) -> bool {
         let mut part = vec![0; bytes];
         match self.socket.read(&mut part) {
@@ -46,7 +46,8 @@ impl Client {
         }
     }
 
-    /// What it has got whole, and the code it was closed with.
+    /// What has come in whole messages, and the code that the client was closed with. `whole`: nothing else may have
+    /// come.
     pub fn got(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
         match self.format {
             Format::Sse => self.got_events(published, whole),
@@ -60,7 +61,7 @@ impl Client {
             let (header, length) = match second {
                 126 if rest.len() >= 4 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
                 126 => break,
-                127.. => panic!("no frame of this test is so long, or masked"),
+                127.. => panic!("the frame is longer than any of this test, or masked"),
                 length => (2, usize::from(length)),
             };
             let Some(payload) = rest.get(header..header + length) else { break };
@@ -74,7 +75,7 @@ impl Client {
                 continue;
             }
             if first == 0x80 | frame::TEXT {
-                assert!(payload.iter().all(|byte| *byte == b'r'), "a reply with something in it");
+                assert!(payload.iter().all(|byte| *byte == b'r'), "a reply has other bytes in it");
                 continue;
             }
             assert_eq!(first, 0x80 | frame::BINARY);
@@ -84,7 +85,7 @@ impl Client {
         (heard, None)
     }
 
-    /// What a push of the Centrifuge protocol says.
+    /// What a push of the Centrifuge protocol says. `None`: it is the reply to a command.
     fn pushed(&self, json: &[u8], published: &[Published]) -> Option<Heard> {
         let json: serde_json::Value = serde_json::from_slice(json).unwrap();
         let Some(push) = json.get("push") else {
@@ -124,24 +125,24 @@ impl Client {
         (heard, None)
     }
 
-    /// Whole ones, and what is left.
+    /// The whole events, and the bytes after them.
     fn events(&self) -> (Vec<&str>, &str) {
         let mut events: Vec<&str> = str::from_utf8(&self.bytes).unwrap().split("\n\n").collect();
         let rest = events.pop().unwrap();
         (events, rest)
     }
 
-    /// The last `id` it has got with a whole event, or before any.
+    /// The last `id` that the client has read, before an event or in one.
     pub fn last_id(&self) -> Option<Vec<Position>> {
         self.events().0.iter().rev().find_map(|event| id_of(event))
     }
 }
 
-/// What a client hears of its channels.
+/// What a client learns of its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     Publication(usize),
-    /// Something may be missing in a channel.
+    /// Something may be missing in this channel.
     Gap(usize),
 }
 
@@ -150,7 +151,7 @@ pub fn id_of(event: &str) -> Option<Vec<Position>> {
     Some(sse::positions(id).unwrap())
 }
 
-/// Which publication this is, which must be whole.
+/// The number of the publication with this payload, which must be complete.
 pub fn number_of(payload: &[u8], published: &[Published]) -> usize {
     let number = usize::try_from(u32::from_be_bytes(payload[..4].try_into().unwrap())).unwrap();
     assert_eq!(*payload, payload_of(number, published[number].length), "publication {number}");
