@@ -11,7 +11,7 @@ use std::{
 use toolchain::{TARGET, Toolchain};
 
 const MARKET: &str = "../components/market";
-/// Its components: folder `x` has the crate `market-x`.
+/// The sample's components. The folder `x` has the crate `market-x`.
 const COMPONENTS: [&str; 4] = ["filter", "client", "api", "job"];
 
 fn main() -> ExitCode {
@@ -44,7 +44,7 @@ fn build(component: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The target directory that `out` lies in, shared by every profile: cargo marks it as a cache.
+/// The target directory that `out` lies in, which every profile shares. Cargo marks it as a cache.
 fn target_dir(out: &Path) -> &Path {
     out.ancestors().find(|ancestor| ancestor.join("CACHEDIR.TAG").is_file()).unwrap_or(out)
 }

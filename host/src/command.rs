@@ -31,11 +31,11 @@ pub enum Command {
 
 /// Why a command ended early.
 pub enum Failure {
-    /// What was asked is wrong: exit code 2.
+    /// The request is wrong: exit code 2.
     Usage(Box<dyn Error>),
-    /// What was asked could not be done: exit code 1.
+    /// The request could not be carried out: exit code 1.
     Failed(Box<dyn Error>),
-    /// For the program that has started this one: an exit code that it knows.
+    /// An exit code that the program which started this one knows.
     Coded(u8, Box<dyn Error>),
 }
 
@@ -73,12 +73,12 @@ impl Command {
     }
 }
 
-/// The runtime of listeners and upstreams: one thread does, since clients and guests have their own.
+/// The runtime of listeners and upstreams. One thread is enough, since clients and guests have their own.
 fn io_runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)
 }
 
-/// Prints a line that programs wait for; it must not wait in a buffer.
+/// Prints a line that programs wait for, so it must not stay in a buffer.
 fn announce(line: &str) -> Result<(), Failure> {
     use io::Write;
     let mut out = io::stdout().lock();

@@ -1,9 +1,9 @@
-//! Demand: what a tenant's clients need of its upstreams.
+//! Demand: what a tenant's clients need from its upstreams.
 //!
-//! In comes that clients come and go, and that channels get their first subscriber and lose their last; whoever follows
-//! is woken and looks: an upstream that connects on demand, and a filter that subscribes upstream only to what someone
-//! reads. Those who tell are shards and handshakes: they never wait, and take a lock only between none and one. Nothing
-//! here is on the way of a publication.
+//! Shards and handshakes report when clients come and go, and when a channel gets its first subscriber or loses its
+//! last. They never wait, and take a lock only when a count changes between none and one. The followers are woken and
+//! look: an upstream that connects on demand, and a filter that subscribes upstream only to channels that someone
+//! reads. No publication passes through here.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -21,26 +21,26 @@ use tokio::{
 
 use crate::sync::Mutex;
 
-/// How long a channel is without a subscriber before it is idle: a page is loaded again in less, and most partners take
-/// a subscription that comes and goes for abuse.
+/// How long a channel has no subscriber before it counts as idle. A page reloads in less time, and most partners take
+/// subscriptions that come and go quickly for abuse.
 const QUIET: Duration = Duration::from_secs(2);
-/// ActiveChannels that one filter takes for active: twice those that can be, for the others are quiet. Over it the quietest is
-/// idle at once.
+/// The most channels that one filter is told are active: twice as many as can be, since the others are in their quiet
+/// time. Above this, the channel that has been quiet for longest becomes idle at once.
 const MAX_TOLD: usize = 20_000;
 
 /// What one tenant's clients need.
 #[derive(Default)]
 pub struct Demand {
     clients: AtomicUsize,
-    /// The first client came, or the last went.
+    /// Notified when the first client comes or the last one leaves.
     changed: watch::Sender<()>,
     channels: Mutex<ActiveChannels>,
 }
 
 #[derive(Default)]
 struct ActiveChannels {
-    /// How often a channel has become active, less how often idle; those at 0 are left out. Two shards' words of one
-    /// channel may pass each other: the sum is right once both are in.
+    /// How often a channel became active, minus how often it became idle. Channels at 0 are left out. Two shards'
+    /// reports about one channel may come in either order: the sum is right once both are in.
     active: HashMap<Arc<str>, i32>,
     followers: Vec<FollowerState>,
 }
@@ -65,7 +65,7 @@ impl Demand {
         }
     }
 
-    /// Whether a client is connected, whatever it follows: it may subscribe, or ask something of the upstream.
+    /// Whether a client is connected, whatever it follows: it may subscribe later, or ask the upstream for something.
     pub fn has_clients(&self) -> bool {
         self.clients.load(Ordering::Relaxed) > 0
     }
@@ -85,7 +85,7 @@ impl Demand {
         self.channels.lock().changed(name, -1);
     }
 
-    /// Whom to tell of channels from now on.
+    /// Adds a follower, which is told of channels from now on.
     pub fn follow(self: &Arc<Self>) -> Follower {
         let mut channels = self.channels.lock();
         let wake = Arc::new(Notify::new());
@@ -110,16 +110,16 @@ impl ActiveChannels {
     }
 }
 
-/// One filter's view of its tenant's channels: what it was told on the connection there is, and what it is to be told.
+/// One filter's view of its tenant's channels: what it was told on this connection, and what it is still to be told.
 pub struct Follower {
     demand: Arc<Demand>,
-    /// Its place among the followers.
+    /// Its index in `followers`.
     nth: usize,
     wake: Arc<Notify>,
 }
 
 impl Follower {
-    /// There is a new connection: every channel that is active is news.
+    /// Starts a new connection: every active channel is news.
     pub fn begin(&self) {
         let mut channels = self.demand.channels.lock();
         let ActiveChannels { active, followers } = &mut *channels;
@@ -130,25 +130,26 @@ impl Follower {
         }
     }
 
-    /// The connection is gone: nothing is to be told.
+    /// Ends the connection: there is nothing more to tell.
     pub fn end(&self) {
         if let Some(told) = self.demand.channels.lock().followers.get_mut(self.nth) {
             told.clear();
         }
     }
 
-    /// The next change, which counts as told. Those of one channel alternate, and the first is that it is active.
+    /// Takes the next change, which then counts as told. The changes of one channel alternate, and the first says
+    /// active.
     pub fn next(&self) -> Option<ChannelChange> {
         let mut channels = self.demand.channels.lock();
         let ActiveChannels { active, followers } = &mut *channels;
         followers.get_mut(self.nth)?.next(active, Instant::now())
     }
 
-    /// Returns when there may be a next change. Cancelled, it misses nothing.
+    /// Returns when there may be a next change. It may be cancelled: nothing is missed.
     pub async fn changed(&self) {
         let due = { self.demand.channels.lock().followers.get(self.nth).and_then(FollowerState::due) };
         tokio::select! {
-            // First, so that a word that has been heard is not heard again.
+            // The notification comes first, so that it is used up and does not wake the next call.
             biased;
             () = self.wake.notified() => {}
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -162,17 +163,20 @@ impl Drop for Follower {
     }
 }
 
-/// What a follower was told, and what it is to be told: each channel at most once in all the lists together.
+/// What a follower was told, and what it is still to be told. A channel is at most once in `coming` and `going`
+/// together.
 #[derive(Default)]
 struct FollowerState {
     connected: bool,
-    /// FollowerState as active.
+    /// Channels that it was told are active.
     active: HashSet<Arc<str>>,
-    /// Active when the connection began, and not looked at since: to sort them in then would hold up the shards.
+    /// Channels that were active when the connection began and have not been looked at since. Sorting them at that
+    /// moment would hold up the shards.
     unseen: Vec<Arc<str>>,
-    /// Since when a channel differs from what was told.
+    /// The time since which a channel differs from what was told.
     since: HashMap<Arc<str>, Instant>,
-    /// The same, oldest first: those to be told as active, and those to be told as idle once they have been quiet.
+    /// The channels of `since`, oldest first: `coming` are to be told as active, `going` as idle after their quiet
+    /// time.
     coming: BTreeSet<(Instant, Arc<str>)>,
     going: BTreeSet<(Instant, Arc<str>)>,
     wake: Arc<Notify>,
@@ -183,7 +187,7 @@ impl FollowerState {
         *self = Self { wake: Arc::clone(&self.wake), ..Self::default() };
     }
 
-    /// A channel has become active, or idle; when it is again what was told, there is nothing to tell.
+    /// Records that a channel became active or idle. If that is what was told last, there is nothing to tell.
     fn changed(&mut self, name: &Arc<str>, active: bool, now: Instant) {
         if !self.connected {
             return;
@@ -213,7 +217,7 @@ impl FollowerState {
         Some(ChannelChange { channel, active: true })
     }
 
-    /// One that is active still; if it was idle in between, it has its place in the other lists.
+    /// Takes an unseen channel that is still active. One that was idle in between is in the other lists.
     fn next_unseen(&mut self, active: &HashMap<Arc<str>, i32>) -> Option<Arc<str>> {
         while let Some(name) = self.unseen.pop() {
             let listed = self.active.contains(&name) || self.since.contains_key(&name);
@@ -224,7 +228,7 @@ impl FollowerState {
         None
     }
 
-    /// When there is something to tell; that may have passed.
+    /// When there will be something to tell, which may be in the past.
     fn due(&self) -> Option<Instant> {
         if self.unseen.is_empty() && self.coming.is_empty() {
             return self.going.first().map(|(since, _)| *since + QUIET);
@@ -283,14 +287,14 @@ mod tests {
         assert_eq!(news(&follower), one("a", true));
         for _ in 0..10 {
             demand.channel_idle(&a);
-            // One that nobody has been told of.
+            // A channel that nobody was told of.
             demand.channel_active(&b);
             demand.channel_idle(&b);
             advance(QUIET - AN_INSTANT).await;
             demand.channel_active(&a);
             assert_eq!(news(&follower), []);
         }
-        // The quiet time begins anew each time.
+        // The quiet time starts again each time.
         demand.channel_idle(&a);
         advance(QUIET - AN_INSTANT).await;
         assert_eq!(news(&follower), []);
@@ -306,7 +310,7 @@ mod tests {
         follower.begin();
         timeout(QUIET * 10, follower.changed()).await.unwrap_err();
         demand.channel_active(&a);
-        // Whether it waited or not: once for the change, then for as long as it is not taken.
+        // It returns at once: first for the notification, then for as long as the change is not taken.
         for _ in 0..3 {
             timeout(AN_INSTANT, follower.changed()).await.unwrap();
         }
@@ -329,7 +333,7 @@ mod tests {
         }
         assert_eq!(news(&follower), []);
         follower.begin();
-        // Changes before all that is there has been told.
+        // Changes that come before everything was told.
         demand.channel_idle(&b);
         demand.channel_idle(&c);
         demand.channel_active(&c);
@@ -352,14 +356,14 @@ mod tests {
         let (demand, follower) = followed();
         let a: Arc<str> = "a".into();
         follower.begin();
-        // One shard loses the last subscriber, another has the next one: the second is heard first.
+        // One shard loses the last subscriber and another gets the next one. The second report comes first.
         demand.channel_active(&a);
         assert_eq!(news(&follower), one("a", true));
         demand.channel_active(&a);
         demand.channel_idle(&a);
         assert_eq!(news(&follower), []);
         assert!(demand.channels.lock().followers[0].going.is_empty());
-        // And with none before.
+        // The same without a subscriber before.
         demand.channel_idle(&a);
         demand.channel_idle(&a);
         demand.channel_active(&a);
@@ -397,7 +401,7 @@ mod tests {
         assert!(changed.has_changed().unwrap() && !demand.has_clients());
     }
 
-    /// Something happens to one of four channels, or time passes, or the connection is another, or news is taken.
+    /// One of four channels changes, time passes, the connection is replaced, or news is taken.
     #[derive(Clone, Debug)]
     enum Step {
         Flip(usize),
@@ -439,10 +443,10 @@ mod tests {
                             while let Some(change) = follower.next() {
                                 let nth = names.iter().position(|name| *name == change.channel).unwrap();
                                 assert_ne!(told[nth], change.active, "told twice");
-                                assert_eq!(active[nth], change.active, "told what is not");
+                                assert_eq!(active[nth], change.active, "told a wrong state");
                                 told[nth] = change.active;
                             }
-                            // Nothing that is active waits.
+                            // No active channel waits to be told.
                             assert!((0..4).all(|nth| told[nth] || !active[nth]));
                         }
                     }

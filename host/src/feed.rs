@@ -34,25 +34,25 @@ mod simulated;
 
 use crate::feed::recording::Recorded;
 
-/// Connections at once; more wait in the kernel's backlog. A relay opens one.
+/// Most connections at once. More wait in the kernel's backlog. A relay opens one.
 const MAX_CONNECTIONS: usize = 1024;
-/// From the TCP connection to the end of the WebSocket handshake.
+/// Longest time from the TCP connection to the end of the WebSocket handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are gathered before a write, unless the feed pauses sooner. With 64 KiB one core sends some seven
 /// million messages of 60 bytes a second.
 const WRITE_BUFFER: usize = 64 << 10;
-/// Peers send subscriptions, pings and closes: little.
+/// Small, since peers send only subscriptions, pings and closes.
 const READ_BUFFER: usize = 4 << 10;
-/// Pause after `accept` failed, for want of file descriptors as a rule.
+/// Pause after `accept` fails, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a simulated exchange waits for the peer's first message, a subscription for instance.
+/// How long a simulated exchange waits for the peer's first message, for example a subscription.
 const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(1);
 
 /// What to play, and when.
 #[derive(Clone, Debug)]
 pub struct Feed {
     pub source: FeedSource,
-    /// From the connection's opening to the feed's start.
+    /// Time from the connection's opening to the feed's start.
     pub start_after: Duration,
 }
 
@@ -60,7 +60,7 @@ pub struct Feed {
 pub enum FeedSource {
     Recording {
         frames: Arc<[Recorded]>,
-        /// Recorded pauses are divided by it; 0: no pauses.
+        /// Recorded pauses are divided by this. 0: there are no pauses.
         speed: f64,
     },
     /// An exchange that never ends.
@@ -80,7 +80,7 @@ impl Sent {
     }
 }
 
-/// Plays `feed` to whoever connects, until dropped.
+/// Plays `feed` to each peer that connects, until this future is dropped.
 pub async fn serve(listener: TcpListener, feed: Feed, sent: Sent) -> Infallible {
     let mut connections = JoinSet::new();
     loop {
@@ -124,7 +124,7 @@ async fn connection(socket: TcpStream, feed: &Feed, sent: &Sent) -> tungstenite:
         Ok(())
     };
     let playing = async {
-        // What ends the writing ends the reading too, which knows why.
+        // An error that ends the writing ends the reading too, and the reading returns it.
         let _ = play(feed, start, &heard, Outgoing { sink, sent }).await;
         std::future::pending().await
     };

@@ -1,8 +1,7 @@
 //! Edge Relay: one upstream connection, any number of clients, the tenant's WASM components in between.
 //!
-//! The modules stand in the order of the floors of the house, bottom to top. What stands on the wire is in the crate
-//! [`wire`], what an operator and a tenant configure in the crate [`config`]. `ARCHITECTURE.md` has the code map and
-//! says which module may never import which.
+//! The modules are listed from the lowest floor to the highest. The crate [`wire`] has the wire formats, the crate
+//! [`config`] the configuration. `ARCHITECTURE.md` has the code map and says which module must never import which.
 
 /// Growing pauses with jitter between attempts.
 mod backoff;
@@ -14,7 +13,7 @@ mod memory;
 mod metrics;
 /// Token buckets for the limits that count per second.
 mod rate;
-/// Telling tasks to stop, and waiting for it.
+/// Tells tasks to stop, by signal or by a trigger.
 mod shutdown;
 /// A mutex that ignores poison.
 mod sync;
@@ -23,7 +22,7 @@ mod telemetry;
 /// TLS for connections that the relay opens.
 mod tls;
 
-/// Who needs an upstream or a channel now.
+/// Which upstreams and channels clients need now.
 mod demand;
 /// A tenant's key-value data in memory.
 mod state;
@@ -32,29 +31,29 @@ mod store;
 
 /// Channels: logs of publications, snapshots, history.
 mod channel;
-/// Tenants' WebAssembly: loaded, run, given imports, called in its roles.
+/// Tenants' WebAssembly: loads it, runs it, gives it imports, calls its roles.
 mod component;
 /// Shards: the threads that write to clients' sockets.
 mod delivery;
 /// The unit of isolation, and its limits at run time.
 mod tenant;
-/// Partners' WebSockets.
+/// Connections to partners' WebSocket servers.
 mod upstream;
 
 /// The admin listener.
 mod admin;
 /// The API listener.
 mod api;
-/// The clients' listener: handshakes, admission, channel readings over HTTP.
+/// The clients' listener: handshakes, admission, reading channels over HTTP.
 mod entry;
 /// Which tenant a request is for.
 mod routes;
 
 /// A WebSocket server that plays a partner.
 mod feed;
-/// What starts in which order, and stops in which.
+/// Starts everything in order, and stops it in order.
 mod relay;
-/// All tenants: loaded, changed while clients stay, removed.
+/// All tenants: loads, changes and removes them while clients stay connected.
 mod tenants;
 
 /// The commands of the program.

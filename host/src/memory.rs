@@ -1,6 +1,6 @@
-//! Memory that the allocator keeps for later, given back to the system.
+//! Returns memory to the system that the allocator keeps for later.
 
-/// Gives back all that is free. It takes some milliseconds, so not on a thread that others wait for.
+/// Returns all free memory. This takes some milliseconds, so it must not run on a thread that others wait for.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn trim() {
     // SAFETY: it takes no pointer and touches nothing that is in use; glibc lets any thread call it at any time

@@ -1,7 +1,8 @@
-//! How often something may happen.
+//! Limits on how often something may happen.
 //!
-//! A [`Bucket`] has one second's tokens at most and gets them back as time passes. It counts what is owed, in parts of a
-//! token that a nanosecond brings back whole, so that no rate is rounded however often it is asked. Time comes from the caller.
+//! A [`Bucket`] has at most one second's tokens and gets them back as time passes. It counts the tokens that are owed,
+//! in billionths. At any rate a whole number of these comes back per nanosecond, so nothing is ever rounded. The caller
+//! passes the time.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,10 +11,10 @@ use std::{
 
 use crate::sync::Mutex;
 
-/// One token, in what a rate of one a second brings back in a nanosecond.
+/// One token, in the units of [`Bucket::owed`]: at a rate of one a second, one unit comes back per nanosecond.
 const TOKEN: u64 = 1_000_000_000;
 
-/// Tokens taken and not come back yet. The rate is said at each take, so that another holds at once.
+/// The tokens that were taken and have not come back yet. Each take names the rate, so that a new rate holds at once.
 #[derive(Debug, Default)]
 pub struct Bucket {
     owed: u64,
@@ -21,7 +22,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Takes as many of the tokens as there are.
+    /// Takes the wanted tokens, or as many as there are. Returns how many.
     pub fn take_some(&mut self, wanted: usize, per_second: usize, now: Instant) -> usize {
         let most = self.settle(per_second, now);
         let free = usize::try_from(most.saturating_sub(self.owed) / TOKEN).unwrap_or(usize::MAX);
@@ -30,8 +31,8 @@ impl Bucket {
         taken
     }
 
-    /// Takes all of the tokens, or none. More than a second's are there when nothing is owed, and the next take waits the
-    /// longer: else what is large would never pass.
+    /// Takes all of the wanted tokens, or none. If nothing is owed, they may be more than one second's, and the next
+    /// take waits longer. Otherwise something large could never pass.
     pub fn take(&mut self, wanted: usize, per_second: usize, now: Instant) -> bool {
         let most = self.settle(per_second, now);
         let owed = self.owed.saturating_add(tokens(wanted));
@@ -42,12 +43,12 @@ impl Bucket {
         taken
     }
 
-    /// Lets come back what has by now; returns what may be owed at most.
+    /// Brings back the tokens that are due by now. Returns the most that may be owed.
     fn settle(&mut self, per_second: usize, now: Instant) -> u64 {
         let since = self.at.map(|at| now.saturating_duration_since(at).as_nanos()).unwrap_or_default();
         let back = u64::try_from(since).unwrap_or(u64::MAX).saturating_mul(per_second as u64);
         self.owed = self.owed.saturating_sub(back);
-        // Threads may come with times that are not quite in order.
+        // Threads may bring times that are slightly out of order.
         self.at = self.at.max(Some(now));
         tokens(per_second)
     }
@@ -57,7 +58,7 @@ fn tokens(count: usize) -> u64 {
     (count as u64).saturating_mul(TOKEN)
 }
 
-/// A rate that many share: one lock at each take.
+/// A rate that several threads share. Each take takes one lock.
 #[derive(Debug)]
 pub struct Rate {
     per_second: AtomicUsize,
@@ -73,12 +74,12 @@ impl Rate {
         self.per_second.load(Ordering::Relaxed)
     }
 
-    /// From now on.
+    /// Changes the rate from now on.
     pub fn set(&self, per_second: usize) {
         self.per_second.store(per_second, Ordering::Relaxed);
     }
 
-    /// Takes as many of the tokens as there are.
+    /// Takes the wanted tokens, or as many as there are. Returns how many.
     pub fn take_some(&self, wanted: usize) -> usize {
         self.with(|bucket, per_second| bucket.take_some(wanted, per_second, Instant::now()))
     }
@@ -88,7 +89,7 @@ impl Rate {
         self.take_some(1) == 1
     }
 
-    /// Every change is whole before the lock is given back.
+    /// Runs `take` under the lock, with the rate.
     fn with<T>(&self, take: impl FnOnce(&mut Bucket, usize) -> T) -> T {
         take(&mut self.bucket.lock(), self.per_second())
     }
@@ -111,9 +112,9 @@ mod tests {
         assert_eq!(bucket.take_some(5, 3, at(333_333_334)), 1);
         assert_eq!(bucket.take_some(5, 3, at(666_666_667)), 1, "what is left of a token is kept");
         assert_eq!(bucket.take_some(5, 3, at(1_000_000_000)), 1);
-        // Idle, it fills up and no further.
+        // It fills up while idle, and no further.
         assert_eq!(bucket.take_some(usize::MAX, 3, at(1 << 60)), 3);
-        // Time that runs backwards brings nothing, and nothing twice.
+        // A time that runs backwards brings nothing back, and the same time brings nothing twice.
         assert_eq!(bucket.take_some(5, 3, start), 0);
         assert_eq!(bucket.take_some(5, 3, at(1 << 60)), 0);
     }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     proptest! {
-        /// However takes are spread, no more pass than the rate says and a second's at once, and no fewer.
+        /// However the takes are spread, as many pass as the rate and one second's tokens allow: no more, and no fewer.
         #[test]
         fn neither_more_nor_less_than_the_rate(
             per_second in 1_usize..5_000_000,

@@ -1,7 +1,7 @@
-//! Which tenant a request is meant for: by the host that it names and the longest part of its path.
+//! Finds the tenant that a request is for, by the request's host and the longest matching part of its path.
 //!
-//! A tenant that claims hosts answers to requests for these alone; one that claims none, to any. The table is replaced as
-//! a whole when tenants come, change and go; nobody who looks waits.
+//! A tenant that claims hosts gets requests for these hosts alone; a tenant that claims none gets requests for any.
+//! When tenants come, change or go, the whole table is replaced. Readers never wait.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,27 +17,27 @@ use crate::{
 #[derive(Default)]
 pub struct Routes(ArcSwap<Table>);
 
-/// A tenant, and what asks its code.
+/// A tenant, with the handles that call its code.
 pub struct Route {
     pub tenant: Arc<Tenant>,
     pub handler: Option<Arc<Handler>>,
     pub api: Option<Arc<Api>>,
-    /// In lower case, without ports; none: any.
+    /// In lower case, without ports. Empty: any host.
     pub hosts: Vec<String>,
     pub path: String,
 }
 
 #[derive(Default)]
 struct Table {
-    /// By name.
+    /// Sorted by name.
     tenants: Vec<Arc<Tenant>>,
-    /// By path, its last slash left out.
+    /// By path, without a slash at its end.
     anywhere: HashMap<String, Arc<Route>>,
     hosts: HashMap<String, HashMap<String, Arc<Route>>>,
 }
 
 impl Routes {
-    /// These are all there are from now on.
+    /// Replaces all routes.
     pub fn set(&self, routes: impl IntoIterator<Item = Arc<Route>>) {
         let mut table = Table::default();
         for route in routes {
@@ -57,8 +57,9 @@ impl Routes {
         self.0.load().tenants.clone()
     }
 
-    /// The route that has claimed the host, or else any, and the longest part of the path; of those, the first that `fits`
-    /// makes something of what is left of the path, which is nothing or begins with a slash.
+    /// Finds the route for a host and a path: first among the routes that claim the host, then among the routes for
+    /// any. The longest part of the path counts for which there is a route and `fits` returns something. `fits` gets
+    /// the rest of the path, which is empty or begins with a slash.
     pub fn find<T>(&self, host: Option<&str>, path: &str, fits: impl Fn(&str) -> Option<T>) -> Option<(Arc<Route>, T)> {
         let table = self.0.load();
         let own = host.and_then(|host| table.hosts.get(host));
@@ -77,7 +78,7 @@ pub fn host_of<B>(request: &Request<B>) -> Option<String> {
     (!host.is_empty()).then_some(host)
 }
 
-/// The path cut before each of its slashes, longest first, each with what is cut off.
+/// The path cut at its end and before each slash, longest first. Each comes with the rest.
 fn prefixes(path: &str) -> impl Iterator<Item = (&str, &str)> {
     let cuts = path.rmatch_indices('/').map(|(at, _)| at);
     std::iter::once(path.len()).chain(cuts).map(|at| path.split_at(at))
@@ -106,7 +107,7 @@ mod tests {
         assert_eq!(host("/", Some("Feed.Example.com:8080")).as_deref(), Some("feed.example.com"));
         assert_eq!(host("/", Some("feed.example.com.")).as_deref(), Some("feed.example.com"));
         assert_eq!(host("/", Some("[::1]:80")).as_deref(), Some("[::1]"));
-        // What the request's line names counts for more.
+        // The host in the request line takes precedence over the header.
         assert_eq!(host("http://a.example/x", Some("b.example")).as_deref(), Some("a.example"));
         assert_eq!(host("/", Some("a b")), None);
         assert_eq!(host("/", None), None);

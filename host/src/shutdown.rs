@@ -1,4 +1,4 @@
-//! Stopping: one signal asks, a second insists.
+//! Stopping: the first signal asks, the second one forces.
 
 use std::io;
 
@@ -7,11 +7,11 @@ use tokio::{
     sync::watch,
 };
 
-/// Tells tasks to stop: when its [`Trigger`] is pulled or dropped.
+/// Tells tasks to stop once its [`Trigger`] is pulled or dropped.
 #[derive(Clone)]
 pub struct Stop(watch::Receiver<bool>);
 
-/// Pulled once.
+/// Stops all tasks that have its [`Stop`].
 pub struct Trigger(watch::Sender<bool>);
 
 pub fn stop() -> (Trigger, Stop) {
@@ -56,7 +56,7 @@ pub fn on_signals(trigger: Trigger) -> io::Result<()> {
             })
         };
         next();
-        tracing::info!("stopping; a second signal ends at once");
+        tracing::info!("stopping; a second signal ends the process at once");
         trigger.pull();
         std::process::exit(next())
     };

@@ -1,8 +1,8 @@
-//! State: a tenant's keys and values in host memory, shared by its components.
+//! State: a tenant's keys and values in the host's memory, shared by its components.
 //!
-//! In come the calls of `wasi:keyvalue`, from every instance of the tenant's components; the map is the only copy. It is
-//! bounded in keys and in bytes, and a call that would exceed either changes nothing. It outlives instances and new
-//! code, not the host. The methods are async for the day when state lives on another node; here they never wait.
+//! Every instance of the tenant's components calls it through `wasi:keyvalue`. The map is the only copy. It is bounded
+//! in keys and in bytes, and a call that would exceed either changes nothing. It outlives instances and new code, but
+//! not the host. The methods are async for the day when state lives on another node. Here they never wait.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,20 +10,20 @@ use config::Quota;
 
 use crate::sync::Mutex;
 
-/// Buckets of a tenant.
+/// Most buckets of a tenant.
 const MAX_BUCKETS: usize = 64;
 const MAX_BUCKET_NAME: usize = 64;
 /// Longest key, in bytes.
 const MAX_KEY: usize = 1024;
-/// Keys of one `list-keys`.
+/// Most keys in one answer to `list-keys`.
 const PAGE: usize = 1000;
-/// Keys of one call with many: each costs time under the lock of all the tenant's components, and one that is not there
-/// costs an answer too.
+/// Most keys in one batch call. Each key takes time under the lock that all the tenant's components share, and even a
+/// key that is not there takes room in the answer.
 const MAX_BATCH: usize = 10_000;
-/// What a key takes besides its bytes and its value's: the map's own share of memory, roughly.
+/// Bytes that a key takes besides itself and its value: roughly the map's own share of memory.
 const KEY_OVERHEAD: usize = 64;
 
-/// Why a call was refused; nothing has changed.
+/// Why a call was refused. A refused call changes nothing.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     #[error("a bucket's name has 1 to {MAX_BUCKET_NAME} of a-z, 0-9, - and _")]
@@ -34,7 +34,7 @@ pub enum StateError {
     Key,
     #[error("the tenant's state is full: {limit} keys")]
     Keys { limit: usize },
-    #[error("the tenant's state is full: {limit} bytes, keys and values and {KEY_OVERHEAD} for each key")]
+    #[error("the tenant's state is full: {limit} bytes, with keys, values and {KEY_OVERHEAD} for each key")]
     Bytes { limit: usize },
     #[error("one call names at most {MAX_BATCH} keys")]
     Batch,
@@ -75,12 +75,12 @@ impl State {
         Self { inner: Mutex::new(Inner { quota, buckets: BTreeMap::new(), keys: 0, bytes: 0 }) }
     }
 
-    /// From now on; what is kept already stays.
+    /// Changes the quota from now on. What is kept already stays.
     pub fn set_quota(&self, quota: Quota) {
         self.inner.lock().quota = quota;
     }
 
-    /// The bucket of that name, made if it is not there.
+    /// Opens the bucket of that name, and makes it if it is not there.
     pub async fn open(self: &Arc<Self>, name: &str) -> Result<Bucket, StateError> {
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
         if name.is_empty() || name.len() > MAX_BUCKET_NAME || !name.bytes().all(fits) {
@@ -108,7 +108,7 @@ impl State {
 }
 
 impl Inner {
-    /// Most bytes of one answer: whoever asks for each key once gets all there is, also under a lowered quota.
+    /// Most bytes of one answer. A call that asks for each key once always gets everything, even under a lowered quota.
     fn most(&self) -> usize {
         self.quota.bytes.max(self.bytes)
     }
@@ -173,8 +173,8 @@ impl Bucket {
         self.state.inner.lock().remove(&self.name, &[key]);
     }
 
-    /// A page of keys, in order, from a cursor that an earlier page gave. Keys added or deleted in between may be passed
-    /// over or come twice.
+    /// A page of keys in order. `cursor` is the `next` of an earlier page. Keys added or deleted in between may make
+    /// others be left out or come twice.
     pub async fn list_keys(&self, cursor: Option<u64>) -> KeyPage {
         let from = usize::try_from(cursor.unwrap_or(0)).unwrap_or(usize::MAX);
         let inner = self.state.inner.lock();
@@ -197,7 +197,7 @@ impl Bucket {
         Ok(sum)
     }
 
-    /// The values of keys, as long as they are no more than one answer may have: a list may name one key many times.
+    /// The values of keys. The answer's size is bounded, since a list may name one key many times.
     pub async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Option<(String, Vec<u8>)>>, StateError> {
         few(&keys)?;
         let inner = self.state.inner.lock();
@@ -224,7 +224,7 @@ impl Bucket {
     }
 }
 
-/// Looked at before anything is done with them.
+/// Checks the number of keys before anything is done with them.
 fn few<T>(named: &[T]) -> Result<(), StateError> {
     if named.len() > MAX_BATCH { Err(StateError::Batch) } else { Ok(()) }
 }
@@ -280,7 +280,7 @@ mod tests {
         let ask = |keys: &[&str]| bucket.get_many(keys.iter().map(|key| (*key).to_owned()).collect());
         assert_eq!(ask(&["a", "b", "c"]).await.unwrap().iter().flatten().count(), 2);
         assert_eq!(ask(&["a"; 3]).await, Err(StateError::Answer { limit: 1000 }));
-        // What was kept before the quota was lowered can be read.
+        // What was kept before the quota was lowered can still be read.
         state.set_quota(Quota { keys: 10, bytes: 100 });
         assert!(ask(&["a", "b"]).await.is_ok() && ask(&["a"; 3]).await.is_err());
     }
@@ -331,7 +331,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done, what is counted is what is there.
+        /// Whatever is done, the counts are true.
         #[test]
         fn the_count_is_true(steps in prop::collection::vec(("[a-c]{1,2}", prop::option::of(0usize..120)), 0..60)) {
             tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {

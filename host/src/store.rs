@@ -1,9 +1,10 @@
 //! Records: rows that components append and that outlive the host.
 //!
-//! In come appends of all tenants; each is answered once its rows are on disk. One thread writes them to a SQLite file,
-//! all that have queued in one transaction (`writer`). Without MySQL that file is the store. With it the file is an
-//! outbox: `drain` moves its rows there, each exactly once since a row's id is its key, through any outage. A read sees
-//! both. Nothing of this runs on a guest's thread, a shard's or the listeners': the store has a runtime of its own.
+//! All tenants' appends come here, and each is answered once its rows are on disk. One thread writes them to a SQLite
+//! file, with everything that has queued in one transaction (`writer`). Without MySQL that file is the store. With
+//! MySQL the file is an outbox: `drain` moves its rows there through any outage, each exactly once since a row's id is
+//! its key. A read sees both. The store has a runtime of its own: none of its work runs on a thread of guests, shards
+//! or listeners.
 
 use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -35,10 +36,10 @@ pub use crate::store::{
     sqlite::FileLock,
 };
 
-/// Bytes of rows that wait to be written; beyond, appends wait for room.
+/// Most bytes of rows that wait to be written. Beyond that, appends wait for room.
 const QUEUE_BYTES: usize = 64 << 20;
 
-/// Why an append or a read failed. Nothing of the append was taken.
+/// Why an append or a read failed. A failed append has written nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     #[error("{0}")]
@@ -62,7 +63,7 @@ impl StoreError {
     }
 }
 
-/// Why there is no store.
+/// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("{0}")]
@@ -77,7 +78,7 @@ pub enum OpenError {
     Migrate(#[from] migrate::MigrateError),
 }
 
-/// The file alone, for its migrations.
+/// Opens the file alone, to migrate it.
 pub fn open_file(config: &StoreConfig) -> Result<rusqlite::Connection, OpenError> {
     Ok(sqlite::open(&config.file, config.size)?)
 }
@@ -94,7 +95,7 @@ pub struct Store {
     metrics: Arc<StoreMetrics>,
 }
 
-/// What runs for a store.
+/// Everything that runs for a store.
 pub struct StoreTasks {
     runtime: Runtime,
     tasks: JoinSet<()>,
@@ -104,8 +105,8 @@ pub struct StoreTasks {
 }
 
 impl Store {
-    /// Opens the file, brings it up to date and begins to drain. MySQL need not be there; if it is, and newer than this
-    /// program, there is no store.
+    /// Opens the file, migrates it and starts the drain. MySQL need not be there. If it is, and its tables are newer
+    /// than this program, that is an error.
     pub fn open(
         config: StoreConfig,
         keep: Vec<Keep>,
@@ -160,8 +161,8 @@ impl Store {
         ))
     }
 
-    /// Appends rows of one tenant, all or none; they are on disk when this returns. `quota`: bytes that the tenant may
-    /// have in the file.
+    /// Appends rows of one tenant, all or none. They are on disk when this returns. `quota` is the most bytes that the
+    /// tenant may have in the file.
     pub async fn append(&self, rows: Vec<Row>, quota: u64) -> Result<(), StoreError> {
         let bytes = rows.iter().map(Row::cost).sum::<u64>().min(QUEUE_BYTES as u64);
         let room = Arc::clone(&self.room).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
@@ -176,12 +177,12 @@ impl Store {
         appended
     }
 
-    /// How long records are kept from now on.
+    /// Changes how long records are kept, from now on.
     pub fn set_keep(&self, keep: Vec<Keep>) {
         self.keep.store(Arc::new(keep));
     }
 
-    /// With MySQL: how many rows wait for it, and for how many seconds the oldest has.
+    /// How many rows wait for MySQL, and for how many seconds the oldest has waited. `None`: there is no MySQL.
     pub fn backlog(&self) -> Option<(i64, f64)> {
         self.mysql.as_ref().map(|_| (self.metrics.waiting.get(), self.metrics.oldest_seconds.get()))
     }
@@ -189,12 +190,12 @@ impl Store {
     /// Reads rows that were appended, drained or not.
     pub async fn read(&self, collection: &Collection, query: Query) -> Result<Vec<Record>, StoreError> {
         let (of, asked) = (collection.clone(), query.clone());
-        // The outbox first: a row that leaves it now is in MySQL already.
+        // The outbox comes first: a row that leaves it now is in MySQL already.
         let here = self.readers.read(move |connection| sqlite::select(connection, &of, &asked)).await?;
         match &self.mysql {
             None => Ok(here),
             Some(mysql) => {
-                // On the store's own runtime: the guests' has no sockets.
+                // This runs on the store's own runtime: the guests' runtime has no sockets.
                 let (mysql, of, asked) = (Arc::clone(mysql), collection.clone(), query.clone());
                 let there = self.runtime.spawn(async move { mysql.select(&of, &asked).await }).await;
                 let there = there.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
@@ -205,7 +206,7 @@ impl Store {
 }
 
 impl StoreTasks {
-    /// Ends the drain and writes what is queued. Rows that are in the outbox stay there for the next time.
+    /// Ends the drain and writes what is queued. Rows in the outbox stay there for the next start.
     pub async fn shutdown(mut self, timeout: Duration) {
         self.stop.pull();
         let finished = async { while self.tasks.join_next().await.is_some() {} };
@@ -215,22 +216,23 @@ impl StoreTasks {
         self.tasks.abort_all();
         if tokio::time::timeout(timeout, self.writer.end()).await.is_err() {
             tracing::error!(
-                "the store's disk does not answer: what waited to be written is lost, and was not acknowledged"
+                "the store's disk does not answer: rows that waited for it are lost, and none was acknowledged"
             );
         }
         self.runtime.shutdown_background();
     }
 }
 
-/// A task that the host does not go on without: whoever supervises the process starts it again.
+/// Runs a task that the host cannot go on without. If it panics, the process ends, and its supervisor restarts it.
 async fn vital(what: &str, task: impl Future<Output = ()>) {
     if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-        tracing::error!("{what} has panicked; the process ends");
+        tracing::error!("{what} panicked; the process ends");
         std::process::exit(1);
     }
 }
 
-/// A database that another version has made its own must not be written to. One that does not answer may come later.
+/// Refuses a database that a newer version has migrated: it must not be written to. One that does not answer may come
+/// back.
 async fn refuse_newer(mysql: &Rows) -> Result<(), OpenError> {
     match migrate::mysql_states(mysql.pool()).await {
         Err(error @ migrate::MigrateError::Newer { .. }) => Err(error.into()),

@@ -1,11 +1,11 @@
-//! The client's side of TLS: of upstreams and of guests' requests.
+//! TLS for connections that the relay opens, to upstreams and for guests' requests.
 
 use std::sync::{Arc, OnceLock};
 
 use rustls::{ClientConfig, RootCertStore};
 
-/// Trusts the system's certificate roots, or those of the file that `SSL_CERT_FILE` names. They are read once in the life of
-/// the process.
+/// Trusts the system's certificate roots, or those in the file that `SSL_CERT_FILE` names. They are read once per
+/// process.
 pub fn client() -> Result<Arc<ClientConfig>, rustls::Error> {
     static CLIENT: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     if let Some(made) = CLIENT.get() {

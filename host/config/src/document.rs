@@ -1,5 +1,5 @@
-//! The walk of one configuration file: keys are taken out of its tables, every mistake is recorded with its line, and
-//! what is left at the end is unknown.
+//! Walks one configuration file. Keys are taken out of its tables, and every mistake is recorded with its line. Keys
+//! that are left at the end are unknown.
 
 use std::{
     cell::RefCell,
@@ -9,16 +9,16 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
-/// Most characters of a key or a value repeated in a problem.
+/// The most characters of a key or a value that a problem repeats.
 pub(super) const MAX_QUOTED_CHARS: usize = 60;
 
 /// One mistake: where it is, what it is, what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub file: PathBuf,
-    /// Counted from 1; `None` when it concerns the file as a whole.
+    /// Counted from 1. `None`: the mistake concerns the whole file.
     pub line: Option<usize>,
-    /// The key as a dotted path, such as `listen.clients`; empty when there is none.
+    /// The key as a dotted path, such as `listen.clients`. Empty: there is none.
     pub key: String,
     pub message: String,
 }
@@ -36,7 +36,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every mistake found in every file, one a line when displayed.
+/// Every mistake found in every file, displayed one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -54,7 +54,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A value of a file repeated in a problem: quoted, escaped, shortened.
+/// Quotes a file's value for a problem: escaped, and cut after [`MAX_QUOTED_CHARS`].
 pub(super) fn quote(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
@@ -77,8 +77,8 @@ impl<'t> Document<'t> {
         Self { file, text, ends, problems: RefCell::default() }
     }
 
-    /// Parses the text. `Err` has what could be made of a text with syntax errors, of which each line's first is
-    /// recorded: others on that line follow from it more often than not.
+    /// Parses the text. `Err` has the part that could be read of a text with syntax errors. Only the first error of a
+    /// line is recorded: the others on that line mostly follow from it.
     pub(super) fn parse<'d>(&'d self) -> Result<Table<'d>, Table<'d>> {
         let (root, mut errors) = DeTable::parse_recoverable(self.text);
         let clean = errors.is_empty();
@@ -96,7 +96,7 @@ impl<'t> Document<'t> {
         if clean { Ok(table) } else { Err(table) }
     }
 
-    /// The value made of the file if nothing was wrong, else the problems in the order of their lines.
+    /// Returns `value` if nothing was wrong, else the problems in the order of their lines.
     pub(super) fn conclude<T>(self, value: Option<T>) -> Result<T, Problems> {
         let mut problems = self.problems.into_inner();
         match value {
@@ -164,7 +164,7 @@ impl<'d> Table<'d> {
         Some(Value { place: self.place.child(key, Some(value.span().start)), value: value.into_inner() })
     }
 
-    /// Takes a key that must be there; `example` is a line to write.
+    /// Takes a key that must be there. `example` is a line to write.
     pub(super) fn require(&mut self, key: &'static str, example: &str) -> Option<Value<'d>> {
         self.expect(key, example);
         self.take(key)
@@ -177,14 +177,14 @@ impl<'d> Table<'d> {
         }
     }
 
-    /// Takes a table; an empty one stands for one that is absent or of another type.
+    /// Takes a table. It is empty if the key is absent or of another type.
     pub(super) fn section(&mut self, key: &'static str) -> Table<'d> {
         let place = self.place.child(key, None);
         let empty = Table { place, entries: DeTable::new(), known: Vec::new() };
         self.take(key).and_then(|value| value.table("a table")).unwrap_or(empty)
     }
 
-    /// All keys and values, in the file's order, of a table whose keys are the writer's own.
+    /// All keys and values in the file's order, for a table whose keys its writer chooses.
     pub(super) fn entries(self) -> impl Iterator<Item = (String, Value<'d>)> {
         let mut entries: Vec<_> = self.entries.into_iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
@@ -208,7 +208,7 @@ impl<'d> Table<'d> {
     }
 }
 
-/// A value and its place. The typed getters record a problem and return `None` for what does not fit.
+/// A value and its place. The typed getters record a problem and return `None` for a value that does not fit.
 pub(super) struct Value<'d> {
     pub(super) place: Location<'d>,
     pub(super) value: DeValue<'d>,
@@ -275,7 +275,7 @@ impl<'d> Value<'d> {
     }
 }
 
-/// The known key at most a third of its length away from `key`.
+/// The known key that is nearest to `key`, at most a third of its own length away.
 fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     known
         .iter()

@@ -4,7 +4,7 @@ use std::{fs::File, io, io::Read, path::Path};
 
 use crate::{document::Problem, units::show_size};
 
-/// Largest configuration file read, in bytes; a hundred times what the longest sensible one has.
+/// The largest configuration file that is read, in bytes: a hundred times the longest sensible one.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Reads a configuration file, which must be a regular file of UTF-8 within [`MAX_FILE_BYTES`].
@@ -12,7 +12,7 @@ pub(super) fn read_file(file: &Path) -> Result<String, Problem> {
     let problem = |line, message| Problem { file: file.into(), line, key: String::new(), message };
     let unreadable =
         |error: io::Error| problem(None, format!("cannot be read ({error}); check the path and its rights"));
-    // Asked before opening: opening a pipe would wait for its other end.
+    // Checked before the file is opened: opening a pipe would wait for its other end.
     if !file.metadata().map_err(unreadable)?.is_file() {
         return Err(problem(None, "is not a file; write the settings in a regular file".into()));
     }

@@ -1,8 +1,8 @@
-//! What a tenant's components may reach outside their sandbox: nothing, unless the manifest says so; and nothing that is not
-//! the tenant's own or public, unless the operator allows it too.
+//! What a tenant's components may reach outside their sandbox. By default that is nothing. The manifest can grant what
+//! is public or the tenant's own. Anything else needs the operator's permission too.
 //!
-//! Manifests are written by tenants, `relay.toml` by the operator. [`Grants`] is what a manifest asks for, once it has been
-//! held against what the operator has [`Allowed`]; there is nothing left to decide at run time but where a name leads to.
+//! Tenants write manifests, the operator writes `relay.toml`. [`Grants`] is what a manifest asks for, checked against
+//! what the operator has [`Allowed`]. The only question left at run time is where a name leads.
 
 use std::path::PathBuf;
 
@@ -29,14 +29,14 @@ pub struct Grants {
     pub http: Destinations,
     /// What `wasi:cli/environment` shows.
     pub environment: Vec<(String, Secret)>,
-    /// What `wasi:config` shows beside the settings.
+    /// What `wasi:config` shows besides the settings.
     pub secrets: Vec<(String, Secret)>,
-    /// Where secrets were read from.
+    /// The files that secrets were read from.
     pub files: Vec<PathBuf>,
 }
 
 impl Grants {
-    /// The same, but nothing can be written.
+    /// The same grants without any right to write.
     pub fn read_only(&self) -> Self {
         let mut grants = self.clone();
         grants.folders.iter_mut().for_each(|folder| folder.write = false);

@@ -1,4 +1,4 @@
-//! What an operator and a tenant configure, checked whole before anything runs.
+//! The configuration that an operator and tenants write, checked as a whole before anything runs.
 //!
 //! `relay.toml` and each tenant's `tenant.toml` are walked by hand rather than derived, so that one run reports every
 //! mistake in every file: see [`Problem`].
@@ -41,10 +41,10 @@ pub struct RelayConfig {
     pub limits: HostLimits,
     /// `None`: there are no components that could need one.
     pub store: Option<StoreConfig>,
-    /// The folder for compiled code; `None`: there are no components, or it is not kept.
+    /// The folder for compiled code. `None`: there are no components, or compiled code is not kept.
     pub cache: Option<PathBuf>,
     pub tenants: Vec<TenantConfig>,
-    /// Where they came from and may change; `None`: they are not from files.
+    /// The folder that the tenants come from and may change in. `None`: they do not come from files.
     pub folder: Option<TenantsFolder>,
 }
 
@@ -55,7 +55,7 @@ pub struct StoreConfig {
     pub file: PathBuf,
     /// Largest size of the file, in bytes.
     pub size: u64,
-    /// The `mysql://` URL of the database that the rows go to; `None`: they stay in the file.
+    /// The `mysql://` URL of the database that the rows go to. `None`: they stay in the file.
     pub mysql: Option<Secret>,
 }
 
@@ -76,13 +76,13 @@ pub struct Listen {
 /// Host-wide limits: `[limits]` of `relay.toml`.
 #[derive(Clone, Copy, Debug)]
 pub struct HostLimits {
-    /// Most clients connected at once; `None`: as many as file descriptors allow.
+    /// Most clients connected at once. `None`: as many as file descriptors allow.
     pub clients: Option<usize>,
     /// Most handshakes under way at once; the oldest makes room for the newest.
     pub handshakes: usize,
     /// Most connections to the API at once.
     pub api_connections: usize,
-    /// From the connection's opening to the end of its handshake.
+    /// Longest time from a connection's opening to the end of its handshake.
     pub handshake_timeout: Duration,
     /// How often a client is pinged, and how long it has to answer.
     pub ping_interval: Duration,
@@ -92,7 +92,7 @@ pub struct HostLimits {
     pub shutdown_timeout: Duration,
     /// Most bytes of memory that compiling one component takes.
     pub compile_memory: usize,
-    /// How long it may take.
+    /// Longest time that compiling one component may take.
     pub compile_time: Duration,
     /// Most bytes of compiled code on disk.
     pub cache_size: u64,
@@ -133,9 +133,10 @@ pub struct TenantConfig {
     pub name: Arc<str>,
     /// Where its files are.
     pub folder: PathBuf,
-    /// Host names that clients must use, in lower case; none: any will do.
+    /// Host names that clients must use, in lower case. Empty: any will do.
     pub hosts: Vec<String>,
-    /// The path clients connect to: `/<name>` unless the manifest claims another; `/` with hosts of its own.
+    /// The path clients connect to. Without `path` in the manifest it is `/<name>`, or `/` if the tenant has hosts of
+    /// its own.
     pub path: String,
     pub upstreams: Vec<UpstreamConfig>,
     /// The filter's `.wasm`, links followed.
@@ -145,12 +146,12 @@ pub struct TenantConfig {
     pub api: Option<ApiConfig>,
     /// The job's `.wasm`.
     pub job: Option<PathBuf>,
-    /// The components' files as the manifest names them: a link there may come to lead elsewhere.
+    /// The components' files as the manifest names them. Such a name may be a link, and the link may change.
     pub named: Vec<PathBuf>,
     pub schedules: Vec<ScheduleConfig>,
     /// Origins whose pages may read channels over HTTP; `*` is any.
     pub cors: Vec<String>,
-    /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
+    /// Payloads of at least this many bytes are compressed for clients that accept it. `None`: no payload is.
     pub compress_above: Option<usize>,
     /// Per-channel settings, in the manifest's order.
     pub channels: Vec<ChannelRule>,
@@ -168,13 +169,13 @@ impl TenantConfig {
         self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
     }
 
-    /// The files that it is made of besides its manifest, by the names that it has for them: its components, and files with
-    /// its secrets.
+    /// The files that make up the tenant besides its manifest, by the names that the manifest has for them: its
+    /// components, and the files with its secrets.
     pub fn files(&self) -> Vec<PathBuf> {
         self.named.iter().cloned().chain(self.grants.files.iter().cloned()).collect()
     }
 
-    /// Its components, each for every role that it has.
+    /// The files of its components. A file with several roles is there once for each.
     pub fn code_files(&self) -> Vec<PathBuf> {
         let api = self.api.as_ref().map(|api| &api.file);
         [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
@@ -191,7 +192,8 @@ pub struct ApiConfig {
 }
 
 impl ApiConfig {
-    /// What leaks in an instance does not pile up, and making the next one is a thousandth of the work.
+    /// Few enough that what leaks in an instance does not pile up. Making the next instance is a thousandth of the
+    /// work.
     pub const REUSE: u32 = 1000;
 }
 
@@ -203,18 +205,19 @@ pub struct UpstreamConfig {
     pub url: Uri,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub subprotocols: Vec<String>,
-    /// Without a byte for this long the connection is dead.
+    /// Longest time without a byte before the connection counts as dead.
     pub idle_timeout: Duration,
-    /// Largest message accepted, in bytes; one frame may be as large.
+    /// Largest message accepted, in bytes. One frame may be as large.
     pub max_message: usize,
-    /// `connect = "on-demand"`: how long it stays connected after its last client. `None`: it always is.
+    /// `connect = "on-demand"`: how long it stays connected after its last client leaves. `None`: it is always
+    /// connected.
     pub linger: Option<Duration>,
 }
 
 impl UpstreamConfig {
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
     pub const MAX_MESSAGE: usize = 16 << 20;
-    /// Of one that is on demand.
+    /// The default for an upstream that is connected on demand.
     pub const LINGER: Duration = Duration::from_secs(30);
 }
 
@@ -231,20 +234,21 @@ pub struct ScheduleConfig {
 #[derive(Clone, Debug)]
 pub struct ChannelRule {
     pub pattern: String,
-    /// Bytes of encoded frames the channel's log keeps.
+    /// Most bytes of encoded frames that the channel's log keeps.
     pub log_bytes: usize,
-    /// What happens to a client that falls off the log's end; `None`: conflation if the channel has keys, else its end.
+    /// What happens to a client that falls off the log's end. `None`: it is conflated if the channel has keys, else
+    /// closed.
     pub slow: Option<Slow>,
     /// How far back clients may resume and read.
     pub history: History,
-    /// Keys of the channel's snapshot.
+    /// Most keys in the channel's snapshot.
     pub max_keys: usize,
     /// Whether new clients get the snapshot first.
     pub snapshot: bool,
 }
 
 impl ChannelRule {
-    /// A channel's log without a rule.
+    /// The log of a channel without a rule.
     pub const LOG_BYTES: usize = 16 << 20;
     pub const MAX_KEYS: usize = 10_000;
 }
@@ -265,7 +269,7 @@ impl Default for ChannelRule {
 /// `slow`: what happens to a client that falls off its channel's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slow {
-    /// It gets the latest publication of each key that changed, then what follows.
+    /// It gets the latest publication of each key that changed, then the publications that follow.
     Conflate,
     /// It goes on at the newest publication.
     Skip,
@@ -276,12 +280,12 @@ pub enum Slow {
 /// `history`: how much of a channel's log clients may read again.
 #[derive(Clone, Copy, Debug)]
 pub struct History {
-    /// Publications.
+    /// Most publications.
     pub size: u64,
     pub age: Duration,
-    /// Bytes of the log.
+    /// Most bytes of the log.
     pub bytes: usize,
-    /// Whether it is kept while nobody follows the channel: the manifest asks for it.
+    /// Whether the history is kept while nobody follows the channel. It is if the manifest sets any of these.
     pub kept: bool,
 }
 
@@ -295,8 +299,8 @@ impl Default for History {
 /// What one tenant's state may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Quota {
-    /// Keys in all of its buckets together.
+    /// Most keys in all of its buckets together.
     pub keys: usize,
-    /// Bytes that these take.
+    /// Most bytes that these keys and their values take.
     pub bytes: usize,
 }

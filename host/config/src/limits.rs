@@ -1,6 +1,6 @@
-//! A tenant's `[limits]`, and `[tenant-limits]` of relay.toml: the most that any tenant may have of each.
+//! A tenant's `[limits]`, and `[tenant-limits]` of relay.toml, which says the most that any tenant may have of each.
 //!
-//! All there is to say of a limit is one line of the table below.
+//! One line of the table below defines all of a limit.
 
 use std::{
     ops::RangeInclusive,
@@ -14,7 +14,7 @@ use crate::{
     units::{show_duration, show_size},
 };
 
-/// What a limit counts: how it is written.
+/// What a limit counts, and how it is written.
 trait Unit {
     type Value: Copy + PartialOrd;
 
@@ -88,7 +88,7 @@ macro_rules! limits {
         }
 
         impl TenantLimits {
-            /// The end of every range.
+            /// The top of every range.
             pub const MOST: Self = Self { $($field: $most,)* };
 
             #[cfg(test)]
@@ -119,17 +119,18 @@ macro_rules! limits {
 }
 
 limits! {
-    /// Most bytes of linear memory in one instance. From what a small guest starts with to all that 32 bits address.
+    /// Most bytes of linear memory in one instance. The range is from what a small guest starts with to all that 32
+    /// bits can address.
     memory "memory" Bytes: 64 << 20, 1 << 20 => 4 << 30;
     /// Most instances of all components at once; each may have as much memory as `memory` says.
     instances "instances" Count: 100, 1 => 10_000;
-    /// How long an instance may have nothing to do before it goes. Under the least instances are made all the time; over the
-    /// most nothing is ever idle.
+    /// How long an instance may be idle before it is dropped. Below the range instances would be made all the time;
+    /// above it none would ever be idle.
     instance_idle "instance-idle" Time: Duration::from_secs(60), Duration::from_millis(100) => Duration::from_secs(24 * 3600);
-    /// Longest call of the filter, host calls included. The engine's clock ticks every millisecond; over the most a busy guest
-    /// looks like a hung one.
+    /// Longest call of the filter, host calls included. The engine's clock ticks every millisecond. Above the range a
+    /// guest that hangs would pass for a busy one.
     filter_call "filter-call" Time: Duration::from_secs(1), Duration::from_millis(10) => Duration::from_secs(60);
-    /// Longest call of the job, host calls included. It may wait for others, but not for ever.
+    /// Longest call of the job, host calls included. A job may wait for other servers, but not for ever.
     job_call "job-call" Time: Duration::from_secs(10), Duration::from_millis(10) => Duration::from_secs(600);
     /// Longest call of the client handler, host calls included.
     client_call "client-call" Time: Duration::from_secs(1), Duration::from_millis(10) => Duration::from_secs(60);
@@ -137,47 +138,49 @@ limits! {
     client_instances "client-instances" Count: 8, 1 => 1000;
     /// Largest message accepted from a client, in bytes. The least is the longest control frame's payload (RFC 6455, 5.5).
     client_message "client-message" Bytes: 64 << 10, 125 => 16 << 20;
-    /// Messages of one client that may wait for the handler.
+    /// Most messages of one client that wait for the handler.
     client_queue "client-queue" Count: 128, 1 => 100_000;
-    /// Bytes of all clients' messages that wait for the handler and replies that wait for sockets.
+    /// Most bytes of all clients' messages that wait for the handler and replies that wait for sockets.
     client_backlog "client-backlog" Bytes: 64 << 20, 64 << 10 => 64 << 30;
-    /// Messages, or commands, that one client may send each second, and at once.
+    /// Most messages or commands that one client may send per second; as many may come at once.
     client_messages_per_second "client-messages-per-second" Count: 1000, 1 => 1_000_000;
-    /// Bytes of them.
+    /// Most bytes of these messages per second; as many may come at once.
     client_bytes_per_second "client-bytes-per-second" Bytes: 4 << 20, 1 << 10 => 1 << 30;
-    /// Most clients at once; by default as many as the host takes.
+    /// Most clients at once. By default as many as the host takes.
     clients "clients" Count: 16_000_000, 1 => 16_000_000;
-    /// Most clients at once with one address, of IPv6 with one /64; at the most nobody is counted.
+    /// Most clients at once from one address, which in IPv6 is one /64. At the top of the range nobody is counted.
     clients_per_address "clients-per-address" Count: 16_000_000, 1 => 16_000_000;
-    /// Longest call of the API, from a request's begin to the end of its answer. A client may take its time with a body, but
-    /// not for ever.
+    /// Longest call of the API, from the start of a request to the end of its answer. A client may be slow with a body,
+    /// but not for ever.
     api_call "api-call" Time: Duration::from_secs(30), Duration::from_millis(10) => Duration::from_secs(3600);
     /// Most instances of the API.
     api_instances "api-instances" Count: 32, 1 => 1000;
-    /// Requests that may wait for an instance.
+    /// Most requests that wait for an instance.
     api_queue "api-queue" Count: 1024, 1 => 1_000_000;
     /// Largest body of a request, in bytes.
     api_body "api-body" Bytes: 1 << 20, 0 => 4 << 30;
-    /// Most channels that exist at once, published to or subscribed to; clients may make half of them.
+    /// Most channels that exist at once, published to or subscribed to. Clients may create half of them.
     channels "channels" Count: 10_000, 2 => 1_000_000;
-    /// Largest payload that a component publishes, in bytes; by default that of an upstream's message.
+    /// Largest payload that a component publishes, in bytes. The default is that of an upstream's message.
     publication "publication" Bytes: 16 << 20, 1 => 64 << 20;
-    /// Publications that all components together may make each second, and at once: over a hundred times what one core filters
-    /// would be no limit.
+    /// Most publications that all components together may make per second; as many may come at once. More than a
+    /// hundred times what one core filters would be no limit.
     publications_per_second "publications-per-second" Count: 1_000_000, 1 => 100_000_000;
-    /// Most bytes of all channels' logs together. From one log of the least size to more than most hosts have.
+    /// Most bytes of all channels' logs together. The range is from one log of the least size to more memory than most
+    /// hosts have.
     logs "logs" Bytes: 256 << 20, 64 << 10 => 64 << 30;
     /// Most bytes of all keys and values that the components keep.
     state "state" Bytes: 16 << 20, 4 << 10 => 1 << 30;
-    /// Most of these keys.
+    /// Most keys that the components keep.
     state_keys "state-keys" Count: 100_000, 1 => 10_000_000;
-    /// Most bytes of its records in the host's own file. All tenants together have what `[store] size` says.
+    /// Most bytes of the tenant's records in the host's own file. `[store] size` limits all tenants together.
     records "records" Bytes: 256 << 20, 4 << 10 => 1 << 44;
-    /// HTTP requests of components under way at once.
+    /// Most HTTP requests of components under way at once.
     outbound_requests "outbound-requests" Count: 64, 1 => 10_000;
-    /// HTTP requests that components may begin each second, and at once.
+    /// Most HTTP requests that components may begin per second; as many may begin at once.
     outbound_requests_per_second "outbound-requests-per-second" Count: 100, 1 => 1_000_000;
-    /// Lines that components, and what they do wrong, may write to the log each second, and at once.
+    /// Most lines per second that components write to the log, and that the host writes about their faults; as many may
+    /// come at once.
     log_lines_per_second "log-lines-per-second" Count: 1000, 1 => 1_000_000;
 }
 
@@ -187,22 +190,23 @@ impl TenantLimits {
     }
 }
 
-/// The most that any tenant may have.
+/// The most that any tenant may have of each limit.
 #[derive(Clone, Debug)]
 pub struct TenantCaps {
-    /// Where that is written.
+    /// The relay.toml that says so.
     file: PathBuf,
     most: TenantLimits,
 }
 
 impl Default for TenantCaps {
-    /// As much as there is.
+    /// The top of every range.
     fn default() -> Self {
         Self { file: PathBuf::new(), most: TenantLimits::MOST }
     }
 }
 
-/// A limit within its range and its cap. One that is not written is as large as both its default and its cap allow.
+/// Reads a limit, which must be within its range and its cap. If it is not written, it is its default, or its cap if
+/// that is less.
 fn capped<U: Unit>(
     table: &mut Table<'_>,
     key: &'static str,
@@ -251,7 +255,7 @@ mod tests {
         let block = readme.split("\n```").find_map(|block| block.split_once("[limits]\nmemory = ")).unwrap().1;
         let text = format!("memory = {block}");
         assert_eq!(limits("", &text), Ok(TenantLimits::default()));
-        // Commented out, a limit is not the default, and yet one.
+        // The lines that are commented out are no defaults, but they are limits.
         let all = text.replace("\n# ", "\n");
         limits("", &all).unwrap();
         assert_eq!(all.lines().count(), TenantLimits::COUNT, "{all}");

@@ -24,34 +24,37 @@ mod grants;
 /// Most headers of one upstream; common servers refuse requests with a hundred.
 const MAX_HEADERS: usize = 64;
 
-/// Under the least a quiet feed is taken for a dead one; over the most, nobody would notice a dead one.
+/// Below the range a quiet feed would seem dead; above it nobody would notice a dead one.
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// One message is held whole, and twice while it is filtered.
+/// Each message is held whole in memory, and twice while it is filtered.
 const MAX_MESSAGE: RangeInclusive<u64> = 1 << 10..=64 << 20;
 
-/// Under the least a page that is loaded again makes the partner another connection; over the most it may stay for good.
+/// Below the range each reload of a page would be a new connection for the partner; above it the connection may as well
+/// stay for good.
 const LINGER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
-/// Under the least a job is a loop; a year is longer than hosts run.
+/// Below the range a job is a loop. A year is longer than hosts run.
 const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
 const AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 3600);
 
-/// Under the least a collection is of no use; the most is a century.
+/// Below the range a collection is of no use. The top is a century.
 const KEEP: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(36_525 * 24 * 3600);
 
-/// From nothing, which compresses all, to what is hardly ever sent.
+/// At 0 every message is compressed. Hardly any message is larger than the top of the range.
 const COMPRESS_ABOVE: RangeInclusive<u64> = 0..=1 << 20;
-/// Compressed once for all, messages of any length cost next to nothing more; shorter ones hardly get shorter.
+/// A message is compressed once for all clients, so long ones cost next to nothing more. Shorter messages hardly get
+/// shorter.
 const DEFAULT_COMPRESS_ABOVE: usize = 64;
 
-/// Headers the handshake sets itself, or that would give it a body; with them go all in [`WEBSOCKET_HEADERS`].
+/// Headers that the handshake sets itself, or that would give it a body. All with the prefix [`WEBSOCKET_HEADERS`] are
+/// refused too.
 const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
 
-/// How the handshake's own headers begin.
+/// The prefix of the handshake's own headers.
 const WEBSOCKET_HEADERS: &str = "sec-websocket-";
 
-/// What a manifest claims, known even when other parts of it are wrong.
+/// What a manifest claims for its tenant alone. This is known even when other parts of the manifest are wrong.
 #[derive(Default)]
 pub(super) struct Claims {
     pub(super) name: Option<Claim>,
@@ -59,8 +62,8 @@ pub(super) struct Claims {
     pub(super) hosts: Vec<Claim>,
 }
 
-/// Reads a manifest, and what it claims. Its filter is looked for in `file`'s folder, its secrets are asked of `secrets`
-/// by the names of environment variables; it may have what its `bounds` allow.
+/// Reads a manifest and its claims. Components are looked for in the folder of `file`. `secrets` returns the value of
+/// an environment variable. `bounds` are what the operator allows.
 pub(super) fn read(
     text: &str,
     file: &Path,
@@ -178,7 +181,7 @@ fn tenant(
     (Claims { name, path, hosts }, config)
 }
 
-/// Its presence turns compression on.
+/// Reads `compression`. Its presence turns compression on.
 fn compression(value: Value<'_>) -> Option<usize> {
     let mut table = value.table("a table, such as { above = 64 }")?;
     let above = table.size("above", &COMPRESS_ABOVE).unwrap_or(DEFAULT_COMPRESS_ABOVE);
@@ -206,7 +209,8 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
     Some(UpstreamConfig { name: name?, url: url?, headers, subprotocols, idle_timeout, max_message, linger })
 }
 
-/// How long an upstream that is connected on demand stays after its last client; `None`: it is always connected.
+/// How long an upstream that is connected on demand stays connected after its last client. `None`: it is always
+/// connected.
 fn linger(table: &mut Table<'_>) -> Option<Duration> {
     let connect = table.take("connect");
     let linger = table.take("linger");
@@ -267,7 +271,7 @@ fn headers(table: Table<'_>, secrets: &Secrets<'_>) -> Vec<(HeaderName, HeaderVa
     headers
 }
 
-/// A header's value, written out or `{ env = "NAME" }`. Problems do not repeat it.
+/// A header's value, written out or `{ env = "NAME" }`. Problems do not repeat the value.
 fn header_value(value: Value<'_>, secrets: &Secrets<'_>) -> Option<HeaderValue> {
     if let DeValue::String(text) = &value.value {
         let header = HeaderValue::from_str(text).ok();
@@ -313,7 +317,7 @@ fn kept(name: String, value: Value<'_>) -> Option<(String, Duration)> {
     Some((name, keep?))
 }
 
-/// A setting as text, a number as it is written. The parser leaves it to us whether an integer is one: it takes `0x`.
+/// A setting as text; a number keeps its spelling. The parser accepts `0x` as an integer, so the check is made here.
 fn setting(value: &Value<'_>) -> Option<String> {
     let (text, valid) = match &value.value {
         DeValue::String(text) => (text.to_string(), true),
@@ -338,7 +342,7 @@ mod tests {
 
     use super::*;
 
-    /// A manifest with every key but `components.filter`, whose tests are with the folders'.
+    /// A manifest with every key but `components.filter`, which is tested in `relay.rs`.
     const GOOD: &str = r##"name = "my-market"
 path = "/"
 
@@ -601,12 +605,12 @@ api-body = 0
             }
             let started = std::time::Instant::now();
             assert!(parsed(&text).unwrap_err().0.len() > 10_000);
-            // Far from what it takes, and from what comparing each line with each other would.
+            // Far more than it takes, and far less than it would take to compare each line with every other.
             assert!(started.elapsed() < Duration::from_secs(60), "{line}");
         }
     }
 
-    /// Parses without a panic; what is refused is refused for a reason, on a line of the text.
+    /// Parses without a panic. What is refused has a reason, on a line of the text.
     fn check(text: &str) {
         if let Err(Problems(problems)) = parsed(text) {
             assert!(!problems.is_empty());

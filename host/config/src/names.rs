@@ -9,7 +9,7 @@ use crate::{
     units::digits,
 };
 
-/// Most bytes of a tenant's or an upstream's name, as of a DNS label.
+/// Most bytes of a tenant's or an upstream's name, the same as in a DNS label.
 const MAX_NAME_BYTES: usize = 63;
 
 /// Most bytes of a path or of a channel's pattern.
@@ -46,7 +46,7 @@ pub(super) fn host(value: &Value<'_>) -> Option<Claim> {
     Some(Claim { value: text.to_ascii_lowercase(), line: value.place.line() })
 }
 
-/// Whether this can be a host's name.
+/// Whether a host can have this name.
 pub(super) fn is_host(text: &str) -> bool {
     let label = |label: &str| {
         let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
@@ -101,7 +101,7 @@ pub(super) fn url(value: &Value<'_>) -> Option<Uri> {
     None
 }
 
-/// Whether `authority` is a host that can be one, alone or with a port.
+/// Whether `authority` is a possible host, alone or with a port.
 fn host_and_port(authority: &str, host: &str) -> bool {
     let port = match authority.strip_prefix(host) {
         Some("") => true,
@@ -130,7 +130,7 @@ mod tests {
         document.conclude::<()>(None).unwrap_err().0.iter().map(ToString::to_string).collect()
     }
 
-    /// Whether `check` takes `text`, which it must refuse with one problem if it refuses it.
+    /// Whether `check` accepts `text`. If not, it must record exactly one problem.
     fn takes<T>(text: &str, check: impl FnOnce(&Value<'_>) -> Option<T>) -> bool {
         let mut taken = false;
         let found = problems(&format!("k = {text:?}"), |root| taken = check(&root.take("k").unwrap()).is_some());

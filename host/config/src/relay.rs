@@ -30,49 +30,51 @@ const LISTEN_API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)
 /// Where the admin listener is by default: out of reach of other machines.
 const LISTEN_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
-/// More sockets than one machine holds.
+/// One machine holds fewer sockets than the top of the range.
 const CLIENTS: RangeInclusive<u64> = 1..=16_000_000;
 
 /// Each handshake under way holds a task and buffers of some 10 KiB.
 const HANDSHAKES: RangeInclusive<u64> = 1..=1_000_000;
 
-/// Each holds a task and a buffer of some 10 KiB.
+/// Each connection holds a task and a buffer of some 10 KiB.
 const API_CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
 
-/// Under the least a distant client fails; over the most, connections that never speak pile up.
+/// Below the range a distant client fails; above it connections that never speak pile up.
 const HANDSHAKE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 
-/// Under the least pings are a load of their own; over the most, proxies have cut idle connections.
+/// Below the range pings are a load of their own; above it proxies cut idle connections first.
 const PING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// Under the least a retransmission is taken for a stall.
+/// Below the range a retransmission would pass for a stall.
 const STALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// Supervisors kill long before the most.
+/// Supervisors kill a process long before the top of the range.
 const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
 
-/// At the least there is room for the compiler, and little else; over the most, one component could take a machine.
+/// At the least there is room for the compiler and little else; above the range one component could take a whole
+/// machine.
 const COMPILE_MEMORY: RangeInclusive<u64> = 64 << 20..=64 << 30;
 
-/// Under the least nothing compiles on a busy host; over the most a bad component keeps others waiting.
+/// Below the range nothing compiles on a busy host; above it a bad component keeps others waiting.
 const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// From one small component to more than a disk should be asked for.
+/// The range is from one small component to more than any disk should give.
 const CACHE_SIZE: RangeInclusive<u64> = 1 << 20..=1 << 44;
 
-/// The folder for compiled code without configuration, beside relay.toml.
+/// The default folder for compiled code, beside relay.toml.
 const CACHE: &str = "data/cache";
-/// What each may take is its tenant's `memory`; over the most address space runs out.
+/// A tenant's `memory` limits each instance. Above the range address space runs out.
 const INSTANCES: RangeInclusive<u64> = 1..=30_000;
 
-/// What matters of a `mysql://` URL before there is a connection.
+/// The facts about a `mysql://` URL that are checked before there is a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct MySqlUrl {
     pub has_database: bool,
     pub has_password: bool,
 }
 
-/// Parses a URL as the MySQL driver does; `None`: the driver does not take it. The driver itself is the host's.
+/// Parses a URL as the MySQL driver does. `None`: the driver refuses it. The host passes this in, since this crate has
+/// no driver.
 pub type MySqlParser = fn(&str) -> Option<MySqlUrl>;
 
 /// A configuration that cannot be used.
@@ -80,7 +82,7 @@ pub type MySqlParser = fn(&str) -> Option<MySqlUrl>;
 #[error("{problems}")]
 pub struct Invalid {
     pub problems: Problems,
-    /// The tenants that nothing was found wrong with, so that their components can be looked at too.
+    /// The tenants without mistakes, so that their components can be checked too.
     pub sound: Vec<TenantConfig>,
 }
 
@@ -92,7 +94,8 @@ pub fn load(path: &Path, mysql: MySqlParser) -> Result<RelayConfig, Invalid> {
     load_with(path, &|variable| std::env::var(variable).ok(), mysql)
 }
 
-/// Reads what `relay.toml` at `path` says of the host, whatever its tenants are like: there are none in what is returned.
+/// Reads `relay.toml` at `path` for the host alone. The result has no tenants, and mistakes in their manifests are
+/// ignored.
 pub fn load_host(path: &Path, mysql: MySqlParser) -> Result<RelayConfig, Problems> {
     let text = read_file(path).map_err(|problem| Problems(vec![problem]))?;
     let document = Document::new(path, &text);
@@ -132,7 +135,7 @@ fn bounds(root: &mut Table<'_>, files: &HostFiles<'_>) -> Bounds {
     Bounds { caps, allowed: allowed(root.section("grants"), files) }
 }
 
-/// Walks `relay.toml`; the tenants come apart, their problems following this file's.
+/// Walks `relay.toml`. The tenants are returned apart, since their problems follow those of this file.
 fn relay(
     mut root: Table<'_>,
     path: &Path,
@@ -329,7 +332,7 @@ mod tests {
         assert_eq!(Folder::new(&files).problems(), expected);
     }
 
-    /// Whoever reads or writes them is the host, or more than it.
+    /// A tenant that could read or write them would have the host's power, or more.
     #[test]
     fn no_folder_with_the_hosts_own_files_is_listed() {
         let folder = Folder::new(&[ONE]);
@@ -361,7 +364,7 @@ mod tests {
         }
         write("data/cache/v1", "data/cache");
         assert!(folder.problems()[0].contains("is in the host's cache of compiled code"), "{:?}", folder.problems());
-        // What is half read is looked at too.
+        // A file that is half read is checked too.
         folder.write("relay.toml", b"tenants = 'tenants'\ngrants.folders = ['.']\n[listen\n");
         assert!(folder.problems().iter().any(|problem| problem.contains("has the host's own")));
     }
@@ -421,11 +424,11 @@ mod tests {
             ("tenants/7/tenant.toml", "name = '7'\nhosts = ['b.example', 'c.example']\npath = '/a/b'\n"),
         ];
         let expected = [
-            "tenants/2/tenant.toml:2: path: \"/a\" and \"/a/b\" are one beneath the other, that is the path in tenants/1/tenant.toml; give each tenant its own",
-            "tenants/3/tenant.toml:2: path: \"/a/b/c\" and \"/a/b\" are one beneath the other, that is the path in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/2/tenant.toml:2: path: \"/a\" overlaps \"/a/b\", which is the path in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/3/tenant.toml:2: path: \"/a/b/c\" overlaps \"/a/b\", which is the path in tenants/1/tenant.toml; give each tenant its own",
             "tenants/7/tenant.toml:2: hosts: \"b.example\" is the operator's to give; list it in relay.toml: grants.hosts = [\"b.example\"]",
             "tenants/7/tenant.toml:2: hosts: \"c.example\" is the operator's to give; list it in relay.toml: grants.hosts = [\"c.example\"]",
-            "tenants/7/tenant.toml:2: hosts: \"b.example/a/b\" and \"/a\" are one beneath the other, that is the path in tenants/4/tenant.toml; give each tenant its own",
+            "tenants/7/tenant.toml:2: hosts: \"b.example/a/b\" overlaps \"/a\", which is the path in tenants/4/tenant.toml; give each tenant its own",
         ];
         assert_eq!(Folder::new(&files).problems(), expected);
     }

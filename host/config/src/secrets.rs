@@ -13,17 +13,17 @@ use crate::{
     units::show_size,
 };
 
-/// Largest file with a secret in it, in bytes: keys and certificates have less.
+/// Largest file with a secret in it, in bytes. Keys and certificates are smaller.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
 
-/// What one tenant may read of the host.
+/// The values of the host that one tenant may read.
 pub(super) struct Secrets<'s> {
     /// `None`: its name is wrong, so that nothing can be read.
     pub(super) tenant: Option<&'s str>,
-    /// The tenant's own.
+    /// The tenant's own folder.
     pub(super) folder: &'s Path,
     pub(super) allowed: &'s Allowed,
-    /// The environment.
+    /// Returns the value of a variable of the host's environment.
     pub(super) read: &'s dyn Fn(&str) -> Option<String>,
 }
 
@@ -34,8 +34,8 @@ impl Secrets<'_> {
         folder.canonicalize()
     }
 
-    /// Whether the tenant may have what is at a path that is not its own, links followed. Never what has to do with the
-    /// tenants' folders, whatever the operator lists.
+    /// Whether the tenant may have what is at a path that is not its own, with links followed. Whatever the operator
+    /// lists, this is never a folder of a tenant, or one within or above it.
     pub(super) fn may_have(&self, tenant: &str, path: &Path, write: bool) -> io::Result<bool> {
         let tenants = self.folder.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !self.allowed.has_folder(tenant, path, write) {
@@ -45,8 +45,8 @@ impl Secrets<'_> {
         Ok(!kept.into_iter().chain(linked(tenants)?).any(|kept| meet(&kept, path)))
     }
 
-    /// An environment variable that the tenant may read: `<TENANT>__<NAME>`, `<NAME>` having no leading or double
-    /// underscore, so that a variable is one tenant's only (else `a` could read `a--b`'s `A__B__X`).
+    /// An environment variable that the tenant may read: `<TENANT>__<NAME>`. `<NAME>` has no leading or double
+    /// underscore, so that each variable belongs to one tenant (else `a` could read the `A__B__X` of `a--b`).
     pub(super) fn variable(&self, value: &Value<'_>) -> Option<Secret> {
         let variable = value.str()?;
         let prefix = format!("{}__", self.tenant?.to_ascii_uppercase().replace('-', "_"));
@@ -60,7 +60,7 @@ impl Secrets<'_> {
         if !variable.strip_prefix(&prefix).is_some_and(allowed) {
             let rule = "letters, digits and single underscores";
             value.problem(format!(
-                "a tenant reads only its own variables; name one {prefix}TOKEN, say: {prefix} and {rule}"
+                "a tenant reads only its own variables; name one {prefix}TOKEN or the like: {prefix} and {rule}"
             ));
             return None;
         }
@@ -71,8 +71,8 @@ impl Secrets<'_> {
         Some(Secret::from(secret.as_str()))
     }
 
-    /// What a file has in it, without a line's end behind it, and where the file is. It must be the tenant's own, or in a
-    /// folder that the operator lists.
+    /// The content of a file, without the line ends after it, and the file's path. The file must be the tenant's own,
+    /// or in a folder that the operator lists.
     pub(super) fn file(&self, value: &Value<'_>) -> Option<(Secret, PathBuf)> {
         let (name, tenant) = (value.str()?, self.tenant?);
         let path = self.folder.join(name);
@@ -96,13 +96,13 @@ impl Secrets<'_> {
     }
 }
 
-/// Where the tenants' folders that are links really are; the others are in the folder of tenants.
+/// The targets of the tenants' folders that are links. The others are in the folder of tenants itself.
 fn linked(tenants: &Path) -> io::Result<Vec<PathBuf>> {
     let mut folders = Vec::new();
     for entry in tenants.read_dir()? {
         let entry = entry?;
         if entry.file_type()?.is_symlink() {
-            // One that leads nowhere has nothing to keep.
+            // A link that leads nowhere has nothing to protect.
             folders.extend(entry.path().canonicalize().ok());
         }
     }
@@ -111,7 +111,7 @@ fn linked(tenants: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The file, and where it really is.
 fn open(path: &Path) -> io::Result<(File, PathBuf)> {
-    // Asked before opening: opening a pipe would wait for its other end.
+    // Checked before the file is opened: opening a pipe would wait for its other end.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }

@@ -1,4 +1,4 @@
-//! The folder of tenants: a folder each, with a manifest in it.
+//! The folder of tenants. It has a folder for each tenant, with a manifest in it.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use crate::{
     names::Claim,
 };
 
-/// The file each tenant's folder has.
+/// The manifest's name in each tenant's folder.
 const MANIFEST: &str = "tenant.toml";
 
-/// Where tenants are.
+/// The folder that has the tenants' folders.
 #[derive(Clone, Debug)]
 pub struct TenantsFolder {
     pub path: PathBuf,
@@ -34,13 +34,13 @@ pub struct Tenants {
 }
 
 impl TenantsFolder {
-    /// The folder that relay.toml names: beside the file `relay`, if it is not absolute.
+    /// The folder that relay.toml names. A relative path starts beside the file `relay`.
     pub(super) fn read(value: &Value<'_>, relay: &Path, bounds: Bounds) -> Option<Self> {
         let path = relay.parent().unwrap_or(Path::new("")).join(value.str()?);
         Some(Self { path, bounds: Arc::new(bounds) })
     }
 
-    /// Reads every tenant; problems with the folder itself are of the `value` that names it.
+    /// Reads every tenant. Problems with the folder itself are reported at the `value` that names it.
     pub(super) fn all(&self, value: &Value<'_>, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
         let folders = match self.folders() {
             Ok(folders) => folders,
@@ -57,8 +57,8 @@ impl TenantsFolder {
         read(&folders, &self.bounds, secrets)
     }
 
-    /// Reads the tenant of a folder, or, if it has no manifest, the tenants of a folder of tenants, with secrets from the
-    /// process's environment: those that nothing is wrong with, and what is wrong with the others.
+    /// Reads the tenant of a folder. If the folder has no manifest, it is read as a folder of tenants. Secrets come
+    /// from the process's environment. Returns the tenants without mistakes, and the mistakes of the others.
     pub fn at(path: &Path, bounds: &Bounds) -> (Vec<TenantConfig>, Problems) {
         let problem = |message| {
             let problem = Problem { file: path.into(), line: None, key: String::new(), message };
@@ -86,7 +86,7 @@ impl TenantsFolder {
         configs.pop().filter(|_| problems.is_empty()).ok_or(Problems(problems))
     }
 
-    /// The tenants' folders: those that are not hidden, by name.
+    /// The tenants' folders, sorted by name. Hidden folders are left out.
     pub fn folders(&self) -> io::Result<Vec<PathBuf>> {
         folders(&self.path)
     }
@@ -141,12 +141,13 @@ fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<S
 #[derive(Default)]
 struct Claimed {
     names: BTreeMap<String, PathBuf>,
-    /// By host; empty: any.
+    /// By host. An empty one stands for any.
     paths: BTreeMap<String, BTreeMap<String, PathBuf>>,
 }
 
 impl Claimed {
-    /// Records that the tenant of `file` claims a name and a path, on each of its hosts; problems if others already have.
+    /// Records the name, and the path on each host, that the tenant of `file` claims. Returns a problem for each that
+    /// another tenant has already.
     fn by(&mut self, claims: Claims, file: &Path) -> Vec<Problem> {
         let Claims { name, path, hosts } = claims;
         let mut problems = Vec::new();
@@ -169,7 +170,7 @@ impl Claimed {
                     let is = if *other == path.value {
                         format!("{} is also the path", quote(&shown))
                     } else {
-                        format!("{} and {other:?} are one beneath the other, that is the path", quote(&shown))
+                        format!("{} overlaps {other:?}, which is the path", quote(&shown))
                     };
                     problems.push(claimed(&is, key, first, host.line, file));
                 }
@@ -185,15 +186,15 @@ fn claimed(is: &str, key: &str, first: &Path, line: Option<usize>, file: &Path) 
     Problem { file: file.into(), line, key: key.into(), message }
 }
 
-/// The claimed path that meets another, if one does: see [`meet`].
+/// The claimed path that overlaps `path`, if there is one: see [`meet`].
 fn meeting<'p>(paths: &'p BTreeMap<String, PathBuf>, path: &str) -> Option<(&'p String, &'p PathBuf)> {
     let above = path.match_indices('/').skip(1).filter_map(|(at, _)| paths.get_key_value(path.get(..at)?)).next();
     let beneath = || paths.range(format!("{path}/")..).next().filter(|(other, _)| meet(other, path));
     paths.get_key_value(path).or(above).or_else(beneath)
 }
 
-/// Whether two paths would lead into one another: they are the same, or one is beneath the other. All are beneath `/`, which
-/// has what nobody else has.
+/// Whether two paths overlap: they are the same, or one is beneath the other. Only `/` overlaps no other path: its
+/// tenant has all that no other tenant claims.
 pub fn meet(one: &str, other: &str) -> bool {
     let beneath =
         |path: &str, other: &str| other != "/" && path.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'));

@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use crate::document::{MAX_QUOTED_CHARS, Table, Value, quote};
 
-/// Duration units with their nanoseconds. `ms` stands before `m` and `s`: it ends like one of them.
+/// Duration units with their nanoseconds. `ms` stands before `s`, which it ends with.
 const DURATION_UNITS: [(&str, u128); 5] = [
     ("ms", 1_000_000),
     ("d", 86_400_000_000_000),
@@ -18,7 +18,7 @@ const DURATION_UNITS: [(&str, u128); 5] = [
 /// Size units, largest first, with their bytes.
 const SIZE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
-/// Digits a duration may have after the point; with the smallest unit the last of them is under a nanosecond.
+/// Most digits of a duration after the point. With the smallest unit the last of them is less than a nanosecond.
 const FRACTION_DIGITS: usize = 9;
 
 impl Table<'_> {
@@ -73,7 +73,7 @@ impl Value<'_> {
             return None;
         };
         let written = shorten(&number.to_string());
-        // What does not fit is negative or beyond every range.
+        // A number that does not fit is negative or beyond every range.
         let count = self.unsigned().unwrap_or(if written.starts_with('-') { 0 } else { u64::MAX });
         self.within(count, range, &written, u64::to_string).map(saturate)
     }
@@ -98,7 +98,7 @@ impl Value<'_> {
     }
 }
 
-/// Reads a number, perhaps with a decimal fraction, and one of `ms`, `s`, `m`, `h`.
+/// Reads a number, perhaps with a decimal fraction, and one of `ms`, `s`, `m`, `h`, `d`.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let (number, nanos) = DURATION_UNITS.iter().find_map(|(unit, nanos)| Some((text.strip_suffix(unit)?, *nanos)))?;
     let (whole, fraction) = match number.split_once('.') {
@@ -153,7 +153,7 @@ fn saturate(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// `str::parse` alone would also take a sign.
+/// Reads digits alone: `str::parse` would also take a sign.
 pub(super) fn digits(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }

@@ -1,4 +1,4 @@
-//! `edge-relay compile`: the child that the host has compile a component.
+//! `edge-relay compile`: the child process that compiles one component for the host.
 
 use clap::Args;
 
@@ -12,13 +12,13 @@ use crate::{
 
 /// Compiles the component on standard input to machine code on standard output, within limits.
 ///
-/// The host starts it; there is no use for it otherwise.
+/// The host starts it. It has no other use.
 #[derive(Args)]
 pub struct Compile {
     /// Most bytes of memory.
     #[arg(long)]
     memory: u64,
-    /// Most seconds of a processor's time.
+    /// Most seconds of processor time.
     #[arg(long)]
     seconds: u64,
     /// Most bytes of code.

@@ -1,4 +1,4 @@
-//! `edge-relay component`: making and inspecting components.
+//! `edge-relay component`: builds and checks components.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,7 +14,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Builds a tenant's component, or says what one offers and needs.
+/// Builds a tenant's component, or tells what one offers and needs.
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
 pub struct Component {
@@ -24,9 +24,9 @@ pub struct Component {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Makes a component of a Rust crate or a core module.
+    /// Makes a component from a Rust crate or a core module.
     ///
-    /// A crate is compiled for wasm32-unknown-unknown first; a file that is a component already is copied. Exit code 2:
+    /// A crate is compiled for wasm32-unknown-unknown first. A file that is a component already is copied. Exit code 2:
     /// the source cannot be built, or the target's standard library is missing.
     #[command(after_help = "\
 Examples:
@@ -40,9 +40,9 @@ Examples:
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Prints a component's roles, imports and size, and what of a manifest it may ask for.
+    /// Prints a component's roles, imports and size, and what it may ask for in a manifest.
     ///
-    /// Exit code 2: it is no component, lacks every role, or imports what the host does not give.
+    /// Exit code 2: the file is no component, has no role, or imports what the host does not provide.
     #[command(after_help = "\
 Example:
   edge-relay component check tenants/market/filter.wasm")]
@@ -81,12 +81,12 @@ fn check(path: &Path) -> Result<(), Failure> {
     ))?;
     loaded.linked().map_err(|error| problem(error.to_string()))?;
     if roles.is_empty() {
-        return Err(problem(format!("it has none of the roles; its exports are: {}", list(&report.exports))));
+        return Err(problem(format!("it has no role; its exports are: {}", list(&report.exports))));
     }
     Ok(())
 }
 
-/// A component's roles, with what they do besides.
+/// A component's roles, each with its optional parts.
 pub fn shown_roles(report: &Report) -> Vec<String> {
     let role = |role: &RoleKind| match role {
         RoleKind::Filter if report.follows_demand => format!("{role}, follows demand"),

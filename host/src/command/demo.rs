@@ -1,4 +1,4 @@
-//! `edge-relay demo`: the whole road on one machine, with nothing else installed.
+//! `edge-relay demo`: everything from a partner to a client on one machine, with nothing else installed.
 
 use std::{fs, fs::DirBuilder, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::{
 
 mod page;
 
-/// The sample tenant, as it stands in the repository; its components are compiled along with the host.
+/// The sample tenant from the repository. Its components are compiled along with the host.
 const MANIFEST: &str = include_str!("../../../components/market/tenant.toml");
 const FILTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-filter.wasm"));
 const CLIENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-client.wasm"));
 const API: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-api.wasm"));
 const JOB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/market-job.wasm"));
-/// The partner that the sample's manifest names, which the simulated exchange stands in for.
+/// The partner in the sample's manifest. The simulated exchange takes its place.
 const PARTNER: &str = "wss://ws-feed.exchange.coinbase.com";
 /// Messages a second of the simulated exchange.
 const RATE: f64 = 50.0;
@@ -35,8 +35,8 @@ const LOOPBACK: &str = "127.0.0.1:0";
 
 /// Shows the relay at work: a simulated exchange, the sample tenant's filter, a client, and a page to open in a browser.
 ///
-/// Everything runs in this process, on free ports of 127.0.0.1. Prints the page's URL first, then a line a second of what
-/// the client gets, until it is interrupted.
+/// Everything runs in this process, on free ports of 127.0.0.1. Prints the page's URL first, then one line per second
+/// with what the client gets, until it is interrupted.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -44,8 +44,7 @@ Examples:
   edge-relay demo --listen 127.0.0.1:8000
   edge-relay demo --for 10s")]
 pub struct Demo {
-    /// Where the page is served; with a port of your own a bookmark lasts, and a page that is open comes back with the
-    /// next demo.
+    /// Where the page is served; with a port of your own, a bookmark lasts and an open page finds the next demo again.
     #[arg(long, value_name = "ADDR", default_value = LOOPBACK)]
     listen: SocketAddr,
     /// Ends by itself after this time, for example 10s or 2m; fails if nothing was relayed.
@@ -105,7 +104,7 @@ impl Demo {
     }
 }
 
-/// A client like any other: prints what it gets, a line a second; returns how many messages that was.
+/// Connects like any other client and prints one line per second with what it gets. Returns the number of messages.
 async fn watch(
     clients: SocketAddr,
     sent: &Sent,
@@ -128,7 +127,7 @@ async fn watch(
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(Failure::failed(error)),
-                None => return Err(Failure::failed("the relay has closed the client's connection")),
+                None => return Err(Failure::failed("the relay closed the client's connection")),
             },
             _ = second.tick() => {
                 let seconds = started.elapsed().as_secs();
@@ -140,7 +139,7 @@ async fn watch(
     }
 }
 
-/// The demonstration's configuration, in a folder that goes when this is dropped.
+/// The demonstration's configuration, in a folder that is removed when this is dropped.
 struct Files {
     folder: PathBuf,
 }
@@ -149,7 +148,7 @@ impl Files {
     fn write(exchange: SocketAddr) -> io::Result<Self> {
         let files = Self { folder: std::env::temp_dir().join(format!("edge-relay-demo-{}", std::process::id())) };
         let tenant = files.folder.join("tenants/market");
-        // Made here or not used: the folder of temporary files belongs to everybody.
+        // The folder must be new: everybody may write to the folder of temporary files.
         DirBuilder::new().mode(0o700).create(&files.folder)?;
         fs::create_dir_all(&tenant)?;
         let listen = ["clients", "api", "admin"].map(|name| format!("{name} = \"{LOOPBACK}\"\n")).concat();
@@ -166,7 +165,7 @@ impl Files {
 impl Drop for Files {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.folder) {
-            tracing::warn!(folder = %self.folder.display(), %error, "the demonstration's files stay behind");
+            tracing::warn!(folder = %self.folder.display(), %error, "the demonstration's files could not be removed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `edge-relay feed`: a partner to try a relay with.
+//! `edge-relay feed`: a partner to try out a relay with.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -23,8 +23,8 @@ Examples:
   edge-relay feed --listen 127.0.0.1:9000
   edge-relay feed --listen 127.0.0.1:9000 --file session.jsonl --speed 10
 
-A recording has one JSON object a line: {\"t\": SECONDS, \"from\": \"upstream\", \"text\": \"…\"}, or \"base64\" instead of
-\"text\" for a binary message; lines from \"relay\" are what the subscriber sent, and are passed over.")]
+A recording has one JSON object per line: {\"t\": SECONDS, \"from\": \"upstream\", \"text\": \"…\"}. A binary message
+has \"base64\" instead of \"text\". Lines from \"relay\" are the subscriber's own messages, and are skipped.")]
 pub struct Feed {
     /// Where the relay connects; port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
@@ -35,7 +35,7 @@ pub struct Feed {
     /// How many times faster than recorded; 0 leaves out the pauses.
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = not_negative, requires = "file")]
     speed: f64,
-    /// Messages a second of the simulated exchange.
+    /// Messages per second of the simulated exchange.
     #[arg(long, value_name = "N", default_value_t = 50.0, value_parser = positive, conflicts_with = "file")]
     rate: f64,
     /// Seconds between a connection's opening and the feed's start.
@@ -69,19 +69,19 @@ impl Feed {
     }
 }
 
-/// Longest pause and fastest replay that make sense: what a `Duration` and a timer can hold with room to spare.
+/// Longest pause and fastest replay: a `Duration` and a timer can hold them with room to spare.
 const MOST: f64 = 1e9;
 
 fn not_negative(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(number) if (0.0..=MOST).contains(&number) => Ok(number),
-        _ => Err(format!("it is a number from 0 to {MOST}")),
+        _ => Err(format!("it must be a number from 0 to {MOST}")),
     }
 }
 
 fn positive(text: &str) -> Result<f64, String> {
     match not_negative(text) {
         Ok(number) if number > 0.0 => Ok(number),
-        _ => Err(format!("it is a number above 0, at most {MOST}")),
+        _ => Err(format!("it must be a number above 0, at most {MOST}")),
     }
 }

@@ -14,9 +14,9 @@ use crate::{
 
 /// Shows or changes the version of the store's tables.
 ///
-/// `serve` brings them up to date by itself; this is for looking before, and for going back to an older version of the
-/// program: migrate down with the newer one, then install the older. With MySQL there are two databases, the outbox in
-/// its file and MySQL itself. No host may be running on the same file.
+/// `serve` brings the tables up to date by itself. Use this to look first, or to go back to an older version of the
+/// program: migrate down with the newer version, then install the older one. With MySQL there are two databases: the
+/// outbox in its file, and MySQL itself. No host may be running on the same file.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -24,7 +24,7 @@ Examples:
   edge-relay migrate --config relay.toml --up
   edge-relay migrate --config relay.toml --down 1 --database mysql")]
 pub struct Migrate {
-    /// The host's configuration, which says where the store is.
+    /// The host's configuration, which names the store.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     #[command(flatten)]
@@ -37,13 +37,13 @@ pub struct Migrate {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct What {
-    /// Lists the migrations, and which are applied.
+    /// Lists the migrations, and tells which are applied.
     #[arg(long)]
     status: bool,
-    /// Applies those that are missing.
+    /// Applies the missing migrations.
     #[arg(long)]
     up: bool,
-    /// Undoes the last N. What their tables had in them is gone.
+    /// Undoes the last N migrations; all data in their tables is lost.
     #[arg(long, value_name = "N")]
     down: Option<usize>,
 }
@@ -60,14 +60,14 @@ impl Migrate {
         telemetry::start("warn").map_err(Failure::usage)?;
         let config = config::load(&self.config, store::parse_mysql_url)
             .map_err(|invalid| Failure::usage(invalid.to_string()))?;
-        let Some(store) = config.store else { return Err(Failure::usage("there is no store")) };
+        let Some(store) = config.store else { return Err(Failure::usage("the configuration has no store")) };
         let wanted = |database| self.database.is_none_or(|only| only == database);
         if self.database == Some(Database::Mysql) && store.mysql.is_none() {
             return Err(Failure::usage("store.url names no MySQL"));
         }
         if self.what.down.is_some() && store.mysql.is_some() && self.database.is_none() {
             return Err(Failure::usage(
-                "there are two databases: say which with --database sqlite or --database mysql",
+                "there are two databases: choose one with --database sqlite or --database mysql",
             ));
         }
         if wanted(Database::Sqlite) {
@@ -86,7 +86,7 @@ impl Migrate {
         if let Some(folder) = store.file.parent() {
             fs::create_dir_all(folder)?;
         }
-        let _lock = crate::store::FileLock::take(&store.file)?.ok_or("a host is using it: stop that first")?;
+        let _lock = crate::store::FileLock::take(&store.file)?.ok_or("a host is using it: stop the host first")?;
         let mut file = crate::store::open_file(store)?;
         match self.what.down {
             Some(count) => undone(&migrate::sqlite_down(&mut file, count)?),

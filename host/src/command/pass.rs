@@ -1,4 +1,4 @@
-//! `edge-relay pass`: a relay with no code and no file.
+//! `edge-relay pass`: a relay without code or files.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -17,13 +17,13 @@ use crate::{
     telemetry,
 };
 
-/// With one channel there is room for a longer log than a tenant's channels have.
+/// There is only one channel, so its log may be longer than a tenant's.
 const LOG_BYTES: usize = 64 << 20;
 
-/// Relays every message of one upstream to every client, as it came.
+/// Relays every message of one upstream to every client, unchanged.
 ///
-/// Holds one connection to the upstream, whatever the number of clients, and connects again when it is lost. Clients
-/// connect to ws://ADDR/. Prints `listening clients=ADDR` once it is ready; opens no other listener.
+/// Holds one connection to the upstream, whatever the number of clients, and reconnects when it is lost. Clients
+/// connect to ws://ADDR/. Prints `listening clients=ADDR` once it is ready. Opens no other listener.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -103,7 +103,7 @@ fn upstream_url(text: &str) -> Result<Uri, String> {
     let url: Uri = text.parse().map_err(|error| format!("{error}"))?;
     match (url.scheme_str(), url.host()) {
         (Some("ws" | "wss"), Some(_)) => Ok(url),
-        _ => Err("it begins with ws:// or wss:// and names a host".into()),
+        _ => Err("it must begin with ws:// or wss:// and name a host".into()),
     }
 }
 

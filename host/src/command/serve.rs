@@ -1,4 +1,4 @@
-//! `edge-relay serve`: the deployed host.
+//! `edge-relay serve`: runs the deployed host.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -16,9 +16,9 @@ use crate::{
 
 /// Runs every tenant of a relay.toml.
 ///
-/// Prints `listening clients=ADDR api=ADDR admin=ADDR` once it is ready, logs to standard error, and ends at SIGTERM or SIGINT
-/// when its clients are told (a second signal ends it at once). EDGE_RELAY_LOG sets the log's level (default: info).
-/// Exit code 2: the configuration has mistakes; all of them are printed and nothing has been opened.
+/// Prints `listening clients=ADDR api=ADDR admin=ADDR` once it is ready, and logs to standard error. At SIGTERM or
+/// SIGINT it tells its clients and ends; a second signal ends it at once. EDGE_RELAY_LOG sets the log's level (default:
+/// info). Exit code 2: the configuration has mistakes. All of them are printed, and nothing has been opened.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -34,7 +34,7 @@ impl Serve {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("info").map_err(Failure::usage)?;
         let config = config::load(&self.config, store::parse_mysql_url).map_err(|invalid| {
-            // One run reports all there is: what is wrong with the components too.
+            // One run reports every mistake, so the components are checked too.
             let components = relay::check_components(&invalid.sound);
             Failure::usage([invalid.to_string()].into_iter().chain(components).collect::<Vec<_>>().join("\n"))
         })?;
@@ -50,7 +50,7 @@ impl Serve {
         announce(&format!("listening clients={}{api}{admin}", relay.clients))?;
         runtime.block_on(relay.run(stop));
         drop(entered);
-        // A component may be being compiled, for minutes yet: the child ends with this process.
+        // A component may still be compiling, perhaps for minutes. The child process ends with this one.
         runtime.shutdown_background();
         Ok(())
     }

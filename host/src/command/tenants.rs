@@ -1,4 +1,4 @@
-//! `edge-relay tenants`: looking at tenants before a host runs them.
+//! `edge-relay tenants`: checks tenants before a host runs them.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use crate::{
     tenants::{load_all, trial},
 };
 
-/// Checks tenants as a host does that is about to take them into service.
+/// Checks tenants like a host that is about to take them into service.
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
 pub struct Tenants {
@@ -26,21 +26,21 @@ pub struct Tenants {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Checks the tenant in a folder, or each in a folder of tenants.
+    /// Checks the tenant in a folder, or every tenant in a folder of tenants.
     ///
-    /// That is: manifests, with their secrets from the environment, components' sizes, roles and imports, that they compile
-    /// within the host's limits, and that an instance of each can be made. Prints what each tenant consists of. Exit code
-    /// 2: something is wrong; all of it is listed.
+    /// It checks the manifests, with their secrets from the environment, and the components: their sizes, roles and
+    /// imports, that they compile within the host's limits, and that an instance of each can be made. Prints what each
+    /// tenant consists of. Exit code 2: something is wrong. All mistakes are listed.
     #[command(after_help = "\
 Examples:
   edge-relay tenants check tenants
   edge-relay tenants check tenants/market --config relay.toml")]
     Check {
-        /// A folder with a tenant.toml in it, or one with such folders in it.
+        /// A folder that has a tenant.toml in it, or one that has such folders in it.
         #[arg(value_name = "DIR")]
         folder: PathBuf,
-        /// The configuration of the host that they are for: its limits hold, what it lets tenants be granted
-        /// counts, and its cache of compiled code is used.
+        /// The configuration of the host that the tenants are for: its limits and its grants hold, and its cache of
+        /// compiled code is used.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -50,7 +50,7 @@ impl Tenants {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("warn").map_err(Failure::usage)?;
         let Action::Check { folder, config } = self.action;
-        // What the host allows its tenants; without its configuration, what any host does.
+        // The host's limits for its tenants. Without its configuration they are any host's defaults.
         let (limits, cache, bounds) = match config {
             Some(file) => {
                 let host = config::load_host(&file, store::parse_mysql_url)
@@ -69,12 +69,12 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
     let (tenants, problems) = TenantsFolder::at(folder, bounds);
     let mut problems: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
     let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
-    // Trials have deadlines, and nothing to do with sockets.
+    // Trials need deadlines, but no sockets.
     let runtime = io_runtime()?;
     for (config, code) in tenants.iter().zip(load_all(&tenants, engine)) {
         announce(&format!("tenant: {}", config.name))?;
         for file in files(config) {
-            // What does not load is among the problems.
+            // A component that does not load is among the problems.
             let Ok(loaded) = engine.load(&file) else { continue };
             let roles = shown_roles(&loaded.report).join(", ");
             let name = file.strip_prefix(&config.folder).unwrap_or(&file).display();
@@ -92,7 +92,7 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
     if problems.is_empty() { Ok(()) } else { Err(Failure::usage(problems.join("\n"))) }
 }
 
-/// Its components' files, each once.
+/// The tenant's component files, each once.
 fn files(config: &TenantConfig) -> Vec<PathBuf> {
     let mut files = config.code_files();
     files.sort();

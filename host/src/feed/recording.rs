@@ -1,4 +1,4 @@
-//! A recorded session of a partner's feed, one JSON object a line:
+//! A recorded session of a partner's feed, with one JSON object per line:
 //!
 //! ```json
 //! {"t": 0.218416, "from": "upstream", "text": "…"}
@@ -6,7 +6,7 @@
 //! {"t": 0.177187, "from": "relay", "text": "…"}
 //! ```
 //!
-//! `t` is in seconds since the connection opened. What the relay sent is skipped, and never waited for.
+//! `t` is in seconds since the connection opened. Messages from the relay are skipped, and never waited for.
 
 use std::{
     fs, io,
@@ -41,7 +41,7 @@ pub enum RecordingError {
     Line { path: PathBuf, line: usize, what: String },
 }
 
-/// Reads a recording whole.
+/// Reads a whole recording.
 pub fn load(path: &Path) -> Result<Arc<[Recorded]>, RecordingError> {
     let bytes = fs::read(path).map_err(|error| RecordingError::Read { path: path.to_owned(), error })?;
     let mut frames = Vec::new();
@@ -56,7 +56,7 @@ pub fn load(path: &Path) -> Result<Arc<[Recorded]>, RecordingError> {
     Ok(frames.into())
 }
 
-/// Plays every frame at its time since `start`, as `speed` has it.
+/// Plays every frame at its time after `start`, divided by `speed`.
 pub(super) async fn play<S>(
     frames: &[Recorded],
     speed: f64,
@@ -90,9 +90,9 @@ fn parse(line: &[u8]) -> Result<Option<Recorded>, String> {
     match from.as_str() {
         "relay" => return Ok(None),
         "upstream" => {}
-        other => return Err(format!("`from` is {other:?}: it is \"upstream\" or \"relay\"")),
+        other => return Err(format!("`from` is {other:?}: it must be \"upstream\" or \"relay\"")),
     }
-    let at = Duration::try_from_secs_f64(t).map_err(|_| format!("`t` is {t}: it is the seconds since the start"))?;
+    let at = Duration::try_from_secs_f64(t).map_err(|_| format!("`t` is {t}: it must be seconds since the start"))?;
     let message = match (text, base64) {
         (Some(text), None) => Message::text(text),
         (None, Some(base64)) => {
@@ -103,7 +103,7 @@ fn parse(line: &[u8]) -> Result<Option<Recorded>, String> {
     Ok(Some(Recorded { at, message }))
 }
 
-/// The library's message, whose line number would be that of the line itself.
+/// The library's message without its line number, which would count from this line.
 fn not(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
@@ -155,8 +155,8 @@ mod tests {
                 b"{\"t\":0,\"from\":\"upstream\",\"text\":\"\",\"base64\":\"\"}",
                 "1: a frame has either `text` or `base64`",
             ),
-            (b"{\"t\":-1,\"from\":\"upstream\",\"text\":\"\"}", "1: `t` is -1: it is the seconds since the start"),
-            (b"{\"t\":0,\"from\":\"me\",\"text\":\"\"}", "1: `from` is \"me\": it is \"upstream\" or \"relay\""),
+            (b"{\"t\":-1,\"from\":\"upstream\",\"text\":\"\"}", "1: `t` is -1: it must be seconds since the start"),
+            (b"{\"t\":0,\"from\":\"me\",\"text\":\"\"}", "1: `from` is \"me\": it must be \"upstream\" or \"relay\""),
             (b"\n{\"t\":0,\"from\":\"upstream\",\"base64\":\"A\"}", "2: `base64`: Invalid input length: 1"),
             (b"{\"from\":\"upstream\"}", "1: not a recorded frame: missing field `t` at column 19"),
         ];

@@ -1,4 +1,4 @@
-//! An exchange that is not there: Coinbase's messages about prices that wander at random.
+//! A simulated exchange: it sends Coinbase's messages, with prices that move at random.
 
 use std::{
     fmt::Write,
@@ -12,15 +12,15 @@ use tokio_tungstenite::{tungstenite, tungstenite::Message};
 
 use crate::feed::Outgoing;
 
-/// A message that is no ticker comes after this many that are.
+/// How many tickers come between two heartbeats.
 const TICKERS_PER_HEARTBEAT: u64 = 50;
-/// How far a feed that was held up may lag: what is older is left out.
+/// How far a feed that was held up may lag. Older messages are left out.
 const MAX_LAG: Duration = Duration::from_secs(1);
-/// One ticker in so many repeats the price before.
+/// One ticker in this many repeats the last price.
 const REPEATS: u32 = 8;
-/// A price moves by up to this part of itself.
+/// A price moves by at most one part in this many.
 const STEP_PART: u64 = 5_000;
-/// What a ticker's text has room for without growing.
+/// Bytes reserved for a ticker's text, so that it does not grow.
 const MESSAGE_BYTES: usize = 256;
 
 /// Name, first price in ticks, decimals of a tick.
@@ -35,7 +35,7 @@ const PRODUCTS: [(&str, u64, u32); 8] = [
     ("ETH-BTC", 53_110, 6),
 ];
 
-/// Sends tickers, `rate` a second, for ever.
+/// Sends `rate` tickers a second, for ever.
 pub(super) async fn play<S>(rate: f64, out: &mut Outgoing<'_, S>) -> tungstenite::Result<()>
 where
     S: Sink<Message, Error = tungstenite::Error> + Unpin,
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(at(1_735_689_599, 999_999), "2024-12-31T23:59:59.999999Z");
     }
 
-    /// The types of what is sent in so many seconds.
+    /// The types of the messages sent in `seconds`.
     async fn played(rate: f64, seconds: u64) -> Vec<String> {
         let mut kinds = Vec::new();
         let sink = Box::pin(sink::unfold(&mut kinds, |kinds: &mut Vec<_>, message: Message| async move {
@@ -239,7 +239,7 @@ mod tests {
         assert!((990..=1_010).contains(&tickers), "{tickers}");
         assert_eq!(kinds.iter().collect::<BTreeSet<_>>().len(), 2);
         assert_eq!(kinds.len() - tickers, tickers / 50);
-        // A rate of nothing is one message and then silence, not a busy loop.
+        // A rate of 0 is one message and then silence, not a busy loop.
         assert_eq!(played(0.0, 10).await.len(), 1);
     }
 }

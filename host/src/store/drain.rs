@@ -1,8 +1,8 @@
-//! From the outbox to MySQL: batches of the oldest rows, each exactly once.
+//! Moves rows from the outbox to MySQL in batches, the oldest first, each row exactly once.
 //!
-//! A batch is inserted by statements that leave alone what is there already, and leaves the outbox only when MySQL has
-//! committed it. So whatever ends in between, the next try begins with the same rows and changes nothing twice. A row that
-//! MySQL refuses is found by halving its batch, and put aside; it holds up nobody.
+//! A batch is inserted by statements that leave alone the rows that are there already. It leaves the outbox only after
+//! MySQL has committed it. So whatever fails in between, the next try begins with the same rows and inserts none twice.
+//! A row that MySQL refuses is found by halving its batch, and is put aside. It holds up no other row.
 
 use std::{
     collections::HashSet,
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Between tries while MySQL does not take rows: doubling from the first to the last.
+/// Pauses between tries while MySQL does not take rows. They double from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -50,7 +50,7 @@ enum Failure {
 }
 
 impl Drain {
-    /// Moves rows until told to stop; a batch under way is finished or left for the next time.
+    /// Moves rows until told to stop. A batch under way is finished, or left for the next start.
     pub async fn run(self, mut stop: Stop) {
         let mut connection = None;
         let mut pause = FIRST_PAUSE;
@@ -82,7 +82,7 @@ impl Drain {
         }
     }
 
-    /// Moves the oldest rows; false: there are none.
+    /// Moves the oldest rows. False: there are none.
     async fn batch(&self, connection: &mut Option<Inserter>) -> Result<bool, Failure> {
         let batch = self.readers.read(sqlite::oldest).await?;
         let oldest = batch.first().map(|(_, row)| row.id.at());
@@ -113,7 +113,7 @@ impl Drain {
         Ok(true)
     }
 
-    /// Inserts rows; those that MySQL will never take are added to `refused`.
+    /// Inserts rows. Rows that MySQL will never take are added to `refused`.
     async fn insert(
         &self,
         connection: &mut Inserter,
@@ -131,7 +131,7 @@ impl Drain {
                         record.collection = %row.collection.name,
                         record.id = %row.id,
                         %error,
-                        "MySQL refuses a record: it is among the dead letters"
+                        "MySQL refuses a record; it is now among the dead letters"
                     );
                     refused.push((row.clone(), error));
                 }
@@ -145,8 +145,9 @@ impl Drain {
     }
 }
 
-/// Takes rows out of the outbox, those refused to the dead letters. These remain their tenant's bytes, so that they too are
-/// bounded. A place may have another row by now, if retention has deleted the one that was read: that stays.
+/// Takes rows out of the outbox. Refused rows go to the dead letters, where they still count as their tenant's bytes,
+/// so that they are bounded too. If retention has deleted a row since it was read, its place may have another row by
+/// now. That row stays.
 fn leave(
     transaction: &Transaction<'_>,
     places: &[i64],
@@ -165,7 +166,7 @@ fn leave(
             freed.add(&row.collection.tenant, row.cost());
         }
     }
-    // Into the room that the others leave: a full outbox must not keep them all.
+    // They take the room that the other rows leave. Otherwise a full outbox would have to keep them all.
     for (Row { id, collection, data }, error) in refused {
         transaction.execute(
             "INSERT OR IGNORE INTO dead_letters (id, tenant, collection, data, error) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -195,7 +196,7 @@ mod tests {
         let row = |data: &str| rows(&collection, vec![data.into()]).unwrap();
         sqlite::insert(&connection, &row("read")).unwrap();
         let (places, read): (Vec<i64>, Vec<Row>) = sqlite::oldest(&connection).unwrap().into_iter().unzip();
-        // Meanwhile retention deletes it, and another comes.
+        // Meanwhile retention deletes the row, and another comes.
         connection.execute("DELETE FROM records", []).unwrap();
         sqlite::insert(&connection, &row("another")).unwrap();
         assert_eq!(sqlite::oldest(&connection).unwrap()[0].0, places[0], "the place is taken again");

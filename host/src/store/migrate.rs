@@ -1,8 +1,8 @@
-//! Migrations: a database's tables, brought to what this version of the host uses, and back.
+//! Migrations: bring a database's tables to the form that this version of the host uses, and back.
 //!
-//! `migrations/` has them in pairs, up and down, and they are compiled in. `refinery` applies those up and keeps the
-//! history in the table `refinery_schema_history`; it does not undo, so that is done here. One host at a time: with SQLite
-//! the file's lock sees to that, with MySQL a lock of the server's.
+//! `migrations/` has them in pairs, up and down, and they are compiled in. `refinery` applies those that go up and
+//! keeps the history in the table `refinery_schema_history`. It cannot undo a migration, so that is done here. Only one
+//! host migrates at a time: the file's lock sees to that with SQLite, a lock on the server with MySQL.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use refinery_core::{Migration, Runner};
 use rusqlite::Connection;
 use tokio::time::timeout;
 
-/// The server's lock, and how long another host may take.
+/// The name of the server's lock, and the longest wait for another host that has it.
 const LOCK: &str = "edge-relay migrations";
 const LOCK_DEADLINE: Duration = Duration::from_secs(60);
-/// For a connection, for an answer, and for all that is missing.
+/// Deadlines for a connection, for an answer, and for all missing migrations together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const QUERY_DEADLINE: Duration = Duration::from_secs(10);
 const UP_DEADLINE: Duration = Duration::from_secs(600);
 
-/// A migration as it lies in `migrations/`.
+/// A migration, as its two files in `migrations/` have it.
 struct Pair {
-    /// `V`, its number, two underscores, its name.
+    /// `V`, its number, two underscores, then words.
     name: &'static str,
     up: &'static str,
     down: &'static str,
@@ -42,9 +42,7 @@ const MYSQL: [Pair; 1] = [pair!("mysql", "V1__records")];
 
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    #[error(
-        "its tables are of version {found}, this program knows none after {known}: run a newer one, or migrate down with it"
-    )]
+    #[error("its tables have version {found}, this program knows {known}: run a newer one, or migrate down with it")]
     Newer { found: usize, known: usize },
     #[error("another host has been migrating it for {} s", LOCK_DEADLINE.as_secs())]
     Locked,
@@ -71,7 +69,7 @@ fn runner(pairs: &[Pair]) -> Result<Runner, MigrateError> {
 
 /// Refuses a database that a newer version has migrated.
 fn check(pairs: &[Pair], found: Option<usize>) -> Result<usize, MigrateError> {
-    // They are numbered from 1 on.
+    // Migrations are numbered from 1 on.
     let (found, known) = (found.unwrap_or(0), pairs.len());
     if found > known { Err(MigrateError::Newer { found, known }) } else { Ok(found) }
 }
@@ -105,7 +103,7 @@ fn states(pairs: &'static [Pair], applied: usize) -> Vec<MigrationState> {
     pairs.iter().enumerate().map(|(nth, pair)| MigrationState { name: pair.name, applied: nth < applied }).collect()
 }
 
-/// Applies what is missing.
+/// Applies the missing migrations.
 pub fn sqlite_up(connection: &mut Connection) -> Result<(), MigrateError> {
     sqlite_applied(connection)?;
     runner(&SQLITE)?.run(connection)?;
@@ -116,7 +114,7 @@ pub fn sqlite_states(connection: &Connection) -> Result<Vec<MigrationState>, Mig
     Ok(states(&SQLITE, sqlite_applied(connection)?))
 }
 
-/// Undoes the last `count`, the newest first; returns their names.
+/// Undoes the last `count` migrations, the newest first. Returns their names.
 pub fn sqlite_down(connection: &mut Connection, count: usize) -> Result<Vec<&'static str>, MigrateError> {
     let undo = undo(sqlite_states(connection)?, &SQLITE, count);
     for (number, pair) in &undo {
@@ -128,7 +126,7 @@ pub fn sqlite_down(connection: &mut Connection, count: usize) -> Result<Vec<&'st
     Ok(undo.into_iter().map(|(_, pair)| pair.name).collect())
 }
 
-/// Applies what is missing, unless another host is at it: then waits for that.
+/// Applies the missing migrations. If another host is doing so, waits for it first.
 pub async fn mysql_up(pool: &Pool) -> Result<(), MigrateError> {
     let lock = lock(pool).await?;
     let applied = async {
@@ -146,12 +144,13 @@ pub async fn mysql_states(pool: &Pool) -> Result<Vec<MigrationState>, MigrateErr
     Ok(states(&MYSQL, mysql_applied(pool).await?))
 }
 
-/// Undoes the last `count`, the newest first; returns their names.
+/// Undoes the last `count` migrations, the newest first. Returns their names.
 pub async fn mysql_down(pool: &Pool, count: usize) -> Result<Vec<&'static str>, MigrateError> {
     let mut lock = lock(pool).await?;
     let undo = undo(mysql_states(pool).await?, &MYSQL, count);
     for (number, pair) in &undo {
-        // MySQL commits at each change of a table: a pair that was cut off in between is undone again.
+        // MySQL commits after each change of a table. If this is cut off between the two, the next run undoes the
+        // migration again.
         lock.query_drop(pair.down).await?;
         lock.exec_drop("DELETE FROM refinery_schema_history WHERE version = ?", (number,)).await?;
     }
@@ -169,10 +168,10 @@ async fn connect(pool: &Pool) -> Result<Conn, MigrateError> {
     Ok(timeout(CONNECT_DEADLINE, pool.get_conn()).await.map_err(late)??)
 }
 
-/// Held by the connection: it is given back when that ends, however it does.
+/// Takes the server's lock. The connection holds it, so the lock is free again however the connection ends.
 async fn lock(pool: &Pool) -> Result<Conn, MigrateError> {
     let mut connection = connect(pool).await?;
-    // The server's own time first.
+    // Longer than the server itself waits.
     let deadline = LOCK_DEADLINE + QUERY_DEADLINE;
     let late = |_| MigrateError::Late { what: "answer", deadline };
     let taking = connection.exec_first("SELECT GET_LOCK(?, ?)", (LOCK, LOCK_DEADLINE.as_secs()));

@@ -1,4 +1,4 @@
-//! MySQL: where an outbox's rows go, and from where they are read.
+//! MySQL: the database that an outbox's rows go to and are read from.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,38 +15,38 @@ use crate::store::{
     record::{Collection, Query, Record, RecordId, Row},
 };
 
-/// Connections at once.
+/// Most connections at once.
 const MAX_CONNECTIONS: usize = 8;
-/// For a connection, and for a statement.
+/// Deadlines for a connection and for a statement.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const QUERY_DEADLINE: Duration = Duration::from_secs(30);
-/// Bytes of one statement, or half of what the server takes (`max_allowed_packet`) if that is fewer.
+/// Most bytes of one statement. If half of what the server takes (`max_allowed_packet`) is less, that counts.
 const MAX_STATEMENT: usize = 8 << 20;
-/// What a statement needs besides its rows' data, for each row.
+/// Bytes that a statement needs for each row besides its data.
 const ROW_STATEMENT_BYTES: usize = 300;
-/// Rows of one statement.
+/// Most rows of one statement.
 const STATEMENT_ROWS: usize = 1000;
 
-/// ER_NO_SUCH_TABLE.
+/// MySQL's error ER_NO_SUCH_TABLE.
 const NO_SUCH_TABLE: u16 = 1146;
 
 /// Why rows were not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum InsertError {
-    /// It is one of these rows: the server will never take it.
+    /// The server will never take one of these rows.
     #[error("{0}")]
     Row(String),
-    /// Later it may.
+    /// The server may take them later.
     #[error("{0}")]
     Later(String),
 }
 
-/// The driver does not take the URL of the database. Why not is left out: it may repeat the URL's parts.
+/// The driver refuses the URL of the database. Its reason is left out: it may repeat parts of the URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("store.url is not a MySQL URL")]
 pub struct BadUrl;
 
-/// Reads a `mysql://` URL as the driver does, for whoever checks a configuration.
+/// Reads a `mysql://` URL as the driver does. The check of the configuration uses it.
 pub fn parse_url(url: &str) -> Option<MySqlUrl> {
     let opts = Opts::from_url(url).ok()?;
     Some(MySqlUrl { has_database: opts.db_name().is_some(), has_password: opts.pass().is_some() })
@@ -61,12 +61,13 @@ impl Rows {
     /// Connects when it is first used.
     pub fn new(url: &Secret) -> Result<Self, BadUrl> {
         let opts = Opts::from_url(url.reveal()).map_err(|_| BadUrl)?;
-        // None is kept that has not been used for a while: what stands between drops them silently.
+        // A connection that has not been used for a while is closed: firewalls on the way drop such connections
+        // silently.
         let bounds = PoolConstraints::new(0, MAX_CONNECTIONS).unwrap_or_default();
         let pool = PoolOpts::new().with_constraints(bounds).with_inactive_connection_ttl(Duration::from_secs(60));
         let tls = opts.ssl_opts().cloned().map(trusting);
         let opts = OptsBuilder::from_opts(opts).ssl_opts(tls).pool_opts(pool).stmt_cache_size(8);
-        // A statement is its own transaction, whatever the server's default.
+        // Each statement is its own transaction, whatever the server's default.
         let opts = opts.setup(vec!["SET autocommit = 1"]);
         Ok(Self { pool: Pool::new(opts) })
     }
@@ -86,10 +87,10 @@ impl Rows {
         Ok(Inserter { connection, packet: packet.unwrap_or(MAX_STATEMENT) })
     }
 
-    /// What a query finds, in its order.
+    /// The records that a query finds, in its order.
     pub async fn select(&self, collection: &Collection, query: &Query) -> Result<Vec<Record>, StoreError> {
         match self.try_select(collection, query).await {
-            // The drain makes the table before it brings the first row.
+            // There are no rows before there is a table: the drain makes it.
             Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => Ok(Vec::new()),
             selected => selected.map_err(unavailable),
         }
@@ -105,7 +106,7 @@ impl Rows {
             let [tenant, name] = [&collection.tenant, &collection.name].map(|name| bytes(name.as_bytes()));
             Params::Positional(vec![tenant, name, bytes(&from.bytes()), bytes(&to.bytes()), Value::UInt(limit as u64)])
         };
-        // Their lengths first: so many large rows are not fetched to be dropped.
+        // The lengths come first, so that large rows are not fetched only to be dropped.
         let lengths = format!("SELECT LENGTH(data) {of} {order} LIMIT ?");
         let lengths = lengths.with(parameters(query.limit())).fetch::<usize, _>(&mut connection);
         let count = query.fitting(within(QUERY_DEADLINE, lengths).await?);
@@ -117,7 +118,7 @@ impl Rows {
         Ok(rows.into_iter().filter_map(record).collect())
     }
 
-    /// The first collection of a tenant with a name from `from` to before `to`.
+    /// The first collection of a tenant whose name is at least `from` and below `to`.
     pub async fn collection(&self, tenant: &Arc<str>, from: &str, to: &str) -> Result<Option<Collection>, StoreError> {
         let found = async {
             let mut connection = self.connect().await?;
@@ -131,7 +132,7 @@ impl Rows {
         Ok(name.map(|name| Collection { tenant: Arc::clone(tenant), name }))
     }
 
-    /// Deletes some rows from before an id; returns how many.
+    /// Deletes at most `most` rows with ids below `before`. Returns how many.
     pub async fn delete_before(
         &self,
         collection: &Collection,
@@ -149,11 +150,11 @@ impl Rows {
     }
 }
 
-/// TLS trusts whom it trusts towards upstreams: the machine's roots, or those of `SSL_CERT_FILE`.
+/// TLS to MySQL trusts the same roots as TLS to upstreams: the machine's, or those in `SSL_CERT_FILE`.
 fn trusting(tls: SslOpts) -> SslOpts {
     let roots = rustls_native_certs::load_native_certs();
     roots.errors.iter().for_each(|error| tracing::warn!(%error, "a root certificate cannot be read"));
-    // The client would fail by one that it does not understand.
+    // The driver fails on a root that it cannot parse.
     let parsable = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
     let roots = roots.certs.into_iter().filter(parsable).map(|root| root.to_vec().into()).collect();
     tls.with_disable_built_in_roots(true).with_root_certs(roots)
@@ -163,17 +164,17 @@ fn unavailable(error: Error) -> StoreError {
     StoreError::Unavailable(format!("MySQL: {error}"))
 }
 
-/// A connection to insert with. After [`InsertError::Later`] it is not to be used again.
+/// A connection to insert with. After [`InsertError::Later`] it must not be used again.
 pub struct Inserter {
     connection: Conn,
-    /// Bytes that the server takes at once.
+    /// Most bytes that the server takes at once.
     packet: usize,
 }
 
 impl Inserter {
-    /// Puts rows there that are not there yet, all or none.
+    /// Inserts the rows that are not there yet, all or none.
     pub async fn insert(&mut self, rows: &[Row]) -> Result<(), InsertError> {
-        // The client would report a statement that is too long as a broken connection.
+        // The driver would report a statement that is too long as a broken connection.
         if let [row] = rows
             && row.data.len() + ROW_STATEMENT_BYTES > self.packet
         {
@@ -188,7 +189,7 @@ impl Inserter {
             values.push(Value::Bytes(id.bytes().to_vec()));
             values.push(Value::Bytes(data.clone()));
         }
-        // A row that is there already has come from here: its id says so.
+        // A row that is there already came from here: it has the same id.
         sql.push_str(" ON DUPLICATE KEY UPDATE id = VALUES(id)");
         let inserted = self.connection.exec_drop(sql, Params::Positional(values));
         within(QUERY_DEADLINE, inserted).await.map_err(InsertError::from)
@@ -212,7 +213,8 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Erro
 }
 
 impl From<Error> for InsertError {
-    /// Whose fault it is. What is not known to be a row's is the server's: its rows wait.
+    /// Tells whether a row or the server is at fault. An error that is not known to be a row's counts as the server's,
+    /// and its rows wait.
     fn from(error: Error) -> Self {
         let of_row = match &error {
             Error::Driver(DriverError::PacketTooLarge) => true,

@@ -1,4 +1,4 @@
-//! Reads of the SQLite file, beside its writer.
+//! Reads the SQLite file while its writer writes.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::{
     sync::Mutex,
 };
 
-/// Reads at once, each on a thread of its own.
+/// Most reads at once. Each has a thread of its own.
 pub const MAX_READERS: usize = 8;
 
 /// Connections to read with.
@@ -21,7 +21,7 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// `runtime`: whose threads may wait for the disk, at most [`MAX_READERS`].
+    /// `runtime` has the threads that may wait for the disk, at most [`MAX_READERS`].
     pub fn new(file: PathBuf, runtime: Handle) -> Self {
         Self { file, runtime, idle: Mutex::default() }
     }

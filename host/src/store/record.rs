@@ -1,4 +1,4 @@
-//! A record, its id, and what may be asked for.
+//! Records, their ids, and the queries for them.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -10,35 +10,35 @@ use crate::store::StoreError;
 const MAX_COLLECTION: usize = 128;
 /// Largest row, in bytes.
 const MAX_ROW: usize = 1 << 20;
-/// Rows and bytes of one append.
+/// Most rows and bytes of one append.
 const MAX_ROWS: usize = 10_000;
 const MAX_APPEND: usize = 16 << 20;
-/// What a row takes besides its data and its names.
+/// Bytes that a row takes besides its data and its names.
 const ROW_OVERHEAD: usize = 100;
-/// Bits of an id behind its milliseconds.
+/// Bits of an id below its milliseconds.
 const BELOW_TIME: u32 = 80;
 
-/// A UUIDv7 (RFC 9562): ids made by one host are in the order they were made in, whatever its clock does.
+/// A UUIDv7 (RFC 9562). Ids made by one host sort in the order they were made, whatever its clock does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId(u128);
 
 impl RecordId {
-    /// The next one.
+    /// Makes the next id.
     pub fn generate() -> Self {
         Self(Uuid::now_v7().as_u128())
     }
 
-    /// The least id of a time, in milliseconds since 1970.
+    /// The smallest id of a time in milliseconds since 1970.
     pub fn first_of(millis: u64) -> Self {
         Self(u128::from(millis).min((1 << 48) - 1) << BELOW_TIME)
     }
 
-    /// The least id behind this one.
+    /// The smallest id after this one.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// Milliseconds since 1970.
+    /// The id's time in milliseconds since 1970.
     pub fn at(self) -> u64 {
         u64::try_from(self.0 >> BELOW_TIME).unwrap_or(u64::MAX)
     }
@@ -64,7 +64,7 @@ impl FromStr for RecordId {
     type Err = StoreError;
 
     fn from_str(text: &str) -> Result<Self, StoreError> {
-        let id = Uuid::try_parse(text).map_err(|_| StoreError::Invalid("not a record's id: those are UUIDs"))?;
+        let id = Uuid::try_parse(text).map_err(|_| StoreError::Invalid("not a record's id: ids are UUIDs"))?;
         Ok(Self(id.as_u128()))
     }
 }
@@ -85,14 +85,14 @@ impl Collection {
     }
 }
 
-/// What is read.
+/// A record as it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub id: RecordId,
     pub data: Vec<u8>,
 }
 
-/// What is written.
+/// A record as it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub id: RecordId,
@@ -101,7 +101,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Bytes that it takes in the file, roughly: its names stand there twice, the second time in the index.
+    /// Roughly the bytes that the row takes in the file. Its names count twice, since the index has them too.
     pub fn cost(&self) -> u64 {
         Self::cost_of(self.data.len(), self.collection.tenant.len(), self.collection.name.len())
     }
@@ -126,16 +126,16 @@ pub fn rows(collection: &Collection, data: Vec<Vec<u8>>) -> Result<Vec<Row>, Sto
 /// Which rows of a collection are read.
 #[derive(Clone, Debug)]
 pub enum Query {
-    /// So many of the newest, newest first.
+    /// This many of the newest records, newest first.
     Latest(usize),
-    /// So many from an id on and before another, oldest first.
+    /// At most `limit` records from the id `from` to before `to`, oldest first.
     Range { from: RecordId, to: RecordId, limit: usize },
 }
 
 impl Query {
-    /// Rows of one read.
+    /// Most rows of one read.
     const MAX_ROWS: usize = 1000;
-    /// Bytes of one read, but for its first row.
+    /// Most bytes of one read. The first row may have more.
     const MAX_BYTES: usize = 8 << 20;
 
     pub fn limit(&self) -> usize {
@@ -143,7 +143,7 @@ impl Query {
         (*limit).min(Self::MAX_ROWS)
     }
 
-    /// The ids it is about, the second one not.
+    /// The ids it covers, from the first to before the second.
     pub fn bounds(&self) -> (RecordId, RecordId) {
         match self {
             Self::Latest(_) => (RecordId(0), RecordId(u128::MAX)),
@@ -155,7 +155,7 @@ impl Query {
         matches!(self, Self::Latest(_))
     }
 
-    /// How many of the rows of these lengths are read.
+    /// How many of the rows with these lengths one read returns.
     pub fn fitting(&self, lengths: impl IntoIterator<Item = usize>) -> usize {
         let mut bytes = 0_usize;
         let fits = |length: &usize| {
@@ -167,7 +167,7 @@ impl Query {
         lengths.take_while(fits).count().max(any)
     }
 
-    /// Two answers to it as one; a row that is in both is one row.
+    /// Merges two answers to this query. A row that is in both is there once.
     pub fn merge(&self, one: Vec<Record>, other: Vec<Record>) -> Vec<Record> {
         let mut all = one;
         all.extend(other);

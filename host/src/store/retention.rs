@@ -19,11 +19,11 @@ use crate::{
     },
 };
 
-/// Between two looks.
+/// Pause between two rounds.
 const EVERY: Duration = Duration::from_secs(60);
-/// Rows deleted at once: nobody waits for more.
+/// Most rows deleted at once, so that appends do not wait for more.
 const BATCH: usize = 1000;
-/// Between two such batches.
+/// Pause between two such batches.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long the rows of a tenant's collections are kept.
@@ -36,18 +36,18 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// The names it is about: from the first to before the second.
+    /// The names it covers, from the first to before the second.
     fn names(&self) -> (String, String) {
         match self.pattern.strip_suffix('*') {
             Some(prefix) => (prefix.to_owned(), format!("{prefix}{}", char::MAX)),
-            // No name has a control character: between the two is this one alone.
+            // No name has a control character, so only this name is between the two.
             None => (self.pattern.clone(), format!("{}\0", self.pattern)),
         }
     }
 }
 
 pub struct Retention {
-    /// Of all tenants; others may take their place.
+    /// The rules of all tenants. They may be replaced at any time.
     pub keep: Arc<ArcSwap<Vec<Keep>>>,
     pub writer: Arc<Writer>,
     pub readers: Arc<Readers>,
@@ -63,7 +63,7 @@ impl Retention {
                     () = stop.wait() => return,
                 };
                 if let Err(error) = deleted {
-                    tracing::warn!(tenant.name = %keep.tenant, %error, "old records are kept for now");
+                    tracing::warn!(tenant.name = %keep.tenant, %error, "old records could not be deleted yet");
                 }
             }
             tokio::select! {
@@ -77,7 +77,7 @@ impl Retention {
         let oldest = SystemTime::now().checked_sub(keep.age).unwrap_or(UNIX_EPOCH);
         let millis = oldest.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let before = RecordId::first_of(u64::try_from(millis).unwrap_or(u64::MAX));
-        // One collection after the other: of each the oldest rows are found without looking at the others.
+        // The collections are taken one by one: the oldest rows of one are found without looking at the others.
         let (mut from, to) = keep.names();
         while let Some(collection) = self.here(keep, &from, &to).await? {
             loop {
@@ -101,7 +101,7 @@ impl Retention {
         Ok(())
     }
 
-    /// The first collection in the file with a name from `from` to before `to`.
+    /// The first collection in the file whose name is at least `from` and below `to`.
     async fn here(&self, keep: &Keep, from: &str, to: &str) -> Result<Option<Collection>, StoreError> {
         let (tenant, from, to) = (Arc::clone(&keep.tenant), from.to_owned(), to.to_owned());
         let name = self.readers.read(move |connection| {
@@ -114,7 +114,7 @@ impl Retention {
     }
 }
 
-/// The least name behind a collection's.
+/// The smallest name after a collection's.
 fn behind(collection: &Collection) -> String {
     format!("{}\0", collection.name)
 }

@@ -1,4 +1,4 @@
-//! The SQLite file: opened, read, and by its one writer written.
+//! The SQLite file: opening, reading, and the writes of its one writer.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags, Row as SqlRow, params};
 
 use crate::store::record::{Collection, Query, Record, RecordId, Row};
 
-/// Of one read for the drain.
+/// Most rows and bytes of one read for the drain.
 const BATCH_ROWS: usize = 2000;
 const BATCH_BYTES: usize = 4 << 20;
 /// The write-ahead log is cut back to this many bytes when it has been larger.
@@ -24,7 +24,7 @@ const BUSY: std::time::Duration = std::time::Duration::from_secs(10);
 pub struct FileLock(#[allow(dead_code)] File);
 
 impl FileLock {
-    /// `None`: another process has it. The lock is a file beside it, since SQLite has its own on the file.
+    /// `None`: another process has it. The lock is a file beside the store's, since SQLite has its own locks on that.
     pub fn take(file: &Path) -> io::Result<Option<Self>> {
         let lock = File::options().create(true).append(true).open(file.with_added_extension("lock"))?;
         match lock.try_lock() {
@@ -35,7 +35,7 @@ impl FileLock {
     }
 }
 
-/// The writer's connection; the file grows to so many bytes.
+/// Opens the writer's connection. The file may grow to `size` bytes.
 pub fn open(file: &Path, size: u64) -> rusqlite::Result<Connection> {
     let connection = Connection::open(file)?;
     connection.busy_timeout(BUSY)?;
@@ -48,7 +48,7 @@ pub fn open(file: &Path, size: u64) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// A reader's.
+/// Opens a reader's connection.
 pub fn open_for_reading(file: &Path) -> rusqlite::Result<Connection> {
     let connection =
         Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
@@ -59,7 +59,7 @@ pub fn open_for_reading(file: &Path) -> rusqlite::Result<Connection> {
 /// Bytes of each tenant's rows.
 pub type Used = HashMap<Arc<str>, u64>;
 
-/// How many rows are in the file, and whose; the dead letters are bytes too.
+/// How many records are in the file, and how many bytes each tenant's rows take, dead letters included.
 pub fn usage(connection: &Connection) -> rusqlite::Result<(u64, Used)> {
     let mut used = Used::new();
     let rows = add_usage(connection, "records", &mut used)?;
@@ -92,7 +92,7 @@ pub fn insert(connection: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What a query finds, in its order.
+/// The records that a query finds, in its order.
 pub fn select(connection: &Connection, collection: &Collection, query: &Query) -> rusqlite::Result<Vec<Record>> {
     let (from, to) = query.bounds();
     let order = if query.newest_first() { "DESC" } else { "ASC" };
@@ -150,7 +150,7 @@ mod tests {
         let connection = open(&file, 1 << 20).unwrap();
         let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
         assert_eq!(pragma("journal_mode").unwrap(), "wal".to_owned().into());
-        // FULL.
+        // 2 is FULL.
         assert_eq!(pragma("synchronous").unwrap(), 2.into());
         drop(connection);
         std::fs::remove_file(file).unwrap();

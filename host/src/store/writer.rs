@@ -1,7 +1,7 @@
 //! The one thread that writes to the SQLite file.
 //!
-//! In come appends and changes, in order; out go answers, each after its commit is on disk. Appends that have queued while
-//! the disk was busy are one transaction, so that the disk is waited for once for all of them.
+//! It takes appends and changes in order, and answers each after its commit is on disk. Appends that queue while the
+//! disk is busy become one transaction, so that all of them wait for the disk once.
 
 use std::{
     collections::HashMap,
@@ -22,17 +22,17 @@ use crate::{
     store::{StoreError, record::Row, sqlite},
 };
 
-/// Rows of one transaction, unless one append has more.
+/// Most rows of one transaction, unless one append has more.
 const GROUP_ROWS: usize = 10_000;
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
 type RowChange = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
 
-/// What a change took from the records.
+/// What a change removed from the records.
 #[derive(Default)]
 pub struct Freed {
     pub rows: usize,
-    /// Bytes that are free again, of each tenant.
+    /// The bytes that are free again, by tenant.
     pub bytes: HashMap<Arc<str>, u64>,
 }
 
@@ -48,7 +48,8 @@ struct Append {
     /// Bytes the tenant may have in the file.
     quota: u64,
     done: Done,
-    /// Its place among what waits: given back when it is written, whether somebody still waits for that or not.
+    /// Its share of the room for rows that wait. It is given back once the rows are written, even if the caller waits
+    /// no more.
     _room: OwnedSemaphorePermit,
 }
 
@@ -64,10 +65,10 @@ enum Order {
     End(oneshot::Sender<()>),
 }
 
-/// The way to the thread.
+/// The handle to the thread.
 pub struct Writer {
     orders: Sender<Order>,
-    /// Told when rows have been appended.
+    /// Notified when rows have been appended.
     pub appended: Arc<Notify>,
 }
 
@@ -78,19 +79,19 @@ impl Writer {
         let (rows, used) = sqlite::usage(&connection).map_err(io::Error::other)?;
         metrics.waiting.set(i64::try_from(rows).unwrap_or(i64::MAX));
         let work = Work { connection, metrics, used, appended: Arc::clone(&appended) };
-        // Its end is [`Writer::end`]'s; it is not joined, which a disk that does not answer would make endless.
+        // [`Writer::end`] ends the thread. It is not joined, since a disk that does not answer would make that endless.
         thread::Builder::new().name("records".into()).spawn(move || work.run(&queued))?;
         Ok(Self { orders, appended })
     }
 
-    /// Writes rows of one tenant, all or none; returns when they are on disk. `quota`: bytes the tenant may have here.
+    /// Writes rows of one tenant, all or none. Returns when they are on disk. `quota`: bytes the tenant may have here.
     pub async fn append(&self, rows: Vec<Row>, quota: u64, room: OwnedSemaphorePermit) -> Result<(), StoreError> {
         let (done, answer) = oneshot::channel();
         self.order(Order::Append(Append { rows, quota, done, _room: room }));
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Changes what is there; returns how many rows are gone.
+    /// Runs a change in a transaction. Returns how many rows it removed.
     pub async fn change(
         &self,
         change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send + 'static,
@@ -100,16 +101,16 @@ impl Writer {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Finishes what is queued, and closes the file. A disk that does not answer is for the caller to give up.
+    /// Writes what is queued, and closes the file. The caller must set a deadline, as the disk may not answer.
     pub async fn end(&self) {
         let (done, ended) = oneshot::channel();
         self.order(Order::End(done));
-        // A thread that has panicked has ended too: that is printed, and whoever waited for it has been told.
+        // A thread that panicked has ended too. The panic was printed, and every caller that waited has its error.
         let _ = ended.await;
     }
 
     fn order(&self, order: Order) {
-        // Without the thread the answer's channel is closed, which says so.
+        // Without the thread the answer's channel is closed, and the caller sees that.
         let _ = self.orders.send(order);
     }
 }
@@ -135,7 +136,7 @@ impl Work {
                 Order::RowChange(change, done) => drop(done.send(self.change(change))),
                 Order::End(done) => {
                     drop(self);
-                    // Who has given up waiting need not be told.
+                    // The caller may have given up waiting.
                     let _ = done.send(());
                     return;
                 }
@@ -143,7 +144,8 @@ impl Work {
         }
     }
 
-    /// Writes an append and those behind it in one transaction; returns an order that was something else.
+    /// Writes an append and the ones queued behind it in one transaction. Returns an order that is no append, if one
+    /// came.
     fn append(&mut self, first: Append, queued: &Receiver<Order>) -> Option<Order> {
         let mut group: Vec<Append> = Vec::new();
         let (mut count, mut held, mut next) = (0, None, Some(first));
@@ -166,7 +168,7 @@ impl Work {
             return held;
         }
         match self.write(&group) {
-            // One may be too large for what is left: the others need not be.
+            // One append may be too large for the space that is left. The others need not be.
             Err(_) if group.len() > 1 => {
                 for append in group {
                     let alone = vec![append];
@@ -190,7 +192,7 @@ impl Work {
         committed
     }
 
-    /// Tells how the writing went.
+    /// Answers the appends of a group, and counts their rows.
     fn answer(&mut self, group: Vec<Append>, written: rusqlite::Result<()>) {
         let count: usize = group.iter().map(|append| append.rows.len()).sum();
         match &written {
@@ -209,7 +211,7 @@ impl Work {
             }
         }
         for append in group {
-            // Whoever has stopped waiting has its rows all the same.
+            // The rows are written even if the caller no longer waits.
             drop(append.done.send(written.as_ref().map(|_| ()).map_err(refusal)));
         }
     }
@@ -229,7 +231,7 @@ impl Work {
         Ok(freed.rows)
     }
 
-    /// Counts the rows' bytes, if their tenant may have them.
+    /// Adds the rows' bytes to their tenant's, if its quota allows them.
     fn reserve(&mut self, append: &Append) -> bool {
         let Some(first) = append.rows.first() else { return true };
         let bytes = append.bytes();
@@ -246,7 +248,7 @@ impl Work {
     }
 }
 
-/// What a failure is to whoever asked.
+/// The error that a caller gets.
 fn refusal(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full("the store, or its disk, is full"),

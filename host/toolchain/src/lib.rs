@@ -11,19 +11,19 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What guests are compiled for: nothing but what their WIT imports.
+/// The target of guests. It gives them nothing but what their WIT imports.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_LINKER: &str = "/usr/bin/ld.lld-22";
 
 /// Cargo's variables that a nested build keeps: where crates come from, and how many jobs may run. All others describe
-/// the build that runs now, for instance as `cargo clippy` calls a build script.
+/// the build that runs now, for example that `cargo clippy` called the build script.
 const KEPT: [&str; 3] = ["CARGO_HOME", "CARGO_BUILD_JOBS", "CARGO_MAKEFLAGS"];
 const KEPT_PREFIXES: [&str; 6] =
     ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_", "CARGO_SOURCE_", "CARGO_TERM_"];
 
-/// Without the prefix `CARGO`: flags and wrappers meant for the host's target.
+/// Variables without the prefix `CARGO` that a nested build drops too: flags and wrappers for the host's target.
 const DROPPED: [&str; 5] = ["RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CLIPPY_ARGS"];
 
 /// A way to compile for [`TARGET`].
@@ -36,7 +36,7 @@ pub enum Toolchain {
 }
 
 impl Toolchain {
-    /// What the rustc in charge of `directory` can do; else what Debian's packages can.
+    /// The toolchain of the rustc that is in charge of `directory`, else the one of Debian's packages.
     pub fn find(directory: &Path) -> Result<Self, ToolchainError> {
         let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let printed = print(&rustc, &["target-libdir", "--target", TARGET], directory);
@@ -78,7 +78,7 @@ impl Toolchain {
         if let Some(target_dir) = target_dir {
             cargo.arg("--target-dir").arg(target_dir);
         }
-        // Debug information is ten times the code; the names of functions, which backtraces show, stay.
+        // Debug information is ten times as large as the code. The names of functions stay, since backtraces show them.
         cargo.env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
         cargo.stdin(Stdio::null());
         cargo

@@ -1,11 +1,11 @@
-//! The Centrifuge client protocol, version 2, as JSON: what its SDKs speak, unchanged.
+//! The Centrifuge client protocol, version 2, as JSON. Its SDKs connect unchanged.
 //!
-//! Source: `client.proto` of the protocol's own repository, in its JSON mapping, as spoken by the npm package `centrifuge`
-//! 5.8.0. Both sides send WebSocket text messages of one or more JSON objects, a line each. What a client says is a
-//! [`Command`]; what it is told ([`reply`]) answers a command, by its `id`, or is pushed. A ping is the empty object, and
-//! so is its answer.
+//! Source: `client.proto` of the protocol's own repository, in its JSON mapping, as spoken by the npm package
+//! `centrifuge` 5.8.0. Both sides send WebSocket text messages that hold one or more JSON objects, one per line. A
+//! client sends [`Command`]s. The relay sends replies ([`reply`]): an answer carries the `id` of its command, the
+//! others are pushed. A ping is the empty object, and so is the pong.
 //!
-//! Not spoken: protobuf, presence, joins and leaves, deltas, tag filters, map and shared-poll subscriptions.
+//! Not supported: protobuf, presence, joins and leaves, deltas, tag filters, map and shared-poll subscriptions.
 
 use http::{
     Request as HttpRequest,
@@ -24,7 +24,7 @@ pub use crate::centrifuge::{
     reply::{Subscribed, publication},
 };
 
-/// In which of its forms a client speaks the protocol: by its WebSocket subprotocol, or by `format` in the query.
+/// The form of the protocol that a client chose, by its WebSocket subprotocol or by `format` in the query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// The default.
@@ -53,7 +53,7 @@ impl Protocol {
         }
     }
 
-    /// As the answer names it, if the client has.
+    /// The subprotocol to name in the handshake's answer. `None`: the client offered none.
     pub fn name(self) -> Option<HeaderValue> {
         match self {
             Self::NamedJson => Some(HeaderValue::from_static(JSON)),
@@ -113,8 +113,8 @@ impl Error {
     }
 }
 
-/// Why a connection is closed: code and reason of the WebSocket's close frame. Clients come again by themselves, except
-/// after 3500 to 3999 and 4500 to 4999. The SDK for JavaScript comes again after those too if the reason is empty.
+/// Why a connection is closed: code and reason of the WebSocket's close frame. Clients reconnect by themselves, except
+/// after 3500 to 3999 and 4500 to 4999. The JavaScript SDK reconnects after those too if the reason is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disconnect {
     Shutdown,
@@ -162,8 +162,8 @@ impl Disconnect {
     }
 }
 
-/// Why a subscription is ended. After a code from 2500 on, a client asks for the channel again by itself, where it
-/// had asked for it; a subscription of the server's is gone after any.
+/// Why the server ends a subscription. After a code of 2500 or more, a client subscribes again by itself if it had
+/// asked for the channel. A server-side subscription is gone after any code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsubscribed {
     Server,

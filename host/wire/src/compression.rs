@@ -1,15 +1,15 @@
-//! Messages as they go to a client that has agreed to permessage-deflate, RFC 7692.
+//! Frames for clients that have agreed to permessage-deflate, RFC 7692.
 
 use crate::{deflate, frame};
 
-/// The window of what is compressed once for all: what Python's `websockets` asks for; browsers take any. A larger one
-/// makes nothing smaller of what feeds send (`LEVEL` in `deflate.rs` has the figures).
+/// The window of messages that are compressed once for all clients. Python's `websockets` asks for 12 bits; browsers
+/// take any. A larger window does not make the messages of feeds smaller (`LEVEL` in `deflate.rs` has the figures).
 pub const SHARED_WINDOW_BITS: u8 = 12;
 
-/// What a client's messages are compressed with.
+/// How a client's messages are compressed.
 #[derive(Clone, Copy, Debug)]
 pub struct Compression {
-    /// Smaller payloads go as they are.
+    /// Payloads of fewer bytes are sent as they are.
     pub above: usize,
     pub window_bits: u8,
 }
@@ -30,7 +30,7 @@ impl Compression {
     }
 }
 
-/// One whole frame of a client that may have agreed.
+/// Appends one whole frame. `None`: the client has not agreed to compression.
 pub fn encode(compression: Option<Compression>, opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
     match compression {
         Some(compression) => compression.encode(opcode, payload, out),

@@ -1,7 +1,8 @@
-//! permessage-deflate, RFC 7692: messages compressed one by one.
+//! permessage-deflate, RFC 7692, which compresses each message by itself.
 //!
-//! No context is kept from one message to the next, in either direction: what is compressed once is the same for every
-//! client, and a client costs no memory for it. So one compressor of a thread and one [`Inflater`] of a shard serve all.
+//! No context is kept from one message to the next, in either direction. So a message that is compressed once fits
+//! every client, and a client costs no memory for it: one compressor per thread and one [`Inflater`] per shard are
+//! enough.
 
 use std::cell::RefCell;
 
@@ -17,35 +18,36 @@ pub use crate::deflate::{
 
 /// The largest window, in bits: 32 KiB.
 pub const MAX_WINDOW_BITS: u8 = 15;
-/// zlib's smallest raw window. The RFC has 8 too.
+/// zlib's smallest raw window, in bits. The RFC allows 8 too.
 const MIN_WINDOW_BITS: u8 = 9;
 
-/// What a flush ends with and a compressed message goes without, section 7.2.1.
+/// The last bytes of a flush. A compressed message is sent without them, section 7.2.1.
 const TAIL: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
 
-/// zlib's. Of a recorded session of an exchange (9,946 messages, most of 120 B, the largest 41 kB) level 1 leaves 90%,
-/// in 2.4 µs a message; 3, 6 and 9 leave 85%, in 7.5 to 7.8 µs. The largest leaves 17, 11, 11, 11 kB in 85, 200, 400,
-/// 980 µs. Of another's (449 messages of 520 B on average) 1 leaves 69%, 3 and above leave 50%. A window of 15, 12 or 9
-/// bits makes no difference to either: 84.7, 84.6, 84.4% and 50.4, 50.4, 49.6%.
+/// zlib's compression level. In a recorded session of an exchange (9,946 messages, most of 120 B, the largest 41 kB),
+/// level 1 leaves 90% in 2.4 µs a message; levels 3, 6 and 9 leave 85% in 7.5 to 7.8 µs. At levels 1, 3, 6 and 9 the
+/// largest message becomes 17, 11, 11 and 11 kB in 85, 200, 400 and 980 µs. In another exchange's session (449 messages
+/// of 520 B on average), level 1 leaves 69%, levels from 3 on leave 50%. Windows of 15, 12 and 9 bits hardly differ:
+/// 84.7, 84.6, 84.4% in the first session and 50.4, 50.4, 49.6% in the second.
 const LEVEL: i32 = 3;
 
 /// Longest payload of a stored block, RFC 1951 section 3.2.4.
 const MAX_STORED: usize = 0xFFFF;
 
 thread_local! {
-    /// One for each size of window, made when first needed: some 250 KiB.
+    /// One compressor for each window size, made when first needed. Each takes some 250 KiB.
     static COMPRESSORS: RefCell<[Option<Deflate>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize]> =
         const { RefCell::new([const { None }; _]) };
 }
 
-/// Most bytes that a message of at most `length` has compressed, by anybody's compressor: Huffman's fixed codes take 9
-/// bits for some bytes, and flushes a few.
+/// The most bytes that any compressor makes of a message of at most `length` bytes. Huffman's fixed codes take 9 bits
+/// for some bytes, and flushes add a few bytes.
 pub fn bound(length: usize) -> usize {
     length.saturating_add(length / 8).saturating_add(64)
 }
 
-/// Appends the payload of a compressed message, section 7.2.1, for whoever has agreed to a window of `window_bits` (9 to
-/// 15) or more. It may be longer than `payload`.
+/// Appends the payload of a compressed message, section 7.2.1, for clients that have agreed to a window of
+/// `window_bits` (9 to 15) or more. It may be longer than `payload`.
 pub fn deflate(payload: &[u8], window_bits: u8, out: &mut Vec<u8>) {
     let start = out.len();
     let bits = window_bits.clamp(MIN_WINDOW_BITS, MAX_WINDOW_BITS);
@@ -60,14 +62,14 @@ pub fn deflate(payload: &[u8], window_bits: u8, out: &mut Vec<u8>) {
     }
 }
 
-/// `None`: something else than a message was appended.
+/// Appends a compressed message. `None`: it failed, and what it has appended is no message.
 fn compress(compressor: &mut Deflate, payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
     compressor.reset();
     let start = out.len();
     let (mut taken, mut end) = (0, start);
-    // zlib is done once it leaves room.
+    // zlib is done when it leaves room in the output.
     while end == out.len() {
-        // Enough for one call, or flushes would come twice.
+        // Room enough for one call: a second one would flush again.
         out.resize(end + bound(payload.len()), 0);
         compressor.compress(payload.get(taken..)?, out.get_mut(end..)?, DeflateFlush::SyncFlush).ok()?;
         taken = usize::try_from(compressor.total_in()).ok()?;
@@ -81,7 +83,7 @@ fn compress(compressor: &mut Deflate, payload: &[u8], out: &mut Vec<u8>) -> Opti
     Some(())
 }
 
-/// A message as stored blocks, should the compressor ever fail.
+/// Appends a message as stored blocks, in case the compressor fails.
 fn store(payload: &[u8], out: &mut Vec<u8>) {
     for block in payload.chunks(MAX_STORED) {
         let length = u16::try_from(block.len()).unwrap_or(u16::MAX);
@@ -90,7 +92,7 @@ fn store(payload: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(&(!length).to_le_bytes());
         out.extend_from_slice(block);
     }
-    // The empty block's first byte, whose rest is the tail.
+    // The first byte of an empty block. The block's rest is the tail.
     out.push(0x00);
 }
 
@@ -101,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// Another implementation; it takes a message's last block to be the stream's.
+    /// Inflates with another implementation, which needs a final block after the message.
     fn reference(compressed: &[u8]) -> Vec<u8> {
         let stream = [compressed, &TAIL, &[0x01, 0x00, 0x00, 0xFF, 0xFF]].concat();
         miniz_oxide::inflate::decompress_to_vec(&stream).unwrap()
@@ -128,7 +130,8 @@ mod tests {
         assert_eq!(reference(&once), b"the same words, the same words");
     }
 
-    /// Reads with a window of its own, of this size: the bytes come out one by one.
+    /// Inflates with a window of this size. The output is taken byte by byte, so that only the window has the earlier
+    /// bytes.
     fn with_window(compressed: &[u8], window_bits: u8) -> Vec<u8> {
         let stream = [compressed, &TAIL].concat();
         let mut state = Inflate::new(false, window_bits);

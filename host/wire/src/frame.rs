@@ -1,4 +1,4 @@
-//! WebSocket frames, RFC 6455 section 5.2: encoding for publications, decoding of what clients send.
+//! WebSocket frames, RFC 6455 section 5.2: encodes the relay's frames and parses the clients'.
 
 use crate::Kind;
 
@@ -13,14 +13,14 @@ pub const PONG: u8 = 0xA;
 /// Largest payload of a control frame, section 5.5.
 pub const MAX_CONTROL: usize = 125;
 
-/// Or-ed to the opcode: the message's payload is compressed (RSV1, RFC 7692 section 6).
+/// A bit beside the opcode: the message's payload is compressed (RSV1, RFC 7692 section 6).
 pub const COMPRESSED: u8 = 0x40;
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
 const MASKED: u8 = 0x80;
 
-/// Bytes in front of an unmasked payload of this length.
+/// Bytes of the header in front of an unmasked payload of this length.
 pub fn header_len(payload: usize) -> usize {
     match payload {
         0..=125 => 2,
@@ -58,7 +58,7 @@ pub fn decode(encoded: &[u8]) -> Option<(Kind, &[u8])> {
     Some((kind, encoded.get(header..)?))
 }
 
-/// A close frame; a reason longer than the frame takes is cut.
+/// A close frame. A reason too long for the frame is cut.
 pub fn close(code: u16, reason: &str) -> Vec<u8> {
     let mut payload = code.to_be_bytes().to_vec();
     payload.extend_from_slice(reason.get(..reason.floor_char_boundary(MAX_CONTROL - 2)).unwrap_or_default().as_bytes());
@@ -67,7 +67,7 @@ pub fn close(code: u16, reason: &str) -> Vec<u8> {
     out
 }
 
-/// How a client broke the protocol; each has its close code (RFC 6455 section 7.4.1).
+/// How a client broke the protocol. Each has its close code (RFC 6455 section 7.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error("{0}")]
@@ -90,23 +90,23 @@ impl Violation {
     }
 }
 
-/// A client's frame in front of a buffer.
+/// The header of the client's frame at the start of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub fin: bool,
-    /// Of a message's first frame: whether the message is.
+    /// Whether the message is compressed. Only its first frame says so.
     pub compressed: bool,
     pub opcode: u8,
     pub mask: [u8; 4],
-    /// Where the payload begins.
+    /// Where the payload begins in the buffer.
     pub start: usize,
-    /// Where it ends: the frame's length.
+    /// Where the payload ends, which is the length of the whole frame.
     pub end: usize,
 }
 
 impl Head {
-    /// Reads a frame's header; `None`: more bytes are needed. A payload over `max_payload` is refused here, before any
-    /// of it is kept. Messages may be compressed only where that was agreed on (`may_compress`).
+    /// Parses a frame's header. `None`: more bytes are needed. A payload over `max_payload` is refused here, before any
+    /// of it is stored. A message may be compressed only if that was agreed on (`may_compress`).
     pub fn parse(buffer: &[u8], max_payload: usize, may_compress: bool) -> Result<Option<Self>, Violation> {
         let [first, second, ..] = *buffer else { return Ok(None) };
         let (fin, opcode) = (first & FIN != 0, first & 0x0F);
@@ -124,7 +124,7 @@ impl Head {
             _ => return Err(Violation::Protocol("unknown opcode")),
         };
         if control && (!fin || usize::from(second & !MASKED) > MAX_CONTROL) {
-            return Err(Violation::Protocol("a control frame is whole and has at most 125 bytes"));
+            return Err(Violation::Protocol("a control frame must be whole and have at most 125 bytes"));
         }
         let (length, mask_at) = match second & !MASKED {
             126 => match buffer.get(2..4).and_then(|bytes| bytes.try_into().ok()) {

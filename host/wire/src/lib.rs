@@ -1,12 +1,12 @@
-//! What stands on the wire between the relay and its clients, and nothing else: no socket, no runtime, no tenant.
+//! The bytes between the relay and its clients, and nothing else: no socket, no runtime, no tenant.
 //!
-//! - Plain WebSockets: [`frame`] encodes and parses RFC 6455 frames, [`message`] joins a client's frames to messages,
-//!   [`deflate`] compresses them (RFC 7692), [`raw`] has what the relay itself says.
+//! - Plain WebSockets: [`frame`] encodes and parses RFC 6455 frames, [`message`] joins a client's frames into messages,
+//!   [`deflate`] compresses them (RFC 7692), [`raw`] writes the relay's own replies and errors.
 //! - [`sse`]: server-sent events.
 //! - [`centrifuge`]: the Centrifuge client protocol in JSON.
 //!
-//! A [`Position`] in a channel is written the same way in all of them. Every function here takes bytes and gives bytes
-//! or plain values, so that fuzz targets and benchmarks use the same code as the relay.
+//! A [`Position`] in a channel is written the same way in all of them. Every function here takes bytes and returns
+//! bytes or plain values, so fuzz targets and benchmarks use the same code as the relay.
 
 pub mod centrifuge;
 mod compression;
@@ -24,5 +24,5 @@ pub use payload::{Entry, Frame, Key, Kind, Page};
 pub use position::{Epoch, NotAPosition, Position};
 pub use raw::ErrorCode;
 
-/// Most channels that one client may follow.
+/// The most channels that one client may follow.
 pub const MAX_CHANNELS: usize = 64;

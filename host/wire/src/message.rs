@@ -1,4 +1,4 @@
-//! From a client's frames to its messages: fragments joined, text checked, control frames in between.
+//! Turns a client's frames into messages: joins fragments, checks text, and lets control frames come in between.
 
 use crate::{
     Kind, deflate,
@@ -7,38 +7,38 @@ use crate::{
     frame::{Head, Violation},
 };
 
-/// What a client said.
+/// What a client sent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
     Message(Kind, &'a [u8]),
     Ping(&'a [u8]),
     Pong,
-    /// The code it gave, if any.
+    /// With the client's code, if it gave one.
     Close(Option<u16>),
-    /// Part of a message whose rest is to come.
+    /// A part of a message; the rest is still to come.
     Fragment,
 }
 
-/// A message of which fragments have arrived.
+/// Joins a message from its fragments.
 #[derive(Debug, Default)]
 pub struct Assembly {
     kind: Option<Kind>,
-    /// Whether its bytes are: fragments are of the compressed message (RFC 7692 section 6.1).
+    /// Whether `bytes` are compressed: fragments are cut from the compressed message (RFC 7692 section 6.1).
     compressed: bool,
-    /// Complete when the last event was a message, and then dropped by the next call.
+    /// The payloads of the fragments so far. After the last one they are the whole message, until another begins.
     bytes: Vec<u8>,
-    /// How much of a text is known to be UTF-8.
+    /// How many bytes of a text are known to be UTF-8.
     checked: usize,
 }
 
 impl Assembly {
-    /// Whether there is nothing to remember.
+    /// Whether no message is under way, so that nothing has to be kept.
     pub fn is_empty(&self) -> bool {
         self.kind.is_none()
     }
 
-    /// Takes the frame in front of `buffer`; returns it and how many bytes it had. `None`: it is not whole yet. Without an
-    /// `inflater` compressed messages are a violation: they were not agreed on.
+    /// Takes the frame at the start of `buffer`. Returns what it is and how many bytes it has. `None`: it is not whole
+    /// yet. Without an `inflater`, a compressed message is a violation, since compression was not agreed on.
     pub fn next<'a>(
         &'a mut self,
         buffer: &'a mut [u8],
@@ -103,7 +103,7 @@ impl Assembly {
         Ok(Incoming::Message(kind, &self.bytes))
     }
 
-    /// A character may be cut by a fragment's end, not by the message's.
+    /// Checks the bytes of a text that are new. A fragment may end within a character; the message may not.
     fn check_text(&mut self, fin: bool) -> Result<(), Violation> {
         let unchecked = self.bytes.get(self.checked..).unwrap_or_default();
         match std::str::from_utf8(unchecked) {
@@ -115,7 +115,7 @@ impl Assembly {
     }
 }
 
-/// A message from its only frame, or from its compressed fragments; with an inflater it is compressed.
+/// Checks a message that came in one frame, or compressed in fragments. With an inflater it is compressed.
 fn whole<'a>(
     kind: Kind,
     payload: &'a [u8],
@@ -135,7 +135,7 @@ fn whole<'a>(
     Ok(message)
 }
 
-/// RFC 6455 section 7.4: what may stand in a close frame.
+/// Reads the payload of a close frame, RFC 6455 section 7.4.
 fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
     match *payload {
         [] => Ok(None),
@@ -167,7 +167,7 @@ mod tests {
         out
     }
 
-    /// Feeds whole frames, returns how each was taken.
+    /// Feeds whole frames and returns how each was taken.
     fn events(frames: &[Vec<u8>]) -> Vec<String> {
         events_with(frames, None)
     }
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(agreed(&[masked(0xC2, &[0])]), ["Message(Binary, [])"]);
         assert_eq!(agreed(&[masked(0x81, b"hi")]), ["Message(Text, [104, 105])"]);
         assert_eq!(events(&[masked(0xC1, &hello)]), ["1002"]);
-        // Fragments, cut anywhere, around a control frame; then one that is not compressed.
+        // Fragments cut anywhere, with a control frame between them; then a message that is not compressed.
         for cut in 0..=hello.len() {
             let frames = [
                 masked(0x41, &hello[..cut]),

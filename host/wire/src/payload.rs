@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::Position;
 
-/// A WebSocket message: its type and its bytes. The bytes of a text are UTF-8: whoever makes one has checked.
+/// A WebSocket message: its type and its bytes. The bytes of a text are UTF-8; the code that makes one checks them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub kind: Kind,
@@ -20,11 +20,11 @@ pub enum Kind {
     Binary,
 }
 
-/// What a publication is the latest of.
+/// A publication's key. A channel's snapshot has the newest publication of each key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Key {
     pub name: Option<Arc<str>>,
-    /// The publication says that the key is no more.
+    /// Whether the publication removes the key.
     pub remove: bool,
 }
 
@@ -36,13 +36,13 @@ pub struct Entry {
     pub data: Frame,
 }
 
-/// A part of what was published on a channel.
+/// A part of a channel's history.
 #[derive(Debug)]
 pub struct Page {
-    /// The position of the newest publication.
+    /// The position of the channel's newest publication.
     pub position: Position,
     /// Oldest first.
     pub entries: Vec<Entry>,
-    /// For a page behind a position: whether nothing is missing between that position and the first entry.
+    /// For a page next to a position: whether nothing is missing between the position and the page. `None` for others.
     pub recovered: Option<bool>,
 }

@@ -1,4 +1,4 @@
-//! Where a client is in a channel.
+//! A client's place in a channel.
 
 use std::{fmt, io::Write, num::ParseIntError, str::FromStr};
 
@@ -20,8 +20,8 @@ impl FromStr for Epoch {
     }
 }
 
-/// A publication's place in its channel: the client has everything up to it, this one included. Written as
-/// `EPOCH:OFFSET`.
+/// A publication's place in its channel. A client at this position has everything up to it, that publication included.
+/// Written as `EPOCH:OFFSET`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     pub epoch: Epoch,
@@ -35,14 +35,14 @@ impl fmt::Display for Position {
 }
 
 impl Position {
-    /// Appends its text.
+    /// Appends the position's text.
     pub fn write(&self, out: &mut Vec<u8>) {
         // Writing to a vector cannot fail.
         let _ = write!(out, "{self}");
     }
 }
 
-/// A text that is not a position: those are `EPOCH:OFFSET`.
+/// A text that is not a position. Positions are written as `EPOCH:OFFSET`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAPosition;
 

@@ -1,9 +1,9 @@
-//! The door for `EventSource`: server-sent events (WHATWG HTML, section 9.2).
+//! Server-sent events (WHATWG HTML, section 9.2), which browsers read with `EventSource`.
 //!
-//! A publication is an event with its payload as `data`; a binary one has the type `binary` and its payload in base64. Its
-//! `id` is the position that the client has reached with it, or of several channels their positions with commas between:
-//! `EventSource` sends the last one back as `Last-Event-ID`. An event of the type `gap` says that publications may be
-//! missing before what follows.
+//! A publication is an event with its payload as `data`. A binary one has the type `binary` and its payload in base64.
+//! The event's `id` is the position that the client has reached with it. If the client follows several channels, the
+//! `id` has all their positions, with commas between. `EventSource` sends the last `id` back as `Last-Event-ID`. An
+//! event of the type `gap` says that publications may be missing before the next one.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -12,14 +12,16 @@ use http::HeaderMap;
 
 use crate::{Kind, MAX_CHANNELS, NotAPosition, Position};
 
-/// Sent to whoever says nothing, so that proxies and the kernel see that the connection is in use.
+/// A comment in place of a ping: it shows proxies and the kernel that the connection is in use.
 pub const KEEP_ALIVE: &[u8] = b":\n\n";
-/// Milliseconds after which a client comes back: all of them at once are let in within a second or two.
+/// How long a client waits before it reconnects, in milliseconds. All clients at once are let in within a second or
+/// two.
 pub const RETRY: &[u8] = b"retry: 2000\n";
 
 pub const CONTENT_TYPE: &str = "text/event-stream";
 
-/// The head of the answer. The stream ends with the connection; no proxy is to keep it or to collect it first.
+/// The head of the answer, with `more` headers. The stream ends with the connection. Proxies are told not to keep or
+/// buffer it.
 pub fn head(more: HeaderMap) -> Vec<u8> {
     let mut out = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nCache-Control: no-cache, no-transform\r\n\
@@ -36,14 +38,14 @@ pub fn head(more: HeaderMap) -> Vec<u8> {
     out
 }
 
-/// What a client that comes back has; empty: a position that cannot be read.
+/// The positions of a client that reconnects. Empty: they cannot be read. `None`: the client has not been here before.
 pub fn last_event_id(headers: &HeaderMap) -> Option<Vec<Position>> {
     let id = headers.get("last-event-id")?.to_str().unwrap_or_default();
     Some(positions(id).unwrap_or_default())
 }
 
-/// Appends what a client gets first: when to come back, where there are gaps, and then with which position to come back if
-/// nothing has come by then: it must not have that before it knows of the gaps.
+/// Appends what a client gets first: how long to wait before it reconnects, the gaps, then the positions to reconnect
+/// with if nothing else comes. The positions stand last: a client must not have them before it knows of the gaps.
 pub fn hello<'p>(gaps: &[Arc<str>], positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>) {
     out.extend_from_slice(RETRY);
     if !gaps.is_empty() {
@@ -59,7 +61,7 @@ pub fn event(position: Position, kind: Kind, payload: &[u8], out: &mut Vec<u8>) 
     ids([&position].into_iter(), out);
     match kind {
         Kind::Text => {
-            // A line ends with CR, LF or both; the client joins them with LF.
+            // A line ends with CR, LF or both; the client joins the lines with LF.
             for line in lines(payload) {
                 out.extend_from_slice(b"data: ");
                 out.extend_from_slice(line);
@@ -75,14 +77,14 @@ pub fn event(position: Position, kind: Kind, payload: &[u8], out: &mut Vec<u8>) 
     out.push(b'\n');
 }
 
-/// Appends word of a gap in a channel; `position`: what the client has behind it, if that is known.
+/// Appends a gap in a channel. `position` is the client's after the gap, if that is known.
 pub fn gap(channel: &str, position: Option<Position>, out: &mut Vec<u8>) {
     ids(position.iter(), out);
     let data = serde_json::json!({ "channel": channel });
     out.extend_from_slice(format!("event: gap\ndata: {data}\n\n").as_bytes());
 }
 
-/// Appends the line that says what the client has, if that is anything.
+/// Appends the `id` line with the client's positions. There is no line without a position.
 pub fn ids<'p>(positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>) {
     let mut before: &[u8] = b"id: ";
     for position in positions {
@@ -95,7 +97,7 @@ pub fn ids<'p>(positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>)
     }
 }
 
-/// Appends an event that [`event`] or [`gap`] has made, with these positions in the place of its own.
+/// Appends an event made by [`event`] or [`gap`], with these positions in place of its own.
 pub fn with_id<'p>(event: &[u8], positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>) {
     ids(positions, out);
     let own = event.starts_with(b"id: ");
@@ -103,13 +105,13 @@ pub fn with_id<'p>(event: &[u8], positions: impl Iterator<Item = &'p Position>, 
     out.extend_from_slice(event.get(after..).unwrap_or_default());
 }
 
-/// Reads what [`ids`] has written.
+/// Reads the positions that [`ids`] wrote.
 pub fn positions(text: &str) -> Result<Vec<Position>, NotAPosition> {
     let positions: Vec<Position> = text.split(',').take(MAX_CHANNELS + 1).map(str::parse).collect::<Result<_, _>>()?;
     if positions.len() > MAX_CHANNELS { Err(NotAPosition) } else { Ok(positions) }
 }
 
-/// The lines of a text, without their ends; of a text without any one empty line.
+/// The lines of a text, without their ends. An empty text has one empty line.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -173,7 +175,7 @@ mod tests {
     }
 
     proptest! {
-        /// Read as the standard says, section 9.2.6, an event gives back its text, with its line ends as LF.
+        /// Read as the standard says, section 9.2.6, an event gives back its text, with LF as line end.
         #[test]
         fn a_client_reads_what_was_published(text in "[a-c:\n\r ]{0,20}") {
             let event = written(Kind::Text, text.as_bytes());

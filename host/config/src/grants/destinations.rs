@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::grants::special_use::is_special;
 
-/// The ports of an entry that names none.
+/// The ports of an entry without one.
 const DEFAULT_PORTS: [u16; 2] = [80, 443];
 
 /// `[grants] http`.
@@ -16,14 +16,14 @@ pub struct Destinations(Vec<(Destination, Port)>);
 /// A host that a manifest lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// In lower case, without the dot at the end.
+    /// In lower case, without a dot at the end.
     Name(String),
-    /// All names that end so: a dot and a name.
+    /// All names with this end, which is a dot and a name, such as `.example.com`.
     Below(String),
     Network(IpNet),
 }
 
-/// The port of an entry; `None`: the default ports.
+/// The port of an entry. `None`: the default ports.
 pub type Port = Option<u16>;
 
 impl FromIterator<(Destination, Port)> for Destinations {
@@ -33,7 +33,8 @@ impl FromIterator<(Destination, Port)> for Destinations {
 }
 
 impl Destinations {
-    /// Whether a host of this name may be asked for; where it leads to is another question. The name is in lower case.
+    /// Whether a request may name this host, in lower case. [`Self::may_lead_to`] checks the addresses that the name
+    /// leads to.
     pub fn has_name(&self, name: &str, port: u16) -> bool {
         self.0.iter().any(|(destination, own)| {
             let is_named = match destination {
@@ -45,18 +46,18 @@ impl Destinations {
         })
     }
 
-    /// Whether an address may be asked for by its number.
+    /// Whether a request may name this address itself.
     pub fn has_address(&self, address: IpAddr, port: u16) -> bool {
         self.networks(address).any(|own| fits(own, port))
     }
 
-    /// Whether a name that may be asked for may lead to this address: to any that is public, to others only if an address
-    /// or a network in the list has it, without a port or with this one.
+    /// Whether an allowed name may lead to this address. Every public address is allowed. Any other must be in a listed
+    /// address or network, which has no port or this one.
     pub fn may_lead_to(&self, address: IpAddr, port: u16) -> bool {
         !is_special(address.to_canonical()) || self.networks(address).any(|own| own.is_none_or(|own| own == port))
     }
 
-    /// The ports of those networks that have an address. One that is an IPv4 address mapped into IPv6 counts as that.
+    /// The ports of the listed networks that have the address. An IPv4 address mapped into IPv6 counts as IPv4.
     fn networks(&self, address: IpAddr) -> impl Iterator<Item = Port> {
         let address = address.to_canonical();
         self.0.iter().filter_map(move |(destination, own)| match destination {

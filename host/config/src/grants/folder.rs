@@ -8,40 +8,40 @@ use std::{
     sync::Arc,
 };
 
-/// A folder, opened when the manifest was read: what its path leads to later makes no difference. A guest that may write in
-/// a folder could else put a link in the place of another that is granted below it.
+/// A folder, opened when the manifest was read, so that a later change of its path makes no difference. Otherwise a
+/// guest with the right to write could put a link in the place of another folder granted below.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    /// Its path as guests see it.
+    /// The path that guests see.
     pub guest: String,
     pub write: bool,
-    /// Where it was, for messages.
+    /// The path it was opened at, for messages.
     pub path: PathBuf,
     opened: Arc<File>,
 }
 
 impl Folder {
-    /// Opens a folder, which `path` then is: where it really was is looked up from what was opened.
+    /// Opens a folder. Its `path` is then looked up from the opened folder, so that the two always match.
     pub fn open(path: &Path, guest: String, write: bool) -> io::Result<Self> {
-        // The dot makes it an error, not a wait, if this is a pipe.
+        // With the dot, a pipe is an error; without it, opening one would wait.
         let opened = File::open(path.join("."))?;
         let path = real_path(&opened)?;
         Ok(Self { guest, write, path, opened: Arc::new(opened) })
     }
 
-    /// A path that leads to what was opened, and nowhere else, for as long as this is kept.
+    /// A path that leads to the opened folder and nowhere else, as long as `self` lives.
     pub fn handle(&self) -> PathBuf {
         by_descriptor(self.opened.as_raw_fd())
     }
 }
 
-/// Where an open file or folder is, all links followed. It cannot be changed between the look and the opening, as the
-/// answer to a question about a path can.
+/// The path of an open file or folder, with all links followed. It is safe to check, unlike a path that is looked up
+/// first: that could change before it is opened.
 pub fn real_path(opened: &File) -> io::Result<PathBuf> {
     by_descriptor(opened.as_raw_fd()).read_link()
 }
 
-/// Whether one of two paths is in the other, both with their links followed.
+/// Whether one of two paths is the other or within it. Both have their links followed.
 pub fn meet(one: &Path, other: &Path) -> bool {
     one.starts_with(other) || other.starts_with(one)
 }

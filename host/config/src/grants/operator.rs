@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
-/// By default nothing but what a tenant has of its own, read, and public servers.
+/// What tenants may be granted. By default that is their own folders, to read only, and public servers.
 #[derive(Clone, Debug, Default)]
 pub struct Allowed {
-    /// Outside the tenants' own.
+    /// Folders outside the tenants' own.
     pub folders: Vec<AllowedFolder>,
-    /// Of addresses that are not public.
+    /// Networks with addresses that are not public.
     pub networks: Vec<AllowedNetwork>,
     /// Host names that tenants may claim.
     pub hosts: Vec<AllowedHost>,
@@ -21,28 +21,28 @@ pub struct Allowed {
 pub struct AllowedHost {
     /// In lower case.
     pub host: String,
-    /// By name; none: all.
+    /// The names of the tenants it is for. Empty: all.
     pub tenants: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
 pub struct AllowedFolder {
-    /// Links followed.
+    /// With links followed.
     pub path: PathBuf,
     pub write: bool,
-    /// By name; none: all.
+    /// The names of the tenants it is for. Empty: all.
     pub tenants: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
 pub struct AllowedNetwork {
     pub network: IpNet,
-    /// By name; none: all.
+    /// The names of the tenants it is for. Empty: all.
     pub tenants: Vec<String>,
 }
 
 impl Allowed {
-    /// Whether a tenant may be given what is at a path, whose links have been followed.
+    /// Whether a tenant may be granted what is at `path`, which has its links followed.
     pub fn has_folder(&self, tenant: &str, path: &Path, write: bool) -> bool {
         let covers = |folder: &AllowedFolder| {
             path.starts_with(&folder.path) && (folder.write || !write) && includes(&folder.tenants, tenant)
@@ -55,7 +55,7 @@ impl Allowed {
         self.hosts.iter().any(|allowed| allowed.host == host && includes(&allowed.tenants, tenant))
     }
 
-    /// Whether a tenant may be given a whole network.
+    /// Whether a tenant may be granted a whole network.
     pub fn has_network(&self, tenant: &str, network: &IpNet) -> bool {
         let covers = |allowed: &AllowedNetwork| allowed.network.contains(network) && includes(&allowed.tenants, tenant);
         self.networks.iter().any(covers)

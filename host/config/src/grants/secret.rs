@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-/// It is not in what is printed of a configuration.
+/// A secret value. `Debug` hides it, so that a printed configuration does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 

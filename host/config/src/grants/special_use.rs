@@ -1,12 +1,12 @@
-//! Addresses that are not the public Internet's.
+//! Addresses that are not on the public Internet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The IANA registries of special-purpose addresses, multicast and what is reserved. Of IPv6 all but 2000::/3, from which
-/// alone global addresses are given, and what within that is special; so also all forms in which an IPv4 address is carried
-/// by an IPv6 one.
+/// Networks that are not public: the IANA registries of special-purpose addresses, multicast, and reserved addresses.
+/// In IPv6 that is everything outside 2000::/3, the only block that global addresses are given from, and the special
+/// networks within it. So every form of an IPv4 address within an IPv6 address is here too.
 const SPECIAL: [IpNet; 21] = [
     v4([0, 0, 0, 0], 8),
     v4([10, 0, 0, 0], 8),
@@ -42,7 +42,7 @@ const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), prefix))
 }
 
-/// Whether an address, which is not a mapped one, is not public.
+/// Whether an address is not public. It must not be an IPv4 address mapped into IPv6.
 pub(super) fn is_special(address: IpAddr) -> bool {
     SPECIAL.iter().any(|network| network.contains(&address))
 }

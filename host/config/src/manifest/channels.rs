@@ -8,14 +8,14 @@ use crate::{
     names::MAX_PATH_BYTES,
 };
 
-/// A log shorter than the least makes every client a slow one; all channels of all tenants share the host's memory.
+/// Below the range every client would be a slow one. The logs of all tenants share the host's memory.
 const LOG: RangeInclusive<u64> = 64 << 10..=1 << 30;
 
-/// Publications that a client may miss and still get: from one to more than any log has.
+/// Publications that a client may miss and still get. No log has more than the top of the range.
 const SIZE: RangeInclusive<u64> = 1..=1_000_000_000;
-/// Under the least nobody is back in time.
+/// Below the range no client is back in time.
 const AGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
-/// Each key costs its latest publication's bytes.
+/// Each key costs the bytes of its latest publication.
 const MAX_KEYS: RangeInclusive<u64> = 1..=10_000_000;
 
 /// A channel's rule; its key is the pattern.
@@ -40,7 +40,7 @@ pub(super) fn channel(pattern: String, value: Value<'_>) -> Option<ChannelRule> 
     let max_keys = table.count("max-keys", &MAX_KEYS).unwrap_or(default.max_keys);
     let snapshot = table.take("snapshot").and_then(|value| value.flag()).unwrap_or(default.snapshot);
     table.finish();
-    // A history of so many bytes needs a log of as many.
+    // A history needs a log of at least its bytes.
     let least = if history.bytes == usize::MAX { 0 } else { history.bytes };
     let log_bytes = log_bytes.unwrap_or(default.log_bytes).max(least);
     Some(ChannelRule { pattern, log_bytes, slow, history, max_keys, snapshot })

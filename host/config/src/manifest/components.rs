@@ -11,11 +11,11 @@ use crate::{
     document::{Value, quote},
 };
 
-/// Over the most an instance is never replaced.
+/// Above the range an instance would never be replaced.
 const REUSE: RangeInclusive<u64> = 1..=1_000_000_000;
 
-/// A component's file, which must be within `folder`, links followed: where it really is, so that what is loaded is what
-/// was checked. As it is written it goes to `named`, for whoever looks for changes.
+/// A component's file with its links followed, so that the file that was checked is the one that is loaded. It must be
+/// within `folder`. Its path as written is added to `named`, to be watched for changes.
 pub(super) fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<PathBuf> {
     let text = value.str()?;
     let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
@@ -43,7 +43,7 @@ pub(super) fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBu
     None
 }
 
-/// The API: a file, or a table that says more.
+/// The API: a file's name, or a table with more keys.
 pub(super) fn api(value: Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<ApiConfig> {
     if value.value.is_str() {
         return component(&value, folder, named).map(|file| ApiConfig { file, reuse: ApiConfig::REUSE });

@@ -19,8 +19,8 @@ const MAX_NAME_BYTES: usize = 255;
 /// Most entries of each kind: opening an instance goes through all of them.
 const MAX_ENTRIES: usize = 256;
 
-/// Reads the section. `settings` have the names that secrets must not have; `code` is what no guest may
-/// change, links followed.
+/// Reads the section. No secret may have the name of one of the `settings`. No guest may change the files in `code`,
+/// which have their links followed.
 pub(super) fn grants(
     mut table: Table<'_>,
     secrets: &Secrets<'_>,
@@ -47,7 +47,7 @@ pub(super) fn grants(
     let taken: BTreeSet<_> = settings.iter().map(|(name, _)| name.as_str()).collect();
     for (name, value) in few(table.section("secrets")) {
         if taken.contains(name.as_str()) {
-            value.problem("is the name of a setting too; rename one: guests read both by wasi:config");
+            value.problem("is the name of a setting too; rename one: guests read both through wasi:config");
         } else if is_name(&name, &value, "a secret's name") {
             let place = value.place.clone();
             if value.value.is_str() {
@@ -63,7 +63,7 @@ pub(super) fn grants(
     grants
 }
 
-/// A table's entries, if they are not too many.
+/// A table's entries, cut after [`MAX_ENTRIES`].
 fn few<'d>(table: Table<'d>) -> Vec<(String, Value<'d>)> {
     let place = table.place.clone();
     let mut entries: Vec<_> = table.entries().collect();
@@ -83,7 +83,7 @@ fn is_name(name: &str, value: &Value<'_>, what: &str) -> bool {
     valid
 }
 
-/// An environment variable's value: as it is written, or where it is.
+/// A variable of a guest's environment: its value as written, or the place of a secret.
 fn variable(value: Value<'_>, secrets: &Secrets<'_>, files: &mut Vec<PathBuf>) -> Option<Secret> {
     match &value.value {
         DeValue::String(text) if text.contains('\0') => {
@@ -95,7 +95,7 @@ fn variable(value: Value<'_>, secrets: &Secrets<'_>, files: &mut Vec<PathBuf>) -
     }
 }
 
-/// A value from the host's environment or from a file. Problems do not repeat it.
+/// A value from the host's environment or from a file. Problems do not repeat the value.
 fn secret(value: Value<'_>, secrets: &Secrets<'_>, files: &mut Vec<PathBuf>) -> Option<Secret> {
     let place = value.place.clone();
     let mut table = value.table("{ env = \"VARIABLE\" } or { file = \"PATH\" }")?;

@@ -13,8 +13,8 @@ use crate::{
     names::{host, name},
 };
 
-/// What is the host's own: a tenant that could write it would be the host, or the operator. `None`: it could not be read
-/// where it is.
+/// The host's own files. A tenant that could write them would have the power of the host, or of the operator. `None`:
+/// the file's place could not be read.
 pub(super) struct HostFiles<'r> {
     /// `relay.toml` itself.
     pub(super) relay: &'r Path,
@@ -25,10 +25,10 @@ pub(super) struct HostFiles<'r> {
 }
 
 impl HostFiles<'_> {
-    /// Why a folder, links followed, cannot be listed.
+    /// Why a folder, which has its links followed, cannot be listed. `None`: it can.
     fn problem_with(&self, listed: &Path) -> Option<String> {
         let own = [Some(self.relay), self.store, self.cache];
-        // Where it is, and where the name for it is, which may be a link.
+        // Checks both the file and the folder of its name, which may be a link.
         let within = |file: &&Path| {
             real(file).starts_with(listed) || file.parent().is_some_and(|folder| real(folder).starts_with(listed))
         };
@@ -40,7 +40,7 @@ impl HostFiles<'_> {
     }
 }
 
-/// A path with links followed as far as it is there: what the host is yet to make is made where it then leads.
+/// A path with the links followed in the part that exists. The host makes the rest there.
 fn real(path: &Path) -> PathBuf {
     let path = if path.is_relative() { Path::new(".").join(path) } else { path.to_owned() };
     let there = path.ancestors().find_map(|there| Some((there, there.canonicalize().ok()?)));
@@ -51,7 +51,7 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// Reads the section of a `relay.toml`; folders with the host's own files in them cannot be listed.
+/// Reads the section of a `relay.toml`. Folders that have the host's own files in them cannot be listed.
 pub(super) fn allowed(mut table: Table<'_>, files: &HostFiles<'_>) -> Allowed {
     let listed = table.take("folders").and_then(|value| value.array("an array of folders in quotes"));
     let folders = listed.into_iter().flatten().filter_map(|value| allowed_folder(value, files)).collect();
@@ -89,7 +89,7 @@ fn allowed_folder(value: Value<'_>, files: &HostFiles<'_>) -> Option<AllowedFold
     Some(AllowedFolder { path: path?, write, tenants: tenants? })
 }
 
-/// A folder that is there, links followed, and none of the host's.
+/// An existing folder, with links followed, that has none of the host's own files.
 fn existing(value: &Value<'_>, files: &HostFiles<'_>) -> Option<PathBuf> {
     let text = value.str()?;
     let folder = files.relay.parent().unwrap_or(Path::new(""));
@@ -117,8 +117,8 @@ fn allowed_network(value: Value<'_>) -> Option<AllowedNetwork> {
     Some(AllowedNetwork { network: network?, tenants: tenants? })
 }
 
-/// The tenants that an entry is for; without the key it is for all. `None`: one of them cannot be one, and the entry must
-/// not be for all by mistake.
+/// The tenants that an entry is for. Empty: the key is missing, and the entry is for all. `None`: a name is wrong, and
+/// the entry must not be for all by mistake.
 fn tenants(table: &mut Table<'_>) -> Option<Vec<String>> {
     let Some(value) = table.take("tenants") else { return Some(Vec::new()) };
     let place = value.place.clone();
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
     use crate::document::Document;
 
-    /// What a section of a relay.toml in `/usr` says.
+    /// Reads the section of a relay.toml in `/usr`.
     fn read(section: &str) -> Result<Allowed, String> {
         let text = format!("[grants]\n{section}");
         let relay = Path::new("/usr/relay.toml");

@@ -11,9 +11,9 @@ use crate::{
     relay::{MySqlParser, MySqlUrl},
 };
 
-/// The file without configuration, beside relay.toml.
+/// The default file, beside relay.toml.
 const FILE: &str = "data/records.sqlite";
-/// From what a test needs to what one machine has.
+/// The range is from what a test needs to what one machine has.
 const SIZE: RangeInclusive<u64> = 64 << 10..=1 << 44;
 const EXAMPLE: &str = "write \"sqlite:data/records.sqlite\" or { env = \"STORE_URL\" } with a mysql:// URL in it";
 
@@ -49,7 +49,7 @@ enum StoreUrl {
     MySql { url: Secret, has_password: bool },
 }
 
-/// The URL, written out or where its secret is. Problems do not repeat it.
+/// The URL: written out, or taken from the environment or a file. Problems do not repeat it.
 fn source(
     value: Value<'_>,
     folder: &Path,
@@ -113,7 +113,7 @@ fn parse(place: &Location<'_>, url: &str, mysql: MySqlParser) -> Option<StoreUrl
             place.problem("names no database; write mysql://USER:PASSWORD@HOST:3306/DATABASE");
             None
         }
-        // Why not is left out: it may repeat the URL's parts.
+        // The driver's reason is left out: it may repeat parts of the URL.
         None => {
             place.problem("is not a MySQL URL; write mysql://USER:PASSWORD@HOST:3306/DATABASE");
             None

@@ -1,4 +1,4 @@
-//! The demonstration's page: one static file, and where its script finds the relay.
+//! The demonstration's page: one static file, and the addresses that its script asks for.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -18,23 +18,23 @@ use tokio::{net::TcpListener, task::JoinSet};
 use crate::{http_error, shutdown::Stop};
 
 const PAGE: &str = include_str!("page.html");
-/// Nothing but what is in the file itself, and the relay. An open page outlives the relay it came from, and the next one
-/// has other ports, so they cannot be named here.
+/// The page may use only the file itself and the relay. An open page outlives its relay, and the next relay has other
+/// ports, so the policy cannot name ports.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
     connect-src 'self' ws://127.0.0.1:* http://127.0.0.1:*; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
-/// Connections at once: a few browsers, each with a few.
+/// Most connections at once: a few browsers, each with a few.
 const MAX_CONNECTIONS: usize = 64;
-/// For a request's headers.
+/// Longest wait for a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The sample tenant's own URLs.
 #[derive(Serialize)]
 pub struct Addresses {
-    /// `ws://…`, where its clients connect.
+    /// `ws://…`: where its clients connect.
     pub clients: String,
-    /// `http://…`, under which its API answers, if there is one.
+    /// `http://…`: the start of its API's URLs, if it has an API.
     pub api: Option<String>,
 }
 
@@ -83,7 +83,7 @@ fn answer(request: &Request<Incoming>, addresses: &serde_json::Value) -> Respons
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             response
         }
-        _ => http_error::answer(StatusCode::NOT_FOUND, "not_found", "here are / and /addresses"),
+        _ => http_error::answer(StatusCode::NOT_FOUND, "not_found", "only / and /addresses are here"),
     };
     for (name, value) in [(CACHE_CONTROL, "no-store"), (X_CONTENT_TYPE_OPTIONS, "nosniff")] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));

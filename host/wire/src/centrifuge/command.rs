@@ -1,4 +1,4 @@
-//! What clients say.
+//! Commands: what clients send.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use serde_json::{error::Category, value::RawValue};
 
 use crate::Position;
 
-/// One command of a client. `id` 0: it does not wait for an answer.
+/// One command of a client. With `id` 0 it expects no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     pub id: u32,
     pub request: Request,
 }
 
-/// What a command asks for. `data` is JSON as it was sent; it may be nested deeper than a parser that recurses bears.
+/// What a command asks for. `data` is JSON as the client sent it. It may be nested too deep for a parser that recurses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// `subs`: server-side subscriptions that it wants to recover.
+    /// `subs`: the server-side subscriptions that the client wants to recover.
     Connect {
         token: Option<String>,
         data: Option<String>,
@@ -42,7 +42,7 @@ pub enum Request {
         method: String,
         data: String,
     },
-    /// `limit` 0: only the position is asked for; -1: as many as there are.
+    /// `limit` 0 asks for the position alone, -1 for all publications.
     History {
         channel: String,
         limit: i32,
@@ -55,34 +55,33 @@ pub enum Request {
     Ping,
     /// The empty command `{}`: the answer to a ping.
     Pong,
-    /// What this relay has not: presence, `sub_refresh`, subscriptions and publications that are not of a stream,
-    /// filters by tags.
+    /// Something this relay does not support: presence, `sub_refresh`, filters by tags, and subscriptions or
+    /// publications of another type than a stream.
     NotAvailable,
-    /// No request that is known.
+    /// No known request.
     Unknown,
 }
 
-/// What a client has; `None`: a position that cannot be any channel's (an epoch that is not of this relay's form).
+/// The position that a client wants to recover from. `None`: no channel can have it, as its epoch does not have this
+/// relay's form.
 pub type Recover = Option<Position>;
 
-/// A frame that is not the protocol's. Nothing that was in it is repeated here: it may be secret.
+/// A frame that breaks the protocol. Nothing from the frame is repeated here: it may be secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("the frame has no command: send JSON objects, a line each")]
     Empty,
     #[error("command {command} of the frame is not JSON at byte {byte}: send JSON objects, a line each")]
     NotJson { command: usize, byte: usize },
-    #[error(
-        "command {command} of the frame is not of the Centrifuge protocol's types at byte {byte}: see its client.proto"
-    )]
+    #[error("command {command} of the frame does not fit the Centrifuge protocol at byte {byte}: see its client.proto")]
     NotACommand { command: usize, byte: usize },
 }
 
-/// The commands of a frame; several are separated by newlines.
+/// Reads the commands of a frame. Newlines separate several.
 pub fn decode(frame: &str) -> Result<Vec<Command>, Malformed> {
     let lines = frame.split('\n').filter(|line| !line.trim_ascii().is_empty());
     let commands = lines.zip(1..).map(|(line, command)| {
-        // Of a list, serde would take each member for the field of its place.
+        // Commands are objects. Serde would also read an array, as the fields in their order.
         if line.trim_ascii_start().starts_with('[') {
             return Err(Malformed::NotACommand { command, byte: 1 });
         }
@@ -109,7 +108,7 @@ impl Command {
     }
 }
 
-/// A command as it is sent: the first request that is there counts.
+/// A command in its JSON form. If it has several requests, the first of these fields counts.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Wire<'a> {
@@ -133,7 +132,7 @@ struct Wire<'a> {
     sub_refresh: Option<Unread>,
 }
 
-/// An object of which nothing is used.
+/// An object whose content is not used.
 #[derive(Deserialize)]
 struct Unread {}
 
@@ -156,10 +155,10 @@ struct SubscribeRequest<'a> {
     recover: bool,
     epoch: String,
     offset: u64,
-    /// Other than 0: of a map, or polled.
+    /// 0: a stream. Others, which are not supported: a map, or shared polling.
     #[serde(rename = "type")]
     kind: i32,
-    /// A filter by tags.
+    /// A filter by tags, which is not supported.
     tf: Option<Unread>,
 }
 
@@ -175,7 +174,7 @@ struct PublishRequest<'a> {
     channel: String,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
-    /// Other than 0: in a map.
+    /// 0: to a stream. Others, which are not supported: to a map.
     #[serde(rename = "type")]
     kind: i32,
 }
@@ -294,7 +293,7 @@ mod tests {
 
     #[test]
     fn what_the_sdk_sends_is_read() {
-        // As the npm package `centrifuge` 5.8.0 sent it.
+        // As sent by the npm package `centrifuge` 5.8.0.
         let connect = r#"{"connect":{"token":"t","data":{"a":[1, 2]},"name":"js"},"id":1}"#;
         let subscribe =
             r#"{"subscribe":{"channel":"news","flag":1,"recover":true,"offset":7,"epoch":"00000000000000aa"},"id":2}"#;
@@ -363,7 +362,7 @@ mod tests {
         };
         assert_eq!(recover(json!({ "channel": "c", "offset": 7, "epoch": "00000000000000aa" })), None);
         assert_eq!(recover(json!({ "recover": true, "epoch": "00000000000000aa" })), Some(at(0)));
-        // `_` is what the SDK sends once its state is told to be invalid.
+        // The SDK sends `_` after it was told that its state is invalid.
         for epoch in ["", "_", "xyz", "00000000000000ag"] {
             assert_eq!(recover(json!({ "recover": true, "offset": 7, "epoch": epoch })), Some(None), "{epoch}");
         }

@@ -1,4 +1,4 @@
-//! What a shard itself says to a client of the Centrifuge protocol, as whole WebSocket frames.
+//! What a shard itself sends to a Centrifuge client, as whole WebSocket frames.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
     frame,
 };
 
-/// A ping; its answer is the same.
+/// A ping. The pong has the same bytes.
 const PING: &[u8] = b"{}";
 
 pub fn ping() -> Vec<u8> {
@@ -20,7 +20,7 @@ pub fn is_pong(message: &[u8]) -> bool {
     message.trim_ascii() == PING
 }
 
-/// A client is let in, to these channels.
+/// Answers `connect`: the client is let in and follows the channels in `given`.
 pub fn connected(
     id: u32,
     client: &str,
@@ -28,38 +28,38 @@ pub fn connected(
     expires_seconds: Option<u32>,
     given: &[(&str, Subscribed)],
 ) -> Vec<u8> {
-    // Not 0, which would mean that none come.
+    // At least 1: 0 would mean that no pings come.
     let ping = u32::try_from(ping_interval.as_secs()).unwrap_or(u32::MAX).max(1);
     framed(|out| reply::connect(id, client, ping, expires_seconds, given, out))
 }
 
-/// A client follows a channel that it has asked for.
+/// Answers `subscribe`: the client follows the channel from now on.
 pub fn subscribe(id: u32, subscribed: &Subscribed) -> Vec<u8> {
     framed(|out| reply::subscribe(id, subscribed, out))
 }
 
-/// It follows one that the tenant's code gives it.
+/// Pushes a subscription that the tenant's code gives the client.
 pub fn given(channel: &str, subscribed: &Subscribed) -> Vec<u8> {
     framed(|out| reply::subscribed_push(channel, subscribed, out))
 }
 
-/// It follows it already.
+/// Answers `subscribe` with an error: the client follows the channel already.
 pub fn already(id: u32) -> Vec<u8> {
     framed(|out| reply::error(id, Error::AlreadySubscribed.code(), Error::AlreadySubscribed.message(), out))
 }
 
-/// It follows as many as it may.
+/// Answers `subscribe` with an error: the client follows [`MAX_CHANNELS`] channels and may follow no more.
 pub fn limit(id: u32) -> Vec<u8> {
     let message = format!("a client follows at most {MAX_CHANNELS} channels");
     framed(|out| reply::error(id, Error::LimitExceeded.code(), &message, out))
 }
 
-/// It follows a channel no longer, as it has asked.
+/// Answers `unsubscribe`.
 pub fn unsubscribe(id: u32) -> Vec<u8> {
     framed(|out| reply::empty(id, "unsubscribe", out))
 }
 
-/// It follows a channel no longer, without having asked.
+/// Pushes the end of a subscription that the client did not ask to end.
 pub fn unsubscribed(channel: &str, why: Unsubscribed) -> Vec<u8> {
     framed(|out| reply::unsubscribed_push(channel, why.code(), why.reason(), out))
 }

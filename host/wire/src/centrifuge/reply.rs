@@ -1,27 +1,29 @@
-//! What clients are told. Every function appends one JSON reply, without a newline: a newline stands between the replies
-//! of one WebSocket message.
+//! Replies: what clients get. Each function appends one JSON reply, without a newline at its end. Newlines separate the
+//! replies of one WebSocket message.
 //!
-//! A payload becomes `data`: text that is JSON as it is, other text as a JSON string, binary as `{"base64":"…"}`.
+//! A payload becomes `data`: text that is JSON stays as it is, other text becomes a JSON string, and binary becomes
+//! `{"base64":"…"}`.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Serialize, de::IgnoredAny};
 
 use crate::{Entry, Frame, Kind, Page, Position, centrifuge::Error};
 
-/// A ping, and the answer to one.
+/// A ping, and its pong.
 pub const PING: &[u8] = b"{}";
 
 /// A subscription that has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscribed {
-    /// What the client has before the first publication that follows this reply. Where it recovers, that is what it came
-    /// with: a client keeps this position until a publication comes, and comes back with it.
+    /// The client's position before the first publication that follows this reply. If the client recovers, this is the
+    /// position it came with: a client keeps it until a publication comes, and reconnects with it.
     pub position: Position,
-    /// `None`: nothing was to be recovered.
+    /// Whether nothing was missed. `None`: the client did not ask to recover.
     pub recovered: Option<bool>,
 }
 
-/// A client is let in. It is pinged so often and answers; `subs` are its server-side subscriptions.
+/// Answers `connect`: the client is let in. It gets a ping every `ping_seconds` and must answer each. `subs` are its
+/// server-side subscriptions.
 pub fn connect(
     id: u32,
     client: &str,
@@ -47,14 +49,14 @@ pub fn connect(
     put(out, "}}}");
 }
 
-/// Answers `subscribe`. The publications that it recovers follow as others do.
+/// Answers `subscribe`. The publications that are recovered follow the answer, like new ones.
 pub fn subscribe(id: u32, begun: &Subscribed, out: &mut Vec<u8>) {
     answers(id, "subscribe", out);
     subscribed(begun, out);
     put(out, "}");
 }
 
-/// Answers where there is nothing to say: `unsubscribe`, `publish`, `ping`.
+/// Answers a command whose answer has no content: `unsubscribe`, `publish`, `ping`.
 pub fn empty(id: u32, what: &str, out: &mut Vec<u8>) {
     answers(id, what, out);
     put(out, "{}}");
@@ -67,7 +69,7 @@ pub fn rpc(id: u32, result: &Frame, out: &mut Vec<u8>) {
     put(out, "}}");
 }
 
-/// Answers `history`, in the page's order.
+/// Answers `history`, with the publications in the page's order.
 pub fn history(id: u32, page: &Page, out: &mut Vec<u8>) {
     answers(id, "history", out);
     put(out, r#"{"publications":["#);
@@ -89,8 +91,8 @@ pub fn refresh(id: u32, client: &str, expires_seconds: Option<u32>, out: &mut Ve
     put(out, "}}");
 }
 
-/// Answers a command that is refused; `id` 0: a message that tells of an error, as nothing asked for an answer. Clients
-/// try again by themselves what is refused with 100 or 111.
+/// Answers a command with an error. With `id` 0 no command waits for an answer, so the error is pushed as a message.
+/// Clients retry by themselves after 100 and 111.
 pub fn error(id: u32, code: u32, message: &str, out: &mut Vec<u8>) {
     if id == 0 {
         put(out, r#"{"push":{"message":{"data":{"error":{"code":"#);
@@ -112,7 +114,7 @@ pub fn error(id: u32, code: u32, message: &str, out: &mut Vec<u8>) {
     put(out, "}}");
 }
 
-/// A publication for those who follow the channel.
+/// Pushes a publication to a channel's follower.
 pub fn publication(
     channel: &str,
     offset: u64,
@@ -126,14 +128,14 @@ pub fn publication(
     put(out, "}}");
 }
 
-/// From now on the client follows the channel, though it has not asked: a server-side subscription.
+/// Pushes a server-side subscription: the client follows the channel from now on, though it has not asked.
 pub fn subscribed_push(channel: &str, begun: &Subscribed, out: &mut Vec<u8>) {
     pushed(channel, "subscribe", out);
     subscribed(begun, out);
     put(out, "}}");
 }
 
-/// It follows the channel no more.
+/// Pushes the end of a subscription.
 pub fn unsubscribed_push(channel: &str, code: u32, reason: &str, out: &mut Vec<u8>) {
     pushed(channel, "unsubscribe", out);
     put(out, r#"{"code":"#);
@@ -143,7 +145,7 @@ pub fn unsubscribed_push(channel: &str, code: u32, reason: &str, out: &mut Vec<u
     put(out, "}}}");
 }
 
-/// A message for this client alone.
+/// Pushes a message for this client alone.
 pub fn message_push(frame: &Frame, out: &mut Vec<u8>) {
     put(out, r#"{"push":{"message":"#);
     data((frame.kind, &frame.bytes), out);
@@ -202,14 +204,14 @@ fn published(offset: u64, key: Option<&str>, remove: bool, frame: (Kind, &[u8]),
     put(out, "}");
 }
 
-/// `{"data":…`, to be closed.
+/// Appends `{"data":…`. The caller closes the object.
 fn data((kind, bytes): (Kind, &[u8]), out: &mut Vec<u8>) {
     put(out, r#"{"data":"#);
     match (kind, str::from_utf8(bytes)) {
         (Kind::Text, Ok(text)) if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
             let begins = out.len();
             put(out, text);
-            // In JSON they are white space, as strings have none: a newline would end the reply.
+            // A newline would end the reply. Here each one is white space, since a JSON string cannot hold one.
             for byte in out.iter_mut().skip(begins).filter(|byte| matches!(byte, b'\n' | b'\r')) {
                 *byte = b' ';
             }
@@ -233,7 +235,8 @@ fn put(out: &mut Vec<u8>, json: &str) {
     out.extend_from_slice(json.as_bytes());
 }
 
-/// Texts, numbers and truth values alone come here: each has its JSON, and memory takes it all.
+/// Appends a value's JSON. Only strings, numbers and booleans come here, and memory takes every write, so this cannot
+/// fail.
 fn value(out: &mut Vec<u8>, value: impl Serialize) {
     let _ = serde_json::to_writer(out, &value);
 }
@@ -249,9 +252,9 @@ mod tests {
     use super::*;
     use crate::Key;
 
-    /// What a function makes, read as a client reads it.
+    /// The reply that `make` appends, parsed as a client parses it.
     fn told(make: impl FnOnce(&mut Vec<u8>)) -> Value {
-        // Behind others.
+        // Another reply may stand before it.
         let mut out = b"{}\n".to_vec();
         make(&mut out);
         let out = String::from_utf8(out).unwrap();
@@ -357,7 +360,7 @@ mod tests {
     fn payloads_are_json_strings_or_base64() {
         assert_eq!(data_of(Kind::Text, b"{\"a\":\r\n [1,\n2]}\n"), json!({ "a": [1, 2] }));
         assert_eq!(data_of(Kind::Text, br#""a\nb""#), json!("a\nb"));
-        // Within a string a newline is not JSON.
+        // A newline within a string is not JSON.
         assert_eq!(data_of(Kind::Text, b"\"a\nb\""), json!("\"a\nb\""));
         for text in ["", " ", "{", "01", "nan", "{} {}", "\u{feff}{}", "\u{2028}"] {
             assert_eq!(data_of(Kind::Text, text.as_bytes()), json!(text), "{text:?}");

@@ -1,46 +1,48 @@
-//! Compressed messages read, RFC 7692 section 7.2.2.
+//! Reads compressed messages, RFC 7692 section 7.2.2.
 
 use zlib_rs::{Inflate, InflateFlush, Status};
 
 use crate::{deflate::MAX_WINDOW_BITS, frame::Violation};
 
-/// What a message goes without (`TAIL`), and an empty last block (RFC 1951 section 3.2.4): the stream ends there if the
-/// message was whole.
+/// The bytes that a message is sent without (`TAIL`), then an empty final block (RFC 1951 section 3.2.4). The stream
+/// ends there if the message was whole.
 const END: [u8; 9] = [0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF];
 
-/// The buffer's bytes to begin with, and after a larger message.
+/// The buffer's size in bytes, at first and again after a larger message.
 const KEPT: usize = 64 << 10;
 
-/// Reads compressed messages; one serves any number of connections.
+/// Reads compressed messages. One inflater serves any number of connections.
 #[derive(Default)]
 pub struct Inflater {
-    /// Made when first needed: some 50 KiB.
+    /// Made when first needed. It takes some 50 KiB.
     state: Option<Inflate>,
     buffer: Vec<u8>,
-    /// How much of the buffer is the message.
+    /// How many bytes of the buffer are the message.
     length: usize,
 }
 
 impl Inflater {
-    /// The message that a compressed payload holds; more than `max` bytes are [`Violation::TooLarge`], and no more memory
-    /// is taken than they need.
+    /// Returns the message that a compressed payload holds. A message of more than `max` bytes is
+    /// [`Violation::TooLarge`]; it takes no more memory than one of `max` bytes.
     pub fn inflate(&mut self, compressed: &[u8], max: usize) -> Result<&[u8], Violation> {
         self.buffer.truncate(KEPT);
         self.buffer.shrink_to_fit();
         self.length = 0;
         self.state.get_or_insert_with(|| Inflate::new(false, MAX_WINDOW_BITS)).reset(false);
-        // Blocks with their final bit set end a stream (section 7.2.3.4); what ends with one needs no other end.
+        // A block with its final bit set ends a stream (section 7.2.3.4). A payload that ends with one does not need
+        // `END`.
         if self.read(compressed, max)? || self.read(&END, max)? {
             return Ok(self.buffer.get(..self.length).unwrap_or_default());
         }
         Err(Violation::Deflate)
     }
 
-    /// Inflates all of `input`; whether a stream ends with it. One that ends before is followed by another.
+    /// Inflates all of `input`. Returns whether a stream ends with it. If a stream ends earlier, another one follows
+    /// it.
     fn read(&mut self, mut input: &[u8], max: usize) -> Result<bool, Violation> {
         let state = self.state.as_mut().ok_or(Violation::Deflate)?;
         let mut ended = true;
-        // A full buffer: there may be more to come than has come.
+        // While the buffer is full, there may be more output to come.
         while !input.is_empty() || (!ended && self.length == self.buffer.len()) {
             if self.length == self.buffer.len() {
                 let room = max.saturating_add(1).saturating_sub(self.length);
@@ -156,7 +158,7 @@ mod tests {
         #[test]
         fn another_implementations_messages_are_read(payload: Vec<u8>, copies in 1usize..1000, level in 0u8..=9) {
             let payload = payload.repeat(copies);
-            // Ends with a final block.
+            // This one ends its payload with a final block.
             let compressed = miniz_oxide::deflate::compress_to_vec(&payload, level);
             let mut inflater = Inflater::default();
             prop_assert_eq!(inflater.inflate(&compressed, payload.len()), Ok(&payload[..]));

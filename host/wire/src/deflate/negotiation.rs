@@ -1,4 +1,4 @@
-//! What client and server agree on in the handshake, RFC 7692 section 7.1.
+//! The agreement on compression in the handshake, RFC 7692 section 7.1.
 
 use http::{
     HeaderMap,
@@ -13,7 +13,7 @@ const CLIENT_NO_CONTEXT: &str = "client_no_context_takeover";
 const SERVER_WINDOW: &str = "server_max_window_bits";
 const CLIENT_WINDOW: &str = "client_max_window_bits";
 
-/// That messages are compressed, and how.
+/// An agreement to compress messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agreed {
     /// The largest window that messages to the client may be compressed with.
@@ -22,11 +22,11 @@ pub struct Agreed {
     pub answer: HeaderValue,
 }
 
-/// Takes the first offer that can be taken. `None`: messages go as they are, which is no mistake: also for a header that
-/// cannot be read.
+/// Takes the first acceptable offer. `None`: there is none, or the header cannot be read. Messages are then sent as
+/// they are, which is no error.
 ///
-/// No context is kept for any client, so that is always part of the answer, be it asked for or not (section 7.1.1.2). What
-/// a client's window is does not matter, messages are inflated with the largest.
+/// The answer always says that no context is kept for a client, asked for or not (section 7.1.1.2). The client's own
+/// window does not matter: messages are inflated with the largest.
 pub fn negotiate(headers: &HeaderMap) -> Option<Agreed> {
     let mut taken = None;
     for header in headers.get_all(SEC_WEBSOCKET_EXTENSIONS) {
@@ -48,7 +48,7 @@ pub fn negotiate(headers: &HeaderMap) -> Option<Agreed> {
     Some(Agreed { window_bits: asked.unwrap_or(MAX_WINDOW_BITS), answer })
 }
 
-/// An offer that can be taken, as far as it is read.
+/// An offer that is acceptable as far as it has been read.
 #[derive(Default)]
 struct Offer {
     seen: Vec<&'static str>,
@@ -56,7 +56,7 @@ struct Offer {
 }
 
 impl Offer {
-    /// With one more parameter. What is unknown, wrong or there twice declines the offer (section 7.1).
+    /// Adds one parameter. `None`: it is unknown, wrong or repeated, so the offer is declined (section 7.1).
     fn with(mut self, name: &str, value: Option<&str>) -> Option<Self> {
         let known = [SERVER_NO_CONTEXT, CLIENT_NO_CONTEXT, SERVER_WINDOW, CLIENT_WINDOW];
         let name = known.into_iter().find(|known| known.eq_ignore_ascii_case(name))?;
@@ -66,9 +66,9 @@ impl Offer {
         self.seen.push(name);
         match (name, value) {
             (SERVER_NO_CONTEXT | CLIENT_NO_CONTEXT | CLIENT_WINDOW, None) => {}
-            // A promise, or room that is not needed.
+            // The client's own window may have any size.
             (CLIENT_WINDOW, Some(bits)) => drop(window_bits(bits)?),
-            // zlib makes no raw stream with a window of 8 bits.
+            // zlib has no raw stream with a window of 8 bits.
             (SERVER_WINDOW, Some(bits)) => {
                 self.server_window = Some(window_bits(bits).filter(|bits| *bits >= MIN_WINDOW_BITS)?)
             }
@@ -78,23 +78,23 @@ impl Offer {
     }
 }
 
-/// Section 7.1.2: 8 to 15, without leading zeros.
+/// Reads the bits of a window, section 7.1.2: 8 to 15, without leading zeros.
 fn window_bits(text: &str) -> Option<u8> {
     (8..=MAX_WINDOW_BITS).find(|bits| bits.to_string() == text)
 }
 
-/// RFC 9110 section 5.6.2.
+/// Whether a token may have this character, RFC 9110 section 5.6.2.
 fn is_token(char: char) -> bool {
     char.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(char)
 }
 
-/// Reads `Sec-WebSocket-Extensions`, RFC 6455 section 9.1. `None` of its methods: it cannot be read.
+/// Reads `Sec-WebSocket-Extensions`, RFC 6455 section 9.1. A method that returns `None` could not read on.
 struct List<'a> {
     rest: &'a str,
 }
 
 impl<'a> List<'a> {
-    /// The next extension; `Some(None)`: another than this one, or an offer that has to be declined.
+    /// Reads the next extension. `Some(None)`: it is another extension, or an offer that has to be declined.
     fn extension(&mut self) -> Option<Option<Offer>> {
         self.skip_space();
         // Lists may have empty elements, RFC 9110 section 5.6.1.2.
@@ -119,7 +119,7 @@ impl<'a> List<'a> {
         (!token.is_empty()).then_some(token)
     }
 
-    /// A token, or one in quotes.
+    /// A token, bare or in quotes.
     fn value(&mut self) -> Option<&'a str> {
         self.skip_space();
         if !self.rest.starts_with('"') {
@@ -173,7 +173,7 @@ mod tests {
             ("permessage-deflate; server_max_window_bits=\"12\"", Some(12)),
             ("permessage-deflate; server_max_window_bits=9", Some(9)),
             ("permessage-deflate; server_max_window_bits=15; client_max_window_bits=8", Some(15)),
-            // The first that can be taken.
+            // The first acceptable offer counts.
             ("permessage-deflate; server_max_window_bits=8, permessage-deflate", None),
             (
                 "permessage-deflate; use_y; server_max_window_bits=11, permessage-deflate; server_max_window_bits=12",

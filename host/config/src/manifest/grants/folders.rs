@@ -39,13 +39,14 @@ fn folder(guest: String, value: Value<'_>, secrets: &Secrets<'_>, code: &[&PathB
     }
 }
 
-/// As a guest sees it: absolute and plain.
+/// Whether a guest can have this path: it is absolute and plain.
 fn is_guest_path(path: &str) -> bool {
     let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(char::is_control);
     path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(plain))
 }
 
-/// Opens a folder and looks where it is: what is checked is what guests get. `Ok(None)`: whose it is is not known.
+/// Opens a folder, then checks where it is, so that guests get the folder that was checked. `Ok(None)`: the tenant's
+/// name is not known, so nothing can be checked.
 fn open(
     text: &str,
     guest: String,

@@ -25,7 +25,7 @@ pub(super) fn destination(value: &Value<'_>, secrets: &Secrets<'_>) -> Option<(D
         && !secrets.allowed.has_network(secrets.tenant?, network)
     {
         value.problem(format!(
-            "{} is not of the public Internet; have the operator list it in relay.toml's [grants] networks",
+            "{} is not on the public Internet; have the operator list it in relay.toml's [grants] networks",
             quote(text)
         ));
         return None;
@@ -57,7 +57,7 @@ fn parse(text: &str) -> Option<(Destination, Port)> {
         None => (host, false),
     };
     let name = name.to_ascii_lowercase();
-    // Numbers at the end are an address, in one of its older spellings (URL Standard, "ends in a number").
+    // A name with a number at its end is an address in an older spelling (URL Standard, "ends in a number").
     let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit()) || label.starts_with("0x");
     if !is_host(&name) || name.rsplit('.').next().is_none_or(is_number) {
         return None;

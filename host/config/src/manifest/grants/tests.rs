@@ -81,7 +81,7 @@ impl Place {
         })
     }
 
-    /// The only problem, behind its file and line.
+    /// The only problem, without its file and line.
     fn problem(&self, grants: &str) -> String {
         let problems = self.read(grants).map(|config| config.grants).unwrap_err();
         assert_eq!(problems.len(), 1, "{grants}: {problems:?}");
@@ -136,7 +136,7 @@ fn folders_of_the_tenants_own() {
     assert!(grants.folders[0].write && !grants.read_only().folders[0].write);
 }
 
-/// Else a guest could write its own limits and grants.
+/// Otherwise a guest could write its own limits and grants.
 #[test]
 fn no_folder_has_the_manifest_in_it() {
     let place = Place::new();
@@ -146,7 +146,7 @@ fn no_folder_has_the_manifest_in_it() {
     assert_eq!(place.read("folders = {}").unwrap().named, [place.root.join("tenants/t/code/job.wasm")]);
 }
 
-/// What is loaded is what was checked, wherever a link leads by then; and a change of the link is a change.
+/// The file that was checked is loaded, wherever a link leads by then. A change of the link counts as a change.
 #[test]
 fn code_is_where_the_links_led() {
     let place = Place::new();
@@ -173,7 +173,7 @@ fn folders_that_the_operator_lists() {
     place.refuses(&ask(&shared, true), "is not for this tenant to be written");
     place.refuses(&ask(&place.path("shared/prices/out"), true), "is not for this tenant");
     place.refuses(&ask(&place.path("shared/../secret"), false), "is not for this tenant");
-    // Whatever the operator lists: the tenants' folders are no shared ones.
+    // The tenants' folders are never shared, whatever the operator lists.
     place.allow("", true, &[]);
     for path in ["tenants/u/data", "tenants/u", "tenants", "tenants/t/data", ""] {
         place.refuses(&ask(&place.path(path), false), "is not for this tenant");
@@ -252,17 +252,17 @@ fn hosts_addresses_and_networks() {
         "169.254.169.254",
     ];
     for private in private {
-        place.refuses(&format!("http = ['{private}']"), "is not of the public Internet; have the operator list it");
+        place.refuses(&format!("http = ['{private}']"), "is not on the public Internet; have the operator list it");
     }
     place.allowed.networks = ["10.0.0.0/8", "127.0.0.0/8"]
         .map(|network| AllowedNetwork { network: network.parse().unwrap(), tenants: Vec::new() })
         .into();
     assert!(place.read("http = ['10.1.2.3:8000', '10.0.0.0/8', '10.2.0.0/16', '::ffff:127.0.0.1']").is_ok());
     for private in ["10.0.0.0/7", "192.168.1.1", "0.0.0.0/0"] {
-        place.refuses(&format!("http = ['{private}']"), "is not of the public Internet");
+        place.refuses(&format!("http = ['{private}']"), "is not on the public Internet");
     }
     place.allowed.networks[0].tenants = vec!["u".into()];
-    place.refuses("http = ['10.1.2.3']", "is not of the public Internet");
+    place.refuses("http = ['10.1.2.3']", "is not on the public Internet");
 }
 
 #[test]
