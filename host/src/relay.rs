@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use config::{HostLimits, RelayConfig, StoreConfig, TenantConfig, TenantsFolder};
+use config::{HostLimits, RelayConfig, TenantConfig, TenantsFolder};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     shutdown::Stop,
     store,
-    store::{Keep, Store},
+    store::Store,
     tenant::HostPlaces,
     tenants,
     tenants::{Records, TenantCode, Tenants, Watch},
@@ -42,8 +42,8 @@ pub enum StartError {
     Engine(String),
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
-    #[error("the store {path} cannot be used: {error}")]
-    Store { path: String, error: store::OpenError },
+    #[error(transparent)]
+    Store(#[from] store::Unusable),
     #[error("a thread or runtime does not start: {0}")]
     Threads(#[from] io::Error),
 }
@@ -97,7 +97,7 @@ impl Relay {
         )?);
         let kept = codes.iter().any(TenantCode::keeps_records).then_some(config.store.clone()).flatten();
         let keep = config.tenants.iter().flat_map(tenants::keep).collect();
-        let open = kept.map(|store| open_store(store, keep, &metrics)).transpose()?;
+        let open = kept.map(|store| Store::open(store, keep, Arc::new(metrics.store()))).transpose()?;
         let store = Records { config: config.store, open };
         let mut tenants =
             Tenants::new(&metrics, &shards, &total, HostPlaces::new(limits.instances), Connector::new()?, store);
@@ -166,20 +166,6 @@ impl Relay {
 fn watch(folder: TenantsFolder, tenants: &[TenantConfig]) -> Option<Watch> {
     let watch = Watch::new(folder, tenants);
     watch.inspect_err(|error| tracing::error!(%error, "the tenants' folder is not watched")).ok()
-}
-
-/// Opens the store, its folder made if need be.
-pub fn open_store(
-    config: StoreConfig,
-    keep: Vec<Keep>,
-    metrics: &Arc<Metrics>,
-) -> Result<(Arc<Store>, store::StoreTasks), StartError> {
-    let path = config.file.display().to_string();
-    let failed = |error: store::OpenError| StartError::Store { path: path.clone(), error };
-    if let Some(folder) = config.file.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
-    }
-    Store::open(config, keep, Arc::new(metrics.store())).map_err(failed)
 }
 
 /// What is wrong with the components of these tenants, of a host whose configuration cannot be read.

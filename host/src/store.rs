@@ -78,6 +78,14 @@ pub enum OpenError {
     Migrate(#[from] migrate::MigrateError),
 }
 
+/// A store that cannot be used, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("the store {path} cannot be used: {error}")]
+pub struct Unusable {
+    path: String,
+    error: OpenError,
+}
+
 /// Opens the file alone, to migrate it.
 pub fn open_file(config: &StoreConfig) -> Result<rusqlite::Connection, OpenError> {
     Ok(sqlite::open(&config.file, config.size)?)
@@ -105,13 +113,25 @@ pub struct StoreTasks {
 }
 
 impl Store {
-    /// Opens the file, migrates it and starts the drain. MySQL need not be there. If it is, and its tables are newer
-    /// than this program, that is an error.
+    /// Opens the file, in a folder made if need be, migrates it and starts the drain. MySQL need not be there. If it is,
+    /// and its tables are newer than this program, that is an error.
     pub fn open(
         config: StoreConfig,
         keep: Vec<Keep>,
         metrics: Arc<StoreMetrics>,
+    ) -> Result<(Arc<Self>, StoreTasks), Unusable> {
+        let path = config.file.display().to_string();
+        Self::start(config, keep, metrics).map_err(|error| Unusable { path, error })
+    }
+
+    fn start(
+        config: StoreConfig,
+        keep: Vec<Keep>,
+        metrics: Arc<StoreMetrics>,
     ) -> Result<(Arc<Self>, StoreTasks), OpenError> {
+        if let Some(folder) = config.file.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(reader::MAX_READERS)

@@ -6,6 +6,7 @@
 #[path = "../support/lib.rs"]
 mod support;
 
+mod house;
 mod real_input;
 
 mod event_streams;
