@@ -101,7 +101,7 @@ impl<'t> Herd<'t> {
         cut: Instant,
     ) -> Result<Self, Failure> {
         let clients = (0..).take(count).map(|nth: u32| {
-            // Clients have from none of the first part's messages to all of them.
+            // The clients have had from none of the first part's messages to all of them.
             let next = if begin.is_some() { nth % (messages + 1) } else { 0 };
             let request = begin.map_or_else(|| target.request(), |begin| target.request_since(&begin.after(next)));
             Returner { request, next, state: State::Away(cut), attempts: 0 }

@@ -18,7 +18,7 @@ use crate::{clients::Histogram, failure::Failure};
 const FEWER: usize = 10;
 /// How many tenants are used again after they were idle.
 const AGAIN: usize = 200;
-/// What more than this many tenants add is the tenants' cost.
+/// A tenant costs what more tenants than this add.
 const ONE: usize = 1;
 
 pub struct Scenario {
