@@ -23,7 +23,7 @@ const WINDOW: usize = 64;
 const SETTLE: Duration = Duration::from_secs(2);
 /// Large enough that a client that falls behind loses no message, even if messages are snapshots.
 const LOG: &str = "64MiB";
-/// The relay's own default.
+/// Bytes from which on the case `RelayAbove` compresses. The relay's own default is 64.
 const ABOVE: usize = 256;
 
 const PACES: [Pace; 2] = [
