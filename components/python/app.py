@@ -1,9 +1,9 @@
 """The sample tenant `market` in Python: one component with every role.
 
-Each class is an interface that the component exports; `componentize-py` finds them in this module by their names.
+Each class is an interface that the component exports. `componentize-py` finds them in this module by their names.
 
-Several instances of this run side by side, in the roles that the manifest gives them, and the host makes and drops them as
-it likes: what one of them keeps in variables no other sees. What they share is in the tenant's state.
+Several instances of this run side by side, in the roles that the manifest gives them. The host makes and drops them as
+it likes. An instance does not see the variables of another: they share only the tenant's state.
 """
 
 from market_api import IncomingHandler

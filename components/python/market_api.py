@@ -1,8 +1,8 @@
-"""The API: the latest prices over HTTP, by the standard interface wasi:http/incoming-handler.
+"""The API: the latest prices over HTTP, through the standard interface wasi:http/incoming-handler.
 
 GET /public answers {"BTC-USD":"60234.1",…}, GET /products a sorted array of products, and
-GET /history?product=BTC-USD&limit=10 the summaries that the job has saved, newest first. The path begins after the tenant's
-own.
+GET /history?product=BTC-USD&limit=10 the summaries that the job has saved, newest first. These paths follow the
+tenant's own.
 """
 
 import json
@@ -22,12 +22,12 @@ from wit_world.imports.wasi_http_types import (
 
 import state
 
-# Before the product, in the names of the job's collections.
+# The job's collections have this prefix, then the product.
 SUMMARIES = "summary."
-# Summaries in an answer, unless the query says how many; and the most that a u32 can say.
+# How many summaries an answer has unless the query says so, and the most that a u32 can hold.
 LIMIT = "100"
 MAX_LIMIT = 2**32 - 1
-# Bytes that a stream takes at once.
+# Most bytes that a stream takes at once.
 PIECE = 4096
 
 
@@ -39,7 +39,7 @@ class IncomingHandler(exports.IncomingHandler):
 
 
 def answer(reads: bool, path: str, query: str) -> tuple[int, object]:
-    """The answer's status, and what becomes its JSON."""
+    """The answer's status, and the value that becomes its JSON."""
     match path:
         case "/public" | "/products" | "/history" if not reads:
             return 405, {"error": "only GET and HEAD"}
@@ -53,7 +53,7 @@ def answer(reads: bool, path: str, query: str) -> tuple[int, object]:
 
 
 def history(query: str) -> tuple[int, object]:
-    """A product's summaries: what the query asks for."""
+    """The summaries that the query asks for."""
     wanted = dict(pair.split("=", 1) for pair in query.split("&") if "=" in pair)
     product, limit = wanted.get("product"), wanted.get("limit", LIMIT)
     if product is None or not (limit.isascii() and limit.isdecimal() and int(limit) <= MAX_LIMIT):
@@ -67,7 +67,7 @@ def history(query: str) -> tuple[int, object]:
 
 
 def send(place: ResponseOutparam, status: int, value: object) -> None:
-    """The head first, then the body, to its end; a body without its end is broken off."""
+    """Sends the head, the body and the body's end. A client would take a body without its end for a broken one."""
     content = state.text(value).encode()
     headers = Fields.from_list([
         ("content-type", b"application/json"),

@@ -12,13 +12,13 @@ from wit_world.imports.edge_relay_tenant_types import Frame, Frame_Text
 
 import state
 
-# Of a question, in characters.
+# The longest question, in characters.
 LONGEST = 100
 
 
 class ClientHandler(exports.ClientHandler):
     def on_connect(self, id: str, request: Request) -> Acceptance:
-        """Everybody is let in, to the channels they ask for. Who is not to be: raise Err(Refusal(401, "…"))."""
+        """Everybody is let in, to the channels they ask for. To refuse a client: raise Err(Refusal(401, "…"))."""
         return Acceptance(identity=None, channels=None)
 
     def on_subscribe(self, client: Client, channel: str, data: str | None) -> None:
@@ -28,7 +28,7 @@ class ClientHandler(exports.ClientHandler):
         if not isinstance(frame, Frame_Text):
             return [wrong("only text is understood")]
         try:
-            # JSON of ten thousand brackets would be more than the stack takes, and end the call.
+            # JSON with ten thousand brackets would overflow the stack and end the call.
             question = json.loads(frame.value) if len(frame.value) <= LONGEST else None
         except ValueError:
             question = None

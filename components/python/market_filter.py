@@ -1,8 +1,8 @@
-"""The filter: what the tenant makes of Coinbase's feed.
+"""The filter: turns Coinbase's feed into the tenant's publications.
 
-Of all that the exchange sends, clients of the channel `prices` receive the price of each product, at each change:
-{"product":"BTC-USD","price":"60234.1"}. The tenant's state has, while the exchange is connected, the latest prices and the
-products that any message has named.
+The exchange sends much more, but clients of the channel `prices` receive only the price of each product, at each
+change: {"product":"BTC-USD","price":"60234.1"}. While the exchange is connected, the tenant's state has the latest
+prices and the products that any message has named.
 """
 
 import json
@@ -20,17 +20,17 @@ CHANNEL = "prices"
 
 @contextmanager
 def attempt(context: str):
-    """Changes the state, if there is room for it; clients get their prices all the same."""
+    """Changes the state if there is room for it. Clients get their prices in any case."""
     try:
         yield
-    except Err as error:  # What an import's WIT calls an error. Others are our mistakes: for the log, with their traceback.
+    except Err as error:  # An import's own error. Others are mistakes of ours: they go to the log with their traceback.
         logging.log(logging.Level.ERROR, context, f"the state cannot be changed: {error.value}")
 
 
 class Filter(exports.Filter):
     def __init__(self) -> None:
-        # What the open connection has brought: each product, and its latest price if there was one. A filter's instance
-        # serves one upstream, one call at a time, with one object of this class for all calls.
+        # What has come on the open connection: each product, with its latest price if there was one. A filter's
+        # instance serves one upstream, one call at a time, with one object of this class for all calls.
         self.seen: dict[str, str | None] = {}
 
     def on_open(self, upstream: str) -> list[Frame]:
@@ -41,14 +41,14 @@ class Filter(exports.Filter):
         known = len(self.seen)
         publications = [made for frame in frames if (made := self.publication(frame))]
         with attempt("on-frames"):
-            # One call for all of a batch: each goes through the host.
+            # One call for the whole batch, since each call goes through the host.
             state.keep(state.PUBLIC, {made.key: self.seen[made.key] for made in publications})
             if len(self.seen) > known:
                 state.keep(state.PRODUCTS, dict.fromkeys(self.seen, ""))
         return publications
 
     def on_close(self, upstream: str, reason: str) -> list[Publication]:
-        # Without the exchange nothing in the state is the latest.
+        # Without the exchange the state would be out of date.
         self.seen.clear()
         with attempt("on-close"):
             state.forget(state.PUBLIC)
@@ -56,7 +56,7 @@ class Filter(exports.Filter):
         return []
 
     def publication(self, frame: Frame) -> Publication | None:
-        """What a message changes for clients: nothing, unless it is a ticker with a new price."""
+        """The publication that a message causes: none, unless it is a ticker with a new price."""
         if not isinstance(frame, Frame_Text):
             return None
         try:

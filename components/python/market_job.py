@@ -1,6 +1,6 @@
-"""The job: all prices at once, at the times of the tenant's schedule: saved, then broadcast on channel `summary`.
+"""The job: saves all prices at the times of the tenant's schedule, then broadcasts them on the channel `summary`.
 
-Each product has a collection of records, `summary.PRODUCT`, which outlives the host; the API serves it.
+Each product has a collection of records, `summary.PRODUCT`, which outlives the host. The API serves it.
 """
 
 from wit_world import exports

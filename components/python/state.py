@@ -34,7 +34,7 @@ def products() -> list[str]:
 
 
 def all_keys(bucket: store.Bucket) -> list[str]:
-    """All keys of a bucket, sorted: it lists them so, a page at a time."""
+    """All keys of a bucket. They come sorted, a page at a time."""
     page = bucket.list_keys(None)
     keys = page.keys
     while page.cursor is not None:

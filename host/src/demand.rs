@@ -24,8 +24,8 @@ use crate::sync::Mutex;
 /// How long a channel has no subscriber before it counts as idle. A page reloads in less time, and most partners take
 /// subscriptions that come and go quickly for abuse.
 const QUIET: Duration = Duration::from_secs(2);
-/// The most channels that one filter is told are active: twice as many as can be, since the others are in their quiet
-/// time. Above this, the channel that has been quiet for longest becomes idle at once.
+/// The most channels that one filter is told are active: twice as many as can be by default, since the others are in
+/// their quiet time. Above this, the channel that has been quiet for longest becomes idle at once.
 const MAX_TOLD: usize = 20_000;
 
 /// What one tenant's clients need.

@@ -1,6 +1,7 @@
-//! What records cost: prints a table, in Markdown. Everything is on this machine: the host, MariaDB, and who appends.
+//! Measures what records cost and prints a table in Markdown. The host, MariaDB and the callers all run on this
+//! machine.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-// The tests' support has more than this needs.
+// The tests' support has more than this program needs.
 #![allow(dead_code)]
 
 use std::{
@@ -24,7 +25,7 @@ const CALLS: usize = 100;
 const SECONDS: u64 = 4;
 /// Rows that wait for MySQL when the drain may begin.
 const BACKLOG: u64 = 100_000;
-/// Of the fan-out beside the drain.
+/// Clients of the fan-out beside the drain.
 const CLIENTS: usize = 500;
 const MESSAGES: u32 = 200;
 
@@ -59,7 +60,7 @@ async fn main() {
 #[derive(Default)]
 struct Table {
     rows: Vec<(String, Vec<f64>)>,
-    /// Where the next figure of a run goes.
+    /// The row that the next figure of a run belongs to.
     next: usize,
 }
 
@@ -90,7 +91,7 @@ fn shown(figure: f64) -> String {
     if figure >= 1000.0 { format!("{figure:.0}") } else { format!("{figure:.2}") }
 }
 
-/// A relay whose tenant appends; its rows go to MySQL if there is one.
+/// A relay whose tenant appends. Its rows go to MySQL if there is one.
 async fn relay(database: Option<&MariaDb>) -> Relay {
     let folder = Folder::new("").api("t", &format!("[limits]\napi-instances = {CALLS}\nrecords = \"1GiB\""));
     match database {
@@ -103,7 +104,7 @@ async fn relay(database: Option<&MariaDb>) -> Relay {
     }
 }
 
-/// What one has who commits each row by itself.
+/// The rate of a program that commits each row by itself.
 fn one_commit_each() -> f64 {
     let folder = Folder::empty();
     let connection = rusqlite::Connection::open(folder.path("rows.sqlite")).unwrap();
@@ -118,7 +119,7 @@ fn one_commit_each() -> f64 {
     f64::from(rows) / began.elapsed().as_secs_f64()
 }
 
-/// Rows a second, the median and the 99th percentile of an append in milliseconds, the host's CPU µs per row.
+/// Returns rows per second, the median and the 99th percentile of an append in ms, and the host's CPU µs per row.
 async fn appends(database: Option<&MariaDb>) -> (f64, f64, f64, f64) {
     let relay = relay(database).await;
     call_all(&relay, 200).await;
@@ -130,7 +131,7 @@ async fn appends(database: Option<&MariaDb>) -> (f64, f64, f64, f64) {
     (took.len() as f64 / seconds, at(0.5), at(0.99), cpu / took.len() as f64)
 }
 
-/// All calls at once, each appending one row after another; how many µs each append took.
+/// Makes all calls at once, each appending one row after another. Returns how many µs each append took.
 async fn call_all(relay: &Relay, millis: u64) -> Vec<u64> {
     let mut calls = JoinSet::new();
     for _ in 0..CALLS {
@@ -143,7 +144,7 @@ async fn call_all(relay: &Relay, millis: u64) -> Vec<u64> {
     calls.join_all().await.concat()
 }
 
-/// Inserts into a table like the relay's, by hand; rows a second.
+/// Inserts into a table like the relay's, by hand. Returns rows per second.
 async fn inserts(database: &MariaDb, rows: usize) -> f64 {
     let mut connection = Conn::new(Opts::from_url(&database.url()).unwrap()).await.unwrap();
     let up = include_str!("../../migrations/mysql/V1__records.up.sql").replace("EXISTS records", "EXISTS by_hand");
@@ -163,10 +164,10 @@ async fn inserts(database: &MariaDb, rows: usize) -> f64 {
     next as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Rows a second that leave a backlog.
+/// Drains a backlog. Returns rows per second.
 async fn drain(database: &MariaDb) -> f64 {
     let relay = relay(Some(database)).await;
-    // Its tables are there before it may write no more.
+    // The tables must be there before the relay may write no more.
     assert_eq!(relay.api_get("/t/append?to=log&rows=1").await.1, "1");
     relay.metric_is("edge_relay_records_waiting", &[], 0.0).await;
     database.read_only(true).await;
@@ -182,7 +183,7 @@ async fn drain(database: &MariaDb) -> f64 {
     (metric().await - first) / began.elapsed().as_secs_f64()
 }
 
-/// CPU µs of the shard per delivery, with nothing else to do, and while rows are appended and drained.
+/// CPU µs of the shard per delivery: with nothing else to do, then while rows are appended and drained.
 async fn fan_out(database: &MariaDb) -> (f64, f64) {
     let mut partner = Partner::start().await;
     database.query("CREATE OR REPLACE DATABASE records").await;
@@ -216,7 +217,7 @@ async fn fan_out(database: &MariaDb) -> (f64, f64) {
     (quiet, draining)
 }
 
-/// CPU of the relay's threads with such names, user and system, in µs.
+/// CPU of the relay's threads with this name, user and system, in µs.
 fn cpu(relay: &Relay, name: &str) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{}/task", relay.id())).unwrap();
     let of_task = |task: fs::DirEntry| {

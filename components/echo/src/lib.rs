@@ -1,4 +1,4 @@
-//! The least client handler: lets everybody in and sends back every message, text as text and binary as binary.
+//! The smallest client handler: it lets everybody in and sends back every message, text as text and binary as binary.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use edge_relay::tenant::types::Frame;

@@ -1,20 +1,20 @@
-// The API: the latest prices over HTTP, by the standard interface wasi:http/incoming-handler.
+// The API: the latest prices over HTTP, through the standard interface wasi:http/incoming-handler.
 //
-// GET /public answers {"BTC-USD":"60234.1",…}, GET /products a sorted array of products, and
-// GET /history?product=BTC-USD&limit=10 the summaries that the job has saved, newest first. The path begins after the
-// tenant's own.
+// GET /public answers {"BTC-USD":"60234.1",…}, GET /products a sorted array of products, and GET
+// /history?product=BTC-USD&limit=10 the summaries that the job has saved, newest first. These paths follow the tenant's
+// own.
 import { Fields, OutgoingBody, OutgoingResponse, ResponseOutparam } from "wasi:http/types";
 import { latest } from "edge-relay:tenant/records";
 
 import { prices, products } from "./state.js";
 import { decode, encode } from "./text.js";
 
-// Before the product, in the names of the job's collections.
+// The job's collections have this prefix, then the product.
 const SUMMARIES = "summary.";
-// Summaries in an answer, unless the query says how many; and the most that a u32 can say.
+// How many summaries an answer has unless the query says so, and the most that a u32 can hold.
 const LIMIT = 100;
 const MAX_LIMIT = 2 ** 32 - 1;
-// Bytes that a stream takes at once.
+// Most bytes that a stream takes at once.
 const PIECE = 4096;
 
 export const incomingHandler = {
@@ -28,7 +28,7 @@ export const incomingHandler = {
   },
 };
 
-// A product's summaries: what the query asks for.
+// The summaries that the query asks for.
 function history(query) {
   const wanted = Object.fromEntries(query.split("&").map((pair) => pair.split(/=(.*)/s)));
   const limit = /^[0-9]+$/.test(wanted.limit ?? LIMIT) ? Number(wanted.limit ?? LIMIT) : Infinity;
@@ -36,14 +36,14 @@ function history(query) {
   try {
     return [200, latest(SUMMARIES + wanted.product, limit).map((row) => JSON.parse(decode(row.data)))];
   } catch (error) {
-    // As in the filter.
+    // As in the filter: an error without a payload is a mistake of ours.
     if (error.payload === undefined) throw error;
     const { tag, val } = error.payload;
     return tag === "invalid" ? [400, { error: val }] : [503, { error: `the records cannot be read: ${val}` }];
   }
 }
 
-// The head first, then the body, to its end; a body without its end is broken off.
+// Sends the head, then the body, then the body's end. A client would take a body without its end for a broken one.
 function send(place, status, value) {
   const bytes = encode(JSON.stringify(value));
   const headers = Fields.fromList([

@@ -1,8 +1,8 @@
-// The sample tenant `market` in JavaScript: one component with every role. Each export is an interface of the WIT, its name
-// in camel case (`client-handler` is `clientHandler`), and an object with the interface's functions.
+// The sample tenant `market` in JavaScript: one component with every role. Each export is an object with the functions
+// of one interface of the WIT. Its name is the interface's in camel case: `client-handler` is `clientHandler`.
 //
-// Several instances of this run side by side, in the roles that the manifest gives them, and the host makes and drops them
-// as it likes: what one of them keeps in variables no other sees. What they share is in the tenant's state.
+// Several instances of this run side by side, in the roles that the manifest gives them. The host makes and drops them
+// as it likes. An instance does not see the variables of another: they share only the tenant's state.
 export { filter } from "./filter.js";
 export { clientHandler } from "./client.js";
 export { incomingHandler } from "./api.js";

@@ -4,11 +4,11 @@
 // Anything else is answered by an error that says what may be asked.
 import { prices, products } from "./state.js";
 
-// Of a question, in characters.
+// The longest question, in characters.
 const LONGEST = 100;
 
 export const clientHandler = {
-  // Everybody is let in, to the channels they ask for. Who is not to be: throw { status: 401, reason: "…" }.
+  // Everybody is let in, to the channels they ask for. To refuse a client: throw { status: 401, reason: "…" }.
   onConnect(_id, _request) {
     return { identity: null, channels: null };
   },
@@ -30,8 +30,8 @@ export const clientHandler = {
   onDisconnect(_client, _reason) {},
 };
 
-// What a message asks for, if it asks for one thing and no more. What is longer is no question; JSON of ten thousand
-// brackets would be more than the stack takes, and end the call.
+// What a message asks for, if it asks for exactly one thing. A longer message is no question: JSON with ten thousand
+// brackets would overflow the stack and end the call.
 function question(text) {
   if (text.length > LONGEST) return undefined;
   try {

@@ -1,15 +1,15 @@
-// The filter: what the tenant makes of Coinbase's feed.
+// The filter: turns Coinbase's feed into the tenant's publications.
 //
-// Of all that the exchange sends, clients of the channel `prices` receive the price of each product, at each change:
-// {"product":"BTC-USD","price":"60234.1"}. The tenant's state has, while the exchange is connected, the latest prices and
-// the products that any message has named.
+// The exchange sends much more, but clients of the channel `prices` receive only the price of each product, at each
+// change: {"product":"BTC-USD","price":"60234.1"}. While the exchange is connected, the tenant's state has the latest
+// prices and the products that any message has named.
 import { get as setting } from "wasi:config/store";
 import { log } from "wasi:logging/logging";
 
 import { forget, keep, PRODUCTS, PUBLIC } from "./state.js";
 
-// What the open connection has brought: each product, and its latest price if there was one. A filter's instance serves one
-// upstream, one call at a time.
+// What has come on the open connection: each product, with its latest price if there was one. A filter's instance
+// serves one upstream, one call at a time.
 const seen = new Map();
 
 export const filter = {
@@ -22,7 +22,7 @@ export const filter = {
   onFrames(_upstream, frames) {
     const known = seen.size;
     const publications = frames.map(publication).filter((made) => made !== undefined);
-    // One call for all of a batch: each goes through the host.
+    // One call for the whole batch, since each call goes through the host.
     const changed = new Set(publications.map(({ key }) => key));
     attempt("on-frames", () => {
       keep(PUBLIC, [...changed].map((product) => [product, seen.get(product)]));
@@ -31,7 +31,7 @@ export const filter = {
     return publications;
   },
 
-  // Without the exchange nothing in the state is the latest.
+  // Without the exchange the state would be out of date.
   onClose(_upstream, _reason) {
     seen.clear();
     attempt("on-close", () => {
@@ -42,8 +42,9 @@ export const filter = {
   },
 };
 
-// Changes the state, if there is room for it; clients get their prices all the same. An import that fails throws an error
-// whose payload is what the WIT says of it; an error without is a mistake of ours, which is for the log with its stack.
+// Changes the state if there is room for it. Clients get their prices in any case. An import that fails throws an error
+// with the WIT's error as its payload. An error without a payload is a mistake of ours, and goes to the log with its
+// stack.
 function attempt(context, change) {
   try {
     change();
@@ -53,7 +54,7 @@ function attempt(context, change) {
   }
 }
 
-// What a message changes for clients: nothing, unless it is a ticker with a new price.
+// The publication that a message causes: none, unless it is a ticker with a new price.
 function publication(frame) {
   if (frame.tag !== "text") return undefined;
   let message;

@@ -30,7 +30,7 @@ export function products() {
   return keys(open(PRODUCTS));
 }
 
-// All keys of a bucket, sorted: it lists them so, a page at a time.
+// All keys of a bucket. They come sorted, a page at a time.
 function keys(bucket) {
   const all = [];
   let cursor = null;

@@ -417,7 +417,7 @@ mod tests {
             ("tenants/1/tenant.toml", "name = '1'\npath = '/a/b'\n"),
             ("tenants/2/tenant.toml", "name = '2'\npath = '/a'\n"),
             ("tenants/3/tenant.toml", "name = '3'\npath = '/a/b/c'\n"),
-            // Neither of these meets another.
+            // Neither of these overlaps another.
             ("tenants/4/tenant.toml", "name = '4'\nhosts = ['A.example', 'b.example']\npath = '/a'\n"),
             ("tenants/5/tenant.toml", "name = '5'\npath = '/'\n"),
             ("tenants/6/tenant.toml", "name = '6'\npath = '/a-b'\n"),

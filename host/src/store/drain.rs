@@ -166,7 +166,7 @@ fn leave(
             freed.add(&row.collection.tenant, row.cost());
         }
     }
-    // They take the room that the other rows leave. Otherwise a full outbox would have to keep them all.
+    // The dead letters take the room that the other rows leave. Otherwise a full outbox would have to keep them all.
     for (Row { id, collection, data }, error) in refused {
         transaction.execute(
             "INSERT OR IGNORE INTO dead_letters (id, tenant, collection, data, error) VALUES (?1, ?2, ?3, ?4, ?5)",

@@ -1,8 +1,8 @@
 //! Migrations: bring a database's tables to the form that this version of the host uses, and back.
 //!
-//! `migrations/` has them in pairs, up and down, and they are compiled in. `refinery` applies those that go up and
-//! keeps the history in the table `refinery_schema_history`. It cannot undo a migration, so that is done here. Only one
-//! host migrates at a time: the file's lock sees to that with SQLite, a lock on the server with MySQL.
+//! `migrations/` has them in pairs, up and down, and they are compiled in. `refinery` applies the up half and keeps the
+//! history in the table `refinery_schema_history`. It cannot undo a migration, so that is done here. Only one host
+//! migrates at a time: the file's lock sees to that with SQLite, a lock on the server with MySQL.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The Centrifuge client protocol, version 2, as JSON. Its SDKs connect unchanged.
+//! The Centrifuge client protocol, version 2, as JSON. The protocol's SDKs work unchanged.
 //!
 //! Source: `client.proto` of the protocol's own repository, in its JSON mapping, as spoken by the npm package
 //! `centrifuge` 5.8.0. Both sides send WebSocket text messages that hold one or more JSON objects, one per line. A

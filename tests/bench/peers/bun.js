@@ -1,4 +1,4 @@
-// The same relay with what Bun gives for it: topics, which its server publishes to natively.
+// The same relay with Bun's own means: topics, which its server publishes to natively.
 // bun bun.js UPSTREAM [compressed]
 
 const compressed = process.argv[3] === "compressed";
@@ -7,11 +7,11 @@ const server = Bun.serve({
   hostname: "127.0.0.1",
   port: 0,
   fetch(request, server) {
-    return server.upgrade(request) ? undefined : new Response("a WebSocket is wanted", { status: 426 });
+    return server.upgrade(request) ? undefined : new Response("this server speaks WebSocket only", { status: 426 });
   },
   websocket: {
     perMessageDeflate: compressed,
-    // What a client may be behind before messages to it are dropped: as much as `edge-relay pass` keeps for it.
+    // How far a client may fall behind before its messages are dropped: as much as `edge-relay pass` keeps for it.
     backpressureLimit: 64 * 1024 * 1024,
     open(client) {
       client.subscribe("feed");

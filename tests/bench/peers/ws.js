@@ -1,4 +1,4 @@
-// The relay that teams write by hand: what one upstream connection brings goes to every client of a `ws` server.
+// The relay that teams write by hand: each message of one upstream connection goes to every client of a `ws` server.
 // node ws.js UPSTREAM
 "use strict";
 

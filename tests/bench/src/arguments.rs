@@ -28,7 +28,7 @@ impl Arguments {
         value.parse().context(format!("{name} {value}")).map(Some)
     }
 
-    /// The next argument that must be there.
+    /// The next argument, which must be there.
     pub fn word<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<T, Failure> {
         if self.0.is_empty() {
             return Err(Failure::new(format!("{name} is missing")));
@@ -37,16 +37,16 @@ impl Arguments {
         word.parse().context(format!("{name} {word}"))
     }
 
-    /// What has not been asked for.
+    /// The arguments that were not asked for.
     pub fn rest(self) -> Vec<String> {
         self.0
     }
 
-    /// Nothing may be left.
+    /// Refuses arguments that are left.
     pub fn end(self) -> Result<(), Failure> {
         match self.0.first() {
             None => Ok(()),
-            Some(unknown) => Err(Failure::new(format!("what is {unknown}? See --help"))),
+            Some(unknown) => Err(Failure::new(format!("{unknown} is not known; see --help"))),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The least that a relay can be: epoll, and one log of bytes that all clients read from. `bench ceiling FEED`
+//! The smallest possible relay: epoll, and one log of bytes that all clients read from. `bench ceiling FEED`
 //!
-//! The feed's frames are copied on as they are, so nothing is parsed. No HTTP library, no liveness, no limits, no TLS;
-//! the log keeps everything. What a relay costs more than this is what it does for its users.
+//! The feed's frames are passed on as they are, so nothing is parsed. There is no HTTP library, no liveness, no limit
+//! and no TLS, and the log keeps everything. What a relay costs above this is what it does for its users.
 
 use std::{
     io::{self, Read, Write},
@@ -24,7 +24,7 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const FEED: Token = Token(usize::MAX - 2);
 const EVENTS: usize = 1024;
 const BUFFER_BYTES: usize = 256 * 1024;
-/// Of a log that grows no further where it is not written: pages that nothing has touched cost nothing.
+/// The log's size in bytes, which does not grow. Pages that were never written to cost nothing.
 const LOG_BYTES: usize = 64 * 1024 * 1024;
 
 pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
@@ -42,7 +42,7 @@ struct Server {
     poll: Poll,
     feed: TcpStream,
     listener: TcpListener,
-    /// Those that have gone leave their places empty.
+    /// Clients that have gone leave their places empty.
     clients: Vec<Option<Client>>,
     log: Vec<u8>,
     buffer: Vec<u8>,
@@ -100,11 +100,11 @@ impl Server {
         Ok(())
     }
 
-    /// Takes what the feed has sent, all that is there, before anybody is written to.
+    /// Takes all that the feed has sent, before any client is written to.
     fn take(&mut self) -> Result<(), Failure> {
         loop {
             match self.feed.read(&mut self.buffer) {
-                Ok(0) => return Err(Failure::new("the feed has gone")),
+                Ok(0) => return Err(Failure::new("the feed is gone")),
                 Ok(read) => {
                     self.log.extend_from_slice(self.buffer.get(..read).unwrap_or_default());
                     if read < self.buffer.len() {
@@ -120,18 +120,18 @@ impl Server {
 
 struct Client {
     socket: TcpStream,
-    /// In the log.
+    /// The client's place in the log.
     position: usize,
-    /// The handshake is over.
+    /// Whether the handshake is over.
     open: bool,
-    /// The socket is full: epoll says when it is not.
+    /// Whether the socket is full. Epoll tells when it is not.
     blocked: bool,
-    /// It has closed the connection.
+    /// Whether the client has closed the connection.
     gone: bool,
 }
 
 impl Client {
-    /// Whatever comes first is a handshake, of a client of this program; what follows is not looked at.
+    /// Takes the first bytes for the handshake of a client of this program. Later bytes are ignored.
     fn read(&mut self, buffer: &mut [u8], end: usize) {
         let read = self.socket.read(buffer);
         self.gone = match &read {
@@ -144,7 +144,7 @@ impl Client {
         }
     }
 
-    /// Writes the log, from where this client is to its end or until the socket is full.
+    /// Writes the log, from the client's place to its end or until the socket is full.
     fn write(&mut self, nth: usize, log: &[u8], registry: &Registry) {
         let mut blocked = false;
         while let Some(bytes @ [_, ..]) = log.get(self.position..) {
@@ -163,7 +163,7 @@ impl Client {
         if blocked != self.blocked {
             self.blocked = blocked;
             let interest = if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            // A client that epoll no longer knows is one that has gone.
+            // A client that epoll no longer knows is gone.
             self.open = registry.reregister(&mut self.socket, Token(nth), interest).is_ok();
         }
     }

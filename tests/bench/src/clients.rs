@@ -2,13 +2,14 @@
 //!
 //! `bench clients ADDRESS/PATH --clients N --window N --messages N [--parts N] [--stalled N] [--recording FILE [--compressed]]`
 //!
-//! Says `connected` with what that took, then, once all messages are there or nothing has come for a while, `received`
-//! with a report, before which each of the equal `parts` that the messages come in has a line; and keeps the sockets open to the end. Those that are stalled do not read until then: after a line on
-//! standard input they do, and what became of them is `stalled`. Those of a recording take its messages, with
+//! Prints `connected` with what connecting took. Once all messages are there, or nothing has come for a while, it
+//! prints `received` with a report. If the messages come in several equal `parts`, a line for each part comes first.
+//! The sockets stay open to the end. Clients that are stalled do not read until then; after a line on standard input
+//! they do, and `stalled` says what became of them. With a recording, the clients expect its messages, with
 //! `--compressed` also compressed ones.
 //!
 //! `bench ask`: clients that ask and are answered (`ask.rs`).
-//! `bench herd`: clients that are all cut off at once and come back (`herd.rs`).
+//! `bench herd`: clients that are all cut off at once and reconnect (`herd.rs`).
 
 mod ask;
 mod connect;
@@ -68,7 +69,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     wait()
 }
 
-/// For a line on standard input.
+/// Waits for a line on standard input.
 fn wait() -> Result<(), Failure> {
     let _ = io::stdin().read_line(&mut String::new()).context("standard input")?;
     Ok(())

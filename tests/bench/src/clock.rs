@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Nanoseconds since some moment before the machine's start.
+/// Nanoseconds since some moment before the machine started.
 pub fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     // Neither part of a monotonic time is negative.

@@ -1,4 +1,4 @@
-//! What went wrong, as a sentence: nobody but a person reads it.
+//! Failures, as sentences: only people read them.
 
 use std::fmt::{self, Display};
 
@@ -18,10 +18,10 @@ impl Display for Failure {
 }
 
 pub trait Context<T> {
-    /// Says what was being done when it went wrong.
+    /// Says what was being done when it failed.
     fn context(self, doing: impl Display) -> Result<T, Failure>;
 
-    /// The same, where saying it costs something.
+    /// The same, for text that is costly to make.
     fn with_context<D: Display>(self, doing: impl FnOnce() -> D) -> Result<T, Failure>;
 }
 

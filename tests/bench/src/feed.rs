@@ -1,9 +1,9 @@
-//! The partner: plays messages to one server, once it is told to.
+//! The partner: plays messages to one server when it is told to.
 //!
 //! `bench feed [--messages N] [--parts N] [--burst N] [--pause-us N] [--publish-to ADDRESS/PATH] [--recording FILE]`
 //!
-//! Waits for a server that connects, or connects to one itself (a server that is published to). Then it says
-//! `connected`, waits for a line on standard input, plays and says `played`, as often as there are parts, and stays.
+//! Waits for a server to connect, or connects to a server that is published to. Then it prints `connected`. For each
+//! part, it waits for a line on standard input, plays, and prints `played`. It stays connected.
 
 use std::{
     io::{self, Read, Write},
@@ -22,7 +22,7 @@ use crate::{
     recording::Recording,
 };
 
-/// How often a feed that waits looks for pings.
+/// How often a waiting feed looks for pings.
 const LOOK: Duration = Duration::from_millis(100);
 
 pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
@@ -52,18 +52,18 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let drain = line.drain()?;
     line.play(&plan, parts - 1)?;
     println!("played");
-    // Until the server or this process is ended.
-    drain.join().map_err(|_| Failure::new("the feed's reader has panicked"))
+    // This waits until the server or this process ends.
+    drain.join().map_err(|_| Failure::new("the feed's reader panicked"))
 }
 
-/// What is played: bursts of messages, each burst as one write.
+/// What is played: bursts of messages, each sent as one write.
 struct Plan {
-    /// In each part.
+    /// Messages in each part.
     messages: u32,
     burst: u32,
-    /// From one burst's begin to the next one's; 0: as fast as the server reads.
+    /// From the start of one burst to the start of the next. 0: as fast as the server reads.
     pause: Duration,
-    /// What the messages are taken from; `None`: they are those of `message`.
+    /// The recording that messages are taken from. `None`: they are made by `message`.
     recording: Option<Recording>,
 }
 
@@ -78,13 +78,13 @@ impl Plan {
 
 struct Line {
     socket: TcpStream,
-    /// Who connects must mask (RFC 6455, section 5.3).
+    /// The side that connects must mask (RFC 6455, section 5.3).
     masked: bool,
 }
 
 impl Line {
-    /// Answers pings until a line comes in: connecting many clients takes some servers longer than they wait for
-    /// a partner's sign of life.
+    /// Answers pings until a line comes in. Connecting many clients takes longer than some servers wait for their
+    /// partner's sign of life.
     fn wait_for(&mut self, input: &mpsc::Receiver<()>) -> Result<(), Failure> {
         self.socket.set_nonblocking(true).context("a socket")?;
         let mut bytes = Vec::new();
@@ -92,12 +92,12 @@ impl Line {
             match input.recv_timeout(LOOK) {
                 Ok(()) => return self.socket.set_nonblocking(false).context("a socket"),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(Failure::new("nobody has said when to play")),
+                Err(RecvTimeoutError::Disconnected) => return Err(Failure::new("standard input ended too early")),
             }
             match self.socket.read_to_end(&mut bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error).context("the server's bytes"),
-                Ok(_) => return Err(Failure::new("the server has closed the connection")),
+                Ok(_) => return Err(Failure::new("the server closed the connection")),
             }
             let mut rest = bytes.as_slice();
             while let Some((frame, behind)) = frame::split(rest) {
@@ -119,14 +119,14 @@ impl Line {
         self.socket.write_all(&pong).context("a pong")
     }
 
-    /// Drops what the server sends from now on: some answer every message.
+    /// Drops what the server sends from now on: some servers answer every message.
     fn drain(&self) -> Result<thread::JoinHandle<()>, Failure> {
         let mut socket = self.socket.try_clone().context("a socket")?;
         let mut buffer = [0; 4096];
         Ok(thread::spawn(move || while socket.read(&mut buffer).is_ok_and(|read| read > 0) {}))
     }
 
-    /// Plays one part, counted from 0.
+    /// Plays one part. Parts are counted from 0.
     fn play(&mut self, plan: &Plan, part: u32) -> Result<(), Failure> {
         let begin = Instant::now();
         let (mut bytes, mut payload) = (Vec::new(), Vec::new());
@@ -167,7 +167,7 @@ fn connect(target: &str) -> Result<TcpStream, Failure> {
     Ok(socket)
 }
 
-/// A message for each line of standard input.
+/// Sends a message for each line of standard input.
 fn input() -> mpsc::Receiver<()> {
     let (told, input) = mpsc::channel();
     thread::spawn(move || {

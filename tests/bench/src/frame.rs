@@ -1,14 +1,14 @@
-//! WebSocket frames (RFC 6455, section 5.2), as cheap as they can be had.
+//! WebSocket frames (RFC 6455, section 5.2), parsed as cheaply as possible.
 
-/// How a whole message's only frame begins: FIN and the opcode.
+/// The first byte of a message that is one frame: FIN and the opcode.
 pub const TEXT: u8 = 0x81;
-/// RSV1 of a message's first frame: its payload is compressed (RFC 7692, section 6).
+/// RSV1 in a message's first frame: its payload is compressed (RFC 7692, section 6).
 pub const COMPRESSED: u8 = 0x40;
 pub const COMPRESSED_TEXT: u8 = TEXT | COMPRESSED;
 pub const CLOSE: u8 = 0x88;
 pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8a;
-/// Of an opcode: not a part of a message.
+/// A bit of the opcode: the frame is not part of a message.
 pub const CONTROL: u8 = 0x08;
 
 const MASKED: u8 = 0x80;
@@ -20,7 +20,7 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
-/// The first frame of `bytes` and what follows it; `None`: there is not a whole one.
+/// The first frame of `bytes`, and what follows it. `None`: the frame is not whole.
 pub fn split(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     let (&[first, second], rest) = bytes.split_first_chunk()?;
     let (length, rest) = match second & !MASKED {
@@ -45,7 +45,7 @@ pub fn split(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     Some((Frame { first, mask, payload }, rest))
 }
 
-/// Appends a frame's header. Who must mask does so with zeros, so that the payload follows as it is.
+/// Appends a frame's header. A side that must mask uses zeros, so that the payload stays as it is.
 pub fn header(first: u8, masked: bool, length: u16, out: &mut Vec<u8>) {
     let mask_bit = if masked { MASKED } else { 0 };
     out.push(first);

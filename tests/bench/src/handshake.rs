@@ -1,4 +1,4 @@
-//! The opening handshake (RFC 6455, section 4), with no more of HTTP than it takes.
+//! The opening handshake (RFC 6455, section 4), with only as much HTTP as it needs.
 
 use std::{
     io::{Read, Write},
@@ -11,23 +11,23 @@ use sha1::{Digest, Sha1};
 
 use crate::failure::{Context, Failure};
 
-/// The key of every client here, and the answer to it: those of the RFC's example.
+/// The key of every client here, and its answer: both from the RFC's example.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
-/// What the accepting side hashes with the key.
+/// The accepting side hashes this with the key.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const EXTENSIONS: &str = "Sec-WebSocket-Extensions";
 const DEFLATE: &str = "permessage-deflate";
 const NO_CONTEXT: &str = "server_no_context_takeover";
 const END: &[u8] = b"\r\n\r\n";
-/// A head longer than this is none.
+/// The longest head that is accepted, in bytes.
 const HEAD_BYTES: usize = 16 * 1024;
 
 pub fn request(host: SocketAddr, path: &str) -> String {
     request_with(host, path, "")
 }
 
-/// Offers to take compressed messages, each compressed by itself (RFC 7692, section 7.1).
+/// Offers to accept compressed messages, each compressed by itself (RFC 7692, section 7.1).
 pub fn request_compressed(host: SocketAddr, path: &str) -> String {
     let offer = format!("{EXTENSIONS}: {DEFLATE}; {NO_CONTEXT}; client_no_context_takeover\r\n");
     request_with(host, path, &offer)
@@ -40,13 +40,13 @@ fn request_with(host: SocketAddr, path: &str, more: &str) -> String {
     )
 }
 
-/// Whether a head says that messages may be compressed, each by itself.
+/// Whether a head agrees to messages that are each compressed by themselves.
 pub fn agreed(head: &[u8]) -> Result<bool, Failure> {
     let head = String::from_utf8_lossy(head);
     let Some(extensions) = header(&head, EXTENSIONS) else { return Ok(false) };
-    // Nothing else was offered, nor may the server decline this (section 7.1.1.1).
+    // Only this was offered, and the server must not leave it out (section 7.1.1.1).
     let taken = extensions.starts_with(DEFLATE) && extensions.contains(NO_CONTEXT);
-    taken.then_some(true).context(format!("the server has agreed to {extensions:?}"))
+    taken.then_some(true).context(format!("the server agreed to {extensions:?}"))
 }
 
 /// The value of a head's header.
@@ -62,12 +62,12 @@ pub fn known_answer() -> String {
     answer(ACCEPT)
 }
 
-/// What follows the head that `bytes` begin with; `None`: it has not ended yet.
+/// Where the head at the start of `bytes` ends. `None`: it has not ended yet.
 pub fn behind_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(END.len()).position(|window| window == END).map(|at| at + END.len())
 }
 
-/// Whether a head says that the connection is a WebSocket from here on.
+/// Checks that a head switches the connection to a WebSocket.
 pub fn check_answer(head: &[u8]) -> Result<(), Failure> {
     let head = String::from_utf8_lossy(head);
     if head.starts_with("HTTP/1.1 101 ") && head.contains(ACCEPT) {
@@ -76,28 +76,28 @@ pub fn check_answer(head: &[u8]) -> Result<(), Failure> {
     Err(Failure::new(format!("no handshake, but {:?}", head.lines().next().unwrap_or_default())))
 }
 
-/// How long the body is behind a head that says so.
+/// The length of the body after a head that tells it.
 pub fn content_length(head: &[u8]) -> Result<usize, Failure> {
     let head = String::from_utf8_lossy(head);
     let length = header(&head, "content-length").and_then(|length| length.parse().ok());
     length.with_context(|| format!("an answer without a length: {head}"))
 }
 
-/// When to come again, if a head says that there is no room now (RFC 9110, section 15.6.4).
+/// When to try again, if a head says that there is no room now (RFC 9110, section 15.6.4).
 pub fn busy(head: &[u8]) -> Option<Duration> {
     let head = String::from_utf8_lossy(head);
     let seconds = header(&head, "retry-after").and_then(|value| value.parse().ok());
     head.starts_with("HTTP/1.1 503 ").then(|| Duration::from_secs(seconds.unwrap_or(1)))
 }
 
-/// Asks for a WebSocket over a socket that blocks.
+/// Asks for a WebSocket over a blocking socket.
 pub fn ask(socket: &mut TcpStream, path: &str) -> Result<(), Failure> {
     let host = socket.peer_addr().context("a server's address")?;
     socket.write_all(request(host, path).as_bytes()).context("a handshake")?;
     check_answer(&read_head(socket)?)
 }
 
-/// Gives a WebSocket to whoever asks for one over a socket that blocks.
+/// Accepts a WebSocket over a blocking socket.
 pub fn give(socket: &mut TcpStream) -> Result<(), Failure> {
     let head = read_head(socket)?;
     let head = String::from_utf8_lossy(&head);
@@ -113,7 +113,7 @@ fn answer(accept: &str) -> String {
     )
 }
 
-/// Byte by byte, so that no frame is read along.
+/// Reads byte by byte, so that no byte of a frame is read too.
 fn read_head(socket: &mut TcpStream) -> Result<Vec<u8>, Failure> {
     let mut head = Vec::new();
     let mut byte = [0];

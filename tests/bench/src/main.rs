@@ -1,10 +1,10 @@
-//! `bench`: what a delivery costs the relay, beside a bare server and its peers.
+//! `bench`: measures what a delivery costs the relay, compared with a bare server and its peers.
 //!
-//! A feed, a server and many clients, each a process of its own, on one machine; all but other people's servers are this
-//! program. In the order data flows: `feed` plays messages that carry their number and time, `ceiling` (or another
-//! server) passes them on, `clients` take them and check each, or ask and are answered; `run` starts all three, reads what
-//! the server has used from `/proc`, and prints tables. A `recording` of a real feed takes the place of `message` where they
-//! are compressed.
+//! A feed, a server and many clients are processes of their own on one machine. All but other projects' servers are
+//! this program. In the order of the data: `feed` plays messages that carry their number and time, `ceiling` (or
+//! another server) passes them on, and `clients` take and check each, or ask and are answered. `run` starts all three,
+//! reads from `/proc` what the server has used, and prints tables. A `recording` of a real feed replaces the messages
+//! of `message` where they are compressed.
 
 mod arguments;
 mod failure;

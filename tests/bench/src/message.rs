@@ -1,12 +1,12 @@
 //! The messages: 200 bytes of JSON in the shape of an exchange's tickers.
 //!
-//! A ticker's price is `NUMBER.TIME`: the message's number, counted from 0, and when it was sent in nanoseconds of
-//! `clock`. So it has all that clients check, and still has it in what the sample tenant's filter makes of a ticker,
-//! `{"product":"BTC-USD","price":"…"}`: a price is text to it.
+//! A ticker's price is `NUMBER.TIME`: the message's number, counted from 0, and the time when it was sent, in
+//! nanoseconds of `clock`. So the price has everything that clients check. The sample tenant's filter treats a price as
+//! text, so it is still there in the filter's `{"product":"BTC-USD","price":"…"}`.
 
 use std::io::Write;
 
-/// Their names are equally long, so that the stamp is at the same place in every message.
+/// Their names have the same length, so that the stamp is at the same place in every message.
 const PRODUCTS: [&str; 4] = ["BTC-USD", "ETH-USD", "SOL-USD", "LTC-USD"];
 const BEFORE_STAMP: &[u8] = br#""price":""#;
 const NUMBER_DIGITS: usize = 8;
@@ -36,7 +36,7 @@ pub fn find_stamp(payload: &[u8]) -> Option<usize> {
     (payload.len() >= at + STAMP_BYTES).then_some(at)
 }
 
-/// A stamp's number. A client reads it of every message.
+/// A stamp's number. A client reads it from every message.
 pub fn number(stamp: &Stamp) -> Option<u32> {
     let (digits, _) = stamp.split_first_chunk::<NUMBER_DIGITS>()?;
     u32::try_from(decimal(digits)?).ok()
@@ -63,7 +63,7 @@ mod tests {
         payload[find_stamp(payload).unwrap()..].first_chunk().unwrap()
     }
 
-    /// Of one message.
+    /// Bytes of one message.
     const BYTES: usize = 200;
 
     #[test]

@@ -1,8 +1,8 @@
-//! A recorded feed in place of the messages that are made here, for what depends on what messages say.
+//! A recorded feed in place of the messages that are made here, for costs that depend on what messages say.
 //!
-//! A file of JSON lines: `{"from": "upstream", "text": "…"}`, or `base64` in place of `text`, is a message; what others
-//! than the upstream have sent is left out. Every message is a JSON object, and gets one member more, in front:
-//! `{"stamp":"NUMBER.TIME",`, 41 bytes with what `message` says of its number and time.
+//! The file has JSON lines: `{"from": "upstream", "text": "…"}` is a message, or with `base64` instead of `text`. Lines
+//! that are not from the upstream are left out. Every message must be a JSON object. It gets one more member at its
+//! start: `{"stamp":"NUMBER.TIME",`, 41 bytes with the number and time that `message` describes.
 
 use std::{fs, io::Write, path::Path};
 
@@ -18,14 +18,14 @@ const BEFORE_STAMP: &[u8] = br#"{"stamp":""#;
 const BEHIND_STAMP: &[u8] = br#"","#;
 
 pub struct Recording {
-    /// Without the brace that they begin with.
+    /// The messages without their opening brace.
     messages: Vec<String>,
 }
 
 impl Recording {
     pub fn read(file: &Path) -> Result<Self, Failure> {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        Self::parse(&text).with_context(|| format!("{} has no messages, or others than JSON objects", file.display()))
+        Self::parse(&text).with_context(|| format!("{} has no messages, or not only JSON objects", file.display()))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -39,13 +39,14 @@ impl Recording {
                 Some(text) => text.as_str()?.to_owned(),
                 None => String::from_utf8(BASE64_STANDARD.decode(line.get("base64")?.as_str()?).ok()?).ok()?,
             };
-            // With a member: the stamp's comma needs one behind it.
+            // The object must have a member: the stamp's comma needs one after it.
             messages.push(message.strip_prefix('{').filter(|rest| rest.starts_with('"'))?.to_owned());
         }
         (!messages.is_empty()).then_some(Self { messages })
     }
 
-    /// Appends the nth message of so many, which are spread evenly over the recording: few of them are like all of it.
+    /// Appends the message `number` out of `of`. They are spread evenly over the recording, so that a few are like all
+    /// of it.
     pub fn write(&self, number: u32, of: u32, sent: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(BEFORE_STAMP);
         message::write_stamp(number, sent, out);
@@ -54,7 +55,7 @@ impl Recording {
         let _ = out.write_all(self.rest(number, of).as_bytes());
     }
 
-    /// The stamp of a message of so many, if it is one, as recorded.
+    /// The stamp of a message, one out of `of`, if the rest of the message is as recorded.
     pub fn check<'a>(&self, payload: &'a [u8], of: u32) -> Option<&'a Stamp> {
         let (stamp, rest) = payload.strip_prefix(BEFORE_STAMP)?.split_first_chunk()?;
         let number = message::number(stamp).filter(|number| *number < of)?;

@@ -1,4 +1,4 @@
-//! Runs every server in every scenario, in turn, and prints what each has cost; in some, the relay's tenants.
+//! Runs every server in every scenario, in turn, and prints what each cost. Some scenarios run the relay's tenants.
 
 mod compressed;
 mod deliveries;
@@ -36,32 +36,33 @@ use place::Place;
 use server::Kind;
 
 const HELP: &str = "\
-What a delivery costs the relay, beside a bare server and its peers. Prints Markdown; goes on about each run on standard error.
+Measures what a delivery costs the relay, compared with a bare server and its peers. Prints Markdown on standard output,
+and a line about each run on standard error.
 
   --only A,B      scenarios (flood, bursts, paced, many, idle, slow, herd, compressed, density, guests, neighbours); all by
                   default
-  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); all that are there by default; slow and those from density
-                  on have their own; pass, bun and nchan are, in compressed, the relay, Bun and Nchan, each with compression
-                  and without
-  --runs N        of each server in each scenario, the servers in turn (3)
-  --clients N     in place of the scenarios' own 1,000, 5,000 and 10,000
-  --seconds N     how long messages are played where they are paced; the flood has 2,500 for each (8, slow 30); of each
-                  window of neighbours (2)
-  --tenants N     in place of density's 1,000
-  --recording FILE  the feed whose messages `compressed` plays (../shared/feeds/coinbase.frames.jsonl), without which it is
-                  left out
+  --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); by default all that are installed. The scenario slow
+                  and the ones from density on have servers of their own. In compressed, pass, bun and nchan run both
+                  with compression and without
+  --runs N        runs of each server in each scenario, with the servers in turn (3)
+  --clients N     clients, instead of the scenarios' own 1,000, 5,000 and 10,000
+  --seconds N     how long paced messages are played (8; 30 in slow), and each window of neighbours (2); the flood has
+                  2,500 messages for each second
+  --tenants N     tenants, instead of density's 1,000
+  --recording FILE  the feed whose messages `compressed` plays (../shared/feeds/coinbase.frames.jsonl); without it,
+                  `compressed` is left out
   --relay PATH    the relay's program; by default `edge-relay` beside this one
 
-The peers are installed by `.ci/setup bench`, into $BENCH_TOOLS, and the guests' toolchains, into $LANGUAGE_TOOLS. The exit
-code is 1 if the relay has lost, repeated or reordered a message, or has not done what a scenario asks.
+`.ci/setup bench` installs the peers into $BENCH_TOOLS and the guests' toolchains into $LANGUAGE_TOOLS. The exit code is
+1 if the relay lost, repeated or reordered a message, or did not do what a scenario asks.
 ";
 
-/// No part of the project; beside a clone that has it.
+/// A feed that is no part of the project. It may lie beside a clone.
 const RECORDING: &str = "../shared/feeds/coinbase.frames.jsonl";
 const SECONDS: u32 = 8;
-/// The kernel takes 4 MB for a client that stalls, and then its log has to run over.
+/// The kernel takes 4 MB for a client that stalls. After that, the relay's log must still overflow.
 const SLOW_SECONDS: u32 = 30;
-/// Of 14 windows for each of nine attacks.
+/// Seconds of each of the 14 windows for each of nine attacks.
 const WINDOW_SECONDS: u32 = 2;
 
 pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
@@ -111,11 +112,11 @@ enum Scenario {
     Neighbours(neighbours::Scenario),
 }
 
-/// What a scenario has come to.
+/// The result of a scenario.
 struct Outcome {
     /// Its heading and tables.
     text: String,
-    /// The relay has done all that it should.
+    /// Whether the relay did everything that it should.
     good: bool,
 }
 
@@ -157,7 +158,7 @@ fn all(
     played.chain(others).collect()
 }
 
-/// The file, absolute: the feed runs elsewhere. One that was named must be there.
+/// The recording's path, made absolute since the feed runs elsewhere. A file that was named must be there.
 fn recording(named: Option<PathBuf>) -> Result<Option<PathBuf>, Failure> {
     match named {
         Some(file) => file.canonicalize().with_context(|| file.display().to_string()).map(Some),
@@ -178,12 +179,12 @@ fn prepared(kinds: Vec<Kind>, place: &Place) -> Result<Vec<Kind>, Failure> {
     Ok(prepared)
 }
 
-/// Those of `all` that a list of names chooses; without one, all.
+/// The members of `all` that a list of names chooses. Without a list, all.
 fn chosen<T>(names: Option<String>, all: Vec<T>, name: impl Fn(&T) -> &str) -> Result<Vec<T>, Failure> {
     let Some(names) = names else { return Ok(all) };
     let names: Vec<_> = names.split(',').collect();
     if let Some(unknown) = names.iter().find(|wanted| all.iter().all(|it| name(it) != **wanted)) {
-        return Err(Failure::new(format!("there is no {unknown}; see --help")));
+        return Err(Failure::new(format!("{unknown} is not known; see --help")));
     }
     Ok(all.into_iter().filter(|it| names.contains(&name(it))).collect())
 }

@@ -1,9 +1,9 @@
-//! Commands of clients of the Centrifuge protocol.
+//! Commands of Centrifuge clients.
 
 use serde::de::IgnoredAny;
 use wire::centrifuge::{Request, decode};
 
-/// Any text. What is taken is as many commands as it has lines with something in them, and their data is JSON.
+/// Decodes any text. If it is accepted, it has at least one command, and the data of each command is JSON.
 pub fn centrifuge(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else { return };
     let Ok(commands) = decode(text) else { return };

@@ -1,4 +1,4 @@
-//! What clients send: frames, put together to messages.
+//! Clients' frames, joined into messages.
 
 use wire::{
     Kind,
@@ -7,7 +7,7 @@ use wire::{
     message::{Assembly, Incoming},
 };
 
-/// Two bytes of settings, then a connection's bytes: however they are split, they are the same events.
+/// Takes two bytes of settings, then a connection's bytes. However the bytes are split, the events must be the same.
 pub fn frame(input: &[u8]) {
     let [agreed, split, bytes @ ..] = input else { return };
     let max_message = usize::from(*agreed) << 2;
@@ -17,7 +17,7 @@ pub fn frame(input: &[u8]) {
     assert_eq!(read(bytes.chunks(split), max_message, agreed), whole, "in pieces of {split}");
 }
 
-/// The events of what arrives, as a shard takes it, and how it ended.
+/// Reads bytes as a shard does. Returns the events, and how the connection ended.
 fn read<'a>(
     arriving: impl Iterator<Item = &'a [u8]>,
     max_message: usize,

@@ -1,14 +1,15 @@
-//! Compressed messages: those that clients send, and those that are sent to them.
+//! Compressed messages, from clients and to clients.
 
 use wire::{
     deflate::{Inflater, bound, deflate},
     frame::Violation,
 };
 
-/// How a flushed message goes on when nothing follows: RFC 7692 section 7.2.2, and an empty last block.
+/// The end of a flushed message with nothing after it: RFC 7692 section 7.2.2, then an empty final block.
 const END: [u8; 9] = [0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF];
 
-/// Two bytes of settings, then what is taken first for a compressed message and then for one to compress.
+/// Takes two bytes of settings, then bytes that are first read as a compressed message and then compressed as a
+/// message.
 pub fn inflate(input: &[u8]) {
     let [max, window_bits, bytes @ ..] = input else { return };
     let mut inflater = Inflater::default();
@@ -16,19 +17,19 @@ pub fn inflate(input: &[u8]) {
     uncompressed(bytes, 9 + window_bits % 7, &mut inflater);
 }
 
-/// No more than `max` bytes come out, and none that another implementation does not find.
+/// At most `max` bytes may come out, and they must be the ones that another implementation finds.
 fn compressed(bytes: &[u8], max: usize, inflater: &mut Inflater) {
     let Ok(message) = inflater.inflate(bytes, max) else { return };
     assert!(message.len() <= max);
     if bytes.is_empty() {
         return assert!(message.is_empty());
     }
-    // It stops at a block with its final bit set, which need not be the end of the message.
+    // The other implementation stops at a block with its final bit set, which need not be the end of the message.
     let first = miniz_oxide::inflate::decompress_to_vec_with_limit(&[bytes, &END].concat(), max);
     assert!(first.is_ok_and(|first| message.starts_with(&first)));
 }
 
-/// What is compressed is read again, with the bound at its very size.
+/// What is compressed must be read back, with its exact size as the bound.
 fn uncompressed(payload: &[u8], window_bits: u8, inflater: &mut Inflater) {
     let mut compressed = Vec::new();
     deflate(payload, window_bits, &mut compressed);

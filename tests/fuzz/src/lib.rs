@@ -1,7 +1,7 @@
-//! What is done with fuzzed input: one function a target, which panics when what should hold does not.
+//! The fuzz targets: one function each, which panics when something that should hold does not.
 //!
-//! `libfuzzer` calls them with what it invents, the test `corpus` with the files of the corpus. They link
-//! the crates `wire` and `config` and not the host: with that, each fuzzing would first build wasmtime under the
+//! `libfuzzer` calls them with the inputs it invents, the test `corpus` with the files of the corpus. They link the
+//! crates `wire` and `config` but not the host: with the host, fuzzing would first have to build wasmtime with the
 //! sanitizers.
 
 mod centrifuge;

@@ -4,10 +4,10 @@ use std::{env, fs, io, path::Path, process};
 
 use config::MySqlUrl;
 
-/// Ends `relay.toml` and begins the manifest.
+/// Stands between `relay.toml` and the manifest.
 const NEXT: &[u8] = b"# tenant.toml\n";
 
-/// The text of both files: they are a configuration, or there are problems to print.
+/// Takes the text of both files. Either they are a configuration, or there are problems to print.
 pub fn manifest(input: &[u8]) {
     let at = input.windows(NEXT.len()).position(|bytes| bytes == NEXT);
     let (relay, tenant) = match at {
@@ -32,7 +32,7 @@ fn write(file: &Path, text: &[u8]) -> io::Result<()> {
     fs::write(file, text)
 }
 
-/// In the place of the MySQL driver's parser, which is no part of what is tried here.
+/// Replaces the MySQL driver's parser, which is not part of what is tried here.
 fn any_mysql_url(url: &str) -> Option<MySqlUrl> {
     Some(MySqlUrl { has_database: true, has_password: url.contains('@') })
 }

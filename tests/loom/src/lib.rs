@@ -1,13 +1,13 @@
-//! What threads share, compiled with loom's locks and run in every order of their steps.
+//! Models of what threads share, compiled with loom's locks and run in every order of the threads' steps.
 //!
-//! Publishers put chunks into a channel's log under its lock and tell its readers; a reader is a shard's mailbox, and a
-//! shard sleeps until it is woken. A word that is lost is a client that waits for ever: no test on real threads would
-//! find the one order in which that happens.
+//! Publishers put chunks into a channel's log under its lock and tell its readers. A reader is a shard's mailbox, and a
+//! shard sleeps until it is woken. If one notice is lost, a client waits for ever. No test on real threads would find
+//! the one order of steps in which that happens.
 #![cfg(test)]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-// The host's sources, compiled with loom's locks in the place of the host's: loom replaces the types themselves, and
-// a feature of the host for that would make loom a dependency of the program.
+// The host's sources, compiled with loom's locks in the place of the host's. Loom replaces the types themselves. A
+// feature of the host for that would make loom a dependency of the program.
 mod sync {
     use loom::sync::MutexGuard;
 
@@ -26,7 +26,7 @@ mod sync {
 
 #[path = "../../../host/src/delivery/mailbox.rs"]
 mod mailbox;
-#[allow(dead_code)] // What is not shared is not tried.
+#[allow(dead_code)] // Only the part that threads share is tried.
 #[path = "../../../host/src/channel/readers.rs"]
 mod readers;
 
@@ -45,7 +45,7 @@ use self::{
     readers::{Reader, Readers},
 };
 
-/// A shard's queue; in the place of epoll, how often it was woken and has not noticed yet.
+/// A shard's queue. `woken` stands in for epoll: it counts the wake-ups that the shard has not noticed yet.
 struct Queue {
     commands: Mailbox<usize>,
     woken: AtomicUsize,
@@ -65,7 +65,7 @@ impl Reader for Queue {
     }
 }
 
-/// A channel: how many chunks its log has, and who reads it.
+/// A channel: how many chunks its log has, and its readers.
 type Channel = Arc<Mutex<(u64, Readers)>>;
 
 fn publish(channel: &Channel) {
@@ -76,7 +76,8 @@ fn publish(channel: &Channel) {
     readers.tell(newest);
 }
 
-/// A turn of the shard, if it was woken: takes its commands, and for each word of a channel all chunks that it has.
+/// One turn of the shard, if it was woken. It takes its commands, and for each notice of a channel all chunks that it
+/// has.
 fn turn(queue: &Arc<Queue>, channel: &Channel, seen: &mut u64) {
     if queue.woken.swap(0, Ordering::SeqCst) == 0 {
         return thread::yield_now();
@@ -104,7 +105,7 @@ fn a_sleeping_shard_is_woken_for_every_chunk() {
             })
             .collect();
         let mut seen = 0;
-        // While they publish, and once more when they are done: if it is awake then.
+        // One turn while they publish, and one when they are done, if the shard was woken by then.
         turn(&queue, &channel, &mut seen);
         for publisher in publishers {
             publisher.join().unwrap();
@@ -144,7 +145,7 @@ fn what_comes_after_the_end_is_dropped_and_nothing_before_it_is() {
         queue.commands.take(&mut taken);
         taken.extend(queue.commands.close().unwrap());
         pusher.join().unwrap();
-        // A beginning of what was pushed, in its order.
+        // The first commands that were pushed, in their order.
         assert!(taken.iter().copied().eq(0..taken.len()), "{taken:?}");
         assert!(queue.commands.close().is_none());
     });

@@ -1,8 +1,9 @@
 //! An API: the latest prices over HTTP, read from the tenant's state where the filter keeps them.
 //!
-//! `GET /public` answers `{"BTC-USD":"60234.1",…}`, `GET /products` a sorted array of products, and
-//! `GET /history?product=BTC-USD&limit=10` the summaries that the job has saved, `[{"at":…,"price":"60234.1"},…]`, newest
-//! first. The path begins after the tenant's own. An API is a component of the standard world `wasi:http/proxy`, of which the crate `wasip2` has bindings.
+//! `GET /public` answers `{"BTC-USD":"60234.1",…}`, `GET /products` a sorted array of products, and `GET
+//! /history?product=BTC-USD&limit=10` the summaries that the job has saved, `[{"at":…,"price":"60234.1"},…]`, newest
+//! first. These paths follow the tenant's own. An API is a component of the standard world `wasi:http/proxy`, for which
+//! the crate `wasip2` has bindings.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{collections::BTreeMap, io::Write as _};
@@ -26,9 +27,9 @@ wit_bindgen::generate!({
 const PUBLIC: &str = "public";
 /// The products that the exchange has named, as keys.
 const PRODUCTS: &str = "products";
-/// A product's summaries, as the job saves them: before the product.
+/// The job's collections have this prefix, then the product.
 const SUMMARIES: &str = "summary.";
-/// Summaries in an answer, unless the query says how many.
+/// How many summaries an answer has unless the query says so.
 const LIMIT: u32 = 100;
 
 struct MarketApi;
@@ -80,7 +81,7 @@ fn products() -> Result<serde_json::Value, Error> {
     Ok(serde_json::json!(keys(&store::open(PRODUCTS)?)?))
 }
 
-/// A product's summaries, newest first: what the query asks for.
+/// The summaries that the query asks for, newest first.
 fn history(query: &str) -> (u16, String) {
     let (mut product, mut limit) = (None, Some(LIMIT));
     for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
@@ -103,7 +104,7 @@ fn history(query: &str) -> (u16, String) {
     }
 }
 
-/// All keys of a bucket, sorted: it lists them so, a page at a time.
+/// All keys of a bucket. They come sorted, a page at a time.
 fn keys(bucket: &store::Bucket) -> Result<Vec<String>, Error> {
     let (mut keys, mut cursor) = (Vec::new(), None);
     loop {
@@ -116,7 +117,7 @@ fn keys(bucket: &store::Bucket) -> Result<Vec<String>, Error> {
     }
 }
 
-/// An answer's head, and the place for its body.
+/// An answer with its head, and its body to be written.
 fn response(status: u16, length: usize) -> Option<(OutgoingResponse, OutgoingBody)> {
     let headers = Fields::new();
     headers.append("content-type", b"application/json").ok()?;
@@ -129,13 +130,13 @@ fn response(status: u16, length: usize) -> Option<(OutgoingResponse, OutgoingBod
     Some((response, body))
 }
 
-/// Writes the body to its end, unless nobody takes it: the client is gone, or asked for the head alone.
+/// Writes the body and its end, unless nobody takes it: the client is gone, or asked for the head alone.
 fn send(body: OutgoingBody, json: &str) {
     let Ok(mut stream) = body.write() else { return };
     let written = stream.write_all(json.as_bytes());
     drop(stream);
     if written.is_ok() {
-        // It has as many bytes as its head says.
+        // The body is as long as the head says.
         let _ = OutgoingBody::finish(body, None);
     }
 }

@@ -61,7 +61,8 @@ enum Subject {
     Products,
 }
 
-/// The answer to a client's message, or an error's code and what it tells: 400 the message is wrong, 500 we are.
+/// The answer to a client's message, or an error's code and message: 400 if the client's message is wrong, 500 if this
+/// component fails.
 fn answer(frame: &Frame) -> Result<Value, (u32, String)> {
     let Frame::Text(text) = frame else {
         return Err((400, "only text is understood".to_owned()));
@@ -84,7 +85,7 @@ fn public() -> Result<BTreeMap<String, String>, store::Error> {
     Ok(pairs.map(|(product, price)| (product, String::from_utf8_lossy(&price).into_owned())).collect())
 }
 
-/// All keys of a bucket, sorted: it lists them so, a page at a time.
+/// All keys of a bucket. They come sorted, a page at a time.
 fn keys(bucket: &store::Bucket) -> Result<Vec<String>, store::Error> {
     let (mut keys, mut cursor) = (Vec::new(), None);
     loop {

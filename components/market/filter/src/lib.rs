@@ -1,8 +1,8 @@
-//! A filter: what the tenant `market` makes of Coinbase's feed.
+//! A filter: turns Coinbase's feed into publications of the tenant `market`.
 //!
-//! Of all that the exchange sends (order books, matches, tickers), clients of the channel `prices` receive the price
-//! of each product, at each change: `{"product":"BTC-USD","price":"60234.1"}`. For its other components the tenant's state
-//! has, while the exchange is connected, the latest prices and the products that any message has named.
+//! The exchange sends order books, matches and tickers, but clients of the channel `prices` receive only the price of
+//! each product, at each change: `{"product":"BTC-USD","price":"60234.1"}`. While the exchange is connected, the
+//! tenant's state has the latest prices and the products that any message has named, for its other components.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{
@@ -31,12 +31,12 @@ wit_bindgen::generate!({
 });
 
 const CHANNEL: &str = "prices";
-/// The part of the tenant's state with product → latest price.
+/// The bucket with product → latest price.
 const PUBLIC: &str = "public";
-/// The part with the products, as keys.
+/// The bucket with the products as keys.
 const PRODUCTS: &str = "products";
 
-/// What the open connection has brought: each product, and its latest price if there was one.
+/// What has come on the open connection: each product, with its latest price if there was one.
 type Seen = BTreeMap<String, Option<String>>;
 
 thread_local! {
@@ -75,7 +75,7 @@ impl Guest for MarketFilter {
     }
 }
 
-/// Keeps the latest prices of these products in one call, and in another the products if there are new ones.
+/// Keeps the latest prices of these products in one call. If there are new products, keeps them in a second one.
 fn keep(seen: &Seen, changed: BTreeSet<&str>, new: bool) -> Result<(), Error> {
     let price = |product: &str| Some((product.to_owned(), seen.get(product)?.clone()?.into_bytes()));
     let prices: Vec<_> = changed.into_iter().filter_map(price).collect();
@@ -89,7 +89,7 @@ fn keep(seen: &Seen, changed: BTreeSet<&str>, new: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Empties a part of the state: without the exchange nothing in it is the latest.
+/// Empties a bucket: without the exchange it would be out of date.
 fn forget(bucket: &str) -> Result<(), Error> {
     let bucket = store::open(bucket)?;
     loop {
@@ -125,7 +125,7 @@ struct Price<'a> {
     price: &'a str,
 }
 
-/// What a message changes for clients: nothing, unless it is a ticker with a new price.
+/// The publication that a message causes: none, unless it is a ticker with a new price.
 fn publication(frame: &Frame, seen: &mut Seen) -> Option<Publication> {
     let Frame::Text(text) = frame else { return None };
     let message: Message = match serde_json::from_str(text) {

@@ -1,7 +1,7 @@
-//! A job: all prices at once, at the times of the tenant's schedule: saved, then broadcast on channel `summary`.
+//! A job: saves all prices at the times of the tenant's schedule, then broadcasts them on the channel `summary`.
 //!
-//! The filter keeps the latest price of each product in the tenant's state; the job reads it there. Each product has a
-//! collection of records, `summary.PRODUCT`, which outlives the host; the API serves it.
+//! The filter keeps the latest price of each product in the tenant's state, where the job reads it. Each product has a
+//! collection of records, `summary.PRODUCT`, which outlives the host. The API serves it.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ const CHANNEL: &str = "summary";
 /// Product → latest price, as the filter keeps it.
 const BUCKET: &str = "public";
 
-/// Before the product.
+/// The collections have this prefix, then the product.
 const COLLECTION: &str = "summary.";
 
 struct MarketJob;

@@ -77,7 +77,7 @@ pub enum Malformed {
     NotACommand { command: usize, byte: usize },
 }
 
-/// Reads the commands of a frame. Newlines separate several.
+/// Reads the commands of a frame, which newlines separate.
 pub fn decode(frame: &str) -> Result<Vec<Command>, Malformed> {
     let lines = frame.split('\n').filter(|line| !line.trim_ascii().is_empty());
     let commands = lines.zip(1..).map(|(line, command)| {

@@ -158,7 +158,7 @@ mod tests {
         #[test]
         fn another_implementations_messages_are_read(payload: Vec<u8>, copies in 1usize..1000, level in 0u8..=9) {
             let payload = payload.repeat(copies);
-            // This one ends its payload with a final block.
+            // The other implementation ends its payload with a final block.
             let compressed = miniz_oxide::deflate::compress_to_vec(&payload, level);
             let mut inflater = Inflater::default();
             prop_assert_eq!(inflater.inflate(&compressed, payload.len()), Ok(&payload[..]));

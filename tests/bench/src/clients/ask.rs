@@ -2,8 +2,9 @@
 //!
 //! `bench ask ADDRESS/PATH --clients N --seconds N --expect TEXT [--question TEXT]`
 //!
-//! With a question they ask it over WebSockets, else they request the path over HTTP. Says `warm` after a second of that,
-//! then `asked` with a report; an answer without the expected text is wrong. Keeps the sockets open to the end.
+//! With a question, they ask it over WebSockets; without one, they request the path over HTTP. Prints `warm` after a
+//! second of that, then `asked` with a report. An answer without the expected text is wrong. The sockets stay open to
+//! the end.
 
 use std::{
     io::{self, Read, Write},
@@ -29,7 +30,7 @@ use crate::{
 const EVENTS: usize = 1024;
 const WINDOW: usize = 64;
 const WARM: Duration = Duration::from_secs(1);
-/// Nobody is answered for so long: nobody will be.
+/// If no client is answered for this long, none will be.
 const PATIENCE: Duration = Duration::from_secs(20);
 const BUFFER_BYTES: usize = 16 * 1024;
 
@@ -64,20 +65,20 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
 struct Crowd {
     askers: Vec<Asker>,
     protocol: Protocol,
-    /// In every answer.
+    /// Text that every answer must have.
     expect: Vec<u8>,
     asked: Asked,
 }
 
 struct Asker {
     socket: TcpStream,
-    /// The begin of an answer.
+    /// The start of an answer.
     partial: Vec<u8>,
-    /// When it has asked.
+    /// When the client asked.
     since: u64,
 }
 
-/// With what is asked, as bytes.
+/// The protocol, with the question as bytes.
 enum Protocol {
     WebSocket(Vec<u8>),
     Http(Vec<u8>),
@@ -88,7 +89,7 @@ impl Crowd {
         self.askers.iter_mut().try_for_each(|asker| asker.ask(&self.protocol))
     }
 
-    /// Everybody goes on for so long.
+    /// Lets every client go on asking for `time`.
     fn ask(&mut self, poll: &mut Poll, time: Duration) -> Result<Asked, Failure> {
         let mut latencies = Histogram::new();
         let mut events = Events::with_capacity(EVENTS);
@@ -96,7 +97,7 @@ impl Crowd {
         let begin = Instant::now();
         while begin.elapsed() < time {
             poll.poll(&mut events, Some(PATIENCE)).context("epoll")?;
-            (!events.is_empty()).then_some(()).context("nobody is answered")?;
+            (!events.is_empty()).then_some(()).context("no client is answered")?;
             for event in &events {
                 let Some(asker) = self.askers.get_mut(event.token().0) else { continue };
                 asker.read()?;
@@ -120,11 +121,11 @@ impl Asker {
     fn ask(&mut self, protocol: &Protocol) -> Result<(), Failure> {
         self.since = clock::now();
         let (Protocol::WebSocket(question) | Protocol::Http(question)) = protocol;
-        // There is room: the question before was answered.
+        // There is room: the last question was answered.
         self.socket.write_all(question).context("a question")
     }
 
-    /// What there is.
+    /// Reads what is there.
     fn read(&mut self) -> Result<(), Failure> {
         let mut buffer = [0; BUFFER_BYTES];
         loop {
@@ -137,7 +138,7 @@ impl Asker {
         }
     }
 
-    /// The answer, if it has come whole; anything else that came is dropped.
+    /// The answer, if it is whole. Anything else that came is dropped.
     fn answer(&mut self, protocol: &Protocol) -> Result<Option<Vec<u8>>, Failure> {
         match protocol {
             Protocol::WebSocket(_) => {
@@ -161,7 +162,7 @@ impl Asker {
     }
 }
 
-/// A connection without a handshake.
+/// Opens a connection without a handshake.
 fn plain(poll: &Poll, address: SocketAddr, nth: usize) -> Result<TcpStream, Failure> {
     let socket = std::net::TcpStream::connect(address).context(address)?;
     socket.set_nodelay(true).context("a socket")?;

@@ -1,4 +1,4 @@
-//! Clients come: a bounded number of handshakes at a time.
+//! Connects clients, with a bounded number of handshakes at a time.
 
 use std::{
     io::{self, Read, Write},
@@ -18,18 +18,18 @@ use crate::{
 /// Clients are spread over this many source addresses, 127.0.0.2 and up: each has its own 28,000 ports.
 const SOURCES: u8 = 16;
 const EVENTS: usize = 1024;
-/// A server that gives no sign for this long gives none.
+/// After this long without a sign from the server, there will be none.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Target {
     pub address: SocketAddr,
     path: String,
-    /// Compression is offered.
+    /// Whether compression is offered.
     compressed: bool,
 }
 
 impl Target {
-    /// `ADDRESS/PATH`.
+    /// Parses `ADDRESS/PATH`.
     pub fn new(text: &str) -> Result<Self, Failure> {
         let (address, path) = text.split_once('/').context("an address without a path")?;
         Ok(Self { address: address.parse().context(address)?, path: format!("/{path}"), compressed: false })
@@ -44,12 +44,12 @@ impl Target {
         request(self.address, &self.path)
     }
 
-    /// A request over HTTP, for one answer.
+    /// An HTTP request for one answer.
     pub fn plain_request(&self) -> String {
         format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.address)
     }
 
-    /// A request for what follows a position.
+    /// A request for everything after a position.
     pub fn request_since(&self, position: &Position) -> String {
         let more = if self.path.contains('?') { '&' } else { '?' };
         handshake::request(self.address, &format!("{}{more}since={position}", self.path))
@@ -58,16 +58,16 @@ impl Target {
 
 pub struct Client {
     pub socket: TcpStream,
-    /// The begin of a message (or, before that, of the handshake's answer) whose rest is still to come.
+    /// The start of a message whose rest is still to come. Before that, the start of the handshake's answer.
     pub partial: Vec<u8>,
     pub order: Order,
-    /// To compression.
+    /// Whether compression was agreed on.
     pub agreed: bool,
-    /// It takes what comes.
+    /// Whether it reads what comes.
     pub reads: bool,
-    /// By the server.
+    /// Whether the server closed the connection.
     pub closed: bool,
-    /// Of the server's close frame.
+    /// The code in the server's close frame.
     pub close_code: Option<u16>,
     stage: Stage,
 }
@@ -79,13 +79,13 @@ enum Stage {
     Open,
 }
 
-/// Why a client is not let in.
+/// Why a client was not let in.
 pub enum Denied {
-    /// There is no room; it may come again so much later.
+    /// There is no room. The client may try again after this time.
     Busy(Duration),
-    /// Nobody has answered.
+    /// There was no answer.
     Lost(Failure),
-    /// It was answered, and will not be let in later either.
+    /// The server refused the client, and will refuse it later too.
     Refused(Failure),
 }
 
@@ -127,7 +127,7 @@ impl Client {
     pub fn start(poll: &Poll, address: SocketAddr, nth: usize) -> Result<Self, Failure> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).context("a socket")?;
-        // Closed at once at the end, without a minute in TIME_WAIT that would use up the ports.
+        // With this, a socket is closed at once, without a minute in TIME_WAIT that would use up the ports.
         sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).context("SO_LINGER")?;
         let last = 2 + u8::try_from(nth % usize::from(SOURCES)).unwrap_or_default();
         bind(&socket, &SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), 0)).context("a source address")?;
@@ -136,7 +136,7 @@ impl Client {
             Err(error) => return Err(error).context(format!("connecting to {address}")),
         }
         let mut socket = TcpStream::from_std(socket.into());
-        // Edge-triggered, and the buffer for what is sent never fills: later this costs no events.
+        // This is edge-triggered, and the send buffer never fills, so it costs no events later.
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry().register(&mut socket, Token(nth), interest).context("epoll")?;
         Ok(Self {
@@ -155,7 +155,8 @@ impl Client {
         self.stage == Stage::Open
     }
 
-    /// As far as the handshake goes now; says whether that is to its end. What came behind it is in `partial`.
+    /// Goes on with the handshake as far as it can. Returns whether it is over. Bytes that came after it are in
+    /// `partial`.
     pub fn go_on(&mut self, request: &str) -> Result<bool, Denied> {
         let lost = |doing: &str, error: io::Error| Denied::Lost(Failure::new(format!("{doing}: {error}")));
         if self.stage == Stage::Connecting {

@@ -1,11 +1,12 @@
-//! Clients that are all cut off at once, and all come back at once.
+//! Clients that are all cut off at once and all reconnect at once.
 //!
 //! `bench herd ADDRESS/PATH --clients N --window N --messages N [--history PATH]`
 //!
-//! Says `connected`, and `received` once all have the feed's first messages; after a line on standard input it cuts every
-//! connection, says `cut`, and while the feed plays as many again every client comes back, with `--history` from a
-//! position of its own: some had read all of the first messages, some none, and each must get exactly the rest. Nobody
-//! waits for anybody; only who was refused comes again later. Then it says `returned`, with a report.
+//! Prints `connected`, then `received` once all clients have the feed's first messages. After a line on standard input
+//! it cuts every connection and prints `cut`. While the feed plays as many messages again, every client reconnects.
+//! With `--history` each resumes from a position of its own: some had read all of the first messages, some none, and
+//! each must get exactly the rest. No client waits for another; only a client that was refused tries again later. Then
+//! it prints `returned`, with a report.
 
 use std::time::{Duration, Instant};
 
@@ -26,15 +27,15 @@ use crate::{
 };
 
 const EVENTS: usize = 1024;
-/// How often clients whose time has come are looked for.
+/// How often to look for clients whose time has come.
 const TICK: Duration = Duration::from_millis(10);
-/// An attempt without an answer for so long is given up.
+/// An attempt without an answer is given up after this long.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Who was not answered comes again after this, and up to as much again.
+/// A client that was not answered tries again after this pause, which may be up to twice as long.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Who is not back by then does not come back.
+/// A client that is not back by then does not come back.
 const END: Duration = Duration::from_secs(60);
-/// How long messages that come again are looked for.
+/// How long to look for messages that come twice.
 const AFTER: Duration = Duration::from_millis(200);
 
 pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
@@ -61,30 +62,30 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
 
 struct Herd<'t> {
     target: &'t Target,
-    /// Of both parts.
+    /// Messages of both parts together.
     messages: u32,
     resumes: bool,
     poll: Poll,
     clients: Vec<Returner>,
     receiver: Receiver,
     cut: Instant,
-    /// From the cut on, in nanoseconds.
+    /// Times since the cut, in nanoseconds.
     times: Histogram,
     returned: Returned,
 }
 
 struct Returner {
     request: String,
-    /// The number of the first message that it has not had.
+    /// The number of the first message that the client has not got.
     next: u32,
     state: State,
     attempts: u32,
 }
 
 enum State {
-    /// Tries then.
+    /// Tries to connect at this time.
     Away(Instant),
-    /// Has tried, and gives up then.
+    /// Has tried, and gives up at this time.
     Trying(Client, Instant),
     /// Is back, but lacks messages.
     Behind(Client),
@@ -100,7 +101,7 @@ impl<'t> Herd<'t> {
         cut: Instant,
     ) -> Result<Self, Failure> {
         let clients = (0..).take(count).map(|nth: u32| {
-            // From none of the first part's messages to all of them.
+            // The clients have had from none of the first part's messages to all of them.
             let next = if begin.is_some() { nth % (messages + 1) } else { 0 };
             let request = begin.map_or_else(|| target.request(), |begin| target.request_since(&begin.after(next)));
             Returner { request, next, state: State::Away(cut), attempts: 0 }
@@ -140,7 +141,7 @@ impl<'t> Herd<'t> {
         Ok(self.report())
     }
 
-    /// Those whose time has come try, or give up.
+    /// Lets the clients whose time has come try again, or give up.
     fn look(&mut self, now: Instant) -> Result<(), Failure> {
         for (nth, returner) in self.clients.iter_mut().enumerate() {
             match &returner.state {
@@ -221,9 +222,9 @@ impl<'t> Herd<'t> {
     }
 }
 
-/// A pause, and up to as much again, another share for each client and attempt.
+/// A pause plus up to as much again. The addition differs for each client and attempt.
 fn later(pause: Duration, nth: usize, attempt: u32) -> Duration {
-    // Fibonacci hashing: neighbours are far apart.
+    // Fibonacci hashing puts neighbours far apart.
     let mixed = (nth as u64).wrapping_add(u64::from(attempt) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     pause + pause.mul_f64((mixed >> 11) as f64 / (1_u64 << 53) as f64)
 }

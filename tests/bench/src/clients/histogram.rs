@@ -1,6 +1,6 @@
 //! Latencies, counted in buckets that are at most 1.6% wide.
 
-/// Buckets for each doubling, and for the nanoseconds below that many.
+/// Buckets for each doubling. Values below this many nanoseconds have a bucket each.
 const SHARES: u64 = 64;
 const SHARE_BITS: u32 = SHARES.ilog2();
 const BUCKETS: usize = (u64::BITS - SHARE_BITS + 1) as usize * SHARES as usize;
@@ -26,13 +26,13 @@ impl Histogram {
         self.total
     }
 
-    /// These of another too.
+    /// Adds the latencies of another histogram.
     pub fn join(&mut self, other: &Self) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
         self.total += other.total;
     }
 
-    /// The latency, in nanoseconds, that this share of all is not above; of none, 0.
+    /// The latency in nanoseconds that this share of all values does not exceed. Without values, 0.
     pub fn quantile(&self, share: f64) -> u64 {
         let rank = (self.total as f64 * share).ceil().max(1.0) as u64;
         let mut counted = 0;
@@ -57,7 +57,7 @@ fn bucket(value: u64) -> usize {
     (u64::from(doublings) * SHARES + (value >> doublings)) as usize
 }
 
-/// The least value that is counted in a bucket.
+/// The smallest value that is counted in a bucket.
 fn lowest(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     let doublings = (bucket / SHARES).saturating_sub(1);

@@ -1,11 +1,11 @@
-//! Whether one client gets every message once and in order.
+//! Checks that one client gets every message once and in order.
 
 use std::collections::BTreeSet;
 
-/// What has come to one client.
+/// The messages that have come to one client.
 #[derive(Default)]
 pub struct Order {
-    /// The number after the highest that has come.
+    /// One more than the highest number that has come.
     next: u32,
     /// Numbers below it that have not come.
     holes: BTreeSet<u32>,
@@ -15,18 +15,18 @@ pub struct Order {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Came {
     InOrder,
-    /// After one with a higher number.
+    /// After a message with a higher number.
     Late,
     Again,
 }
 
 impl Order {
-    /// Of a client that has everything before the message of this number.
+    /// The order of a client that has everything before the message with this number.
     pub fn from(next: u32) -> Self {
         Self { next, holes: BTreeSet::new() }
     }
 
-    /// The number of what should come now.
+    /// The number of the message that should come now.
     pub fn next(&self) -> u32 {
         self.next
     }

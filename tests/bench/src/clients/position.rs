@@ -1,4 +1,4 @@
-//! Where a channel is, as a client that wants to resume knows it.
+//! A channel's position, as a client that wants to resume knows it.
 
 use std::{
     fmt::{self, Display},
@@ -18,7 +18,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// A channel's newest, as its history says over HTTP.
+    /// Asks for a channel's newest position, which its history over HTTP tells.
     pub fn ask(address: SocketAddr, path: &str) -> Result<Self, Failure> {
         let mut socket = TcpStream::connect(address).context("the history")?;
         socket.set_read_timeout(Some(PATIENCE)).context("the history")?;
@@ -29,7 +29,7 @@ impl Position {
         Self::find(&answer).with_context(|| format!("no position in {answer:?}"))
     }
 
-    /// So many publications later.
+    /// The position that many publications later.
     pub fn after(&self, publications: u32) -> Self {
         Self { epoch: self.epoch.clone(), offset: self.offset + u64::from(publications) }
     }

@@ -1,4 +1,4 @@
-//! Clients take what comes, as fast as it does.
+//! Clients take messages as fast as they come.
 
 use std::{
     io::{self, Read, Write},
@@ -23,22 +23,23 @@ use crate::{
 };
 
 const EVENTS: usize = 1024;
-/// What one read takes at most, and what it takes it into: little enough to stay in a core's own cache.
+/// Most bytes of one read: few enough to stay in a core's own cache.
 const BUFFER_BYTES: usize = 64 * 1024;
 const TICK: Duration = Duration::from_millis(50);
-/// Nothing for so long, in ticks, and what is missing is missed. More before the first message: nobody plays yet.
+/// After this many ticks without a message, the missing ones count as missed. It is longer before the first message,
+/// since the feed may not play yet.
 const QUIET: u32 = 5_000 / 50;
 const QUIET_BEFORE: u32 = 30_000 / 50;
-/// How long, in ticks, messages that come again are looked for when all have come.
+/// How many ticks to look for messages that come twice, once all have come.
 const AFTER: u32 = 200 / 50;
 
-/// Until all the clients that read have everything, or nothing has come for a while.
+/// Reads until all clients that read have everything, or nothing has come for a while.
 pub fn receive(
     poll: &mut Poll,
     clients: &mut [Client],
     mut receiver: Receiver,
 ) -> Result<(Received, Vec<Part>), Failure> {
-    // What has come before is not told of again.
+    // Epoll does not report again what came before.
     for client in clients.iter_mut().filter(|client| client.reads) {
         receiver.read(client)?;
     }
@@ -68,11 +69,11 @@ pub fn receive(
 pub struct Receiver {
     messages: u32,
     buffer: Vec<u8>,
-    /// When each message was sent; 0: nobody has got it yet. The first client that does reads it from the message, the
-    /// others spare themselves that.
+    /// When each message was sent; 0: no client has got it yet. The first client that gets it reads the time from the
+    /// message, the others need not.
     sent: Vec<u64>,
     content: Content,
-    /// Of each part; of nearly all runs there is one.
+    /// One for each part. Nearly all runs have one part.
     latencies: Vec<Histogram>,
     pub deliveries: u64,
     pub again: u64,
@@ -82,9 +83,9 @@ pub struct Receiver {
     last: u64,
 }
 
-/// What the messages are, and how their numbers are learned.
+/// The kind of the messages, and how their numbers are found.
 enum Content {
-    /// Those of `message`, all of one shape, which is known from the first.
+    /// Messages of `message`. All have one shape, which is known from the first.
     Alike(Option<Shape>),
     Recorded(Box<Recorded>),
 }
@@ -104,7 +105,7 @@ impl Receiver {
         Self::of(messages, Content::Recorded(Box::new(Recorded::new(messages, recording))))
     }
 
-    /// The messages come in so many equal parts.
+    /// Splits the messages into equal parts.
     pub fn in_parts(mut self, parts: usize) -> Self {
         self.latencies.resize_with(parts.max(1), Histogram::new);
         self
@@ -126,7 +127,7 @@ impl Receiver {
         }
     }
 
-    /// Takes what came right behind a handshake.
+    /// Takes messages that came together with a handshake.
     pub fn begin(&mut self, client: &mut Client) -> Result<(), Failure> {
         let bytes = std::mem::take(&mut client.partial);
         client.partial = self.take(client, &bytes)?.to_vec();
@@ -165,7 +166,7 @@ impl Receiver {
         }
     }
 
-    /// Checks the whole messages that `bytes` begin with; returns what follows them.
+    /// Checks the whole messages at the start of `bytes`. Returns the rest.
     fn take<'a>(&mut self, client: &mut Client, mut bytes: &'a [u8]) -> Result<&'a [u8], Failure> {
         let now = clock::now();
         self.last = now;
@@ -252,7 +253,7 @@ impl Receiver {
     }
 }
 
-/// The number of a message of `message`; the first that is read of one tells when it was sent.
+/// The number of a message of `message`. The first client that reads a message takes the time when it was sent.
 fn alike(shape: &mut Option<Shape>, frame: &Frame<'_>, sent: &mut [u64]) -> Option<u32> {
     let payload = frame.payload;
     let shape = match *shape {
@@ -268,11 +269,11 @@ fn alike(shape: &mut Option<Shape>, frame: &Frame<'_>, sent: &mut [u64]) -> Opti
     Some(number)
 }
 
-/// A long run's server wants a sign of life.
+/// Answers a ping: in a long run the server wants a sign of life.
 fn answer(client: &mut Client, ping: &[u8]) {
     let mut pong = Vec::new();
     frame::header(frame::PONG, true, u16::try_from(ping.len()).unwrap_or_default(), &mut pong);
     pong.extend_from_slice(ping);
-    // Whether the connection has ended is seen when it is read.
+    // A connection that has ended is noticed when it is read.
     let _ = client.socket.write_all(&pong);
 }

@@ -1,9 +1,9 @@
 //! The messages of a recording, compressed or not.
 //!
-//! A server that compresses without context sends the same bytes to every client. So whoever gets a message first
-//! inflates it and compares it with the recording, and all others compare the bytes of their frames with those: each
-//! message to each client is checked, and the clients pay for next to no inflating. Bytes that are not the expected ones are
-//! inflated too, as the first were, so that it is known which message they are.
+//! A server that compresses without context sends the same bytes to every client. So the first client that gets a
+//! message inflates it and compares it with the recording, and all others compare the bytes of their frames with the
+//! first one's. Each message to each client is checked, and the clients spend next to nothing on inflating. Unexpected
+//! bytes are inflated too, to find out which message they are.
 
 use zlib_rs::{Inflate, InflateFlush};
 
@@ -13,32 +13,32 @@ use crate::{
     recording::Recording,
 };
 
-/// What a compressed message goes without (RFC 7692, section 7.2.1).
+/// The bytes that a compressed message is sent without (RFC 7692, section 7.2.1).
 const TAIL: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
 const WINDOW_BITS: u8 = 15;
-/// Of a message: a feed's frames have no more.
+/// Most bytes of a message: a feed's frames have no more.
 const MAX_BYTES: usize = u16::MAX as usize;
 
 pub struct Recorded {
     recording: Recording,
     messages: u32,
-    /// By number; empty: nobody has got it yet.
+    /// By number. Empty: no client has got it yet.
     known: Vec<Known>,
     inflater: Inflater,
-    /// Inflated, of all deliveries.
+    /// Inflated bytes of all deliveries.
     pub payload_bytes: u64,
-    /// Deliveries.
+    /// Deliveries that came compressed.
     pub compressed: u64,
-    /// Frames that were not equal to the expected one that is known.
+    /// Frames that differed from the known frame of the expected message.
     pub compared: u64,
 }
 
-/// The first frame that has come of a message.
+/// The first frame of a message that came.
 #[derive(Clone, Default)]
 struct Known {
     compressed: bool,
     payload: Vec<u8>,
-    /// Inflated.
+    /// Length in bytes, inflated.
     length: usize,
 }
 
@@ -55,8 +55,8 @@ impl Recorded {
         }
     }
 
-    /// The number of the message that has come, `expected` or another; `None`: it is none of the recording. Who is the
-    /// first to get it learns when it was sent.
+    /// The number of the message in a frame: `expected` or another. `None`: the recording has no such message. The
+    /// first client that gets a message records when it was sent.
     pub fn take(&mut self, frame: &Frame<'_>, expected: u32, sent: &mut [u64]) -> Option<u32> {
         let compressed = is_compressed(frame);
         let is_known = |known: &Known| known.compressed == compressed && known.payload == frame.payload;
@@ -75,7 +75,7 @@ impl Recorded {
         Some(number)
     }
 
-    /// Counts a message that has come for the first time.
+    /// Counts a message that came for the first time.
     pub fn delivered(&mut self, frame: &Frame<'_>, number: u32) {
         self.compressed += u64::from(is_compressed(frame));
         self.payload_bytes += self.known.get(number as usize).map_or(0, |known| known.length as u64);
@@ -93,7 +93,7 @@ struct Inflater {
 
 impl Inflater {
     fn new() -> Self {
-        // Room for one byte more: a message that fills all of it was too long.
+        // There is room for one byte more: a message that fills all of it was too long.
         Self { state: Inflate::new(false, WINDOW_BITS), buffer: vec![0; MAX_BYTES + 1] }
     }
 
@@ -138,7 +138,7 @@ mod tests {
         recorded.recording.write(1, 3, 77, &mut plain);
         let compressed = deflated(&plain);
         let frame = Frame { first: frame::COMPRESSED_TEXT, mask: None, payload: &compressed };
-        // The first, then one that expects it, then one that has missed a message.
+        // The first client, then one that expects it, then one that has missed a message.
         for (expected, compared) in [(1, 1), (1, 1), (0, 2)] {
             assert_eq!(recorded.take(&frame, expected, &mut sent), Some(1));
             recorded.delivered(&frame, 1);

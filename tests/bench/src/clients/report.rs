@@ -1,4 +1,4 @@
-//! What the clients' process tells the one that started it, each as a line.
+//! The lines with which the clients' process reports to the one that started it.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::failure::{Context, Failure};
 
-/// A report: its fields, and how they become a line and are read from one.
+/// A report: its fields, and how they are written as a line and read from one.
 macro_rules! report {
     ($(#[$about:meta])* $name:ident { $($(#[$field_about:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$about])*
@@ -34,7 +34,7 @@ macro_rules! report {
 }
 
 report!(Connected {
-    /// From the first connection's begin to the last handshake's end.
+    /// From the start of the first connection to the end of the last handshake.
     seconds: f64,
     /// Clients that get compressed messages.
     agreed: u64,
@@ -51,7 +51,7 @@ report!(
 
 report!(Asked {
     answers: u64,
-    /// Answers without what was expected.
+    /// Answers without the expected text.
     wrong: u64,
     seconds: f64,
     p50_ms: f64,
@@ -59,39 +59,39 @@ report!(Asked {
 });
 
 report!(Received {
-    /// Without those that came again.
+    /// Deliveries, without repeated messages.
     deliveries: u64,
     missed: u64,
     again: u64,
     late: u64,
-    /// Clients that the server has closed.
+    /// Clients that the server closed.
     closed: u64,
     /// From the first message's sending to the last delivery.
     seconds: f64,
     p50_ms: f64,
     p99_ms: f64,
     p999_ms: f64,
-    /// Read from all sockets: frames with their headers.
+    /// Bytes read from all sockets: frames with their headers.
     bytes: u64,
-    /// What was delivered, inflated; of a recording only.
+    /// Inflated bytes that were delivered. Only for a recording.
     payload_bytes: u64,
     /// Deliveries that came compressed.
     compressed: u64,
-    /// Frames unlike those that others had got of the same messages, or the first of theirs: inflated and compared with
-    /// the recording.
+    /// Frames that were inflated and compared with the recording: the first frame of each message, and frames that
+    /// differ from it.
     compared: u64,
 });
 
 report!(
-    /// How many of the clients that did not read met with what, once they read again.
+    /// What happened to the clients that did not read, once they read again.
     Stalled {
-        /// Got every message after all.
+        /// They got every message after all.
         complete: u64,
-        /// Missed some, and are still connected.
+        /// They missed some, and are still connected.
         skipped: u64,
-        /// Got a close frame with this code, 1013.
+        /// They got a close frame with the code 1013.
         told: u64,
-        /// Another code, or the connection's end without one.
+        /// They got another code, or the connection ended without one.
         cut: u64,
         /// Messages that came twice or out of order.
         mistakes: u64,
@@ -99,14 +99,14 @@ report!(
 );
 
 report!(
-    /// How many came back of clients that had all been cut off at once.
+    /// How many clients came back after all had been cut off at once.
     Returned {
         back: u64,
-        /// From the cut to the last client's last message; of clients that cannot resume, to the last handshake.
+        /// From the cut to the last client's last message. For clients that cannot resume, to the last handshake.
         seconds: f64,
-        /// The same for half of the clients.
+        /// The same, for half of the clients.
         p50_seconds: f64,
-        /// To the last handshake's end.
+        /// From the cut to the end of the last handshake.
         handshake_seconds: f64,
         /// Attempts that were answered with 503.
         busy: u64,
@@ -114,11 +114,11 @@ report!(
         lost: u64,
         /// Attempts that got no answer in time.
         late: u64,
-        /// Messages, of those that came in place of what was missed.
+        /// Messages of both parts that never came.
         missed: u64,
         again: u64,
         out_of_order: u64,
-        /// Clients that were closed once they were back.
+        /// Clients that were closed after they were back.
         closed: u64,
     }
 );

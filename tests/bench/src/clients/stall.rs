@@ -1,4 +1,4 @@
-//! Clients that do not read while messages are played, and what they meet with when they read again.
+//! Clients that do not read while messages are played, and what they find when they read again.
 
 use mio::Poll;
 
@@ -9,19 +9,19 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// What a server says to a client that is too slow: come again later (IANA's registry of close codes).
+/// The close code for a client that is too slow: try again later (IANA's registry of close codes).
 const TRY_AGAIN_LATER: u16 = 1013;
 
-/// So many clients, spread over all of them, read no more.
+/// Makes `count` clients, spread evenly over all, stop reading.
 pub fn stall(clients: &mut [Client], count: usize) {
     let total = clients.len();
     for (nth, client) in clients.iter_mut().enumerate() {
-        // The nth is one of them if it brings the share of them to the next whole number.
+        // The nth client is one of them if it brings their share to the next whole number.
         client.reads = (nth + 1) * count / total == nth * count / total;
     }
 }
 
-/// They read again, and nobody else.
+/// Makes these clients read again, and no others.
 pub fn read_again(poll: &mut Poll, clients: &mut [Client], messages: u32) -> Result<Stalled, Failure> {
     for client in clients.iter_mut() {
         client.reads = !client.reads;

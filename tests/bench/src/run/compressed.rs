@@ -1,4 +1,4 @@
-//! A recorded feed to clients that take permessage-deflate: what it costs, and what it saves.
+//! A recorded feed for clients that accept permessage-deflate: what compression costs and what it saves.
 
 use std::{
     fmt::{self, Display},
@@ -19,11 +19,11 @@ use super::{
 use crate::{clients::Connected, failure::Failure};
 
 const WINDOW: usize = 64;
-/// Before memory is read: a server may need a moment to give back what it has no use for.
+/// Time before memory is read: a server may need a moment to give back memory that it does not need.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Nobody who is behind loses a message, be they snapshots.
+/// Large enough that a client that falls behind loses no message, even if messages are snapshots.
 const LOG: &str = "64MiB";
-/// The relay's own, if nothing is said.
+/// Bytes from which on the case `RelayAbove` compresses. The relay's own default is 64.
 const ABOVE: usize = 256;
 
 const PACES: [Pace; 2] = [
@@ -34,7 +34,7 @@ const PACES: [Pace; 2] = [
 pub struct Scenario {
     pub clients: usize,
     pub seconds: u32,
-    /// `None`: it is not there.
+    /// `None`: there is no recording.
     pub recording: Option<PathBuf>,
 }
 
@@ -42,7 +42,8 @@ struct Pace {
     name: &'static str,
     title: &'static str,
     burst: u32,
-    /// Bursts. All servers can do them: messages differ so much in size that fewer would not be the same.
+    /// Bursts a second. Every server can do them: messages differ so much in size that fewer messages could not be
+    /// compared.
     per_second: u32,
 }
 
@@ -60,9 +61,9 @@ enum Case {
 struct Sample {
     version: String,
     clients: u64,
-    /// Those of them with which compression was agreed.
+    /// The clients that agreed to compression.
     agreed: u64,
-    /// Bytes for each client: with the handshakes done, and when all messages were delivered.
+    /// Bytes per client: after the handshakes, and after all messages were delivered.
     idle: f64,
     end: f64,
     delivery: Delivery,
@@ -185,7 +186,7 @@ impl Case {
         matches!(self, Self::RelayAbove | Self::RelayAll | Self::BunCompressed | Self::NchanCompressed)
     }
 
-    /// What is said of a server beside its name.
+    /// What a table adds to a server's name.
     fn addition(self) -> String {
         match self {
             Self::BunCompressed => ", `perMessageDeflate`".to_owned(),
@@ -197,7 +198,7 @@ impl Case {
         }
     }
 
-    /// What the relay does not compress; `None`: nothing is compressed, or not by it.
+    /// Messages below this size are not compressed by the relay. `None`: no message is, or another server compresses.
     fn above(self) -> Option<usize> {
         match self {
             Self::RelayAbove => Some(ABOVE),
@@ -220,12 +221,12 @@ impl Sample {
         self.delivery.received.deliveries as f64
     }
 
-    /// The share of all deliveries.
+    /// The share of deliveries that came compressed.
     fn compressed(&self) -> f64 {
         self.delivery.received.compressed as f64 / self.deliveries()
     }
 
-    /// Of a delivery on its way.
+    /// Bytes of one delivery on the wire.
     fn bytes(&self) -> f64 {
         self.delivery.received.bytes as f64 / self.deliveries()
     }
@@ -246,7 +247,8 @@ impl Display for Sample {
 fn is_good(row: &Row) -> bool {
     let exact = |sample: &Sample| is_exact(&sample.delivery.received);
     let Row { kind, .. } = row;
-    // Nchan agrees in any case, but then it has nothing that is compressed. Few messages may all be small.
+    // Nchan agrees in any case, but without compression it has nothing compressed to send. If messages are few, all of
+    // them may be too small for compression.
     let kept = |sample: &Sample| match (kind.is_compressed(), sample.delivery.received.compressed) {
         (true, 0) => *kind == Case::RelayAbove && sample.agreed == sample.clients,
         (true, _) => sample.agreed == sample.clients,
@@ -259,17 +261,17 @@ fn name(row: &Row) -> String {
     row.samples().next().map_or_else(|| row.kind.name().to_owned(), |sample| sample.version.clone())
 }
 
-/// In the run with the fewest.
+/// The count of the run with the fewest.
 fn agreed(row: &Row) -> String {
     row.samples().map(|sample| sample.agreed).min().map_or_else(|| "–".to_owned(), |agreed| rounded(agreed as f64))
 }
 
-/// The same in all runs, or it would not be the same messages.
+/// All runs must have the same count, or the messages differ.
 fn compressed(row: &Row) -> String {
     row.samples().next().map_or_else(|| "–".to_owned(), |sample| rounded(100.0 * sample.compressed()))
 }
 
-/// Of all runs together.
+/// All runs together.
 fn mistakes(row: &Row) -> String {
     let received = row.samples().map(|sample| &sample.delivery.received);
     zeros(sample::mistakes(received, row.failed()), is_good(row))

@@ -1,4 +1,4 @@
-//! Messages played to clients: every server in turn, and its tables.
+//! Plays messages to clients, with every server in turn, and prints the tables.
 
 use super::{
     Outcome,
@@ -61,7 +61,7 @@ fn messages(row: &Row) -> String {
     row.samples().find_map(|sample| Some(rounded(delivery(sample)?.messages.into()))).unwrap_or_default()
 }
 
-/// Of all runs together; anything but zeros makes the other figures worth nothing.
+/// All runs together. Anything but zeros makes the other figures worthless.
 fn mistakes(row: &Row) -> String {
     let received = row.samples().filter_map(delivery).map(|delivery| &delivery.received);
     zeros(sample::mistakes(received, row.failed()), is_good(row))

@@ -1,4 +1,4 @@
-//! Many tenants that nobody uses: what they cost, and how soon one that is asked for is there.
+//! Many tenants that nobody uses: what they cost, and how soon one of them is there when it is asked for.
 
 use std::fmt::{self, Display};
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::{clients::Histogram, failure::Failure};
 
-/// With code of their own there are fewer by so much: three components each, of which each takes its time to compile.
+/// When each tenant has code of its own, there are this many times fewer tenants: each has three components to compile.
 const FEWER: usize = 10;
-/// Used again after they were idle, of those that there are.
+/// How many tenants are used again after they were idle.
 const AGAIN: usize = 200;
-/// What there are more of than this is what tenants cost.
+/// A tenant costs what more tenants than this add.
 const ONE: usize = 1;
 
 pub struct Scenario {
@@ -37,7 +37,7 @@ struct Sample {
     many: Life,
 }
 
-/// What the first use of a tenant waits for, and since when nobody has used it.
+/// A first use of a tenant, and how long it was unused before.
 #[derive(Clone, Copy)]
 struct Wait {
     case: Case,
@@ -108,7 +108,7 @@ impl Sample {
         rounded(self.tenants as f64)
     }
 
-    /// In KiB.
+    /// KiB per tenant.
     fn per_tenant(&self, of: fn(&Life) -> f64) -> f64 {
         let more = self.tenants.saturating_sub(ONE).max(1) as f64;
         (of(&self.many) - of(&self.one)) / more / 1024.0

@@ -1,4 +1,4 @@
-//! What calls cost by role and language, and how soon code is there.
+//! What calls cost by role and language, and how soon the code is ready.
 
 mod calls;
 mod starts;
@@ -13,7 +13,7 @@ pub struct Scenario {
     pub seconds: u32,
 }
 
-/// A language that is here.
+/// A language whose toolchain is here.
 struct Guest {
     language: Language,
     components: Components,

@@ -1,4 +1,4 @@
-//! Every client is cut off at once, and comes back at once.
+//! Every client is cut off at once and reconnects at once.
 
 use std::{
     fmt::{self, Display},
@@ -20,11 +20,11 @@ use crate::{
     failure::Failure,
 };
 
-/// Before the cut, and again while all come back.
+/// Messages before the cut, and as many while all clients reconnect.
 const MESSAGES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 const WINDOW: usize = 64;
-/// Before memory is read: a server may need a moment to give back what it has no use for.
+/// Time before memory is read: a server may need a moment to give back memory that it does not need.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub struct Scenario {
@@ -34,12 +34,12 @@ pub struct Scenario {
 struct Sample {
     version: String,
     clients: usize,
-    /// What all got before the cut.
+    /// What all clients got before the cut.
     received: Received,
     returned: Returned,
-    /// Of the server, from the cut to the end, µs for each client that came back.
+    /// The server's CPU from the cut to the end, in µs for each client that came back.
     cpu: f64,
-    /// Bytes: with all clients, before the cut and once they were back.
+    /// Bytes with all clients: before the cut, and after they came back.
     before: f64,
     after: f64,
     peak: f64,
@@ -141,13 +141,13 @@ fn name(row: &Row) -> String {
     row.samples().next().map_or_else(|| row.kind.name().to_owned(), |sample| sample.version.clone())
 }
 
-/// Of all runs together: attempts that did not let their clients in.
+/// Attempts that did not let their clients in, in all runs together.
 fn attempts(row: &Row) -> String {
     let sum = |of: fn(&Returned) -> u64| row.samples().map(|sample| of(&sample.returned)).sum::<u64>();
     format!("{}, {}, {}", sum(|it| it.busy), sum(|it| it.lost), sum(|it| it.late))
 }
 
-/// Of all runs together.
+/// All runs together.
 fn mistakes(row: &Row) -> String {
     let sum = |of: fn(&Sample) -> u64| row.samples().map(of).sum::<u64>();
     let not_back = sum(Sample::not_back);

@@ -1,4 +1,4 @@
-//! A relay that serves tenants with code, out of a folder that a scenario fills.
+//! A relay that serves tenants with code, from a folder that a scenario fills.
 
 use std::{
     fs,
@@ -18,12 +18,12 @@ use super::{
 use crate::failure::{Context, Failure};
 
 const RELAY: &str = include_str!("../../relay/relay.toml");
-/// Where relay.toml says that compiled code is kept, if it does not say.
+/// Where compiled code is kept if relay.toml does not say so.
 const CACHE: &str = "data/cache";
-/// An answer that has not come by then will not come.
+/// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a relay serves.
+/// The folder that a relay serves.
 pub struct Folder(PathBuf);
 
 pub struct Host {
@@ -36,7 +36,7 @@ pub struct Host {
 }
 
 impl Folder {
-    /// An empty one in the place of any before it.
+    /// Makes an empty folder, in the place of an older one.
     pub fn new(name: &str, place: &Place) -> Result<Self, Failure> {
         let _ = fs::remove_dir_all(place.scratch.join(name));
         let relay = place.write(&format!("{name}/relay.toml"), RELAY)?;
@@ -46,7 +46,7 @@ impl Folder {
         Ok(Self(folder))
     }
 
-    /// Writes, or writes anew, a tenant's manifest.
+    /// Writes or replaces a tenant's manifest.
     pub fn manifest(&self, tenant: &str, text: &str) -> Result<(), Failure> {
         self.write(tenant, "tenant.toml", text.as_bytes())
     }
@@ -57,7 +57,7 @@ impl Folder {
         fs::write(path.join(name), bytes).context(path.display())
     }
 
-    /// Gives a tenant a file that others have too; on disk it is there once.
+    /// Gives a tenant a file that other tenants have too. It is on the disk once.
     pub fn link(&self, tenant: &str, name: &str, file: &Path) -> Result<(), Failure> {
         let path = self.0.join("tenants").join(tenant);
         fs::create_dir_all(&path).context(path.display())?;
@@ -88,7 +88,7 @@ impl Folder {
 }
 
 impl Host {
-    /// The sum of a metric's values, of all labels.
+    /// The sum of a metric's values over all labels.
     pub fn metric(&self, name: &str) -> Result<f64, Failure> {
         let text = get(self.admin, "/metrics")?;
         let lines = text.lines().filter_map(|line| line.strip_prefix(name));
@@ -96,7 +96,7 @@ impl Host {
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
     }
 
-    /// Waits until a metric is at least so much.
+    /// Waits until a metric is at least `value`.
     pub fn reaches(&self, name: &str, value: f64) -> Result<(), Failure> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -110,7 +110,7 @@ impl Host {
     }
 }
 
-/// The body of an answer that must be 200, over a connection of its own.
+/// The body of an answer, which must have the status 200. It has a connection of its own.
 pub fn get(address: SocketAddr, path: &str) -> Result<String, Failure> {
     let mut socket = connect(address)?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
@@ -123,7 +123,7 @@ pub fn get(address: SocketAddr, path: &str) -> Result<String, Failure> {
     Ok(body.to_owned())
 }
 
-/// A socket that blocks, but not for ever.
+/// A blocking socket with a time limit.
 pub fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let socket = TcpStream::connect(address).context(address)?;
     socket.set_read_timeout(Some(PATIENCE)).context("a socket")?;
@@ -131,7 +131,7 @@ pub fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     Ok(socket)
 }
 
-/// The value behind a name in a line of `name=value`.
+/// The value of a name in a line of `name=value`.
 fn field(line: &str, name: &str) -> Result<SocketAddr, Failure> {
     let value = line.split_whitespace().find_map(|field| field.strip_prefix(name)).context(line)?;
     SocketAddr::from_str(value).context(value)

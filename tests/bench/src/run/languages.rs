@@ -10,12 +10,12 @@ use std::{
 use super::place::Place;
 use crate::failure::{Context, Failure};
 
-/// From the repository's root.
+/// Relative to the repository's root.
 const RUST: &str = "components/market";
 const JAVASCRIPT: &str = "components/javascript";
 const PYTHON: &str = "components/python";
 const WIT: &str = "wit/edge-relay-tenant@0.1.0";
-/// Of `wit/edge-relay-tenant@0.1.0`, with every role.
+/// The world of `wit/edge-relay-tenant@0.1.0` that has every role.
 const WORLD: &str = "tenant-component";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ pub enum Language {
     Python,
 }
 
-/// Roles, and the file that each is in.
+/// Roles, each with the file that has it.
 pub type Components = Vec<(&'static str, PathBuf)>;
 
 impl Language {
@@ -39,7 +39,7 @@ impl Language {
         }
     }
 
-    /// The components of filter, client handler and API, built once in a run.
+    /// The components for filter, client handler and API, built once per run.
     pub fn components(self, place: &Place) -> Result<Components, Failure> {
         const ROLES: [&str; 3] = ["filter", "client", "api"];
         match self {
@@ -85,7 +85,7 @@ impl Language {
     }
 }
 
-/// A copy of a folder: toolchains leave files behind.
+/// Copies a folder, since toolchains leave files behind.
 fn copied(from: &str, name: &str, place: &Place) -> Result<PathBuf, Failure> {
     let to = place.scratch.join(name);
     copy(Path::new(from), &to)?;
@@ -96,7 +96,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     fs::create_dir_all(to).context(to.display())?;
     for entry in fs::read_dir(from).context(from.display())?.flatten() {
         let (path, to) = (entry.path(), to.join(entry.file_name()));
-        // What a developer has installed there is not needed.
+        // Packages that a developer has installed there are not needed.
         if path.is_dir() && entry.file_name() != "node_modules" {
             copy(&path, &to)?;
         } else if path.is_file() {

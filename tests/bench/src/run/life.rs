@@ -1,5 +1,5 @@
-//! The life of a relay with tenants that nobody uses most of the time: started without compiled code and with it, each
-//! tenant used once, left alone until nothing of it is there, and used again.
+//! The life of a relay with tenants that are unused most of the time. It is started without compiled code and with it.
+//! Each tenant is used once, left alone until nothing of it is there, and used again.
 
 use std::{fs, path::Path, thread, time::Duration};
 
@@ -13,52 +13,52 @@ use super::{
 };
 use crate::failure::{Context, Failure};
 
-/// How long instances and upstreams stay that nobody uses: the least there is for upstreams.
+/// How long unused instances and upstreams stay: the least that the configuration allows for upstreams.
 const IDLE: Duration = Duration::from_secs(1);
-/// Longer than both take to go, one after another.
+/// Longer than both take to go, one after the other.
 const GONE: Duration = Duration::from_secs(4);
-/// After the start, and before it is asked what is there.
+/// Time after the start, before the relay is asked what is there.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// How many tenants, and of what.
+/// How many tenants, and what they have.
 pub struct Tenants<'a> {
     pub count: usize,
     pub components: &'a Components,
-    /// Each has code of its own: a file's content differs, what it does does not.
+    /// Whether each has code of its own: files with different content that do the same.
     pub apart: bool,
-    /// Of them are used again after they were idle.
+    /// How many of them are used again after they were idle.
     pub again: usize,
 }
 
 pub struct Life {
-    /// To the line `listening`, with nothing compiled and with everything, in s.
+    /// Seconds to the line `listening`, with nothing compiled and with everything compiled.
     pub cold: f64,
     pub warm: f64,
-    /// Of the compiled code on disk.
+    /// Bytes of compiled code on disk.
     pub compiled: u64,
-    /// Nobody has come yet.
+    /// Before the first use.
     pub started: Level,
-    /// The first tenant has an instance of each role.
+    /// When the first tenant has an instance of each role.
     pub in_use: Level,
-    /// All were used, and nothing is left of that.
+    /// When all tenants were used and nothing is left of that.
     pub idle: Level,
-    /// The first use of each since the start.
+    /// The first use of each tenant since the start.
     pub first: Vec<Visit>,
-    /// The first use of some since they were idle.
+    /// The first use of some tenants since they were idle.
     pub again: Vec<Visit>,
 }
 
-/// What a relay holds.
+/// What a relay holds at one moment.
 #[derive(Clone, Copy)]
 pub struct Level {
     pub resident: f64,
-    /// Compiled code among it.
+    /// Resident bytes of files, compiled code among them.
     pub mapped: f64,
     pub files: usize,
     pub threads: usize,
 }
 
-/// On all cores, or on one.
+/// Runs on all cores, or on one.
 pub fn live(tenants: &Tenants<'_>, cores: Cores, place: &Place) -> Result<Life, Failure> {
     let partner = Partner::new()?;
     let folder = Folder::new("life", place)?;
@@ -111,8 +111,8 @@ impl Tenants<'_> {
     }
 }
 
-/// A component with one custom section more (WebAssembly core specification, section 5.5.3), which changes nothing but its
-/// content.
+/// Adds a custom section to a component (WebAssembly core specification, section 5.5.3), which changes its content but
+/// not what it does.
 fn marked(path: &Path, mark: &str) -> Result<Vec<u8>, Failure> {
     let mut code = fs::read(path).context(path.display())?;
     let length = u8::try_from(mark.len()).context("a mark's length")?;
@@ -129,7 +129,7 @@ impl Level {
     }
 }
 
-/// Asked after everything was measured: the answer itself takes memory.
+/// This is checked after everything was measured, since the answer itself takes memory.
 fn nothing_is_left(host: &Host) -> Result<(), Failure> {
     let left = [host.metric("edge_relay_guest_instances")?, host.metric("edge_relay_upstream_up")?];
     let [instances, upstreams] = left;

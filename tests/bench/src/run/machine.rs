@@ -1,4 +1,4 @@
-//! What the figures were measured on.
+//! The machine that the figures were measured on.
 
 use std::{fs, process::Command, thread};
 
@@ -25,7 +25,7 @@ pub fn description(runs: usize) -> String {
     )
 }
 
-/// What a program prints; nothing if it is not there.
+/// The output of a program. Empty if there is no such program.
 fn said(command: &[&str]) -> String {
     let Some((program, arguments)) = command.split_first() else { return String::new() };
     let output = Command::new(program).args(arguments).output();

@@ -1,8 +1,8 @@
-//! A tenant at half load beside one that is hostile: what its clients see of that.
+//! A tenant at half load beside a hostile one: what its clients notice.
 
 mod attack;
 mod attackers;
-#[allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // It is also that of the tests.
+#[allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // The tests use it too.
 #[path = "../../../hostile/bombs.rs"]
 mod bombs;
 
@@ -29,9 +29,10 @@ use crate::{
 use attack::Attack;
 use attackers::Attackers;
 
-/// A second, to each client: with 1,000 of them the shard's thread has half a core to do, as the table shows.
+/// Messages a second to each client. With 1,000 clients the shard's thread is busy half of the time, as the table
+/// shows.
 const RATE: u32 = 80;
-/// Without the attack, and as many with it.
+/// Windows without the attack, and as many with it.
 const WINDOWS: usize = 7;
 const WINDOW: usize = 64;
 /// Longer than the last call of an attack takes to end.
@@ -42,7 +43,7 @@ const NEIGHBOUR: &str = include_str!("../../relay/tenant.toml");
 
 pub struct Scenario {
     pub clients: usize,
-    /// Of each window.
+    /// Length of each window.
     pub seconds: u32,
 }
 
@@ -52,7 +53,7 @@ struct Sample {
     received: Received,
 }
 
-/// A window without the attack and the one with it that followed.
+/// A window without the attack, and the one with it that followed.
 #[derive(Clone)]
 struct Pair {
     alone: Window,
@@ -63,9 +64,9 @@ struct Pair {
 struct Window {
     p50_ms: f64,
     p99_ms: f64,
-    /// Of a core that the shards' threads took.
+    /// The share of a core that the shards' threads took.
     shards: f64,
-    /// Calls of components that broke, a second.
+    /// Calls of components that broke, per second.
     broke: f64,
 }
 
@@ -154,7 +155,7 @@ fn window(scenario: &Scenario, host: &Host, feed: &mut Process) -> Result<Window
     })
 }
 
-/// Of all runs.
+/// The pairs of all runs.
 fn pairs(row: &Row) -> turns::Row<Attack, Pair> {
     let runs = row.samples().flat_map(|sample| sample.windows.iter().cloned().map(Some)).collect();
     turns::Row { kind: row.kind, runs }
@@ -171,7 +172,7 @@ impl Display for Sample {
     }
 }
 
-/// All of the neighbour's messages came, and in each window the other tenant did what it was there for.
+/// Whether all of the neighbour's messages came, and whether in each window the other tenant attacked as it should.
 fn is_good(row: &Row) -> bool {
     let attacked = |sample: &Sample| sample.windows.iter().all(|pair| pair.during.broke > 0.0);
     row.failed() == 0 && row.samples().all(|sample| is_exact(&sample.received) && attacked(sample))

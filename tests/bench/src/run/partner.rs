@@ -1,4 +1,4 @@
-//! A partner in this process: for tenants' upstreams, which connect when they like.
+//! A partner in this process, for tenants' upstreams, which connect when they like.
 
 use std::{
     io::{Read, Write},
@@ -14,7 +14,7 @@ use crate::{
     frame, handshake,
 };
 
-/// Who connects on demand does so by then.
+/// Longest wait for an upstream that connects on demand.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Partner {
@@ -30,16 +30,16 @@ impl Partner {
         Ok(Self { listener, address })
     }
 
-    /// The next connection, its handshake done.
+    /// Accepts the next connection and does its handshake.
     pub fn accept(&self) -> Result<TcpStream, Failure> {
-        let (mut socket, _) = self.listener.accept().context("nobody connects to the partner")?;
+        let (mut socket, _) = self.listener.accept().context("no upstream connects to the partner")?;
         socket.set_nodelay(true).context("a partner's socket")?;
         handshake::give(&mut socket)?;
         Ok(socket)
     }
 }
 
-/// Sends a message of text.
+/// Sends a text message.
 pub fn send(socket: &mut TcpStream, payload: &[u8]) -> Result<(), Failure> {
     let mut bytes = Vec::new();
     frame::header(frame::TEXT, false, u16::try_from(payload.len()).context("a message's length")?, &mut bytes);
@@ -47,7 +47,7 @@ pub fn send(socket: &mut TcpStream, payload: &[u8]) -> Result<(), Failure> {
     socket.write_all(&bytes).context("a partner's message")
 }
 
-/// Answers pings until the other side closes, and closes too.
+/// Answers pings until the other side closes, then closes too.
 pub fn stay(mut socket: TcpStream) {
     thread::spawn(move || {
         let (mut bytes, mut buffer) = (Vec::new(), [0; 512]);
@@ -55,7 +55,7 @@ pub fn stay(mut socket: TcpStream) {
             bytes.extend(buffer.iter().take(read));
             let mut rest = bytes.as_slice();
             while let Some((frame, behind)) = frame::split(rest) {
-                // Who is gone is seen when it is read.
+                // A peer that is gone is noticed when it is read.
                 let _ = match frame.first {
                     frame::CLOSE => socket.write_all(&[frame::CLOSE, 0]),
                     frame::PING => socket.write_all(&pong(&frame)),
@@ -68,7 +68,7 @@ pub fn stay(mut socket: TcpStream) {
     });
 }
 
-/// To a masked ping of at most 125 bytes (RFC 6455, section 5.5).
+/// The answer to a masked ping of at most 125 bytes (RFC 6455, section 5.5).
 fn pong(ping: &frame::Frame<'_>) -> Vec<u8> {
     let mut pong = Vec::new();
     frame::header(frame::PONG, false, u16::try_from(ping.payload.len()).unwrap_or_default(), &mut pong);

@@ -1,4 +1,4 @@
-//! Where everything is that a run needs.
+//! The paths of everything that a run needs.
 
 use std::{
     fs,
@@ -14,9 +14,9 @@ const FILTER: &str = "components/market/filter";
 pub struct Place {
     bench: PathBuf,
     pub relay: PathBuf,
-    /// What `.ci/setup bench` has installed.
+    /// The folder that `.ci/setup bench` installs into.
     tools: Option<PathBuf>,
-    /// A folder of this run's own, gone at its end.
+    /// A folder for this run alone, removed at its end.
     pub scratch: PathBuf,
 }
 
@@ -28,7 +28,7 @@ impl Place {
         Ok(Self { bench, relay, tools, scratch })
     }
 
-    /// This program, with a command.
+    /// This program with a command.
     pub fn own(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.bench);
         command.args(arguments);
@@ -42,13 +42,13 @@ impl Place {
         Ok(path)
     }
 
-    /// As npm's package names it.
+    /// Bun's path, which depends on npm's name for the machine.
     pub fn bun(&self) -> Result<PathBuf, Failure> {
         let architecture = if cfg!(target_arch = "x86_64") { "x64" } else { std::env::consts::ARCH };
         self.tool(&format!("node_modules/@oven/bun-linux-{architecture}/bin/bun"))
     }
 
-    /// Writes a file of a server's into this run's folder, and the folders that it is in.
+    /// Writes a server's file into this run's folder, and makes the folders above it.
     pub fn write(&self, name: &str, text: &str) -> Result<PathBuf, Failure> {
         let path = self.scratch.join(name);
         fs::create_dir_all(path.parent().context("a file without a folder")?).context(path.display())?;
@@ -56,7 +56,7 @@ impl Place {
         Ok(path)
     }
 
-    /// A crate's component, compiled by the relay itself, once in a run.
+    /// A crate's component, compiled by the relay itself, once per run.
     pub fn build(&self, source: &str) -> Result<PathBuf, Failure> {
         let file = self.scratch.join(format!("{}.wasm", source.replace('/', "-")));
         if file.exists() {

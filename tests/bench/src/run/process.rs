@@ -1,4 +1,4 @@
-//! Processes that this one starts: what they say, what they have used, and their end.
+//! Processes that this one starts: their output, what they have used, and their end.
 
 use std::{
     fs::{self, File},
@@ -29,12 +29,12 @@ pub struct Process {
     log: PathBuf,
 }
 
-/// Which a process may use.
+/// The cores that a process may use.
 #[derive(Clone, Copy)]
 pub enum Cores {
     All,
     First,
-    /// All but the first, if there are any.
+    /// All but the first, if there are others.
     Others,
 }
 
@@ -43,22 +43,22 @@ pub enum Cores {
 pub struct Usage {
     /// User and system, in µs.
     pub cpu: f64,
-    /// Resident bytes but for those of files: programs and libraries are shared with others that come and go. Memory
-    /// that processes share counts once.
+    /// Resident bytes without files' pages: programs and libraries are shared with other processes that come and go.
+    /// Memory that processes share counts once.
     pub resident: f64,
     /// Resident bytes of files: programs, libraries, and compiled code that is mapped.
     pub mapped: f64,
-    /// The most that was ever resident, files' pages too: each process's own, those that have ended left out.
+    /// The most that was ever resident, files' pages included, summed over the processes that still run.
     pub peak: f64,
 }
 
 impl Process {
-    /// Starts `command`, on a leash. What it writes to standard error goes to a file in `folder`.
+    /// Starts `command` on a leash. Its standard error goes to a file in `folder`.
     pub fn start(name: &str, command: &Command, folder: &Path) -> Result<Self, Failure> {
         Self::start_on(Cores::All, name, command, folder)
     }
 
-    /// The same, for a process that has one core only, or must leave that one alone.
+    /// The same for a process that must run on one core only, or leave that core alone.
     pub fn start_on(cores: Cores, name: &str, command: &Command, folder: &Path) -> Result<Self, Failure> {
         let log = folder.join(format!("{name}.log"));
         let mut leashed = Command::new(std::env::current_exe().context("this program's own path")?);
@@ -74,7 +74,7 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, stdin, lines, log })
     }
 
-    /// Waits for a line that begins with `begin`; returns the rest of it.
+    /// Waits for a line that starts with `begin`. Returns its rest.
     pub fn line(&self, begin: &str, patience: Duration) -> Result<String, Failure> {
         let until = Instant::now() + patience;
         loop {
@@ -86,13 +86,13 @@ impl Process {
         }
     }
 
-    /// The last line of its standard error.
+    /// The last line of the process's standard error.
     pub fn last_words(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         log.lines().last().unwrap_or("no words").to_owned()
     }
 
-    /// Ends a line of its standard input.
+    /// Sends an empty line to the process's standard input.
     pub fn tell(&mut self) -> Result<(), Failure> {
         self.stdin.write_all(b"\n").context(&self.name)
     }
@@ -108,7 +108,7 @@ impl Process {
         Ok(usage)
     }
 
-    /// Open files.
+    /// How many files are open.
     pub fn files(&self) -> Result<usize, Failure> {
         self.count("fd")
     }
@@ -122,7 +122,7 @@ impl Process {
         Ok(fs::read_dir(&path).context(path)?.count())
     }
 
-    /// What the threads of this name have used, in µs.
+    /// The CPU time of the threads with this name, in µs.
     pub fn cpu_of_threads(&self, name: &str) -> Result<f64, Failure> {
         let folder = format!("/proc/{}/task", self.child.id());
         let mut cpu = 0.0;
@@ -150,7 +150,7 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Its children after it: nginx would start others in their place.
+    /// Ends the process before its children: nginx would replace a child that ended.
     fn drop(&mut self) {
         for id in self.family() {
             if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
@@ -170,7 +170,7 @@ impl Cores {
         }
     }
 
-    /// This process, and what it becomes, has these.
+    /// Binds this process to these cores.
     fn keep_to(cores: &str) -> Result<(), Failure> {
         let count = thread::available_parallelism().map_or(1, usize::from);
         let mut set = CpuSet::new();
@@ -183,8 +183,8 @@ impl Cores {
     }
 }
 
-/// `bench leash CORES PROGRAM ARGUMENT…` becomes that program, which ends when the process that started it does: whatever
-/// ends the benchmark, its servers do not stay.
+/// `bench leash CORES PROGRAM ARGUMENT…` becomes that program, which ends when the process that started it does.
+/// However the benchmark ends, no server stays behind.
 pub fn leash(mut arguments: Arguments) -> Result<(), Failure> {
     Cores::keep_to(&arguments.word::<String>("its cores")?)?;
     let program: String = arguments.word("a program")?;
@@ -192,22 +192,22 @@ pub fn leash(mut arguments: Arguments) -> Result<(), Failure> {
     Err(Command::new(&program).args(arguments.rest()).exec()).context(program)
 }
 
-/// A server has a file for each client.
+/// Raises the limit of open files: a server has one for each client.
 pub fn allow_many_files() -> Result<(), Failure> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("the limit of open files")
 }
 
-/// Of a process or a thread, by its file `stat`.
+/// The CPU time of a process or a thread, from its file `stat`.
 fn cpu_of(path: &Path) -> Result<f64, Failure> {
     let stat = fs::read_to_string(path).with_context(|| path.display())?;
-    // Counted behind the name, which may have spaces: proc_pid_stat(5), fields 14 and 15.
+    // Fields are counted after the name, which may have spaces: proc_pid_stat(5), fields 14 and 15.
     let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace()).with_context(|| path.display())?;
     let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     Ok(ticks as f64 * 1e6 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// The sum of such lines of a file of a process's, in bytes.
+/// The sum of these lines of a process's file, in bytes.
 fn kibibytes(id: u32, file: &str, names: &[&str]) -> Result<f64, Failure> {
     let path = format!("/proc/{id}/{file}");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;

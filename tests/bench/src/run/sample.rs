@@ -18,9 +18,9 @@ use crate::{
     failure::{Context, Failure},
 };
 
-/// For whatever is a matter of moments.
+/// Longest wait for anything that takes moments.
 pub const SOON: Duration = Duration::from_secs(20);
-/// Clients end sooner where nothing comes; this is for a server that is merely slow.
+/// Clients give up sooner when nothing comes. This is for a server that is merely slow.
 pub const LONG: Duration = Duration::from_secs(300);
 
 pub struct Sample {
@@ -29,27 +29,27 @@ pub struct Sample {
     pub resident_per_client: f64,
     pub cpu_per_handshake: f64,
     pub handshakes_per_second: f64,
-    /// `None`: nothing was played.
+    /// `None`: no messages were played.
     pub delivery: Option<Delivery>,
 }
 
 pub struct Delivery {
     pub messages: u32,
-    /// Of the server, µs per delivery.
+    /// The server's CPU, in µs per delivery.
     pub cpu: f64,
-    /// Of the clients' process.
+    /// The clients' CPU, in µs per delivery.
     pub cpu_of_clients: f64,
     pub per_second: f64,
     pub received: Received,
 }
 
-/// Every message to every client, once, in order.
+/// Whether every message came to every client once and in order.
 pub fn is_exact(received: &Received) -> bool {
     let Received { missed, again, late, closed, .. } = received;
     missed + again + late + closed == 0
 }
 
-/// What several runs did wrong, some of which failed altogether.
+/// What went wrong in several runs. `failed` is how many failed altogether.
 pub fn mistakes<'a>(received: impl Iterator<Item = &'a Received>, failed: usize) -> String {
     let mut sum = Received::default();
     for it in received {
@@ -113,7 +113,7 @@ pub fn start(kind: Kind, feed: Command, place: &Place) -> Result<(Server, Proces
     start_with(kind, |address| kind.start(address, place), feed, place)
 }
 
-/// Whoever is connected to is started first; the server for a feed at an address, or for one that will publish to it.
+/// Starts the side that is connected to first: the feed, or the server if the feed publishes to it.
 pub fn start_with(
     kind: Kind,
     server: impl FnOnce(&str) -> Result<Server, Failure>,

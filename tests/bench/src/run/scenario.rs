@@ -1,4 +1,4 @@
-//! What is played to how many clients.
+//! The messages that are played, and the number of clients.
 
 use std::time::Duration;
 
@@ -6,22 +6,22 @@ pub struct Scenario {
     pub name: &'static str,
     pub title: &'static str,
     pub clients: usize,
-    /// How many handshakes at a time.
+    /// Most handshakes at a time.
     pub window: usize,
     pub messages: u32,
-    /// For servers that cannot keep up: cost per delivery needs no more, and the rest would take minutes.
+    /// For servers that cannot keep up. The cost per delivery needs no more, and the rest would take minutes.
     pub messages_if_slow: u32,
-    /// Messages that the feed sends as one.
+    /// Messages that the feed sends in one write.
     pub burst: u32,
-    /// From one burst to the next; 0: none.
+    /// From the start of one burst to the next. 0: no pause.
     pub pause: Duration,
-    /// How long the clients that have come are left alone before memory is read.
+    /// How long the connected clients are left alone before memory is read.
     pub settle: Duration,
-    /// A table of what connections cost is printed too.
+    /// Whether a table of what connections cost is printed too.
     pub connections: bool,
 }
 
-/// At once, so many handshakes keep a server busy without overflowing any server's backlog.
+/// This many handshakes at once keep a server busy without overflowing any server's backlog.
 const WINDOW: usize = 64;
 const SETTLE: Duration = Duration::from_millis(500);
 

@@ -19,10 +19,10 @@ const TENANT: &str = include_str!("../../relay/tenant.toml");
 const PLAIN: &str = include_str!("../../relay/plain.toml");
 const NGINX_PROGRAM: &str = "nginx/usr/sbin/nginx";
 const NCHAN_MODULE: &str = "nginx/usr/lib/nginx/modules/ngx_nchan_module.so";
-/// Of one worker: it may get more clients than the other.
+/// Open files of one worker, which may get more clients than the other.
 const NGINX_FILES: u32 = 12_000;
 const NCHAN_MESSAGES: u32 = 20_000;
-/// A server is up by then, a filter compiled.
+/// Longest wait until a server is up, with its filter compiled.
 const START: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,16 +38,16 @@ pub enum Kind {
 pub struct Server {
     pub process: Process,
     pub version: String,
-    /// `ADDRESS/PATH` for clients, and for the feed if it is to connect.
+    /// `ADDRESS/PATH` for clients, and for a feed that connects.
     pub target: String,
     pub publish_to: String,
 }
 
-/// A tenant without code: what its only channel does with clients that are too slow, and for how long they are not.
+/// A tenant without code: what its only channel does with slow clients, and how long its log is.
 pub struct Plain {
     pub slow: &'static str,
     pub log: &'static str,
-    /// Messages of so many bytes and more are compressed; `None`: none are.
+    /// Messages of at least this many bytes are compressed. `None`: no message is.
     pub compressed_above: Option<usize>,
 }
 
@@ -70,12 +70,12 @@ impl Kind {
         matches!(self, Self::Pass | Self::Market)
     }
 
-    /// Cannot keep up with the flood or the bursts.
+    /// Whether it cannot keep up with the flood or the bursts.
     pub fn is_slow(self) -> bool {
         matches!(self, Self::Nchan | Self::Ws)
     }
 
-    /// Where a client learns a position to resume from; `None`: nobody can resume.
+    /// The path where a client learns a position to resume from. `None`: clients cannot resume.
     pub fn history(self) -> Option<&'static str> {
         match self {
             Self::Pass => Some("/channels/main"),
@@ -84,12 +84,12 @@ impl Kind {
         }
     }
 
-    /// The feed connects to the server, not the server to the feed.
+    /// Whether the feed connects to the server, instead of the server to the feed.
     pub fn is_published_to(self) -> bool {
         self == Self::Nchan
     }
 
-    /// Makes what it needs, or says what is missing.
+    /// Makes what the server needs, or says what is missing.
     pub fn prepare(self, place: &Place) -> Result<(), Failure> {
         match self {
             Self::Ceiling | Self::Pass => Ok(()),
@@ -100,7 +100,7 @@ impl Kind {
         }
     }
 
-    /// Starts the server for a feed at this address, or for one that will publish to it.
+    /// Starts the server for a feed at this address, or for a feed that will publish to it.
     pub fn start(self, feed: &str, place: &Place) -> Result<Server, Failure> {
         match self {
             Self::Ceiling => Server::start(self, "bare epoll server (ceiling)", &place.own(&["ceiling", feed]), place),
@@ -129,7 +129,7 @@ impl Kind {
 
 impl Plain {
     pub fn start(&self, feed: &str, place: &Place) -> Result<Server, Failure> {
-        // A folder of its own, or the sample tenant would be served too.
+        // The server gets a folder of its own. Otherwise the sample tenant would be served too.
         place.write("plain/relay.toml", RELAY)?;
         let compression = self.compressed_above.map(|above| format!("compression = {{ above = {above} }}"));
         let manifest = PLAIN
@@ -149,11 +149,11 @@ fn serve(config: &str, place: &Place) -> Command {
 }
 
 impl Server {
-    /// Starts a server that says `listening` and where; before it, what it is, where that is not known.
+    /// Starts a server that prints `listening` and its address. If `version` is empty, it prints its version first.
     fn start(kind: Kind, version: &str, command: &Command, place: &Place) -> Result<Self, Failure> {
         let process = Process::start(kind.name(), command, &place.scratch)?;
         let version = if version.is_empty() { process.line("version", START)? } else { version.to_owned() };
-        // `listening ADDRESS`, and of the relay `listening clients=ADDRESS …`.
+        // The line is `listening ADDRESS`. The relay prints `listening clients=ADDRESS …`.
         let listening = process.line("listening ", START)?;
         let address = listening.split_whitespace().next().unwrap_or_default().trim_start_matches("clients=");
         let path = if kind == Kind::Market { "market?channel=prices" } else { "" };
@@ -169,7 +169,7 @@ impl Server {
     }
 
     pub fn start_nginx(compressed: bool, place: &Place) -> Result<Self, Failure> {
-        // nginx cannot be asked which port it has taken: it is told one that was free a moment ago.
+        // nginx cannot be asked for the port it has taken, so it is given one that was free a moment ago.
         let address = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
         let address = address.context("a free port")?.to_string();
         let module = place.tool(NCHAN_MODULE)?.display().to_string();

@@ -1,4 +1,4 @@
-//! Clients that do not read: what that costs those that do, and the relay's memory.
+//! Clients that do not read: what they cost the clients that do, and the relay's memory.
 
 use std::fmt::{self, Display};
 
@@ -13,13 +13,13 @@ use super::{
 };
 use crate::{clients::Stalled, failure::Failure};
 
-/// Ten such bursts a second are 1,000 messages, and 5,000,000 deliveries; as bursts of 25 that is more than two cores can
-/// do.
+/// Ten of these bursts a second are 1,000 messages and 5,000,000 deliveries. In bursts of 25, that is more than two
+/// cores can do.
 const BURST: u32 = 100;
 const BURSTS_PER_SECOND: u32 = 10;
-/// One client of so many stalls.
+/// One in this many clients stalls.
 const ONE_IN: usize = 100;
-/// Five seconds of messages: who reads is never so late.
+/// Five seconds of messages: no client that reads is ever that late.
 const LOG: &str = "1MiB";
 const WINDOW: usize = 64;
 
@@ -37,7 +37,7 @@ enum Case {
 
 struct Sample {
     delivery: Delivery,
-    /// Once the others have everything.
+    /// Peak memory once the other clients have everything.
     peak: f64,
     stalled: Option<Stalled>,
 }
@@ -128,7 +128,7 @@ fn mistakes(row: &Row) -> String {
     zeros(sample::mistakes(received, row.failed()), is_good(row))
 }
 
-/// Of all runs together.
+/// All runs together.
 fn became(row: &Row) -> String {
     let mut sum = Stalled::default();
     for stalled in row.samples().filter_map(|sample| sample.stalled.as_ref()) {

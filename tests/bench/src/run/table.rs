@@ -1,4 +1,4 @@
-//! Markdown tables: medians, what they vary by, and ratios to one of the rows.
+//! Markdown tables: medians with their range, and ratios to one of the rows.
 
 use super::turns::Row;
 
@@ -8,9 +8,9 @@ pub struct Column<K, S> {
 }
 
 enum Cell<K, S> {
-    /// A median, and if so told its ratio to the first row's in a second column.
+    /// A median. If the flag is set, a second column has its ratio to the first row's.
     Figure(fn(&S) -> Option<f64>, bool),
-    /// Of all runs together.
+    /// A text about all runs together.
     Text(fn(&Row<K, S>) -> String),
 }
 
@@ -45,7 +45,7 @@ impl<K, S> Column<K, S> {
     }
 }
 
-/// A table; ratios are to `base`.
+/// A table. Ratios are to `base`.
 pub fn table<K, S>(columns: &[Column<K, S>], rows: &[Row<K, S>], base: Option<&Row<K, S>>) -> String {
     let titles: Vec<_> = columns.iter().flat_map(Column::titles).collect();
     let mut text = line(&titles) + &line(&vec!["---".to_owned(); titles.len()]);
@@ -55,7 +55,7 @@ pub fn table<K, S>(columns: &[Column<K, S>], rows: &[Row<K, S>], base: Option<&R
     text + "\n"
 }
 
-/// What should be zeros stands out if it is not.
+/// Marks figures that should be zeros if they are not.
 pub fn zeros(text: String, good: bool) -> String {
     if good { text } else { format!("**{text}**") }
 }
@@ -68,7 +68,7 @@ fn ratio_to<K, S>(base: Option<&Row<K, S>>, row: &Row<K, S>, value: fn(&S) -> Op
     let Some(base) = base else { return "–".to_owned() };
     let turns = base.runs.iter().zip(&row.runs);
     let ratios = turns.filter_map(|(base, it)| Some(value(it.as_ref()?)? / value(base.as_ref()?)?));
-    // A run too short for the clock's ticks has used no CPU.
+    // A run that is too short for the clock's ticks has used no CPU.
     median(ratios.filter(|ratio| ratio.is_finite()).collect())
         .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"))
 }
@@ -92,7 +92,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
-/// Three digits, or all those of a whole number, its thousands set apart.
+/// Three digits, or all digits of a whole number, with its thousands set apart.
 pub fn rounded(value: f64) -> String {
     let decimals = match value.abs() {
         ..1.0 => 3,

@@ -1,13 +1,13 @@
-//! Whoever is compared takes turns.
+//! The compared servers take turns.
 
 use std::fmt::Display;
 
 use crate::failure::Failure;
 
-/// What one of those that are compared has done.
+/// The results of one server, or of anything else that is compared.
 pub struct Row<K, S> {
     pub kind: K,
-    /// `None`: that run failed.
+    /// `None`: the run failed.
     pub runs: Vec<Option<S>>,
 }
 
@@ -21,7 +21,8 @@ impl<K, S> Row<K, S> {
     }
 }
 
-/// Each once, then each again: what the machine does besides meets them all. Each turn begins with another.
+/// Runs each once, then each again, so that whatever else the machine does affects them all. Each turn starts with
+/// another one.
 pub fn measure<K: Copy + Ord, S: Display>(
     scenario: &str,
     kinds: &[K],

@@ -1,4 +1,4 @@
-//! One tenant is used, in each of its roles, by whoever comes first.
+//! One tenant is used for the first time, in each of its roles.
 
 use std::{
     io::Read,
@@ -15,19 +15,19 @@ use crate::{
     frame, handshake, message,
 };
 
-/// How long each role took to do its first work, in ns. Connections and handshakes are in it.
+/// How long the first work of each role took, in ns, connections and handshakes included.
 #[derive(Clone, Copy)]
 pub struct Visit {
-    /// From a client's begin to its being let in by the handler, channel and all.
+    /// From the start of a client's connection until the handler has let it in and it follows its channel.
     pub client: u64,
-    /// From the partner's first message, right behind the handshake of the upstream, to what the filter makes of it at
-    /// the client.
+    /// From the partner's first message, right after the upstream's handshake, until the filter's publication is at the
+    /// client.
     pub filter: u64,
-    /// From a request's begin to the end of its answer.
+    /// From the start of a request to the end of its answer.
     pub api: u64,
 }
 
-/// Its upstream is on demand, and connects to this partner.
+/// Uses a tenant whose upstream is on demand and connects to this partner.
 pub fn visit(tenant: &str, host: &Host, partner: &Partner) -> Result<Visit, Failure> {
     let doing = || format!("{tenant} ({})", host.process.last_words());
     let (mut client, let_in) = enter(tenant, host.clients).with_context(doing)?;
@@ -51,7 +51,7 @@ fn enter(tenant: &str, address: SocketAddr) -> Result<(TcpStream, u64), Failure>
     Ok((client, clock::now() - begin))
 }
 
-/// Until a message has come.
+/// Reads until a message has come.
 fn read_text(client: &mut TcpStream) -> Result<(), Failure> {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 512]);
     loop {

@@ -1,4 +1,4 @@
-//! As many calls as one core can do, and what one costs.
+//! As many calls as one core can do, and what one call costs.
 
 use std::{
     fmt::{self, Display},
@@ -22,22 +22,22 @@ use crate::{
     },
 };
 
-/// Who asks at once.
+/// Clients that ask at once.
 const ASKERS: usize = 64;
-/// In the tenant's state, and in every answer.
+/// Products in the tenant's state, and so in every answer.
 const PRODUCTS: usize = 10;
-/// The last of them.
+/// The last product.
 const EXPECT: &str = "\"P9-USD\"";
 const QUESTION: &str = r#"{"get":"public"}"#;
-/// Messages for each second of a run where they come without pauses.
+/// Messages for each second of a run without pauses.
 const FLOOD: u32 = 25_000;
-/// Messages a second where they come one by one: each has been filtered before the next comes.
+/// Messages a second when they come one by one: each has been filtered before the next comes.
 const ONE_BY_ONE: u32 = 1_000;
-/// Of one client, more than it can ask: the core is the limit here.
+/// More messages than one client can send, so that only the core limits them.
 const UNLIMITED: u32 = 100_000;
-/// What the feed sends at once where it does not pause.
+/// How many messages the feed sends at once when it does not pause.
 const BURST: u32 = 64;
-/// The filter has put its first messages into the state by then.
+/// Longest wait until the filter has put its first messages into the state.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,15 +48,15 @@ enum Work {
     Requests,
 }
 
-/// Who does the work; `None`: there is no filter.
+/// The language that does the work. `None`: there is no filter.
 type Worker = Option<Language>;
 
 struct Sample {
     calls_per_second: f64,
     cpu: f64,
-    /// 50th and 99th percentile, in ms; `None`: they are those of a queue.
+    /// 50th and 99th percentile, in ms. `None`: they would measure a queue.
     latency: Option<(f64, f64)>,
-    /// Messages or answers that were lost or not as they should be.
+    /// Messages or answers that were lost or wrong.
     wrong: u64,
 }
 
@@ -94,7 +94,7 @@ fn take(scenario: &Scenario, work: Work, worker: Worker, guests: &[Guest], place
     }
 }
 
-/// Messages to one client, which is there to count them.
+/// Sends messages to one client, which counts them.
 fn filter(scenario: &Scenario, work: Work, guest: Option<&Guest>, place: &Place) -> Result<Sample, Failure> {
     let (per_second, burst, pause) = match work {
         Work::Batches => (FLOOD, BURST, 0),
@@ -120,7 +120,7 @@ fn filter(scenario: &Scenario, work: Work, guest: Option<&Guest>, place: &Place)
     Ok(Sample { calls_per_second: delivery.per_second, cpu: delivery.cpu, latency, wrong })
 }
 
-/// Questions to the client handler over WebSockets, or requests to the API.
+/// Sends questions to the client handler over WebSockets, or requests to the API.
 fn ask(scenario: &Scenario, work: Work, guest: &Guest, place: &Place) -> Result<Sample, Failure> {
     let partner = Partner::new()?;
     let host = serve(Some(guest), &["filter", "client", "api"], &partner.address.to_string(), place)?;
@@ -145,7 +145,7 @@ fn ask(scenario: &Scenario, work: Work, guest: &Guest, place: &Place) -> Result<
     })
 }
 
-/// A relay on one core with the tenant `market`, of which these roles are there.
+/// A relay on one core with the tenant `market` in these roles.
 fn serve(guest: Option<&Guest>, roles: &[&str], feed: &str, place: &Place) -> Result<Host, Failure> {
     let folder = Folder::new("guests", place)?;
     let mut components = String::new();
@@ -166,7 +166,7 @@ fn serve(guest: Option<&Guest>, roles: &[&str], feed: &str, place: &Place) -> Re
     folder.serve(Cores::First, place)
 }
 
-/// Has the filter put prices into the state, and waits until they are there.
+/// Makes the filter put prices into the state, and waits until they are there.
 fn fill(host: &Host, partner: &Partner) -> Result<(), Failure> {
     let mut upstream = partner.accept()?;
     for nth in 0..PRODUCTS {
@@ -231,7 +231,7 @@ fn is_good(row: &Row) -> bool {
     row.failed() == 0 && row.samples().all(|sample| sample.wrong == 0)
 }
 
-/// Of all runs together.
+/// All runs together.
 fn wrong(row: &Row) -> String {
     let mut text = row.samples().map(|sample| sample.wrong).sum::<u64>().to_string();
     if row.failed() > 0 {

@@ -1,4 +1,4 @@
-//! How soon code of each language is there: after compiling, from the cache, and when its tenant was idle.
+//! How soon code of each language is ready: after compiling, from the cache, and when its tenant was idle.
 
 use std::{
     collections::BTreeSet,
@@ -22,12 +22,12 @@ use crate::{
     },
 };
 
-/// With the same code, so that it is compiled once and each is a first call.
+/// Tenants with the same code, so that it is compiled once and each first use is a first call.
 const TENANTS: usize = 20;
 const MEBIBYTE: f64 = (1 << 20) as f64;
 
 struct Sample {
-    /// Of the files, each once.
+    /// Bytes of the component files, each counted once.
     wasm: u64,
     life: Life,
 }
@@ -69,7 +69,7 @@ fn take(guest: Option<&Guest>, place: &Place) -> Result<Sample, Failure> {
 }
 
 impl Sample {
-    /// After the tenants were idle.
+    /// The median of the uses after the tenants were idle, in ms.
     fn p50_ms(&self, of: fn(&Visit) -> u64) -> f64 {
         self.life.again.iter().map(of).collect::<Histogram>().quantile(0.5) as f64 / 1e6
     }

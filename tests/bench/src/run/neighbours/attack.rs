@@ -1,4 +1,4 @@
-//! What a hostile tenant is made of.
+//! The parts of a hostile tenant.
 
 use super::bombs::{self, ON_CONNECT, ON_FRAMES, ON_SCHEDULE, bomb};
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
 };
 
 pub const TENANT: &str = "hostile";
-/// An API that does what is asked of it.
+/// An API that does what it is asked to do.
 const API: &str = "tests/guests/api";
 const FILE: &str = "hostile.wasm";
-/// Of a hostile call, so that there are many of them.
+/// The time limit of a hostile call, short so that there are many calls.
 const CALL: &str = "200ms";
 const SCHEDULES: usize = 4;
 
@@ -27,7 +27,7 @@ pub enum Attack {
     State,
 }
 
-/// Who makes the hostile code run.
+/// What makes the hostile code run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     Messages,
@@ -72,7 +72,7 @@ impl Attack {
         }
     }
 
-    /// Writes the tenant, which is quiet.
+    /// Writes the tenant, which does not attack yet.
     pub fn write(self, folder: &Folder, partner: &Partner, place: &Place) -> Result<(), Failure> {
         match self.code() {
             Some(code) => folder.write(TENANT, FILE, &code)?,
@@ -81,7 +81,7 @@ impl Attack {
         folder.manifest(TENANT, &self.manifest(partner, false))
     }
 
-    /// None of an API is written by hand.
+    /// The hostile code. `None`: it is the API, which is not written by hand.
     fn code(self) -> Option<Vec<u8>> {
         let (function, body) = match self {
             Self::LoopInFilter => (ON_FRAMES, bombs::LOOP),
@@ -97,7 +97,8 @@ impl Attack {
         Some(bomb(&[function], body))
     }
 
-    /// Another one while it attacks; then its schedules are due from the manifest's coming on, else never.
+    /// The tenant's manifest. While it attacks, its schedules are due from the moment the manifest comes, otherwise
+    /// never.
     pub fn manifest(self, partner: &Partner, attacks: bool) -> String {
         let role = match self.way() {
             Way::Messages => "filter",

@@ -1,4 +1,4 @@
-//! Those that make the hostile tenant's code run, when they are told to.
+//! Threads that make the hostile tenant's code run when they are told to.
 
 use std::{
     io::{Read, Write},
@@ -25,11 +25,11 @@ use crate::{
 
 /// Clients and requests at once: more than the tenant has instances.
 const AT_ONCE: usize = 12;
-/// How long one of them waits for an answer.
+/// How long each of them waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// Between two messages to the hostile filter.
+/// Pause between two messages to the hostile filter.
 const PACE: Duration = Duration::from_millis(2);
-/// Between two looks whether to attack.
+/// Pause between two looks at whether to attack.
 const LOOK: Duration = Duration::from_millis(10);
 const SWAPS: &str = "edge_relay_tenant_swaps_total";
 
@@ -70,7 +70,7 @@ impl<'a> Attackers<'a> {
 
     pub fn set(&self, attacks: bool, host: &Host) -> Result<(), Failure> {
         self.orders.attack.store(false, Ordering::Relaxed);
-        // Schedules come with the manifest; and a filter that has broken pauses, until its tenant has another.
+        // Schedules come with the manifest. A filter that broke pauses until its tenant has a new manifest.
         if matches!(self.attack.way(), Way::Schedules | Way::Messages) {
             let swapped = host.metric(SWAPS)?;
             self.folder.manifest(TENANT, &self.attack.manifest(&self.partner, attacks))?;
@@ -102,7 +102,7 @@ impl Orders {
     }
 }
 
-/// A message to the filter. Connections that end are followed by others.
+/// Sends a message to the filter. A connection that ended is replaced by the next.
 fn feed(partner: &Partner, upstream: &mut Option<TcpStream>) {
     if upstream.is_none() {
         *upstream = partner.accept().ok();
@@ -113,7 +113,7 @@ fn feed(partner: &Partner, upstream: &mut Option<TcpStream>) {
     thread::sleep(PACE);
 }
 
-/// A client that asks to be let in, and goes. Whether it is answered is not what is asked here.
+/// Connects a client and leaves. Whether it is answered does not matter here.
 fn knock(address: SocketAddr) {
     let knocking = || -> Result<(), Failure> {
         let mut socket = patient(address)?;
