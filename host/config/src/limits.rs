@@ -250,9 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_every_limit_with_its_default() {
-        let readme = include_str!("../../../README.md");
-        let block = readme.split("\n```").find_map(|block| block.split_once("[limits]\nmemory = ")).unwrap().1;
+    fn the_document_has_every_limit_with_its_default() {
+        let document = include_str!("../../../docs/CONFIGURATION.md");
+        let block = document.split("\n```").find_map(|block| block.split_once("[limits]\nmemory = ")).unwrap().1;
         let text = format!("memory = {block}");
         assert_eq!(limits("", &text), Ok(TenantLimits::default()));
         // The lines that are commented out are no defaults, but they are limits.

@@ -130,6 +130,8 @@ pub(super) fn show_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {
         0 => "0s".into(),
+        // One day is 24h: the other ends of its range are hours as a rule.
+        _ if millis.is_multiple_of(86_400_000) && millis > 86_400_000 => format!("{}d", millis / 86_400_000),
         _ if millis.is_multiple_of(3_600_000) => format!("{}h", millis / 3_600_000),
         _ if millis.is_multiple_of(60_000) => format!("{}m", millis / 60_000),
         _ if millis.is_multiple_of(1000) => format!("{}s", millis / 1000),
@@ -256,7 +258,7 @@ mod tests {
 
     #[test]
     fn shown_as_written() {
-        for text in ["100ms", "1s", "90s", "5m", "1h"] {
+        for text in ["100ms", "1s", "90s", "5m", "1h", "24h", "30d"] {
             assert_eq!(show_duration(parse_duration(text).unwrap()), text);
         }
         for text in ["1KiB", "64MiB", "4GiB"] {

@@ -45,13 +45,17 @@ fn sections() -> Vec<Section> {
             let titled = title.split_once(": ").filter(|(file, _)| ["relay.toml", "tenant.toml"].contains(file));
             is_open = titled.is_some();
             if let Some((file, table)) = titled {
-                let header = if table == "top level" { String::new() } else { table.replace("NAME", "x").replace("PATH", "/x") };
+                let header =
+                    if table == "top level" { String::new() } else { table.replace("NAME", "x").replace("PATH", "/x") };
                 sections.push(Section { file: file.into(), header, rows: Vec::new() });
             }
         } else if let Some(row) = line.strip_prefix("| `").filter(|_| is_open) {
             let cells: Vec<&str> = row.split(" | ").collect();
-            let code = |cell: &str| cell.strip_prefix('`')?.strip_suffix('`').map(str::to_owned);
-            let range = cells.get(3).map(|cell| cell.trim_end_matches(" |").replace('`', ""));
+            let code = |cell: &str| {
+                let inside = cell.strip_prefix('`')?.strip_suffix('`')?;
+                (!inside.contains('`')).then(|| inside.to_owned())
+            };
+            let range = cells.get(3).map(|cell| cell.trim_end_matches(" |").replace(['`', '"'], ""));
             let row = Row {
                 key: cells[0].trim_end_matches('`').into(),
                 kind: cells[1].into(),
@@ -82,10 +86,15 @@ impl Files {
     fn load(&self, relay: &str, tenant: &str) -> Result<String, String> {
         fs::write(self.0.join("relay.toml"), relay).unwrap();
         fs::write(self.0.join("tenants/t/tenant.toml"), tenant).unwrap();
-        let loaded = config::load(&self.0.join("relay.toml"), |_| {
-            Some(MySqlUrl { has_database: true, has_password: false })
-        });
-        loaded.map(|config| format!("{config:?}")).map_err(|invalid| invalid.to_string())
+        let loaded =
+            config::load(&self.0.join("relay.toml"), |_| Some(MySqlUrl { has_database: true, has_password: false }));
+        // The numbers of opened files are no configuration.
+        let without_descriptors = |config: String| {
+            let mut parts = config.split("fd: ");
+            let first = parts.next().unwrap_or_default().to_owned();
+            parts.fold(first, |shown, part| shown + part.trim_start_matches(|digit: char| digit.is_ascii_digit()))
+        };
+        loaded.map(|config| without_descriptors(format!("{config:?}"))).map_err(|invalid| invalid.to_string())
     }
 }
 
@@ -120,12 +129,16 @@ impl Section {
             (_, header) if header.starts_with("[upstream.") => {
                 (relay.into(), format!("{tenant}{upstream}{}", table(String::new())))
             }
-            (_, "[components.api]") => (relay.into(), format!("{tenant}{}", table(required(&[("file", "\"a.wasm\"")])))),
+            (_, "[components.api]") => {
+                (relay.into(), format!("{tenant}{}", table(required(&[("file", "\"a.wasm\"")]))))
+            }
             (_, "[[schedule]]") => {
                 let keys = required(&[("name", "\"s\""), ("every", "\"1m\"")]);
                 (relay.into(), format!("{tenant}[components]\njob = \"a.wasm\"\n{}", table(keys)))
             }
-            (_, "[grants.folders.\"/x\"]") => (relay.into(), format!("{tenant}{}", table(required(&[("path", "\"x\"")])))),
+            (_, "[grants.folders.\"/x\"]") => {
+                (relay.into(), format!("{tenant}{}", table(required(&[("path", "\"x\"")]))))
+            }
             _ => (relay.into(), format!("{tenant}{}", table(String::new()))),
         }
     }
@@ -138,7 +151,7 @@ impl Section {
 /// The keys that the code knows in a table; `None`: any key will do there.
 fn known(files: &Files, section: &Section) -> Option<BTreeSet<String>> {
     let (relay, tenant) = section.files(&format!("{UNKNOWN} = 1"));
-    let problems = files.load(&relay, &tenant).unwrap_err();
+    let problems = files.load(&relay, &tenant).err()?;
     let line = problems.lines().find(|line| line.contains(UNKNOWN) && line.contains("unknown key; known here: "))?;
     Some(line.rsplit_once("known here: ")?.1.split(", ").map(str::to_owned).collect())
 }
@@ -182,17 +195,26 @@ fn the_document_has_every_range() {
     for section in &sections() {
         for row in &section.rows {
             let beyond = match &*row.kind {
-                "duration" => "\"1000000d\"",
+                "duration" => "\"100000d\"",
                 "size" => "\"8000000GiB\"",
                 "count" => "9000000000000000000",
                 _ => continue,
             };
             let (relay, tenant) = section.files(&format!("{} = {beyond}", row.key));
-            let problems = files.load(&relay, &tenant).unwrap_err();
+            let Err(problems) = files.load(&relay, &tenant) else {
+                assert_eq!(row.range, None, "{}: {}: the code takes more", section.title(), row.key);
+                continue;
+            };
             let said = problems.lines().find(|line| line.contains(&format!("{}:", row.key)) && line.contains("range"));
             let said = said.unwrap_or_else(|| panic!("{}: {}: {problems}", section.title(), row.key));
-            let range = said.rsplit_once("write ").unwrap().1;
-            assert_eq!(row.range.as_deref(), Some(range), "{}: {}: the document, and the code", section.title(), row.key);
+            let range = said.rsplit_once("write ").unwrap().1.replace('"', "");
+            assert_eq!(
+                row.range.as_deref(),
+                Some(&*range),
+                "{}: {}: the document, and the code",
+                section.title(),
+                row.key
+            );
             checked += 1;
         }
     }
@@ -204,7 +226,10 @@ fn a_documented_default_changes_nothing() {
     let (files, mut checked) = (Files::new(), 0);
     for section in &sections() {
         for row in &section.rows {
-            let Some(default) = row.default.as_ref().filter(|_| row.kind != "table") else { continue };
+            let Some(default) = row.default.as_ref().filter(|_| !row.kind.contains("of tables") && row.kind != "table")
+            else {
+                continue;
+            };
             let load = |lines: &str| {
                 let (relay, tenant) = section.files(lines);
                 files.load(&relay, &tenant)
