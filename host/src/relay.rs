@@ -179,7 +179,7 @@ pub fn open_store(
     if let Some(folder) = config.file.parent() {
         std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
     }
-    Store::open(config, keep, Arc::new(metrics.store())).map_err(failed)
+    Store::open(config, keep, Arc::clone(metrics)).map_err(failed)
 }
 
 /// What is wrong with the components of these tenants, of a host whose configuration cannot be read.

@@ -16,7 +16,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{metrics::StoreMetrics, shutdown, shutdown::Trigger};
+use crate::{metrics::Metrics, shutdown, shutdown::Trigger};
 
 mod drain;
 pub mod migrate;
@@ -91,7 +91,7 @@ pub struct Store {
     readers: Arc<Readers>,
     mysql: Option<Arc<Rows>>,
     keep: Arc<ArcSwap<Vec<Keep>>>,
-    metrics: Arc<StoreMetrics>,
+    metrics: Arc<Metrics>,
 }
 
 /// What runs for a store.
@@ -109,7 +109,7 @@ impl Store {
     pub fn open(
         config: StoreConfig,
         keep: Vec<Keep>,
-        metrics: Arc<StoreMetrics>,
+        metrics: Arc<Metrics>,
     ) -> Result<(Arc<Self>, StoreTasks), OpenError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -171,7 +171,7 @@ impl Store {
             Err(_) => Err(StoreError::Unavailable("the store is closed".into())),
         };
         if let Err(error) = &appended {
-            self.metrics.refused(error.reason(), count);
+            self.metrics.records_refused(error.reason(), count);
         }
         appended
     }
@@ -183,7 +183,7 @@ impl Store {
 
     /// With MySQL: how many rows wait for it, and for how many seconds the oldest has.
     pub fn backlog(&self) -> Option<(i64, f64)> {
-        self.mysql.as_ref().map(|_| (self.metrics.waiting.get(), self.metrics.oldest_seconds.get()))
+        self.mysql.as_ref().map(|_| (self.metrics.records_waiting.get(), self.metrics.records_oldest_seconds.get()))
     }
 
     /// Reads rows that were appended, drained or not.

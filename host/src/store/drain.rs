@@ -13,7 +13,7 @@ use std::{
 use rusqlite::{Transaction, params};
 
 use crate::{
-    metrics::StoreMetrics,
+    metrics::Metrics,
     shutdown::Stop,
     store::{
         StoreError, migrate,
@@ -33,7 +33,7 @@ pub struct Drain {
     pub mysql: Arc<Rows>,
     pub writer: Arc<Writer>,
     pub readers: Arc<Readers>,
-    pub metrics: Arc<StoreMetrics>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Why a batch is still in the outbox.
@@ -70,7 +70,7 @@ impl Drain {
                 }
                 Err(error) => {
                     connection = None;
-                    self.metrics.drain_failures.inc();
+                    self.metrics.records_drain_failures.inc();
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "records stay in the outbox");
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
@@ -86,7 +86,7 @@ impl Drain {
     async fn batch(&self, connection: &mut Option<Inserter>) -> Result<bool, Failure> {
         let batch = self.readers.read(sqlite::oldest).await?;
         let oldest = batch.first().map(|(_, row)| row.id.at());
-        self.metrics.oldest_seconds.set(oldest.map_or(0.0, age));
+        self.metrics.records_oldest_seconds.set(oldest.map_or(0.0, age));
         if batch.is_empty() {
             return Ok(false);
         }
@@ -108,8 +108,8 @@ impl Drain {
         let dead = refused.len();
         let left = move |transaction: &Transaction<'_>| leave(transaction, &places, &rows, &refused);
         let gone = self.writer.change(left).await?;
-        self.metrics.dead_letters.inc_by(dead as u64);
-        self.metrics.drained.inc_by(gone.saturating_sub(dead) as u64);
+        self.metrics.records_dead_letters.inc_by(dead as u64);
+        self.metrics.records_drained.inc_by(gone.saturating_sub(dead) as u64);
         Ok(true)
     }
 
