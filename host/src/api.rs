@@ -21,10 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioTimer;
 use ipnet::IpNet;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     component::{Api, Download, NoAnswer},
@@ -32,6 +29,7 @@ use crate::{
     http_error,
     metrics::Metrics,
     routes::{Routes, host_of},
+    serve::{Acceptor, NotServed},
     shutdown::Stop,
 };
 
@@ -43,7 +41,6 @@ use crate::{api::socket::Socket, component::Upload};
 const MAX_REQUEST: usize = 64 << 10;
 /// For a request's headers, from the end of the request before it: how long a connection may be idle, too.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Seconds after which a client that found the tenant busy may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -99,28 +96,17 @@ impl From<NoAnswer> for ApiRefusal {
     }
 }
 
-/// Serves until told to stop; then requests under way are finished.
-pub async fn run(listener: TcpListener, context: Arc<ApiContext>, mut stop: Stop) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.wait() => break,
-        };
-        while connections.try_join_next().is_some() {}
-        match accepted {
-            Ok(_) if connections.len() >= context.max_connections => context.metrics.api_refused("full"),
-            Ok((socket, peer)) => {
-                connections.spawn(serve(socket, peer, Arc::clone(&context), stop.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "an API connection could not be accepted");
-                context.metrics.api_refused("accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop(listener);
+/// Serves until told to stop; then requests under way may finish.
+pub async fn run(listener: TcpListener, context: Arc<ApiContext>, stop: Stop) {
+    let acceptor = Acceptor { listener, name: "api", max_connections: context.max_connections };
+    let refused = |why| {
+        context.metrics.api_refused(match why {
+            NotServed::Full => "full",
+            NotServed::Accept => "accept",
+        });
+    };
+    let serve = |socket, peer| serve(socket, peer, Arc::clone(&context), stop.clone());
+    let mut connections = acceptor.run(stop.clone(), refused, serve).await;
     let finished = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(context.shutdown_timeout, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "API requests cut off at shutdown");

@@ -14,6 +14,8 @@ mod memory;
 mod metrics;
 /// Token buckets for the limits that count per second.
 mod rate;
+/// Accepts connections and serves each in a task.
+mod serve;
 /// Telling tasks to stop, and waiting for it.
 mod shutdown;
 /// A mutex that ignores poison.
