@@ -13,6 +13,7 @@ use std::{
 use rusqlite::{Transaction, params};
 
 use crate::{
+    backoff::{Backoff, Pauses},
     metrics::Metrics,
     shutdown::Stop,
     store::{
@@ -25,9 +26,9 @@ use crate::{
     },
 };
 
-/// Between tries while MySQL does not take rows: doubling from the first to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// Between tries while MySQL does not take rows.
+const PAUSES: Pauses =
+    Pauses { free: 0, first: Duration::from_millis(100), longest: Duration::from_secs(5), jitter: false };
 
 pub struct Drain {
     pub mysql: Arc<Rows>,
@@ -53,16 +54,16 @@ impl Drain {
     /// Moves rows until told to stop; a batch under way is finished or left for the next time.
     pub async fn run(self, mut stop: Stop) {
         let mut connection = None;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(PAUSES);
         loop {
             let moved = tokio::select! {
                 moved = self.batch(&mut connection) => moved,
                 () = stop.wait() => return,
             };
             match moved {
-                Ok(true) => pause = FIRST_PAUSE,
+                Ok(true) => backoff.reset(),
                 Ok(false) => {
-                    pause = FIRST_PAUSE;
+                    backoff.reset();
                     tokio::select! {
                         () = self.writer.appended.notified() => {}
                         () = stop.wait() => return,
@@ -70,13 +71,13 @@ impl Drain {
                 }
                 Err(error) => {
                     connection = None;
+                    let pause = backoff.fail();
                     self.metrics.records_drain_failures.inc();
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "records stay in the outbox");
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = stop.wait() => return,
                     }
-                    pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
         }

@@ -185,10 +185,6 @@ impl Handler {
         self.active.load().pool.guest.clone()
     }
 
-    pub fn tenant(&self) -> &Arc<Tenant> {
-        &self.tenant
-    }
-
     fn pool(&self) -> Arc<Pool<ClientHandler>> {
         Arc::clone(&self.active.load().pool)
     }

@@ -134,7 +134,7 @@ impl<R: Role> Slot<R> {
             }
             Ok(value)
         };
-        called.await.inspect_err(|broken| instance::broke(guest, broken, Duration::ZERO))
+        called.await.inspect_err(|broken| instance::call_failed(guest, broken, Duration::ZERO))
     }
 }
 

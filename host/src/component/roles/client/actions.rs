@@ -53,9 +53,7 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
     let guest = handler.guest();
     if actions.len() > MAX_ACTIONS {
         guest.metrics.failed(Blame::GuestBroke, "actions");
-        if guest.tenant.log_lines.take() {
-            tracing::warn!(tenant.name = %guest.tenant.name, actions = actions.len(), most = MAX_ACTIONS, "a handler's actions cut off");
-        }
+        guest.log(|| tracing::warn!(actions = actions.len(), most = MAX_ACTIONS, "a handler's actions are cut off"));
     }
     let steps = Steps::new(&guest.tenant.client_limits.budget);
     let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
@@ -109,9 +107,7 @@ impl Plan<'_> {
                     upstream.map_or(Err(SendError::Unknown), |upstream| upstream.send(vec![from_guest(to.frame)]));
                 if let Err(error) = sent {
                     guest.metrics.failed(Blame::HostFailed, "upstream");
-                    if guest.tenant.log_lines.take() {
-                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's frame is not sent upstream");
-                    }
+                    guest.log(|| tracing::warn!(%error, "a handler's frame is not sent upstream"));
                 }
             }
             Action::Subscribe(channel) => match guest.tenant.channels.subscribe(&channel) {
@@ -121,9 +117,7 @@ impl Plan<'_> {
                 }
                 Err(error) => {
                     guest.metrics.failed(Blame::HostFailed, "channel");
-                    if guest.tenant.log_lines.take() {
-                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's subscription is refused");
-                    }
+                    guest.log(|| tracing::warn!(%error, "a handler's subscription is refused"));
                 }
             },
             Action::Unsubscribe(channel) => self.steps.push(Step::Unsubscribe(channel, NotifyBy::Push)),

@@ -143,14 +143,7 @@ impl Worker {
         if !fits {
             let guest = self.filter.guest();
             guest.metrics.failed(Blame::GuestBroke, "frame_size");
-            if guest.tenant.log_lines.take() {
-                tracing::warn!(
-                    tenant.name = %guest.tenant.name,
-                    guest.name = %guest.name,
-                    bytes = frame.bytes.len(),
-                    "a frame for the upstream is too large"
-                );
-            }
+            guest.log(|| tracing::warn!(bytes = frame.bytes.len(), "a frame for the upstream is too large"));
         }
         fits
     }
