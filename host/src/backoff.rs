@@ -11,8 +11,8 @@ pub struct Pauses {
     pub first: Duration,
     /// The pause that the others grow to.
     pub longest: Duration,
-    /// Whether a pause is anywhere between nothing and its full length. Then those that failed together do not try again
-    /// together.
+    /// Whether a pause is anywhere between nothing and its full length. Then those that failed together do not try
+    /// again together.
     pub jitter: bool,
 }
 

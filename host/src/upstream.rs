@@ -1,9 +1,9 @@
 //! Upstreams: a partner's WebSocket, held once whatever the number of clients.
 //!
 //! In come the partner's messages, out go publications: straight to channel `main`, or through the tenant's filter. One
-//! task owns the connection. It lives as long as the relay, and opens another connection when one is lost. An upstream on
-//! demand is connected only while the tenant has clients. What arrives faster than a filter takes it waits in a queue
-//! bounded in bytes, and behind that in the partner's socket.
+//! task owns the connection. It lives as long as the relay, and opens another connection when one is lost. An upstream
+//! on demand is connected only while the tenant has clients. What arrives faster than a filter takes it waits in a
+//! queue bounded in bytes, and behind that in the partner's socket.
 
 use std::{
     sync::{Arc, MutexGuard},

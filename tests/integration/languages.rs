@@ -66,7 +66,8 @@ async fn exceptions_are_in_the_log(language: Language, said: Said) {
     let relay = Relay::serve(folder).await;
     let broke = async |role: &str, words: &[&str]| {
         let role = format!("guest.role=\"{role}\"");
-        let line = relay.logged(&[&["WARN", "component call failed", "tenant.name=t", role.as_str()], words].concat()).await;
+        let line =
+            relay.logged(&[&["WARN", "component call failed", "tenant.name=t", role.as_str()], words].concat()).await;
         assert!(line.len() < LONGEST_LINE, "{} bytes", line.len());
         line
     };

@@ -1,7 +1,7 @@
 //! One warm instance that has its work to itself.
 //!
-//! It is made when it is first needed, and makes one call at a time. A fresh one replaces it after a call that failed, and
-//! when there is another version of its code.
+//! It is made when it is first needed, and makes one call at a time. A fresh one replaces it after a call that failed,
+//! and when there is another version of its code.
 
 use std::{
     sync::Arc,
