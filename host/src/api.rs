@@ -1,9 +1,9 @@
 //! The API: HTTP requests to the tenants' own components.
 //!
-//! hyper serves the connections on the I/O runtime; the path says which tenant is meant, and its component, on the
-//! guests' runtime, answers (`component::Api`). Bodies stream both ways (`body`). What goes wrong on the way is answered
-//! here, with the same JSON envelope as everywhere. The guest sees its own part of the path, and in `x-forwarded-for` the
-//! client's address: what the client wrote there, or in headers of the same meaning, is taken away.
+//! hyper serves the connections on the I/O runtime. The path says which tenant a request is for, and that tenant's
+//! component answers on the guests' runtime (`component::Api`). Bodies stream both ways. What goes wrong on the way is
+//! answered here, in the same JSON shape as everywhere. The guest sees its own part of the path. In `x-forwarded-for`
+//! it sees the client's address; what the client wrote there, or in headers of the same meaning, is removed.
 
 use std::{
     convert::Infallible,
@@ -21,10 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioTimer;
 use ipnet::IpNet;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     component::{Api, Download, NoAnswer},
@@ -32,6 +29,7 @@ use crate::{
     http_error,
     metrics::Metrics,
     routes::{Routes, host_of},
+    serve::{Acceptor, NotServed},
     shutdown::Stop,
 };
 
@@ -39,15 +37,15 @@ mod socket;
 
 use crate::{api::socket::Socket, component::Upload};
 
-/// Bytes of a request's line and headers; above, hyper answers 431.
+/// The most bytes of a request's line and headers. Above, hyper answers 431.
 const MAX_REQUEST: usize = 64 << 10;
-/// For a request's headers, from the end of the request before it: how long a connection may be idle, too.
+/// How long a request's headers may take, from the end of the request before. So this also limits how long a connection
+/// may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Seconds after which a client that found the tenant busy may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Headers that would say who the client is.
+/// Headers that also say who the client is.
 const SAY_WHO: [HeaderName; 3] =
     [FORWARDED, HeaderName::from_static("x-real-ip"), HeaderName::from_static("cf-connecting-ip")];
 
@@ -56,15 +54,15 @@ pub struct ApiContext {
     pub routes: Arc<Routes>,
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
-    /// Connections at once; the next ones are closed.
+    /// The most connections at once. Those that come when there are as many are closed.
     pub max_connections: usize,
-    /// How long a client may not read what waits for it.
+    /// How long a client may leave unread what waits for it.
     pub stall_timeout: Duration,
     /// How long requests under way may take at shutdown.
     pub shutdown_timeout: Duration,
 }
 
-/// Why a request does not get to a guest, or has no answer from it.
+/// Why a request does not reach a guest, or gets no answer from it.
 struct ApiRefusal {
     status: StatusCode,
     code: &'static str,
@@ -99,28 +97,17 @@ impl From<NoAnswer> for ApiRefusal {
     }
 }
 
-/// Serves until told to stop; then requests under way are finished.
-pub async fn run(listener: TcpListener, context: Arc<ApiContext>, mut stop: Stop) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.wait() => break,
-        };
-        while connections.try_join_next().is_some() {}
-        match accepted {
-            Ok(_) if connections.len() >= context.max_connections => context.metrics.api_refused("full"),
-            Ok((socket, peer)) => {
-                connections.spawn(serve(socket, peer, Arc::clone(&context), stop.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "an API connection could not be accepted");
-                context.metrics.api_refused("accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop(listener);
+/// Serves until told to stop; then requests under way may finish.
+pub async fn run(listener: TcpListener, context: Arc<ApiContext>, stop: Stop) {
+    let acceptor = Acceptor { listener, name: "api", max_connections: context.max_connections };
+    let refused = |why| {
+        context.metrics.api_refused(match why {
+            NotServed::Full => "full",
+            NotServed::Accept => "accept",
+        });
+    };
+    let serve = |socket, peer| serve(socket, peer, Arc::clone(&context), stop.clone());
+    let mut connections = acceptor.run(stop.clone(), refused, serve).await;
     let finished = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(context.shutdown_timeout, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "API requests cut off at shutdown");
@@ -195,7 +182,7 @@ async fn answer(
 }
 
 impl ApiContext {
-    /// Whose request it is, and the path as its component sees it.
+    /// Finds the API that a request is for, and the path as its component sees it.
     fn find(&self, request: &Request<Incoming>) -> Result<(Arc<Api>, Uri), ApiRefusal> {
         let not_found = |message: &str| ApiRefusal::new(StatusCode::NOT_FOUND, "not_found", message);
         let found = self.routes.find(host_of(request).as_deref(), request.uri().path(), |rest| Some(rest.to_owned()));
@@ -210,7 +197,7 @@ impl ApiContext {
             Some(query) => format!("{rest}?{query}"),
             None => rest,
         };
-        // A part of a path is one.
+        // This does not fail, because a part of a path is a path.
         let rest = rest.parse().map_err(|_| not_found("no tenant answers at this path"))?;
         Ok((api, rest))
     }

@@ -1,37 +1,49 @@
-//! Exponential backoff with full jitter: clients that lost a partner together do not come back together.
+//! Pauses between attempts. They double with each failure in a row.
 
 use std::time::Duration;
 
-/// Bound of the first wait.
-const BASE: Duration = Duration::from_millis(500);
-/// Bound of every later one.
-const CAP: Duration = Duration::from_secs(30);
-/// A connection this old was healthy: the next failure is a first one.
-const HEALTHY: Duration = Duration::from_secs(60);
+/// How long the pauses are.
+#[derive(Clone, Copy, Debug)]
+pub struct Pauses {
+    /// Failures in a row that need no pause.
+    pub free: u32,
+    /// The first pause.
+    pub first: Duration,
+    /// The pause that the others grow to.
+    pub longest: Duration,
+    /// Whether a pause is anywhere between nothing and its full length. Then those that failed together do not try
+    /// again together.
+    pub jitter: bool,
+}
 
-#[derive(Default)]
+/// The failures in a row, and the pauses after them.
+#[derive(Debug)]
 pub struct Backoff {
+    pauses: Pauses,
     failures: u32,
 }
 
 impl Backoff {
-    /// How long to wait now that a connection has ended that was up for `healthy`.
-    pub fn after(&mut self, healthy: Duration) -> Duration {
-        self.note(healthy);
-        let bound = self.bound();
+    pub const fn new(pauses: Pauses) -> Self {
+        Self { pauses, failures: 0 }
+    }
+
+    /// Counts a failure. Returns the pause before the next attempt.
+    pub fn fail(&mut self) -> Duration {
+        let pause = self.full_pause();
         self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(rand::random::<f64>())
+        if self.pauses.jitter { pause.mul_f64(rand::random::<f64>()) } else { pause }
     }
 
-    /// A connection was up for `healthy`, and that it ended is no failure.
-    pub fn note(&mut self, healthy: Duration) {
-        if healthy >= HEALTHY {
-            self.failures = 0;
-        }
+    /// Ends the row of failures.
+    pub fn reset(&mut self) {
+        self.failures = 0;
     }
 
-    fn bound(&self) -> Duration {
-        BASE.saturating_mul(2_u32.saturating_pow(self.failures)).min(CAP)
+    fn full_pause(&self) -> Duration {
+        let Pauses { free, first, longest, .. } = self.pauses;
+        let doublings = self.failures.checked_sub(free);
+        doublings.map_or(Duration::ZERO, |times| first.saturating_mul(2_u32.saturating_pow(times)).min(longest))
     }
 }
 
@@ -39,26 +51,37 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    #[test]
-    fn bounds_double_up_to_the_cap_and_health_resets_them() {
-        let mut backoff = Backoff::default();
-        let mut bounds = Vec::new();
-        for _ in 0..40 {
-            bounds.push(backoff.bound().as_millis());
-            assert!(backoff.after(Duration::from_secs(59)) <= CAP);
-        }
-        assert_eq!(bounds[..8], [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
-        assert_eq!(bounds[39], 30000);
-        assert!(backoff.after(Duration::from_secs(60)) <= BASE);
-        assert_eq!(backoff.bound().as_millis(), 1000);
+    const PAUSES: Pauses =
+        Pauses { free: 0, first: Duration::from_millis(500), longest: Duration::from_secs(30), jitter: false };
+
+    fn millis(backoff: &mut Backoff, failures: usize) -> Vec<u128> {
+        (0..failures).map(|_| backoff.fail().as_millis()).collect()
     }
 
     #[test]
-    fn the_wait_is_anywhere_below_its_bound() {
-        let mut waits: Vec<_> = (0..1000).map(|_| Backoff::default().after(Duration::ZERO)).collect();
+    fn pauses_double_up_to_the_longest_and_begin_anew_after_a_reset() {
+        let mut backoff = Backoff::new(PAUSES);
+        assert_eq!(millis(&mut backoff, 8), [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+        assert_eq!(millis(&mut backoff, 40)[39], 30000);
+        backoff.reset();
+        assert_eq!(millis(&mut backoff, 2), [500, 1000]);
+    }
+
+    #[test]
+    fn the_first_failures_may_be_free() {
+        let mut backoff = Backoff::new(Pauses { free: 2, ..PAUSES });
+        assert_eq!(millis(&mut backoff, 4), [0, 0, 500, 1000]);
+        backoff.reset();
+        assert_eq!(millis(&mut backoff, 3), [0, 0, 500]);
+    }
+
+    #[test]
+    fn with_jitter_a_pause_is_anywhere_below_its_full_length() {
+        let jitter = Pauses { jitter: true, ..PAUSES };
+        let mut waits: Vec<_> = (0..1000).map(|_| Backoff::new(jitter).fail()).collect();
         waits.sort();
         assert!(waits[100] < Duration::from_millis(150));
         assert!(waits[900] > Duration::from_millis(350));
-        assert!(waits[999] <= BASE);
+        assert!(waits[999] <= PAUSES.first);
     }
 }

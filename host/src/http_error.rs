@@ -4,13 +4,20 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
 };
 
 /// `code` is stable and for programs, `message` is for people.
 pub fn answer(status: StatusCode, code: &str, message: &str) -> Response<Full<Bytes>> {
     let envelope = serde_json::json!({ "error": { "code": code, "message": message } });
     json(status, envelope.to_string())
+}
+
+/// The answer to a method other than GET and HEAD.
+pub fn only_get() -> Response<Full<Bytes>> {
+    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, "method", "only GET and HEAD");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
 }
 
 /// Any answer in JSON.

@@ -13,6 +13,8 @@ mod memory;
 mod metrics;
 /// Token buckets for the limits that count per second.
 mod rate;
+/// Accepts connections and serves each in a task.
+mod serve;
 /// Tells tasks to stop, by signal or by a trigger.
 mod shutdown;
 /// A mutex that ignores poison.

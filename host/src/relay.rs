@@ -97,7 +97,7 @@ impl Relay {
         )?);
         let kept = codes.iter().any(TenantCode::keeps_records).then_some(config.store.clone()).flatten();
         let keep = config.tenants.iter().flat_map(tenants::keep).collect();
-        let open = kept.map(|store| Store::open(store, keep, Arc::new(metrics.store()))).transpose()?;
+        let open = kept.map(|store| Store::open(store, keep, Arc::clone(&metrics))).transpose()?;
         let store = Records { config: config.store, open };
         let mut tenants =
             Tenants::new(&metrics, &shards, &total, HostPlaces::new(limits.instances), Connector::new()?, store);

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{metrics::StoreMetrics, shutdown, shutdown::Trigger};
+use crate::{metrics::Metrics, shutdown, shutdown::Trigger};
 
 mod drain;
 pub mod migrate;
@@ -100,7 +100,7 @@ pub struct Store {
     readers: Arc<Readers>,
     mysql: Option<Arc<Rows>>,
     keep: Arc<ArcSwap<Vec<Keep>>>,
-    metrics: Arc<StoreMetrics>,
+    metrics: Arc<Metrics>,
 }
 
 /// Everything that runs for a store.
@@ -118,7 +118,7 @@ impl Store {
     pub fn open(
         config: StoreConfig,
         keep: Vec<Keep>,
-        metrics: Arc<StoreMetrics>,
+        metrics: Arc<Metrics>,
     ) -> Result<(Arc<Self>, StoreTasks), Unusable> {
         let path = config.file.display().to_string();
         Self::start(config, keep, metrics).map_err(|error| Unusable { path, error })
@@ -127,7 +127,7 @@ impl Store {
     fn start(
         config: StoreConfig,
         keep: Vec<Keep>,
-        metrics: Arc<StoreMetrics>,
+        metrics: Arc<Metrics>,
     ) -> Result<(Arc<Self>, StoreTasks), OpenError> {
         if let Some(folder) = config.file.parent() {
             std::fs::create_dir_all(folder)?;
@@ -192,7 +192,7 @@ impl Store {
             Err(_) => Err(StoreError::Unavailable("the store is closed".into())),
         };
         if let Err(error) = &appended {
-            self.metrics.refused(error.reason(), count);
+            self.metrics.records_refused(error.reason(), count);
         }
         appended
     }
@@ -204,7 +204,7 @@ impl Store {
 
     /// How many rows wait for MySQL, and for how many seconds the oldest has waited. `None`: there is no MySQL.
     pub fn backlog(&self) -> Option<(i64, f64)> {
-        self.mysql.as_ref().map(|_| (self.metrics.waiting.get(), self.metrics.oldest_seconds.get()))
+        self.mysql.as_ref().map(|_| (self.metrics.records_waiting.get(), self.metrics.records_oldest_seconds.get()))
     }
 
     /// Reads rows that were appended, drained or not.

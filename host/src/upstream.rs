@@ -1,9 +1,9 @@
 //! Upstreams: a partner's WebSocket, held once whatever the number of clients.
 //!
-//! In come the partner's messages, out go publications: straight to channel `main`, or by way of the tenant's filter.
-//! One task owns the connection; it lives as long as the relay and connects again, for ever, when the connection is
-//! lost; an upstream on demand, for as long as the tenant has clients, and else it rests. What arrives faster than a
-//! filter takes it waits in a queue bounded in bytes, and behind that in the partner's socket.
+//! In come the partner's messages, out go publications: straight to channel `main`, or through the tenant's filter. One
+//! task owns the connection. It lives as long as the relay, and opens another connection when one is lost. An upstream
+//! on demand is connected only while the tenant has clients. What arrives faster than a filter takes it waits in a
+//! queue bounded in bytes, and behind that in the partner's socket.
 
 use std::{
     sync::{Arc, MutexGuard},
@@ -12,9 +12,11 @@ use std::{
 
 use config::UpstreamConfig;
 use tokio::{sync::mpsc, time::Instant};
+use tracing::Instrument;
 use wire::Frame;
 
 use crate::{
+    backoff::{Backoff, Pauses},
     channel::{Channels, MAIN, Publication},
     demand::Demand,
     metrics::UpstreamMetrics,
@@ -30,13 +32,19 @@ mod session;
 
 pub use filter_queue::{FilterEvent, FilterQueue};
 
+use crate::upstream::session::{Session, Silence};
 pub use crate::upstream::{connect::Connector, on_demand::Need, session::Lost};
-use crate::{backoff::Backoff, upstream::session::Silence};
 
 /// Frames from components that wait to be sent.
 const OUTBOUND_FRAMES: usize = 256;
 /// Largest of them, in bytes: subscriptions are small.
 pub const MAX_OUTBOUND: usize = 1 << 20;
+
+/// Between connections. With jitter, clients that lost a partner together do not come back together.
+const PAUSES: Pauses =
+    Pauses { free: 0, first: Duration::from_millis(500), longest: Duration::from_secs(30), jitter: true };
+/// After a connection that was up for this long, the next failure is a first one.
+const HEALTHY: Duration = Duration::from_secs(60);
 
 /// One upstream and what its messages go through.
 pub struct Upstream {
@@ -50,7 +58,7 @@ pub struct Upstream {
 
 /// Where messages go.
 pub enum Sink {
-    /// To channel `main`, as they are, from the upstream of this name.
+    /// To channel `main`, unchanged, from the upstream of this name.
     Channel(Arc<Channels>, Arc<str>),
     Filter(FilterQueue),
 }
@@ -58,26 +66,27 @@ pub enum Sink {
 /// What others may know of an upstream, and how they reach it.
 pub struct Handle {
     pub name: Arc<str>,
-    /// Of one that is connected on demand.
+    /// `None`: it is always to be connected.
     demand: Option<Arc<Demand>>,
-    /// Where the connection takes what components want sent; `None`: there is none.
+    /// The way to the connection for what components want sent. `None`: there is no connection.
     outbound: Mutex<Option<mpsc::Sender<Frame>>>,
 }
 
-/// What components want sent on one connection; what is left at its end goes with it.
+/// What components want sent on one connection. What is left at its end is dropped.
 struct Outbound {
     sender: mpsc::Sender<Frame>,
     frames: mpsc::Receiver<Frame>,
 }
 
-/// How a connection failed, or its opening.
-struct Failure {
-    reason: String,
-    /// How long it was healthy.
+/// How a connection ended.
+struct Ended {
+    /// How long it was up.
     healthy: Duration,
+    /// Why it failed. `None`: nobody needs it any more, or the relay stops.
+    failure: Option<String>,
 }
 
-/// Why frames were not taken: none of them.
+/// Why none of the frames were taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     #[error("the manifest names no such upstream")]
@@ -91,7 +100,7 @@ pub enum SendError {
 }
 
 impl Handle {
-    /// `demand`: if it is connected on demand.
+    /// `demand`: whose clients it is connected for. `None`: it is always to be connected.
     pub fn new(name: Arc<str>, demand: Option<Arc<Demand>>) -> Self {
         Self { name, demand, outbound: Mutex::default() }
     }
@@ -100,7 +109,7 @@ impl Handle {
         self.outbound().is_some()
     }
 
-    /// One word for an operator: `up`, `down`, or `resting` while nobody needs it.
+    /// Returns one word for an operator: `up`, `down`, or `resting` while nobody needs it.
     pub fn state(&self) -> &'static str {
         if self.is_up() {
             "up"
@@ -140,35 +149,32 @@ impl Handle {
 }
 
 impl Upstream {
-    /// Keeps the upstream connected, for as long as it is needed, until told to stop.
-    pub async fn run(mut self, connector: Connector, mut stop: Stop) {
-        let mut backoff = Backoff::default();
+    /// Keeps the upstream connected while it is needed, until told to stop.
+    pub async fn run(self, connector: Connector, stop: Stop) {
+        // At the level of errors, so that no choice of level takes the names away from a line.
+        let span = tracing::error_span!("upstream", tenant.name = %self.tenant, upstream.name = %self.config.name);
+        self.stay_connected(connector, stop).instrument(span).await;
+    }
+
+    async fn stay_connected(mut self, connector: Connector, mut stop: Stop) {
+        let mut backoff = Backoff::new(PAUSES);
         while !stop.is_set() {
             tokio::select! {
                 () = self.need.begins() => {}
                 () = stop.wait() => return,
             }
-            let ended = self.connection(&connector, &mut stop).await;
+            let Ended { healthy, failure } = self.connection(&connector, &mut stop).await;
             if stop.is_set() {
                 return;
             }
-            let Failure { reason, healthy } = match ended {
-                Ok(healthy) => {
-                    backoff.note(healthy);
-                    tracing::info!(tenant.name = %self.tenant, upstream.name = %self.config.name, "upstream rests");
-                    continue;
-                }
-                Err(failure) => failure,
+            note(&mut backoff, healthy);
+            let Some(reason) = failure else {
+                tracing::info!("upstream rests");
+                continue;
             };
-            // Whoever comes meanwhile waits with the others: the partner is no better for it.
-            let wait = backoff.after(healthy);
-            tracing::warn!(
-                tenant.name = %self.tenant,
-                upstream.name = %self.config.name,
-                error = %reason,
-                retry_ms = wait.as_millis(),
-                "no upstream"
-            );
+            // A client that comes now waits too: the partner is in no better state for it.
+            let wait = backoff.fail();
+            tracing::warn!(error = %reason, retry_ms = wait.as_millis(), "upstream lost, reconnecting");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = stop.wait() => {}
@@ -176,26 +182,35 @@ impl Upstream {
         }
     }
 
-    /// One connection, from its opening to its end; `Ok`: nobody needs it any more, or the relay stops, after it was
-    /// healthy for so long.
-    async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> Result<Duration, Failure> {
+    /// Runs one connection from its opening to its end.
+    async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> Ended {
         let connected = tokio::select! {
             connected = connector.connect(&self.config) => connected,
-            () = stop.wait() => return Ok(Duration::ZERO),
+            () = stop.wait() => return Ended { healthy: Duration::ZERO, failure: None },
         };
-        let (socket, last_read) = connected.map_err(|error| {
-            self.metrics.failed(error.reason());
-            Failure { reason: error.to_string(), healthy: Duration::ZERO }
-        })?;
+        let (socket, last_read) = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                self.metrics.failed(error.reason());
+                return Ended { healthy: Duration::ZERO, failure: Some(error.to_string()) };
+            }
+        };
         self.metrics.connections.inc();
-        tracing::info!(tenant.name = %self.tenant, upstream.name = %self.config.name, "upstream connected");
+        tracing::info!("upstream connected");
         let since = Instant::now();
         let mut outbound = Outbound::new();
         let up = Up::new(&self.metrics, &self.handle, &outbound);
-        let silence = Silence { last_read, limit: self.config.idle_timeout };
-        let (need, metrics) = (&mut self.need, &self.metrics);
-        let lost = session::run(socket, &silence, &self.sink, metrics, &mut outbound, need, stop).await;
-        // From here on nothing is taken for it.
+        let session = Session {
+            socket,
+            silence: Silence { last_read, limit: self.config.idle_timeout },
+            sink: &self.sink,
+            metrics: &self.metrics,
+            outbound: &mut outbound,
+            need: &mut self.need,
+            stop,
+        };
+        let lost = session.run().await;
+        // From here on it takes no more frames.
         drop((up, outbound));
         let rests = matches!(lost, Lost::Unneeded);
         if rests {
@@ -208,13 +223,19 @@ impl Upstream {
             Sink::Filter(filter) => filter.close(reason.clone()).await,
             Sink::Channel(channels, upstream) => channels.lost(upstream),
         }
-        let healthy = since.elapsed();
-        if rests { Ok(healthy) } else { Err(Failure { reason, healthy }) }
+        Ended { healthy: since.elapsed(), failure: (!rests).then_some(reason) }
+    }
+}
+
+/// Ends the row of failures if the connection was healthy.
+fn note(backoff: &mut Backoff, healthy: Duration) {
+    if healthy >= HEALTHY {
+        backoff.reset();
     }
 }
 
 impl Sink {
-    /// Hands on a burst, in order.
+    /// Passes a burst on, in order.
     async fn accept(&self, burst: Vec<Frame>) {
         match self {
             Self::Channel(channels, upstream) => {
@@ -226,9 +247,9 @@ impl Sink {
         }
     }
 
-    /// The frames to send on a new connection; `None`: the filter broke.
+    /// Returns the frames to send first on a new connection. `None`: the filter's call failed.
     ///
-    /// `outbound`: for what is to be sent later.
+    /// `outbound` is for what is to be sent later.
     async fn opening(&self, outbound: &mpsc::Sender<Frame>) -> Option<Vec<Frame>> {
         match self {
             Self::Channel(..) => Some(Vec::new()),
@@ -244,7 +265,7 @@ impl Outbound {
     }
 }
 
-/// An upstream that shows as connected until this is dropped.
+/// Shows the upstream as connected until this is dropped.
 struct Up<'a> {
     metrics: &'a UpstreamMetrics,
     handle: &'a Handle,
@@ -262,5 +283,21 @@ impl Drop for Up<'_> {
     fn drop(&mut self) {
         self.metrics.up.set(0);
         *self.handle.outbound() = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_was_up_for_a_minute_ends_the_row_of_failures() {
+        let mut backoff = Backoff::new(Pauses { jitter: false, ..PAUSES });
+        let mut fail_after = |seconds| {
+            note(&mut backoff, Duration::from_secs(seconds));
+            backoff.fail().as_millis()
+        };
+        assert_eq!([0, 59, 59].map(&mut fail_after), [500, 1000, 2000]);
+        assert_eq!([60, 0].map(&mut fail_after), [500, 1000]);
     }
 }

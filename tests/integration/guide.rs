@@ -175,7 +175,7 @@ async fn broken_calls_are_in_the_log(relay: &Relay) {
     client.send(Message::binary("x")).await;
     assert!(client.text().await.contains("\"code\":100"));
     let tenant = r#"tenant.name=prices guest.role="client""#;
-    relay.logged(&["WARN component broke", tenant, "having written: ", "binary is no product"]).await;
+    relay.logged(&["WARN", "component call failed", tenant, "having written: ", "binary is no product"]).await;
 }
 
 /// As the guide says: new code is taken in, and what is no code is refused.

@@ -19,7 +19,7 @@ const MAX_WORDS: usize = 4 << 10;
 const LONGEST_LINE: usize = MAX_WORDS + (2 << 10);
 
 /// Of an exception with a long text, which comes in lines of 4 KiB.
-const SHOUT: [&str; 2] = ["component broke", "xxxxxx"];
+const SHOUT: [&str; 2] = ["component call failed", "xxxxxx"];
 
 /// What a language makes of each of the mistakes in `tests/guests/exceptions`.
 struct Said {
@@ -66,7 +66,8 @@ async fn exceptions_are_in_the_log(language: Language, said: Said) {
     let relay = Relay::serve(folder).await;
     let broke = async |role: &str, words: &[&str]| {
         let role = format!("guest.role=\"{role}\"");
-        let line = relay.logged(&[&["WARN", "component broke", "tenant.name=t", role.as_str()], words].concat()).await;
+        let line =
+            relay.logged(&[&["WARN", "component call failed", "tenant.name=t", role.as_str()], words].concat()).await;
         assert!(line.len() < LONGEST_LINE, "{} bytes", line.len());
         line
     };
@@ -118,6 +119,6 @@ async fn a_guest_that_breaks_is_logged_with_the_words_of_that_call_alone() {
     peer.text("all is well").await;
     relay.logged(&["stderr", "all is well"]).await;
     peer.text("now trap").await;
-    let line = relay.logged(&["component broke", "having written: now trap"]).await;
+    let line = relay.logged(&["component call failed", "having written: now trap"]).await;
     assert!(!line.contains("all is well"), "{line}");
 }

@@ -125,7 +125,8 @@ async fn its_configuration_is_accepted() {
     for file in ["srv/prices/now", "srv/shared/now", "tenants/market/data/now", "tenants/market/signing.key"] {
         folder.write(file, "42");
     }
-    let manifest = block_of(CONFIGURATION, "toml", "[[upstream]]").replace("# headers", "headers").replace("# sub", "sub");
+    let manifest =
+        block_of(CONFIGURATION, "toml", "[[upstream]]").replace("# headers", "headers").replace("# sub", "sub");
     let manifest = manifest.replace("# idle", "idle").replace("# max", "max").replace("# path", "path");
     let manifest = manifest.replace("# connect", "connect").replace("# linger", "linger").replace("/srv/", &srv);
     let manifest = manifest.replace("# folders", "folders").replace("# http", "http").replace("# envir", "envir");

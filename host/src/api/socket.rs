@@ -1,4 +1,5 @@
-//! A client's socket whose writes must make progress: one that does not read holds a place, and what was made for it.
+//! A client's socket whose writes must make progress. A client that does not read would hold a place, and what was made
+//! for it.
 
 use std::{
     io,
@@ -21,7 +22,7 @@ use crate::metrics::Metrics;
 pub struct Socket {
     io: TokioIo<TcpStream>,
     stall_timeout: Duration,
-    /// While a write waits.
+    /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
     metrics: Arc<Metrics>,
 }
@@ -31,7 +32,7 @@ impl Socket {
         Self { io: TokioIo::new(socket), stall_timeout, stalled: None, metrics }
     }
 
-    /// Fails if writes have waited for too long.
+    /// Fails a write that has waited for too long.
     fn watch<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;

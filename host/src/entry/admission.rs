@@ -112,9 +112,7 @@ async fn follow(
 /// for the log alone.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
-    if handler.tenant().log_lines.take() {
-        tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
-    }
+    handler.guest().log(|| tracing::warn!(error = why, "a handler's channels for a client cannot be"));
     let message = "the tenant's code gives it channels that cannot be";
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
 }

@@ -13,7 +13,8 @@ use std::{
 use rusqlite::{Transaction, params};
 
 use crate::{
-    metrics::StoreMetrics,
+    backoff::{Backoff, Pauses},
+    metrics::Metrics,
     shutdown::Stop,
     store::{
         StoreError, migrate,
@@ -25,15 +26,15 @@ use crate::{
     },
 };
 
-/// Pauses between tries while MySQL does not take rows. They double from the first to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// The pauses between tries while MySQL does not take rows.
+const PAUSES: Pauses =
+    Pauses { free: 0, first: Duration::from_millis(100), longest: Duration::from_secs(5), jitter: false };
 
 pub struct Drain {
     pub mysql: Arc<Rows>,
     pub writer: Arc<Writer>,
     pub readers: Arc<Readers>,
-    pub metrics: Arc<StoreMetrics>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Why a batch is still in the outbox.
@@ -53,16 +54,16 @@ impl Drain {
     /// Moves rows until told to stop. A batch under way is finished, or left for the next start.
     pub async fn run(self, mut stop: Stop) {
         let mut connection = None;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(PAUSES);
         loop {
             let moved = tokio::select! {
                 moved = self.batch(&mut connection) => moved,
                 () = stop.wait() => return,
             };
             match moved {
-                Ok(true) => pause = FIRST_PAUSE,
+                Ok(true) => backoff.reset(),
                 Ok(false) => {
-                    pause = FIRST_PAUSE;
+                    backoff.reset();
                     tokio::select! {
                         () = self.writer.appended.notified() => {}
                         () = stop.wait() => return,
@@ -70,13 +71,13 @@ impl Drain {
                 }
                 Err(error) => {
                     connection = None;
-                    self.metrics.drain_failures.inc();
+                    let pause = backoff.fail();
+                    self.metrics.records_drain_failures.inc();
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "records stay in the outbox");
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = stop.wait() => return,
                     }
-                    pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
         }
@@ -86,7 +87,7 @@ impl Drain {
     async fn batch(&self, connection: &mut Option<Inserter>) -> Result<bool, Failure> {
         let batch = self.readers.read(sqlite::oldest).await?;
         let oldest = batch.first().map(|(_, row)| row.id.at());
-        self.metrics.oldest_seconds.set(oldest.map_or(0.0, age));
+        self.metrics.records_oldest_seconds.set(oldest.map_or(0.0, age));
         if batch.is_empty() {
             return Ok(false);
         }
@@ -108,8 +109,8 @@ impl Drain {
         let dead = refused.len();
         let left = move |transaction: &Transaction<'_>| leave(transaction, &places, &rows, &refused);
         let gone = self.writer.change(left).await?;
-        self.metrics.dead_letters.inc_by(dead as u64);
-        self.metrics.drained.inc_by(gone.saturating_sub(dead) as u64);
+        self.metrics.records_dead_letters.inc_by(dead as u64);
+        self.metrics.records_drained.inc_by(gone.saturating_sub(dead) as u64);
         Ok(true)
     }
 

@@ -18,7 +18,7 @@ use rusqlite::{Connection, ErrorCode, Transaction};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use crate::{
-    metrics::StoreMetrics,
+    metrics::Metrics,
     store::{StoreError, record::Row, sqlite},
 };
 
@@ -73,11 +73,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn start(connection: Connection, metrics: Arc<StoreMetrics>) -> io::Result<Self> {
+    pub fn start(connection: Connection, metrics: Arc<Metrics>) -> io::Result<Self> {
         let (orders, queued) = channel();
         let appended = Arc::new(Notify::new());
         let (rows, used) = sqlite::usage(&connection).map_err(io::Error::other)?;
-        metrics.waiting.set(i64::try_from(rows).unwrap_or(i64::MAX));
+        metrics.records_waiting.set(i64::try_from(rows).unwrap_or(i64::MAX));
         let work = Work { connection, metrics, used, appended: Arc::clone(&appended) };
         // [`Writer::end`] ends the thread. It is not joined, since a disk that does not answer would make that endless.
         thread::Builder::new().name("records".into()).spawn(move || work.run(&queued))?;
@@ -121,7 +121,7 @@ fn gone() -> StoreError {
 
 struct Work {
     connection: Connection,
-    metrics: Arc<StoreMetrics>,
+    metrics: Arc<Metrics>,
     /// Bytes of each tenant's rows.
     used: sqlite::Used,
     appended: Arc<Notify>,
@@ -188,7 +188,7 @@ impl Work {
             sqlite::insert(&transaction, &append.rows)?;
         }
         let committed = transaction.commit();
-        self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+        self.metrics.records_commit_seconds.observe(started.elapsed().as_secs_f64());
         committed
     }
 
@@ -197,8 +197,8 @@ impl Work {
         let count: usize = group.iter().map(|append| append.rows.len()).sum();
         match &written {
             Ok(()) => {
-                self.metrics.appended.inc_by(count as u64);
-                self.metrics.waiting.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+                self.metrics.records_appended.inc_by(count as u64);
+                self.metrics.records_waiting.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
                 self.appended.notify_one();
             }
             Err(error) => {
@@ -227,7 +227,7 @@ impl Work {
         for (tenant, bytes) in &freed.bytes {
             self.release(tenant, *bytes);
         }
-        self.metrics.waiting.dec_by(i64::try_from(freed.rows).unwrap_or(i64::MAX));
+        self.metrics.records_waiting.dec_by(i64::try_from(freed.rows).unwrap_or(i64::MAX));
         Ok(freed.rows)
     }
 

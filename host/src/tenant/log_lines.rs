@@ -1,4 +1,4 @@
-//! How much a tenant may write to the log: its guests' lines, and the host's about what they do wrong.
+//! Limits how much of the log a tenant takes: its guests' lines, and the host's lines about them.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::{metrics::TenantMetrics, rate::Rate};
 
-/// The lines of one tenant. What is over its limit is counted and left out, and one line says so.
+/// The limit of one tenant. Lines over it are counted and left out, and one line says so.
 pub struct LogLines {
     tenant: Arc<str>,
     rate: Rate,
@@ -24,7 +24,7 @@ impl LogLines {
         self.rate.set(per_second);
     }
 
-    /// Whether another line may be written.
+    /// Takes a line from the limit. Returns whether it may be written.
     pub fn take(&self) -> bool {
         let taken = self.rate.take_one();
         if !taken {
@@ -34,8 +34,8 @@ impl LogLines {
         taken
     }
 
-    /// Says how many were left out since the last time. Called now and then, so that a flood of lines is not followed by
-    /// another of these.
+    /// Logs how many lines were left out since the last call. It is called now and then, so that a flood of lines does
+    /// not become a flood of these.
     pub fn tell(&self) {
         let lines = self.left_out.swap(0, Ordering::Relaxed);
         if lines > 0 {

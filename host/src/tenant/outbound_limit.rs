@@ -1,4 +1,4 @@
-//! How many HTTP requests a tenant's components may have under way, and begin each second.
+//! Limits how many HTTP requests a tenant's components have under way, and begin each second.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::{metrics::TenantMetrics, rate::Rate};
 
-/// The requests of one tenant.
+/// The limit of one tenant.
 pub struct OutboundLimit {
     under_way: AtomicUsize,
     most: AtomicUsize,
@@ -15,10 +15,10 @@ pub struct OutboundLimit {
     metrics: Arc<TenantMetrics>,
 }
 
-/// A request that counts as under way until this is dropped.
+/// Counts a request as under way until it is dropped.
 pub struct OutboundPermit(Arc<OutboundLimit>);
 
-/// Why a request may not begin now; counted already.
+/// Why a request may not begin now. The refusal has been counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutboundRefused {
     #[error("the tenant has as many requests under way as it may, {0}")]
@@ -33,7 +33,7 @@ impl OutboundLimit {
         Arc::new(Self { under_way, most, rate: Rate::new(per_second), metrics })
     }
 
-    /// From now on; what is under way goes on.
+    /// Changes the limit. Requests under way go on.
     pub fn set(&self, at_once: usize, per_second: usize) {
         self.most.store(at_once, Ordering::Relaxed);
         self.rate.set(per_second);

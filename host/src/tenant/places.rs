@@ -1,8 +1,8 @@
-//! Places for instances: so many of a tenant at once, within so many of the host.
+//! Limits how many instances a tenant, and the whole host, may have at once.
 //!
-//! Whoever needs an instance waits for a place, first of its tenant and then of the host, in the order they came. An
-//! instance has its place until it is dropped; while somebody waits, those of handlers and APIs that have nothing to do
-//! go at once. Those of jobs and filters do not: they go when they have been idle for long, and a filter's not while its
+//! Each instance takes a place, first from its tenant and then from the host, and keeps it until it is dropped. Calls
+//! that need an instance wait for places in the order they came. While one waits, idle instances of handlers and APIs
+//! go at once. Those of jobs and filters go only when they have been idle for long, and a filter's not while its
 //! connection is open.
 
 use std::{
@@ -20,15 +20,15 @@ use tokio::{
 
 use crate::metrics::TenantMetrics;
 
-/// Between two looks for instances that have nothing to do: each takes a thousand tenants a tenth of a millisecond, and
-/// whoever is over its own limit would have one at each call.
+/// Between two looks for idle instances. A look takes a tenth of a millisecond for a thousand tenants, and a tenant
+/// over its own limit would cause one at each call.
 const CROWDED_INTERVAL: Duration = Duration::from_millis(10);
 
-/// So many places.
+/// A number of places that can change.
 pub struct PlacePool {
     free: Arc<Semaphore>,
     most: AtomicUsize,
-    /// Places that are to go when they are given back: there were more once.
+    /// Places to remove when they are given back, because there are fewer now.
     excess: AtomicUsize,
     waiting: AtomicUsize,
 }
@@ -36,7 +36,7 @@ pub struct PlacePool {
 /// The host's places.
 pub struct HostPlaces {
     room: Arc<PlacePool>,
-    /// Told of each that begins to wait, in whichever room.
+    /// Told of each call that begins to wait, for its tenant's places or the host's.
     crowded: Notify,
 }
 
@@ -68,11 +68,11 @@ impl PlacePool {
         })
     }
 
-    /// From now on there are so many; called by one thread.
+    /// Changes the number of places. Only one thread may call this.
     fn set(&self, most: usize) {
         let before = self.most.swap(most, Ordering::Relaxed);
         let owed = self.excess.swap(0, Ordering::Relaxed);
-        // What was to go when it is given back is there still.
+        // Places yet to be removed are still there.
         let there = before + owed;
         if most > there {
             self.free.add_permits(most - there);
@@ -88,7 +88,7 @@ impl PlacePool {
             Err(_) => {
                 let _waiting = WaitingCount::new(&self.waiting);
                 begins_to_wait();
-                // It is never closed.
+                // The semaphore is never closed.
                 Arc::clone(&self.free).acquire_owned().await.ok()
             }
         };
@@ -107,7 +107,7 @@ impl Drop for Permit {
     }
 }
 
-/// One that waits until this is dropped.
+/// Counts a call as waiting until it is dropped.
 struct WaitingCount<'a>(&'a AtomicUsize);
 
 impl<'a> WaitingCount<'a> {
@@ -128,7 +128,7 @@ impl HostPlaces {
         Arc::new(Self { room: PlacePool::new(most), crowded: Notify::new() })
     }
 
-    /// Returns when somebody has begun to wait for a place, and a while after the last time that it did.
+    /// Returns when a call has begun to wait for a place, but not sooner than a while after `last`.
     pub async fn crowded(&self, last: Instant) {
         sleep_until(last + CROWDED_INTERVAL).await;
         self.crowded.notified().await;
@@ -140,7 +140,7 @@ impl Places {
         Self { own: PlacePool::new(most), host: Arc::clone(host), metrics }
     }
 
-    /// From now on; instances that are there stay.
+    /// Changes the tenant's number of places. Instances that have one keep it.
     pub fn set(&self, most: usize) {
         self.own.set(most);
     }
@@ -156,7 +156,7 @@ impl Places {
         Place { _own: own, _host: host }
     }
 
-    /// Whether somebody waits for a place that an instance of this tenant may have.
+    /// Whether a call waits for a place that an instance of this tenant could give back.
     pub fn are_waited_for(&self) -> bool {
         self.own.waiting.load(Ordering::Relaxed) > 0 || self.host.room.waiting.load(Ordering::Relaxed) > 0
     }

@@ -1,10 +1,10 @@
-//! Whose turn it is on the guests' threads: a tenant's calls share its turns, so that however many of them are busy, one
-//! thread is left to the others.
+//! Turns on the guests' threads. A tenant's calls share its turns, so that one thread is left to other tenants however
+//! many of them are busy.
 //!
-//! A busy guest yields at every tick of the epoch. Without turns a tenant with forty busy calls would have forty of the
-//! forty-one places in the runtime's queue, and another's call would wait for all of them at each tick; with turns a tenant
-//! stands in that queue once for each thread that it may have. So a call that only yields keeps its turn unless another
-//! of the tenant's waits for one; a call that waits for something has none.
+//! A busy guest yields at every tick of the epoch. Without turns, a tenant with forty busy calls would have forty of
+//! the forty-one places in the runtime's queue, and another tenant's call would wait for all of them at each tick. With
+//! turns, a tenant stands in that queue once for each thread that it may have. A call that only yields keeps its turn
+//! unless another call of the tenant waits for one. A call that waits for something has no turn.
 
 use std::{
     pin::{Pin, pin},
@@ -31,13 +31,13 @@ pub struct Turns(Arc<Semaphore>);
 #[derive(Clone)]
 pub struct TurnShare {
     turns: Turns,
-    /// It has yielded to others at a tick, and waits for nothing.
+    /// Whether it has yielded at a tick, and waits for nothing.
     yielded: Arc<AtomicBool>,
 }
 
 type TurnFuture = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
 
-/// One call's.
+/// Whether a call has its turn.
 enum Turn {
     None,
     TurnFuture(TurnFuture),
@@ -45,7 +45,7 @@ enum Turn {
 }
 
 impl Turns {
-    /// All threads but one, and at least one.
+    /// Makes a turn for each thread but one, and at least one turn.
     pub fn new(threads: usize) -> Self {
         Self(Arc::new(Semaphore::new(threads.saturating_sub(1).max(1))))
     }
@@ -56,12 +56,13 @@ impl Turns {
 }
 
 impl TurnShare {
-    /// The instance yields at a tick of the epoch.
+    /// Notes that the instance yields at a tick of the epoch.
     pub fn yields(&self) {
         self.yielded.store(true, Ordering::Relaxed);
     }
 
-    /// Runs a call, which goes on only while it is its turn. The tenant's calls come in the order in which they have asked.
+    /// Runs a call, which goes on only while it has a turn. The tenant's calls take turns in the order in which they
+    /// asked.
     pub async fn take<F: Future>(&self, call: F) -> F::Output {
         let mut call = pin!(call);
         let mut turn = Turn::None;
@@ -74,7 +75,7 @@ impl TurnShare {
             if polled.is_pending() {
                 turn = Turn::None;
                 if self.yielded.swap(false, Ordering::Relaxed) {
-                    // Behind those that wait; if none does, it has its turn again at once.
+                    // It stands behind those that wait. If none does, it has its turn again at once.
                     turn.take(&self.turns, context);
                 }
             }
@@ -85,7 +86,7 @@ impl TurnShare {
 }
 
 impl Turn {
-    /// Takes a turn, or stands in line for one.
+    /// Takes a turn, or waits in line for one.
     fn take(&mut self, turns: &Turns, context: &mut Context<'_>) {
         if matches!(self, Self::None) {
             *self = match Arc::clone(&turns.0).try_acquire_owned() {
@@ -93,7 +94,7 @@ impl Turn {
                 Err(_) => Self::TurnFuture(Box::pin(Arc::clone(&turns.0).acquire_owned())),
             };
         }
-        // It is never closed.
+        // The semaphore is never closed.
         if let Self::TurnFuture(waiting) = self
             && let Poll::Ready(Ok(permit)) = waiting.as_mut().poll(context)
         {

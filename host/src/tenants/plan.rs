@@ -1,4 +1,4 @@
-//! Which of a tenant's upstreams go on when it changes, and which begin anew.
+//! Decides which of a tenant's upstreams go on when it changes, and which begin anew.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::{
 pub struct RunningUpstream {
     pub config: UpstreamConfig,
     pub handle: Arc<Handle>,
-    /// `None`: it has no filter.
+    /// `None`: its messages go to channel `main` unfiltered.
     pub filter: Option<Arc<LiveFilter>>,
-    /// Dropped, it ends.
+    /// Ends the upstream when it is dropped.
     pub _stop: Trigger,
-    /// Told when it has ended and its filter has done what was left.
+    /// Set once it has ended and its filter has done what was left.
     pub ended: Stop,
 }
 
@@ -31,13 +31,14 @@ pub enum Planned {
     New {
         config: UpstreamConfig,
         handle: Arc<Handle>,
-        /// The end of the one that it takes the place of.
+        /// Set once the upstream whose place it takes has ended.
         before: Option<Stop>,
     },
 }
 
 impl Planned {
-    /// A filter says what is sent first on a connection: one that comes or goes changes the connection too.
+    /// Plans all upstreams of a tenant. A filter says what is sent first on a connection, so an upstream begins anew
+    /// when a filter comes or goes.
     pub fn all(
         config: &TenantConfig,
         code: &TenantCode,

@@ -171,7 +171,7 @@ impl Tenants {
         let Records { config: Some(store), .. } = &self.store else { return Ok(()) };
         let (store, metrics) = (store.clone(), Arc::clone(&self.metrics));
         let keep = self.keep().into_iter().chain(keep(config)).collect();
-        let opened = spawn_blocking(move || Store::open(store, keep, Arc::new(metrics.store()))).await;
+        let opened = spawn_blocking(move || Store::open(store, keep, metrics)).await;
         let opened = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         self.store.open = Some(opened);
         Ok(())

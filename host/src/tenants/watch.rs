@@ -1,9 +1,9 @@
-//! The tenants' folder, looked at: what has come, changed and gone.
+//! Watches the tenants' folder for tenants that come, change and go.
 //!
-//! A tenant's manifest and the files that it names are told apart by device, inode, size and times. A change counts once
-//! it has stood from one look to the next, so that nothing is read half written; at SIGHUP all that is other than what runs
-//! counts at once, what was refused included. What was refused is looked at again when its folder changes too: a file that its
-//! manifest names may have come.
+//! A change of a manifest, or of a file that it names, shows in the file's device, inode, size or times. It counts once
+//! two looks in a row have found the same, so that nothing is read half written. At SIGHUP all that differs from what
+//! runs counts at once, and so does what was refused. A refused tenant also counts when its folder changes: a file that
+//! its manifest names may have come.
 
 use std::{
     collections::BTreeMap,
@@ -20,20 +20,20 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-/// Between two looks: a thousand tenants take some milliseconds.
+/// Between two looks. A look takes some milliseconds for a thousand tenants.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The state of a tenant's files; those that are not there count too.
+/// The state of a tenant's files. That a file is missing is part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Of the folder itself: what comes into it may be what a refused manifest waits for.
+    /// The folder itself: what comes into it may be what a refused manifest waits for.
     folder: Option<FileState>,
     manifest: Option<FileState>,
-    /// Those that the manifest names.
+    /// The files that the manifest names.
     files: Vec<Option<FileState>>,
 }
 
-/// Of one file. What keeps its time of writing, as copies may, has another time of change.
+/// The state of one file. A copy may keep the time of writing, but gets a new time of change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FileState {
     device: u64,
@@ -43,20 +43,20 @@ struct FileState {
     changed: (i64, i64),
 }
 
-/// What a look has found.
+/// A change that a look has found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FolderChange {
-    /// A tenant is there that was not, or is another.
+    /// A tenant is new, or not what it was.
     Changed(PathBuf, Fingerprint),
     Gone(PathBuf),
 }
 
-/// How a change has ended.
+/// What became of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Taken,
     Refused,
-    /// Refused for what another tenant has.
+    /// Refused because another tenant has what it claims.
     Conflict,
 }
 
@@ -66,7 +66,7 @@ pub struct Watch {
     looks: Interval,
     /// SIGHUP has come, and no look since.
     at_once: bool,
-    /// A look under way: it outlives whoever waited for it.
+    /// A look under way. It goes on when the future that waits for it is dropped.
     looking: Option<JoinHandle<io::Result<Found>>>,
     known: BTreeMap<PathBuf, Known>,
 }
@@ -78,21 +78,21 @@ type Found = BTreeMap<PathBuf, Fingerprint>;
 struct Known {
     /// The files that its manifest names.
     files: Vec<PathBuf>,
-    /// Of what was last taken into service, or refused.
+    /// The fingerprint of what was last taken into service, or refused.
     settled: Option<Fingerprint>,
     refused: bool,
-    /// It was refused for what another tenant has.
+    /// It was refused because another tenant has what it claims.
     conflicts: bool,
-    /// As it was found at the last look, if that was something new.
+    /// What the last look found, if it was new.
     seen: Option<Fingerprint>,
-    /// It is looked into now.
+    /// It is being loaded and tried.
     busy: bool,
     missing: bool,
 }
 
 impl Watch {
-    /// Of tenants that are about to run. Their manifests have been read, their code has not: what is written while it is
-    /// loaded is a change.
+    /// Watches for changes to tenants that are about to run. Their manifests have been read, their code has not, so
+    /// what is written while it is loaded is a change.
     pub fn new(folder: TenantsFolder, tenants: &[TenantConfig]) -> io::Result<Self> {
         let known = tenants.iter().map(|config| {
             let files = config.files();
@@ -109,7 +109,8 @@ impl Watch {
         &self.folder
     }
 
-    /// Waits for the next look and tells what it has found. Cancelled, it goes on where it was.
+    /// Waits for the next look and returns what it has found. When this is cancelled, the next call goes on where it
+    /// was.
     pub async fn next(&mut self) -> Vec<FolderChange> {
         let looking = match &mut self.looking {
             Some(looking) => looking,
@@ -136,7 +137,7 @@ impl Watch {
         }
     }
 
-    /// A change has been taken into service, or refused. `fingerprint`: from before it was loaded; `files`: those that its
+    /// Notes what became of a change. `fingerprint` was taken before the tenant was loaded; `files` are those that its
     /// manifest names, if it could be read.
     pub fn settled(&mut self, folder: &Path, fingerprint: Fingerprint, files: Option<Vec<PathBuf>>, outcome: Outcome) {
         let known = self.known.entry(folder.to_owned()).or_default();
@@ -148,7 +149,8 @@ impl Watch {
         known.busy = false;
     }
 
-    /// A tenant has changed or gone, and what it had may be free: those that were refused for it are looked at again.
+    /// Has tenants that were refused for a conflict tried again, because a tenant has changed or gone, and what it had
+    /// may be free.
     pub fn retry(&mut self) {
         self.known.values_mut().filter(|known| known.conflicts).for_each(|known| known.settled = None);
     }
@@ -157,7 +159,7 @@ impl Watch {
         let mut changes = Vec::new();
         self.known.retain(|folder, known| {
             let there = found.contains_key(folder);
-            // Not at one look alone, whatever asked for it: a folder that is replaced is away for a moment.
+            // One look is not enough, because a folder that is being replaced is missing for a moment.
             let gone = !there && !known.busy && known.missing;
             known.missing = !there;
             if gone {
@@ -192,7 +194,8 @@ fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<
 }
 
 impl Known {
-    /// A manifest may be refused for a file that is not there, and then it is not known which it names.
+    /// Whether what was found differs from what was settled. For a refused tenant the folder counts too: its manifest
+    /// may be refused for a file that is missing, and then nobody knows which files it names.
     fn is_new(&self, found: &Fingerprint) -> bool {
         let Some(settled) = &self.settled else { return true };
         !settled.is_of_same_files(found) || self.refused && settled.folder != found.folder
@@ -209,7 +212,7 @@ impl Fingerprint {
         (&self.manifest, &self.files) == (&other.manifest, &other.files)
     }
 
-    /// Of the same manifest, which turns out to name these files: taken before they are loaded.
+    /// Adds the files that the manifest turned out to name, as they are before they are loaded.
     pub fn naming(self, files: &[PathBuf]) -> Self {
         Self { files: files.iter().map(|file| state(file)).collect(), ..self }
     }

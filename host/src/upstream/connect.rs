@@ -19,12 +19,12 @@ use crate::{
     upstream::last_read::{LastRead, Listening},
 };
 
-/// For all three handshakes together.
+/// How long TCP, TLS and the WebSocket handshake may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub type Socket = WebSocketStream<MaybeTlsStream<Listening<TcpStream>>>;
 
-/// Why there is no connection.
+/// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
@@ -54,7 +54,7 @@ impl ConnectError {
     }
 }
 
-/// Opens connections; made once, it holds the trusted roots.
+/// Opens connections. It is made once, because it holds the trusted roots.
 #[derive(Clone)]
 pub struct Connector {
     tls: Arc<ClientConfig>,
@@ -102,7 +102,7 @@ impl Connector {
     }
 }
 
-/// Host and port, and whether TLS is due.
+/// Returns host and port, and whether the URL asks for TLS.
 fn address(url: &Uri) -> (String, bool) {
     let secure = url.scheme_str() == Some("wss");
     let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });

@@ -6,15 +6,18 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use wire::Frame;
 
-/// Bytes that wait for a filter: enough for one message of the largest size allowed. Beyond, the upstream is not read.
+/// The most bytes that wait for a filter: enough for one message of the largest size allowed. While they do, the
+/// upstream is not read.
 const QUEUE_BYTES: usize = 64 << 20;
-/// What a queued frame takes besides its payload.
+/// Bytes that a queued frame takes besides its payload.
 const FRAME_OVERHEAD: usize = 64;
-/// Bursts that wait; each has at least one frame, so the bytes bound them sooner.
+/// The most bursts that wait. The bytes usually bound them sooner.
 const QUEUE_BURSTS: usize = 4096;
+
 /// What a filter is told, in order.
 pub enum FilterEvent {
-    /// With the way to the connection for what is to be sent later.
+    /// A connection is open. Carries the way back for the frames to send first, and the way to the connection for later
+    /// ones.
     Open(oneshot::Sender<Option<Vec<Frame>>>, mpsc::Sender<Frame>),
     Frames(Vec<Frame>, OwnedSemaphorePermit),
     Close(String),
@@ -24,27 +27,27 @@ pub enum FilterEvent {
 pub struct FilterQueue {
     events: mpsc::Sender<FilterEvent>,
     room: Arc<Semaphore>,
-    /// Frames that wait.
+    /// Counts the frames that wait.
     waiting: Gauge,
 }
 
 impl FilterQueue {
-    /// A queue, and the end that its worker takes events from. `waiting` counts the frames that wait.
+    /// Makes a queue, and the end that its worker takes events from. `waiting` counts the frames that wait.
     pub fn new(waiting: Gauge) -> (Self, mpsc::Receiver<FilterEvent>) {
         let (events, queued) = mpsc::channel(QUEUE_BURSTS);
         (Self { events, room: Arc::new(Semaphore::new(QUEUE_BYTES)), waiting }, queued)
     }
 
-    /// The frames to send first on a new connection; `None`: the filter broke.
+    /// Returns the frames to send first on a new connection. `None`: the filter's call failed.
     ///
-    /// `outbound`: behind them, what the filter wants sent for channels that become active and idle.
+    /// `outbound` is for what the filter wants sent later, when channels become active and idle.
     pub async fn open(&self, outbound: mpsc::Sender<Frame>) -> Option<Vec<Frame>> {
         let (answer, answered) = oneshot::channel();
         self.send(FilterEvent::Open(answer, outbound)).await;
         answered.await.ok().flatten()
     }
 
-    /// Hands over a burst; waits while the queue is full.
+    /// Passes a burst on. Waits while the queue is full.
     pub async fn frames(&self, burst: Vec<Frame>) {
         let bytes: usize = burst.iter().map(|frame| frame.bytes.len() + FRAME_OVERHEAD).sum();
         let permits = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
@@ -55,7 +58,7 @@ impl FilterQueue {
         }
     }
 
-    /// The connection is lost.
+    /// Tells the filter that the connection is lost.
     pub async fn close(&self, reason: String) {
         self.send(FilterEvent::Close(reason)).await;
     }
@@ -67,7 +70,7 @@ impl FilterQueue {
     }
 }
 
-/// Gauges count in `i64`; bursts are small.
+/// Converts a number of frames for a gauge.
 pub fn signed(frames: usize) -> i64 {
     i64::try_from(frames).unwrap_or(i64::MAX)
 }

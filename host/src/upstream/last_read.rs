@@ -1,5 +1,6 @@
-//! A socket that remembers when it last brought bytes: a large message on a slow line is a sign of life before it is
-//! whole.
+//! A socket that remembers when bytes last came from it.
+//!
+//! So a large message on a slow line is a sign of life before it is whole.
 
 use std::{
     io,
@@ -16,7 +17,7 @@ use tokio::{
 
 use crate::sync::Mutex;
 
-/// When bytes came last; clones share it.
+/// When bytes last came. Clones share it.
 #[derive(Clone)]
 pub struct LastRead(Arc<Mutex<Instant>>);
 
@@ -34,7 +35,7 @@ impl LastRead {
     }
 }
 
-/// The socket.
+/// A socket that notes when bytes come.
 pub struct Listening<S> {
     socket: S,
     last_read: LastRead,

@@ -1,4 +1,4 @@
-//! Whether an upstream is to be connected: always, or while the tenant has clients and a while after the last.
+//! When an upstream is to be connected: always, or while the tenant has clients and for a while after the last.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
@@ -9,6 +9,7 @@ use tokio::{
 
 use crate::demand::Demand;
 
+/// Says when an upstream is to be connected. `None`: always.
 pub struct Need(Option<OnDemand>);
 
 struct OnDemand {
@@ -18,7 +19,7 @@ struct OnDemand {
 }
 
 impl Need {
-    /// `linger`: how long after the last client; `None`: for ever.
+    /// `linger`: how long it stays connected after the last client. `None`: it is always connected.
     pub fn new(demand: &Arc<Demand>, linger: Option<Duration>) -> Self {
         Self(linger.map(|linger| OnDemand { demand: Arc::clone(demand), changed: demand.watch(), linger }))
     }
@@ -26,11 +27,11 @@ impl Need {
     /// Returns once there is a client.
     pub async fn begins(&mut self) {
         let Some(OnDemand { demand, changed, .. }) = &mut self.0 else { return };
-        // The demand, and so the sender, is held here: there is no error.
+        // There is no error, because the demand, which has the sender, is held here.
         while !demand.has_clients() && changed.changed().await.is_ok() {}
     }
 
-    /// Returns once there has been no client for the linger. To be polled to its end: begun anew, the time is too.
+    /// Returns once there has been no client for the linger. A new call begins the time anew.
     pub async fn ends(&mut self) {
         let Some(OnDemand { demand, changed, linger }) = &mut self.0 else { return pending().await };
         loop {

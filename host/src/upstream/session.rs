@@ -1,6 +1,6 @@
 //! One connection to a partner, while it lasts.
 
-use std::{io, pin::pin, time::Duration};
+use std::{convert::Infallible, io, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
@@ -28,19 +28,30 @@ use crate::{
 const PINGS_PER_IDLE: u32 = 3;
 /// Messages taken as one burst if they are already there.
 const BURST_MESSAGES: usize = 256;
-/// Payload bytes after which a burst is handed on.
+/// Payload bytes after which a burst is passed on.
 const BURST_BYTES: usize = 256 << 10;
-/// For frames that the relay sends: a partner that takes none is lost.
+/// How long the partner may take no frame before the connection counts as lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the close frame and the partner's answer.
+/// How long the close frame and the partner's answer may take.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Read and dropped meanwhile.
+/// The most bytes that are read and dropped meanwhile.
 const FAREWELL_BYTES: u64 = 1 << 20;
 
-/// How long the partner has been silent, and may be.
+/// How long the partner has been silent, and how long it may be.
 pub struct Silence {
     pub last_read: LastRead,
     pub limit: Duration,
+}
+
+/// A connection, and what it works with.
+pub struct Session<'u> {
+    pub socket: Socket,
+    pub silence: Silence,
+    pub sink: &'u Sink,
+    pub metrics: &'u UpstreamMetrics,
+    pub outbound: &'u mut Outbound,
+    pub need: &'u mut Need,
+    pub stop: &'u mut Stop,
 }
 
 /// How a connection was lost.
@@ -52,7 +63,7 @@ pub enum Lost {
     Idle(Duration),
     #[error("the partner takes no frames")]
     Stuck,
-    #[error("the filter broke in on-open")]
+    #[error("the filter's on-open failed")]
     Filter,
     #[error("the relay is shutting down")]
     Stopped,
@@ -92,78 +103,65 @@ pub fn reason(error: &tungstenite::Error) -> &'static str {
     }
 }
 
-/// Runs a connection to its end: first what the filter wants sent, then message after message.
-pub async fn run(
-    mut socket: Socket,
-    silence: &Silence,
-    sink: &Sink,
-    metrics: &UpstreamMetrics,
-    outbound: &mut Outbound,
-    need: &mut Need,
-    stop: &mut Stop,
-) -> Lost {
-    match session(&mut socket, silence, sink, metrics, outbound, need, stop).await {
-        Ok(never) => match never {},
-        Err(lost) => {
-            farewell(&mut socket, &lost).await;
-            lost
+impl Session<'_> {
+    /// Runs the connection to its end: first what the filter wants sent, then message after message.
+    pub async fn run(mut self) -> Lost {
+        match self.relay().await {
+            Ok(never) => match never {},
+            Err(lost) => {
+                farewell(&mut self.socket, &lost).await;
+                lost
+            }
         }
     }
-}
 
-async fn session(
-    socket: &mut Socket,
-    silence: &Silence,
-    sink: &Sink,
-    metrics: &UpstreamMetrics,
-    outbound: &mut Outbound,
-    need: &mut Need,
-    stop: &mut Stop,
-) -> Result<std::convert::Infallible, Lost> {
-    let opening = tokio::select! {
-        opening = sink.opening(&outbound.sender) => opening.ok_or(Lost::Filter)?,
-        () = stop.wait() => return Err(Lost::Stopped),
-    };
-    for frame in opening {
-        send(socket, message(frame)).await?;
-    }
-    let period = silence.limit / PINGS_PER_IDLE;
-    let mut ping = interval_at(Instant::now() + period, period);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut unneeded = pin!(need.ends());
-    loop {
-        let first = tokio::select! {
-            message = socket.next() => message,
+    async fn relay(&mut self) -> Result<Infallible, Lost> {
+        let Self { socket, silence, sink, metrics, outbound, need, stop } = self;
+        let opening = tokio::select! {
+            opening = sink.opening(&outbound.sender) => opening.ok_or(Lost::Filter)?,
             () = stop.wait() => return Err(Lost::Stopped),
-            () = &mut unneeded => return Err(Lost::Unneeded),
-            Some(frame) = outbound.frames.recv() => {
-                send(socket, message(frame)).await?;
-                continue;
-            }
-            _ = ping.tick() => {
-                let idle = silence.last_read.elapsed();
-                if idle >= silence.limit {
-                    return Err(Lost::Idle(idle));
-                }
-                send(socket, Message::Ping(Bytes::new())).await?;
-                continue;
-            }
         };
-        let (burst, end) = take_burst(socket, first);
-        if !burst.is_empty() {
-            metrics.messages.inc_by(burst.len() as u64);
-            metrics.bytes.inc_by(burst.iter().map(|frame| frame.bytes.len() as u64).sum());
-            sink.accept(burst).await;
+        for frame in opening {
+            send(socket, message(frame)).await?;
         }
-        // After a wait for the filter, what was sent meanwhile is yet to be read.
-        silence.last_read.note();
-        if let Some(lost) = end {
-            return Err(lost);
+        let period = silence.limit / PINGS_PER_IDLE;
+        let mut ping = interval_at(Instant::now() + period, period);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unneeded = pin!(need.ends());
+        loop {
+            let first = tokio::select! {
+                message = socket.next() => message,
+                () = stop.wait() => return Err(Lost::Stopped),
+                () = &mut unneeded => return Err(Lost::Unneeded),
+                Some(frame) = outbound.frames.recv() => {
+                    send(socket, message(frame)).await?;
+                    continue;
+                }
+                _ = ping.tick() => {
+                    let idle = silence.last_read.elapsed();
+                    if idle >= silence.limit {
+                        return Err(Lost::Idle(idle));
+                    }
+                    send(socket, Message::Ping(Bytes::new())).await?;
+                    continue;
+                }
+            };
+            let (burst, end) = take_burst(socket, first);
+            if !burst.is_empty() {
+                metrics.messages.inc_by(burst.len() as u64);
+                metrics.bytes.inc_by(burst.iter().map(|frame| frame.bytes.len() as u64).sum());
+                sink.accept(burst).await;
+            }
+            // What the partner sent while this waited for the filter is yet to be read.
+            silence.last_read.note();
+            if let Some(lost) = end {
+                return Err(lost);
+            }
         }
     }
 }
 
-/// All that has arrived already, so that nobody is woken for each message; and the end, if it came.
+/// Takes all that has arrived already, so that nobody is woken for each message. Returns it, and the end if that came.
 fn take_burst(socket: &mut Socket, first: Option<tungstenite::Result<Message>>) -> (Vec<Frame>, Option<Lost>) {
     let mut burst = Vec::new();
     let mut bytes = 0;
@@ -198,7 +196,7 @@ async fn send(socket: &mut Socket, message: Message) -> Result<(), Lost> {
 
 fn message(frame: Frame) -> Message {
     match frame.kind {
-        // Text is checked where it enters; what is not UTF-8 all the same goes out as it is.
+        // Text is checked where it enters. What is not UTF-8 all the same goes out as binary.
         Kind::Text => match frame.bytes.clone().try_into() {
             Ok(text) => Message::Text(text),
             Err(_) => Message::Binary(frame.bytes),
@@ -207,7 +205,7 @@ fn message(frame: Frame) -> Message {
     }
 }
 
-/// Ends the connection as RFC 6455 section 7 has it, if the partner may still be listening.
+/// Ends the connection as RFC 6455 section 7 says, if the partner may still be listening.
 async fn farewell(socket: &mut Socket, lost: &Lost) {
     let code = match lost {
         Lost::Idle(_) | Lost::Stuck => return,
@@ -222,8 +220,8 @@ async fn farewell(socket: &mut Socket, lost: &Lost) {
     };
     let goodbye = async {
         socket.close(Some(CloseFrame { code, reason: "".into() })).await?;
-        // What the partner still sends is read and dropped: a socket that is closed over unread bytes is reset, and that
-        // may overtake the close frame.
+        // A socket that is closed over unread bytes is reset, and the reset may overtake the close frame. So what the
+        // partner still sends is read and dropped.
         let stream = socket.get_mut();
         stream.shutdown().await?;
         tokio::io::copy(&mut stream.take(FAREWELL_BYTES), &mut tokio::io::sink()).await?;

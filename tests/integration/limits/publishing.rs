@@ -141,7 +141,7 @@ async fn the_log_has_so_many_lines_and_says_how_many_it_has_not() {
     for _ in 0..50 {
         assert!(client.text().await.contains("could not be handled"));
     }
-    let broke = relay.log().lines().filter(|line| line.contains("component broke")).count();
+    let broke = relay.log().lines().filter(|line| line.contains("component call failed")).count();
     assert!(broke < 50, "{broke}");
     assert_eq!(relay.metric("edge_relay_guest_failures_total", &[("reason", "trap")]).await, 50.0);
     until("room for a line", async || {

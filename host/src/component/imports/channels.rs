@@ -65,16 +65,8 @@ pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(
 
 /// The same for what a call returned, which nobody is there to be told about: it goes to the log.
 pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
-    if let Some((count, why)) = publish(guest, made).await
-        && guest.tenant.log_lines.take()
-    {
-        tracing::warn!(
-            tenant.name = %guest.tenant.name,
-            guest.name = %guest.name,
-            count,
-            error = %why,
-            "publications refused"
-        );
+    if let Some((count, why)) = publish(guest, made).await {
+        guest.log(|| tracing::warn!(count, error = %why, "publications refused"));
     }
 }
 

@@ -200,14 +200,8 @@ impl Sending {
     fn log(&self, denied: &Denied) {
         let (host, reason) = (line(denied.host()), denied.reason());
         if self.guest.tenant.requests.is_news(&self.guest.version, &host, reason) {
-            tracing::warn!(
-                tenant.name = %self.guest.tenant.name,
-                guest.role = self.guest.role.name(),
-                guest.name = %self.guest.name,
-                outbound.host = host,
-                reason,
-                "component's request denied"
-            );
+            let write = || tracing::warn!(outbound.host = host, reason, "component's request denied");
+            self.guest.span().in_scope(write);
         }
     }
 }

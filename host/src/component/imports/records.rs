@@ -102,8 +102,9 @@ impl Host {
         let late = |_| Err(StoreError::Unavailable(format!("not written within {} s", WRITE_DEADLINE.as_secs())));
         if let Err(error) = written.await.unwrap_or_else(late) {
             count(&error, &tenant);
-            tracing::error!(tenant.name = %tenant.name, records, %error, "a filter's records are not written");
-            deferred.refused = Some((error, Instant::now() + REFUSE_FOR));
+            deferred.refused = Some((error.clone(), Instant::now() + REFUSE_FOR));
+            let write = || tracing::error!(records, %error, "a filter's records are not written");
+            self.guest().span().in_scope(write);
         }
     }
 

@@ -1,8 +1,9 @@
 //! API components: `wasi:http/incoming-handler@0.2`, one call of an instance per request.
 //!
-//! In comes a request whose body is still arriving, out goes the guest's answer, whose body may still be made. Requests
-//! wait for an instance, so many and so long; the call has a deadline from its begin to the end of the answer's body. A
-//! call that breaks before it has answered becomes an error, one that breaks behind its answer cuts that off.
+//! In comes a request whose body is still arriving, out goes the guest's answer, whose body may still be made. Limits
+//! say how many requests may wait for an instance, and for how long. The call has a deadline from its beginning to the
+//! end of the answer's body. A call that fails before it has answered becomes an error. One that fails after that cuts
+//! the answer off.
 
 use std::{
     future::poll_fn,
@@ -65,14 +66,14 @@ pub type ApiCode = RoleCode<Proxy>;
 /// A tenant's API.
 pub struct Api {
     metrics: Arc<GuestMetrics>,
-    /// Of the version that the next request gets.
+    /// The instances that the next request gets one of.
     pool: ArcSwap<Pool<Proxy>>,
-    /// Requests that wait for an instance.
+    /// Counts the requests that wait for an instance.
     waiting: AtomicUsize,
     tasks: Tasks,
 }
 
-/// Why a request has no answer of the guest.
+/// Why a request has no answer from the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum NoAnswer {
     #[error("too many requests wait for the tenant's API")]
@@ -91,20 +92,21 @@ pub enum NoAnswer {
 }
 
 impl Api {
-    /// Each instance serves `reuse` calls.
+    /// Each instance serves up to `reuse` calls.
     pub fn new(code: Arc<ApiCode>, guest: Guest, reuse: u32, tasks: Tasks) -> Arc<Self> {
         let metrics = Arc::clone(&guest.metrics);
         let pool = ArcSwap::new(pool(code, guest, reuse));
         Arc::new(Self { metrics, pool, waiting: AtomicUsize::new(0), tasks })
     }
 
-    /// The next request gets this; those under way, and those that wait for an instance, are answered by the code before.
+    /// Has the next request answered by this code. Requests that are under way, or wait for an instance, are answered
+    /// by the code before.
     pub fn swap(&self, code: Arc<ApiCode>, guest: Guest, reuse: u32) {
         let resting = self.pool.swap(pool(code, guest, reuse)).retire();
         self.tasks.spawn(async move { drop(resting) });
     }
 
-    /// Lets go of instances that nobody has needed for a while, and says how many they were.
+    /// Drops instances that have been idle for a while. Returns how many.
     pub fn rest(&self) -> usize {
         let resting = self.pool.load().rest();
         let count = resting.len();
@@ -114,7 +116,7 @@ impl Api {
         count
     }
 
-    /// Largest body of a request, in bytes.
+    /// Returns the largest body of a request, in bytes.
     pub fn max_body(&self) -> usize {
         self.pool.load().guest.version.limits.api_body
     }
@@ -124,7 +126,7 @@ impl Api {
         self.pool.load().guest.tenant.metrics.limited(limit, 1);
     }
 
-    /// Hands a request to the guest. A call is not cut short when nobody waits for its answer any more.
+    /// Has the guest answer a request. The call goes on even if nobody waits for the answer any more.
     pub async fn call(self: &Arc<Self>, request: Request<Upload>) -> Result<Response<Download>, NoAnswer> {
         let (answer, answered) = oneshot::channel();
         let answer = ResponseSlot { waited_for: Arc::new(Mutex::new(Some(answer))), upload: request.body().clone() };
@@ -132,7 +134,7 @@ impl Api {
         self.tasks.spawn(async move {
             let upload = request.body().clone();
             api.serve(request, answer).await;
-            // Whatever the guest keeps, the connection needs the body's end.
+            // The connection needs the body's end, even if the guest has not read it.
             upload.drain().await;
         });
         answered.await.unwrap_or(Err(NoAnswer::Gone))
@@ -186,7 +188,7 @@ impl Api {
         answer.fail(failure);
     }
 
-    /// `None`: too many wait already.
+    /// Counts a request as waiting. `None`: too many wait already.
     fn wait(&self, most: usize) -> Option<WaitingRequest<'_>> {
         let waiting = WaitingRequest(self);
         self.metrics.queue.inc();
@@ -206,7 +208,7 @@ fn pool(code: Arc<ApiCode>, guest: Guest, reuse: u32) -> Arc<Pool<Proxy>> {
     Pool::new(code, guest, instances, reuse)
 }
 
-/// A request that waits for an instance until this is dropped.
+/// Counts a request as waiting for an instance until it is dropped.
 struct WaitingRequest<'a>(&'a Api);
 
 impl Drop for WaitingRequest<'_> {
@@ -216,12 +218,12 @@ impl Drop for WaitingRequest<'_> {
     }
 }
 
-/// Ends the answer's body with the call, however that ends, and before the guest's store is dropped.
+/// Ends the answer's body when the call ends, however that happens, and before the guest's store is dropped.
 #[derive(Default)]
 struct Ending(Arc<OnceLock<Making>>);
 
 impl Ending {
-    /// Whether the body, if one was begun, is whole.
+    /// Ends the body. Returns whether it is whole; without a body it is.
     fn end(&self) -> bool {
         self.0.get().is_none_or(Making::end)
     }
@@ -243,7 +245,7 @@ struct ResponseSlot {
 }
 
 impl ResponseSlot {
-    /// What the guest answers. A body that was too large for it is answered by the host.
+    /// Gives the guest's answer. If the request's body was too large, the host answers instead.
     fn give(
         &self,
         made: Result<Response<HyperOutgoingBody>, ErrorCode>,
@@ -254,7 +256,7 @@ impl ResponseSlot {
             _ if self.upload.is_too_large() => Err(NoAnswer::TooLarge),
             Ok(response) => Ok(response.map(|body| {
                 let (download, made) = Download::made(body);
-                // A guest has one answer to give.
+                // A guest can give one answer only.
                 let _ = making.set(made);
                 download
             })),
@@ -272,7 +274,7 @@ impl ResponseSlot {
 
     fn send(&self, answer: Answered) {
         if let Some(sender) = self.waited_for().take() {
-            // A client that is gone gets none.
+            // A client that is gone gets no answer.
             drop(sender.send(answer));
         }
     }

@@ -1,11 +1,12 @@
 //! The client handler: what a tenant answers to its clients.
 //!
-//! In come requests to be let in, which wait for their answer, and clients' messages, which do not: each client has a
-//! [`ClientSession`] whose inbox one task at a time empties, so that its messages are handled in order while those of others go
-//! to other instances. Out go steps to the client's shard, publications and frames to upstreams.
+//! In come requests to be let in, which wait for their answer, and clients' messages, which do not. Each client has a
+//! [`ClientSession`] whose inbox one task at a time empties. So a client's messages are handled in order, while other
+//! clients' messages go to other instances. Out go steps to the client's shard, publications, and frames to upstreams.
 //!
-//! An inbox is bounded in messages, all inboxes of a tenant and the replies on their way in bytes. A message over that is
-//! refused by the one who asked, who tells the client. A call that breaks costs its message, and the client is told.
+//! A limit bounds the messages in each inbox. Another bounds the bytes of all inboxes of a tenant and of the replies on
+//! their way. A message over them is refused, and the client is told. A call that fails loses its message, and the
+//! client is told.
 
 use std::{sync::Arc, time::Duration};
 
@@ -52,7 +53,7 @@ pub use crate::component::roles::client::session::{ClientSession, SessionGuard};
 /// The functions of a client handler.
 pub struct ClientHandler {
     own: ClientComponent,
-    /// Of one that lets clients in for a time.
+    /// `None`: it sets no time for clients to stay.
     lease: Option<ClientLeaseComponent>,
 }
 
@@ -75,17 +76,17 @@ impl Role for ClientHandler {
 
 pub type ClientCode = RoleCode<ClientHandler>;
 
-/// Calls an instance serves before a fresh one takes its place.
+/// The calls that an instance serves before a fresh one takes its place.
 const REUSE: u32 = 100_000;
 
-/// The status for a client whose token is not taken, RFC 9110 section 15.5.2.
+/// The status for a client whose token is refused (RFC 9110, 15.5.2).
 const UNAUTHORIZED: u16 = 401;
 
-/// A tenant's handler for all of its clients.
+/// A tenant's handler for all its clients.
 pub struct Handler {
     tenant: Arc<Tenant>,
     pub metrics: Arc<GuestMetrics>,
-    /// Of the version that the next call gets.
+    /// The version that the next call gets.
     active: ArcSwap<ActivePool>,
     tasks: Tasks,
 }
@@ -93,7 +94,7 @@ pub struct Handler {
 /// One version of the code.
 struct ActivePool {
     pool: Arc<Pool<ClientHandler>>,
-    /// It lets clients in for a time.
+    /// Whether it sets a time for clients to stay.
     leases: bool,
 }
 
@@ -109,7 +110,7 @@ pub struct ConnectRequest {
     pub data: Option<String>,
 }
 
-/// By which door a client comes.
+/// The protocol by which a client comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     WebSocket,
@@ -127,19 +128,19 @@ pub enum Meaning<'m> {
     Publish(&'m str),
 }
 
-/// A client that is let in.
+/// A client that was let in.
 pub struct Admission {
     pub session: SessionGuard,
-    /// The channels it is to follow; `None`: those it asks for, each of them with [`Handler::subscribe`].
+    /// The channels it is to follow. `None`: those it asks for, after [`Handler::subscribe`] has allowed each.
     pub channels: Option<Vec<String>>,
-    /// How long it may stay, in seconds; `None`: as long as it likes.
+    /// How long it may stay, in seconds. `None`: as long as it likes.
     pub lease: Option<u32>,
 }
 
-/// Why a client, or its subscription, is not let in.
+/// Why a client, or its subscription, was not let in.
 #[derive(Debug)]
 pub enum NotLetIn {
-    /// The guest said no: the status of the HTTP answer, and what it told.
+    /// The guest said no, with the status of the HTTP answer and a reason.
     Refused(u16, String),
     Broken(Broken),
     /// The guests' runtime is shutting down.
@@ -153,7 +154,7 @@ impl ActivePool {
     }
 }
 
-/// Longest call of the version that has a slot.
+/// Returns how long a call of the slot's version may take.
 fn deadline(slot: &Slot<ClientHandler>) -> Duration {
     slot.guest().version.limits.client_call
 }
@@ -164,13 +165,14 @@ impl Handler {
         Arc::new(Self { tenant, metrics, active: ArcSwap::new(ActivePool::new(code, guest)), tasks })
     }
 
-    /// The next call runs this; those under way, and those that wait for their turn, are finished by the code before.
+    /// Has the next call run this code. Calls that are under way, or wait for an instance, are finished by the code
+    /// before.
     pub fn swap(&self, code: Arc<ClientCode>, guest: Guest) {
         let resting = self.active.swap(ActivePool::new(code, guest)).pool.retire();
         self.tasks.spawn(async move { drop(resting) });
     }
 
-    /// Lets go of instances that nobody has needed for a while, and says how many they were.
+    /// Drops instances that have been idle for a while. Returns how many.
     pub fn rest(&self) -> usize {
         let resting = self.active.load().pool.rest();
         let count = resting.len();
@@ -180,31 +182,27 @@ impl Handler {
         count
     }
 
-    /// Of the version that the next call gets.
+    /// Returns the guest whose version the next call gets.
     pub fn guest(&self) -> Guest {
         self.active.load().pool.guest.clone()
-    }
-
-    pub fn tenant(&self) -> &Arc<Tenant> {
-        &self.tenant
     }
 
     fn pool(&self) -> Arc<Pool<ClientHandler>> {
         Arc::clone(&self.active.load().pool)
     }
 
-    /// Where its calls run.
+    /// Spawns its calls.
     pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }
 
-    /// Has the client's shard do something with it.
+    /// Sends steps to the client's shard.
     fn act(&self, client: ClientId, steps: Vec<Step>) {
         self.tenant.shards.act(client, &self.tenant.client_limits, steps);
     }
 
-    /// Asks whether a client is to be let in. If it is and nobody waits for the answer any more, it has left at once.
-    /// `compression`: of replies to it.
+    /// Asks whether a client is to be let in. A client that is let in when nobody waits for the answer any more leaves
+    /// at once. `compression` is for replies to it.
     pub async fn connect(
         self: &Arc<Self>,
         id: ClientId,
@@ -229,7 +227,7 @@ impl Handler {
         answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
 
-    /// Asks whether a client may follow a channel. `data`: JSON that it sends with its wish.
+    /// Asks whether a client may follow a channel. `data` is JSON that the client sends with its request.
     pub async fn subscribe(
         self: &Arc<Self>,
         session: &Arc<ClientSession>,
@@ -245,7 +243,7 @@ impl Handler {
         answered.await.unwrap_or(Err(NotLetIn::Gone))
     }
 
-    /// Asks how long a client may stay with another token, in seconds. `None`: its handler says nothing about that.
+    /// Asks how long a client may stay with a new token, in seconds. `None`: its handler sets no time.
     pub async fn renew(
         self: &Arc<Self>,
         session: &Arc<ClientSession>,
@@ -259,7 +257,7 @@ impl Handler {
         Some(renewed.await.unwrap_or(Err(NotLetIn::Gone)))
     }
 
-    /// Waits for an instance's turn; `None`: before it came, nobody waited for the answer any more.
+    /// Waits for an instance. `None`: nobody waits for the answer any more.
     async fn slot_for<T>(&self, answer: &mut oneshot::Sender<T>) -> Option<Slot<ClientHandler>> {
         tokio::select! {
             biased;
@@ -369,8 +367,8 @@ impl Handler {
         called.await
     }
 
-    /// Has the client's message handled, and what follows from it done: the answer to the command `id` of a client of the
-    /// Centrifuge protocol.
+    /// Has the command `id` of a client of the Centrifuge protocol handled, and the actions that follow from it carried
+    /// out.
     pub async fn handle_command(
         self: &Arc<Self>,
         session: &Arc<ClientSession>,
@@ -392,7 +390,7 @@ impl Handler {
             let client = Client { id: &id, identity: session.identity.as_deref() };
             handler.own.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
         });
-        // If it broke, that has been counted and logged, and nobody is there to be told.
+        // A failed call has been counted and logged, and nobody is left to be told.
         drop(called.await);
     }
 }

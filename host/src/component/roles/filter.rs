@@ -1,9 +1,9 @@
-//! The filter: one warm instance per upstream, fed in order.
+//! The filter: one warm instance per upstream, which gets its messages in order.
 //!
-//! In come the upstream's frames through a queue bounded in bytes, out go publications to the tenant's channels. What
-//! has queued up goes in as one call. A call that breaks loses its batch, which is counted; a fresh instance takes the
-//! next. While fresh instances keep breaking there is a growing pause before each, and what arrives meanwhile is lost
-//! and counted too: the partner is not made to wait for code that does not work. One that follows demand is told of
+//! In come the upstream's frames through a queue bounded in bytes, out go publications to the tenant's channels. One
+//! call takes what has queued up. A call that fails loses its batch, which is counted, and a fresh instance takes the
+//! next. While calls keep failing, there is a growing pause before each fresh instance. What arrives meanwhile is lost
+//! and counted too: the partner does not wait for code that does not work. A filter that follows demand is told of
 //! channels between its frames (`demand`).
 
 use std::{
@@ -42,15 +42,15 @@ mod demand;
 
 use crate::component::roles::filter::demand::Following;
 
-/// Frames of one call.
+/// The most frames in one call.
 const BATCH_FRAMES: usize = 256;
-/// Payload bytes of one call, unless a single burst has more.
+/// The most payload bytes in one call, unless a single burst has more.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// The functions of a filter.
 pub struct Filter {
     own: FilterComponent,
-    /// Of one that follows demand.
+    /// `None`: it does not follow demand.
     demand: Option<FilterDemandComponent>,
 }
 
@@ -74,7 +74,7 @@ impl Role for Filter {
 pub type FilterCode = RoleCode<Filter>;
 pub type LiveFilter = Live<Filter>;
 
-/// A queue, and the worker to run on the guests' runtime; it ends when the queue is dropped and empty.
+/// Makes a queue, and the worker to run on the guests' runtime. The worker ends when the queue is dropped and empty.
 pub fn worker(live: Arc<LiveFilter>) -> (FilterQueue, impl Future<Output = ()>) {
     let (queue, queued) = FilterQueue::new(live.version().guest.metrics.queue.clone());
     let worker = Worker { filter: Warm::new(Arc::clone(&live)), following: None, connection: None };
@@ -83,9 +83,9 @@ pub fn worker(live: Arc<LiveFilter>) -> (FilterQueue, impl Future<Output = ()>) 
 
 struct Worker {
     filter: Warm<Filter>,
-    /// If it follows demand.
+    /// `None`: the filter does not follow demand.
     following: Option<Following>,
-    /// The way to the connection, from when it is opened to its end.
+    /// The way to the connection while there is one.
     connection: Option<mpsc::Sender<Frame>>,
 }
 
@@ -101,7 +101,7 @@ impl Worker {
                 None => tokio::select! {
                     event = queued.recv() => event,
                     () = self.news() => continue,
-                    // RoleCode that begins to follow demand is told of channels, though no frame comes.
+                    // Code that begins to follow demand is told of channels even when no frame comes.
                     () = live.swapped() => continue,
                     () = idle(idle_at) => {
                         self.filter.rest();
@@ -133,8 +133,8 @@ impl Worker {
         }
     }
 
-    /// Whether the filter follows demand may change with its code: one that begins to is told of all channels that are
-    /// active, one that goes on knows them.
+    /// Takes over a new version. It may begin to follow demand, and then is told of all active channels; one that
+    /// followed demand before knows them.
     fn update(&mut self) {
         let version = self.filter.update();
         if version.code.follows_demand && self.following.is_none() {
@@ -150,12 +150,12 @@ impl Worker {
         self.filter.guest().version.limits.filter_call
     }
 
-    /// When the instance is to go: while there is a connection it stays, however little comes.
+    /// When the idle instance is to go. While there is a connection it stays, however little comes.
     fn idle_at(&self) -> Option<Instant> {
         self.filter.idle_at().filter(|_| self.connection.is_none())
     }
 
-    /// Gathers what has queued up behind a burst and calls the filter once; returns an event that was something else.
+    /// Gathers the bursts that have queued up behind one and calls the filter once. Returns the event after them.
     async fn batch(
         &mut self,
         mut batch: Vec<Frame>,
@@ -186,13 +186,13 @@ impl Worker {
         held
     }
 
-    /// What the filter publishes from now on does not follow what it has published without a gap.
+    /// Marks a gap between what the filter has published and what it will.
     fn lost(&self) {
         let guest = self.filter.guest();
         guest.tenant.channels.lost(&guest.name);
     }
 
-    /// Waits out a pause: a connection without its subscription is of no use.
+    /// Calls `on-open`, after the pause if there is one: a connection without its subscription is of no use.
     async fn on_open(&mut self) -> Option<Vec<Frame>> {
         self.filter.pause().await;
         let upstream = Arc::clone(&self.filter.guest().name);
@@ -213,7 +213,7 @@ impl Worker {
         made.await
     }
 
-    /// Waits out a pause: a loss is told once, and clients may depend on it.
+    /// Calls `on-close`, after the pause if there is one: a loss is told once, and clients may depend on it.
     async fn on_close(&mut self, reason: &str) -> Option<Vec<GuestPublication>> {
         self.filter.pause().await;
         let upstream = Arc::clone(&self.filter.guest().name);
@@ -225,7 +225,7 @@ impl Worker {
     }
 }
 
-/// Returns at that time.
+/// Returns at that time. `None`: never.
 async fn idle(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,

@@ -1,8 +1,8 @@
 //! Jobs: a component called at the times of the tenant's `[[schedule]]`.
 //!
-//! In come ticks of the monotonic clock, out go publications. Each schedule has one task on the guests' runtime with its
-//! own warm instance, so a call is never under way twice. A tick that comes while the call before it still runs is left
-//! out and counted; the next one is on time, however long calls take.
+//! In come ticks of the monotonic clock, out go publications. Each schedule has a task on the guests' runtime with a
+//! warm instance of its own, so its calls never overlap. A tick that comes while the call before it still runs is left
+//! out and counted. The next one is on time, however long calls take.
 
 use std::{
     sync::Arc,
@@ -55,8 +55,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// Calls the job at its times until told to stop; a call under way is finished. `before`: the end of the schedule
-    /// whose place it takes, which it waits for.
+    /// Calls the job at its times until told to stop. A call under way is finished. If it takes the place of another
+    /// schedule, it first waits for the end of that (`before`).
     pub async fn run(self, before: Option<Stop>, mut stop: Stop) {
         if let Some(mut before) = before {
             before.wait().await;
@@ -92,7 +92,7 @@ impl Job {
     }
 }
 
-/// The tick after the one at `last`, given the time now, and how many in between were missed. All from the start.
+/// Returns the next tick after the one at `last`, and how many in between were missed. All times count from the start.
 fn next_tick(last: Duration, every: Duration, now: Duration) -> (Duration, u64) {
     let late = now.saturating_sub(last).as_nanos() / every.as_nanos().max(1);
     let missed = u32::try_from(late).unwrap_or(u32::MAX);

@@ -14,7 +14,7 @@ use crate::{
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
 
-/// How a guest broke. Its instance is not to be used again.
+/// How a guest's call failed. Its instance must not be used again.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
     #[error("{0}")]
@@ -23,7 +23,7 @@ pub enum Broken {
     Deadline(Duration),
     #[error("cannot be instantiated: {0}")]
     Instantiate(String),
-    #[error("holds more than {MAX_HANDLES} handles: drop those that are done with")]
+    #[error("holds more than {MAX_HANDLES} handles: drop those that are no longer needed")]
     Handles,
     #[error("no place for an instance within {} ms: the tenant, or the host, has as many as it may", .0.as_millis())]
     Busy(Duration),
@@ -47,8 +47,8 @@ impl Broken {
         }
     }
 
-    /// Adds what the guest wrote to its standard error: of an exception that nobody caught, the trap says only that the
-    /// guest gave up.
+    /// Adds what the guest wrote to its standard error. For an exception that nobody caught, the trap alone says only
+    /// that the guest gave up.
     pub fn saying(self, words: &str) -> Self {
         match self {
             Self::Trap(why) if !words.is_empty() => Self::Trap(format!("{why}, having written: {words}")),
@@ -57,7 +57,7 @@ impl Broken {
     }
 }
 
-/// Runs a call, in its instance's turns, to its end or its deadline, host calls included.
+/// Runs a call, in its tenant's turns, to its end or its deadline. Host calls count.
 pub async fn within<T>(
     deadline: Duration,
     ticker: &Ticker,
@@ -75,7 +75,7 @@ pub async fn within<T>(
     }
 }
 
-/// The cause, and the functions it happened in, innermost first.
+/// Describes the cause, and the functions it happened in, innermost first.
 fn describe(error: &wasmtime::Error) -> String {
     let mut text = error.root_cause().to_string();
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
@@ -84,6 +84,6 @@ fn describe(error: &wasmtime::Error) -> String {
         // Writing to a string does not fail.
         let _ = write!(text, "{}{:#}", if index == 0 { " in " } else { " < " }, rustc_demangle::demangle(name));
     }
-    // Functions have the names that the guest gives them.
+    // The guest chooses its functions' names, so they are cleaned as its other text.
     line(&text)
 }

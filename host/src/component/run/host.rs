@@ -158,11 +158,10 @@ impl InstanceLimits {
     /// Counts what is refused; guests are told by the failure of what they ask for, which few of them report.
     fn answer(&mut self, granted: bool, limit: &'static str) -> bool {
         if !granted {
-            let Guest { tenant, version, role, name, .. } = &self.guest;
-            tenant.metrics.limited(limit, 1);
-            if !std::mem::replace(&mut self.told, true) && tenant.log_lines.take() {
-                let memory = version.limits.memory;
-                tracing::warn!(tenant.name = %tenant.name, guest.role = role.name(), guest.name = %name, limit, memory, "an instance wants more than it may have");
+            self.guest.tenant.metrics.limited(limit, 1);
+            if !std::mem::replace(&mut self.told, true) {
+                let memory = self.guest.version.limits.memory;
+                self.guest.log(|| tracing::warn!(limit, memory, "an instance wants more than it may have"));
             }
         }
         granted

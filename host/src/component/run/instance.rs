@@ -1,4 +1,4 @@
-//! A component's code and its instances: made, called within a deadline, dropped when they break.
+//! A component's code and its instances. An instance is called within a deadline, and dropped after a call that failed.
 
 use std::{
     marker::PhantomData,
@@ -20,6 +20,7 @@ use crate::{
     },
     tenant::places::Place,
 };
+
 /// Instantiating runs the guest's own start-up code.
 const INSTANTIATE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -30,7 +31,7 @@ pub trait Role: Sized + Send {
     /// Finds the role's functions in an instance.
     fn find(store: &mut Store<Host>, instance: &component::Instance) -> wasmtime::Result<Self>;
 
-    /// Checks their types before there is an instance.
+    /// Checks the types of these functions before there is an instance.
     fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()>;
 }
 
@@ -83,7 +84,7 @@ impl<R: Role> RoleCode<R> {
     }
 }
 
-/// One instance. After a call that broke it must be dropped.
+/// One instance. It must be dropped after a call that failed.
 pub struct Instance<R> {
     engine: Arc<Engine>,
     store: Store<Host>,
@@ -93,7 +94,7 @@ pub struct Instance<R> {
 }
 
 impl<R> Instance<R> {
-    /// Its place, for another in its stead.
+    /// Gives its place to the instance that comes after it.
     pub fn into_place(self) -> Place {
         self.store.into_data().into_place()
     }
@@ -119,30 +120,20 @@ impl<R: Role> Instance<R> {
         self.calls = self.calls.saturating_add(1);
         guest.metrics.calls.inc();
         guest.metrics.seconds.observe(started.elapsed().as_secs_f64());
-        // Not of its deadline: a slow disk is not the guest's fault.
+        // This is outside its deadline, because a slow disk is not the guest's fault.
         self.store.data_mut().write_deferred().await;
         Ok(value)
     }
 }
 
-/// Counts and logs that a call of a guest came to nothing; `pause`: until there may be a fresh instance.
-pub fn broke(guest: &Guest, broken: &Broken, pause: Duration) {
+/// Counts and logs that a call of a guest failed. `pause`: until there may be a fresh instance.
+pub fn call_failed(guest: &Guest, broken: &Broken, pause: Duration) {
     guest.metrics.failed(broken.blame(), broken.reason());
     match broken {
         Broken::Deadline(_) => guest.tenant.metrics.limited(guest.role.call_limit(), 1),
         Broken::Handles => guest.tenant.metrics.limited("handles", 1),
-        // What else there was no room for has been counted where it was asked for.
+        // Other limits were counted where they refused something.
         Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) => {}
     }
-    if !guest.tenant.log_lines.take() {
-        return;
-    }
-    tracing::warn!(
-        tenant.name = %guest.tenant.name,
-        guest.role = guest.role.name(),
-        guest.name = %guest.name,
-        error = %broken,
-        pause_ms = pause.as_millis(),
-        "component broke"
-    );
+    guest.log(|| tracing::warn!(error = %broken, pause_ms = pause.as_millis(), "component call failed"));
 }

@@ -1,4 +1,4 @@
-//! What guests write: lines in the tenant's log.
+//! Lines of the log that guests write, or that are about them.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
-use tracing::enabled;
+use tracing::{Span, enabled, error_span};
 use wasmtime_wasi::{
     async_trait,
     cli::{IsTerminal, StdoutStream},
@@ -21,14 +21,32 @@ use crate::{
     sync::Mutex,
 };
 
-/// Bytes of one line; a message is cut there, what is written to a stream goes on in the next.
+/// Bytes of one line. A message is cut there; what is written to a stream goes on in the next line.
 const MAX_LINE: usize = 4 << 10;
-/// Bytes that are kept of what a stream was told last: an exception with its stack.
+/// Bytes that are kept of what was last written to a stream: enough for an exception with its stack.
 const MAX_WORDS: usize = 4 << 10;
-/// Between lines that are one line of the log: a line end as any text of a guest has it there.
+/// Between lines that become one line of the log. Line ends in a guest's text look the same there.
 const LINE_END: &str = "\\n";
 
-/// What a guest says by way of `wasi:logging`.
+impl Guest {
+    /// Has `write` write a line about the guest, if its tenant may write another now. Returns whether it may.
+    pub fn log(&self, write: impl FnOnce()) -> bool {
+        let may = self.tenant.log_lines.take();
+        if may {
+            self.span().in_scope(write);
+        }
+        may
+    }
+
+    /// The names that lines about the guest carry. Made when a line is written, so that calls cost nothing for it.
+    pub fn span(&self) -> Span {
+        // At the level of errors, so that no choice of level takes the names away from a line.
+        let role = self.role.name();
+        error_span!("guest", tenant.name = %self.tenant.name, guest.role = role, guest.name = %self.name)
+    }
+}
+
+/// Writes what a guest says through `wasi:logging`.
 pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
     let is_written = match level {
         Level::Trace => enabled!(tracing::Level::TRACE),
@@ -37,28 +55,23 @@ pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
         Level::Warn => enabled!(tracing::Level::WARN),
         Level::Error | Level::Critical => enabled!(tracing::Level::ERROR),
     };
-    if !is_written || !guest.tenant.log_lines.take() {
+    if !is_written {
         return;
     }
-    let (tenant, name) = (&guest.tenant.name, &guest.name);
-    let (context, message) = (line(context), line(message));
-    match level {
-        Level::Trace => {
-            tracing::trace!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}")
+    guest.log(|| {
+        let (context, message) = (line(context), line(message));
+        match level {
+            Level::Trace => tracing::trace!(guest.context = context, "{message}"),
+            Level::Debug => tracing::debug!(guest.context = context, "{message}"),
+            Level::Info => tracing::info!(guest.context = context, "{message}"),
+            Level::Warn => tracing::warn!(guest.context = context, "{message}"),
+            Level::Error | Level::Critical => tracing::error!(guest.context = context, "{message}"),
         }
-        Level::Debug => {
-            tracing::debug!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}")
-        }
-        Level::Info => tracing::info!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
-        Level::Warn => tracing::warn!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}"),
-        Level::Error | Level::Critical => {
-            tracing::error!(tenant.name = %tenant, guest.name = %name, guest.context = context, "{message}");
-        }
-    }
+    });
 }
 
-/// Text of a guest as part of one line: cut where it is too long, and without the line ends and control sequences by
-/// which it could pass for other lines.
+/// Makes a guest's text part of one line. It is cut where it is too long, and loses the line ends and control sequences
+/// with which it could pass for other lines.
 pub fn line(text: &str) -> String {
     let mut out = String::new();
     for character in text.get(..text.floor_char_boundary(MAX_LINE)).unwrap_or_default().chars() {
@@ -80,7 +93,7 @@ struct Lines {
     stream: &'static str,
     /// A line whose end is yet to come.
     begun: Vec<u8>,
-    /// The latest lines of the call under way, with what stands for their ends between them.
+    /// The latest lines of the call under way, with `LINE_END` between them.
     words: String,
 }
 
@@ -89,12 +102,12 @@ impl Output {
         Self(Arc::new(Mutex::new(Lines { guest: guest.clone(), stream, begun: Vec::new(), words: String::new() })))
     }
 
-    /// A call begins: what was written before it does not explain its end.
+    /// Forgets what was written before the call that begins: it does not explain how the call ends.
     pub fn forget(&self) {
         self.lines().words.clear();
     }
 
-    /// What was written last in this call, as part of one line; of much the end.
+    /// Takes what was written last in this call, as part of one line.
     pub fn words(&self) -> String {
         let mut lines = self.lines();
         lines.end();
@@ -127,15 +140,13 @@ impl Lines {
 
     fn end(&mut self) {
         let line = line(&String::from_utf8_lossy(self.begun.trim_ascii_end()));
-        if !line.is_empty() && self.guest.tenant.log_lines.take() {
-            let (tenant, name) = (&self.guest.tenant.name, &self.guest.name);
-            tracing::info!(tenant.name = %tenant, guest.name = %name, guest.stream = self.stream, "{line}");
+        if !line.is_empty() && self.guest.log(|| tracing::info!(guest.stream = self.stream, "{line}")) {
             self.keep(&line);
         }
         self.begun.clear();
     }
 
-    /// Remembers a line, and of the lines before it what there is room for.
+    /// Remembers a line, and as much as there is room for of the lines before it.
     fn keep(&mut self, line: &str) {
         if !self.words.is_empty() {
             self.words.push_str(LINE_END);
@@ -146,7 +157,7 @@ impl Lines {
     }
 }
 
-/// A guest that dies in the middle of a line has said something all the same.
+/// Writes the line that a guest was in the middle of when it ended.
 impl Drop for Lines {
     fn drop(&mut self) {
         self.end();
@@ -170,8 +181,8 @@ impl StdoutStream for Output {
 }
 
 impl OutputStream for Output {
-    /// A guest that writes more than [`check_write`](OutputStream::check_write) allows breaks the interface's rules: what
-    /// it hands over at once keeps this thread for as long as it is worked on.
+    /// Traps a guest that writes more than [`check_write`](OutputStream::check_write) allows: it breaks the interface's
+    /// rules, and would keep this thread busy.
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         if bytes.len() > MAX_LINE {
             return Err(StreamError::trap(&format!("writes more than {MAX_LINE} bytes to a standard stream at once")));

@@ -1,10 +1,10 @@
-//! Warm instances that serve a tenant's clients: any of them takes the next call, one call at a time each.
+//! Warm instances that serve a tenant's clients. Any of them takes the next call; each makes one call at a time.
 //!
-//! Instances are made when all others are busy, up to the tenant's limit; beyond it callers wait in the order they came.
-//! One that breaks is dropped, and there is no pause before the next: nobody but callers asks for instances. One that
-//! nobody has needed for a while goes, and at once while others wait for a place. Another version of the code has a
-//! pool of its own: calls that were there before, and those that wait, are finished by the old one, which keeps no instance any
-//! more and goes with the last of them.
+//! An instance is made when all others are busy, up to the tenant's limit. Beyond it callers wait in the order they
+//! came. An instance whose call failed is dropped, and the next is made without a pause, because only callers ask for
+//! one. An idle instance goes after a while, and at once while others wait for its place. A new version of the code
+//! gets a pool of its own. The old pool finishes the calls that it has, keeps no instance after them, and goes with the
+//! last.
 
 use std::{
     sync::Arc,
@@ -23,17 +23,17 @@ use crate::{
     tenant::places::Place,
 };
 
-/// Instances without a call, and since when; the latest used last.
+/// Idle instances, and since when they are. The one used last is at the end.
 type Idle<R> = Vec<(Instance<R>, Instant)>;
 
-/// A role's instances for one tenant.
+/// The instances of one role of a tenant.
 pub struct Pool<R> {
     code: Arc<RoleCode<R>>,
     pub guest: Guest,
     free: Arc<Semaphore>,
-    /// `None`: none is kept, there is another version.
+    /// `None`: no instance is kept, because there is a newer version.
     idle: Mutex<Option<Idle<R>>>,
-    /// Calls after which an instance is replaced: what a guest leaks does not pile up.
+    /// The calls after which an instance is replaced, so that what a guest leaks does not pile up.
     reuse: u32,
 }
 
@@ -41,27 +41,27 @@ pub struct Pool<R> {
 pub struct Slot<R: Role> {
     pool: Arc<Pool<R>>,
     _permit: Option<OwnedSemaphorePermit>,
-    /// Taken by the call.
+    /// `None`: the call has taken it.
     ready: Option<Ready<R>>,
 }
 
-/// What a call needs.
+/// What a call starts from.
 enum Ready<R> {
     Instance(Instance<R>),
-    /// To make one.
+    /// Room for an instance that is yet to be made.
     Place(Place),
 }
 
 impl<R: Role> Pool<R> {
-    /// `instances` at most, each for `reuse` calls.
+    /// Makes a pool of up to `instances` instances, each for `reuse` calls.
     pub fn new(code: Arc<RoleCode<R>>, guest: Guest, instances: usize, reuse: u32) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(instances.min(guest.version.limits.instances)));
         Arc::new(Self { code, guest, free, idle: Mutex::new(Some(Vec::new())), reuse })
     }
 
-    /// Waits for an instance's turn, or for the place of another.
+    /// Waits for an idle instance, or for the place of a new one.
     pub async fn slot(self: Arc<Self>) -> Slot<R> {
-        // It is never closed.
+        // The semaphore is never closed.
         let permit = Arc::clone(&self.free).acquire_owned().await.ok();
         let idle = self.idle().as_mut().and_then(Vec::pop);
         let ready = match idle {
@@ -71,12 +71,12 @@ impl<R: Role> Pool<R> {
         Slot { pool: self, _permit: permit, ready: Some(ready) }
     }
 
-    /// Keeps an instance for the next call, unless others wait for its place or there is another version.
+    /// Keeps an instance for the next call, unless others wait for its place or there is a newer version.
     fn keep(&self, instance: Instance<R>) {
         if self.guest.tenant.places.are_waited_for() {
             return;
         }
-        // Not dropped under the lock.
+        // It is dropped after the lock is given back.
         let _unwanted = match self.idle().as_mut() {
             Some(idle) => {
                 idle.push((instance, Instant::now()));
@@ -86,14 +86,14 @@ impl<R: Role> Pool<R> {
         };
     }
 
-    /// There is another version: takes out the instances that have nothing to do, for the caller to drop. From now on each
-    /// goes after its call.
+    /// Makes way for a newer version. Takes out the idle instances, for the caller to drop; the others go after their
+    /// calls.
     pub fn retire(&self) -> Vec<impl Send + use<R>> {
         self.idle().take().unwrap_or_default()
     }
 
-    /// Takes out the instances that nobody has needed for a while, for the caller to drop; while others wait for a place,
-    /// all that have nothing to do.
+    /// Takes out the instances that have been idle for a while, for the caller to drop. While others wait for a place,
+    /// takes out all idle ones.
     pub fn rest(&self) -> Vec<impl Send + use<R>> {
         let waited_for = self.guest.tenant.places.are_waited_for();
         let idle = if waited_for { Duration::ZERO } else { self.guest.version.limits.instance_idle };
@@ -113,7 +113,7 @@ impl<R: Role> Slot<R> {
         &self.pool.guest
     }
 
-    /// Calls the guest within its deadline; that it broke is counted and logged here.
+    /// Calls the guest within its deadline. Counts and logs a call that failed.
     pub async fn call<T>(
         mut self,
         deadline: Duration,
@@ -125,7 +125,7 @@ impl<R: Role> Slot<R> {
             let mut instance = match ready {
                 Some(Ready::Instance(instance)) => instance,
                 Some(Ready::Place(place)) => code.instantiate(guest, place).await?,
-                // A slot is for one call; there is no other.
+                // A slot is for one call, so this does not happen.
                 None => code.instantiate(guest, guest.tenant.places.take().await).await?,
             };
             let value = instance.call(guest, deadline, call).await?;
@@ -134,7 +134,7 @@ impl<R: Role> Slot<R> {
             }
             Ok(value)
         };
-        called.await.inspect_err(|broken| instance::broke(guest, broken, Duration::ZERO))
+        called.await.inspect_err(|broken| instance::call_failed(guest, broken, Duration::ZERO))
     }
 }
 

@@ -11,20 +11,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::tenant::guest_threads;
 
-/// Of guests' threads, where the relay's others have 0: a guest that is busy has a third of what they have of a core that they
-/// need too, and all of one that they do not.
+/// The niceness of the guests' threads; the relay's other threads have 0. On a core that both need, a busy guest gets a
+/// third of what the others get; on a free core it gets everything.
 const NICE: i32 = 5;
 
 /// The threads guests run on, and what runs there.
 pub struct Guests {
     runtime: Runtime,
-    /// Filters and jobs.
+    /// The workers of filters and jobs.
     workers: JoinSet<()>,
-    /// Of client handlers and APIs.
+    /// The calls of client handlers and APIs.
     tasks: Tasks,
 }
 
-/// Where calls that clients ask for are run: short tasks on the guests' runtime, which ends after them.
+/// Spawns the calls that clients ask for. They are short tasks, and the runtime waits for them when it ends.
 #[derive(Clone)]
 pub struct Tasks {
     runtime: Handle,
@@ -32,7 +32,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Of the runtime that this is called on.
+    /// Spawns on the runtime that this is called on.
     pub fn here() -> Self {
         Self { runtime: Handle::current(), tracker: TaskTracker::new() }
     }
@@ -43,19 +43,21 @@ impl Tasks {
 }
 
 impl Guests {
-    /// As many threads as cores: a guest that is busy for its whole deadline leaves room for others.
+    /// Starts as many threads as there are cores, so that a guest that is busy for its whole deadline leaves room for
+    /// others.
     pub fn start() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(guest_threads())
-            // What comes from sockets waits for no more than the call before it.
+            // So that what comes from sockets waits for one call at most.
             .global_queue_interval(1)
             .thread_name("guest")
-            // Sockets and filters' upstreams come first, whatever guests do; without it there is no harm but theirs.
+            // So that sockets and upstreams come before guests. It may fail: then they share the cores as equals.
             .on_thread_start(|| {
                 let _ = setpriority_process(None, NICE);
             })
             .enable_time()
-            // For guests' requests: their sockets live where they are polled, and the I/O thread has the tenants' feeds.
+            // For guests' requests. Their sockets live where they are polled, and the I/O thread is busy with
+            // upstreams.
             .enable_io()
             .build()?;
         let tasks = Tasks { runtime: runtime.handle().clone(), tracker: TaskTracker::new() };
@@ -66,7 +68,7 @@ impl Guests {
         self.tasks.clone()
     }
 
-    /// Runs the worker of a filter or of a schedule to its end; then lets go of `end`.
+    /// Runs the worker of a filter or of a schedule to its end. Then drops `end`.
     pub fn start_worker(&mut self, worker: impl Future<Output = ()> + Send + 'static, end: impl Send + 'static) {
         self.forget_finished();
         let worker = async move {
@@ -76,12 +78,13 @@ impl Guests {
         self.workers.spawn_on(worker, self.runtime.handle());
     }
 
-    /// Those of tenants that have gone.
+    /// Forgets the workers of tenants that have gone.
     fn forget_finished(&mut self) {
         while self.workers.try_join_next().is_some() {}
     }
 
-    /// Waits for filters and jobs, told to stop or their queues dropped, to finish what they have.
+    /// Waits for filters and jobs to finish what they have. They have been told to stop, or their queues have been
+    /// dropped.
     pub async fn finish(&mut self, timeout: Duration) {
         let finished = async { while self.workers.join_next().await.is_some() {} };
         if tokio::time::timeout(timeout, finished).await.is_err() {
@@ -89,7 +92,7 @@ impl Guests {
         }
     }
 
-    /// Waits for the calls that clients asked for, the last of which are for their leaving; then ends what is left.
+    /// Waits for the calls that clients asked for; the last of them are about their leaving. Then ends what is left.
     pub async fn shutdown(self, timeout: Duration) {
         self.tasks.tracker.close();
         if tokio::time::timeout(timeout, self.tasks.tracker.wait()).await.is_err() {

@@ -1,4 +1,4 @@
-//! A role's code and what it runs with: replaced as a whole, between two calls.
+//! A role's code and what it runs with, replaced as a whole between two calls.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use tokio::sync::Notify;
 
 use crate::component::{Guest, RoleCode};
 
-/// What the next call runs. An instance is of one version: nothing is ever filtered by a mix of two.
+/// What the next call runs. An instance belongs to one version, so no call runs a mix of two.
 pub struct Live<R> {
     version: ArcSwap<RoleVersion<R>>,
-    /// NotifyBy of each swap; the one worker waits for it.
+    /// Notified at each swap. One worker waits for it.
     swapped: Notify,
 }
 
-/// RoleCode, and whose it is: settings, limits and grants belong to it.
+/// A version of a role's code, and the guest it runs for, with its settings, limits and grants.
 pub struct RoleVersion<R> {
     pub code: Arc<RoleCode<R>>,
     pub guest: Guest,
@@ -25,13 +25,13 @@ impl<R> Live<R> {
         Arc::new(Self { version: ArcSwap::from_pointee(RoleVersion { code, guest }), swapped: Notify::new() })
     }
 
-    /// The next call runs this; one under way is finished.
+    /// Has the next call run this version. A call under way is finished first.
     pub fn swap(&self, code: Arc<RoleCode<R>>, guest: Guest) {
         self.version.store(Arc::new(RoleVersion { code, guest }));
         self.swapped.notify_one();
     }
 
-    /// Returns when there has been a swap since it last did.
+    /// Returns when there has been a swap since this last returned.
     pub async fn swapped(&self) {
         self.swapped.notified().await;
     }

@@ -37,7 +37,7 @@ impl Ticker {
         Ok(Self { state, thread: Some(thread) })
     }
 
-    /// The epoch advances at least until the guard is dropped.
+    /// Advances the epoch at least until the guard is dropped.
     pub fn calling(&self) -> Calling<'_> {
         self.state.calls.fetch_add(1, SeqCst);
         if self.state.resting.load(SeqCst)
@@ -68,7 +68,7 @@ impl TickerState {
                 idle += 1;
             } else {
                 self.resting.store(true, SeqCst);
-                // Looked at again after `resting` is set: a call that began before has not seen it.
+                // A call that began before `resting` was set has not seen it, so look again.
                 if self.calls.load(SeqCst) == 0 && !self.stop.load(SeqCst) {
                     thread::park();
                 }
@@ -86,7 +86,7 @@ impl Drop for Ticker {
         self.state.stop.store(true, SeqCst);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // It has nothing to return, and a panic in it has been printed.
+            // The thread returns nothing, and a panic in it has been printed.
             let _ = thread.join();
         }
     }

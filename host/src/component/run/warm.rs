@@ -1,5 +1,7 @@
-//! One warm instance with its work to itself: made when it is first needed, called in turn, replaced when it breaks and
-//! when there is another version of its code.
+//! One warm instance that has its work to itself.
+//!
+//! It is made when it is first needed, and makes one call at a time. A fresh one replaces it after a call that failed,
+//! and when there is another version of its code.
 
 use std::{
     sync::Arc,
@@ -10,6 +12,7 @@ use tokio::time::timeout;
 use wasmtime::Store;
 
 use crate::{
+    backoff::{Backoff, Pauses},
     component::{
         Guest, Live, Role,
         run::{call::Broken, host::Host, instance, instance::Instance, swap::RoleVersion},
@@ -17,21 +20,21 @@ use crate::{
     tenant::places::Place,
 };
 
-/// Pause before the second fresh instance in a row; it doubles up to the next.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Before a fresh instance. The first one in a row is made at once.
+const PAUSES: Pauses =
+    Pauses { free: 1, first: Duration::from_millis(50), longest: Duration::from_secs(5), jitter: false };
 
-/// The instance, and how it has fared.
+/// The instance, and what is known of its failures.
 pub struct Warm<R> {
     live: Arc<Live<R>>,
     version: Arc<RoleVersion<R>>,
     instance: Option<Instance<R>>,
-    /// Of an instance of another version, for the next: whoever has a place does not queue for it again.
+    /// What an instance of another version has left for the next, which then need not queue for a place.
     place: Option<Place>,
     /// When it was last called.
     used: Instant,
-    /// Calls that broke since the last that did not.
-    failures: u32,
+    /// Counts the calls that failed since the last that returned.
+    backoff: Backoff,
     /// When the next instance may be made.
     not_before: Option<Instant>,
 }
@@ -39,20 +42,21 @@ pub struct Warm<R> {
 impl<R: Role> Warm<R> {
     pub fn new(live: Arc<Live<R>>) -> Self {
         let version = live.version();
-        Self { live, version, instance: None, place: None, used: Instant::now(), failures: 0, not_before: None }
+        let backoff = Backoff::new(PAUSES);
+        Self { live, version, instance: None, place: None, used: Instant::now(), backoff, not_before: None }
     }
 
-    /// Whose code is run.
+    /// The guest whose code runs.
     pub fn guest(&self) -> &Guest {
         &self.version.guest
     }
 
-    /// Goes over to another version if there is one: its code has broken nothing yet.
+    /// Goes over to another version if there is one. Its code has not failed yet, so that there is no pause.
     pub fn update(&mut self) -> &RoleVersion<R> {
         if !self.live.is(&self.version) {
             self.version = self.live.version();
             self.place = self.instance.take().map(Instance::into_place).or(self.place.take());
-            self.failures = 0;
+            self.backoff.reset();
             self.not_before = None;
         }
         &self.version
@@ -66,12 +70,12 @@ impl<R: Role> Warm<R> {
         }
     }
 
-    /// Whether a call would come to nothing now.
+    /// Whether a call would fail now because of a pause.
     pub fn is_pausing(&self) -> bool {
         self.instance.is_none() && self.not_before.is_some_and(|at| Instant::now() < at)
     }
 
-    /// When its instance, or the place for one, has been idle for as long as it may; `None`: there is none.
+    /// When its instance, or the place for one, will have been idle for as long as it may. `None`: there is neither.
     pub fn idle_at(&self) -> Option<Instant> {
         let is_there = self.instance.is_some() || self.place.is_some();
         is_there.then(|| self.used + self.version.guest.version.limits.instance_idle)
@@ -83,7 +87,7 @@ impl<R: Role> Warm<R> {
         self.place = None;
     }
 
-    /// Calls the guest within its deadline; `None`: it broke, or it has and its pause is not over.
+    /// Calls the guest within its deadline. `None`: the call failed, or the pause after an earlier failure is not over.
     pub async fn call<T>(
         &mut self,
         deadline: Duration,
@@ -105,30 +109,27 @@ impl<R: Role> Warm<R> {
             };
             match made {
                 Ok(instance) => self.instance = Some(instance),
-                Err(broken) => self.broke(&broken),
+                Err(broken) => self.failed(&broken),
             }
         }
         let called = self.instance.as_mut()?.call(&self.version.guest, deadline, call).await;
         self.used = Instant::now();
         match called {
             Ok(value) => {
-                self.failures = 0;
+                self.backoff.reset();
                 Some(value)
             }
             Err(broken) => {
                 self.instance = None;
-                self.broke(&broken);
+                self.failed(&broken);
                 None
             }
         }
     }
 
-    fn broke(&mut self, broken: &Broken) {
-        // The first fresh instance is made at once.
-        let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.failures.saturating_sub(1)));
-        let pause = if self.failures == 0 { Duration::ZERO } else { doubled.min(LONGEST_PAUSE) };
-        self.failures = self.failures.saturating_add(1);
+    fn failed(&mut self, broken: &Broken) {
+        let pause = self.backoff.fail();
         self.not_before = Some(Instant::now() + pause);
-        instance::broke(&self.version.guest, broken, pause);
+        instance::call_failed(&self.version.guest, broken, pause);
     }
 }

@@ -1,13 +1,14 @@
-//! What an instance is granted, as WASI shows it.
+//! The WASI context of an instance, with what its tenant is granted.
 
 use wasmtime_wasi::{FsPerms, WasiCtx};
 
 use crate::component::{Guest, run::output::Output};
 
-/// Bytes of one call for random ones: making them keeps the thread, which cannot yield meanwhile.
+/// The most random bytes in one call. Making them keeps the thread, which cannot yield meanwhile.
 const MAX_RANDOM: u64 = 64 << 10;
 
-/// No arguments, no address, no look-up of names; of folders and of the environment what the manifest grants.
+/// Gives no arguments, no sockets and no look-up of names, and only the folders and environment that the manifest
+/// grants.
 pub fn wasi(guest: &Guest, stderr: &Output) -> wasmtime::Result<WasiCtx> {
     let mut wasi = WasiCtx::builder();
     wasi.stdout(Output::new(guest, "stdout"))

@@ -1,8 +1,8 @@
-//! The parts of an outgoing request, each of a bounded size.
+//! Bounds the size of the parts of an outgoing request.
 //!
-//! A guest holds its requests in the host's memory, as many as it has handles. wasmtime bounds a request's header fields and its
-//! scheme; it takes a method and an authority of any length, and a path of 64 KiB. So its functions that set these are put
-//! behind a look at the length: what is too long fails as what is malformed does, and the part stays as it was.
+//! A guest holds its requests in the host's memory, as many as it has handles. wasmtime bounds a request's header
+//! fields and its scheme, but takes a method and an authority of any length, and a path of 64 KiB. So the functions
+//! that set these check the length first. A part that is too long fails as a malformed one does, and stays as it was.
 
 use wasmtime::{
     Result, StoreContextMut,
@@ -18,20 +18,21 @@ use wasmtime_wasi_http::{
 
 use crate::component::run::host::Host;
 
-/// As wasmtime's linker calls it, whatever 0.2 a guest is made for. Of another name the functions here would be nobody's.
+/// The name that wasmtime's linker has for every 0.2 that a guest may be made for. Under another name the functions
+/// here would never be called.
 const INTERFACE: &str = "wasi:http/types@0.2.12";
 
-/// In bytes; the longest that is registered, `UPDATEREDIRECTREF`, has 17.
+/// In bytes. The longest registered method, `UPDATEREDIRECTREF`, has 17.
 const MAX_METHOD: usize = 64;
-/// In bytes; a host's name has at most 253, and its port 6 more.
+/// In bytes. A host's name has at most 253, and its port 6 more.
 const MAX_AUTHORITY: usize = 1 << 10;
-/// In bytes, with the query; common servers take 8 KiB.
+/// In bytes, with the query. Common servers take 8 KiB.
 const MAX_PATH: usize = 16 << 10;
 
-/// What setting a part comes to for the guest.
+/// What the guest gets from setting a part.
 type Set = (std::result::Result<(), ()>,);
 
-/// Puts the bounds before the functions that are there.
+/// Puts the bounds before wasmtime's functions.
 pub fn bound(linker: &mut Linker<Host>) -> Result<()> {
     linker.allow_shadowing(true);
     let mut types = linker.instance(INTERFACE)?;
@@ -73,7 +74,7 @@ fn set_path(
     Ok((store.data_mut().http().set_path_with_query(request, path)?,))
 }
 
-/// Counts what is refused.
+/// Whether a part is too long. Counts it if it is.
 fn is_too_long(host: &Host, part: &str, most: usize) -> bool {
     let is = part.len() > most;
     if is {

@@ -20,26 +20,26 @@ use wasmtime_wasi_http::{Error, p2::body::HyperOutgoingBody};
 
 use crate::sync::Mutex;
 
-/// How long the rest of a body that nobody wants is read and dropped: a connection that closes over unread bytes is
-/// reset, and the answer on its way may be lost.
+/// How long the rest of an unwanted body is read and dropped. A connection that is closed over unread bytes is reset,
+/// and the answer on its way may be lost.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// The body of a request. Copies are the same body.
+/// The body of a request. Clones share it.
 #[derive(Clone)]
 pub struct Upload(Arc<Arriving>);
 
 struct Arriving {
     /// `None`: nobody reads it any more.
     body: Mutex<Option<Incoming>>,
-    /// Bytes it may still have, changed under the lock.
+    /// The bytes that may still come. Changed under the lock of `body`.
     left: Mutex<usize>,
     too_large: AtomicBool,
-    /// The client sends it when told to (RFC 9110, 10.1.1), which hyper does at the first look for it.
+    /// Whether the client waits to be told to send it (RFC 9110, 10.1.1). hyper tells it at the first poll.
     held_back: AtomicBool,
 }
 
 impl Upload {
-    /// `most` bytes are taken; `expects`: the client has sent `Expect: 100-continue`.
+    /// Takes a body of `most` bytes at most. `expects`: the client has sent `Expect: 100-continue`.
     pub fn new(body: Incoming, most: usize, expects: bool) -> Self {
         let too_large = body.size_hint().lower() > u64::try_from(most).unwrap_or(u64::MAX);
         Self(Arc::new(Arriving {
@@ -50,19 +50,19 @@ impl Upload {
         }))
     }
 
-    /// It has, or says it has, more bytes than are taken.
+    /// Whether it has more bytes than are taken, or says it has.
     pub fn is_too_large(&self) -> bool {
         self.0.too_large.load(Ordering::Relaxed)
     }
 
-    /// Nobody reads it from here on. What still comes is dropped, for a while: then the connection can take the next
-    /// request, or close without a reset.
+    /// Reads and drops what still comes, for a while, so that the connection can take the next request, or close
+    /// without a reset. From here on nobody else can read the body.
     pub async fn drain(&self) {
         let rest = self.0.body.lock().take();
         if let Some(mut body) = rest
             && !self.0.held_back.load(Ordering::Relaxed)
         {
-            // It ends, breaks or goes on: the answer is the same.
+            // Whether it ends, fails or goes on makes no difference to the answer.
             let _ = timeout(DRAIN, async { while let Some(Ok(_)) = body.frame().await {} }).await;
         }
     }
@@ -92,13 +92,13 @@ impl Body for Upload {
     }
 }
 
-/// The body of an answer: the guest's while it makes it, or the host's own.
+/// The body of an answer: the guest's, while the guest makes it, or the host's own.
 pub struct Download(Arc<Mutex<Departing>>);
 
 /// The call that makes a body.
 ///
-/// wasi-http's bodies end well when the guest's side of them is dropped, as it is when a call breaks. And they do not end
-/// at all while a guest keeps its side. So what counts is what they are when the call ends: by then they must have ended.
+/// A body of wasi-http looks whole when the guest's side of it is dropped, which happens also when a call fails. And it
+/// does not end while a guest keeps its side. So a body counts as whole only if it has ended when the call ends.
 pub struct Making {
     departing: Weak<Mutex<Departing>>,
     cut: Arc<AtomicBool>,
@@ -106,21 +106,21 @@ pub struct Making {
 
 struct Departing {
     body: UnsyncBoxBody<Bytes, Error>,
-    /// What the guest had made, and the connection not taken, when the call ended: a few frames.
+    /// The few frames that the guest had made, and the connection had not taken, when the call ended.
     rest: VecDeque<Frame<Bytes>>,
     end: Option<End>,
-    /// Outlives the body: it has ended so.
+    /// Whether the body was cut off. Outlives the body.
     cut: Arc<AtomicBool>,
-    /// Whoever waits for the next frame.
+    /// Wakes the connection when there is a next frame.
     waker: Option<Waker>,
-    /// The connection has been given time to send what it has.
+    /// Whether the connection has been given time to send what it has.
     flushed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Whole,
-    /// The connection is to end with it, so that it never looks whole.
+    /// The connection must end with it, so that it never looks whole.
     Cut,
 }
 
@@ -131,7 +131,7 @@ impl Download {
         Self(Arc::new(Mutex::new(departing)))
     }
 
-    /// A guest's answer, and how it is told that the call has ended.
+    /// Makes the body of a guest's answer, and the handle by which it learns that the call has ended.
     pub fn made(body: HyperOutgoingBody) -> (Self, Making) {
         let download = Self::new(body);
         let making = Making { departing: Arc::downgrade(&download.0), cut: Arc::clone(&download.0.lock().cut) };
@@ -146,14 +146,14 @@ impl From<Full<Bytes>> for Download {
 }
 
 impl Making {
-    /// The call has ended, its store is still there. False: its body was cut off, now or before; one that nobody took to
-    /// its end may be as it is.
+    /// Ends the body with the call, while the call's store is still there. Returns false if the body was cut off, now
+    /// or before. A body that nobody took to its end counts as whole.
     pub fn end(&self) -> bool {
         let Some(departing) = self.departing.upgrade() else { return !self.cut.load(Ordering::Relaxed) };
         let mut departing = departing.lock();
         let Departing { body, rest, end, waker, .. } = &mut *departing;
         while end.is_none() {
-            // Without tokio's budget for this task, at whose end channels look empty.
+            // Without tokio's budget for this task: once that is spent, channels look empty.
             match unconstrained(body.frame()).now_or_never() {
                 Some(Some(Ok(frame))) => rest.push_back(frame),
                 Some(None) => *end = Some(End::Whole),
@@ -193,7 +193,7 @@ impl Body for Download {
         if departing.flushed {
             return Poll::Ready(Some(Err(Error::HttpResponseIncomplete)));
         }
-        // At an error hyper drops what it has yet to send, the answer's head maybe; while it waits, it sends.
+        // At an error hyper drops what it has not sent yet, perhaps even the answer's head. While it waits, it sends.
         departing.flushed = true;
         context.waker().wake_by_ref();
         Poll::Pending

@@ -1,4 +1,4 @@
-//! What a handler wants done after a message, carried out in its order.
+//! Carries out, in order, what a handler wants done after a message.
 
 use tokio::sync::oneshot;
 use wire::{ErrorCode, Frame, centrifuge, frame, raw};
@@ -18,15 +18,15 @@ use crate::{
     upstream::SendError,
 };
 
-/// Actions of one call; each costs the host some microseconds.
+/// The most actions in one call. Each costs the host some microseconds.
 const MAX_ACTIONS: usize = 10_000;
 
-/// What the client has sent, and so how it is answered.
+/// How the client is answered, which depends on what it has sent.
 #[derive(Clone, Copy, Debug)]
 pub enum ReplyMode {
-    /// A message of a plain WebSocket: as messages.
+    /// With messages, after a message of a plain WebSocket.
     Message,
-    /// A command of the Centrifuge protocol: by one reply to it, and pushes.
+    /// With one reply and with pushes, after a command of the Centrifuge protocol.
     Command { id: u32, by: ReplyKind },
 }
 
@@ -53,9 +53,7 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
     let guest = handler.guest();
     if actions.len() > MAX_ACTIONS {
         guest.metrics.failed(Blame::GuestBroke, "actions");
-        if guest.tenant.log_lines.take() {
-            tracing::warn!(tenant.name = %guest.tenant.name, actions = actions.len(), most = MAX_ACTIONS, "a handler's actions cut off");
-        }
+        guest.log(|| tracing::warn!(actions = actions.len(), most = MAX_ACTIONS, "a handler's actions are cut off"));
     }
     let steps = Steps::new(&guest.tenant.client_limits.budget);
     let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
@@ -74,12 +72,12 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
     plan.act();
 }
 
-/// Actions that are yet to be carried out: either steps for the shard or publications.
+/// The actions that are yet to be carried out: either steps for the shard or publications.
 struct Plan<'a> {
     handler: &'a Handler,
     guest: Guest,
     session: &'a ClientSession,
-    /// What is not answered yet.
+    /// The reply that is still due.
     asked: ReplyMode,
     steps: Steps,
     publications: Vec<Publication>,
@@ -110,9 +108,7 @@ impl Plan<'_> {
                 };
                 if let Err(error) = sent {
                     guest.metrics.failed(Blame::HostFailed, "upstream");
-                    if guest.tenant.log_lines.take() {
-                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's frame is not sent upstream");
-                    }
+                    guest.log(|| tracing::warn!(%error, "a handler's frame is not sent upstream"));
                 }
             }
             Action::Subscribe(channel) => match guest.tenant.channels.follow(&channel).await {
@@ -122,9 +118,7 @@ impl Plan<'_> {
                 }
                 Err(error) => {
                     guest.metrics.failed(Blame::HostFailed, "channel");
-                    if guest.tenant.log_lines.take() {
-                        tracing::warn!(tenant.name = %guest.tenant.name, %error, "a handler's subscription is refused");
-                    }
+                    guest.log(|| tracing::warn!(%error, "a handler's subscription is refused"));
                 }
             },
             Action::Unsubscribe(channel) => self.steps.push(Step::Unsubscribe(channel, NotifyBy::Push)),
@@ -132,7 +126,7 @@ impl Plan<'_> {
         }
     }
 
-    /// A message to the client that answers nothing.
+    /// Adds a message to the client that answers nothing.
     fn message(&mut self, frame: &Frame) {
         match self.asked {
             ReplyMode::Message => raw::reply(frame, self.session.compression, self.steps.replies()),
@@ -145,7 +139,7 @@ impl Plan<'_> {
             ReplyMode::Message => raw::error(code, message, self.steps.replies()),
             ReplyMode::Command { id, by } => {
                 self.asked = ReplyMode::Command { id, by: ReplyKind::None };
-                // Without a command that waits for it, it is pushed.
+                // An error that no command waits for is pushed.
                 let id = if by == ReplyKind::None { 0 } else { id };
                 self.say(|out| centrifuge::reply::error(id, code, message, out));
             }
@@ -173,7 +167,7 @@ impl Plan<'_> {
         wire::encode(self.session.compression, frame::TEXT, &reply, self.steps.replies());
     }
 
-    /// Hands the steps to the client's shard.
+    /// Sends the steps to the client's shard.
     fn act(&mut self) {
         let steps = self.steps.take();
         if !steps.is_empty() {
@@ -181,14 +175,14 @@ impl Plan<'_> {
         }
     }
 
-    /// Hands the steps to the client's shard and waits until they are done, or the client is gone.
+    /// Sends the steps to the client's shard and waits until they are done, or the client is gone.
     async fn done(&mut self) {
         let mut steps = self.steps.take();
         if !steps.is_empty() {
             let (done, waits) = oneshot::channel();
             steps.push(Step::Tell(done));
             self.handler.act(self.session.id, steps);
-            // An error: they never will be.
+            // An error means that the client is gone.
             let _ = waits.await;
         }
     }

@@ -1,4 +1,4 @@
-//! One client of a tenant with a handler: what it has sent and is yet to be handled, in order.
+//! One client of a tenant with a handler. Its messages are handled in order.
 
 use std::{
     ops::Deref,
@@ -12,7 +12,7 @@ use crate::{
     delivery::{BudgetShare, ClientId, Inbox, InboxEvent, Over, Recipient, Step},
 };
 
-/// Why a client is gone that never was in a shard.
+/// The reason for a client that left before it was in a shard.
 const NEVER_CAME: &str = "handshake";
 
 /// A client as its handler knows it.
@@ -22,7 +22,7 @@ pub struct ClientSession {
     pub compression: Option<Compression>,
     handler: Arc<Handler>,
     inbox: Inbox,
-    /// Why it left.
+    /// Why it left. Unset while it is there.
     reason: OnceLock<&'static str>,
 }
 
@@ -36,13 +36,13 @@ impl ClientSession {
         Arc::new(Self { id, identity, compression, handler, inbox: Inbox::default(), reason: OnceLock::new() })
     }
 
-    /// Notes why the client leaves; the first reason counts.
+    /// Notes why the client leaves. The first reason counts.
     pub fn leaves(&self, reason: &'static str) {
         // An earlier reason stands.
         let _ = self.reason.set(reason);
     }
 
-    /// Handles what there is.
+    /// Handles everything in the inbox.
     async fn serve(self: Arc<Self>) {
         while let Some(event) = self.inbox.next() {
             match event {
@@ -61,7 +61,7 @@ impl ClientSession {
     async fn handle(&self, frame: &Frame, share: BudgetShare) {
         match self.handler.on_message(self, Meaning::Message, frame).await {
             Ok(made) => {
-                // Replies may need the room.
+                // Makes room for the replies.
                 drop(share);
                 actions::carry_out(&self.handler, self, ReplyMode::Message, made).await;
             }
@@ -75,7 +75,7 @@ impl ClientSession {
     }
 }
 
-/// A session whose client is there; its handler is told when this is dropped.
+/// A session whose client is there. When it is dropped, the handler is told that the client has left.
 pub struct SessionGuard(Arc<ClientSession>);
 
 impl SessionGuard {

@@ -1,7 +1,7 @@
-//! What a filter that follows demand is told: the channels that became active or idle, between its frames.
+//! Tells a filter that follows demand, between its frames, which channels became active or idle.
 //!
-//! One call at a time, and none before the connection has room for what the last one returned: the worker never waits
-//! for the connection, which may be waiting for the worker to take frames.
+//! It makes one call at a time, and none before the connection has room for what the last one returned. So the worker
+//! never waits for the connection, which may be waiting for the worker to take frames.
 
 use std::{collections::VecDeque, future::pending, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     upstream::MAX_OUTBOUND,
 };
 
-/// How long one call after another is about channels before frames have their turn; the last may take longer.
+/// How long calls about channels go on before frames have their turn. The last of them may take longer.
 const TURN: Duration = Duration::from_millis(2);
 
 /// The channels that one filter follows, and its way to the connection.
@@ -28,7 +28,7 @@ pub(super) struct Following {
     follower: Follower,
     /// `None`: there is no connection.
     outbound: Option<mpsc::Sender<Frame>>,
-    /// Of the last call, bounded by the instance's memory.
+    /// What the last call returned and the connection has not taken. The instance's memory bounds it.
     unsent: VecDeque<Frame>,
 }
 
@@ -37,27 +37,27 @@ impl Following {
         Self { follower, outbound: None, unsent: VecDeque::new() }
     }
 
-    /// There is a new connection.
+    /// Begins anew with a new connection.
     pub(super) fn begin(&mut self, outbound: &mpsc::Sender<Frame>) {
         self.unsent.clear();
         self.outbound = Some(outbound.clone());
         self.follower.begin();
     }
 
-    /// The connection is gone, and with it what was meant for it.
+    /// Drops the connection that is lost, and what was meant for it.
     pub(super) fn end(&mut self) {
         self.unsent.clear();
         self.outbound = None;
         self.follower.end();
     }
 
-    /// What the filter is to be told next, if all that it has said is on its way.
+    /// Returns what the filter is to be told next, if all that it has said is on its way.
     fn next(&self) -> Option<ChannelChange> {
         let is_open = self.outbound.as_ref().is_some_and(|outbound| !outbound.is_closed());
         if is_open && self.unsent.is_empty() { self.follower.next() } else { None }
     }
 
-    /// Sends what there is room for.
+    /// Sends as much as there is room for.
     fn send(&mut self, frames: Vec<Frame>) {
         self.unsent.extend(frames);
         while let Some(outbound) = &self.outbound
@@ -68,7 +68,7 @@ impl Following {
         }
     }
 
-    /// Sends a frame that has waited, or returns when there may be something to tell. Cancelled, it misses nothing.
+    /// Sends a frame that has waited, or returns when there may be something to tell. It may be cancelled without loss.
     async fn go_on(&mut self) {
         match &self.outbound {
             Some(outbound) if outbound.is_closed() => self.end(),
@@ -92,7 +92,7 @@ impl Worker {
             return;
         }
         let began = Instant::now();
-        // What comes up during a pause keeps until the next instance may be made.
+        // During a pause, changes wait until the next instance may be made.
         while !self.filter.is_pausing() && began.elapsed() < TURN {
             let Some(change) = self.following.as_ref().and_then(Following::next) else { return };
             let Some(mut frames) = self.on_channel(&change).await else {
@@ -100,7 +100,8 @@ impl Worker {
                 continue;
             };
             if !frames.is_empty() {
-                // Before they are sent: what the partner has sent until now, and what it will, may have a gap between.
+                // There may be a gap between what the partner has sent and what it sends after these frames, so mark it
+                // before they are sent.
                 let guest = self.filter.guest();
                 guest.tenant.channels.interrupted(&change.channel, &guest.name);
             }
@@ -109,7 +110,7 @@ impl Worker {
         }
     }
 
-    /// Returns when there may be something to tell. Cancelled, it misses nothing.
+    /// Returns when there may be something to tell. It may be cancelled without loss.
     pub(super) async fn news(&mut self) {
         match &mut self.following {
             Some(following) => {
@@ -125,7 +126,7 @@ impl Worker {
     async fn on_channel(&mut self, change: &ChannelChange) -> Option<Vec<Frame>> {
         let upstream = self.filter.guest().name.clone();
         let frames = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
-            // Whoever has one of these follows demand.
+            // Only a filter that follows demand gets here.
             let Some(functions) = &filter.demand else { return Ok(Vec::new()) };
             let functions = functions.edge_relay_tenant_filter_demand();
             let frames = match change.active {
@@ -143,14 +144,7 @@ impl Worker {
         if !fits {
             let guest = self.filter.guest();
             guest.metrics.failed(Blame::GuestBroke, "frame_size");
-            if guest.tenant.log_lines.take() {
-                tracing::warn!(
-                    tenant.name = %guest.tenant.name,
-                    guest.name = %guest.name,
-                    bytes = frame.bytes.len(),
-                    "a frame for the upstream is too large"
-                );
-            }
+            guest.log(|| tracing::warn!(bytes = frame.bytes.len(), "a frame for the upstream is too large"));
         }
         fits
     }

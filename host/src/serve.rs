@@ -1,0 +1,102 @@
+//! Accepts connections for the listeners that run a task for each: admin, API, the demonstration's page.
+//!
+//! The clients' listener has a loop of its own, because it cuts silent handshakes to make room.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use crate::shutdown::Stop;
+
+/// The pause after `accept` failed, usually for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The most connections at once to a listener with short answers: probes, scrapers and a few browsers are few.
+const SHORT_CONNECTIONS: usize = 64;
+/// How long the headers of a request for a short answer may take.
+const SHORT_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A listener, and what it accepts.
+pub struct Acceptor {
+    pub listener: TcpListener,
+    /// Its name in the log.
+    pub name: &'static str,
+    /// The most connections at once. It closes those that come when there are as many.
+    pub max_connections: usize,
+}
+
+/// Why a connection was not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotServed {
+    /// There were as many as there may be.
+    Full,
+    /// It could not be accepted.
+    Accept,
+}
+
+impl Acceptor {
+    /// Runs `connection` as a task for each connection, until told to stop, and tells `refused` of each that it does not
+    /// serve. Returns the connections that are still open; dropped, they end.
+    pub async fn run<C>(
+        self,
+        mut stop: Stop,
+        refused: impl Fn(NotServed),
+        connection: impl Fn(TcpStream, SocketAddr) -> C,
+    ) -> JoinSet<()>
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stop.wait() => return connections,
+            };
+            while connections.try_join_next().is_some() {}
+            match accepted {
+                Ok(_) if connections.len() >= self.max_connections => refused(NotServed::Full),
+                Ok((socket, peer)) => drop(connections.spawn(connection(socket, peer))),
+                Err(error) => {
+                    tracing::warn!(listener.name = self.name, %error, "a connection could not be accepted");
+                    refused(NotServed::Accept);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Serves answers that are short and made at once, until told to stop.
+pub async fn short_answers(
+    listener: TcpListener,
+    name: &'static str,
+    stop: Stop,
+    answer: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
+) {
+    let answer = Arc::new(answer);
+    let acceptor = Acceptor { listener, name, max_connections: SHORT_CONNECTIONS };
+    let connection = |socket, _| {
+        let answer = Arc::clone(&answer);
+        let service = service_fn(move |request| {
+            let response = answer(&request);
+            async { Ok::<_, Infallible>(response) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(SHORT_HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(socket), service);
+        async move {
+            if let Err(error) = served.await {
+                tracing::debug!(listener.name = name, %error, "a connection failed");
+            }
+        }
+    };
+    // Those that are open have no answer under way.
+    drop(acceptor.run(stop, |_| (), connection).await);
+}
