@@ -40,8 +40,8 @@ fn answer(request: &Request<Incoming>, routes: &Routes, metrics: &Metrics) -> Re
     }
 }
 
-/// Shows the upstreams' states and the records that wait for MySQL. The relay is ready because it listens: an upstream that
-/// is down is the partner's matter.
+/// Shows the upstreams' states and the records that wait for MySQL. The relay is ready because it listens: an upstream
+/// that is down is the partner's matter.
 fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
     let by_name: serde_json::Map<_, _> = tenants
         .iter()

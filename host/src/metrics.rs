@@ -12,7 +12,8 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
-/// Bounds of the buckets, in seconds. A call usually takes microseconds; the last bounds show calls near their deadline.
+/// Bounds of the buckets, in seconds. A call usually takes microseconds; the last bounds show calls near their
+/// deadline.
 const CALL_SECONDS: [f64; 10] = [2e-6, 5e-6, 1e-5, 5e-5, 2e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 
 /// Bounds of the buckets, in seconds. A small component takes tenths of a second, one with an interpreter many seconds.
@@ -277,7 +278,7 @@ impl Metrics {
 }
 
 impl TenantMetrics {
-    /// Counts what a limit has refused. Whoever asked for it is told elsewhere.
+    /// Counts what a limit has refused. It tells nobody.
     pub fn limited(&self, limit: &'static str, times: usize) {
         let label = TenantLimit { tenant: self.tenant(), limit };
         self.all.limit_refusals.get_or_create(&label).inc_by(times as u64);

@@ -1,45 +1,42 @@
 //! The relay as a whole: what starts in which order, and what stops in which.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use config::{HostLimits, RelayConfig, TenantConfig, TenantsFolder};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use config::{HostLimits, Listen, RelayConfig, StoreConfig, TenantConfig, TenantsFolder};
+use ipnet::IpNet;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
 use crate::{
     admin, api,
+    api::ApiContext,
     component::{EngineSource, Tasks},
     delivery::{Shards, Timing},
     entry,
     entry::EntryContext,
     metrics::Metrics,
+    routes::Routes,
     shutdown::Stop,
     store,
-    store::Store,
-    tenant::HostPlaces,
+    tenant::{HostPlaces, HostResources},
     tenants,
-    tenants::{Records, TenantCode, Tenants, Watch},
+    tenants::{CodeProblem, Records, TenantCode, Tenants, Watch},
     upstream::Connector,
 };
 
-/// File descriptors kept for all that is neither a client nor a handshake: upstreams, listeners, epolls, files.
-const RESERVED_FILES: usize = 256;
+mod capacity;
+
+use crate::relay::capacity::Capacity;
 
 /// Why the relay did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Every component that cannot be used, one a line.
-    #[error("{}", .0.join("\n"))]
-    Components(Vec<String>),
+    /// Every component that cannot be used, each on a line of its own.
+    #[error("{}", tenants::listed(.0, "\n"))]
+    Components(Vec<CodeProblem>),
     #[error("cannot listen on {address} for {listener}: {error}")]
     Bind { listener: &'static str, address: SocketAddr, error: io::Error },
-    #[error("the WebAssembly engine does not start: {0}")]
-    Engine(String),
+    #[error("the WebAssembly engine does not start: {0:#}")]
+    Engine(wasmtime::Error),
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
     #[error(transparent)]
@@ -48,118 +45,110 @@ pub enum StartError {
     Threads(#[from] io::Error),
 }
 
-/// A relay whose listeners are bound; [`Relay::run`] does the rest.
+/// A relay whose listeners are bound. [`Relay::run`] does the rest.
 pub struct Relay {
     pub clients: SocketAddr,
     pub api: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
-    pub metrics: Arc<Metrics>,
+    listeners: Listeners,
+    entry: Arc<EntryContext>,
+    api_context: Arc<ApiContext>,
+    metrics: Arc<Metrics>,
     tenants: Tenants,
-    /// Of where tenants may change.
+    /// Watches the tenants' folder. `None`: they do not come from a folder.
     watch: Option<Watch>,
     engine: EngineSource,
-    entry_context: Arc<EntryContext>,
-    listener: TcpListener,
-    api_context: Arc<api::ApiContext>,
-    api_listener: Option<TcpListener>,
-    admin_listener: Option<TcpListener>,
     shutdown_timeout: Duration,
 }
 
 impl Relay {
     /// Loads every component, then binds every listener. Nothing listens if anything is wrong.
     pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
+        let RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: configs, folder } = config;
         let metrics = Arc::new(Metrics::new());
-        let mut engine = EngineSource::new(config.limits, config.cache.clone(), Arc::clone(&metrics));
-        let watch = config.folder.and_then(|folder| watch(folder, &config.tenants));
-        let codes = load_code(&config.tenants, &mut engine)?;
-
-        let listen =
-            |listener, address| {
-                entry::bind(address)
-                    .and_then(|bound| Ok((bound.local_addr()?, bound)))
-                    .map_err(|error| StartError::Bind { listener, address, error })
-            };
-        let (clients, listener) = listen("clients", config.listen.clients)?;
-        let (api, api_listener) = config.listen.api.map(|address| listen("api", address)).transpose()?.unzip();
-        let (admin, admin_listener) = config.listen.admin.map(|address| listen("admin", address)).transpose()?.unzip();
-
-        let total = Arc::new(AtomicUsize::new(0));
-        let limits = config.limits;
-        let room = Capacity::fit(&limits, raise_file_limit());
-        let shards = Arc::new(Shards::start(
-            shard_count(),
-            Timing {
-                ping_interval: limits.ping_interval,
-                stall_timeout: limits.stall_timeout,
-                shutdown_timeout: limits.shutdown_timeout,
-            },
-        )?);
-        let kept = codes.iter().any(TenantCode::keeps_records).then_some(config.store.clone()).flatten();
-        let keep = config.tenants.iter().flat_map(tenants::keep).collect();
-        let open = kept.map(|store| Store::open(store, keep, Arc::clone(&metrics))).transpose()?;
-        let store = Records { config: config.store, open };
-        let mut tenants =
-            Tenants::new(&metrics, &shards, &total, HostPlaces::new(limits.instances), Connector::new()?, store);
-        for (config, code) in config.tenants.into_iter().zip(&codes) {
+        let mut engine = EngineSource::new(limits, cache, Arc::clone(&metrics));
+        // Watched before the code is loaded: what is written meanwhile is a change.
+        let watch = folder.and_then(|folder| watch(folder, &configs));
+        let codes = load_code(&configs, &mut engine)?;
+        let listeners = Listeners::bind(&listen)?;
+        let capacity = Capacity::of_process(&limits);
+        let host = HostResources {
+            metrics: Arc::clone(&metrics),
+            shards: start_shards(&limits)?,
+            clients: Arc::default(),
+            places: HostPlaces::new(limits.instances),
+        };
+        let records = open_records(store, &configs, &codes, &metrics)?;
+        let mut tenants = Tenants::new(host.clone(), Connector::new()?, records);
+        for (config, code) in configs.into_iter().zip(&codes) {
             tenants.apply(config, code)?;
         }
         tenants.publish();
-        let entry_context = EntryContext {
-            routes: Arc::clone(tenants.routes()),
-            trusted_proxies: config.trusted_proxies.clone(),
-            metrics: Arc::clone(&metrics),
-            shards,
-            total,
-            max_clients: room.clients,
-            max_handshakes: room.handshakes,
-            handshake_timeout: limits.handshake_timeout,
-            reads: Arc::new(Semaphore::new(entry::MAX_READS)),
-            commands: Tasks::here(),
-        };
-        let api_context = api::ApiContext {
-            routes: Arc::clone(tenants.routes()),
-            trusted_proxies: config.trusted_proxies,
-            metrics: Arc::clone(&metrics),
-            max_connections: room.api_connections,
-            stall_timeout: limits.stall_timeout,
-            shutdown_timeout: limits.shutdown_timeout,
-        };
+        let routes = tenants.routes();
         Ok(Self {
-            clients,
-            api,
-            admin,
+            clients: listeners.clients.address,
+            api: listeners.api.as_ref().map(|bound| bound.address),
+            admin: listeners.admin.as_ref().map(|bound| bound.address),
+            listeners,
+            entry: Arc::new(entry_context(&host, routes, &trusted_proxies, &limits, &capacity)),
+            api_context: Arc::new(api_context(&host, routes, trusted_proxies, &limits, &capacity)),
             metrics,
             tenants,
             watch,
             engine,
-            entry_context: Arc::new(entry_context),
-            listener,
-            api_context: Arc::new(api_context),
-            api_listener,
-            admin_listener,
             shutdown_timeout: limits.shutdown_timeout,
         })
     }
 
-    /// Relays until told to stop; then stops in the order data flows, so that what came in still goes out.
+    /// Relays until told to stop. Then stops in the order data flows, so that what came in still goes out.
     pub async fn run(mut self, mut stop: Stop) {
-        let routes = Arc::clone(self.tenants.routes());
+        let Listeners { clients, api, admin } = self.listeners;
         let mut listeners = JoinSet::new();
-        listeners.spawn(entry::run(self.listener, Arc::clone(&self.entry_context), stop.clone()));
-        if let Some(listener) = self.api_listener {
-            listeners.spawn(api::run(listener, self.api_context, stop.clone()));
+        listeners.spawn(entry::run(clients.listener, Arc::clone(&self.entry), stop.clone()));
+        if let Some(api) = api {
+            listeners.spawn(api::run(api.listener, self.api_context, stop.clone()));
         }
-        if let Some(listener) = self.admin_listener {
-            listeners.spawn(admin::run(listener, routes, self.metrics, stop.clone()));
+        if let Some(admin) = admin {
+            let routes = Arc::clone(self.tenants.routes());
+            listeners.spawn(admin::run(admin.listener, routes, self.metrics, stop.clone()));
         }
         self.tenants.run(self.watch, self.engine, stop.clone()).await;
         stop.wait().await;
         while listeners.join_next().await.is_some() {}
         self.tenants.stop_all(self.shutdown_timeout).await;
-        // Joining the shards' threads is all that is left to do on this one.
-        self.entry_context.shards.shutdown();
+        // This thread may block now: all that is left for it is to join the shards' threads.
+        self.entry.shards.shutdown();
         self.tenants.end(self.shutdown_timeout).await;
+    }
+}
+
+/// A listener, and where it listens.
+struct Bound {
+    address: SocketAddr,
+    listener: TcpListener,
+}
+
+struct Listeners {
+    clients: Bound,
+    api: Option<Bound>,
+    admin: Option<Bound>,
+}
+
+impl Bound {
+    fn new(name: &'static str, address: SocketAddr) -> Result<Self, StartError> {
+        entry::bind(address)
+            .and_then(|listener| Ok(Self { address: listener.local_addr()?, listener }))
+            .map_err(|error| StartError::Bind { listener: name, address, error })
+    }
+}
+
+impl Listeners {
+    fn bind(listen: &Listen) -> Result<Self, StartError> {
+        Ok(Self {
+            clients: Bound::new("clients", listen.clients)?,
+            api: listen.api.map(|address| Bound::new("api", address)).transpose()?,
+            admin: listen.admin.map(|address| Bound::new("admin", address)).transpose()?,
+        })
     }
 }
 
@@ -168,14 +157,10 @@ fn watch(folder: TenantsFolder, tenants: &[TenantConfig]) -> Option<Watch> {
     watch.inspect_err(|error| tracing::error!(%error, "the tenants' folder is not watched")).ok()
 }
 
-/// What is wrong with the components of these tenants, of a host whose configuration cannot be read.
-pub fn check_components(tenants: &[TenantConfig]) -> Vec<String> {
+/// Checks the components of these tenants, for a host whose configuration cannot be read.
+pub fn check_components(tenants: &[TenantConfig]) -> Result<(), StartError> {
     let mut engine = EngineSource::new(HostLimits::default(), None, Arc::new(Metrics::new()));
-    match load_code(tenants, &mut engine) {
-        Ok(_) => Vec::new(),
-        Err(StartError::Components(problems)) => problems,
-        Err(error) => vec![error.to_string()],
-    }
+    load_code(tenants, &mut engine).map(drop)
 }
 
 fn load_code(tenants: &[TenantConfig], engine: &mut EngineSource) -> Result<Vec<TenantCode>, StartError> {
@@ -183,7 +168,7 @@ fn load_code(tenants: &[TenantConfig], engine: &mut EngineSource) -> Result<Vec<
     if !tenants.iter().any(TenantConfig::has_code) {
         return Ok(tenants.iter().map(|_| TenantCode::default()).collect());
     }
-    let engine = engine.get().map_err(|error| StartError::Engine(format!("{error:#}")))?;
+    let engine = engine.get().map_err(StartError::Engine)?;
     let mut codes = Vec::new();
     let mut problems = Vec::new();
     for loaded in tenants::load_all(tenants, engine) {
@@ -195,65 +180,59 @@ fn load_code(tenants: &[TenantConfig], engine: &mut EngineSource) -> Result<Vec<
     if problems.is_empty() { Ok(codes) } else { Err(StartError::Components(problems)) }
 }
 
-/// One core is left to upstreams, handshakes and guests.
-fn shard_count() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).max(1)
+fn start_shards(limits: &HostLimits) -> io::Result<Arc<Shards>> {
+    let &HostLimits { ping_interval, stall_timeout, shutdown_timeout, .. } = limits;
+    Shards::start(capacity::shard_count(), Timing { ping_interval, stall_timeout, shutdown_timeout }).map(Arc::new)
 }
 
-/// How many connections of each kind there may be at once.
-#[derive(Debug, PartialEq, Eq)]
-struct Capacity {
-    clients: usize,
-    handshakes: usize,
-    api_connections: usize,
+/// Opens the store if any tenant's code keeps records.
+fn open_records(
+    store: Option<StoreConfig>,
+    tenants: &[TenantConfig],
+    codes: &[TenantCode],
+    metrics: &Arc<Metrics>,
+) -> Result<Records, store::Unusable> {
+    let mut records = Records::new(store);
+    if codes.iter().any(TenantCode::keeps_records) {
+        records.open(tenants.iter().flat_map(tenants::keep).collect(), metrics)?;
+    }
+    Ok(records)
 }
 
-impl Capacity {
-    /// What the limits say, as far as the files go that the process may have open.
-    fn fit(limits: &HostLimits, files: usize) -> Self {
-        // Small shares, so that little room leaves some for clients too.
-        let handshakes = limits.handshakes.min(files / 4);
-        let api_connections = limits.api_connections.min(files / 8);
-        let room = files.saturating_sub(handshakes + api_connections + RESERVED_FILES.min(files / 4));
-        let clients = limits.clients.unwrap_or(room).min(room);
-        let lowered = handshakes < limits.handshakes
-            || api_connections < limits.api_connections
-            || limits.clients.is_some_and(|wanted| clients < wanted);
-        if lowered {
-            tracing::warn!(
-                files,
-                clients,
-                handshakes,
-                api_connections,
-                "limits lowered: the process may not have more files open (ulimit -n)"
-            );
-        }
-        Self { clients, handshakes, api_connections }
+fn entry_context(
+    host: &HostResources,
+    routes: &Arc<Routes>,
+    trusted_proxies: &[IpNet],
+    limits: &HostLimits,
+    capacity: &Capacity,
+) -> EntryContext {
+    EntryContext {
+        routes: Arc::clone(routes),
+        trusted_proxies: trusted_proxies.to_vec(),
+        metrics: Arc::clone(&host.metrics),
+        shards: Arc::clone(&host.shards),
+        total: Arc::clone(&host.clients),
+        max_clients: capacity.clients,
+        max_handshakes: capacity.handshakes,
+        handshake_timeout: limits.handshake_timeout,
+        reads: Arc::new(Semaphore::new(entry::MAX_READS)),
+        commands: Tasks::here(),
     }
 }
 
-/// Lets the process have as many files as the system allows it; returns how many.
-fn raise_file_limit() -> usize {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    let files = if raised.is_ok() { maximum } else { current };
-    files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_fit_the_files_there_are() {
-        let fit = |clients, files| {
-            let Capacity { clients, handshakes, api_connections } =
-                Capacity::fit(&HostLimits { clients, ..HostLimits::default() }, files);
-            (clients, handshakes, api_connections)
-        };
-        assert_eq!(fit(None, 20_000), (20_000 - 4096 - 2048 - 256, 4096, 2048));
-        assert_eq!(fit(Some(100), 20_000), (100, 4096, 2048));
-        assert_eq!(fit(None, 1024), (384, 256, 128));
-        assert_eq!(fit(Some(5000), 300), (113, 75, 37));
+fn api_context(
+    host: &HostResources,
+    routes: &Arc<Routes>,
+    trusted_proxies: Vec<IpNet>,
+    limits: &HostLimits,
+    capacity: &Capacity,
+) -> ApiContext {
+    ApiContext {
+        routes: Arc::clone(routes),
+        trusted_proxies,
+        metrics: Arc::clone(&host.metrics),
+        max_connections: capacity.api_connections,
+        stall_timeout: limits.stall_timeout,
+        shutdown_timeout: limits.shutdown_timeout,
     }
 }

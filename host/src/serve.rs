@@ -41,8 +41,8 @@ pub enum NotServed {
 }
 
 impl Acceptor {
-    /// Runs `connection` as a task for each connection, until told to stop, and tells `refused` of each that it does not
-    /// serve. Returns the connections that are still open; dropped, they end.
+    /// Runs `connection` as a task for each connection, until told to stop, and tells `refused` of each that it does
+    /// not serve. Returns the connections that are still open; dropped, they end.
     pub async fn run<C>(
         self,
         mut stop: Stop,

@@ -8,15 +8,15 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// Chooses what is logged: a level, or `target=level` pairs with commas between them.
+/// The variable that chooses what is logged: a level, or `target=level` pairs with commas between them.
 const VARIABLE: &str = "EDGE_RELAY_LOG";
 
-/// Starts logging; `fallback` holds unless the environment says otherwise.
+/// Starts logging. `fallback` holds unless the environment says otherwise.
 pub fn start(fallback: &str) -> Result<(), String> {
     let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| fallback.to_owned());
     let targets = Targets::from_str(&wanted)
         .map_err(|error| format!("{VARIABLE}={wanted}: {error}; write for example {VARIABLE}=info"))?;
-    // It warns of what guests do wrong, each time that they do.
+    // It warns each time that a guest does something wrong, without a limit.
     let targets = targets.with_target("wasmtime_wasi_http", LevelFilter::OFF);
     let terminal = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).with_target(false);

@@ -1,7 +1,7 @@
 //! A tenant at run time: the unit of isolation.
 //!
-//! What outlives its code (channels, state, where its clients are, what is counted) is the [`Tenant`]; what its manifest
-//! says now is a [`TenantVersion`], replaced as a whole. Guests hold the version that their code came with.
+//! The [`Tenant`] outlives its code: it has the channels, the state, the clients and the metrics. A [`TenantVersion`]
+//! is what the manifest says now, and is replaced as a whole. Guests hold the version that their code came with.
 
 use std::sync::{Arc, MutexGuard, atomic::AtomicUsize};
 
@@ -31,29 +31,40 @@ pub use places::{HostPlaces, Places};
 pub use requests::Requests;
 pub use turns::{Turns, guest_threads};
 
-/// All that a tenant's parts share: its clients, its guests, the listeners.
+/// What all tenants of the host share.
+#[derive(Clone)]
+pub struct HostResources {
+    pub metrics: Arc<Metrics>,
+    pub shards: Arc<Shards>,
+    /// Counts the clients of all tenants.
+    pub clients: Arc<AtomicUsize>,
+    /// Limits the instances of all tenants.
+    pub places: Arc<HostPlaces>,
+}
+
+/// What a tenant's clients and guests and the listeners share.
 pub struct Tenant {
     pub name: Arc<str>,
     pub channels: Arc<Channels>,
     pub client_limits: Arc<ClientLimits>,
-    /// Where its clients come from.
+    /// Counts its clients by the addresses they come from.
     pub sources: ClientSources,
-    /// Where its clients are.
+    /// Has its clients' sockets.
     pub shards: Arc<Shards>,
     pub state: Arc<State>,
     pub metrics: Arc<TenantMetrics>,
-    /// Of its guests on their threads.
+    /// Shares the guests' threads among its calls.
     pub turns: Turns,
-    /// For its guests' instances.
+    /// Limits its guests' instances.
     pub places: Places,
-    /// How often its guests publish.
+    /// Limits how often its guests publish.
     pub publications: Rate,
     pub log_lines: LogLines,
     pub outbound: Arc<OutboundLimit>,
-    /// Of its guests, to HTTP servers.
+    /// Its guests' requests to HTTP servers.
     pub requests: Requests,
     pub version: ArcSwap<TenantVersion>,
-    /// Why what its folder has now is not what runs.
+    /// Why what its folder has now was refused. `None`: it runs.
     pub refused: Mutex<Option<String>>,
 }
 
@@ -62,41 +73,35 @@ pub struct TenantVersion {
     /// Origins whose pages may read channels over HTTP.
     pub cors: Vec<String>,
     pub upstreams: Vec<Arc<upstream::Handle>>,
-    /// `None`: nobody on this host keeps records.
+    /// `None`: its code keeps no records, or the host has no store.
     pub store: Option<Arc<Store>>,
-    /// What guests read through `wasi:config`.
+    /// Guests read them through `wasi:config`.
     pub settings: Vec<(String, String)>,
     pub grants: Arc<Grants>,
     pub limits: TenantLimits,
-    /// Payloads of so many bytes and more are compressed for clients that can take it; `None`: none are.
+    /// Payloads of this many bytes and more are compressed for clients that accept it. `None`: none are.
     pub compress_above: Option<usize>,
 }
 
 impl Tenant {
-    /// A tenant that nothing runs for yet. `total`: clients of the whole host; `places`: for instances of all tenants.
-    pub fn new(
-        config: &TenantConfig,
-        metrics: &Arc<Metrics>,
-        shards: &Arc<Shards>,
-        total: &Arc<AtomicUsize>,
-        places: &Arc<HostPlaces>,
-    ) -> Arc<Self> {
-        let metrics = Arc::new(metrics.tenant(&config.name));
+    /// Makes a tenant that nothing runs for yet.
+    pub fn new(config: &TenantConfig, host: &HostResources) -> Arc<Self> {
+        let metrics = Arc::new(host.metrics.tenant(&config.name));
         let limits = &config.limits;
         let rules = config.channels.clone();
         let channels = Arc::new(Channels::new(rules, limits, config.compress_above, Arc::clone(&metrics)));
-        let demand = Arc::clone(&channels.demand);
-        let client_limits = Arc::new(ClientLimits::new(Arc::clone(&metrics), limits, Arc::clone(total), demand));
+        let (total, demand) = (Arc::clone(&host.clients), Arc::clone(&channels.demand));
+        let client_limits = Arc::new(ClientLimits::new(Arc::clone(&metrics), limits, total, demand));
         let outbound = (limits.outbound_requests, limits.outbound_requests_per_second);
         Arc::new(Self {
             name: Arc::clone(&config.name),
             channels,
             sources: ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address),
             client_limits,
-            shards: Arc::clone(shards),
+            shards: Arc::clone(&host.shards),
             state: Arc::new(State::new(limits.quota())),
             turns: Turns::new(guest_threads()),
-            places: Places::new(limits.instances, places, Arc::clone(&metrics)),
+            places: Places::new(limits.instances, &host.places, Arc::clone(&metrics)),
             publications: Rate::new(limits.publications_per_second),
             log_lines: LogLines::new(Arc::clone(&config.name), limits.log_lines_per_second, Arc::clone(&metrics)),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
@@ -115,7 +120,7 @@ impl Tenant {
         self.shards.act(client, &self.client_limits, steps);
     }
 
-    /// What holds for whatever begins now.
+    /// Returns the version that begins to run now.
     pub fn version(&self) -> Arc<TenantVersion> {
         self.version.load_full()
     }
@@ -124,7 +129,7 @@ impl Tenant {
         self.refused.lock()
     }
 
-    /// Follows another manifest: channels, state and clients that are there stay.
+    /// Takes over what another manifest says. Channels, state and clients stay.
     pub fn reconfigure(&self, config: &TenantConfig, version: Arc<TenantVersion>) {
         let limits = &config.limits;
         self.channels.reconfigure(config.channels.clone(), limits, config.compress_above);

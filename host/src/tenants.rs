@@ -1,64 +1,62 @@
-//! All tenants of the host: brought to life, changed while their clients stay, let go.
+//! All tenants of the host: taken into service, changed while their clients stay, removed.
 //!
-//! In comes a tenant's configuration with its code, checked; out go its channels, upstreams, jobs and routes. What did not
-//! change is left alone: an upstream whose table in the manifest is the same keeps its socket, and its filter's next call
-//! runs the new code; a schedule keeps its times. Sockets of clients belong to no version.
+//! In comes a tenant's checked configuration with its code; out go its channels, upstreams, jobs and routes. What did
+//! not change goes on. An upstream whose table in the manifest is the same keeps its socket, and its filter's next call
+//! runs the new code. A schedule keeps its times. Clients' sockets belong to no version.
 
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicUsize},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use config::{ScheduleConfig, StoreConfig, TenantConfig};
+use config::{ScheduleConfig, TenantConfig};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
     component::{Api, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
-    delivery::Shards,
     memory,
-    metrics::Metrics,
     routes::{Route, Routes},
     shutdown,
     shutdown::{Stop, Trigger},
-    store,
     store::{Keep, Store},
-    tenant::{HostPlaces, Tenant, TenantVersion},
+    tenant::{HostResources, Tenant, TenantVersion},
     upstream::{Connector, Need, Sink, Upstream},
 };
 
 mod code;
 mod load;
 mod plan;
+mod records;
+mod refusal;
 mod reload;
 mod trial;
 mod watch;
 
-pub use code::TenantCode;
-
 use crate::tenants::plan::{Planned, RunningUpstream};
-pub use crate::tenants::{load::load_all, trial::trial, watch::Watch};
+pub use crate::tenants::{
+    code::{CodeProblem, TenantCode, listed},
+    load::load_all,
+    records::Records,
+    trial::trial,
+    watch::Watch,
+};
 
-/// Instances that have gone since the allocator gave back what they had: a hundred leave some 10 MiB with it.
+/// Instances that may go before the allocator gives their memory back: a hundred leave some 10 MiB with it.
 const TRIM_AFTER: usize = 100;
-/// Giving it back keeps others from allocating for some milliseconds.
+/// Between two times that it does: others cannot allocate for some milliseconds.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Those that run.
+/// The tenants in service.
 pub struct Tenants {
-    metrics: Arc<Metrics>,
-    shards: Arc<Shards>,
+    host: HostResources,
     routes: Arc<Routes>,
     connector: Connector,
-    /// Clients of the whole host.
-    total: Arc<AtomicUsize>,
-    /// For instances of all tenants.
-    places: Arc<HostPlaces>,
-    /// `None`: until a tenant has code.
+    /// `None` until a tenant has code.
     guests: Option<Guests>,
-    store: Records,
+    records: Records,
     /// By folder.
     running: BTreeMap<PathBuf, RunningTenant>,
     /// Instances that have gone since memory was given back to the system, and when that was.
@@ -67,26 +65,19 @@ pub struct Tenants {
     upstreams: JoinSet<()>,
 }
 
-/// Where records are kept: opened when a tenant first needs it.
-pub struct Records {
-    /// `None`: nowhere.
-    pub config: Option<StoreConfig>,
-    pub open: Option<(Arc<Store>, store::StoreTasks)>,
-}
-
 /// A tenant and all that runs for it.
 struct RunningTenant {
     tenant: Arc<Tenant>,
     config: TenantConfig,
     upstreams: Vec<RunningUpstream>,
-    /// It stays for clients that it has let in, also when the manifest names none any more.
+    /// Stays for the clients that it has let in, even when the manifest no longer names one.
     handler: Option<Arc<Handler>>,
     api: Option<Arc<Api>>,
     jobs: Vec<RunningJob>,
     route: Arc<Route>,
 }
 
-/// What a tenant has before a version of it runs.
+/// What a tenant has from the version before.
 struct Before {
     tenant: Arc<Tenant>,
     upstreams: Vec<RunningUpstream>,
@@ -110,30 +101,20 @@ impl From<Arc<Tenant>> for Before {
 struct RunningJob {
     schedule: ScheduleConfig,
     job: Arc<LiveJob>,
-    /// Dropped, it ends.
+    /// Ends the job when it is dropped.
     _stop: Trigger,
-    /// Told when it has: a call under way is finished.
+    /// Set once the job has ended. A call under way is finished first.
     ended: Stop,
 }
 
 impl Tenants {
-    pub fn new(
-        metrics: &Arc<Metrics>,
-        shards: &Arc<Shards>,
-        total: &Arc<AtomicUsize>,
-        places: Arc<HostPlaces>,
-        connector: Connector,
-        store: Records,
-    ) -> Self {
+    pub fn new(host: HostResources, connector: Connector, records: Records) -> Self {
         Self {
-            metrics: Arc::clone(metrics),
-            shards: Arc::clone(shards),
+            host,
             routes: Arc::default(),
             connector,
-            total: Arc::clone(total),
-            places,
             guests: None,
-            store,
+            records,
             running: BTreeMap::new(),
             rested: 0,
             trimmed: Instant::now(),
@@ -145,7 +126,7 @@ impl Tenants {
         &self.routes
     }
 
-    /// Takes a tenant into service, or another version of one; [`Tenants::publish`] makes it known.
+    /// Takes a tenant, or another version of one, into service. [`Tenants::publish`] makes it known.
     pub fn apply(&mut self, config: TenantConfig, code: &TenantCode) -> io::Result<()> {
         if config.has_code() && self.guests.is_none() {
             self.guests = Some(Guests::start()?);
@@ -154,17 +135,17 @@ impl Tenants {
             Some(running) if running.tenant.name == config.name => running.into(),
             other => {
                 other.into_iter().for_each(|other| self.stop(other));
-                Tenant::new(&config, &self.metrics, &self.shards, &self.total, &self.places).into()
+                Tenant::new(&config, &self.host).into()
             }
         };
         let keeps = code.keeps_records();
-        let store = self.store.open.as_ref().filter(|_| keeps).map(|(store, _)| Arc::clone(store));
+        let store = self.records.store().filter(|_| keeps).cloned();
         let running = self.begin(before, config, code, store);
         self.running.insert(running.config.folder.clone(), running);
         Ok(())
     }
 
-    /// Lets a tenant go: its clients are closed.
+    /// Removes a tenant from service, and closes its clients.
     pub fn remove(&mut self, folder: &Path) {
         if let Some(running) = self.running.remove(folder) {
             tracing::info!(tenant.name = %running.tenant.name, "tenant gone");
@@ -172,26 +153,26 @@ impl Tenants {
         }
     }
 
-    /// Makes known who runs: to requests, and to what deletes old records.
+    /// Tells requests, and what deletes old records, which tenants run.
     pub fn publish(&self) {
         self.routes.set(self.running.values().map(|running| Arc::clone(&running.route)));
-        self.metrics.tenants.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));
-        if let Some((store, _)) = &self.store.open {
+        self.host.metrics.tenants.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));
+        if let Some(store) = self.records.store() {
             store.set_keep(self.keep());
         }
     }
 
-    /// How long records are kept of all tenants.
+    /// How long all tenants' records are kept.
     fn keep(&self) -> Vec<Keep> {
         self.running.values().flat_map(|running| keep(&running.config)).collect()
     }
 
-    /// Says what was left out of the log.
+    /// Logs how many lines were left out of the log.
     fn tell(&self) {
         self.running.values().for_each(|running| running.tenant.log_lines.tell());
     }
 
-    /// Lets go of instances that nobody has needed for a while, or whose places others wait for.
+    /// Drops instances that nobody has needed for a while, or whose places others wait for.
     fn rest(&mut self) {
         for running in self.running.values() {
             self.rested += running.handler.as_ref().map_or(0, |handler| handler.rest());
@@ -204,7 +185,7 @@ impl Tenants {
         }
     }
 
-    /// Upstreams say goodbye, filters and jobs finish what they have.
+    /// Ends all upstreams, then lets filters and jobs finish what they have.
     pub async fn stop_all(&mut self, timeout: Duration) {
         self.running.clear();
         let stopping = async { while self.upstreams.join_next().await.is_some() {} };
@@ -218,23 +199,23 @@ impl Tenants {
         }
     }
 
-    /// What is left once there are no clients any more: calls for their leaving, then what appends records.
+    /// Ends what is left once the clients are gone: calls about their leaving, then the store.
     pub async fn end(self, timeout: Duration) {
         if let Some(guests) = self.guests {
             guests.shutdown(timeout).await;
         }
-        if let Some((_, store)) = self.store.open {
+        if let Some(store) = self.records.into_tasks() {
             store.shutdown(timeout).await;
         }
     }
 
-    /// Its upstreams and jobs end with their triggers.
+    /// Closes a tenant's clients. Its upstreams and jobs end with their triggers.
     fn stop(&self, running: RunningTenant) {
-        self.shards.close_all_of(&running.tenant.client_limits);
+        self.host.shards.close_all_of(&running.tenant.client_limits);
     }
 
-    /// Has all that a tenant's manifest asks for run, with what of it ran before; returns when nothing begins the old way
-    /// any more.
+    /// Starts all that a tenant's manifest asks for, and keeps what ran before and has not changed. When this returns,
+    /// everything that begins runs the new version.
     fn begin(
         &mut self,
         before: Before,
@@ -246,7 +227,7 @@ impl Tenants {
         let upstreams = Planned::all(&config, code, &tenant.channels, upstreams);
         let version = TenantVersion::new(&config, upstreams.iter().map(Planned::handle).collect(), store);
         tenant.reconfigure(&config, Arc::clone(&version));
-        let metrics = Arc::clone(&self.metrics);
+        let metrics = Arc::clone(&self.host.metrics);
         let guest = |role: RoleKind, name: &Arc<str>| Guest {
             tenant: Arc::clone(&tenant),
             version: Arc::clone(&version),
@@ -288,7 +269,7 @@ impl Tenants {
         RunningTenant { tenant, config, upstreams, handler, api, jobs, route: Arc::new(route) }
     }
 
-    /// An upstream that goes on, with its filter's new code, or begins once the one before it has ended.
+    /// Keeps an upstream and gives its filter the new code, or starts one that begins when the one before it has ended.
     fn upstream(
         &mut self,
         planned: Planned,
@@ -307,7 +288,7 @@ impl Tenants {
         };
         let filter =
             code.filter.as_ref().map(|code| Live::new(Arc::clone(code), guest(RoleKind::Filter, &config.name)));
-        // Dropped by the last of the two that hold it, the upstream and its filter.
+        // Pulled when both the upstream and its filter have dropped it.
         let (end, ended) = shutdown::stop();
         let end = Arc::new(end);
         let sink = match (&filter, &mut self.guests) {
@@ -319,7 +300,7 @@ impl Tenants {
             _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
         };
         let need = Need::new(&tenant.channels.demand, config.linger);
-        let metrics = Arc::new(self.metrics.upstream(&tenant.name, &config.name));
+        let metrics = Arc::new(self.host.metrics.upstream(&tenant.name, &config.name));
         let (trigger, stop) = shutdown::stop();
         let upstream = Upstream {
             tenant: Arc::clone(&tenant.name),
@@ -333,7 +314,7 @@ impl Tenants {
         while self.upstreams.try_join_next().is_some() {}
         self.upstreams.spawn(async move {
             if let Some(mut before) = before {
-                // A partner allows few connections.
+                // A partner allows few connections, so there is never one more.
                 before.wait().await;
             }
             upstream.run(connector, stop).await;
@@ -342,8 +323,8 @@ impl Tenants {
         RunningUpstream { config, handle, filter, _stop: trigger, ended }
     }
 
-    /// Schedules that go on with new code, and new ones; the others end with their triggers, those that changed before their
-    /// successors begin.
+    /// Keeps the schedules that have not changed and gives them the new code; starts the others. A schedule that takes
+    /// the place of another begins when that has ended.
     fn jobs(
         &mut self,
         config: &TenantConfig,
@@ -365,7 +346,7 @@ impl Tenants {
             let changed = before.iter().position(|job| job.schedule.name == schedule.name);
             let before = changed.map(|at| before.swap_remove(at).ended);
             let job = Live::new(Arc::clone(code), guest);
-            let missed = self.metrics.missed_ticks(&tenant.name, RoleKind::Job.name(), &schedule.name);
+            let missed = self.host.metrics.missed_ticks(&tenant.name, RoleKind::Job.name(), &schedule.name);
             let (trigger, stop) = shutdown::stop();
             let (end, ended) = shutdown::stop();
             let worker = Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }.run(before, stop);

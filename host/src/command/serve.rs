@@ -36,7 +36,7 @@ impl Serve {
         let config = config::load(&self.config, store::parse_mysql_url).map_err(|invalid| {
             // One run reports every mistake, so the components are checked too.
             let components = relay::check_components(&invalid.sound);
-            Failure::usage([invalid.to_string()].into_iter().chain(components).collect::<Vec<_>>().join("\n"))
+            Failure::usage(components.map_or_else(|error| format!("{invalid}\n{error}"), |()| invalid.to_string()))
         })?;
         let runtime = io_runtime()?;
         let entered = runtime.enter();

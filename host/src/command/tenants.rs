@@ -85,8 +85,8 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
             ))?;
         }
         match code {
-            Ok(code) => problems.extend(runtime.block_on(trial(config, &code)).err().into_iter().flatten()),
-            Err(found) => problems.extend(found),
+            Ok(code) => problems.extend(runtime.block_on(trial(config, &code)).err().map(|error| error.to_string())),
+            Err(found) => problems.extend(found.iter().map(ToString::to_string)),
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Failure::usage(problems.join("\n"))) }

@@ -1,21 +1,44 @@
 //! A tenant's code: its components, each in its role.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use config::TenantConfig;
 
-use crate::{
-    component,
-    component::{ApiCode, ClientCode, Engine, FilterCode, JobCode, Role},
-};
+use crate::component::{ApiCode, Broken, ClientCode, Engine, FilterCode, JobCode, LoadError, Role, RoleCode, RoleKind};
 
-/// A tenant's code, checked and compiled: nothing of it runs yet.
+/// A tenant's code, checked and compiled. Nothing of it runs yet.
 #[derive(Clone, Default)]
 pub struct TenantCode {
     pub filter: Option<Arc<FilterCode>>,
     pub client: Option<Arc<ClientCode>>,
     pub api: Option<Arc<ApiCode>>,
     pub job: Option<Arc<JobCode>>,
+}
+
+/// A component of a tenant that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: components.{role}: {error}", .file.display())]
+pub struct CodeProblem {
+    pub file: PathBuf,
+    pub role: RoleKind,
+    pub error: CodeError,
+}
+
+/// What is wrong with a component.
+#[derive(Debug, thiserror::Error)]
+pub enum CodeError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("a trial of it fails: {0}")]
+    Trial(#[from] Broken),
+}
+
+/// The problems as text, with a separator between them.
+pub fn listed(problems: &[CodeProblem], separator: &str) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
 }
 
 impl TenantCode {
@@ -27,9 +50,8 @@ impl TenantCode {
             || self.job.as_ref().is_some_and(|code| code.keeps_records)
     }
 
-    /// Loads what the manifest names, which blocks while something is compiled; or all that is wrong with it, which file
-    /// and why.
-    pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, Vec<String>> {
+    /// Loads what the manifest names, and finds all that is wrong with it. This blocks while something is compiled.
+    pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, Vec<CodeProblem>> {
         let mut problems = Vec::new();
         let code = Self {
             filter: load_role(config.filter.as_deref(), engine, &mut problems),
@@ -43,13 +65,13 @@ impl TenantCode {
 
 /// Loads the component for one role.
 fn load_role<R: Role>(
-    path: Option<&Path>,
+    file: Option<&Path>,
     engine: &Arc<Engine>,
-    problems: &mut Vec<String>,
-) -> Option<Arc<component::RoleCode<R>>> {
-    let path = path?;
-    let code = engine.load(path).and_then(|loaded| component::RoleCode::new(engine, loaded));
+    problems: &mut Vec<CodeProblem>,
+) -> Option<Arc<RoleCode<R>>> {
+    let file = file?;
+    let code = engine.load(file).and_then(|loaded| RoleCode::new(engine, loaded));
     code.map(Arc::new)
-        .map_err(|error| problems.push(format!("{}: components.{}: {error}", path.display(), R::KIND)))
+        .map_err(|error| problems.push(CodeProblem { file: file.into(), role: R::KIND, error: error.into() }))
         .ok()
 }

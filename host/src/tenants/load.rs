@@ -1,9 +1,9 @@
-//! The code of many tenants at once, as at the start of the host.
+//! The code of many tenants at once, as the host loads it when it starts.
 //!
-//! A component that cannot be used ends the host's start, with exit code 2: it would be no better at the next. No trial is made
-//! here, unlike when a tenant changes: a trial runs the tenant's own start-up code, which may break at one start and not at
-//! the next, and that may not decide whether the others come up. One whose instances break then is counted and logged as
-//! ever.
+//! A component that cannot be used ends the host's start with exit code 2, because the next start would find it the
+//! same. Unlike for a tenant that changes, there is no trial. A trial runs the tenant's own start-up code, which may
+//! fail at one start and not at the next, and must not decide whether other tenants come up. Instances that fail later
+//! are counted and logged.
 
 use std::{
     sync::{
@@ -17,11 +17,11 @@ use config::TenantConfig;
 
 use crate::{
     component::{Engine, load::compile},
-    tenants::TenantCode,
+    tenants::{CodeProblem, TenantCode},
 };
 
-/// Loads the code of each, as many at once as may compile; in their order, with what is wrong with it.
-pub fn load_all(tenants: &[TenantConfig], engine: &Arc<Engine>) -> Vec<Result<TenantCode, Vec<String>>> {
+/// Loads each tenant's code, as many at once as may compile. The results are in the tenants' order.
+pub fn load_all(tenants: &[TenantConfig], engine: &Arc<Engine>) -> Vec<Result<TenantCode, Vec<CodeProblem>>> {
     let loaded: Vec<_> = tenants.iter().map(|config| (config, OnceLock::new())).collect();
     let next = AtomicUsize::new(0);
     let load = || {

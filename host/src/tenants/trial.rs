@@ -1,7 +1,6 @@
-//! The last that a changed tenant must pass before it runs, its manifest and code being loaded: a trial instance of each
-//! component.
+//! The last check of a changed tenant before it runs: a trial instance of each component.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use config::{HostLimits, TenantConfig};
 
@@ -9,31 +8,44 @@ use crate::{
     component::{Guest, Role, RoleCode},
     delivery::{Shards, Timing},
     metrics::Metrics,
-    tenant::{HostPlaces, Tenant},
-    tenants::TenantCode,
+    tenant::{HostPlaces, HostResources, Tenant},
+    tenants::{
+        TenantCode,
+        code::{CodeProblem, listed},
+    },
 };
 
-/// Makes an instance of each component, and drops it. They run in a tenant that is there for the trial alone, so that
-/// whatever their start-up code does reaches nobody.
-pub async fn trial(config: &TenantConfig, code: &TenantCode) -> Result<(), Vec<String>> {
-    let (tenant, metrics) = scratch(config).map_err(|error| vec![format!("no trial can be made: {error}")])?;
+/// Why a tenant has not passed its trial.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    #[error("no trial can be made: {0}")]
+    Host(#[from] io::Error),
+    /// Every component that failed, each on a line of its own.
+    #[error("{}", listed(.0, "\n"))]
+    Components(Vec<CodeProblem>),
+}
+
+/// Makes an instance of each component, and drops it. They run in a tenant that exists for the trial alone, so that
+/// their start-up code reaches nobody.
+pub async fn trial(config: &TenantConfig, code: &TenantCode) -> Result<(), TrialError> {
+    let (tenant, metrics) = scratch(config)?;
     let mut trial = Trial { tenant: &tenant, metrics: &metrics, problems: Vec::new() };
-    trial.of(config.filter.as_deref(), code.filter.as_deref()).await;
-    trial.of(config.client.as_deref(), code.client.as_deref()).await;
-    trial.of(config.api.as_ref().map(|api| api.file.as_path()), code.api.as_deref()).await;
-    trial.of(config.job.as_deref(), code.job.as_deref()).await;
-    if trial.problems.is_empty() { Ok(()) } else { Err(trial.problems) }
+    trial.run(config.filter.as_deref(), code.filter.as_deref()).await;
+    trial.run(config.client.as_deref(), code.client.as_deref()).await;
+    trial.run(config.api.as_ref().map(|api| api.file.as_path()), code.api.as_deref()).await;
+    trial.run(config.job.as_deref(), code.job.as_deref()).await;
+    if trial.problems.is_empty() { Ok(()) } else { Err(TrialError::Components(trial.problems)) }
 }
 
 struct Trial<'t> {
     tenant: &'t Arc<Tenant>,
     metrics: &'t Arc<Metrics>,
-    problems: Vec<String>,
+    problems: Vec<CodeProblem>,
 }
 
 impl Trial<'_> {
-    async fn of<R: Role>(&mut self, path: Option<&Path>, code: Option<&RoleCode<R>>) {
-        let Some((path, code)) = path.zip(code) else { return };
+    async fn run<R: Role>(&mut self, file: Option<&Path>, code: Option<&RoleCode<R>>) {
+        let Some((file, code)) = file.zip(code) else { return };
         let name: Arc<str> = R::KIND.name().into();
         let guest = Guest {
             tenant: Arc::clone(self.tenant),
@@ -44,18 +56,22 @@ impl Trial<'_> {
         };
         let place = guest.tenant.places.take().await;
         if let Err(broken) = code.instantiate(&guest, place).await {
-            self.problems.push(format!("{}: components.{}: a trial of it fails: {broken}", path.display(), R::KIND));
+            self.problems.push(CodeProblem { file: file.into(), role: R::KIND, error: broken.into() });
         }
     }
 }
 
-/// The tenant as if nothing else were there, and nothing to be written anywhere.
-fn scratch(config: &TenantConfig) -> std::io::Result<(Arc<Tenant>, Arc<Metrics>)> {
+/// A tenant with nothing beside it, which can write nowhere.
+fn scratch(config: &TenantConfig) -> io::Result<(Arc<Tenant>, Arc<Metrics>)> {
     let HostLimits { ping_interval, stall_timeout, shutdown_timeout, .. } = HostLimits::default();
-    // Nobody is there.
-    let shards = Shards::start(0, Timing { ping_interval, stall_timeout, shutdown_timeout })?;
     let metrics = Arc::new(Metrics::new());
-    let places = HostPlaces::new(1);
+    let host = HostResources {
+        metrics: Arc::clone(&metrics),
+        // It has no clients.
+        shards: Arc::new(Shards::start(0, Timing { ping_interval, stall_timeout, shutdown_timeout })?),
+        clients: Arc::default(),
+        places: HostPlaces::new(1),
+    };
     let config = &TenantConfig { grants: Arc::new(config.grants.read_only()), ..config.clone() };
-    Ok((Tenant::new(config, &metrics, &Arc::new(shards), &Arc::default(), &places), metrics))
+    Ok((Tenant::new(config, &host), metrics))
 }

@@ -234,7 +234,7 @@ mod tests {
         component::RoleKind,
         delivery::{Shards, Timing},
         metrics::Metrics,
-        tenant::{HostPlaces, Tenant},
+        tenant::{HostPlaces, HostResources, Tenant},
     };
 
     /// A guest of the tenant `t` that may ask 127.0.0.1 at port 1, where nobody is.
@@ -253,7 +253,9 @@ mod tests {
             shutdown_timeout: SILENCE_TIMEOUT,
         };
         let shards = Arc::new(Shards::start(0, timing).unwrap());
-        let tenant = Tenant::new(&config, metrics, &shards, &Arc::default(), &HostPlaces::new(1));
+        let (clients, places) = (Arc::default(), HostPlaces::new(1));
+        let host = HostResources { metrics: Arc::clone(metrics), shards, clients, places };
+        let tenant = Tenant::new(&config, &host);
         let (version, name) = (tenant.version(), Arc::from("api"));
         let metrics = metrics.guest(&tenant.name, "api", &name);
         Guest { tenant, version, role: RoleKind::Api, name, metrics }

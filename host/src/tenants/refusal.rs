@@ -1,0 +1,78 @@
+//! Why a changed tenant is not taken into service.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use config::{Problems, TenantConfig, meet};
+use tokio::task::JoinError;
+
+use crate::{
+    store,
+    tenants::{
+        code::{CodeProblem, listed},
+        trial::TrialError,
+    },
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("it cannot be checked: {0:#}")]
+    Unchecked(wasmtime::Error),
+    #[error(transparent)]
+    Manifest(#[from] Problems),
+    #[error("{}", listed(.0, "; "))]
+    Code(Vec<CodeProblem>),
+    #[error("no trial can be made: {0}")]
+    NoTrial(io::Error),
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    #[error(transparent)]
+    Store(#[from] store::Unusable),
+    #[error("the guests' threads do not start: {0}")]
+    Threads(#[from] io::Error),
+    /// A panic of the host's own code.
+    #[error(transparent)]
+    Task(#[from] JoinError),
+}
+
+impl From<Vec<CodeProblem>> for Refusal {
+    fn from(problems: Vec<CodeProblem>) -> Self {
+        Self::Code(problems)
+    }
+}
+
+impl From<TrialError> for Refusal {
+    fn from(error: TrialError) -> Self {
+        match error {
+            TrialError::Host(error) => Self::NoTrial(error),
+            TrialError::Components(problems) => Self::Code(problems),
+        }
+    }
+}
+
+/// What a tenant claims although another has it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    #[error("the name {name} is also that of the tenant in {}; give each its own", .other.display())]
+    Name { name: Arc<str>, other: PathBuf },
+    #[error("the path {path} meets {taken}, that of the tenant in {}; give each its own", .other.display())]
+    Path { path: String, taken: String, other: PathBuf },
+}
+
+impl Conflict {
+    /// Finds what two tenants both claim. A tenant does not conflict with an earlier version of itself.
+    pub fn find(new: &TenantConfig, other: &TenantConfig) -> Option<Self> {
+        if new.folder == other.folder {
+            return None;
+        }
+        if new.name == other.name {
+            return Some(Self::Name { name: Arc::clone(&new.name), other: other.folder.clone() });
+        }
+        let hosts_meet = match (new.hosts.is_empty(), other.hosts.is_empty()) {
+            (true, true) => true,
+            (false, false) => new.hosts.iter().any(|host| other.hosts.contains(host)),
+            _ => false,
+        };
+        let path = || Self::Path { path: new.path.clone(), taken: other.path.clone(), other: other.folder.clone() };
+        (hosts_meet && meet(&new.path, &other.path)).then(path)
+    }
+}
