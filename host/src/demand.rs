@@ -24,8 +24,8 @@ use crate::sync::Mutex;
 /// How long a channel is without a subscriber before it is idle: a page is loaded again in less, and most partners take
 /// a subscription that comes and goes for abuse.
 const QUIET: Duration = Duration::from_secs(2);
-/// ActiveChannels that one filter takes for active: twice those that can be, for the others are quiet. Over it the quietest is
-/// idle at once.
+/// Most channels that one filter is told are active. That is twice as many as can be active, because channels that have
+/// just lost their last subscriber count, too. Above it, the quietest channel is idle at once.
 const MAX_TOLD: usize = 20_000;
 
 /// What one tenant's clients need.
@@ -166,7 +166,7 @@ impl Drop for Follower {
 #[derive(Default)]
 struct FollowerState {
     connected: bool,
-    /// FollowerState as active.
+    /// The channels that it was told are active.
     active: HashSet<Arc<str>>,
     /// Active when the connection began, and not looked at since: to sort them in then would hold up the shards.
     unseen: Vec<Arc<str>>,

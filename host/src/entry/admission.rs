@@ -1,4 +1,5 @@
-//! Whom a tenant lets in by the doors that say all in their request, and to which channels.
+//! Which clients a tenant lets in, and to which channels. For plain WebSockets and event streams, where the request
+//! says everything.
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +34,7 @@ pub struct Admitted {
     /// `None`: the tenant has no handler.
     pub recipient: Option<Box<dyn Recipient>>,
     pub channels: Vec<Arc<Channel>>,
-    /// When its time is over.
+    /// When its connection ends. `None`: it may stay.
     pub until: Option<(Instant, Due)>,
 }
 
@@ -50,7 +51,7 @@ impl EntryContext {
         Ok(())
     }
 
-    /// Lets in a client to the channels it wants, or to those that the tenant's handler gives it.
+    /// Lets a client in. It follows the channels it wants, or the channels that the tenant's handler gives it.
     pub async fn admit(
         &self,
         Route { tenant, handler, .. }: &Route,
@@ -74,7 +75,7 @@ impl EntryContext {
                 follow(tenant, wanted, Refusal::channel).await?
             }
         };
-        // Others have come meanwhile.
+        // Checked again: other clients may have come while the handler was asked.
         self.has_room(tenant)?;
         let until = admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
         Ok(Admitted { recipient: Some(Box::new(admission.session)), channels, until })
@@ -85,17 +86,17 @@ impl EntryContext {
 pub async fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Result<Vec<Arc<Channel>>, Refusal> {
     let names: BTreeSet<String> = names.into_iter().collect();
     if names.len() > MAX_CHANNELS {
-        return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
+        return Err(wrong_channels(handler, &format!("{} channels are more than {MAX_CHANNELS}", names.len())));
     }
     let refusal = |why, name: &str| match why {
-        // It has not named it, and so it is not told which.
+        // The client has not named the channel, so the answer does not name it either.
         Refused::Channels(_) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "channel", &why.to_string()),
         _ => wrong_channels(handler, &no_channel(why, name)),
     };
     follow(tenant, names, refusal).await
 }
 
-/// The channels of these names; the first that cannot be followed leads to a refusal.
+/// The channels with these names. The first that cannot be followed leads to a refusal.
 async fn follow(
     tenant: &Tenant,
     names: BTreeSet<String>,
@@ -108,12 +109,16 @@ async fn follow(
     Ok(channels)
 }
 
-/// A handler has let a client in to channels that cannot be: the client has done nothing wrong, and what the handler named is
-/// for the log alone.
+/// Refuses a client to which the handler gave channels that it cannot follow. The client has done nothing wrong. What
+/// the handler named goes to the log only.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
     if handler.tenant().log_lines.take() {
-        tracing::warn!(tenant.name = %handler.tenant().name, error = why, "a handler's channels for a client cannot be");
+        tracing::warn!(
+            tenant.name = %handler.tenant().name,
+            error = why,
+            "a handler gave a client channels that it cannot follow"
+        );
     }
     let message = "the tenant's code gives it channels that cannot be";
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
@@ -127,7 +132,7 @@ pub fn for_handler(
 ) -> component::ConnectRequest {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let query = request.uri().query().unwrap_or_default();
-    // The scheme's name has no case (RFC 9110 section 11.1).
+    // The case of the scheme's name does not matter (RFC 9110 section 11.1).
     let bearer = request.headers().get(AUTHORIZATION).map(text).and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
@@ -144,10 +149,11 @@ pub fn for_handler(
     }
 }
 
-/// What the query asks for: `?channel=…`, each channel once, and `&since=`, where to go on: `EPOCH:OFFSET`, and of several
-/// channels such positions with commas between.
+/// What a query asks for.
 pub struct Wanted {
+    /// The channels, one `channel=NAME` for each.
     pub names: BTreeSet<String>,
+    /// Where to go on, from `since=EPOCH:OFFSET`. Positions in several channels are separated by commas.
     pub after: Vec<Position>,
 }
 
@@ -173,14 +179,15 @@ impl Wanted {
     }
 }
 
-/// Where a client of a plain WebSocket begins in each channel: on the wire nothing could tell it of a gap.
+/// Where a client of a plain WebSocket begins in each channel. Its wire cannot tell of a gap, so a position with a gap
+/// behind it is refused.
 pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
     let [after] = *after else {
         if after.is_empty() {
             let start = |channel: Arc<Channel>| (Arc::clone(&channel), channel.start());
             return Ok(channels.into_iter().map(start).collect());
         }
-        return Err(Refusal::position("since is a position in one channel: ask for one"));
+        return Err(Refusal::position("since is a position in one channel: request one channel"));
     };
     match <[_; 1]>::try_from(channels) {
         Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
@@ -188,6 +195,6 @@ pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc
             let message = "what came after this position is not all there: begin anew, without since";
             Err(Refusal::new(StatusCode::GONE, "not_recovered", message))
         }
-        Err(_) => Err(Refusal::position("since is a position in one channel: ask for one")),
+        Err(_) => Err(Refusal::position("since is a position in one channel: request one channel")),
     }
 }

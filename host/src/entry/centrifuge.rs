@@ -1,8 +1,9 @@
-//! A client of the Centrifuge protocol: its commands, carried out one after another, away from its shard.
+//! A client of the Centrifuge protocol. Its commands are carried out one after another, away from its shard.
 //!
-//! In come messages, from the shard, into an inbox that one task at a time empties; each is one command or more. The
-//! tenant's handler is asked as for any client, `on-connect` when the client says `connect`. Out go steps for the shard,
-//! which alone knows what the client follows and from where on, so it says so itself.
+//! The shard puts the client's messages into an inbox, which one task at a time empties. A message is one command or
+//! more. The tenant's handler is asked as for any client; `on-connect` is called when the client sends `connect`. The
+//! session sends steps back to the shard. Only the shard knows what the client follows, and from where on, so the shard
+//! writes the replies that say so.
 
 use std::{
     sync::{
@@ -34,40 +35,42 @@ use crate::{
     tenant::Tenant,
 };
 
-/// Publications of one answer about a channel's history, at most.
+/// Most publications in one answer about a channel's history.
 const MAX_HISTORY: usize = 1000;
-/// How long a client's refresh may take: SDKs begin it when their time is over.
+/// How long a client may stay after its lease, to refresh it: SDKs begin a refresh when the lease is over.
 const REFRESH_GRACE: Duration = Duration::from_secs(25);
-/// Commands of one frame.
+/// Most commands in one frame.
 const MAX_COMMANDS: usize = 1000;
-/// Bytes of replies after which the shard must have them before there are more.
+/// Bytes of replies that are collected before the session waits for the shard to take them.
 const REPLIES: usize = 64 << 10;
 
-/// One client.
+/// One client's session.
 pub struct CentrifugeSession {
     pub id: ClientId,
     tenant: Arc<Tenant>,
     handler: Option<Arc<Handler>>,
-    /// Its HTTP request for the handler, until it says `connect`.
+    /// Its HTTP request, kept for the handler until the client sends `connect`.
     request: Mutex<Option<Box<component::ConnectRequest>>>,
     compression: Option<Compression>,
     tasks: Tasks,
     inbox: Inbox,
-    /// It has said `connect`, and was let in.
+    /// Whether it has sent `connect` and was let in.
     connected: AtomicBool,
-    /// They begin when the client knows that it is let in.
+    /// Its pings. They begin when the client knows that it is let in.
     pings: Pings,
-    /// Why its connection ends, once it does: what else it has said does not count.
+    /// Why its connection ends, once it does. Commands that are not carried out yet are dropped then.
     reason: OnceLock<&'static str>,
-    /// NotifyBy of that.
+    /// Notified when the client leaves.
     left: Notify,
-    /// As its handler knows it.
+    /// The session that its handler knows it by.
     joined: OnceLock<SessionGuard>,
 }
 
-/// Why a command is not carried out; the connection ends if it says so.
+/// Why a command is not carried out.
 enum CommandRefusal {
+    /// The client is told, and stays connected.
     Error(u32, String),
+    /// The connection ends.
     End(End),
 }
 
@@ -90,7 +93,7 @@ impl Recipient for Arc<CentrifugeSession> {
         Ok(())
     }
 
-    /// What the client has said before is not handled any more.
+    /// Commands that are not carried out yet are dropped.
     fn leaves(&self, reason: &'static str) {
         // An earlier reason stands.
         let _ = self.reason.set(reason);
@@ -132,10 +135,10 @@ impl CentrifugeSession {
 
     async fn serve(self: Arc<Self>) {
         while let Some(event) = self.inbox.next() {
-            // Its share is given back when all that follows from it is on its way.
+            // The message's share of the budget is given back when its steps are on their way.
             let InboxEvent::Message(frame, _share) = event else { continue };
             if let Err(end) = self.handle(&frame).await {
-                // Its shard says so too, later.
+                // Set now, since the shard notes it only when it takes this step.
                 let _ = self.reason.set(end.reason());
                 self.act(vec![Step::Close(end)]);
             }
@@ -148,12 +151,12 @@ impl CentrifugeSession {
         }
     }
 
-    /// Hands over the steps and waits until they are done, or the client is gone.
+    /// Hands the steps over, and waits until the shard has taken them or the client is gone.
     async fn done(&self, steps: &mut Steps) {
         let (done, waits) = oneshot::channel();
         steps.push(Step::Tell(done));
         self.act(steps.take());
-        // An error: they never will be.
+        // An error means that they never will be.
         let _ = waits.await;
     }
 
@@ -183,7 +186,7 @@ impl CentrifugeSession {
             if steps.replies().len() >= REPLIES {
                 self.done(&mut steps).await;
             }
-            // Others run on this thread too.
+            // Other sessions run on this thread, too.
             yield_now().await;
         }
         self.act(steps.take());
@@ -219,7 +222,7 @@ impl CentrifugeSession {
                 let channel = self.tenant.channels.find(&channel).await.map_err(not_followed)?;
                 let channel = channel.ok_or(Error::UnknownChannel)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-                // Up to a mebibyte is copied, checked and written.
+                // On a thread for blocking work: up to a mebibyte is copied, checked and written.
                 let written = spawn_blocking(move || {
                     let page = history(&channel, limit, since, reverse)?;
                     let mut text = Vec::new();
@@ -252,7 +255,7 @@ impl CentrifugeSession {
             let mut request = request.ok_or(Error::PermissionDenied)?;
             request.token = token.or(request.token);
             request.data = data;
-            // Nobody is asked about a client that has gone before its turn.
+            // A client that has left before its turn is not asked about.
             let admission = select! {
                 biased;
                 () = self.left.notified() => Err(NotLetIn::Gone),
@@ -270,9 +273,9 @@ impl CentrifugeSession {
                 }
             };
             lease = admission.lease;
-            // There is no other: a second `connect` is refused.
+            // It cannot be set already: a second `connect` is refused.
             let _ = self.joined.set(admission.session);
-            // It may have left meanwhile.
+            // The client may have left while the handler was asked.
             if let Some((joined, reason)) = self.joined.get().zip(self.reason.get()) {
                 joined.leaves(reason);
             }
@@ -289,12 +292,12 @@ impl CentrifugeSession {
         self.connected.store(true, Ordering::Relaxed);
         steps.push(Step::Connected { id, expires_seconds: lease, given });
         steps.push(until(lease));
-        // It need not wait for what else is in its frame.
+        // The reply need not wait for the other commands of the frame.
         self.act(steps.take());
         Ok(())
     }
 
-    /// The client has another token.
+    /// Asks the handler to renew the client's lease, with the new token that the client sent.
     async fn refresh(&self, id: u32, token: String, steps: &mut Steps) -> Result<(), CommandRefusal> {
         let renewed = match self.handler.as_ref().zip(self.joined.get()) {
             Some((handler, joined)) => handler.renew(joined, token).await,
@@ -303,7 +306,7 @@ impl CentrifugeSession {
         let lease = match renewed.ok_or(Error::NotAvailable)? {
             Ok(lease) => lease,
             Err(NotLetIn::Refused(_, reason)) => {
-                // NotifyBy no reason, an SDK comes again.
+                // An SDK that is told no reason connects again.
                 let reason = if reason.is_empty() { Disconnect::InvalidToken.reason().into() } else { reason };
                 return Err(CommandRefusal::End(End::Centrifuge(Disconnect::InvalidToken, reason)));
             }
@@ -328,7 +331,7 @@ impl CentrifugeSession {
         Ok(())
     }
 
-    /// Has the tenant's code handle what the client has sent; its actions are steps of their own.
+    /// Has the tenant's handler handle what the client sent. The handler's actions become steps of their own.
     async fn command(
         &self,
         id: u32,
@@ -356,7 +359,7 @@ impl CentrifugeSession {
     }
 }
 
-/// Why a channel cannot be followed, as the answer to a command.
+/// The answer to a command that names a channel which cannot be followed.
 fn not_followed(why: Refused) -> CommandRefusal {
     let error = match why {
         Refused::NotAllowed => Error::UnknownChannel,
@@ -366,7 +369,7 @@ fn not_followed(why: Refused) -> CommandRefusal {
     CommandRefusal::Error(error.code(), why.to_string())
 }
 
-/// When a client's connection ends that may stay for so many seconds.
+/// The step that sets when the connection ends. `lease`: seconds; `None`: the client may stay.
 fn until(lease: Option<u32>) -> Step {
     Step::Expires(lease.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()) + REFRESH_GRACE))
 }
@@ -376,7 +379,8 @@ fn follow(channel: Arc<Channel>, recover: Option<Recover>, given: bool) -> Follo
     Follow { channel, start, lost: recover == Some(None), given }
 }
 
-/// How the connection ends of a client that is not let in. SDKs come again by themselves unless the tenant's code said no.
+/// How the connection of a client that is not let in ends. SDKs reconnect by themselves, unless the tenant's code
+/// refused the client.
 fn not_let_in(why: &NotLetIn) -> End {
     let disconnect = match why {
         NotLetIn::Refused(..) => Disconnect::PermissionDenied,

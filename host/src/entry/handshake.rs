@@ -1,4 +1,4 @@
-//! A client's request, by whichever door: answered, or the client kept for its shard.
+//! A client's request, whatever its transport: answered here, or accepted and kept for a shard.
 
 use std::{
     future::pending,
@@ -44,7 +44,7 @@ use crate::{
     tenant::Tenant,
 };
 
-/// Serves one connection's request; keeps the client if the handshake succeeds.
+/// Serves one connection's request. If the handshake succeeds, it keeps the client for the listener to hand over.
 pub struct Handshake(pub Arc<Attempt>);
 
 /// One connection's handshake.
@@ -52,13 +52,13 @@ pub struct Attempt {
     pub context: Arc<EntryContext>,
     pub peer: IpAddr,
     accepted: Mutex<Option<Accepted>>,
-    /// The answer is the shard's: nothing more is to be written here.
+    /// Whether the shard writes the answer. Nothing more may be written here then.
     taken: AtomicBool,
-    /// Too many others wait for an answer.
+    /// Whether too many others wait for an answer.
     crowded: bool,
-    /// Whether the request has come.
+    /// Whether the request has arrived.
     asked: AtomicBool,
-    /// While it reads a channel, and until its answer is sent.
+    /// The permit of a request that reads a channel. It is held until the answer is sent.
     reading: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
@@ -98,12 +98,12 @@ impl Attempt {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// The client, if it is let in.
+    /// Takes the client, if it was let in.
     pub fn accepted(&self) -> Option<Accepted> {
         self.accepted.lock().take()
     }
 
-    /// Whether there is room for one more that reads a channel.
+    /// Takes a permit to read a channel. `false`: too many requests have one.
     pub fn begins_to_read(&self) -> bool {
         let permit = Arc::clone(&self.context.reads).try_acquire_owned().ok();
         let begins = permit.is_some();
@@ -140,11 +140,11 @@ impl Attempt {
         }
     }
 
-    /// A plain WebSocket.
+    /// Lets in a client of a plain WebSocket.
     async fn raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
         let source = self.room(route, request)?;
         let mut upgrade = Upgrade::check(request)?;
-        // Before the handler is asked for anything.
+        // A bad query is refused before the handler is asked for anything.
         let Wanted { names, after } = Wanted::read(request.uri())?;
         let compression = agree(&route.tenant, request, &mut upgrade);
         let asked = || self.asks(request, component::Transport::WebSocket);
@@ -159,7 +159,7 @@ impl Attempt {
         Ok((upgrade, accepted))
     }
 
-    /// A client of the Centrifuge protocol, which says what it wants by its commands.
+    /// Opens the connection of a client of the Centrifuge protocol. Its commands say later what it wants.
     fn centrifuge(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
         let source = self.room(route, request)?;
         let mut upgrade = Upgrade::check(request)?;
@@ -185,7 +185,7 @@ impl Attempt {
         Ok((upgrade, accepted))
     }
 
-    /// Server-sent events.
+    /// Serves an event stream.
     async fn events(&self, route: &Route, request: &Request<Incoming>) -> HttpResponse {
         if request.method() == Method::OPTIONS {
             return cors::preflight(&route.tenant, request.headers());
@@ -194,7 +194,7 @@ impl Attempt {
             Ok(accepted) => {
                 self.keep(accepted);
                 self.taken.store(true, Ordering::Relaxed);
-                // The connection is taken from under this.
+                // Never ends: the listener takes the connection away from under this future.
                 pending().await
             }
             Err(refusal) => {
@@ -211,7 +211,7 @@ impl Attempt {
         let source = self.room(route, request)?;
         if request.method() != Method::GET {
             let refusal =
-                Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is asked for with GET");
+                Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is requested with GET");
             return Err(refusal.with(ALLOW, "GET"));
         }
         let Wanted { names, after } = Wanted::read(request.uri())?;
@@ -226,20 +226,24 @@ impl Attempt {
         Ok(Accepted { channels, hello, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
     }
 
-    /// Room for a client: of the host, of the tenant, and of its address.
+    /// Checks that the host, the tenant and the client's address have room for one more client.
     fn room(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
         self.is_crowded()?;
         self.context.has_room(&route.tenant)?;
         let source = route.tenant.sources.of(self.address(request));
         source.ok_or_else(|| {
             route.tenant.metrics.limited("clients-per-address", 1);
-            Refusal::too_many("clients_per_address", "the tenant has as many clients of this address as it takes")
+            Refusal::too_many("clients_per_address", "the tenant takes no more clients from this address")
         })
     }
 
-    /// Whether it is refused for all the others that come.
+    /// Refuses the request if too many others are under way.
     pub fn is_crowded(&self) -> Result<(), Refusal> {
-        if self.crowded { Err(Refusal::unavailable("crowded", "too many clients come at once")) } else { Ok(()) }
+        if self.crowded {
+            Err(Refusal::unavailable("crowded", "too many clients are connecting at once"))
+        } else {
+            Ok(())
+        }
     }
 
     /// The request as a handler sees it.
@@ -255,14 +259,14 @@ impl Attempt {
         *self.accepted.lock() = Some(accepted);
     }
 
-    /// Counts an answer that refuses.
+    /// Counts a refusal, and returns its answer.
     pub fn refused(&self, refusal: &Refusal, answer: HttpResponse) -> HttpResponse {
         self.context.metrics.handshake_refused(refusal.reason);
         answer
     }
 }
 
-/// What messages are compressed with, if the tenant has it turned on and the client asks for it.
+/// The compression of a client's messages. `None`: the tenant has it turned off, or the client does not ask for it.
 fn agree(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) -> Option<Compression> {
     let above = tenant.version().compress_above?;
     let agreed = deflate::negotiate(request.headers())?;
@@ -270,8 +274,8 @@ fn agree(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) ->
     Some(Compression { above, window_bits: agreed.window_bits })
 }
 
-/// Whether a client takes what is compressed for all. One that asked for a smaller window gets publications as they are,
-/// which it takes too (RFC 7692 section 6).
+/// Whether a client can read the publications that are compressed once for all. A client that asked for a smaller
+/// window cannot; it gets them uncompressed, as RFC 7692 section 6 allows.
 fn shares(compression: Option<Compression>) -> bool {
     compression.is_some_and(|compression| compression.window_bits >= SHARED_WINDOW_BITS)
 }

@@ -1,10 +1,11 @@
-//! Channels over HTTP: `GET /<tenant>/channels/<channel>` reads back, `…/snapshot` has the latest of every key.
+//! Channels over HTTP: `GET /<tenant>/channels/<channel>` reads the log, `…/snapshot` the latest of every key.
 //!
-//! Both answer `{"epoch":"…","offset":7,"publications":[{"offset":7,"key":"…","data":"…"}]}`, `offset` being the
-//! channel's newest; a binary payload is `base64` in the place of `data`, and a removal says `"remove":true`. With
-//! `?since=EPOCH:OFFSET` come those behind it, and `recovered`: false, and none, where some are missing; `&limit=N`. A
-//! snapshot is ordered by offset: `?after=OFFSET` has its next page. Allowed is what the same request for a subscription
-//! would be allowed.
+//! Both answer `{"epoch":"…","offset":7,"publications":[{"offset":7,"key":"…","data":"…"}]}`. The outer `offset` is the
+//! channel's newest. A binary payload has `base64` in the place of `data`, and a removal has `"remove":true`.
+//!
+//! `?since=EPOCH:OFFSET` asks for the publications after a position. The answer then says whether they are all there:
+//! with `"recovered":false` some are missing, and it has none. A snapshot is ordered by offset, and `?after=OFFSET`
+//! asks for its next page. `limit=N` bounds the answer. A request is allowed if a subscription would be.
 
 use std::net::IpAddr;
 
@@ -26,15 +27,16 @@ use crate::{
     routes::Route,
 };
 
-/// Publications of one answer: by default, and at most.
+/// Most publications in one answer, unless the request says otherwise.
 const LIMIT: usize = 100;
+/// The most that a request can ask for.
 const MAX_LIMIT: usize = 1000;
 
-/// A channel that is to be read.
+/// A request to read a channel.
 pub struct ChannelReading<'d> {
     pub route: &'d Route,
     pub channel: String,
-    /// Its snapshot, not its log.
+    /// Whether it is for the snapshot. If not, it is for the log.
     pub snapshot: bool,
 }
 
@@ -66,7 +68,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelRea
     }
     let parameters = Parameters::read(request.uri())?;
     if !attempt.begins_to_read() {
-        return Err(Refusal::unavailable("busy", "too many read channels at once"));
+        return Err(Refusal::unavailable("busy", "too many requests read channels at once"));
     }
     let address = client_address(attempt.peer, request.headers(), &attempt.context.trusted_proxies);
     may_follow(attempt, asked, request, address).await?;
@@ -83,7 +85,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelRea
     })
 }
 
-/// Asks the tenant's handler, if it has one, as for a client that connects and subscribes.
+/// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.
 async fn may_follow(
     attempt: &Attempt,
     asked: &ChannelReading<'_>,
@@ -103,10 +105,10 @@ async fn may_follow(
     allowed
 }
 
-/// What the query asks for.
+/// What the query of a reading asks for.
 struct Parameters {
     since: Option<Position>,
-    /// Of a snapshot.
+    /// The offset after which a snapshot's page begins.
     after: u64,
     limit: usize,
 }
@@ -131,7 +133,7 @@ impl Parameters {
     }
 }
 
-/// An answer.
+/// The answer's JSON.
 #[derive(Serialize)]
 struct Body {
     epoch: String,

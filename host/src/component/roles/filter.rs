@@ -101,7 +101,7 @@ impl Worker {
                 None => tokio::select! {
                     event = queued.recv() => event,
                     () = self.news() => continue,
-                    // RoleCode that begins to follow demand is told of channels, though no frame comes.
+                    // New code that follows demand is told of the active channels, even if no frame comes.
                     () = live.swapped() => continue,
                     () = idle(idle_at) => {
                         self.filter.rest();

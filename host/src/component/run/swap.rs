@@ -10,11 +10,11 @@ use crate::component::{Guest, RoleCode};
 /// What the next call runs. An instance is of one version: nothing is ever filtered by a mix of two.
 pub struct Live<R> {
     version: ArcSwap<RoleVersion<R>>,
-    /// NotifyBy of each swap; the one worker waits for it.
+    /// Notified at each swap. The role's only worker waits for it.
     swapped: Notify,
 }
 
-/// RoleCode, and whose it is: settings, limits and grants belong to it.
+/// A role's code and its guest, whose settings, limits and grants belong to that code.
 pub struct RoleVersion<R> {
     pub code: Arc<RoleCode<R>>,
     pub guest: Guest,
