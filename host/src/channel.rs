@@ -136,7 +136,7 @@ impl Channel {
             self.apply(state, chunk, keep);
         }
         self.trim(state, newest);
-        state.readers.tell(newest);
+        state.readers.notify(newest);
         left_out
     }
 
@@ -196,7 +196,7 @@ impl Channel {
     /// chunk.
     pub fn read(&self, reader: &Arc<dyn Reader>, seq: u64, mut take: impl FnMut(&Arc<Chunk>)) -> u64 {
         let mut state = self.state.lock();
-        state.readers.came(reader);
+        state.readers.caught_up(reader);
         state.log.from(seq).for_each(&mut take);
         state.log.oldest_seq()
     }

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rule_of_that_name_comes_before_prefixes_and_the_longest_of_those() {
+    fn the_rule_with_the_full_name_wins_and_then_the_longest_prefix() {
         let channels = channels(&[("a*", 1), ("ab*", 2), ("ab", 3), ("*", 4)], 1000);
         let log_bytes = |name| channels.rules.load().of(name).unwrap().log_bytes;
         assert_eq!((log_bytes("ab"), log_bytes("abc"), log_bytes("ac"), log_bytes("b")), (3, 2, 1, 4));
@@ -378,7 +378,7 @@ mod tests {
     async fn a_reader_lets_go_of_what_its_channel_has_no_room_for() {
         struct Deaf;
         impl Reader for Deaf {
-            fn fresh(&self, _: usize) {}
+            fn new_chunks(&self, _: usize) {}
         }
         let channels = channels(&[], 100_000);
         let channel = channels.open("a").unwrap();

@@ -125,7 +125,7 @@ impl Channel {
         let seq = state.log.next_seq();
         let keep = state.keep(seq);
         self.apply(state, Chunk::gap(seq, first), keep);
-        state.readers.tell(seq);
+        state.readers.notify(seq);
     }
 
     fn goes_on(&self, state: &ChannelState, after: Position) -> bool {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub trait Reader: Send + Sync {
     /// Notes that there are new chunks. The channel is locked meanwhile, so this must not wait. `token` is the one that
     /// the reader was attached with.
-    fn fresh(&self, token: usize);
+    fn new_chunks(&self, token: usize);
 }
 
 #[derive(Default)]
@@ -21,12 +21,12 @@ struct Attached {
     reader: Arc<dyn Reader>,
     token: usize,
     /// The position of the first new chunk, if the reader was notified and has not read yet.
-    told: Option<u64>,
+    notified_from: Option<u64>,
 }
 
 impl Readers {
     pub fn attach(&mut self, reader: Arc<dyn Reader>, token: usize) {
-        self.0.push(Attached { reader, token, told: None });
+        self.0.push(Attached { reader, token, notified_from: None });
     }
 
     pub fn detach(&mut self, reader: &Arc<dyn Reader>) {
@@ -35,21 +35,21 @@ impl Readers {
 
     /// The first position that a reader was notified of and has not read yet.
     pub fn unread(&self) -> Option<u64> {
-        self.0.iter().filter_map(|attached| attached.told).min()
+        self.0.iter().filter_map(|attached| attached.notified_from).min()
     }
 
     /// Notifies the readers of new chunks, from a position on.
-    pub fn tell(&mut self, newest: u64) {
-        for attached in self.0.iter_mut().filter(|attached| attached.told.is_none()) {
-            attached.told = Some(newest);
-            attached.reader.fresh(attached.token);
+    pub fn notify(&mut self, newest: u64) {
+        for attached in self.0.iter_mut().filter(|attached| attached.notified_from.is_none()) {
+            attached.notified_from = Some(newest);
+            attached.reader.new_chunks(attached.token);
         }
     }
 
     /// Notes that a reader takes all chunks there are.
-    pub fn came(&mut self, reader: &Arc<dyn Reader>) {
+    pub fn caught_up(&mut self, reader: &Arc<dyn Reader>) {
         if let Some(attached) = self.0.iter_mut().find(|attached| Arc::ptr_eq(&attached.reader, reader)) {
-            attached.told = None;
+            attached.notified_from = None;
         }
     }
 }

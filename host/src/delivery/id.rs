@@ -38,14 +38,14 @@ impl fmt::Display for ClientId {
 /// A text that is not a client's id.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a client's id, which has {DIGITS} hexadecimal digits")]
-pub struct NotAnId;
+pub struct ParseClientIdError;
 
 impl FromStr for ClientId {
-    type Err = NotAnId;
+    type Err = ParseClientIdError;
 
-    fn from_str(text: &str) -> Result<Self, NotAnId> {
+    fn from_str(text: &str) -> Result<Self, ParseClientIdError> {
         let digits = text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(NotAnId)
+        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(ParseClientIdError)
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
         }
         let long = "0".repeat(33);
         for wrong in ["", "1", &long, "+0000000000000000000000000000001", "gggggggggggggggggggggggggggggggg"] {
-            assert_eq!(wrong.parse::<ClientId>(), Err(NotAnId), "{wrong}");
+            assert_eq!(wrong.parse::<ClientId>(), Err(ParseClientIdError), "{wrong}");
         }
     }
 

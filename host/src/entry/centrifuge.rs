@@ -28,7 +28,7 @@ use crate::{
     channel::{Channel, Refused, Start},
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
-    delivery::{ClientId, End, Follow, Inbox, InboxEvent, NotifyBy, Over, Pings, Recipient, Step, Steps},
+    delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, Steps},
     entry::admission::given_by,
     routes::Route,
     sync::Mutex,
@@ -85,21 +85,21 @@ impl Recipient for Arc<CentrifugeSession> {
         self.id
     }
 
-    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), Over> {
+    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.tenant.client_limits;
-        if self.inbox.message(kind, payload, &client_limits.sending, &client_limits.budget)? {
+        if self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)? {
             self.tasks.spawn(Arc::clone(self).serve());
         }
         Ok(())
     }
 
     /// Commands that are not carried out yet are dropped.
-    fn leaves(&self, reason: &'static str) {
+    fn note_leaving(&self, reason: &'static str) {
         // An earlier reason stands.
         let _ = self.reason.set(reason);
         self.left.notify_one();
         if let Some(joined) = self.joined.get() {
-            joined.leaves(reason);
+            joined.note_leaving(reason);
         }
     }
 
@@ -140,22 +140,22 @@ impl CentrifugeSession {
             if let Err(end) = self.handle(&frame).await {
                 // Set now, since the shard notes it only when it takes this step.
                 let _ = self.reason.set(end.reason());
-                self.act(vec![Step::Close(end)]);
+                self.send_steps(vec![Step::Close(end)]);
             }
         }
     }
 
-    fn act(&self, steps: Vec<Step>) {
+    fn send_steps(&self, steps: Vec<Step>) {
         if !steps.is_empty() {
-            self.tenant.shards.act(self.id, &self.tenant.client_limits, steps);
+            self.tenant.shards.take_steps(self.id, &self.tenant.client_limits, steps);
         }
     }
 
     /// Hands the steps over, and waits until the shard has taken them or the client is gone.
-    async fn done(&self, steps: &mut Steps) {
+    async fn send_and_wait(&self, steps: &mut Steps) {
         let (done, waits) = oneshot::channel();
-        steps.push(Step::Tell(done));
-        self.act(steps.take());
+        steps.push(Step::ReportDone(done));
+        self.send_steps(steps.take());
         // An error means that they never will be.
         let _ = waits.await;
     }
@@ -179,17 +179,17 @@ impl CentrifugeSession {
                     self.say(&mut steps, |out| reply::error(id, code, &message, out))
                 }
                 Err(CommandRefusal::End(end)) => {
-                    self.act(steps.take());
+                    self.send_steps(steps.take());
                     return Err(end);
                 }
             }
             if steps.replies().len() >= REPLIES {
-                self.done(&mut steps).await;
+                self.send_and_wait(&mut steps).await;
             }
             // Other sessions run on this thread, too.
             yield_now().await;
         }
-        self.act(steps.take());
+        self.send_steps(steps.take());
         Ok(())
     }
 
@@ -198,8 +198,8 @@ impl CentrifugeSession {
         if matches!(request, Request::Pong) {
             return Ok(());
         }
-        if let Err(over) = self.inbox.one_more(&self.tenant.client_limits.sending) {
-            over.count(&self.tenant.metrics);
+        if let Err(limit) = self.inbox.count_message(&self.tenant.client_limits.send_limits) {
+            limit.count(&self.tenant.metrics);
             return Err(Error::TooManyRequests.into());
         }
         if connects == self.connected.load(Ordering::Relaxed) {
@@ -277,7 +277,7 @@ impl CentrifugeSession {
             let _ = self.joined.set(admission.session);
             // The client may have left while the handler was asked.
             if let Some((joined, reason)) = self.joined.get().zip(self.reason.get()) {
-                joined.leaves(reason);
+                joined.note_leaving(reason);
             }
             if let Some(names) = admission.channels {
                 let channels = given_by(&self.tenant, handler, names).await;
@@ -293,7 +293,7 @@ impl CentrifugeSession {
         steps.push(Step::Connected { id, expires_seconds: lease, given });
         steps.push(until(lease));
         // The reply need not wait for the other commands of the frame.
-        self.act(steps.take());
+        self.send_steps(steps.take());
         Ok(())
     }
 
@@ -343,7 +343,7 @@ impl CentrifugeSession {
             self.tenant.metrics.message_dropped("no_handler");
             return Err(Error::NotAvailable.into());
         };
-        self.act(steps.take());
+        self.send_steps(steps.take());
         let frame = Frame { kind: Kind::Text, bytes: data.into() };
         if handler.handle_command(joined, id, meaning, &frame).await.is_err() {
             handler.metrics.lost.inc();
@@ -374,9 +374,9 @@ fn until(lease: Option<u32>) -> Step {
     Step::Expires(lease.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()) + REFRESH_GRACE))
 }
 
-fn follow(channel: Arc<Channel>, recover: Option<Recover>, given: bool) -> Follow {
+fn follow(channel: Arc<Channel>, recover: Option<Recover>, given_by_tenant: bool) -> Follow {
     let start = recover.flatten().map_or(Start::Now, Start::After);
-    Follow { channel, start, lost: recover == Some(None), given }
+    Follow { channel, start, position_lost: recover == Some(None), given_by_tenant }
 }
 
 /// How the connection of a client that is not let in ends. SDKs reconnect by themselves, unless the tenant's code

@@ -179,7 +179,7 @@ impl Attempt {
             format: if shares(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
             deflates: compression.is_some(),
             deadline: Some((Instant::now() + self.context.handshake_timeout, Due::Stale)),
-            end: (!protocol.is_json()).then(no_json),
+            close_at_once: (!protocol.is_json()).then(no_json),
             ..Accepted::new(connected)
         };
         Ok((upgrade, accepted))
@@ -220,17 +220,17 @@ impl Attempt {
         let last = sse::last_event_id(request.headers());
         let after = last.or_else(|| (!after.is_empty()).then_some(after));
         let Resumed { channels, gaps } = resume(admitted.channels, after.as_deref());
-        let hello = sse::head(cors::headers(&route.tenant, request.headers()));
+        let first_bytes = sse::head(cors::headers(&route.tenant, request.headers()));
         let connected = Connected::new(source, admitted.recipient);
         let deadline = admitted.until;
-        Ok(Accepted { channels, hello, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
+        Ok(Accepted { channels, first_bytes, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
     }
 
     /// Checks that the host, the tenant and the client's address have room for one more client.
     fn room(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
         self.is_crowded()?;
         self.context.has_room(&route.tenant)?;
-        let source = route.tenant.sources.of(self.address(request));
+        let source = route.tenant.sources.source_for(self.address(request));
         source.ok_or_else(|| {
             route.tenant.metrics.limited("clients-per-address", 1);
             Refusal::too_many("clients_per_address", "the tenant takes no more clients from this address")

@@ -101,7 +101,7 @@ async fn may_follow(
         Some(_) => Err(Refusal::new(StatusCode::FORBIDDEN, "channel", "this client may not follow the channel")),
         None => handler.subscribe(&admission.session, asked.channel.clone(), None).await.map_err(Refusal::guests),
     };
-    admission.session.leaves("read");
+    admission.session.note_leaving("read");
     allowed
 }
 

@@ -130,7 +130,7 @@ impl channels::Host for Host {
 
     async fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
         let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
-        self.tenant().act(client, vec![closing(close)]).await;
+        self.tenant().take_steps(client, vec![closing(close)]).await;
         Ok(())
     }
 }

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_host_is_news_once_a_version_and_only_so_many_are() {
+    fn a_denied_host_is_news_once_a_version_and_their_number_is_bounded() {
         let guest = guest(&Arc::new(Metrics::new()));
         let Guest { tenant, version, .. } = &guest;
         assert!(tenant.requests.is_news(version, "a:80", "x") && !tenant.requests.is_news(version, "a:80", "x"));

@@ -199,8 +199,8 @@ impl Handler {
     }
 
     /// Has the client's shard do something with it.
-    fn act(&self, client: ClientId, steps: Vec<Step>) {
-        self.tenant.shards.act(client, &self.tenant.client_limits, steps);
+    fn take_steps(&self, client: ClientId, steps: Vec<Step>) {
+        self.tenant.shards.take_steps(client, &self.tenant.client_limits, steps);
     }
 
     /// Asks whether a client is to be let in. If it is and nobody waits for the answer any more, it has left at once.
