@@ -22,7 +22,7 @@ use crate::{
     delivery::{Recipient, shard::Due},
     entry::{
         EntryContext,
-        refusal::{Refusal, no_channel},
+        refusal::{Refusal, channel_message},
     },
     metrics::Blame,
     routes::Route,
@@ -35,12 +35,12 @@ pub struct Admitted {
     pub recipient: Option<Box<dyn Recipient>>,
     pub channels: Vec<Arc<Channel>>,
     /// When its connection ends. `None`: it may stay.
-    pub until: Option<(Instant, Due)>,
+    pub deadline: Option<(Instant, Due)>,
 }
 
 impl EntryContext {
-    /// Whether the host and the tenant take one more client.
-    pub fn has_room(&self, tenant: &Tenant) -> Result<(), Refusal> {
+    /// Refuses a client if the host or the tenant has no room for it.
+    pub fn check_room(&self, tenant: &Tenant) -> Result<(), Refusal> {
         if self.total.load(Ordering::Relaxed) >= self.max_clients {
             return Err(Refusal::unavailable("full", "the relay has as many clients as it takes"));
         }
@@ -60,30 +60,35 @@ impl EntryContext {
         compression: Option<Compression>,
     ) -> Result<Admitted, Refusal> {
         let Some(handler) = handler else {
-            let channels = follow(tenant, wanted, Refusal::channel).await?;
-            return Ok(Admitted { recipient: None, channels, until: None });
+            let channels = follow_all(tenant, wanted, Refusal::channel).await?;
+            return Ok(Admitted { recipient: None, channels, deadline: None });
         };
         let admission =
-            handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::guests)?;
+            handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::by_handler)?;
         let channels = match admission.channels {
-            Some(given) => given_by(tenant, handler, given).await?,
+            Some(given) => follow_given(tenant, handler, given).await?,
             None => {
                 for name in &wanted {
                     let allowed = handler.subscribe(&admission.session, name.clone(), None).await;
-                    allowed.map_err(Refusal::guests)?;
+                    allowed.map_err(Refusal::by_handler)?;
                 }
-                follow(tenant, wanted, Refusal::channel).await?
+                follow_all(tenant, wanted, Refusal::channel).await?
             }
         };
         // Checked again: other clients may have come while the handler was asked.
-        self.has_room(tenant)?;
-        let until = admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
-        Ok(Admitted { recipient: Some(Box::new(admission.session)), channels, until })
+        self.check_room(tenant)?;
+        let deadline =
+            admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
+        Ok(Admitted { recipient: Some(Box::new(admission.session)), channels, deadline })
     }
 }
 
 /// The channels that a handler gives a client.
-pub async fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Result<Vec<Arc<Channel>>, Refusal> {
+pub async fn follow_given(
+    tenant: &Tenant,
+    handler: &Handler,
+    names: Vec<String>,
+) -> Result<Vec<Arc<Channel>>, Refusal> {
     let names: BTreeSet<String> = names.into_iter().collect();
     if names.len() > MAX_CHANNELS {
         return Err(wrong_channels(handler, &format!("{} channels are more than {MAX_CHANNELS}", names.len())));
@@ -91,13 +96,13 @@ pub async fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) ->
     let refusal = |why, name: &str| match why {
         // The client has not named the channel, so the answer does not name it either.
         Refused::Channels(_) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "channel", &why.to_string()),
-        _ => wrong_channels(handler, &no_channel(why, name)),
+        _ => wrong_channels(handler, &channel_message(why, name)),
     };
-    follow(tenant, names, refusal).await
+    follow_all(tenant, names, refusal).await
 }
 
 /// The channels with these names. The first that cannot be followed leads to a refusal.
-async fn follow(
+async fn follow_all(
     tenant: &Tenant,
     names: BTreeSet<String>,
     refusal: impl Fn(Refused, &str) -> Refusal,
@@ -125,7 +130,7 @@ fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
 }
 
 /// The request as a handler sees it.
-pub fn for_handler(
+pub fn connect_request(
     request: &Request<Incoming>,
     address: IpAddr,
     transport: component::Transport,
@@ -150,21 +155,21 @@ pub fn for_handler(
 }
 
 /// What a query asks for.
-pub struct Wanted {
+pub struct ChannelQuery {
     /// The channels, one `channel=NAME` for each.
     pub names: BTreeSet<String>,
     /// Where to go on, from `since=EPOCH:OFFSET`. Positions in several channels are separated by commas.
     pub after: Vec<Position>,
 }
 
-impl Wanted {
+impl ChannelQuery {
     pub fn read(uri: &Uri) -> Result<Self, Refusal> {
         let query = uri.query().unwrap_or_default().as_bytes();
         let mut wanted = Self { names: BTreeSet::new(), after: Vec::new() };
         for (key, value) in form_urlencoded::parse(query) {
             match &*key {
                 "channel" => drop(wanted.names.insert(value.into_owned())),
-                "since" => wanted.after = Refusal::no_position(sse::positions(&value))?,
+                "since" => wanted.after = Refusal::check_position(sse::positions(&value))?,
                 _ => {}
             }
             if wanted.names.len() > MAX_CHANNELS {
@@ -181,13 +186,13 @@ impl Wanted {
 
 /// Where a client of a plain WebSocket begins in each channel. Its wire cannot tell of a gap, so a position with a gap
 /// behind it is refused.
-pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
+pub fn raw_starts(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
     let [after] = *after else {
         if after.is_empty() {
             let start = |channel: Arc<Channel>| (Arc::clone(&channel), channel.start());
             return Ok(channels.into_iter().map(start).collect());
         }
-        return Err(Refusal::position("since is a position in one channel: request one channel"));
+        return Err(Refusal::bad_position("since is a position in one channel: request one channel"));
     };
     match <[_; 1]>::try_from(channels) {
         Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
@@ -195,6 +200,6 @@ pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc
             let message = "what came after this position is not all there: begin anew, without since";
             Err(Refusal::new(StatusCode::GONE, "not_recovered", message))
         }
-        Err(_) => Err(Refusal::position("since is a position in one channel: request one channel")),
+        Err(_) => Err(Refusal::bad_position("since is a position in one channel: request one channel")),
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
     delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, Steps},
-    entry::admission::given_by,
+    entry::admission::follow_given,
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
@@ -42,7 +42,7 @@ const REFRESH_GRACE: Duration = Duration::from_secs(25);
 /// Most commands in one frame.
 const MAX_COMMANDS: usize = 1000;
 /// Bytes of replies that are collected before the session waits for the shard to take them.
-const REPLIES: usize = 64 << 10;
+const MAX_UNSENT_REPLIES: usize = 64 << 10;
 
 /// One client's session.
 pub struct CentrifugeSession {
@@ -63,7 +63,7 @@ pub struct CentrifugeSession {
     /// Notified when the client leaves.
     left: Notify,
     /// The session that its handler knows it by.
-    joined: OnceLock<SessionGuard>,
+    session: OnceLock<SessionGuard>,
 }
 
 /// Why a command is not carried out.
@@ -98,8 +98,8 @@ impl Recipient for Arc<CentrifugeSession> {
         // An earlier reason stands.
         let _ = self.reason.set(reason);
         self.left.notify_one();
-        if let Some(joined) = self.joined.get() {
-            joined.note_leaving(reason);
+        if let Some(session) = self.session.get() {
+            session.note_leaving(reason);
         }
     }
 
@@ -129,7 +129,7 @@ impl CentrifugeSession {
             pings: Pings::default(),
             reason: OnceLock::new(),
             left: Notify::new(),
-            joined: OnceLock::new(),
+            session: OnceLock::new(),
         })
     }
 
@@ -153,11 +153,11 @@ impl CentrifugeSession {
 
     /// Hands the steps over, and waits until the shard has taken them or the client is gone.
     async fn send_and_wait(&self, steps: &mut Steps) {
-        let (done, waits) = oneshot::channel();
+        let (done, is_done) = oneshot::channel();
         steps.push(Step::ReportDone(done));
         self.send_steps(steps.take());
         // An error means that they never will be.
-        let _ = waits.await;
+        let _ = is_done.await;
     }
 
     async fn handle(&self, message: &Frame) -> Result<(), End> {
@@ -176,14 +176,14 @@ impl CentrifugeSession {
             match self.perform(id, request, &mut steps).await {
                 Ok(()) => {}
                 Err(CommandRefusal::Error(code, message)) => {
-                    self.say(&mut steps, |out| reply::error(id, code, &message, out))
+                    self.write_reply(&mut steps, |out| reply::error(id, code, &message, out))
                 }
                 Err(CommandRefusal::End(end)) => {
                     self.send_steps(steps.take());
                     return Err(end);
                 }
             }
-            if steps.replies().len() >= REPLIES {
+            if steps.replies().len() >= MAX_UNSENT_REPLIES {
                 self.send_and_wait(&mut steps).await;
             }
             // Other sessions run on this thread, too.
@@ -214,9 +214,11 @@ impl CentrifugeSession {
                 steps.push(Step::Subscribe(follow(channel, recover, false), NotifyBy::Reply(id)));
             }
             Request::Unsubscribe { channel } => steps.push(Step::Unsubscribe(channel, NotifyBy::Reply(id))),
-            Request::Publish { channel, data } => self.command(id, Meaning::Publish(&channel), data, steps).await?,
-            Request::Rpc { method, data } => self.command(id, Meaning::Rpc(&method), data, steps).await?,
-            Request::Send { data } => self.command(id, Meaning::Message, data, steps).await?,
+            Request::Publish { channel, data } => {
+                self.forward_to_handler(id, Meaning::Publish(&channel), data, steps).await?
+            }
+            Request::Rpc { method, data } => self.forward_to_handler(id, Meaning::Rpc(&method), data, steps).await?,
+            Request::Send { data } => self.forward_to_handler(id, Meaning::Message, data, steps).await?,
             Request::History { channel, limit, since, reverse } => {
                 self.check_allowed(channel.clone(), None).await?;
                 let channel = self.tenant.channels.find(&channel).await.map_err(not_followed)?;
@@ -234,7 +236,7 @@ impl CentrifugeSession {
             }
             Request::Refresh { token } => self.refresh(id, token, steps).await?,
             Request::NotAvailable => return Err(Error::NotAvailable.into()),
-            Request::Ping => self.say(steps, |out| reply::empty(id, "ping", out)),
+            Request::Ping => self.write_reply(steps, |out| reply::empty(id, "ping", out)),
             Request::Unknown => return Err(Error::MethodNotFound.into()),
             Request::Pong => {}
         }
@@ -264,23 +266,23 @@ impl CentrifugeSession {
             let admission = match admission {
                 Ok(admission) => admission,
                 Err(why) => {
-                    let end = not_let_in(&why);
+                    let end = refusal_end(&why);
                     if let NotLetIn::Refused(status, reason) = why {
                         let status = Some(status).filter(|status| (400..=599).contains(status)).unwrap_or(403);
-                        self.say(steps, |out| reply::error(id, u32::from(status), &reason, out));
+                        self.write_reply(steps, |out| reply::error(id, u32::from(status), &reason, out));
                     }
                     return Err(CommandRefusal::End(end));
                 }
             };
             lease = admission.lease;
             // It cannot be set already: a second `connect` is refused.
-            let _ = self.joined.set(admission.session);
+            let _ = self.session.set(admission.session);
             // The client may have left while the handler was asked.
-            if let Some((joined, reason)) = self.joined.get().zip(self.reason.get()) {
-                joined.note_leaving(reason);
+            if let Some((session, reason)) = self.session.get().zip(self.reason.get()) {
+                session.note_leaving(reason);
             }
             if let Some(names) = admission.channels {
-                let channels = given_by(&self.tenant, handler, names).await;
+                let channels = follow_given(&self.tenant, handler, names).await;
                 let internal =
                     |_| CommandRefusal::End(End::Centrifuge(Disconnect::Internal, "no such channels".into()));
                 for channel in channels.map_err(internal)? {
@@ -291,7 +293,7 @@ impl CentrifugeSession {
         }
         self.connected.store(true, Ordering::Relaxed);
         steps.push(Step::Connected { id, expires_seconds: lease, given });
-        steps.push(until(lease));
+        steps.push(expiry_step(lease));
         // The reply need not wait for the other commands of the frame.
         self.send_steps(steps.take());
         Ok(())
@@ -299,8 +301,8 @@ impl CentrifugeSession {
 
     /// Asks the handler to renew the client's lease, with the new token that the client sent.
     async fn refresh(&self, id: u32, token: String, steps: &mut Steps) -> Result<(), CommandRefusal> {
-        let renewed = match self.handler.as_ref().zip(self.joined.get()) {
-            Some((handler, joined)) => handler.renew(joined, token).await,
+        let renewed = match self.handler.as_ref().zip(self.session.get()) {
+            Some((handler, session)) => handler.renew(session, token).await,
             None => None,
         };
         let lease = match renewed.ok_or(Error::NotAvailable)? {
@@ -313,16 +315,16 @@ impl CentrifugeSession {
             Err(NotLetIn::Broken(_) | NotLetIn::Gone) => return Err(Error::Internal.into()),
         };
         let client = self.id.to_string();
-        self.say(steps, |out| reply::refresh(id, &client, lease, out));
-        steps.push(until(lease));
+        self.write_reply(steps, |out| reply::refresh(id, &client, lease, out));
+        steps.push(expiry_step(lease));
         Ok(())
     }
 
     /// Asks the tenant's handler, if it has one, whether the client may follow a channel.
     async fn check_allowed(&self, channel: String, data: Option<String>) -> Result<(), CommandRefusal> {
         if let Some(handler) = &self.handler {
-            let joined = self.joined.get().ok_or(Error::PermissionDenied)?;
-            let allowed = handler.subscribe(joined, channel, data).await;
+            let session = self.session.get().ok_or(Error::PermissionDenied)?;
+            let allowed = handler.subscribe(session, channel, data).await;
             allowed.map_err(|why| match why {
                 NotLetIn::Refused(_, reason) => CommandRefusal::Error(Error::PermissionDenied.code(), reason),
                 NotLetIn::Broken(_) | NotLetIn::Gone => Error::Internal.into(),
@@ -332,27 +334,27 @@ impl CentrifugeSession {
     }
 
     /// Has the tenant's handler handle what the client sent. The handler's actions become steps of their own.
-    async fn command(
+    async fn forward_to_handler(
         &self,
         id: u32,
         meaning: Meaning<'_>,
         data: String,
         steps: &mut Steps,
     ) -> Result<(), CommandRefusal> {
-        let Some((handler, joined)) = self.handler.as_ref().zip(self.joined.get()) else {
+        let Some((handler, session)) = self.handler.as_ref().zip(self.session.get()) else {
             self.tenant.metrics.message_dropped("no_handler");
             return Err(Error::NotAvailable.into());
         };
         self.send_steps(steps.take());
         let frame = Frame { kind: Kind::Text, bytes: data.into() };
-        if handler.handle_command(joined, id, meaning, &frame).await.is_err() {
+        if handler.handle_command(session, id, meaning, &frame).await.is_err() {
             handler.metrics.lost.inc();
             return Err(Error::Internal.into());
         }
         Ok(())
     }
 
-    fn say(&self, steps: &mut Steps, write: impl FnOnce(&mut Vec<u8>)) {
+    fn write_reply(&self, steps: &mut Steps, write: impl FnOnce(&mut Vec<u8>)) {
         let mut text = Vec::new();
         write(&mut text);
         encode(self.compression, frame::TEXT, &text, steps.replies());
@@ -370,7 +372,7 @@ fn not_followed(why: Refused) -> CommandRefusal {
 }
 
 /// The step that sets when the connection ends. `lease`: seconds; `None`: the client may stay.
-fn until(lease: Option<u32>) -> Step {
+fn expiry_step(lease: Option<u32>) -> Step {
     Step::Expires(lease.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()) + REFRESH_GRACE))
 }
 
@@ -381,7 +383,7 @@ fn follow(channel: Arc<Channel>, recover: Option<Recover>, given_by_tenant: bool
 
 /// How the connection of a client that is not let in ends. SDKs reconnect by themselves, unless the tenant's code
 /// refused the client.
-fn not_let_in(why: &NotLetIn) -> End {
+fn refusal_end(why: &NotLetIn) -> End {
     let disconnect = match why {
         NotLetIn::Refused(..) => Disconnect::PermissionDenied,
         NotLetIn::Broken(_) => Disconnect::Internal,

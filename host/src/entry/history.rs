@@ -22,7 +22,7 @@ use wire::{Entry, Kind, Page, Position};
 
 use crate::{
     component,
-    entry::{admission::for_handler, client_address, cors, handshake::Attempt, refusal::Refusal},
+    entry::{admission::connect_request, client_address, cors, handshake::Attempt, refusal::Refusal},
     http_error,
     routes::Route,
 };
@@ -33,7 +33,7 @@ const LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
 /// A request to read a channel.
-pub struct ChannelReading<'d> {
+pub struct ReadRequest<'d> {
     pub route: &'d Route,
     pub channel: String,
     /// Whether it is for the snapshot. If not, it is for the log.
@@ -44,13 +44,13 @@ pub struct ChannelReading<'d> {
 pub async fn answer(
     attempt: &Attempt,
     request: &Request<Incoming>,
-    asked: &ChannelReading<'_>,
+    reading: &ReadRequest<'_>,
 ) -> Response<Full<Bytes>> {
-    let tenant = &asked.route.tenant;
+    let tenant = &reading.route.tenant;
     if request.method() == Method::OPTIONS {
         return cors::preflight(tenant, request.headers());
     }
-    let mut response = match read(attempt, request, asked).await {
+    let mut response = match read(attempt, request, reading).await {
         Ok(body) => http_error::json(StatusCode::OK, body),
         Err(refusal) => attempt.refused(&refusal, refusal.response()),
     };
@@ -60,23 +60,23 @@ pub async fn answer(
     response
 }
 
-async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelReading<'_>) -> Result<String, Refusal> {
-    attempt.is_crowded()?;
+async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequest<'_>) -> Result<String, Refusal> {
+    attempt.check_crowded()?;
     if request.method() != Method::GET {
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
     }
     let parameters = Parameters::read(request.uri())?;
-    if !attempt.begins_to_read() {
+    if !attempt.take_read_permit() {
         return Err(Refusal::unavailable("busy", "too many requests read channels at once"));
     }
     let address = client_address(attempt.peer, request.headers(), &attempt.context.trusted_proxies);
-    may_follow(attempt, asked, request, address).await?;
-    let channel = asked.route.tenant.channels.find(&asked.channel).await;
-    let Some(channel) = channel.map_err(|why| Refusal::channel(why, &asked.channel))? else {
+    may_follow(attempt, reading, request, address).await?;
+    let channel = reading.route.tenant.channels.find(&reading.channel).await;
+    let Some(channel) = channel.map_err(|why| Refusal::channel(why, &reading.channel))? else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
     };
-    let page = match asked.snapshot {
+    let page = match reading.snapshot {
         true => channel.latest_of_keys(parameters.after, parameters.limit),
         false => channel.page(parameters.since, parameters.limit),
     };
@@ -88,18 +88,18 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelRea
 /// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.
 async fn may_follow(
     attempt: &Attempt,
-    asked: &ChannelReading<'_>,
+    reading: &ReadRequest<'_>,
     request: &Request<Incoming>,
     address: IpAddr,
 ) -> Result<(), Refusal> {
-    let Some(handler) = &asked.route.handler else { return Ok(()) };
+    let Some(handler) = &reading.route.handler else { return Ok(()) };
     let id = attempt.context.shards.next_id();
-    let request = for_handler(request, address, component::Transport::WebSocket);
-    let admission = handler.connect(id, request, None).await.map_err(Refusal::guests)?;
+    let request = connect_request(request, address, component::Transport::WebSocket);
+    let admission = handler.connect(id, request, None).await.map_err(Refusal::by_handler)?;
     let allowed = match admission.channels {
-        Some(channels) if channels.contains(&asked.channel) => Ok(()),
+        Some(channels) if channels.contains(&reading.channel) => Ok(()),
         Some(_) => Err(Refusal::new(StatusCode::FORBIDDEN, "channel", "this client may not follow the channel")),
-        None => handler.subscribe(&admission.session, asked.channel.clone(), None).await.map_err(Refusal::guests),
+        None => handler.subscribe(&admission.session, reading.channel.clone(), None).await.map_err(Refusal::by_handler),
     };
     admission.session.note_leaving("read");
     allowed
@@ -119,7 +119,7 @@ impl Parameters {
         for (key, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             let wrong = |message: &str| Refusal::new(StatusCode::BAD_REQUEST, "parameter", message);
             match &*key {
-                "since" => parameters.since = Some(Refusal::no_position(value.parse())?),
+                "since" => parameters.since = Some(Refusal::check_position(value.parse())?),
                 "after" => parameters.after = value.parse().map_err(|_| wrong("after is an offset"))?,
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));

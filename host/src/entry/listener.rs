@@ -122,7 +122,7 @@ struct UnderWay {
 /// new client is told to come again later.
 fn cut_silent(under_way: &mut VecDeque<UnderWay>, patience: Duration, context: &EntryContext) -> bool {
     let silent = |under_way: &UnderWay| {
-        !under_way.task.is_finished() && !under_way.attempt.has_asked() && under_way.since.elapsed() >= patience
+        !under_way.task.is_finished() && !under_way.attempt.has_requested() && under_way.since.elapsed() >= patience
     };
     let Some(oldest) = under_way.iter().position(silent).and_then(|oldest| under_way.remove(oldest)) else {
         return false;
@@ -141,7 +141,7 @@ async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
         .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(&attempt)));
     let served = poll_fn(|context| match connection.poll_without_shutdown(context) {
         // The shard writes this answer, head and all.
-        Poll::Pending if attempt.is_taken() => Poll::Ready(Ok(())),
+        Poll::Pending if attempt.is_answered_by_shard() => Poll::Ready(Ok(())),
         polled => polled,
     });
     match tokio::time::timeout(context.handshake_timeout, served).await {

@@ -48,7 +48,7 @@ impl Refusal {
     }
 
     /// The refusal of a client that the handler did not let in.
-    pub fn guests(why: NotLetIn) -> Self {
+    pub fn by_handler(why: NotLetIn) -> Self {
         match why {
             NotLetIn::Refused(status, message) => {
                 let status = Some(status).filter(|status| (400..=599).contains(status));
@@ -69,15 +69,15 @@ impl Refusal {
             Refused::Channels(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         };
-        Self::new(status, "channel", &no_channel(why, name))
+        Self::new(status, "channel", &channel_message(why, name))
     }
 
     /// Turns a parameter `since` that is not a position into a refusal.
-    pub fn no_position<T>(parsed: Result<T, NotAPosition>) -> Result<T, Self> {
-        parsed.map_err(|NotAPosition| Self::position("since is not a position, which is EPOCH:OFFSET"))
+    pub fn check_position<T>(parsed: Result<T, NotAPosition>) -> Result<T, Self> {
+        parsed.map_err(|NotAPosition| Self::bad_position("since is not a position, which is EPOCH:OFFSET"))
     }
 
-    pub fn position(message: &str) -> Self {
+    pub fn bad_position(message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "position", message)
     }
 
@@ -110,6 +110,6 @@ impl Refusal {
     }
 }
 
-pub fn no_channel(why: Refused, name: &str) -> String {
+pub fn channel_message(why: Refused, name: &str) -> String {
     format!("channel {:.80}: {why}", format!("{name:?}"))
 }
