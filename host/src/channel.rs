@@ -1,11 +1,12 @@
 //! Channels: named streams inside a tenant.
 //!
-//! In come publications, through [`Channels::publish`] whoever produced them; they are encoded once into a [`Chunk`],
-//! kept in the channel's [`Log`], and every shard that has subscribers is told. Nothing here waits for a client: shards
-//! take references to the chunks when they come to it, and what bounds memory is the log's size.
+//! Every publication goes through [`Channels::publish`], from every producer. It is encoded once into a [`Chunk`],
+//! which the channel's [`Log`] keeps. Then each shard that has subscribers is notified. Nothing here waits for a
+//! client: shards take references to the chunks when they get to it, and the log's size bounds the memory.
 //!
-//! A client that resumes, one that has fallen off the log and whoever reads over HTTP ask the [`Channel`] for what they
-//! have missed. Offsets are of an [`Epoch`]: a new one begins whenever something may be missing before what follows.
+//! The [`Channel`] also has what a client has missed: for one that resumes, for one that has fallen off the log, and
+//! for requests over HTTP. Offsets belong to an [`Epoch`]. A new epoch begins whenever publications may be missing
+//! before the next one.
 
 use std::sync::{
     Arc,
@@ -50,26 +51,27 @@ use crate::channel::{
 
 /// The channel of clients that ask for none, and of upstreams without a filter.
 pub const MAIN: &str = "main";
-/// How far a log may exceed its bytes while a shard that was told of chunks has not come for them.
+/// Bytes by which a log may exceed its limit while a notified shard has not read the chunks yet.
 const MAX_UNREAD: usize = 16 << 20;
-/// Burst bytes after which a new chunk begins: a chunk leaves the log whole, so it stays small beside it.
+/// Bytes of a burst after which a new chunk begins. A chunk leaves the log whole, so it must be small beside the log.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// One channel: its log, its snapshot and the shards that read it.
 pub struct Channel {
     pub name: Arc<str>,
     pub metrics: Arc<TenantMetrics>,
-    /// Replaced when the manifest changes, as are the two below.
+    /// What the manifest says of it. Replaced when the manifest changes, as `compress_above` is.
     rule: ArcSwap<ChannelRule>,
-    /// Payloads of so many bytes and more are compressed for clients that can take it.
+    /// Payloads from this many bytes on are compressed, for clients that accept compression.
     compress_above: AtomicUsize,
-    /// Clients that follow it now, in all shards.
+    /// How many clients follow it now, in all shards.
     subscribers: AtomicUsize,
     demand: Arc<Demand>,
-    /// Bytes of all the tenant's logs and snapshots, now and at most.
+    /// Bytes of all the tenant's logs and snapshots now.
     total: Arc<AtomicUsize>,
-    /// Bytes of its chunks in the formats that were made later.
+    /// Bytes of its chunks in formats other than the raw one.
     encoded_bytes: Arc<AtomicUsize>,
+    /// The most that `total` may be.
     max_total: Arc<AtomicUsize>,
     state: Mutex<ChannelState>,
 }
@@ -78,9 +80,9 @@ pub struct Channel {
 struct ChannelState {
     log: Log,
     snapshot: Snapshot,
-    /// The offset behind the last publication applied.
+    /// The offset after that of the last publication applied.
     next_offset: u64,
-    /// Bytes of all chunks there ever were.
+    /// Bytes of all chunks that it has ever had.
     bytes: u64,
     epoch: Epoch,
     /// The first offset of the epoch.
@@ -105,16 +107,17 @@ impl ChannelState {
         }
     }
 
-    /// The position before which the log lets go of chunks, a new chunk having the position `newest`.
+    /// The position from which on the log keeps all chunks when it gets the chunk at position `newest`.
     ///
-    /// A burst stays whole until its readers have come for it, however small the log is: they may be fast.
+    /// A burst stays whole until its readers have read it, even in a small log: they may be fast.
     fn keep(&self, newest: u64) -> u64 {
         self.readers.unread().unwrap_or(newest)
     }
 }
 
 impl Channel {
-    /// Appends a burst whole, then tells the readers. Returns how many publications had no room for their keys.
+    /// Appends a whole burst, then notifies the readers. Returns how many publications were left out because the
+    /// snapshot has no room for their keys.
     fn append(&self, burst: Vec<Publication>, upstream: Option<&Arc<str>>) -> usize {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -133,12 +136,12 @@ impl Channel {
             self.apply(state, chunk, keep);
         }
         self.trim(state, newest);
-        state.readers.tell(newest);
+        state.readers.notify(newest);
         left_out
     }
 
-    /// Stores a chunk whose publications have their positions. It never refuses. The log keeps all chunks from position
-    /// `keep` on. A chunk that stands for a gap begins its epoch.
+    /// Stores a chunk whose publications have their positions. Never refuses one. The log keeps all chunks from
+    /// position `keep` on. A chunk that stands for a gap begins a new epoch.
     fn apply(&self, state: &mut ChannelState, chunk: Chunk, keep: u64) {
         let before = state.snapshot.bytes();
         if chunk.is_gap() {
@@ -154,7 +157,8 @@ impl Channel {
         state.log.push(Arc::new(chunk), keep, |gone| self.forget(&gone));
     }
 
-    /// Lets go of chunks before the position `newest` until the log and all logs of the tenant are within their bytes.
+    /// Drops chunks before the position `newest` until the log, and all logs of the tenant together, are within their
+    /// limits.
     fn trim(&self, state: &mut ChannelState, newest: u64) {
         while state.log.excess() > MAX_UNREAD {
             let Some(gone) = state.log.pop_before(newest) else { break };
@@ -180,18 +184,19 @@ impl Channel {
         }
     }
 
-    /// Adds a reader, which is told of every chunk from now on; returns a log without the older ones, and the position
-    /// that they end with.
+    /// Adds a reader, which is notified of all chunks from now on. Returns a log without the older chunks, and the
+    /// position at which these end.
     pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> (Log, Position) {
         let mut state = self.state.lock();
         state.readers.attach(reader, token);
         (state.log.from_here(), state.position())
     }
 
-    /// Hands over the chunks from position `seq` on that the log still has; returns the oldest one's position.
+    /// Hands over the chunks from position `seq` on that the log still has. Returns the position of the log's oldest
+    /// chunk.
     pub fn read(&self, reader: &Arc<dyn Reader>, seq: u64, mut take: impl FnMut(&Arc<Chunk>)) -> u64 {
         let mut state = self.state.lock();
-        state.readers.came(reader);
+        state.readers.caught_up(reader);
         state.log.from(seq).for_each(&mut take);
         state.log.oldest_seq()
     }
@@ -209,14 +214,14 @@ impl Channel {
         self.subscribers.load(Ordering::Relaxed)
     }
 
-    /// A shard has one subscriber more.
+    /// Notes that a shard has one subscriber more.
     pub fn joined(&self) {
         if self.subscribers.fetch_add(1, Ordering::Relaxed) == 0 {
             self.demand.channel_active(&self.name);
         }
     }
 
-    /// A shard has one subscriber less.
+    /// Notes that a shard has one subscriber less.
     pub fn left(&self) {
         if self.subscribers.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.demand.channel_idle(&self.name);
@@ -229,13 +234,13 @@ impl Channel {
         self.rule.load().slow.unwrap_or_else(|| if keyed() { Slow::Conflate } else { Slow::Close })
     }
 
-    /// Whether it must not make room for others while nobody follows it: what it has would be missed.
+    /// Whether it must be kept while nobody follows it, because its publications would be missed.
     fn is_kept(&self) -> bool {
         let state = self.state.lock();
         state.next_offset > 1 && (self.rule.load().history.kept || !state.snapshot.is_empty())
     }
 
-    /// Lets go of an eighth of the log, but for the newest chunk; false: there is no other.
+    /// Drops an eighth of the log, but not the newest chunk. `false`: there is no other chunk.
     fn give_up(&self) -> bool {
         let mut state = self.state.lock();
         let newest = state.log.next_seq().saturating_sub(1);
@@ -250,7 +255,7 @@ impl Channel {
         gave
     }
 
-    /// Follows another rule from now on: what is over its bytes goes with the next publication.
+    /// Takes another rule. Chunks over its limit are dropped with the next publication.
     fn reconfigure(&self, rule: ChannelRule, compress_above: usize) {
         let mut state = self.state.lock();
         state.log.set_max_bytes(rule.log_bytes);
@@ -259,12 +264,12 @@ impl Channel {
         self.rule.store(Arc::new(rule));
     }
 
-    /// Bytes that its log keeps.
+    /// Bytes that its log may have.
     pub fn log_limit(&self) -> usize {
         self.rule.load().log_bytes
     }
 
-    /// Bytes of its log, in all formats.
+    /// Bytes that its log has, in all formats.
     fn log_bytes(&self) -> usize {
         self.state.lock().log.bytes() + self.encoded_bytes.load(Ordering::Relaxed)
     }
@@ -278,7 +283,7 @@ impl Drop for Channel {
     }
 }
 
-/// Where a chunk ends: small beside its log, which lets go of chunks whole.
+/// Bytes at which a chunk ends. It must be small beside its log, which drops chunks whole.
 fn chunk_limit(log_bytes: usize) -> usize {
     CHUNK_BYTES.min(log_bytes / 8)
 }

@@ -23,7 +23,7 @@ pub use budget::{Budget, BudgetShare};
 pub use connected::{Connected, Pings, Recipient};
 pub use end::End;
 pub use id::ClientId;
-pub use inbox::{Inbox, InboxEvent, Over};
+pub use inbox::{Inbox, InboxEvent, LimitReached};
 pub use limits::ClientLimits;
 pub use queue::{Follow, NotifyBy, Step};
 pub use shard::{Shards, Timing};

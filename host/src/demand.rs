@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_waits_is_woken_when_there_is_news_and_only_then() {
+    async fn a_follower_is_woken_when_there_is_news_and_only_then() {
         let (demand, follower) = followed();
         let a: Arc<str> = "a".into();
         timeout(QUIET * 10, follower.changed()).await.unwrap_err();

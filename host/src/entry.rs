@@ -1,8 +1,8 @@
 //! The clients' listener: from an accepted connection to a client in its shard.
 //!
 //! There are three transports: plain WebSockets, server-sent events and the Centrifuge protocol. hyper does the HTTP
-//! handshake on the I/O runtime (`listener`, `handshake`); the tenant's handler decides who comes in (`admission`); then
-//! the bare socket moves to a shard. Channels can also be read over plain HTTP (`history`).
+//! handshake on the I/O runtime (`listener`, `handshake`). The tenant's handler decides which clients are let in
+//! (`admission`). Then the bare socket moves to a shard. Channels can also be read over plain HTTP (`history`).
 
 pub mod address;
 mod admission;

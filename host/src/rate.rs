@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_has_so_many_and_they_come_back_one_by_one() {
+    fn the_tokens_of_a_second_come_back_one_by_one() {
         let (start, mut bucket) = (Instant::now(), Bucket::default());
         let at = |nanos| start + Duration::from_nanos(nanos);
         assert_eq!(bucket.take_some(5, 3, start), 3);

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_names_so_many_keys_and_one_more_changes_nothing() {
+    async fn a_call_with_one_key_too_many_changes_nothing() {
         let state = state(20_000, 10_000_000);
         let bucket = state.open(DEFAULT_BUCKET).await.unwrap();
         let names = |count| (0..count).map(|nth| nth.to_string()).collect::<Vec<_>>();

@@ -116,8 +116,8 @@ impl Tenant {
     ///
     /// Async for the day when the client may be at another node; here it never waits.
     #[allow(clippy::unused_async)]
-    pub async fn act(&self, client: ClientId, steps: Vec<Step>) {
-        self.shards.act(client, &self.client_limits, steps);
+    pub async fn take_steps(&self, client: ClientId, steps: Vec<Step>) {
+        self.shards.take_steps(client, &self.client_limits, steps);
     }
 
     /// Returns the version that begins to run now.

@@ -1,4 +1,4 @@
-//! The channels of a tenant: which there are, what they may take together, and the one way in.
+//! The channels of a tenant: which there are, how much memory they may take together, and the one way to publish.
 
 use std::{
     collections::HashMap,
@@ -23,25 +23,26 @@ use crate::{
     sync::Mutex,
 };
 
-/// Between two searches for channels that nobody reads: each looks at all of them.
+/// Shortest time between two searches for channels that nobody reads. Each search looks at all channels.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A channel, and what is to be published on it at once.
+/// A channel, and the publications that it gets at once.
 type Burst = (Arc<Channel>, Vec<Publication>);
 
 /// The channels of one tenant.
 pub struct Channels {
     rules: ArcSwap<Rules>,
     metrics: Arc<TenantMetrics>,
-    /// Told which channels have subscribers.
+    /// Notified when a channel gets its first subscriber, or loses its last.
     pub demand: Arc<Demand>,
     open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
-    /// Bytes of all logs, now and at most.
+    /// Bytes of all logs and snapshots now.
     bytes: Arc<AtomicUsize>,
+    /// The most that `bytes` may be.
     max_bytes: Arc<AtomicUsize>,
-    /// Most that exist at once, published to or subscribed to.
+    /// Most channels that exist at once, published to or subscribed to.
     max_channels: AtomicUsize,
-    /// When unread channels were last dropped.
+    /// When channels that nobody reads were last dropped.
     swept: Mutex<Option<Instant>>,
 }
 
@@ -52,8 +53,8 @@ struct Rules {
 }
 
 impl Channels {
-    /// `limits`: how many there may be, and bytes of all their logs together. `compress_above`: payloads of so many bytes and more are compressed
-    /// for clients that can take it.
+    /// `limits`: how many channels there may be, and how many bytes all their logs may have. `compress_above`: payloads
+    /// from this many bytes on are compressed, for clients that accept compression; `None`: none are.
     pub fn new(
         rules: Vec<ChannelRule>,
         limits: &TenantLimits,
@@ -72,8 +73,8 @@ impl Channels {
         }
     }
 
-    /// Follows what another manifest says, in the channels that are there too. Whoever follows a channel that is no longer
-    /// listed goes on.
+    /// Takes the rules and limits of another manifest, also for the channels that exist. Clients of a channel that is
+    /// no longer listed keep following it.
     pub fn reconfigure(&self, rules: Vec<ChannelRule>, limits: &TenantLimits, compress_above: Option<usize>) {
         let open = self.open.lock();
         let rules = Rules::new(rules, compress_above);
@@ -85,10 +86,10 @@ impl Channels {
         self.rules.store(Arc::new(rules));
     }
 
-    /// The channel a client asks for. With rules, they say which there are, besides [`MAIN`]; made-up names take no
-    /// more than half of the channels, so that components can always publish.
+    /// The channel that a client asks for. If there are rules, they list the channels, besides [`MAIN`]. Names that
+    /// clients ask for take no more than half of the channels, so that components can always publish.
     ///
-    /// Async for the day when the channel's home is another node; here it never waits.
+    /// Async for the day when the channel's home is another node. Today it never waits.
     #[allow(clippy::unused_async)]
     pub async fn follow(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         self.check_allowed(name)?;
@@ -105,7 +106,8 @@ impl Channels {
         self.open(name)
     }
 
-    /// The same if it is there already, or has a name of its own in the manifest: looking makes no others.
+    /// The channel that a request wants to read, if it exists. A missing one is made only if the manifest lists its
+    /// full name: reading must not make others.
     #[allow(clippy::unused_async)]
     pub async fn find(&self, name: &str) -> Result<Option<Arc<Channel>>, Refused> {
         self.check_allowed(name)?;
@@ -124,11 +126,11 @@ impl Channels {
         Ok(())
     }
 
-    /// The one way into a log: appends the publications in their order, each channel's as one burst. `upstream`: that of
-    /// the filter that made them, if one did.
+    /// Appends publications to their channels' logs, in their order. This is the only way into a log. The publications
+    /// of one channel are one burst. `upstream`: the upstream of the filter that made them, if a filter did.
     ///
-    /// Returns how many went in and, for the rest, why not (counted already). Async for the day when the log lives on
-    /// another node; here it never waits.
+    /// Returns how many were taken, and why each other one was not. Refusals are counted here. Async for the day when
+    /// the log is on another node. Today it never waits.
     #[allow(clippy::unused_async)]
     pub async fn publish(&self, publications: Vec<Publication>, upstream: Option<&Arc<str>>) -> (usize, Vec<Refused>) {
         let mut bursts: HashMap<Arc<str>, Result<Burst, Refused>> = HashMap::new();
@@ -163,8 +165,8 @@ impl Channels {
         (taken, refused)
     }
 
-    /// An upstream is lost, or a part of what it brought: in every channel that its publications went to a new epoch
-    /// begins.
+    /// Begins a new epoch in every channel that has publications of an upstream. Called when that upstream, or a part
+    /// of what it sent, is lost.
     pub fn lost(&self, upstream: &Arc<str>) {
         let channels: Vec<_> = self.open.lock().values().map(Arc::clone).collect();
         for channel in channels {
@@ -172,14 +174,15 @@ impl Channels {
         }
     }
 
-    /// The same for one channel: its part of an upstream is subscribed to, or no longer.
+    /// Begins a new epoch in one channel, if it has publications of an upstream. Called when the filter changes what it
+    /// subscribes to upstream for this channel.
     pub fn interrupted(&self, channel: &str, upstream: &Arc<str>) {
         if let Some(channel) = self.get(channel) {
             channel.lost(upstream);
         }
     }
 
-    /// The channel of that name, made if it is not there yet.
+    /// The channel with this name. Makes it if it does not exist yet.
     pub fn open(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         check_name(name)?;
         let mut open = self.open.lock();
@@ -222,7 +225,7 @@ impl Channels {
         self.get(name).map_or(0, |channel| channel.subscribers())
     }
 
-    /// A channel that is there already.
+    /// The channel with this name, if it exists.
     fn get(&self, name: &str) -> Option<Arc<Channel>> {
         self.open.lock().get(name).cloned()
     }
@@ -231,7 +234,7 @@ impl Channels {
         self.max_channels.load(Ordering::Relaxed)
     }
 
-    /// Whether the tenant's logs may hold a burst, if need be in the place of what its channel has.
+    /// Whether the tenant's logs have room for a burst, if need be in the place of older chunks.
     fn has_room(&self, channel: &Channel, burst: &[Publication]) -> bool {
         let keys: usize = burst.iter().map(Snapshot::cost).sum();
         let burst = Chunk::most(burst, chunk_limit(channel.log_limit())) + keys;
@@ -243,7 +246,7 @@ impl Channels {
         fits(channel.log_bytes()) || self.takes_from_others(channel, fits)
     }
 
-    /// Lets the largest logs give up their oldest chunks until a burst fits.
+    /// Has the largest logs drop their oldest chunks until a burst fits. Returns whether it does.
     fn takes_from_others(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
         let others = self.open.lock().values().map(Arc::clone).collect::<Vec<_>>();
         loop {
@@ -258,14 +261,15 @@ impl Channels {
         }
     }
 
-    /// Drops the channels that nobody reads, to make room for others; not more than once a second.
+    /// Drops the channels that nobody reads, to make room for others. Does so once a second at most. Returns whether
+    /// there is room now.
     fn sweep(&self, open: &mut HashMap<Arc<str>, Arc<Channel>>) -> bool {
         let mut swept = self.swept.lock();
         if swept.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
             return false;
         }
         *swept = Some(Instant::now());
-        // Held elsewhere, it has readers, or will have: a handshake or a publication is under way.
+        // A channel that is held elsewhere has readers, or a handshake or a publication uses it now.
         open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
         open.len() < self.max_channels() && self.bytes.load(Ordering::Relaxed) < self.max_bytes.load(Ordering::Relaxed)
     }
@@ -276,7 +280,7 @@ impl Rules {
         Self { rules, compress_above: compress_above.unwrap_or(usize::MAX) }
     }
 
-    /// The rule for a name: the one that is this name, or else that with the longest prefix of it.
+    /// The rule for a channel: the rule with its full name, or else the one with the longest matching prefix.
     fn of(&self, name: &str) -> Option<&ChannelRule> {
         let fitting = self.rules.iter().filter_map(|rule| match rule.pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix).then_some((false, prefix.len(), rule)),
@@ -296,7 +300,7 @@ mod tests {
         metrics::Metrics,
     };
 
-    /// Channels.
+    /// Most channels of the tenant.
     const MOST: usize = 1000;
 
     fn channels(rules: &[(&str, usize)], max_bytes: usize) -> Channels {
@@ -316,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rule_of_that_name_comes_before_prefixes_and_the_longest_of_those() {
+    fn the_rule_with_the_full_name_wins_and_then_the_longest_prefix() {
         let channels = channels(&[("a*", 1), ("ab*", 2), ("ab", 3), ("*", 4)], 1000);
         let log_bytes = |name| channels.rules.load().of(name).unwrap().log_bytes;
         assert_eq!((log_bytes("ab"), log_bytes("abc"), log_bytes("ac"), log_bytes("b")), (3, 2, 1, 4));
@@ -344,7 +348,7 @@ mod tests {
                 assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
             }
         }
-        // One channel's newest is never let go for another's: what does not fit is refused.
+        // A channel's newest chunk never makes room for another channel: a burst that does not fit is refused.
         let (taken, refused) = channels.publish(vec![publication("a", 90_000)], None).await;
         assert_eq!((taken, refused), (0, vec![Refused::Bytes]));
         drop(held);
@@ -374,7 +378,7 @@ mod tests {
     async fn a_reader_lets_go_of_what_its_channel_has_no_room_for() {
         struct Deaf;
         impl Reader for Deaf {
-            fn fresh(&self, _: usize) {}
+            fn new_chunks(&self, _: usize) {}
         }
         let channels = channels(&[], 100_000);
         let channel = channels.open("a").unwrap();
@@ -413,11 +417,11 @@ mod tests {
         for round in 0..100 {
             channels.publish((0..10).map(|key| keyed(key, 100)).collect(), None).await;
             let bytes = channels.bytes.load(Ordering::Relaxed);
-            // Names too, each of which is an allocation.
+            // Names count too. Each of them is an allocation.
             assert!(bytes >= (round + 1) * 10 * (100 + 250) && bytes <= 1_000_000, "{bytes} in round {round}");
         }
         let channel = channels.get("a").unwrap();
-        // What is encoded has been counted before.
+        // The encoded snapshot takes no more: its bytes were counted with the keys.
         let before = channels.bytes.load(Ordering::Relaxed);
         assert_eq!(channel.snapshot(Since::Nothing, 0).unwrap().after(0).count(), 10);
         assert_eq!(channels.bytes.load(Ordering::Relaxed), before);
@@ -450,7 +454,7 @@ mod tests {
         channel.state.lock().log.from(0).for_each(|chunk| first = Some(Arc::clone(chunk)));
         let first = first.unwrap();
         let before = bytes();
-        // In base64 it takes a third more.
+        // Base64 takes a third more.
         let made = first.encoded(Format::Sse, &channel).bytes().len();
         assert!(made > 12_000 && bytes() > before + made, "{made}");
         let with_one = bytes();
@@ -459,7 +463,7 @@ mod tests {
         assert_eq!(bytes(), with_one);
         channels.publish(vec![publication("a", 9_000)], None).await;
         assert_eq!(bytes(), channel.log_bytes());
-        // Whoever has it still may need it in another form: that is not the log's.
+        // A reader that still holds the chunk may need another format. Those bytes do not count as the log's.
         first.encoded(Format::Centrifuge, &channel);
         drop(first);
         assert_eq!(bytes(), channel.log_bytes());

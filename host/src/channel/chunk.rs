@@ -13,19 +13,19 @@ use crate::channel::{
     encoding::{Encodings, Wire},
 };
 
-/// What a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
+/// Bytes that a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
 const OVERHEAD: usize = 160;
 
-/// What the allocator adds.
+/// Bytes that the allocator adds to an allocation.
 const ALLOCATION: usize = 16;
 
 const NO_KEY: Key = Key { name: None, remove: false };
 
-/// Publications of one epoch, one after another: immutable, shared by reference. One without publications stands for the
-/// gap before its epoch.
+/// Publications of one epoch, one after another. A chunk never changes, and is shared by reference. A chunk without
+/// publications stands for the gap before its epoch.
 #[derive(Debug)]
 pub struct Chunk {
-    /// Position in the channel's log, without gaps.
+    /// Its position in the channel's log. Positions have no gaps.
     pub seq: u64,
     /// When it was published.
     pub at: Instant,
@@ -33,19 +33,20 @@ pub struct Chunk {
     offsets: Offsets,
     pub(super) raw: Wire,
     pub(super) encodings: OnceLock<Box<Encodings>>,
-    /// `None`: no publication here has one.
+    /// The publications' keys. `None`: no publication here has one.
     keys: Option<Box<[Key]>>,
 }
 
 /// The publications' offsets, increasing.
 #[derive(Debug)]
 enum Offsets {
-    /// From this one on, without gaps.
+    /// Consecutive ones, from this one on.
     From(u64),
+    /// One for each publication.
     Each(Box<[u64]>),
 }
 
-/// A publication, still in its chunk.
+/// A publication, borrowed from its chunk.
 #[derive(Clone, Copy)]
 pub(super) struct Item<'c> {
     pub offset: u64,
@@ -55,8 +56,8 @@ pub(super) struct Item<'c> {
 }
 
 impl Chunk {
-    /// Encodes publications until they are all in or `limit` bytes are passed; returns how many went in, at least one.
-    /// `first`: the position of the first of them.
+    /// Encodes publications until the chunk has `limit` bytes or none are left. Returns how many it took, which is one
+    /// at least. `first`: the position of the first publication.
     pub fn encode(seq: u64, first: Position, publications: &[Publication], limit: usize) -> (Self, usize) {
         let mut size = 0;
         let mut count = 0;
@@ -74,7 +75,7 @@ impl Chunk {
         (Self::new(seq, first.epoch, Offsets::From(first.offset), raw, keys), count)
     }
 
-    /// Publications out of their turn: those of a snapshot, by their offsets. It stands before position `seq`.
+    /// Encodes a snapshot, whose publications are ordered by offset. It comes before the chunk at position `seq`.
     pub fn snapshot<'e>(seq: u64, epoch: Epoch, entries: impl Iterator<Item = (u64, Key, &'e Frame)> + Clone) -> Self {
         let size = |frame: &Frame| frame::header_len(frame.bytes.len()) + frame.bytes.len();
         let size = entries.clone().map(|(.., data)| size(data)).sum();
@@ -84,7 +85,7 @@ impl Chunk {
         Self::new(seq, epoch, offsets, raw, keys)
     }
 
-    /// Stands for what may have been missed before the position `first`, which begins an epoch.
+    /// A chunk that stands for what may be missing before the position `first`, where an epoch begins.
     pub fn gap(seq: u64, first: Position) -> Self {
         let raw = Wire { bytes: Box::default(), ends: Box::default() };
         Self::new(seq, first.epoch, Offsets::From(first.offset), raw, None)
@@ -101,12 +102,12 @@ impl Chunk {
         let keyed = burst.iter().any(|publication| publication.key.is_some());
         let size = |publication: &Publication| key_size(publication.key.as_ref());
         let keys: usize = if keyed { burst.iter().map(size).sum() } else { 0 };
-        // Each chunk but the last has `limit` bytes at least.
+        // Each chunk but the last has at least `limit` bytes.
         let chunks = burst.len().min(1 + frames / limit.max(1));
         frames + burst.len() * size_of::<u32>() + keys + chunks * OVERHEAD
     }
 
-    /// The same publications, at another place's position of its log.
+    /// A copy at another position, for another log.
     #[cfg(test)]
     pub fn copied(&self, seq: u64) -> Self {
         let Offsets::From(first) = &self.offsets else { unreachable!("a snapshot is no part of a log") };
@@ -119,7 +120,7 @@ impl Chunk {
         self.len() == 0
     }
 
-    /// Bytes of its frames.
+    /// How many bytes its frames have.
     pub fn bytes(&self) -> usize {
         self.raw.bytes.len()
     }
@@ -136,7 +137,7 @@ impl Chunk {
         }
     }
 
-    /// What a client has that has got nothing of this, in its epoch.
+    /// The position of a client that has received everything before this chunk, in this chunk's epoch.
     pub fn before(&self) -> Position {
         Position { epoch: self.epoch, offset: self.first_offset().saturating_sub(1) }
     }
@@ -151,14 +152,14 @@ impl Chunk {
         (self.index_after(offset)..self.len()).filter_map(|index| self.entry(index))
     }
 
-    /// Its publications that have a key, their payloads copied.
+    /// Its publications with keys, their payloads copied.
     pub fn keyed(&self) -> impl Iterator<Item = Entry> {
-        // Without keys nothing is looked at.
+        // A chunk without keys is not searched.
         let all = if self.keys.is_some() { self.len() } else { 0 };
         (0..all).filter_map(|index| self.entry(index)).filter(|entry| entry.key.name.is_some())
     }
 
-    /// The offset behind which publications of at most so many bytes follow here.
+    /// The smallest offset after which at most `bytes` bytes of publications follow in this chunk.
     pub fn last_within(&self, bytes: usize) -> u64 {
         let Wire { bytes: all, ends } = &self.raw;
         let from = all.len().saturating_sub(bytes);
@@ -166,14 +167,14 @@ impl Chunk {
         self.offset(index).saturating_sub(1)
     }
 
-    /// Bytes of memory it takes, roughly, without the formats that are made later.
+    /// Bytes of memory that it takes, roughly, without its other formats.
     pub fn size(&self) -> usize {
         let offsets = if let Offsets::Each(offsets) = &self.offsets { size_of_val(&**offsets) } else { 0 };
         let keys = self.keys.as_ref().map_or(0, |keys| keys.iter().map(|key| key_size(key.name.as_ref())).sum());
         self.raw.bytes.len() + size_of_val(&*self.raw.ends) + offsets + keys + OVERHEAD
     }
 
-    /// Its log has let go of it: the formats that were made of it are no longer bytes of that.
+    /// Notes that its log has dropped it. The bytes of its other formats no longer count as the log's.
     pub fn forget(&self) {
         if let Some(encodings) = self.encodings.get() {
             encodings.forget();
@@ -191,7 +192,7 @@ impl Chunk {
         }
     }
 
-    /// How many publications have no greater offset.
+    /// The index of the first publication with an offset greater than `offset`.
     pub(super) fn index_after(&self, offset: u64) -> usize {
         match &self.offsets {
             Offsets::From(first) => {
@@ -218,7 +219,7 @@ impl Chunk {
     }
 }
 
-/// Bytes of memory that a key takes, its name's allocation included.
+/// Bytes of memory that a key takes, with its name's allocation.
 fn key_size(name: Option<&Arc<str>>) -> usize {
     size_of::<Key>() + name.map_or(0, |name| name.len() + 2 * size_of::<usize>() + ALLOCATION)
 }

@@ -1,5 +1,5 @@
-//! A chunk's publications as clients get them: the frames of a plain WebSocket from the start, the bytes of every other
-//! door made when a client of it first needs them, and shared by all of its clients.
+//! A chunk's publications in the formats that clients get. WebSocket frames are there from the start. Another format is
+//! encoded when the first client needs it, and all clients of the format share it.
 
 use std::{
     ops::Range,
@@ -16,39 +16,41 @@ use crate::channel::{Channel, Chunk, chunk::Item};
 /// How publications are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// WebSocket frames, payloads as they are.
+    /// WebSocket frames with the payloads as they are.
     #[default]
     Raw,
-    /// The same, compressed: permessage-deflate (RFC 7692).
+    /// WebSocket frames, compressed with permessage-deflate (RFC 7692).
     Deflated,
     /// Server-sent events.
     Sse,
     /// WebSocket frames with pushes of the Centrifuge protocol.
     Centrifuge,
+    /// The same frames, compressed.
     CentrifugeDeflated,
 }
 
-/// What a format takes besides its bytes and their index: its allocations, and its part of the place for all.
+/// Bytes that a format takes besides its frames and their index: its allocations, and its part of [`Encodings`].
 const OVERHEAD: usize = 128;
-/// Formats besides [`Format::Raw`].
+/// How many formats there are besides [`Format::Raw`].
 const LATER_FORMATS: usize = 4;
 
-/// Publications one after another.
+/// Encoded publications, one after another.
 #[derive(Debug)]
 pub(super) struct Wire {
     pub bytes: Box<[u8]>,
-    /// Where each publication ends in `bytes`. A chunk that stands for a gap has none, or one end of its own.
+    /// Where each publication ends in `bytes`. In a chunk that stands for a gap: where its mark ends, if the format has
+    /// one.
     pub ends: Box<[u32]>,
 }
 
 impl Wire {
-    /// Written by `write` for each item. Allocated at the exact size: a chunk is kept as long as its log reaches back.
+    /// Calls `write` for each item. The result is allocated at its exact size, since a log keeps its chunks for long.
     pub fn new<I>(items: impl Iterator<Item = I>, size: usize, mut write: impl FnMut(I, &mut Vec<u8>)) -> Self {
         let mut bytes = Vec::with_capacity(size);
         let mut ends = Vec::with_capacity(items.size_hint().0);
         for item in items {
             write(item, &mut bytes);
-            // What bounds a tenant's logs keeps all of this far below 4 GiB.
+            // The limit of a tenant's logs keeps this far below 4 GiB.
             ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         }
         Self { bytes: bytes.into(), ends: ends.into() }
@@ -58,12 +60,12 @@ impl Wire {
         index.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize)
     }
 
-    /// One publication's bytes.
+    /// The bytes of one publication.
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         self.bytes.get(self.start(index)..*self.ends.get(index)? as usize)
     }
 
-    /// Bytes of memory it takes, with its part of [`Encodings`].
+    /// Bytes of memory that it takes, with its part of [`Encodings`].
     fn size(&self) -> usize {
         self.bytes.len() + size_of_val(&*self.ends) + OVERHEAD
     }
@@ -73,14 +75,15 @@ impl Wire {
     }
 }
 
-/// A chunk in the other formats, those that were needed.
+/// A chunk in the formats besides [`Format::Raw`], as far as they were needed.
 #[derive(Debug)]
 pub(super) struct Encodings {
     wires: [OnceLock<Wire>; LATER_FORMATS],
-    /// Bytes of all the tenant's logs, and those of the channel's chunks in other formats: to both these have been added.
+    /// The tenant's total, which includes these bytes.
     total: Arc<AtomicUsize>,
+    /// The channel's total of such bytes, which includes these, too.
     encoded_bytes: Arc<AtomicUsize>,
-    /// How many; [`FORGOTTEN`]: they have been taken off, and no more are added.
+    /// How many bytes were added to both totals. [`FORGOTTEN`]: they were taken off, and no more are added.
     charged: AtomicUsize,
 }
 
@@ -93,7 +96,7 @@ impl Encodings {
     }
 
     fn charge(&self, bytes: usize) {
-        // Before it is known whether it counts: the total must not be too small for a moment.
+        // Added before it is known whether they count: the total must not be too small, not even for a moment.
         self.total.fetch_add(bytes, Ordering::Relaxed);
         self.encoded_bytes.fetch_add(bytes, Ordering::Relaxed);
         let add = |charged| (charged != FORGOTTEN).then(|| charged + bytes);
@@ -107,7 +110,7 @@ impl Encodings {
         self.encoded_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The log has let go of the chunk: what readers still hold of it is not the log's.
+    /// Takes the bytes off the totals, because the log has dropped the chunk. Readers may still hold it.
     pub fn forget(&self) {
         let charged = self.charged.swap(FORGOTTEN, Ordering::Relaxed);
         if charged != FORGOTTEN {
@@ -130,7 +133,7 @@ pub struct Encoded<'c> {
 }
 
 impl Chunk {
-    /// In a format, made if nobody has needed it yet. `of`: its channel.
+    /// The chunk in a format, which is encoded now if nobody has needed it yet. `of`: its channel.
     pub fn encoded(&self, format: Format, of: &Channel) -> Encoded<'_> {
         let Some(index) = index(format) else { return Encoded { chunk: self, wire: &self.raw } };
         let encodings = self.encodings.get_or_init(|| Box::new(Encodings::new(of)));
@@ -144,7 +147,7 @@ impl Chunk {
         Encoded { chunk: self, wire }
     }
 
-    /// In a format that has been made already.
+    /// The chunk in a format, if that has been encoded already.
     pub fn get_encoded(&self, format: Format) -> Option<Encoded<'_>> {
         let wire = match index(format) {
             None => &self.raw,
@@ -198,7 +201,7 @@ fn index(format: Format) -> Option<usize> {
 }
 
 impl<'c> Encoded<'c> {
-    /// All publications.
+    /// The bytes of all publications.
     pub fn bytes(&self) -> &'c [u8] {
         &self.wire.bytes
     }
@@ -208,7 +211,7 @@ impl<'c> Encoded<'c> {
         self.wire.start(self.chunk.index_after(offset))
     }
 
-    /// The offset of the last publication of which there is a byte before `position`.
+    /// The offset of the last publication that begins before `position`.
     pub fn begun(&self, position: usize) -> Option<u64> {
         if self.chunk.is_gap() {
             return None;
@@ -218,7 +221,7 @@ impl<'c> Encoded<'c> {
         Some(self.chunk.offset(begun.checked_sub(1)?))
     }
 
-    /// How many publications end in `from..=to`: those completed by sending the bytes between.
+    /// How many publications are complete once the bytes from `from` to `to` are sent, and were not before.
     pub fn completed(&self, from: usize, to: usize) -> usize {
         if self.chunk.is_gap() {
             return 0;
@@ -229,15 +232,15 @@ impl<'c> Encoded<'c> {
         self.wire.ends_up_to(to) - self.wire.ends_up_to(from)
     }
 
-    /// What is left of the publication that `position` is inside of; `None` at a publication's start.
+    /// The rest of the publication that `position` is inside of. `None`: a publication begins there.
     pub fn rest(&self, position: usize) -> Option<Range<usize>> {
         let index = self.wire.ends_up_to(position);
         let end = *self.wire.ends.get(index)? as usize;
         (self.wire.start(index) != position).then_some(position..end)
     }
 
-    /// The publication that begins at `position`, or what stands for a gap: where it ends, and what a client has got with
-    /// it.
+    /// The publication, or the mark of a gap, that begins at a byte position. Returns where it ends, and the channel
+    /// position that a client has reached with it.
     pub fn next(&self, position: usize) -> Option<(usize, Position)> {
         let index = self.wire.ends_up_to(position);
         let end = *self.wire.ends.get(index)? as usize;

@@ -1,4 +1,4 @@
-//! What a channel can say of the past: resuming, reading back, the snapshot.
+//! A channel's past: resuming, pages of the log, the snapshot.
 
 use std::{sync::Arc, time::Instant};
 
@@ -7,33 +7,33 @@ use wire::{Entry, Frame, Key, Page, Position};
 
 use crate::channel::{Channel, ChannelState, Chunk, Since, snapshot::End};
 
-/// Bytes of payloads in one page, unless its first publication has more.
+/// Most bytes of payloads in one page. Only its first publication may have more.
 const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// Where a client begins.
+/// Where a client begins in a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With the snapshot, if the channel gives one, and then what follows.
+    /// With the snapshot, if the channel gives one, and then with what follows.
     Now,
-    /// Behind this position, at which the channel was when the client was let in; or now, if that is gone.
+    /// After the channel's position at which the client was let in. If that is gone: with what follows now.
     From(Position),
-    /// With what it has missed.
+    /// After the last position that the client has, with what it has missed.
     After(Position),
 }
 
 impl Channel {
-    /// Whether it could go on after a position now.
+    /// Whether a client could go on after a position now: nothing after it is missing.
     pub fn reaches(&self, after: Position) -> bool {
         self.goes_on(&self.state.lock(), after)
     }
 
-    /// Where a client begins that is let in now.
+    /// Where a client that is let in now begins.
     pub fn start(&self) -> Start {
         if self.gives_snapshot() { Start::Now } else { Start::From(self.state.lock().position()) }
     }
 
-    /// The chunks that a view of the log lacks which begins with `oldest`, for a client that goes on after a position;
-    /// oldest first. `None`: there is a gap.
+    /// The chunks that a client needs to go on after a position, up to the chunk `oldest`, which its shard has. Oldest
+    /// first. `None`: there is a gap.
     pub fn resume(&self, after: Position, oldest: u64) -> Option<Vec<Arc<Chunk>>> {
         let state = self.state.lock();
         if !self.goes_on(&state, after) {
@@ -43,8 +43,8 @@ impl Channel {
         Some(missed.take_while(|chunk| chunk.seq < oldest).map(Arc::clone).collect())
     }
 
-    /// What comes first for a client: the snapshot, or what of it is behind an offset. The log goes on at the chunk's
-    /// `seq`, which is `least` or later. `None`: what it has missed is not known any more.
+    /// The first chunk that a client is sent: the snapshot, or its part after an offset. The client goes on in the log
+    /// at the chunk's `seq`, which is `least` or later. `None`: what the client has missed is not known any more.
     pub fn snapshot(&self, since: Since, least: u64) -> Option<Arc<Chunk>> {
         let mut state = self.state.lock();
         let least = least.max(state.log.oldest_seq());
@@ -57,7 +57,7 @@ impl Channel {
         self.rule.load().snapshot && !self.state.lock().snapshot.is_empty()
     }
 
-    /// Publications after a position, or the newest, at most `limit`.
+    /// Publications after a position, oldest first. Without a position: the newest ones. At most `limit`.
     pub fn page(&self, after: Option<Position>, limit: usize) -> Page {
         let state = self.state.lock();
         let position = state.position();
@@ -81,14 +81,14 @@ impl Channel {
         Page { position: state.position(), entries, recovered: Some(recovered) }
     }
 
-    /// Publications after a position, or the oldest.
+    /// Publications after a position, oldest first. Without a position: the oldest ones.
     pub fn page_from(&self, after: Option<Position>, limit: usize) -> Page {
         let state = self.state.lock();
         let after = after.unwrap_or_else(|| Position { epoch: state.epoch, offset: self.reach(&state) });
         self.behind(&state, after, limit)
     }
 
-    /// Publications before a position, or the newest, newest first.
+    /// Publications before a position, newest first. Without a position: the newest ones.
     pub fn page_before(&self, before: Option<Position>, limit: usize) -> Page {
         let state = self.state.lock();
         let position = state.position();
@@ -103,8 +103,8 @@ impl Channel {
         Page { position, entries: within(newest.skip_while(|entry| entry.offset >= end), limit), recovered }
     }
 
-    /// The latest publications of keys, those with offsets greater than `after`, at most `limit`. What changes between two
-    /// pages comes again in a later one.
+    /// The latest publications of keys, with offsets greater than `after`, at most `limit`. A key that changes between
+    /// two pages comes again in a later page.
     pub fn latest_of_keys(&self, after: u64, limit: usize) -> Page {
         let state = self.state.lock();
         let entry = |(offset, key, data): (u64, &Arc<str>, &Frame)| Entry {
@@ -116,7 +116,7 @@ impl Channel {
         Page { position: state.position(), entries, recovered: None }
     }
 
-    /// Begins a new epoch if it has had publications of an upstream that is lost; readers are told of the gap.
+    /// Begins a new epoch, if this one has publications of an upstream that was lost. Readers are told of the gap.
     pub(super) fn lost(&self, upstream: &Arc<str>) {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -125,14 +125,14 @@ impl Channel {
         let seq = state.log.next_seq();
         let keep = state.keep(seq);
         self.apply(state, Chunk::gap(seq, first), keep);
-        state.readers.tell(seq);
+        state.readers.notify(seq);
     }
 
     fn goes_on(&self, state: &ChannelState, after: Position) -> bool {
         after.epoch == state.epoch && after.offset < state.next_offset && after.offset >= self.reach(state)
     }
 
-    /// The least offset of which all that came after it is there and may be read.
+    /// The smallest offset after which nothing is missing, and everything may be read.
     fn reach(&self, state: &ChannelState) -> u64 {
         let History { size, age, bytes, .. } = self.rule.load().history;
         let newest = state.next_offset - 1;
@@ -162,7 +162,7 @@ impl ChannelState {
     }
 }
 
-/// As many as fit into a page.
+/// As many publications as fit into a page.
 fn within(entries: impl Iterator<Item = Entry>, limit: usize) -> Vec<Entry> {
     let mut bytes = 0;
     let fits = |entry: &Entry| {

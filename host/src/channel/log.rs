@@ -4,7 +4,8 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::channel::Chunk;
 
-/// A window on a channel's chunks. The channel has one; each shard that reads it has its own, of the same chunks.
+/// A window on a channel's chunks. The channel has one. Each shard that reads the channel has its own, with the same
+/// chunks.
 #[derive(Clone, Debug)]
 pub struct Log {
     chunks: VecDeque<Arc<Chunk>>,
@@ -18,7 +19,7 @@ impl Log {
         Self { chunks: VecDeque::new(), next_seq: 0, bytes: 0, max_bytes }
     }
 
-    /// The position after the newest chunk: where a reader that has everything stands.
+    /// The position after the newest chunk. A reader that has everything is there.
     pub fn next_seq(&self) -> u64 {
         self.next_seq
     }
@@ -28,7 +29,7 @@ impl Log {
         self.next_seq - self.chunks.len() as u64
     }
 
-    /// The chunks with publications of greater offsets.
+    /// The chunks that have publications after an offset.
     pub fn after(&self, offset: u64) -> impl DoubleEndedIterator<Item = &Arc<Chunk>> {
         self.chunks.range(self.chunks.partition_point(|chunk| chunk.last_offset() <= offset)..)
     }
@@ -38,7 +39,7 @@ impl Log {
         self.chunks.get(self.chunks.partition_point(|chunk| chunk.at < at).checked_sub(1)?)
     }
 
-    /// Adds older chunks, which must stand before the oldest, without a gap.
+    /// Adds older chunks before the oldest one. There must be no gap between them.
     pub fn prepend(&mut self, older: Vec<Arc<Chunk>>) {
         for chunk in older.into_iter().rev() {
             if chunk.seq + 1 == self.oldest_seq() {
@@ -54,8 +55,8 @@ impl Log {
         self.chunks.range(skip.min(self.chunks.len())..)
     }
 
-    /// Adds a chunk and lets go of the oldest while there are too many bytes, but of none from position `keep` on. After
-    /// a gap everything older goes.
+    /// Adds a chunk. Drops the oldest ones while there are too many bytes, but none from position `keep` on. If
+    /// positions are missing before the new chunk, drops everything older. Each dropped chunk is given to `gone`.
     pub fn push(&mut self, chunk: Arc<Chunk>, keep: u64, mut gone: impl FnMut(Arc<Chunk>)) {
         let gap = chunk.seq != self.next_seq;
         while gap && let Some(oldest) = self.pop_before(u64::MAX) {
@@ -71,19 +72,19 @@ impl Log {
         }
     }
 
-    /// Takes out the oldest chunk if it stands before a position.
+    /// Takes out the oldest chunk, if it is before a position.
     pub fn pop_before(&mut self, seq: u64) -> Option<Arc<Chunk>> {
         let oldest = self.chunks.pop_front_if(|oldest| oldest.seq < seq)?;
         self.bytes -= oldest.size();
         Some(oldest)
     }
 
-    /// Bytes kept now.
+    /// How many bytes it has now.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes over the limit, kept for those who have yet to read them.
+    /// How many bytes it has over its limit. They are kept for readers that have not read them yet.
     pub fn excess(&self) -> usize {
         self.bytes.saturating_sub(self.max_bytes)
     }
@@ -92,7 +93,7 @@ impl Log {
         self.max_bytes = max_bytes;
     }
 
-    /// An empty log that goes on where this one ends.
+    /// An empty log, which continues where this one ends.
     pub fn from_here(&self) -> Self {
         Self { chunks: VecDeque::new(), next_seq: self.next_seq, bytes: 0, max_bytes: self.max_bytes }
     }

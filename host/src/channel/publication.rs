@@ -1,4 +1,4 @@
-//! What is published, and why it may be refused.
+//! A publication, and why it may be refused.
 
 use std::sync::Arc;
 
@@ -13,9 +13,9 @@ const MAX_KEY: usize = 255;
 #[derive(Clone, Debug)]
 pub struct Publication {
     pub channel: Arc<str>,
-    /// What it is the latest of.
+    /// Its key. It replaces earlier publications with the same key.
     pub key: Option<Arc<str>>,
-    /// It says that its key is no more.
+    /// Whether it removes its key.
     pub remove: bool,
     pub data: Frame,
 }
@@ -31,7 +31,7 @@ impl Publication {
 pub enum Refused {
     #[error("a channel's name has 1 to {MAX_NAME} bytes and no control characters")]
     Name,
-    #[error("a key has at most {MAX_KEY} bytes, and what removes has one")]
+    #[error("a key has at most {MAX_KEY} bytes, and a removal needs a key")]
     Key,
     #[error("the channel has as many keys as it may")]
     Keys,
@@ -41,9 +41,9 @@ pub enum Refused {
     Rate(usize),
     #[error("the tenant has as many channels as it may, {0}, and clients may add half of them")]
     Channels(usize),
-    #[error("the tenant's logs have as many bytes as they may")]
+    #[error("the tenant's logs have reached their limit of bytes")]
     Bytes,
-    #[error("one call makes more publications than are taken")]
+    #[error("one call makes more publications than the host takes")]
     Count,
     #[error("the tenant has no such channel")]
     NotAllowed,
@@ -66,7 +66,7 @@ impl Refused {
     }
 }
 
-/// Checks what a publication says.
+/// Checks a publication's key.
 pub(super) fn check(publication: &Publication) -> Result<(), Refused> {
     let Publication { key, remove, .. } = publication;
     if key.as_ref().map_or(*remove, |key| key.len() > MAX_KEY) { Err(Refused::Key) } else { Ok(()) }

@@ -1,15 +1,17 @@
-//! Who is told of a channel's new chunks. Lives under the channel's lock.
+//! The readers of a channel, which are notified of its new chunks. They live under the channel's lock.
 //!
-//! A reader that has been told is not told again before it has come: however far it is behind, one word waits for it.
+//! A reader that was notified is not notified again before it has read: however far it is behind, one notice waits for
+//! it.
 //!
-//! Compiled a second time by `tests/loom`, which tries every order of what threads do with it.
+//! `tests/loom` compiles this a second time, and tries every order in which threads can use it.
 
 use std::sync::Arc;
 
-/// Whom a channel tells of new chunks: a shard's queue. Called with the channel locked: it must not wait.
+/// A shard's queue, which a channel notifies of new chunks.
 pub trait Reader: Send + Sync {
-    /// `token` is what the reader gave when it was attached.
-    fn fresh(&self, token: usize);
+    /// Notes that there are new chunks. The channel is locked meanwhile, so this must not wait. `token` is the one that
+    /// the reader was attached with.
+    fn new_chunks(&self, token: usize);
 }
 
 #[derive(Default)]
@@ -18,36 +20,36 @@ pub struct Readers(Vec<Attached>);
 struct Attached {
     reader: Arc<dyn Reader>,
     token: usize,
-    /// Told of new chunks, from this position on, and not yet come for them.
-    told: Option<u64>,
+    /// The position of the first new chunk, if the reader was notified and has not read yet.
+    notified_from: Option<u64>,
 }
 
 impl Readers {
     pub fn attach(&mut self, reader: Arc<dyn Reader>, token: usize) {
-        self.0.push(Attached { reader, token, told: None });
+        self.0.push(Attached { reader, token, notified_from: None });
     }
 
     pub fn detach(&mut self, reader: &Arc<dyn Reader>) {
         self.0.retain(|attached| !Arc::ptr_eq(&attached.reader, reader));
     }
 
-    /// The first position that somebody was told of and has not come for.
+    /// The first position that a reader was notified of and has not read yet.
     pub fn unread(&self) -> Option<u64> {
-        self.0.iter().filter_map(|attached| attached.told).min()
+        self.0.iter().filter_map(|attached| attached.notified_from).min()
     }
 
-    /// There are new chunks from a position on.
-    pub fn tell(&mut self, newest: u64) {
-        for attached in self.0.iter_mut().filter(|attached| attached.told.is_none()) {
-            attached.told = Some(newest);
-            attached.reader.fresh(attached.token);
+    /// Notifies the readers of new chunks, from a position on.
+    pub fn notify(&mut self, newest: u64) {
+        for attached in self.0.iter_mut().filter(|attached| attached.notified_from.is_none()) {
+            attached.notified_from = Some(newest);
+            attached.reader.new_chunks(attached.token);
         }
     }
 
-    /// A reader has come, and takes all there is.
-    pub fn came(&mut self, reader: &Arc<dyn Reader>) {
+    /// Notes that a reader takes all chunks there are.
+    pub fn caught_up(&mut self, reader: &Arc<dyn Reader>) {
         if let Some(attached) = self.0.iter_mut().find(|attached| Arc::ptr_eq(&attached.reader, reader)) {
-            attached.told = None;
+            attached.notified_from = None;
         }
     }
 }

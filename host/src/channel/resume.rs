@@ -1,4 +1,4 @@
-//! Several channels, resumed by one client.
+//! How one client resumes several channels.
 
 use std::sync::Arc;
 
@@ -6,18 +6,19 @@ use wire::Position;
 
 use crate::channel::{Channel, Start};
 
-/// Where a client goes on in the channels that it follows.
+/// Where a client begins in each channel that it follows.
 pub struct Resumed {
     pub channels: Vec<(Arc<Channel>, Start)>,
-    /// The names of those channels that have a gap before that.
+    /// The names of the channels in which something is missing before that.
     pub gaps: Vec<Arc<str>>,
 }
 
-/// Goes on behind positions. If one of them is in none of the channels, every channel without a position has a gap.
+/// Resumes channels after the positions that a client has. A position does not name its channel. So if one of them is
+/// in none of the channels, every channel without a position has a gap.
 pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> Resumed {
     let positions = after.unwrap_or_default();
     let start = |channel: Arc<Channel>| {
-        // An epoch is of one channel.
+        // Each epoch belongs to one channel, so at most one position fits.
         let position = positions.iter().find(|position| channel.reaches(**position));
         let start = position.map_or_else(|| channel.start(), |position| Start::After(*position));
         (channel, start)
@@ -27,7 +28,7 @@ pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> Resume
         (!matches!(start, Start::After(_))).then(|| Arc::clone(&channel.name))
     };
     let anew: Vec<_> = channels.iter().filter_map(anew).collect();
-    // A position that cannot be read is none of theirs either.
+    // An empty list stands for positions that cannot be read. They are in none of the channels.
     let lost = after.is_some_and(|positions| positions.is_empty() || channels.len() - anew.len() < positions.len());
     Resumed { channels, gaps: if lost { anew } else { Vec::new() } }
 }

@@ -1,7 +1,8 @@
-//! Positions: which offset a publication gets, and in which epoch.
+//! Gives publications their positions: an offset in an epoch.
 //!
-//! One place gives the positions of a channel, and it alone can refuse a publication. Whoever stores and serves the
-//! channel takes what has got its position as it comes (`apply`), so that this may happen in other places too.
+//! One sequencer gives all positions of a channel, and only it can refuse a publication. Storing and serving
+//! ([`Channel::apply`](crate::channel::Channel::apply)) takes publications with positions as they come, so that other
+//! nodes could do this, too.
 
 use std::sync::Arc;
 
@@ -19,22 +20,23 @@ pub struct Sequencer {
     upstreams: Vec<Arc<str>>,
 }
 
-/// A burst with its positions: the first publication's, each next one's offset being greater by one.
+/// A burst with its positions.
 pub struct Sequenced {
+    /// The position of the first publication. Each next one has the next offset.
     pub first: Position,
     pub publications: Vec<Publication>,
-    /// Publications left out, since the snapshot has no room for their keys.
+    /// How many publications were left out, because the snapshot has no room for their keys.
     pub left_out: usize,
 }
 
 impl Sequencer {
-    /// Begins at the next position of a channel, in an epoch of its own.
+    /// `first`: the position of the next publication.
     pub fn new(first: Position) -> Self {
         Self { epoch: first.epoch, next_offset: first.offset, begins: first.offset, upstreams: Vec::new() }
     }
 
-    /// Gives a burst its positions. `upstream`: whose filter made the publications, if one did; `snapshot`: what the
-    /// channel has of its keys, all that was sequenced before applied.
+    /// Gives a burst its positions. `upstream`: the upstream of the filter that made the publications, if a filter did.
+    /// `snapshot`: the channel's, with everything applied that was sequenced before.
     pub fn sequence(
         &mut self,
         mut publications: Vec<Publication>,
@@ -56,9 +58,10 @@ impl Sequencer {
         Sequenced { first, left_out: count - publications.len(), publications }
     }
 
-    /// An upstream is lost: begins a new epoch if this one has publications of it. Returns the new epoch's first position.
+    /// Begins a new epoch, if this one has publications of an upstream that was lost. Returns the new epoch's first
+    /// position.
     pub fn lost(&mut self, upstream: &Arc<str>) -> Option<Position> {
-        // An epoch without a publication has nothing that could be told apart from the next one.
+        // An epoch without publications need not end: no client has a position in it.
         if !self.upstreams.contains(upstream) || self.begins == self.next_offset {
             return None;
         }
@@ -68,7 +71,7 @@ impl Sequencer {
     }
 }
 
-/// An epoch that never was before.
+/// A new epoch, different from all before.
 pub fn new_epoch() -> Epoch {
     Epoch(rand::random())
 }
@@ -95,7 +98,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is left out of a burst is what would be left out if its publications came one by one.
+        /// A burst loses the same publications that it would lose if they came one by one.
         #[test]
         fn a_burst_is_sequenced_like_its_publications_one_by_one(
             bursts in prop::collection::vec(prop::collection::vec((prop::option::of(0u8..6), any::<bool>()), 0..8), 1..12)

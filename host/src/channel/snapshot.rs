@@ -1,8 +1,8 @@
 //! The latest publication of every key of a channel.
 //!
-//! Ordered by offset, so that whoever has missed everything since some offset needs what stands behind it: the keys that
-//! changed. Removed keys stay for those, up to a number; a new client is not told of them. Both orders are encoded when
-//! first needed, and shared.
+//! It is ordered by offset. A client that has missed everything after some offset needs the part after it: the keys
+//! that changed. For such clients some removed keys stay, up to a number; a new client does not get them. The snapshot
+//! is encoded with and without removals, each when it is first needed, and shared.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,49 +13,53 @@ use wire::{Entry, Epoch, Frame, Key};
 
 use crate::channel::{Chunk, Publication};
 
-/// What a key takes besides its name and its payload.
+/// Bytes that a key takes besides its name and its payload.
 const OVERHEAD: usize = 160;
-/// A key is there as it came, and encoded for new clients and for those that have missed something.
+/// How often a payload is in memory: as it came, encoded for new clients, and encoded for clients that missed
+/// something.
 const COPIES: usize = 3;
-/// Bytes of a snapshot, all copies together.
+/// Most bytes of a snapshot, with all copies.
 const MAX_BYTES: usize = 1 << 30;
-/// What may follow an encoded snapshot before another is made, if the snapshot itself has fewer bytes.
+/// Bytes by which the log may grow before the snapshot is encoded again, or as many as the snapshot has, if that is
+/// more.
 const FRESH_BYTES: u64 = 64 << 10;
 
-/// Who reads a snapshot.
+/// What the reader of a snapshot has already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// A client that has nothing.
+    /// Nothing: it is a new client.
     Nothing,
-    /// One that has missed what came after this offset.
+    /// Everything up to this offset.
     Offset(u64),
 }
 
 pub struct Snapshot {
+    /// The latest publications, by offset.
     latest: BTreeMap<u64, Latest>,
+    /// The offset of each key's latest publication.
     offsets: HashMap<Arc<str>, u64>,
-    /// Offsets of those that are removals.
+    /// The offsets at which the latest publication is a removal.
     removals: BTreeSet<u64>,
     max_keys: usize,
     bytes: usize,
-    /// What was removed up to here may be forgotten.
+    /// The offset up to which removals may have been forgotten.
     forgotten: u64,
-    /// For new clients and for those that have missed something.
+    /// Encoded without removals, and with them.
     encoded: [Option<Encoded>; 2],
 }
 
 struct Encoded {
     chunk: Arc<Chunk>,
-    /// Bytes that the channel had been given until then.
+    /// The channel's [`End::bytes`] when it was encoded.
     at: u64,
 }
 
-/// Where a channel's log is.
+/// Where a channel's log ends.
 #[derive(Clone, Copy)]
 pub struct End {
     /// The next chunk's position.
     pub next: u64,
-    /// Bytes of all chunks there ever were.
+    /// Bytes of all chunks that the channel has ever had.
     pub bytes: u64,
     pub epoch: Epoch,
 }
@@ -78,12 +82,12 @@ impl Snapshot {
         }
     }
 
-    /// Keys that are there stay, however many.
+    /// Sets how many keys it may have. It keeps the keys it has, even if there are more.
     pub fn set_max_keys(&mut self, max_keys: usize) {
         self.max_keys = max_keys;
     }
 
-    /// Bytes of memory it takes, roughly.
+    /// Bytes of memory that it takes, roughly.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -92,13 +96,14 @@ impl Snapshot {
         self.latest.is_empty()
     }
 
-    /// What a publication would add to it, at most.
+    /// Most bytes that a publication would add to it.
     pub fn cost(publication: &Publication) -> usize {
         let key = publication.key.as_ref();
         key.map_or(0, |key| cost(key, &publication.data))
     }
 
-    /// Whether it has room for a burst even if every key of it is new. The usual case, told without looking at any key.
+    /// Whether it has room for a burst even if all its keys are new. This is the usual case, and needs no look at the
+    /// keys.
     pub fn has_room_for_all(&self, burst: &[Publication]) -> bool {
         let (keys, bytes) = burst.iter().fold((0, 0), |(keys, bytes), publication| {
             (keys + usize::from(publication.key.is_some()), bytes + Self::cost(publication))
@@ -106,16 +111,16 @@ impl Snapshot {
         keys == 0 || self.live() + keys <= self.max_keys && self.bytes + bytes <= MAX_BYTES
     }
 
-    /// Keys that are not removed.
+    /// How many keys it has, without removed ones.
     fn live(&self) -> usize {
         self.offsets.len() - self.removals.len()
     }
 
-    /// Which publications of a burst it has room for, each being applied before the next.
+    /// Which publications of a burst it has room for, if each is applied before the next.
     pub fn admit(&self, burst: &[Publication]) -> Vec<bool> {
         let mut live = self.live();
         let mut bytes = self.bytes;
-        // Keys of the burst: whether each is live now, and its bytes.
+        // For each key of the burst: whether it is live now, and its bytes.
         let mut changed: HashMap<&str, (bool, usize)> = HashMap::new();
         let mut admitted = Vec::with_capacity(burst.len());
         for publication in burst {
@@ -138,7 +143,7 @@ impl Snapshot {
         admitted
     }
 
-    /// Takes in a publication that has its offset. Without a key there is nothing to take.
+    /// Applies a publication that has its offset. One without a key changes nothing.
     pub fn apply(&mut self, Entry { offset, key: Key { name, remove }, data }: Entry) {
         let Some(key) = name else { return };
         if let Some(before) = self.offsets.insert(Arc::clone(&key), offset) {
@@ -159,29 +164,30 @@ impl Snapshot {
         }
     }
 
-    /// Continuity is lost: nothing of before `next` says anything about what follows.
+    /// Forgets everything before the offset `next`, because continuity is lost there.
     pub fn clear(&mut self, next: u64) {
         *self = Self { forgotten: next.saturating_sub(1), ..Self::new(self.max_keys) };
     }
 
-    /// What stands behind an offset, oldest first; without removals.
+    /// The latest publications after an offset, oldest first, without removals.
     pub fn after(&self, offset: u64) -> impl Iterator<Item = (u64, &Arc<str>, &Frame)> {
         let behind = self.latest.range(offset.saturating_add(1)..);
         let live = behind.filter(|(offset, _)| !self.removals.contains(offset));
         live.map(|(offset, latest)| (*offset, &latest.key, &latest.data))
     }
 
-    /// It as of now or of a moment ago, encoded: its chunk's `seq` is that of the chunk to go on with, `least` or later.
-    /// `None`: something may have been forgotten that whoever asks has missed.
+    /// The snapshot of this moment or of a little earlier, encoded. The chunk's `seq` is the position at which a reader
+    /// goes on in the log. It is `least` or later. `None`: a removal that the reader has missed may have been
+    /// forgotten.
     pub fn chunk(&mut self, since: Since, end: End, least: u64) -> Option<Arc<Chunk>> {
         if let Since::Offset(offset) = since
             && offset < self.forgotten
         {
             return None;
         }
-        // Without removals both are the same.
+        // If there are no removals, both encodings are the same.
         let with_removals = !self.removals.is_empty() && since != Since::Nothing;
-        // One that more follows than it has itself saves nobody anything.
+        // If the log has grown by more bytes than the snapshot has, a fresh snapshot saves the client bytes.
         let good = |encoded: &&Encoded| {
             let follows = end.bytes - encoded.at;
             encoded.chunk.seq >= least && follows <= FRESH_BYTES.max(encoded.chunk.bytes() as u64)
@@ -201,12 +207,12 @@ impl Snapshot {
         Some(chunk)
     }
 
-    /// Bytes that the latest publication of a key takes; `offset`: its offset.
+    /// Bytes that the latest publication at an offset takes.
     fn cost_at(&self, offset: u64) -> usize {
         self.latest.get(&offset).map_or(0, |latest| cost(&latest.key, &latest.data))
     }
 
-    /// Takes out what is no longer a key's latest.
+    /// Takes out a publication that is no longer the latest of its key.
     fn forget(&mut self, offset: u64) -> Option<Latest> {
         let gone = self.latest.remove(&offset)?;
         self.removals.remove(&offset);
@@ -215,7 +221,7 @@ impl Snapshot {
     }
 }
 
-/// Bytes that a key takes.
+/// Bytes that a key takes, with its latest publication.
 fn cost(key: &str, data: &Frame) -> usize {
     OVERHEAD + key.len() + COPIES * data.bytes.len()
 }

@@ -1,4 +1,4 @@
-//! What is applied elsewhere is what was sequenced here.
+//! A channel that applies another's chunks becomes the same channel.
 
 use bytes::Bytes;
 use wire::Kind;
@@ -16,7 +16,7 @@ fn publication(key: Option<&str>, remove: bool, text: &'static str) -> Publicati
     Publication { channel: "c".into(), key: key.map(Arc::from), remove, data }
 }
 
-/// A second channel that is only ever given the first one's chunks has the same log, snapshot and position, over a gap too.
+/// A second channel that only gets the first one's chunks has the same log, snapshot and position, even after a gap.
 #[tokio::test]
 async fn chunks_applied_in_another_place_make_the_same_channel() {
     let (home, edge) = (channels(), channels());

@@ -1,7 +1,7 @@
-//! What the host gives to guests: one module for each capability.
+//! The capabilities that the host gives to guests, one module for each.
 //!
-//! A capability has its entry in the linker, what it keeps for each instance, and its functions in its own module. Adding
-//! one is a module and a line in the table below. What a manifest grants of it is read in the crate `config`.
+//! A capability's module has its functions, its entry in the linker, and what it keeps for each instance. To add one,
+//! write a module and add a line to the table below. The crate `config` reads what a manifest grants.
 
 use wasmtime::{Result, component::Linker};
 
@@ -15,12 +15,14 @@ mod records;
 mod settings;
 mod upstreams;
 
-/// A line for each capability: its module, and the type of what it keeps for each instance, if it keeps something.
+/// The table of capabilities. A line names a module, and the type of what it keeps for each instance, if it keeps
+/// anything.
 ///
-/// A module has `link`, which puts its functions into the linker; such a type has `new`, which makes it for a guest.
+/// Each module has a function `link`, which puts its functions into the linker. Each such type has a function `new`,
+/// which makes it for a guest.
 macro_rules! capabilities {
     ($($module:ident $(: $state:ident)?,)*) => {
-        /// What the capabilities keep for one instance.
+        /// Everything that the capabilities keep for one instance.
         pub struct Capabilities {
             $($(pub $module: $module::$state,)?)*
         }

@@ -28,50 +28,50 @@ pub struct ClientSource {
 
 /// The sources of a tenant's clients.
 pub struct ClientSources {
-    anywhere: Arc<ClientSource>,
+    uncounted: Arc<ClientSource>,
     addresses: Arc<Addresses>,
     /// Most clients of one address. Those still in their handshake count.
-    most: AtomicUsize,
+    max_per_address: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, Weak<ClientSource>>>);
 
 impl ClientSources {
-    pub fn new(client_limits: Arc<ClientLimits>, most: usize) -> Self {
-        let anywhere = Arc::new(ClientSource { client_limits, from: None });
-        Self { anywhere, addresses: Arc::default(), most: AtomicUsize::new(most) }
+    pub fn new(client_limits: Arc<ClientLimits>, max_per_address: usize) -> Self {
+        let uncounted = Arc::new(ClientSource { client_limits, from: None });
+        Self { uncounted, addresses: Arc::default(), max_per_address: AtomicUsize::new(max_per_address) }
     }
 
     /// Changes the limit. Clients that are connected stay. Those that came while there was no limit are never counted.
-    pub fn set(&self, most: usize) {
-        self.most.store(most, Ordering::Relaxed);
+    pub fn set(&self, max_per_address: usize) {
+        self.max_per_address.store(max_per_address, Ordering::Relaxed);
     }
 
     /// The source of a client that comes from `address`, to be kept for as long as it is connected. `None`: the address
     /// has as many clients as it may.
-    pub fn of(&self, address: IpAddr) -> Option<Arc<ClientSource>> {
-        let most = self.most.load(Ordering::Relaxed);
-        if most >= TenantLimits::MOST.clients_per_address {
-            return Some(Arc::clone(&self.anywhere));
+    pub fn source_for(&self, address: IpAddr) -> Option<Arc<ClientSource>> {
+        let max_per_address = self.max_per_address.load(Ordering::Relaxed);
+        if max_per_address >= TenantLimits::MOST.clients_per_address {
+            return Some(Arc::clone(&self.uncounted));
         }
         let address = network(address);
-        let (source, has_room) = self.look(address, most);
+        let (source, has_room) = self.find_or_insert(address, max_per_address);
         has_room.then_some(source)
     }
 
     /// The source of an address, and whether it has room for one more client. Without room the source is returned as
     /// well, so that it is dropped after the lock is released: this may have become the last reference, and dropping
     /// the last one takes the lock ([`ClientSource::drop`]).
-    fn look(&self, address: IpAddr, most: usize) -> (Arc<ClientSource>, bool) {
+    fn find_or_insert(&self, address: IpAddr, max_per_address: usize) -> (Arc<ClientSource>, bool) {
         let mut addresses = self.addresses.0.lock();
         if let Some(source) = addresses.get(&address).and_then(Weak::upgrade) {
             // One reference is held here and not by a client.
-            let has_room = Arc::strong_count(&source) - 1 < most;
+            let has_room = Arc::strong_count(&source) - 1 < max_per_address;
             return (source, has_room);
         }
         let from = Some((address, Arc::clone(&self.addresses)));
-        let source = Arc::new(ClientSource { client_limits: Arc::clone(&self.anywhere.client_limits), from });
+        let source = Arc::new(ClientSource { client_limits: Arc::clone(&self.uncounted.client_limits), from });
         addresses.insert(address, Arc::downgrade(&source));
         (source, true)
     }
@@ -101,11 +101,11 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    fn sources(most: usize) -> ClientSources {
+    fn sources(max_per_address: usize) -> ClientSources {
         let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
         ClientSources::new(
             Arc::new(ClientLimits::new(metrics, &TenantLimits::default(), Arc::default(), Arc::default())),
-            most,
+            max_per_address,
         )
     }
 
@@ -114,27 +114,27 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_so_many_until_they_go() {
+    fn an_address_has_its_limit_of_clients_until_some_leave() {
         let sources = sources(2);
-        let of = |text| sources.of(address(text));
-        let (first, second) = (of("192.0.2.1"), of("::ffff:192.0.2.1"));
+        let source_for = |text| sources.source_for(address(text));
+        let (first, second) = (source_for("192.0.2.1"), source_for("::ffff:192.0.2.1"));
         assert!(first.is_some() && second.is_some());
-        assert!(of("192.0.2.1").is_none());
-        let other = of("192.0.2.2");
+        assert!(source_for("192.0.2.1").is_none());
+        let other = source_for("192.0.2.2");
         assert!(other.is_some());
         drop(first);
-        let third = of("192.0.2.1");
-        assert!(third.is_some() && of("192.0.2.1").is_none());
+        let third = source_for("192.0.2.1");
+        assert!(third.is_some() && source_for("192.0.2.1").is_none());
         drop((second, third, other));
         assert!(sources.addresses.0.lock().is_empty(), "an address without clients is still there");
     }
 
     /// A client finds no room, and the last one of its address leaves meanwhile. Dropping the source must not deadlock.
     #[test]
-    fn who_finds_no_room_may_be_the_last_to_go() {
+    fn a_refused_client_may_drop_the_last_reference() {
         let sources = sources(1);
-        let first = sources.of(address("192.0.2.1")).unwrap();
-        let (refused, has_room) = sources.look(address("192.0.2.1"), 1);
+        let first = sources.source_for(address("192.0.2.1")).unwrap();
+        let (refused, has_room) = sources.find_or_insert(address("192.0.2.1"), 1);
         assert!(!has_room);
         drop(first);
         drop(refused);
@@ -142,7 +142,7 @@ mod tests {
         // The same as a race: on two threads, many clients come and go.
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| (0..20_000).for_each(|_| drop(sources.of(address("192.0.2.1")))));
+                scope.spawn(|| (0..20_000).for_each(|_| drop(sources.source_for(address("192.0.2.1")))));
             }
         });
         assert!(sources.addresses.0.lock().is_empty());
@@ -151,20 +151,20 @@ mod tests {
     #[test]
     fn addresses_of_ipv6_are_one_within_their_network() {
         let sources = sources(1);
-        let _first = sources.of(address("2001:db8:1:2:3::1")).unwrap();
-        assert!(sources.of(address("2001:db8:1:2:ffff:ffff:ffff:ffff")).is_none());
-        assert!(sources.of(address("2001:db8:1:3::1")).is_some());
+        let _first = sources.source_for(address("2001:db8:1:2:3::1")).unwrap();
+        assert!(sources.source_for(address("2001:db8:1:2:ffff:ffff:ffff:ffff")).is_none());
+        assert!(sources.source_for(address("2001:db8:1:3::1")).is_some());
     }
 
     #[test]
     fn without_a_limit_nobody_is_counted() {
         let sources = sources(TenantLimits::MOST.clients_per_address);
-        let first = sources.of(address("192.0.2.1")).unwrap();
-        assert!(Arc::ptr_eq(&first, &sources.of(address("2001:db8::1")).unwrap()));
+        let first = sources.source_for(address("192.0.2.1")).unwrap();
+        assert!(Arc::ptr_eq(&first, &sources.source_for(address("2001:db8::1")).unwrap()));
         assert!(sources.addresses.0.lock().is_empty());
         // Once turned on, the limit counts the clients that come from then on.
         sources.set(1);
-        let _second = sources.of(address("192.0.2.1")).unwrap();
-        assert!(sources.of(address("192.0.2.1")).is_none());
+        let _second = sources.source_for(address("192.0.2.1")).unwrap();
+        assert!(sources.source_for(address("192.0.2.1")).is_none());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use wire::Kind;
 
-use crate::delivery::{address_limit::ClientSource, id::ClientId, inbox::Over, limits::ClientLimits};
+use crate::delivery::{address_limit::ClientSource, id::ClientId, inbox::LimitReached, limits::ClientLimits};
 
 /// Takes what a client sends. It is dropped when the client is gone.
 pub trait Recipient: Send + Sync {
@@ -16,10 +16,10 @@ pub trait Recipient: Send + Sync {
 
     /// Takes a message, to be handled after the earlier ones. The shard calls this, so it must not wait. `Err`: a limit
     /// is reached, and the message is dropped.
-    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), Over>;
+    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached>;
 
     /// Notes why the client leaves. The first reason counts.
-    fn leaves(&self, reason: &'static str);
+    fn note_leaving(&self, reason: &'static str);
 
     /// The pings of the client's own protocol. `None`: it has none, and the shard sends WebSocket pings.
     fn pings(&self) -> Option<&Pings> {
@@ -30,20 +30,20 @@ pub trait Recipient: Send + Sync {
 /// When a client was last pinged in its own protocol, in milliseconds on its shard's clock.
 #[derive(Debug, Default)]
 pub struct Pings {
-    begun: AtomicBool,
+    started: AtomicBool,
     last: AtomicU32,
 }
 
 impl Pings {
     /// Notes that the client expects pings from now on.
-    pub fn begin(&self, now: u32) {
-        self.note(now);
-        self.begun.store(true, Ordering::Relaxed);
+    pub fn start(&self, now: u32) {
+        self.record(now);
+        self.started.store(true, Ordering::Relaxed);
     }
 
     /// Whether the client expects pings yet.
-    pub fn have_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
+    pub fn have_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
     }
 
     /// Milliseconds since the last ping.
@@ -52,7 +52,7 @@ impl Pings {
     }
 
     /// Notes that the client is pinged now.
-    pub fn note(&self, now: u32) {
+    pub fn record(&self, now: u32) {
         self.last.store(now, Ordering::Relaxed);
     }
 }
@@ -67,7 +67,7 @@ pub struct Connected {
 impl Connected {
     pub fn new(source: Arc<ClientSource>, recipient: Option<Box<dyn Recipient>>) -> Self {
         let client_limits = &source.client_limits;
-        client_limits.count_one_more();
+        client_limits.client_connected();
         Self { source, recipient }
     }
 
@@ -86,16 +86,16 @@ impl Connected {
     }
 
     /// Counts that the client leaves, and tells its recipient why.
-    pub fn leaves(&self, reason: &'static str) {
+    pub fn note_leaving(&self, reason: &'static str) {
         self.client_limits().metrics.closed(reason);
         if let Some(recipient) = &self.recipient {
-            recipient.leaves(reason);
+            recipient.note_leaving(reason);
         }
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.client_limits().count_one_less();
+        self.client_limits().client_gone();
     }
 }

@@ -76,19 +76,19 @@ impl End {
     pub fn bytes(&self, format: Format) -> Vec<u8> {
         match format {
             Format::Raw | Format::Deflated => {
-                let (code, text) = self.of_websocket();
+                let (code, text) = self.websocket_close();
                 frame::close(code, &text)
             }
             Format::Centrifuge | Format::CentrifugeDeflated => {
-                let (code, text) = self.of_centrifuge();
+                let (code, text) = self.centrifuge_close();
                 frame::close(code, &text)
             }
-            Format::Sse => self.of_events(),
+            Format::Sse => self.event_stream_close(),
         }
     }
 
     /// The close code and text of a plain WebSocket (RFC 6455 section 7.4).
-    fn of_websocket(&self) -> (u16, String) {
+    fn websocket_close(&self) -> (u16, String) {
         let (code, text) = match self {
             Self::Shutdown => (1001, "the relay is shutting down"),
             Self::Tenant => (1001, "the tenant is no longer served here"),
@@ -109,7 +109,7 @@ impl End {
     }
 
     /// The close code and text of the Centrifuge protocol: its own codes where it has them.
-    fn of_centrifuge(&self) -> (u16, String) {
+    fn centrifuge_close(&self) -> (u16, String) {
         let disconnect = match self {
             Self::Shutdown | Self::Tenant => Disconnect::Shutdown,
             Self::Lagged(_) | Self::Replies(_) => Disconnect::Slow,
@@ -121,19 +121,19 @@ impl End {
             Self::TooMany => Disconnect::TooManyRequests,
             Self::Handler { code, text } => return (*code, readable(text)),
             Self::Centrifuge(disconnect, why) => return (disconnect.code(), readable(why)),
-            Self::Violation(_) | Self::Client(_) => return self.of_websocket(),
+            Self::Violation(_) | Self::Client(_) => return self.websocket_close(),
         };
         (disconnect.code(), disconnect.reason().to_owned())
     }
 
     /// The last events of a stream. There are no close codes, so a comment tells the reason to a person who reads the
     /// stream.
-    fn of_events(&self) -> Vec<u8> {
+    fn event_stream_close(&self) -> Vec<u8> {
         let mut out = Vec::new();
         if let Self::Lagged(channel) | Self::Gap(channel) = self {
             sse::gap(channel, None, &mut out);
         }
-        let (code, text) = self.of_websocket();
+        let (code, text) = self.websocket_close();
         let text: String = text.chars().filter(|character| !character.is_control()).collect();
         out.extend_from_slice(format!(": closed, {code} {text}\n\n").as_bytes());
         out

@@ -6,18 +6,19 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// Bits for the shard that has the client: its lowest.
+/// How many of its lowest bits name the shard that has the client.
 const SHARD_BITS: u32 = 8;
-/// Bits above them for the node that has the client: 0 while there is one node.
+/// How many bits above them name the node that has the client. They are 0 while there is one node.
 const NODE_BITS: u32 = 16;
 const PLACE_BITS: u32 = SHARD_BITS + NODE_BITS;
 /// Hexadecimal digits of an id.
 const DIGITS: usize = 32;
 
-/// Names a client, for its tenant's code and for clients of the Centrifuge protocol. Shown as 32 hexadecimal digits.
+/// A client's id, for its tenant's code and for the Centrifuge protocol. It is written as 32 hexadecimal digits.
 ///
-/// All but its place is random: an id says nothing of when its client came, nor of how many others there are. Within a
-/// host's life two are equal with a chance of less than one in 2^40 after four billion clients.
+/// It names the node and the shard that have the client. The rest is random, so an id does not tell when its client
+/// came, nor how many others there are. After four billion clients, the chance that two ids are equal is less than one
+/// in 2^40.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(u128);
 
@@ -34,17 +35,17 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// A text that no [`ClientId`] is shown as.
+/// A text that is not a client's id.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a client's id: those have {DIGITS} hexadecimal digits")]
-pub struct NotAnId;
+#[error("not a client's id, which has {DIGITS} hexadecimal digits")]
+pub struct ParseClientIdError;
 
 impl FromStr for ClientId {
-    type Err = NotAnId;
+    type Err = ParseClientIdError;
 
-    fn from_str(text: &str) -> Result<Self, NotAnId> {
+    fn from_str(text: &str) -> Result<Self, ParseClientIdError> {
         let digits = text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(NotAnId)
+        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(ParseClientIdError)
     }
 }
 
@@ -83,7 +84,7 @@ mod tests {
         }
         let long = "0".repeat(33);
         for wrong in ["", "1", &long, "+0000000000000000000000000000001", "gggggggggggggggggggggggggggggggg"] {
-            assert_eq!(wrong.parse::<ClientId>(), Err(NotAnId), "{wrong}");
+            assert_eq!(wrong.parse::<ClientId>(), Err(ParseClientIdError), "{wrong}");
         }
     }
 
@@ -92,7 +93,7 @@ mod tests {
     fn ids_do_not_count() {
         let ids = Ids::new(1);
         let numbers: Vec<u128> = (0..64).map(|_| ids.next().0 >> PLACE_BITS).collect();
-        // In order by chance once in 64! runs.
+        // They are in order by chance once in 64! runs.
         assert!(!numbers.is_sorted());
         let near = numbers.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 1 << 64).count();
         assert_eq!(near, 0, "two ids in a row differ in their upper bits");

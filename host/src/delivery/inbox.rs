@@ -34,28 +34,28 @@ struct Queued {
     events: VecDeque<InboxEvent>,
     bytes: usize,
     /// Whether a task is there to empty it.
-    served: bool,
+    has_task: bool,
     /// `None`: the client has sent nothing yet.
-    sent: Option<Box<Sent>>,
+    rates: Option<Box<SendRates>>,
 }
 
 /// What a client has sent lately, for its limits per second.
 #[derive(Default)]
-struct Sent {
+struct SendRates {
     messages: Bucket,
     bytes: Bucket,
 }
 
 /// How much each client of a tenant may send.
 #[derive(Default)]
-pub struct Sending {
+pub struct SendLimits {
     /// How many messages may wait in one inbox.
     queue: AtomicUsize,
     messages_per_second: AtomicUsize,
     bytes_per_second: AtomicUsize,
 }
 
-impl Sending {
+impl SendLimits {
     /// Changes the limits, from now on.
     pub fn set(&self, limits: &TenantLimits) {
         self.queue.store(limits.client_queue, Ordering::Relaxed);
@@ -72,7 +72,7 @@ pub enum InboxEvent {
 
 /// The limit for which a message is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub enum LimitReached {
     /// Too many messages of the client wait.
     Queue,
     /// The waiting messages and replies of all the tenant's clients take too many bytes.
@@ -83,7 +83,7 @@ pub enum Over {
     Bytes,
 }
 
-impl Over {
+impl LimitReached {
     /// Counts the message as dropped, and the limit as reached.
     pub fn count(self, metrics: &TenantMetrics) {
         metrics.message_dropped(self.reason());
@@ -121,30 +121,36 @@ impl Over {
 
 impl Inbox {
     /// Counts a message, or one of several commands in it, against the limit per second.
-    pub fn one_more(&self, may: &Sending) -> Result<(), Over> {
-        let sent = &mut self.0.lock().sent;
-        let messages = &mut sent.get_or_insert_default().messages;
-        let taken = messages.take(1, may.messages_per_second.load(Ordering::Relaxed), Instant::now());
-        if taken { Ok(()) } else { Err(Over::Messages) }
+    pub fn count_message(&self, limits: &SendLimits) -> Result<(), LimitReached> {
+        let rates = &mut self.0.lock().rates;
+        let messages = &mut rates.get_or_insert_default().messages;
+        let taken = messages.take(1, limits.messages_per_second.load(Ordering::Relaxed), Instant::now());
+        if taken { Ok(()) } else { Err(LimitReached::Messages) }
     }
 
-    /// Adds a message of a client that may send as much as `may` says. A refused message is not copied. Returns whether
-    /// the caller must start a task to empty the inbox.
-    pub fn message(&self, kind: Kind, payload: &[u8], may: &Sending, budget: &Arc<Budget>) -> Result<bool, Over> {
-        let mut waiting = self.0.lock();
-        let sent = &mut waiting.sent.get_or_insert_default().bytes;
-        if !sent.take(payload.len(), may.bytes_per_second.load(Ordering::Relaxed), Instant::now()) {
-            return Err(Over::Bytes);
+    /// Adds a message of a client that may send as much as `limits` says. A refused message is not copied. Returns
+    /// whether the caller must start a task to empty the inbox.
+    pub fn message(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        limits: &SendLimits,
+        budget: &Arc<Budget>,
+    ) -> Result<bool, LimitReached> {
+        let mut queued = self.0.lock();
+        let rate = &mut queued.rates.get_or_insert_default().bytes;
+        if !rate.take(payload.len(), limits.bytes_per_second.load(Ordering::Relaxed), Instant::now()) {
+            return Err(LimitReached::Bytes);
         }
         let bytes = payload.len() + MESSAGE_OVERHEAD;
-        let crowded = waiting.events.len() >= may.queue.load(Ordering::Relaxed) || waiting.bytes + bytes > INBOX_BYTES;
-        if crowded && !waiting.events.is_empty() {
-            return Err(Over::Queue);
+        let crowded = queued.events.len() >= limits.queue.load(Ordering::Relaxed) || queued.bytes + bytes > INBOX_BYTES;
+        if crowded && !queued.events.is_empty() {
+            return Err(LimitReached::Queue);
         }
-        let share = budget.take(bytes).ok_or(Over::Backlog)?;
-        waiting.bytes += bytes;
+        let share = budget.take(bytes).ok_or(LimitReached::Backlog)?;
+        queued.bytes += bytes;
         let frame = Frame { kind, bytes: Bytes::copy_from_slice(payload) };
-        Ok(waiting.push(InboxEvent::Message(frame, share)))
+        Ok(queued.push(InboxEvent::Message(frame, share)))
     }
 
     /// Adds that the client is gone. Returns the same as [`Inbox::message`].
@@ -155,12 +161,12 @@ impl Inbox {
     /// Takes the next event. `None`: the inbox is empty, and the task that asked no longer counts as the one that
     /// empties it.
     pub fn next(&self) -> Option<InboxEvent> {
-        let mut waiting = self.0.lock();
-        let event = waiting.events.pop_front();
+        let mut queued = self.0.lock();
+        let event = queued.events.pop_front();
         match &event {
-            Some(InboxEvent::Message(frame, _)) => waiting.bytes -= frame.bytes.len() + MESSAGE_OVERHEAD,
+            Some(InboxEvent::Message(frame, _)) => queued.bytes -= frame.bytes.len() + MESSAGE_OVERHEAD,
             Some(InboxEvent::Gone) => {}
-            None => waiting.served = false,
+            None => queued.has_task = false,
         }
         event
     }
@@ -169,6 +175,6 @@ impl Inbox {
 impl Queued {
     fn push(&mut self, event: InboxEvent) -> bool {
         self.events.push_back(event);
-        !std::mem::replace(&mut self.served, true)
+        !std::mem::replace(&mut self.has_task, true)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{
 use config::TenantLimits;
 
 use crate::{
-    delivery::{budget::Budget, inbox::Sending},
+    delivery::{budget::Budget, inbox::SendLimits},
     demand::Demand,
     metrics::TenantMetrics,
 };
@@ -26,11 +26,11 @@ pub struct ClientLimits {
     clients: AtomicUsize,
     max_clients: AtomicUsize,
     /// How much each client may send.
-    pub sending: Sending,
+    pub send_limits: SendLimits,
     /// Is told of each client: some upstreams connect only while there are any.
     pub demand: Arc<Demand>,
     /// Whether the tenant has been removed. A client that was still in its handshake then must not stay.
-    pub gone: AtomicBool,
+    pub removed: AtomicBool,
 }
 
 impl ClientLimits {
@@ -48,9 +48,9 @@ impl ClientLimits {
             total,
             clients: AtomicUsize::new(0),
             max_clients: AtomicUsize::default(),
-            sending: Sending::default(),
+            send_limits: SendLimits::default(),
             demand,
-            gone: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
         };
         client_limits.set(limits);
         client_limits
@@ -61,7 +61,7 @@ impl ClientLimits {
         self.max_message.store(limits.client_message, Ordering::Relaxed);
         self.max_clients.store(limits.clients, Ordering::Relaxed);
         self.budget.set_max(limits.client_backlog);
-        self.sending.set(limits);
+        self.send_limits.set(limits);
     }
 
     /// Whether the tenant has as many clients as it may.
@@ -70,7 +70,7 @@ impl ClientLimits {
     }
 
     /// Counts a client that has connected.
-    pub(super) fn count_one_more(&self) {
+    pub(super) fn client_connected(&self) {
         self.total.fetch_add(1, Ordering::Relaxed);
         self.clients.fetch_add(1, Ordering::Relaxed);
         self.metrics.clients.inc();
@@ -79,7 +79,7 @@ impl ClientLimits {
     }
 
     /// Counts a client that is gone.
-    pub(super) fn count_one_less(&self) {
+    pub(super) fn client_gone(&self) {
         self.total.fetch_sub(1, Ordering::Relaxed);
         self.clients.fetch_sub(1, Ordering::Relaxed);
         self.metrics.clients.dec();

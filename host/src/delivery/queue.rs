@@ -16,11 +16,11 @@ pub enum ShardCommand {
     Client(Box<Newcomer>),
     /// The channel of this view has new chunks. The shard reads which ones from the channel itself. So however far a
     /// shard is behind, the channel's log bounds what waits for it.
-    Fresh(usize),
+    NewChunks(usize),
     /// What a tenant does with one of its clients. Ignored if the client is gone.
-    Act { client: ClientId, client_limits: Arc<ClientLimits>, steps: Vec<Step> },
+    TakeSteps { client: ClientId, client_limits: Arc<ClientLimits>, steps: Vec<Step> },
     /// A tenant is gone: close its clients.
-    Gone(Arc<ClientLimits>),
+    TenantGone(Arc<ClientLimits>),
     /// Close every client with 1001 and end.
     Shutdown,
 }
@@ -43,7 +43,7 @@ pub enum Step {
     Expires(Option<Instant>),
     Close(End),
     /// Tells the receiver that the steps before this one are done. If it is dropped unsent, they never will be.
-    Tell(oneshot::Sender<()>),
+    ReportDone(oneshot::Sender<()>),
 }
 
 /// A channel that a client is to follow.
@@ -51,9 +51,9 @@ pub struct Follow {
     pub channel: Arc<Channel>,
     pub start: Start,
     /// The client asked to go on after a position, and cannot.
-    pub lost: bool,
+    pub position_lost: bool,
     /// The tenant's code gives the channel; the client has not asked for it.
-    pub given: bool,
+    pub given_by_tenant: bool,
 }
 
 /// How a client of the Centrifuge protocol is told of a subscription. Other clients are not told.
@@ -64,8 +64,8 @@ pub enum NotifyBy {
     Push,
 }
 
-/// A shard's queue. Three things bound its length: how many clients are in their handshake, one `Fresh` for each view,
-/// and what guests do in their calls. Bytes that guests send hold shares of their tenants' budgets.
+/// A shard's queue. Three things bound its length: how many clients are in their handshake, one `NewChunks` for each
+/// view, and what guests do in their calls. Bytes that guests send hold shares of their tenants' budgets.
 pub struct Queue {
     commands: Mailbox<ShardCommand>,
     waker: Waker,
@@ -98,7 +98,7 @@ impl Queue {
 }
 
 impl Reader for Arc<Queue> {
-    fn fresh(&self, token: usize) {
-        self.push(ShardCommand::Fresh(token));
+    fn new_chunks(&self, token: usize) {
+        self.push(ShardCommand::NewChunks(token));
     }
 }

@@ -60,9 +60,9 @@ const WAKER: Token = Token(usize::MAX);
 /// Size of the buffer that all reads of a shard share, in bytes.
 const READ_BUFFER: usize = 64 << 10;
 /// How often the liveness sweep visits every row in the shortest time that it watches over.
-const SWEEPS: u32 = 8;
+const SWEEPS_PER_TIMEOUT: u32 = 8;
 /// How many ticks one such visit takes. Each tick looks at a part of the table.
-const TICKS: u32 = 8;
+const TICKS_PER_SWEEP: u32 = 8;
 /// Longest tick, however long clients may be silent: the time to answer a close frame is short.
 const MAX_TICK: Duration = Duration::from_millis(500);
 
@@ -90,13 +90,13 @@ pub struct Accepted {
     /// Whether it has agreed to permessage-deflate.
     pub deflates: bool,
     /// The first bytes that it is sent.
-    pub hello: Vec<u8>,
+    pub first_bytes: Vec<u8>,
     /// Channels in which something is missing after the position that the client came with.
     pub gaps: Vec<Arc<str>>,
     /// When its connection ends by itself, and why.
     pub deadline: Option<(Instant, Due)>,
     /// Why it is closed at once. It is let in only to be told.
-    pub end: Option<End>,
+    pub close_at_once: Option<End>,
 }
 
 impl Accepted {
@@ -107,10 +107,10 @@ impl Accepted {
             channels: Vec::new(),
             format: Format::Raw,
             deflates: false,
-            hello: Vec::new(),
+            first_bytes: Vec::new(),
             gaps: Vec::new(),
             deadline: None,
-            end: None,
+            close_at_once: None,
         }
     }
 }
@@ -160,17 +160,17 @@ impl Shards {
     }
 
     /// Takes steps with a client of this tenant, in the order of the calls. A client that is gone is left alone.
-    pub fn act(&self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
+    pub fn take_steps(&self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
         if let Some(queue) = self.queues.get(client.shard()) {
-            queue.push(ShardCommand::Act { client, client_limits: Arc::clone(client_limits), steps });
+            queue.push(ShardCommand::TakeSteps { client, client_limits: Arc::clone(client_limits), steps });
         }
     }
 
     /// Closes every client of a removed tenant, including clients that are yet to come.
     pub fn close_all_of(&self, client_limits: &Arc<ClientLimits>) {
-        client_limits.gone.store(true, Ordering::Relaxed);
+        client_limits.removed.store(true, Ordering::Relaxed);
         for queue in &self.queues {
-            queue.push(ShardCommand::Gone(Arc::clone(client_limits)));
+            queue.push(ShardCommand::TenantGone(Arc::clone(client_limits)));
         }
     }
 
@@ -199,7 +199,7 @@ struct Shard {
     /// Views by their channel's address.
     by_channel: HashMap<usize, usize>,
     /// Rows whose turn was cut short. They go on in the next turn.
-    again: Vec<usize>,
+    unfinished: Vec<usize>,
     /// Rows whose close frame is not answered yet.
     closing: Vec<usize>,
     deadlines: Deadlines,
@@ -210,7 +210,7 @@ struct Shard {
     tick: Duration,
     next_tick: Instant,
     /// The slot at which the sweep goes on.
-    swept: usize,
+    sweep_from: usize,
     started: Instant,
     /// Milliseconds since `started`, wrapping: only differences count.
     now: u32,
@@ -222,7 +222,8 @@ impl Shard {
     fn new(timing: Timing) -> io::Result<Self> {
         let poll = Poll::new()?;
         let queue = Arc::new(Queue::new(poll.registry(), WAKER)?);
-        let tick = (timing.ping_interval.min(timing.stall_timeout) / (SWEEPS * TICKS)).min(MAX_TICK);
+        let tick =
+            (timing.ping_interval.min(timing.stall_timeout) / (SWEEPS_PER_TIMEOUT * TICKS_PER_SWEEP)).min(MAX_TICK);
         let started = Instant::now();
         Ok(Self {
             poll,
@@ -232,7 +233,7 @@ impl Shard {
             by_id: HashMap::new(),
             views: Slab::new(),
             by_channel: HashMap::new(),
-            again: Vec::new(),
+            unfinished: Vec::new(),
             closing: Vec::new(),
             deadlines: Deadlines::default(),
             buffer: vec![0; READ_BUFFER],
@@ -240,7 +241,7 @@ impl Shard {
             timing,
             tick,
             next_tick: started + tick,
-            swept: 0,
+            sweep_from: 0,
             started,
             now: 0,
             end: None,
@@ -251,7 +252,7 @@ impl Shard {
         let mut events = Events::with_capacity(1024);
         let mut commands = Vec::new();
         loop {
-            let wait = match self.again.is_empty() {
+            let wait = match self.unfinished.is_empty() {
                 true => self.next_tick.saturating_duration_since(Instant::now()),
                 false => Duration::ZERO,
             };
@@ -280,7 +281,7 @@ impl Shard {
                 self.resume(slot);
             }
         }
-        for slot in std::mem::take(&mut self.again) {
+        for slot in std::mem::take(&mut self.unfinished) {
             // Read to the end: if the end of the stream came meanwhile, its edge was used up by the turn before.
             self.read(slot, true);
             self.resume(slot);
@@ -289,9 +290,11 @@ impl Shard {
         for command in commands.drain(..) {
             match command {
                 ShardCommand::Client(newcomer) => self.adopt(*newcomer),
-                ShardCommand::Fresh(view) => self.fan_out(view),
-                ShardCommand::Act { client, client_limits, steps } => self.act(client, &client_limits, steps),
-                ShardCommand::Gone(client_limits) => self.close_all_of(&client_limits),
+                ShardCommand::NewChunks(view) => self.fan_out(view),
+                ShardCommand::TakeSteps { client, client_limits, steps } => {
+                    self.take_steps(client, &client_limits, steps)
+                }
+                ShardCommand::TenantGone(client_limits) => self.close_all_of(&client_limits),
                 ShardCommand::Shutdown => self.begin_shutdown(now),
             }
         }
@@ -305,32 +308,33 @@ impl Shard {
 
     fn adopt(&mut self, newcomer: Newcomer) {
         let Newcomer { socket, mut leftover, accepted } = newcomer;
-        let Accepted { client, channels, format, deflates, mut hello, mut gaps, deadline, mut end } = accepted;
+        let Accepted { client, channels, format, deflates, mut first_bytes, mut gaps, deadline, mut close_at_once } =
+            accepted;
         if self.end.is_some() {
-            client.leaves("shutdown");
+            client.note_leaving("shutdown");
             return;
         }
-        if client.client_limits().gone.load(Ordering::Relaxed) {
-            end = Some(End::Tenant);
+        if client.client_limits().removed.load(Ordering::Relaxed) {
+            close_at_once = Some(End::Tenant);
         }
         let mut socket = mio::net::TcpStream::from_std(socket);
         let slot = self.rows.vacant_key();
         if let Err(error) = self.poll.registry().register(&mut socket, Token(slot), Interest::READABLE) {
             tracing::warn!(%error, "a client's socket cannot be watched");
-            client.leaves("io");
+            client.note_leaving("io");
             return;
         }
         let mut cursors = Vec::with_capacity(channels.len());
         let mut positions: Vec<Option<Position>> = Vec::with_capacity(channels.len());
         let mut behind = false;
         for (channel, start) in &channels {
-            let at = self.view(channel);
-            let Some(view) = self.views.get_mut(at) else { continue };
+            let view_slot = self.view(channel);
+            let Some(view) = self.views.get_mut(view_slot) else { continue };
             let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(cursors.len()).unwrap_or(u16::MAX) };
-            let mut subscribed = view.subscribe(index(at), subscriber, *start, format);
+            let mut subscribed = view.subscribe(index(view_slot), subscriber, *start, format);
             if subscribed.is_none() && format == Format::Sse {
                 gaps.push(Arc::clone(&channel.name));
-                subscribed = view.subscribe(index(at), subscriber, Start::Now, format);
+                subscribed = view.subscribe(index(view_slot), subscriber, Start::Now, format);
             }
             match subscribed {
                 Some((cursor, position)) => {
@@ -340,8 +344,8 @@ impl Shard {
                 }
                 None => {
                     // The position was still there at the handshake.
-                    end = Some(End::Gap(Arc::clone(&channel.name)));
-                    self.leave_if_empty(at);
+                    close_at_once = Some(End::Gap(Arc::clone(&channel.name)));
+                    self.leave_if_empty(view_slot);
                 }
             }
         }
@@ -354,22 +358,22 @@ impl Shard {
         let flags = if deflates { flag::DEFLATES } else { 0 };
         let several = cursors.len() > 1;
         let cursors = Cursors::from(cursors);
-        let mut row = Row { socket, client, cursors, extra: None, touched: self.now, flags, format, current: 0 };
+        let mut row = Row { socket, client, cursors, extra: None, timer_start: self.now, flags, format, current: 0 };
         if format == Format::Sse {
             sockopt::give_up_after(&row.socket, self.timing.stall_timeout);
-            sse::hello(&gaps, positions.iter().flatten(), &mut hello);
+            sse::hello(&gaps, positions.iter().flatten(), &mut first_bytes);
             if several {
                 row.extra().positions = positions.into();
             }
         }
         self.rows.insert(row);
-        if !hello.is_empty() {
-            self.send(slot, hello);
+        if !first_bytes.is_empty() {
+            self.send(slot, first_bytes);
         }
-        if let Some(end) = end {
+        if let Some(end) = close_at_once {
             self.close(slot, &end);
         } else if behind {
-            self.begin(slot);
+            self.queue_snapshots(slot);
         }
         if !leftover.is_empty() {
             self.received(slot, &mut leftover);

@@ -1,4 +1,4 @@
-//! Who a client is, behind proxies or not.
+//! A client's address, also behind proxies.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,9 +7,10 @@ use ipnet::IpNet;
 
 /// The client's address: the peer's, or what a trusted proxy says it is.
 ///
-/// A trusted peer's `cf-connecting-ip` counts first, then `x-real-ip`, then `x-forwarded-for`: its last address that is
-/// not itself a trusted proxy's, since whatever stands before it was written by the client. At what is no address, with
-/// or without a port, the search ends: the proxy that wrote it is the last one known.
+/// A trusted peer's `cf-connecting-ip` counts first, then its `x-real-ip`, then its `x-forwarded-for`. That list is
+/// read from its end, up to the first address that is no trusted proxy: the client may have written everything before
+/// it. An entry may have a port. An entry that is not an address ends the search, and the proxy that wrote it counts as
+/// the client.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));

@@ -1,4 +1,5 @@
-//! Whom a tenant lets in by the doors that say all in their request, and to which channels.
+//! Which clients a tenant lets in, and to which channels. For plain WebSockets and event streams, where the request
+//! says everything.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,7 @@ use crate::{
     delivery::{Recipient, shard::Due},
     entry::{
         EntryContext,
-        refusal::{Refusal, no_channel},
+        refusal::{Refusal, channel_message},
     },
     metrics::Blame,
     routes::Route,
@@ -33,13 +34,13 @@ pub struct Admitted {
     /// `None`: the tenant has no handler.
     pub recipient: Option<Box<dyn Recipient>>,
     pub channels: Vec<Arc<Channel>>,
-    /// When its time is over.
-    pub until: Option<(Instant, Due)>,
+    /// When its connection ends. `None`: it may stay.
+    pub deadline: Option<(Instant, Due)>,
 }
 
 impl EntryContext {
-    /// Whether the host and the tenant take one more client.
-    pub fn has_room(&self, tenant: &Tenant) -> Result<(), Refusal> {
+    /// Refuses a client if the host or the tenant has no room for it.
+    pub fn check_room(&self, tenant: &Tenant) -> Result<(), Refusal> {
         if self.total.load(Ordering::Relaxed) >= self.max_clients {
             return Err(Refusal::unavailable("full", "the relay has as many clients as it takes"));
         }
@@ -50,7 +51,7 @@ impl EntryContext {
         Ok(())
     }
 
-    /// Lets in a client to the channels it wants, or to those that the tenant's handler gives it.
+    /// Lets a client in. It follows the channels it wants, or the channels that the tenant's handler gives it.
     pub async fn admit(
         &self,
         Route { tenant, handler, .. }: &Route,
@@ -59,44 +60,49 @@ impl EntryContext {
         compression: Option<Compression>,
     ) -> Result<Admitted, Refusal> {
         let Some(handler) = handler else {
-            let channels = follow(tenant, wanted, Refusal::channel).await?;
-            return Ok(Admitted { recipient: None, channels, until: None });
+            let channels = follow_all(tenant, wanted, Refusal::channel).await?;
+            return Ok(Admitted { recipient: None, channels, deadline: None });
         };
         let admission =
-            handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::guests)?;
+            handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::by_handler)?;
         let channels = match admission.channels {
-            Some(given) => given_by(tenant, handler, given).await?,
+            Some(given) => follow_given(tenant, handler, given).await?,
             None => {
                 for name in &wanted {
                     let allowed = handler.subscribe(&admission.session, name.clone(), None).await;
-                    allowed.map_err(Refusal::guests)?;
+                    allowed.map_err(Refusal::by_handler)?;
                 }
-                follow(tenant, wanted, Refusal::channel).await?
+                follow_all(tenant, wanted, Refusal::channel).await?
             }
         };
-        // Others have come meanwhile.
-        self.has_room(tenant)?;
-        let until = admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
-        Ok(Admitted { recipient: Some(Box::new(admission.session)), channels, until })
+        // Checked again: other clients may have come while the handler was asked.
+        self.check_room(tenant)?;
+        let deadline =
+            admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
+        Ok(Admitted { recipient: Some(Box::new(admission.session)), channels, deadline })
     }
 }
 
 /// The channels that a handler gives a client.
-pub async fn given_by(tenant: &Tenant, handler: &Handler, names: Vec<String>) -> Result<Vec<Arc<Channel>>, Refusal> {
+pub async fn follow_given(
+    tenant: &Tenant,
+    handler: &Handler,
+    names: Vec<String>,
+) -> Result<Vec<Arc<Channel>>, Refusal> {
     let names: BTreeSet<String> = names.into_iter().collect();
     if names.len() > MAX_CHANNELS {
-        return Err(wrong_channels(handler, &format!("{} channels, and {MAX_CHANNELS} are the most", names.len())));
+        return Err(wrong_channels(handler, &format!("{} channels are more than {MAX_CHANNELS}", names.len())));
     }
     let refusal = |why, name: &str| match why {
-        // It has not named it, and so it is not told which.
+        // The client has not named the channel, so the answer does not name it either.
         Refused::Channels(_) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "channel", &why.to_string()),
-        _ => wrong_channels(handler, &no_channel(why, name)),
+        _ => wrong_channels(handler, &channel_message(why, name)),
     };
-    follow(tenant, names, refusal).await
+    follow_all(tenant, names, refusal).await
 }
 
-/// The channels of these names; the first that cannot be followed leads to a refusal.
-async fn follow(
+/// The channels with these names. The first that cannot be followed leads to a refusal.
+async fn follow_all(
     tenant: &Tenant,
     names: BTreeSet<String>,
     refusal: impl Fn(Refused, &str) -> Refusal,
@@ -108,24 +114,24 @@ async fn follow(
     Ok(channels)
 }
 
-/// A handler has let a client in to channels that cannot be: the client has done nothing wrong, and what the handler named is
-/// for the log alone.
+/// Refuses a client to which the handler gave channels that it cannot follow. The client has done nothing wrong. What
+/// the handler named goes to the log only.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
-    handler.guest().log(|| tracing::warn!(error = why, "a handler's channels for a client cannot be"));
+    handler.guest().log(|| tracing::warn!(error = why, "a handler gave a client channels that it cannot follow"));
     let message = "the tenant's code gives it channels that cannot be";
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
 }
 
 /// The request as a handler sees it.
-pub fn for_handler(
+pub fn connect_request(
     request: &Request<Incoming>,
     address: IpAddr,
     transport: component::Transport,
 ) -> component::ConnectRequest {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let query = request.uri().query().unwrap_or_default();
-    // The scheme's name has no case (RFC 9110 section 11.1).
+    // The case of the scheme's name does not matter (RFC 9110 section 11.1).
     let bearer = request.headers().get(AUTHORIZATION).map(text).and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
@@ -142,21 +148,22 @@ pub fn for_handler(
     }
 }
 
-/// What the query asks for: `?channel=…`, each channel once, and `&since=`, where to go on: `EPOCH:OFFSET`, and of several
-/// channels such positions with commas between.
-pub struct Wanted {
+/// What a query asks for.
+pub struct ChannelQuery {
+    /// The channels, one `channel=NAME` for each.
     pub names: BTreeSet<String>,
+    /// Where to go on, from `since=EPOCH:OFFSET`. Positions in several channels are separated by commas.
     pub after: Vec<Position>,
 }
 
-impl Wanted {
+impl ChannelQuery {
     pub fn read(uri: &Uri) -> Result<Self, Refusal> {
         let query = uri.query().unwrap_or_default().as_bytes();
         let mut wanted = Self { names: BTreeSet::new(), after: Vec::new() };
         for (key, value) in form_urlencoded::parse(query) {
             match &*key {
                 "channel" => drop(wanted.names.insert(value.into_owned())),
-                "since" => wanted.after = Refusal::no_position(sse::positions(&value))?,
+                "since" => wanted.after = Refusal::check_position(sse::positions(&value))?,
                 _ => {}
             }
             if wanted.names.len() > MAX_CHANNELS {
@@ -171,14 +178,15 @@ impl Wanted {
     }
 }
 
-/// Where a client of a plain WebSocket begins in each channel: on the wire nothing could tell it of a gap.
-pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
+/// Where a client of a plain WebSocket begins in each channel. Its wire cannot tell of a gap, so a position with a gap
+/// behind it is refused.
+pub fn raw_starts(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc<Channel>, Start)>, Refusal> {
     let [after] = *after else {
         if after.is_empty() {
             let start = |channel: Arc<Channel>| (Arc::clone(&channel), channel.start());
             return Ok(channels.into_iter().map(start).collect());
         }
-        return Err(Refusal::position("since is a position in one channel: ask for one"));
+        return Err(Refusal::bad_position("since is a position in one channel: request one channel"));
     };
     match <[_; 1]>::try_from(channels) {
         Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
@@ -186,6 +194,6 @@ pub fn begin(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec<(Arc
             let message = "what came after this position is not all there: begin anew, without since";
             Err(Refusal::new(StatusCode::GONE, "not_recovered", message))
         }
-        Err(_) => Err(Refusal::position("since is a position in one channel: ask for one")),
+        Err(_) => Err(Refusal::bad_position("since is a position in one channel: request one channel")),
     }
 }

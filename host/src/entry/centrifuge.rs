@@ -1,8 +1,9 @@
-//! A client of the Centrifuge protocol: its commands, carried out one after another, away from its shard.
+//! A client of the Centrifuge protocol. Its commands are carried out one after another, away from its shard.
 //!
-//! In come messages, from the shard, into an inbox that one task at a time empties; each is one command or more. The
-//! tenant's handler is asked as for any client, `on-connect` when the client says `connect`. Out go steps for the shard,
-//! which alone knows what the client follows and from where on, so it says so itself.
+//! The shard puts the client's messages into an inbox, which one task at a time empties. A message is one command or
+//! more. The tenant's handler is asked as for any client; `on-connect` is called when the client sends `connect`. The
+//! session sends steps back to the shard. Only the shard knows what the client follows, and from where on, so the shard
+//! writes the replies that say so.
 
 use std::{
     sync::{
@@ -27,47 +28,49 @@ use crate::{
     channel::{Channel, Refused, Start},
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
-    delivery::{ClientId, End, Follow, Inbox, InboxEvent, NotifyBy, Over, Pings, Recipient, Step, Steps},
-    entry::admission::given_by,
+    delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, Steps},
+    entry::admission::follow_given,
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
 };
 
-/// Publications of one answer about a channel's history, at most.
+/// Most publications in one answer about a channel's history.
 const MAX_HISTORY: usize = 1000;
-/// How long a client's refresh may take: SDKs begin it when their time is over.
+/// How long a client may stay after its lease, to refresh it: SDKs begin a refresh when the lease is over.
 const REFRESH_GRACE: Duration = Duration::from_secs(25);
-/// Commands of one frame.
+/// Most commands in one frame.
 const MAX_COMMANDS: usize = 1000;
-/// Bytes of replies after which the shard must have them before there are more.
-const REPLIES: usize = 64 << 10;
+/// Bytes of replies that are collected before the session waits for the shard to take them.
+const MAX_UNSENT_REPLIES: usize = 64 << 10;
 
-/// One client.
+/// One client's session.
 pub struct CentrifugeSession {
     pub id: ClientId,
     tenant: Arc<Tenant>,
     handler: Option<Arc<Handler>>,
-    /// Its HTTP request for the handler, until it says `connect`.
+    /// Its HTTP request, kept for the handler until the client sends `connect`.
     request: Mutex<Option<Box<component::ConnectRequest>>>,
     compression: Option<Compression>,
     tasks: Tasks,
     inbox: Inbox,
-    /// It has said `connect`, and was let in.
+    /// Whether it has sent `connect` and was let in.
     connected: AtomicBool,
-    /// They begin when the client knows that it is let in.
+    /// Its pings. They begin when the client knows that it is let in.
     pings: Pings,
-    /// Why its connection ends, once it does: what else it has said does not count.
+    /// Why its connection ends, once it does. Commands that are not carried out yet are dropped then.
     reason: OnceLock<&'static str>,
-    /// NotifyBy of that.
+    /// Notified when the client leaves.
     left: Notify,
-    /// As its handler knows it.
-    joined: OnceLock<SessionGuard>,
+    /// The session that its handler knows it by.
+    session: OnceLock<SessionGuard>,
 }
 
-/// Why a command is not carried out; the connection ends if it says so.
+/// Why a command is not carried out.
 enum CommandRefusal {
+    /// The client is told, and stays connected.
     Error(u32, String),
+    /// The connection ends.
     End(End),
 }
 
@@ -82,21 +85,21 @@ impl Recipient for Arc<CentrifugeSession> {
         self.id
     }
 
-    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), Over> {
+    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.tenant.client_limits;
-        if self.inbox.message(kind, payload, &client_limits.sending, &client_limits.budget)? {
+        if self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)? {
             self.tasks.spawn(Arc::clone(self).serve());
         }
         Ok(())
     }
 
-    /// What the client has said before is not handled any more.
-    fn leaves(&self, reason: &'static str) {
+    /// Commands that are not carried out yet are dropped.
+    fn note_leaving(&self, reason: &'static str) {
         // An earlier reason stands.
         let _ = self.reason.set(reason);
         self.left.notify_one();
-        if let Some(joined) = self.joined.get() {
-            joined.leaves(reason);
+        if let Some(session) = self.session.get() {
+            session.note_leaving(reason);
         }
     }
 
@@ -126,35 +129,35 @@ impl CentrifugeSession {
             pings: Pings::default(),
             reason: OnceLock::new(),
             left: Notify::new(),
-            joined: OnceLock::new(),
+            session: OnceLock::new(),
         })
     }
 
     async fn serve(self: Arc<Self>) {
         while let Some(event) = self.inbox.next() {
-            // Its share is given back when all that follows from it is on its way.
+            // The message's share of the budget is given back when its steps are on their way.
             let InboxEvent::Message(frame, _share) = event else { continue };
             if let Err(end) = self.handle(&frame).await {
-                // Its shard says so too, later.
+                // Set now, since the shard notes it only when it takes this step.
                 let _ = self.reason.set(end.reason());
-                self.act(vec![Step::Close(end)]);
+                self.send_steps(vec![Step::Close(end)]);
             }
         }
     }
 
-    fn act(&self, steps: Vec<Step>) {
+    fn send_steps(&self, steps: Vec<Step>) {
         if !steps.is_empty() {
-            self.tenant.shards.act(self.id, &self.tenant.client_limits, steps);
+            self.tenant.shards.take_steps(self.id, &self.tenant.client_limits, steps);
         }
     }
 
-    /// Hands over the steps and waits until they are done, or the client is gone.
-    async fn done(&self, steps: &mut Steps) {
-        let (done, waits) = oneshot::channel();
-        steps.push(Step::Tell(done));
-        self.act(steps.take());
-        // An error: they never will be.
-        let _ = waits.await;
+    /// Hands the steps over, and waits until the shard has taken them or the client is gone.
+    async fn send_and_wait(&self, steps: &mut Steps) {
+        let (done, is_done) = oneshot::channel();
+        steps.push(Step::ReportDone(done));
+        self.send_steps(steps.take());
+        // An error means that they never will be.
+        let _ = is_done.await;
     }
 
     async fn handle(&self, message: &Frame) -> Result<(), End> {
@@ -173,20 +176,20 @@ impl CentrifugeSession {
             match self.perform(id, request, &mut steps).await {
                 Ok(()) => {}
                 Err(CommandRefusal::Error(code, message)) => {
-                    self.say(&mut steps, |out| reply::error(id, code, &message, out))
+                    self.write_reply(&mut steps, |out| reply::error(id, code, &message, out))
                 }
                 Err(CommandRefusal::End(end)) => {
-                    self.act(steps.take());
+                    self.send_steps(steps.take());
                     return Err(end);
                 }
             }
-            if steps.replies().len() >= REPLIES {
-                self.done(&mut steps).await;
+            if steps.replies().len() >= MAX_UNSENT_REPLIES {
+                self.send_and_wait(&mut steps).await;
             }
-            // Others run on this thread too.
+            // Other sessions run on this thread, too.
             yield_now().await;
         }
-        self.act(steps.take());
+        self.send_steps(steps.take());
         Ok(())
     }
 
@@ -195,8 +198,8 @@ impl CentrifugeSession {
         if matches!(request, Request::Pong) {
             return Ok(());
         }
-        if let Err(over) = self.inbox.one_more(&self.tenant.client_limits.sending) {
-            over.count(&self.tenant.metrics);
+        if let Err(limit) = self.inbox.count_message(&self.tenant.client_limits.send_limits) {
+            limit.count(&self.tenant.metrics);
             return Err(Error::TooManyRequests.into());
         }
         if connects == self.connected.load(Ordering::Relaxed) {
@@ -211,15 +214,17 @@ impl CentrifugeSession {
                 steps.push(Step::Subscribe(follow(channel, recover, false), NotifyBy::Reply(id)));
             }
             Request::Unsubscribe { channel } => steps.push(Step::Unsubscribe(channel, NotifyBy::Reply(id))),
-            Request::Publish { channel, data } => self.command(id, Meaning::Publish(&channel), data, steps).await?,
-            Request::Rpc { method, data } => self.command(id, Meaning::Rpc(&method), data, steps).await?,
-            Request::Send { data } => self.command(id, Meaning::Message, data, steps).await?,
+            Request::Publish { channel, data } => {
+                self.forward_to_handler(id, Meaning::Publish(&channel), data, steps).await?
+            }
+            Request::Rpc { method, data } => self.forward_to_handler(id, Meaning::Rpc(&method), data, steps).await?,
+            Request::Send { data } => self.forward_to_handler(id, Meaning::Message, data, steps).await?,
             Request::History { channel, limit, since, reverse } => {
                 self.check_allowed(channel.clone(), None).await?;
                 let channel = self.tenant.channels.find(&channel).await.map_err(not_followed)?;
                 let channel = channel.ok_or(Error::UnknownChannel)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-                // Up to a mebibyte is copied, checked and written.
+                // On a thread for blocking work: up to a mebibyte is copied, checked and written.
                 let written = spawn_blocking(move || {
                     let page = history(&channel, limit, since, reverse)?;
                     let mut text = Vec::new();
@@ -231,7 +236,7 @@ impl CentrifugeSession {
             }
             Request::Refresh { token } => self.refresh(id, token, steps).await?,
             Request::NotAvailable => return Err(Error::NotAvailable.into()),
-            Request::Ping => self.say(steps, |out| reply::empty(id, "ping", out)),
+            Request::Ping => self.write_reply(steps, |out| reply::empty(id, "ping", out)),
             Request::Unknown => return Err(Error::MethodNotFound.into()),
             Request::Pong => {}
         }
@@ -252,7 +257,7 @@ impl CentrifugeSession {
             let mut request = request.ok_or(Error::PermissionDenied)?;
             request.token = token.or(request.token);
             request.data = data;
-            // Nobody is asked about a client that has gone before its turn.
+            // A client that has left before its turn is not asked about.
             let admission = select! {
                 biased;
                 () = self.left.notified() => Err(NotLetIn::Gone),
@@ -261,23 +266,23 @@ impl CentrifugeSession {
             let admission = match admission {
                 Ok(admission) => admission,
                 Err(why) => {
-                    let end = not_let_in(&why);
+                    let end = refusal_end(&why);
                     if let NotLetIn::Refused(status, reason) = why {
                         let status = Some(status).filter(|status| (400..=599).contains(status)).unwrap_or(403);
-                        self.say(steps, |out| reply::error(id, u32::from(status), &reason, out));
+                        self.write_reply(steps, |out| reply::error(id, u32::from(status), &reason, out));
                     }
                     return Err(CommandRefusal::End(end));
                 }
             };
             lease = admission.lease;
-            // There is no other: a second `connect` is refused.
-            let _ = self.joined.set(admission.session);
-            // It may have left meanwhile.
-            if let Some((joined, reason)) = self.joined.get().zip(self.reason.get()) {
-                joined.leaves(reason);
+            // It cannot be set already: a second `connect` is refused.
+            let _ = self.session.set(admission.session);
+            // The client may have left while the handler was asked.
+            if let Some((session, reason)) = self.session.get().zip(self.reason.get()) {
+                session.note_leaving(reason);
             }
             if let Some(names) = admission.channels {
-                let channels = given_by(&self.tenant, handler, names).await;
+                let channels = follow_given(&self.tenant, handler, names).await;
                 let internal =
                     |_| CommandRefusal::End(End::Centrifuge(Disconnect::Internal, "no such channels".into()));
                 for channel in channels.map_err(internal)? {
@@ -288,38 +293,38 @@ impl CentrifugeSession {
         }
         self.connected.store(true, Ordering::Relaxed);
         steps.push(Step::Connected { id, expires_seconds: lease, given });
-        steps.push(until(lease));
-        // It need not wait for what else is in its frame.
-        self.act(steps.take());
+        steps.push(expiry_step(lease));
+        // The reply need not wait for the other commands of the frame.
+        self.send_steps(steps.take());
         Ok(())
     }
 
-    /// The client has another token.
+    /// Asks the handler to renew the client's lease, with the new token that the client sent.
     async fn refresh(&self, id: u32, token: String, steps: &mut Steps) -> Result<(), CommandRefusal> {
-        let renewed = match self.handler.as_ref().zip(self.joined.get()) {
-            Some((handler, joined)) => handler.renew(joined, token).await,
+        let renewed = match self.handler.as_ref().zip(self.session.get()) {
+            Some((handler, session)) => handler.renew(session, token).await,
             None => None,
         };
         let lease = match renewed.ok_or(Error::NotAvailable)? {
             Ok(lease) => lease,
             Err(NotLetIn::Refused(_, reason)) => {
-                // NotifyBy no reason, an SDK comes again.
+                // An SDK that is told no reason connects again.
                 let reason = if reason.is_empty() { Disconnect::InvalidToken.reason().into() } else { reason };
                 return Err(CommandRefusal::End(End::Centrifuge(Disconnect::InvalidToken, reason)));
             }
             Err(NotLetIn::Broken(_) | NotLetIn::Gone) => return Err(Error::Internal.into()),
         };
         let client = self.id.to_string();
-        self.say(steps, |out| reply::refresh(id, &client, lease, out));
-        steps.push(until(lease));
+        self.write_reply(steps, |out| reply::refresh(id, &client, lease, out));
+        steps.push(expiry_step(lease));
         Ok(())
     }
 
     /// Asks the tenant's handler, if it has one, whether the client may follow a channel.
     async fn check_allowed(&self, channel: String, data: Option<String>) -> Result<(), CommandRefusal> {
         if let Some(handler) = &self.handler {
-            let joined = self.joined.get().ok_or(Error::PermissionDenied)?;
-            let allowed = handler.subscribe(joined, channel, data).await;
+            let session = self.session.get().ok_or(Error::PermissionDenied)?;
+            let allowed = handler.subscribe(session, channel, data).await;
             allowed.map_err(|why| match why {
                 NotLetIn::Refused(_, reason) => CommandRefusal::Error(Error::PermissionDenied.code(), reason),
                 NotLetIn::Broken(_) | NotLetIn::Gone => Error::Internal.into(),
@@ -328,35 +333,35 @@ impl CentrifugeSession {
         Ok(())
     }
 
-    /// Has the tenant's code handle what the client has sent; its actions are steps of their own.
-    async fn command(
+    /// Has the tenant's handler handle what the client sent. The handler's actions become steps of their own.
+    async fn forward_to_handler(
         &self,
         id: u32,
         meaning: Meaning<'_>,
         data: String,
         steps: &mut Steps,
     ) -> Result<(), CommandRefusal> {
-        let Some((handler, joined)) = self.handler.as_ref().zip(self.joined.get()) else {
+        let Some((handler, session)) = self.handler.as_ref().zip(self.session.get()) else {
             self.tenant.metrics.message_dropped("no_handler");
             return Err(Error::NotAvailable.into());
         };
-        self.act(steps.take());
+        self.send_steps(steps.take());
         let frame = Frame { kind: Kind::Text, bytes: data.into() };
-        if handler.handle_command(joined, id, meaning, &frame).await.is_err() {
+        if handler.handle_command(session, id, meaning, &frame).await.is_err() {
             handler.metrics.lost.inc();
             return Err(Error::Internal.into());
         }
         Ok(())
     }
 
-    fn say(&self, steps: &mut Steps, write: impl FnOnce(&mut Vec<u8>)) {
+    fn write_reply(&self, steps: &mut Steps, write: impl FnOnce(&mut Vec<u8>)) {
         let mut text = Vec::new();
         write(&mut text);
         encode(self.compression, frame::TEXT, &text, steps.replies());
     }
 }
 
-/// Why a channel cannot be followed, as the answer to a command.
+/// The answer to a command that names a channel which cannot be followed.
 fn not_followed(why: Refused) -> CommandRefusal {
     let error = match why {
         Refused::NotAllowed => Error::UnknownChannel,
@@ -366,18 +371,19 @@ fn not_followed(why: Refused) -> CommandRefusal {
     CommandRefusal::Error(error.code(), why.to_string())
 }
 
-/// When a client's connection ends that may stay for so many seconds.
-fn until(lease: Option<u32>) -> Step {
+/// The step that sets when the connection ends. `lease`: seconds; `None`: the client may stay.
+fn expiry_step(lease: Option<u32>) -> Step {
     Step::Expires(lease.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()) + REFRESH_GRACE))
 }
 
-fn follow(channel: Arc<Channel>, recover: Option<Recover>, given: bool) -> Follow {
+fn follow(channel: Arc<Channel>, recover: Option<Recover>, given_by_tenant: bool) -> Follow {
     let start = recover.flatten().map_or(Start::Now, Start::After);
-    Follow { channel, start, lost: recover == Some(None), given }
+    Follow { channel, start, position_lost: recover == Some(None), given_by_tenant }
 }
 
-/// How the connection ends of a client that is not let in. SDKs come again by themselves unless the tenant's code said no.
-fn not_let_in(why: &NotLetIn) -> End {
+/// How the connection of a client that is not let in ends. SDKs reconnect by themselves, unless the tenant's code
+/// refused the client.
+fn refusal_end(why: &NotLetIn) -> End {
     let disconnect = match why {
         NotLetIn::Refused(..) => Disconnect::PermissionDenied,
         NotLetIn::Broken(_) => Disconnect::Internal,

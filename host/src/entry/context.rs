@@ -1,4 +1,4 @@
-//! Where a request at the clients' listener leads: to a tenant, by one of its doors, or to the past of a channel.
+//! Where a request at the clients' listener leads: to a tenant's transport, or to what a channel has published.
 
 use std::{
     sync::{Arc, atomic::AtomicUsize},
@@ -17,7 +17,7 @@ use crate::{
     routes::{Route, Routes, host_of},
 };
 
-/// So many requests for channels at once: each holds a page of a mebibyte or two.
+/// Most requests that read channels at once. Each holds a page of a mebibyte or two.
 pub const MAX_READS: usize = 64;
 
 /// What every handshake needs to know.
@@ -26,18 +26,18 @@ pub struct EntryContext {
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
     pub shards: Arc<Shards>,
-    /// Clients now, and at most.
+    /// How many clients the host has now, and may have.
     pub total: Arc<AtomicUsize>,
     pub max_clients: usize,
     pub max_handshakes: usize,
     pub handshake_timeout: Duration,
-    /// Requests for channels, from their beginning until their answers are sent.
+    /// Permits of requests that read channels. Each is held until its answer is sent.
     pub reads: Arc<Semaphore>,
-    /// Where commands are carried out of tenants without a handler.
+    /// Runs the Centrifuge commands of clients whose tenant has no handler.
     pub commands: Tasks,
 }
 
-/// What a path behind a tenant's own leads to.
+/// What the rest of a path, after the tenant's own, leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Entrance {
     /// `/`: a plain WebSocket.
@@ -46,18 +46,19 @@ pub enum Entrance {
     Sse,
     /// `/connection/websocket`: the Centrifuge protocol.
     Centrifuge,
-    /// `/channels/NAME` and `/channels/NAME/snapshot`, the name percent-encoded: what was published.
+    /// `/channels/NAME` or `/channels/NAME/snapshot`: what was published. The name is percent-encoded in the path.
     Channel { name: String, snapshot: bool },
 }
 
 impl EntryContext {
-    /// The tenant that a request is for, and what the rest of its path leads to; a slash at the end makes no difference.
+    /// The tenant that a request is for, and what the rest of its path leads to.
     pub fn find<B>(&self, request: &Request<B>) -> Option<(Arc<Route>, Entrance)> {
         self.routes.find(host_of(request).as_deref(), request.uri().path(), Entrance::read)
     }
 }
 
 impl Entrance {
+    /// A slash at the end of a transport's path makes no difference.
     fn read(path: &str) -> Option<Self> {
         if let Some(name) = path.strip_prefix("/channels/") {
             let (name, snapshot) = name.strip_suffix("/snapshot").map_or((name, false), |name| (name, true));

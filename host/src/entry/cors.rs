@@ -1,4 +1,4 @@
-//! Which pages may read over HTTP what a tenant publishes: the Fetch standard, section 3.2.
+//! CORS: which web pages may read a tenant's publications over HTTP (Fetch standard, section 3.2).
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,7 +12,7 @@ use hyper::{
 
 use crate::tenant::Tenant;
 
-/// The headers of an answer that say so.
+/// The CORS headers of an answer to a request.
 pub fn headers(tenant: &Tenant, request: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let cors = &tenant.version().cors;
@@ -26,13 +26,13 @@ pub fn headers(tenant: &Tenant, request: &HeaderMap) -> HeaderMap {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     }
     if is_listed {
-        // Anybody's page must not read as the user who looks at it.
+        // Only for listed origins: with `*`, any page could read with the cookies of the user who looks at it.
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     }
     headers
 }
 
-/// The answer to a request that asks whether another may be made.
+/// The answer to a preflight, by which a browser asks whether a page may make a request.
 pub fn preflight(tenant: &Tenant, request: &HeaderMap) -> Response<Full<Bytes>> {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;

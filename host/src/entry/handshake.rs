@@ -1,4 +1,4 @@
-//! A client's request, by whichever door: answered, or the client kept for its shard.
+//! A client's request, whatever its transport: answered here, or accepted and kept for a shard.
 
 use std::{
     future::pending,
@@ -31,7 +31,7 @@ use crate::{
     },
     entry::{
         EntryContext,
-        admission::{Wanted, begin, for_handler},
+        admission::{self, ChannelQuery, raw_starts},
         centrifuge::CentrifugeSession,
         client_address,
         context::Entrance,
@@ -44,7 +44,7 @@ use crate::{
     tenant::Tenant,
 };
 
-/// Serves one connection's request; keeps the client if the handshake succeeds.
+/// Serves one connection's request. If the handshake succeeds, it keeps the client for the listener to hand over.
 pub struct Handshake(pub Arc<Attempt>);
 
 /// One connection's handshake.
@@ -52,14 +52,14 @@ pub struct Attempt {
     pub context: Arc<EntryContext>,
     pub peer: IpAddr,
     accepted: Mutex<Option<Accepted>>,
-    /// The answer is the shard's: nothing more is to be written here.
-    taken: AtomicBool,
-    /// Too many others wait for an answer.
+    /// Whether the shard writes the answer. Nothing more may be written here then.
+    answered_by_shard: AtomicBool,
+    /// Whether too many others wait for an answer.
     crowded: bool,
-    /// Whether the request has come.
-    asked: AtomicBool,
-    /// While it reads a channel, and until its answer is sent.
-    reading: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Whether the request has arrived.
+    requested: AtomicBool,
+    /// The permit of a request that reads a channel. It is held until the answer is sent.
+    read_permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 type HttpResponse = Response<Full<Bytes>>;
@@ -71,7 +71,7 @@ impl Service<Request<Incoming>> for Handshake {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let attempt = Arc::clone(&self.0);
-        attempt.asked.store(true, Ordering::Relaxed);
+        attempt.requested.store(true, Ordering::Relaxed);
         Box::pin(async move { Ok(attempt.answer(&request).await) })
     }
 }
@@ -82,33 +82,33 @@ impl Attempt {
             context,
             peer,
             accepted: Mutex::new(None),
-            taken: AtomicBool::new(false),
+            answered_by_shard: AtomicBool::new(false),
             crowded,
-            asked: AtomicBool::new(false),
-            reading: Mutex::default(),
+            requested: AtomicBool::new(false),
+            read_permit: Mutex::default(),
         }
     }
 
-    pub fn has_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+    pub fn has_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
     }
 
     /// Whether the client's shard writes the answer.
-    pub fn is_taken(&self) -> bool {
-        self.taken.load(Ordering::Relaxed)
+    pub fn is_answered_by_shard(&self) -> bool {
+        self.answered_by_shard.load(Ordering::Relaxed)
     }
 
-    /// The client, if it is let in.
+    /// Takes the client, if it was let in.
     pub fn accepted(&self) -> Option<Accepted> {
         self.accepted.lock().take()
     }
 
-    /// Whether there is room for one more that reads a channel.
-    pub fn begins_to_read(&self) -> bool {
+    /// Takes a permit to read a channel. `false`: too many requests have one.
+    pub fn take_read_permit(&self) -> bool {
         let permit = Arc::clone(&self.context.reads).try_acquire_owned().ok();
-        let begins = permit.is_some();
-        *self.reading.lock() = permit;
-        begins
+        let is_taken = permit.is_some();
+        *self.read_permit.lock() = permit;
+        is_taken
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> HttpResponse {
@@ -124,12 +124,12 @@ impl Attempt {
         );
         let accepted = match entrance {
             Entrance::Channel { name, snapshot } => {
-                let asked = history::ChannelReading { route: &route, channel: name, snapshot };
-                return history::answer(self, request, &asked).await;
+                let reading = history::ReadRequest { route: &route, channel: name, snapshot };
+                return history::answer(self, request, &reading).await;
             }
             Entrance::Sse => return self.events(&route, request).await,
-            Entrance::Raw => self.raw(&route, request).await,
-            Entrance::Centrifuge => self.centrifuge(&route, request),
+            Entrance::Raw => self.accept_raw(&route, request).await,
+            Entrance::Centrifuge => self.accept_centrifuge(&route, request),
         };
         match accepted {
             Ok((upgrade, accepted)) => {
@@ -140,52 +140,52 @@ impl Attempt {
         }
     }
 
-    /// A plain WebSocket.
-    async fn raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
-        let source = self.room(route, request)?;
+    /// Lets in a client of a plain WebSocket.
+    async fn accept_raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
+        let source = self.take_source(route, request)?;
         let mut upgrade = Upgrade::check(request)?;
-        // Before the handler is asked for anything.
-        let Wanted { names, after } = Wanted::read(request.uri())?;
-        let compression = agree(&route.tenant, request, &mut upgrade);
-        let asked = || self.asks(request, component::Transport::WebSocket);
-        let admitted = self.context.admit(route, asked, names, compression).await?;
+        // A bad query is refused before the handler is asked for anything.
+        let ChannelQuery { names, after } = ChannelQuery::read(request.uri())?;
+        let compression = negotiate_compression(&route.tenant, request, &mut upgrade);
+        let connect_request = || self.connect_request(request, component::Transport::WebSocket);
+        let admitted = self.context.admit(route, connect_request, names, compression).await?;
         let accepted = Accepted {
-            channels: begin(admitted.channels, &after)?,
-            format: if shares(compression) { Format::Deflated } else { Format::Raw },
+            channels: raw_starts(admitted.channels, &after)?,
+            format: if takes_shared_encoding(compression) { Format::Deflated } else { Format::Raw },
             deflates: compression.is_some(),
-            deadline: admitted.until,
+            deadline: admitted.deadline,
             ..Accepted::new(Connected::new(source, admitted.recipient))
         };
         Ok((upgrade, accepted))
     }
 
-    /// A client of the Centrifuge protocol, which says what it wants by its commands.
-    fn centrifuge(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
-        let source = self.room(route, request)?;
+    /// Opens the connection of a client of the Centrifuge protocol. Its commands say later what it wants.
+    fn accept_centrifuge(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
+        let source = self.take_source(route, request)?;
         let mut upgrade = Upgrade::check(request)?;
-        let compression = agree(&route.tenant, request, &mut upgrade);
+        let compression = negotiate_compression(&route.tenant, request, &mut upgrade);
         let protocol = centrifuge::Protocol::of(request);
         upgrade.protocol = protocol.name();
         let session = CentrifugeSession::new(
             self.context.shards.next_id(),
             route,
-            route.handler.is_some().then(|| self.asks(request, component::Transport::Centrifuge)),
+            route.handler.is_some().then(|| self.connect_request(request, component::Transport::Centrifuge)),
             compression,
             self.context.commands.clone(),
         );
         let connected = Connected::new(source, Some(Box::new(session)));
         let no_json = || End::Centrifuge(Disconnect::NotAvailable, Disconnect::NotAvailable.reason().into());
         let accepted = Accepted {
-            format: if shares(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
+            format: if takes_shared_encoding(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
             deflates: compression.is_some(),
             deadline: Some((Instant::now() + self.context.handshake_timeout, Due::Stale)),
-            end: (!protocol.is_json()).then(no_json),
+            close_at_once: (!protocol.is_json()).then(no_json),
             ..Accepted::new(connected)
         };
         Ok((upgrade, accepted))
     }
 
-    /// Server-sent events.
+    /// Serves an event stream.
     async fn events(&self, route: &Route, request: &Request<Incoming>) -> HttpResponse {
         if request.method() == Method::OPTIONS {
             return cors::preflight(&route.tenant, request.headers());
@@ -193,8 +193,8 @@ impl Attempt {
         match self.accept_events(route, request).await {
             Ok(accepted) => {
                 self.keep(accepted);
-                self.taken.store(true, Ordering::Relaxed);
-                // The connection is taken from under this.
+                self.answered_by_shard.store(true, Ordering::Relaxed);
+                // Never ends: the listener takes the connection away from under this future.
                 pending().await
             }
             Err(refusal) => {
@@ -208,43 +208,52 @@ impl Attempt {
     }
 
     async fn accept_events(&self, route: &Route, request: &Request<Incoming>) -> Result<Accepted, Refusal> {
-        let source = self.room(route, request)?;
+        let source = self.take_source(route, request)?;
         if request.method() != Method::GET {
             let refusal =
-                Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is asked for with GET");
+                Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is requested with GET");
             return Err(refusal.with(ALLOW, "GET"));
         }
-        let Wanted { names, after } = Wanted::read(request.uri())?;
-        let asked = || self.asks(request, component::Transport::Sse);
-        let admitted = self.context.admit(route, asked, names, None).await?;
+        let ChannelQuery { names, after } = ChannelQuery::read(request.uri())?;
+        let connect_request = || self.connect_request(request, component::Transport::Sse);
+        let admitted = self.context.admit(route, connect_request, names, None).await?;
         let last = sse::last_event_id(request.headers());
         let after = last.or_else(|| (!after.is_empty()).then_some(after));
         let Resumed { channels, gaps } = resume(admitted.channels, after.as_deref());
-        let hello = sse::head(cors::headers(&route.tenant, request.headers()));
+        let first_bytes = sse::head(cors::headers(&route.tenant, request.headers()));
         let connected = Connected::new(source, admitted.recipient);
-        let deadline = admitted.until;
-        Ok(Accepted { channels, hello, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
+        let deadline = admitted.deadline;
+        Ok(Accepted { channels, first_bytes, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
     }
 
-    /// Room for a client: of the host, of the tenant, and of its address.
-    fn room(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
-        self.is_crowded()?;
-        self.context.has_room(&route.tenant)?;
-        let source = route.tenant.sources.of(self.address(request));
+    /// Takes a reference to the source of the client's address, if the host, the tenant and the address have room for
+    /// one more client.
+    fn take_source(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
+        self.check_crowded()?;
+        self.context.check_room(&route.tenant)?;
+        let source = route.tenant.sources.source_for(self.address(request));
         source.ok_or_else(|| {
             route.tenant.metrics.limited("clients-per-address", 1);
-            Refusal::too_many("clients_per_address", "the tenant has as many clients of this address as it takes")
+            Refusal::too_many("clients_per_address", "the tenant takes no more clients from this address")
         })
     }
 
-    /// Whether it is refused for all the others that come.
-    pub fn is_crowded(&self) -> Result<(), Refusal> {
-        if self.crowded { Err(Refusal::unavailable("crowded", "too many clients come at once")) } else { Ok(()) }
+    /// Refuses the request if too many others are under way.
+    pub fn check_crowded(&self) -> Result<(), Refusal> {
+        if self.crowded {
+            Err(Refusal::unavailable("crowded", "too many clients are connecting at once"))
+        } else {
+            Ok(())
+        }
     }
 
     /// The request as a handler sees it.
-    fn asks(&self, request: &Request<Incoming>, transport: component::Transport) -> component::ConnectRequest {
-        for_handler(request, self.address(request), transport)
+    fn connect_request(
+        &self,
+        request: &Request<Incoming>,
+        transport: component::Transport,
+    ) -> component::ConnectRequest {
+        admission::connect_request(request, self.address(request), transport)
     }
 
     fn address(&self, request: &Request<Incoming>) -> IpAddr {
@@ -255,23 +264,23 @@ impl Attempt {
         *self.accepted.lock() = Some(accepted);
     }
 
-    /// Counts an answer that refuses.
+    /// Counts a refusal, and returns its answer.
     pub fn refused(&self, refusal: &Refusal, answer: HttpResponse) -> HttpResponse {
         self.context.metrics.handshake_refused(refusal.reason);
         answer
     }
 }
 
-/// What messages are compressed with, if the tenant has it turned on and the client asks for it.
-fn agree(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) -> Option<Compression> {
+/// The compression of a client's messages. `None`: the tenant has it turned off, or the client does not ask for it.
+fn negotiate_compression(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) -> Option<Compression> {
     let above = tenant.version().compress_above?;
-    let agreed = deflate::negotiate(request.headers())?;
-    upgrade.extensions = Some(agreed.answer);
-    Some(Compression { above, window_bits: agreed.window_bits })
+    let negotiated = deflate::negotiate(request.headers())?;
+    upgrade.extensions = Some(negotiated.answer);
+    Some(Compression { above, window_bits: negotiated.window_bits })
 }
 
-/// Whether a client takes what is compressed for all. One that asked for a smaller window gets publications as they are,
-/// which it takes too (RFC 7692 section 6).
-fn shares(compression: Option<Compression>) -> bool {
+/// Whether a client can read the publications that are compressed once for all. A client that asked for a smaller
+/// window cannot; it gets them uncompressed, as RFC 7692 section 6 allows.
+fn takes_shared_encoding(compression: Option<Compression>) -> bool {
     compression.is_some_and(|compression| compression.window_bits >= SHARED_WINDOW_BITS)
 }

@@ -1,10 +1,11 @@
-//! Channels over HTTP: `GET /<tenant>/channels/<channel>` reads back, `…/snapshot` has the latest of every key.
+//! Channels over HTTP: `GET /<tenant>/channels/<channel>` reads the log, `…/snapshot` the latest of every key.
 //!
-//! Both answer `{"epoch":"…","offset":7,"publications":[{"offset":7,"key":"…","data":"…"}]}`, `offset` being the
-//! channel's newest; a binary payload is `base64` in the place of `data`, and a removal says `"remove":true`. With
-//! `?since=EPOCH:OFFSET` come those behind it, and `recovered`: false, and none, where some are missing; `&limit=N`. A
-//! snapshot is ordered by offset: `?after=OFFSET` has its next page. Allowed is what the same request for a subscription
-//! would be allowed.
+//! Both answer `{"epoch":"…","offset":7,"publications":[{"offset":7,"key":"…","data":"…"}]}`. The outer `offset` is the
+//! channel's newest. A binary payload has `base64` in the place of `data`, and a removal has `"remove":true`.
+//!
+//! `?since=EPOCH:OFFSET` asks for the publications after a position. The answer then says whether they are all there:
+//! with `"recovered":false` some are missing, and it has none. A snapshot is ordered by offset, and `?after=OFFSET`
+//! asks for its next page. `limit=N` bounds the answer. A request is allowed if a subscription would be.
 
 use std::net::IpAddr;
 
@@ -21,20 +22,21 @@ use wire::{Entry, Kind, Page, Position};
 
 use crate::{
     component,
-    entry::{admission::for_handler, client_address, cors, handshake::Attempt, refusal::Refusal},
+    entry::{admission::connect_request, client_address, cors, handshake::Attempt, refusal::Refusal},
     http_error,
     routes::Route,
 };
 
-/// Publications of one answer: by default, and at most.
+/// Most publications in one answer, unless the request says otherwise.
 const LIMIT: usize = 100;
+/// The most that a request can ask for.
 const MAX_LIMIT: usize = 1000;
 
-/// A channel that is to be read.
-pub struct ChannelReading<'d> {
+/// A request to read a channel.
+pub struct ReadRequest<'d> {
     pub route: &'d Route,
     pub channel: String,
-    /// Its snapshot, not its log.
+    /// Whether it is for the snapshot. If not, it is for the log.
     pub snapshot: bool,
 }
 
@@ -42,13 +44,13 @@ pub struct ChannelReading<'d> {
 pub async fn answer(
     attempt: &Attempt,
     request: &Request<Incoming>,
-    asked: &ChannelReading<'_>,
+    reading: &ReadRequest<'_>,
 ) -> Response<Full<Bytes>> {
-    let tenant = &asked.route.tenant;
+    let tenant = &reading.route.tenant;
     if request.method() == Method::OPTIONS {
         return cors::preflight(tenant, request.headers());
     }
-    let mut response = match read(attempt, request, asked).await {
+    let mut response = match read(attempt, request, reading).await {
         Ok(body) => http_error::json(StatusCode::OK, body),
         Err(refusal) => attempt.refused(&refusal, refusal.response()),
     };
@@ -58,23 +60,23 @@ pub async fn answer(
     response
 }
 
-async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelReading<'_>) -> Result<String, Refusal> {
-    attempt.is_crowded()?;
+async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequest<'_>) -> Result<String, Refusal> {
+    attempt.check_crowded()?;
     if request.method() != Method::GET {
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
     }
     let parameters = Parameters::read(request.uri())?;
-    if !attempt.begins_to_read() {
-        return Err(Refusal::unavailable("busy", "too many read channels at once"));
+    if !attempt.take_read_permit() {
+        return Err(Refusal::unavailable("busy", "too many requests read channels at once"));
     }
     let address = client_address(attempt.peer, request.headers(), &attempt.context.trusted_proxies);
-    may_follow(attempt, asked, request, address).await?;
-    let channel = asked.route.tenant.channels.find(&asked.channel).await;
-    let Some(channel) = channel.map_err(|why| Refusal::channel(why, &asked.channel))? else {
+    may_follow(attempt, reading, request, address).await?;
+    let channel = reading.route.tenant.channels.find(&reading.channel).await;
+    let Some(channel) = channel.map_err(|why| Refusal::channel(why, &reading.channel))? else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
     };
-    let page = match asked.snapshot {
+    let page = match reading.snapshot {
         true => channel.latest_of_keys(parameters.after, parameters.limit),
         false => channel.page(parameters.since, parameters.limit),
     };
@@ -83,30 +85,30 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, asked: &ChannelRea
     })
 }
 
-/// Asks the tenant's handler, if it has one, as for a client that connects and subscribes.
+/// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.
 async fn may_follow(
     attempt: &Attempt,
-    asked: &ChannelReading<'_>,
+    reading: &ReadRequest<'_>,
     request: &Request<Incoming>,
     address: IpAddr,
 ) -> Result<(), Refusal> {
-    let Some(handler) = &asked.route.handler else { return Ok(()) };
+    let Some(handler) = &reading.route.handler else { return Ok(()) };
     let id = attempt.context.shards.next_id();
-    let request = for_handler(request, address, component::Transport::WebSocket);
-    let admission = handler.connect(id, request, None).await.map_err(Refusal::guests)?;
+    let request = connect_request(request, address, component::Transport::WebSocket);
+    let admission = handler.connect(id, request, None).await.map_err(Refusal::by_handler)?;
     let allowed = match admission.channels {
-        Some(channels) if channels.contains(&asked.channel) => Ok(()),
+        Some(channels) if channels.contains(&reading.channel) => Ok(()),
         Some(_) => Err(Refusal::new(StatusCode::FORBIDDEN, "channel", "this client may not follow the channel")),
-        None => handler.subscribe(&admission.session, asked.channel.clone(), None).await.map_err(Refusal::guests),
+        None => handler.subscribe(&admission.session, reading.channel.clone(), None).await.map_err(Refusal::by_handler),
     };
-    admission.session.leaves("read");
+    admission.session.note_leaving("read");
     allowed
 }
 
-/// What the query asks for.
+/// What the query of a reading asks for.
 struct Parameters {
     since: Option<Position>,
-    /// Of a snapshot.
+    /// The offset after which a snapshot's page begins.
     after: u64,
     limit: usize,
 }
@@ -117,7 +119,7 @@ impl Parameters {
         for (key, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             let wrong = |message: &str| Refusal::new(StatusCode::BAD_REQUEST, "parameter", message);
             match &*key {
-                "since" => parameters.since = Some(Refusal::no_position(value.parse())?),
+                "since" => parameters.since = Some(Refusal::check_position(value.parse())?),
                 "after" => parameters.after = value.parse().map_err(|_| wrong("after is an offset"))?,
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
@@ -131,7 +133,7 @@ impl Parameters {
     }
 }
 
-/// An answer.
+/// The answer's JSON.
 #[derive(Serialize)]
 struct Body {
     epoch: String,

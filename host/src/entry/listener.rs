@@ -27,41 +27,43 @@ use crate::{
     shutdown::Stop,
 };
 
-/// Connections that wait to be accepted: the kernel's own limit (`net.core.somaxconn`) on current systems.
+/// Most connections that wait to be accepted. Current kernels have the same limit (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
-/// Bytes of a request's line and headers.
+/// Most bytes of a request's line and headers.
 const MAX_REQUEST: usize = 16 << 10;
-/// Pause after `accept` failed, for want of file descriptors as a rule.
+/// Pause after `accept` failed. Usually the process has run out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An honest client makes its request within a second of its connection.
+/// How long a connection without a request is safe from being cut when the relay is crowded. An honest client sends its
+/// request within a second.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// So many handshakes at once leave megabytes to the allocator; they are given back when there are few again.
+/// Handshakes at once that make a storm. A storm leaves the allocator with megabytes of free memory, which go back to
+/// the system when fewer than [`CALM`] are left.
 const STORM: usize = 512;
 const CALM: usize = 64;
 
-/// A bound listener, its sockets without Nagle's delay and with little unsent.
+/// A bound listener. Its sockets send without Nagle's delay, and keep few bytes unsent.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    // Accepted sockets inherit it.
+    // Accepted sockets inherit this.
     socket.set_nodelay(true)?;
     sockopt::bound_unsent(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Accepts until told to stop. Handshakes under way are then cut; clients live on in their shards.
+/// Accepts connections until the relay stops. Handshakes under way are then cut, while clients stay in their shards.
 pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: Stop) {
     let mut handshakes = JoinSet::new();
-    // Oldest first; those that are done are taken out when they come to the front.
+    // Oldest first. A finished handshake is taken out when it gets to the front.
     let mut under_way: VecDeque<UnderWay> = VecDeque::new();
     let mut storm = false;
     let mut trims = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            // None is left to wait for: the select goes on with the others.
+            // Without a handshake to wait for, this branch is off, and the select waits for the others.
             Some(_) = handshakes.join_next(), if storm => {
                 if handshakes.len() < CALM {
                     storm = false;
@@ -80,7 +82,7 @@ pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: St
             Ok((socket, peer)) => {
                 let crowded =
                     handshakes.len() >= context.max_handshakes && !cut_silent(&mut under_way, PATIENCE, &context);
-                // Those that are told to come later are bounded too.
+                // Clients that are told to come again later take a handshake, too, so their number has a bound.
                 if handshakes.len() >= 2 * context.max_handshakes
                     && !cut_silent(&mut under_way, Duration::ZERO, &context)
                 {
@@ -97,7 +99,7 @@ pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: St
             }
             Err(error) => {
                 context.metrics.handshake_refused("accept");
-                // A connection that is gone already is no reason to wait.
+                // If only this connection is gone, there is no reason to wait.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tracing::warn!(%error, "a connection could not be accepted");
                     cut_silent(&mut under_way, Duration::ZERO, &context);
@@ -108,18 +110,19 @@ pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: St
     }
 }
 
-/// A handshake that may be under way.
+/// A handshake that was under way when it was last looked at.
 struct UnderWay {
     task: AbortHandle,
     attempt: Arc<Attempt>,
     since: Instant,
 }
 
-/// Makes room by cutting the oldest connection that has made no request for so long. Those that have made one wait for the
-/// tenant's code, or for their turn among many: they are left alone, and whoever comes then is told to come later.
+/// Makes room by cutting the oldest connection that has sent no request for `patience`. Returns whether there was one.
+/// Connections with a request are left alone: they wait for the tenant's code, or for their turn. If all have one, a
+/// new client is told to come again later.
 fn cut_silent(under_way: &mut VecDeque<UnderWay>, patience: Duration, context: &EntryContext) -> bool {
     let silent = |under_way: &UnderWay| {
-        !under_way.task.is_finished() && !under_way.attempt.has_asked() && under_way.since.elapsed() >= patience
+        !under_way.task.is_finished() && !under_way.attempt.has_requested() && under_way.since.elapsed() >= patience
     };
     let Some(oldest) = under_way.iter().position(silent).and_then(|oldest| under_way.remove(oldest)) else {
         return false;
@@ -137,8 +140,8 @@ async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
         .max_buf_size(MAX_REQUEST)
         .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(&attempt)));
     let served = poll_fn(|context| match connection.poll_without_shutdown(context) {
-        // The head of the answer is the shard's to write.
-        Poll::Pending if attempt.is_taken() => Poll::Ready(Ok(())),
+        // The shard writes this answer, head and all.
+        Poll::Pending if attempt.is_answered_by_shard() => Poll::Ready(Ok(())),
         polled => polled,
     });
     match tokio::time::timeout(context.handshake_timeout, served).await {
@@ -151,7 +154,7 @@ async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
     }
     let Some(accepted) = attempt.accepted() else { return };
     let parts = connection.into_parts();
-    // Copied: even empty the buffer would keep hyper's 8 KiB.
+    // Copied, because even an empty buffer would keep hyper's 8 KiB.
     let leftover = parts.read_buf.to_vec();
     drop(parts.read_buf);
     match parts.io.into_inner().into_std() {

@@ -1,4 +1,4 @@
-//! Requests at the clients' listener that are refused: each an HTTP answer with its reason.
+//! Refused requests at the clients' listener. Each is answered over HTTP, with its reason.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -15,11 +15,11 @@ use crate::{
     http_error,
 };
 
-/// Seconds after which clients that found the relay full may try again: not all at once, and soon, since a herd of ten
-/// thousand is let in within a second or two.
+/// Seconds after which a client that found the relay full may try again. One of them is drawn, so that not all clients
+/// come back at once. They are short, since the relay lets in a herd of ten thousand within a second or two.
 const RETRY_SECONDS: [&str; 2] = ["1", "2"];
 
-/// Why a request is refused; `reason` is the answer's code and the metric's label.
+/// Why a request is refused. `reason` is the code in the answer, and the metric's label.
 pub struct Refusal {
     status: StatusCode,
     pub reason: &'static str,
@@ -29,7 +29,7 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(status: StatusCode, reason: &'static str, message: &str) -> Self {
-        // Said here: told not to keep connections alive, hyper would say it in a successful handshake too.
+        // Set here and not in hyper, which would add it to a successful handshake's answer, too.
         Self { status, reason, message: message.to_owned(), headers: vec![(CONNECTION, "close")] }
     }
 
@@ -37,7 +37,7 @@ impl Refusal {
         Self::for_now(StatusCode::SERVICE_UNAVAILABLE, reason, message)
     }
 
-    /// It is the client's own doing: an `EventSource` is not asked to come again.
+    /// Refuses a client for a limit that it reached itself. An `EventSource` is not asked to come again.
     pub fn too_many(reason: &'static str, message: &str) -> Self {
         Self::for_now(StatusCode::TOO_MANY_REQUESTS, reason, message)
     }
@@ -47,8 +47,8 @@ impl Refusal {
         Self::new(status, reason, message).with(RETRY_AFTER, seconds)
     }
 
-    /// What a handler's answer is to the client.
-    pub fn guests(why: NotLetIn) -> Self {
+    /// The refusal of a client that the handler did not let in.
+    pub fn by_handler(why: NotLetIn) -> Self {
         match why {
             NotLetIn::Refused(status, message) => {
                 let status = Some(status).filter(|status| (400..=599).contains(status));
@@ -69,15 +69,15 @@ impl Refusal {
             Refused::Channels(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         };
-        Self::new(status, "channel", &no_channel(why, name))
+        Self::new(status, "channel", &channel_message(why, name))
     }
 
-    /// What `since` must be.
-    pub fn no_position<T>(parsed: Result<T, NotAPosition>) -> Result<T, Self> {
-        parsed.map_err(|NotAPosition| Self::position("since is no position: those are EPOCH:OFFSET"))
+    /// Turns a parameter `since` that is not a position into a refusal.
+    pub fn check_position<T>(parsed: Result<T, NotAPosition>) -> Result<T, Self> {
+        parsed.map_err(|NotAPosition| Self::bad_position("since is not a position, which is EPOCH:OFFSET"))
     }
 
-    pub fn position(message: &str) -> Self {
+    pub fn bad_position(message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "position", message)
     }
 
@@ -94,8 +94,8 @@ impl Refusal {
         response
     }
 
-    /// The same to an `EventSource`, which never comes again after an error: one that may come again, the fault not being
-    /// its own, gets a stream that ends at once.
+    /// The answer for an `EventSource`, which never reconnects after an error. If the client may come again, because
+    /// the fault is not its own, it gets a stream that ends at once.
     pub fn event_stream(&self) -> Response<Full<Bytes>> {
         if !self.status.is_server_error() {
             return self.response();
@@ -110,6 +110,6 @@ impl Refusal {
     }
 }
 
-pub fn no_channel(why: Refused, name: &str) -> String {
+pub fn channel_message(why: Refused, name: &str) -> String {
     format!("channel {:.80}: {why}", format!("{name:?}"))
 }

@@ -1,4 +1,4 @@
-//! The opening handshake of a WebSocket, RFC 6455 section 4.2.
+//! The server's side of a WebSocket's opening handshake (RFC 6455 section 4.2).
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ pub struct Upgrade {
 }
 
 impl Upgrade {
-    /// Section 4.2.1: what the request must have.
+    /// Checks what a request must have by section 4.2.1.
     pub fn check(request: &Request<Incoming>) -> Result<Self, Refusal> {
         let headers = request.headers();
         if !has_token(headers, &UPGRADE, "websocket") {

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_at_once_and_another_when_one_is_done() {
+    fn requests_at_once_are_limited_until_one_is_done() {
         let (limit, metrics) = limit(2, 1000);
         let (first, second) = (limit.begin(), limit.begin());
         assert!(first.is_ok() && second.is_ok());
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_a_second_however_short() {
+    fn requests_a_second_are_limited_however_short_they_are() {
         let (limit, metrics) = limit(100, 1);
         assert!(limit.begin().is_ok());
         assert_eq!(limit.begin().err(), Some(OutboundRefused::PerSecond(1)));

@@ -58,7 +58,7 @@ impl Queue {
 }
 
 impl Reader for Queue {
-    fn fresh(&self, token: usize) {
+    fn new_chunks(&self, token: usize) {
         if self.commands.push(token) {
             self.woken.fetch_add(1, Ordering::SeqCst);
         }
@@ -73,7 +73,7 @@ fn publish(channel: &Channel) {
     let (chunks, readers) = &mut *state;
     let newest = *chunks;
     *chunks += 1;
-    readers.tell(newest);
+    readers.notify(newest);
 }
 
 /// One turn of the shard, if it was woken. It takes its commands, and for each notice of a channel all chunks that it
@@ -87,7 +87,7 @@ fn turn(queue: &Arc<Queue>, channel: &Channel, seen: &mut u64) {
     for _fresh in commands {
         let mut state = channel.lock().unwrap();
         let reader: Arc<dyn Reader> = queue.clone();
-        state.1.came(&reader);
+        state.1.caught_up(&reader);
         assert!(state.0 >= *seen);
         *seen = state.0;
     }
@@ -139,7 +139,7 @@ fn what_comes_after_the_end_is_dropped_and_nothing_before_it_is() {
         let queue = Queue::new();
         let pusher = {
             let queue = queue.clone();
-            thread::spawn(move || (0..2).for_each(|command| queue.fresh(command)))
+            thread::spawn(move || (0..2).for_each(|command| queue.new_chunks(command)))
         };
         let mut taken = Vec::new();
         queue.commands.take(&mut taken);

@@ -1,4 +1,4 @@
-//! The import `channels`, and what every role's publications go through.
+//! The import `channels`, and the checks that publications of every role go through.
 
 use wasmtime::component::{HasSelf, Linker};
 use wire::{Frame, Kind, frame::MAX_CONTROL};
@@ -16,7 +16,7 @@ use crate::{
     delivery::{ClientId, End, Step},
 };
 
-/// Publications of one call; each costs the host some microseconds.
+/// Most publications of one call. Each costs the host a few microseconds.
 const MAX_PUBLICATIONS: usize = 10_000;
 
 /// Puts its functions into the linker.
@@ -24,11 +24,12 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     channels::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
 }
 
-/// Publishes what a guest made; returns how many were refused and why the first was. They are counted already.
+/// Publishes what a guest made. Returns how many publications were refused, and why the first was. Refusals are counted
+/// here.
 pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
     let tenant = &guest.tenant;
     let largest = guest.version.limits.publication;
-    // A filter works on its upstream.
+    // A filter's guest has the name of its upstream.
     let upstream = (guest.role == RoleKind::Filter).then_some(&guest.name);
     let (mut count, mut first) = (0, None);
     let mut refuse = |why: Refused, limit, times| {
@@ -37,7 +38,7 @@ pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(
         count += times;
         first.get_or_insert(why);
     };
-    // There may be a million of them, for which nobody should wait.
+    // Cut first: there may be a million of them, and nobody should wait for those.
     let beyond = made.len().saturating_sub(MAX_PUBLICATIONS);
     made.truncate(MAX_PUBLICATIONS);
     let mut publications = Vec::with_capacity(made.len());
@@ -49,7 +50,7 @@ pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(
             publications.push(Publication { channel: channel.into(), key: key.map(Into::into), remove, data });
         }
     }
-    // All of a call at once: what is over the rate is the last of it.
+    // The rate is taken for all of a call at once, so the call's last publications are the ones over it.
     let over = publications.split_off(tenant.publications.take_some(publications.len()));
     if !over.is_empty() {
         refuse(Refused::Rate(tenant.publications.per_second()), "publications-per-second", over.len());
@@ -63,7 +64,7 @@ pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(
     Some((count, first))
 }
 
-/// The same for what a call returned, which nobody is there to be told about: it goes to the log.
+/// Publishes what a guest's call returned. The call is over, so refusals go to the log.
 pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
     if let Some((count, why)) = publish(guest, made).await {
         guest.log(|| tracing::warn!(count, error = %why, "publications refused"));
@@ -86,10 +87,10 @@ pub fn from_guest(frame: FrameResult) -> Frame {
     }
 }
 
-/// The end of a connection that a guest asks for, as a step of the client's shard.
+/// The step by which a client's shard closes a connection as a guest asks.
 ///
-/// A code is one that an endpoint may send (RFC 6455 section 7.4), else that of a broken policy. A reason is cut here:
-/// what a frame does not take need not wait for the shard.
+/// A code that an endpoint must not send (RFC 6455 section 7.4) becomes 1008, the code for a broken policy. The reason
+/// is cut here to what a frame can carry, so that the rest does not wait in memory.
 pub fn closing(close: Close) -> Step {
     let Close { code, reason: mut text } = close;
     let code = if matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) { code } else { 1008 };
@@ -121,7 +122,7 @@ impl channels::Host for Host {
 
     async fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
         let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
-        self.tenant().act(client, vec![closing(close)]).await;
+        self.tenant().take_steps(client, vec![closing(close)]).await;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! `wasi:keyvalue`: a guest's way to its tenant's state.
+//! `wasi:keyvalue`: guests read and write their tenant's state.
 
 use wasmtime::{
     Result,
@@ -24,7 +24,8 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 }
 
 impl Host {
-    /// The guest can act on each: it asked for what is not allowed, or for more than there is room for.
+    /// The guest's error for a refusal of the state, which is counted if it is for a limit. A guest can act on each: it
+    /// asked for something that is not allowed, or that there is no room for.
     fn refused(&self, error: StateError) -> Error {
         let limit = match error {
             StateError::Bytes { .. } => Some("state"),

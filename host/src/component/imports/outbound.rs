@@ -1,12 +1,14 @@
-//! Requests that guests send by `wasi:http/outgoing-handler`: only where the manifest grants, within the call they are of.
+//! HTTP requests that guests send through `wasi:http/outgoing-handler`. A guest reaches only the hosts that its
+//! manifest grants, and a request ends with the call that sent it.
 //!
-//! In comes a request with its body still being made, out goes an answer with its body still arriving. The host is held
-//! against the grants ([`target`]), looked up (by its tenant's `Requests`), and what it leads to held against them too; the connection goes to
-//! the very addresses that were looked at, so that a second answer of a name server changes nothing. Redirects are the
-//! guest's to follow: what it then sends is a request like any other. One connection a request ([`exchange`]).
+//! A request comes with its body still being written, and its answer goes back with its body still arriving. The
+//! request's host is checked against the grants ([`target`]). Then its name is looked up (by its tenant's `Requests`),
+//! and each address is checked, too. The connection goes to the addresses that were checked, so that a second answer of
+//! a name server changes nothing. Redirects are left to the guest, whose next request is checked like any other. Each
+//! request has a connection of its own ([`exchange`]).
 //!
-//! wasmtime runs each request as a task of the guests' runtime, which ends when the guest drops its answer or its instance
-//! goes. A request that the guest has kept ends with the call all the same: see [`Outbound::end_call`].
+//! wasmtime runs each request as a task on the guests' runtime. The task ends when the guest drops the answer, or the
+//! instance goes. A request that the guest keeps ends with the call, see [`Outbound::end_call`].
 
 use std::time::Duration;
 
@@ -37,23 +39,23 @@ use crate::component::imports::outbound::{
     target::{Denied, Target, TargetHost},
 };
 
-/// Looking up, connecting and TLS together; a guest may ask for less.
+/// Longest time for the look-up, the connection and TLS together. A guest may ask for less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// To the head of the answer, and between two parts of its body; a guest may ask for less, and its call's deadline comes first
-/// as a rule.
+/// Longest wait for the head of the answer, and between two parts of its body. A guest may ask for less. Usually its
+/// call's deadline comes first.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Bytes that a body's stream takes at a time, of requests and of answers.
+/// Most bytes that a body's stream takes at a time, for requests and answers.
 const BODY_CHUNK: usize = 64 << 10;
-/// Such pieces that wait for the connection, beside the one that is being written.
+/// How many such pieces may wait for the connection, besides the one that is being written.
 const BODY_CHUNKS: usize = 1;
 
-/// Bytes of the header fields behind one handle, with some 32 for each name and each value. Over it wasmtime traps. What an
-/// API is sent, at most 64 KiB and a hundred fields, must fit: otherwise a client could break a guest that passes its
-/// fields on.
+/// Most bytes of the header fields behind one handle, counting about 32 extra for each name and each value. wasmtime
+/// traps above this. The fields of an API request, at most 64 KiB and a hundred of them, must fit: otherwise a client
+/// could break a guest that forwards its fields.
 const MAX_FIELDS: usize = 72 << 10;
 
-/// What an instance has for `wasi:http`.
+/// What an instance keeps for `wasi:http`.
 pub struct OutboundHttp {
     requests: Outbound,
     context: WasiHttpCtx,
@@ -81,16 +83,16 @@ impl WasiHttpView for Host {
 }
 
 impl Host {
-    /// The requests of its call.
+    /// The requests of the instance's call.
     pub fn outbound(&mut self) -> &mut Outbound {
         &mut self.capabilities.outbound.requests
     }
 }
 
-/// What a component's outgoing requests meet.
+/// Sends a guest's requests, each within a call.
 pub struct Outbound {
     guest: Guest,
-    /// Ends the requests of the call that is under way; `None`: none is, as while an instance is made.
+    /// Ends the requests of the current call. `None`: there is no call, for instance while the instance is made.
     call: Option<(Trigger, Stop)>,
 }
 
@@ -107,7 +109,8 @@ impl Outbound {
         self.call = Some(stop());
     }
 
-    /// No request outlives its call: what is under way ends, and what has arrived of answers cannot be read any more.
+    /// Ends the call's requests. No request outlives its call: requests under way are cut, and answers that have
+    /// arrived cannot be read any more.
     pub fn end_call(&mut self) {
         self.call = None;
     }
@@ -189,14 +192,14 @@ impl Sending {
         };
         let (answer, driving) = connection.exchange(request, times, stop).await?;
         let driving = async move {
-            // It is under way until its connection has ended.
+            // The request counts as under way until its connection has ended.
             let _permit = permit;
             Box::into_pin(driving).await
         };
         Ok((answer, Box::new(driving)))
     }
 
-    /// Once for each host, and for so many of them: a guest may go on asking.
+    /// Logs a denial, once for each host and for a bounded number of hosts, since a guest may go on asking.
     fn log(&self, denied: &Denied) {
         let (host, reason) = (line(denied.host()), denied.reason());
         if self.guest.tenant.requests.is_news(&self.guest.version, &host, reason) {
@@ -206,7 +209,7 @@ impl Sending {
     }
 }
 
-/// A request that is counted when it comes to an end, also when nobody waits for it any more.
+/// Counts a request when it ends, even if nobody waits for it any more.
 struct Counted<'a> {
     guest: &'a Guest,
     outcome: &'static str,
@@ -237,7 +240,7 @@ mod tests {
         tenant::{HostPlaces, HostResources, Tenant},
     };
 
-    /// A guest of the tenant `t` that may ask 127.0.0.1 at port 1, where nobody is.
+    /// A guest of the tenant `t` that may send requests to 127.0.0.1, port 1, where nothing listens.
     fn guest(metrics: &Arc<Metrics>) -> Guest {
         let folder = std::env::temp_dir().join(format!("edge-relay-outbound-{}", uuid::Uuid::now_v7()));
         fs::create_dir_all(&folder).unwrap();
@@ -285,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_host_is_news_once_a_version_and_only_so_many_are() {
+    fn a_denied_host_is_news_once_a_version_and_their_number_is_bounded() {
         let guest = guest(&Arc::new(Metrics::new()));
         let Guest { tenant, version, .. } = &guest;
         assert!(tenant.requests.is_news(version, "a:80", "x") && !tenant.requests.is_news(version, "a:80", "x"));

@@ -1,7 +1,7 @@
 //! The import `records`: rows that outlive the host.
 //!
-//! A filter's appends wait in its instance's [`Host`] and are written together when its call has returned: its feed waits
-//! for the disk once a call. All others wait for the disk at each append.
+//! A filter's appends wait in its instance's [`Host`], and are written together when its call has returned. So its feed
+//! waits for the disk once for each call. Other roles wait for the disk at each append.
 
 use std::{
     sync::Arc,
@@ -25,17 +25,18 @@ use crate::{
     tenant::{Tenant, TenantVersion},
 };
 
-/// Rows and bytes of one call of a filter.
+/// Most rows that one call of a filter appends.
 const MAX_DEFERRED: usize = 10_000;
+/// Most bytes that one call of a filter appends.
 const MAX_DEFERRED_BYTES: usize = 16 << 20;
-/// How long a filter's feed waits for its rows; they may be written later all the same.
+/// How long a filter's feed waits until its rows are written. They may still be written later.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a filter's appends are refused at once after a call's could not be written.
+/// How long a filter's appends fail at once after its rows could not be written.
 const REFUSE_FOR: Duration = Duration::from_secs(1);
 
-/// What an instance keeps of it.
+/// What an instance keeps for its records.
 pub struct Records {
-    /// Those of a filter; `None`: the instance has another role.
+    /// A filter's rows. `None`: the instance has another role.
     deferred: Option<Deferred>,
 }
 
@@ -50,12 +51,12 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     records::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
 }
 
-/// A filter's rows that are yet to be written.
+/// A filter's rows that are not written yet.
 #[derive(Default)]
 struct Deferred {
     rows: Vec<Row>,
     bytes: usize,
-    /// Why the last could not be, and until when others are not tried.
+    /// Why the last rows could not be written, and until when further appends fail.
     refused: Option<(StoreError, Instant)>,
 }
 
@@ -75,7 +76,7 @@ impl Deferred {
         Ok(())
     }
 
-    /// What a query finds among them.
+    /// The rows among them that match a query.
     fn select(&self, collection: &Collection, query: &Query) -> Vec<Record> {
         let (from, to) = query.bounds();
         let found = |row: &&Row| row.collection == *collection && (from..to).contains(&row.id);
@@ -88,7 +89,7 @@ impl Host {
         self.capabilities.records.deferred.as_mut()
     }
 
-    /// Writes what a filter has appended in the call that has just returned.
+    /// Writes the rows that a filter appended in the call that has just returned.
     pub async fn write_deferred(&mut self) {
         let (tenant, version) = (Arc::clone(self.tenant()), Arc::clone(self.version()));
         let (Some(deferred), Some(store)) = (self.deferred(), &version.store) else { return };
@@ -103,7 +104,7 @@ impl Host {
         if let Err(error) = written.await.unwrap_or_else(late) {
             count(&error, &tenant);
             deferred.refused = Some((error.clone(), Instant::now() + REFUSE_FOR));
-            let write = || tracing::error!(records, %error, "a filter's records are not written");
+            let write = || tracing::error!(records, %error, "a filter's records were not written");
             self.guest().span().in_scope(write);
         }
     }
@@ -134,7 +135,7 @@ impl Host {
     }
 }
 
-/// Counts what the tenant's own limit has refused.
+/// Counts a refusal by the tenant's own limit.
 fn count(error: &StoreError, tenant: &Tenant) {
     if *error == StoreError::Quota {
         tenant.metrics.limited("records", 1);

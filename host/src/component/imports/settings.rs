@@ -1,11 +1,11 @@
-//! `wasi:config`: the settings of the manifest, and the secrets that it grants.
+//! `wasi:config`: the manifest's settings, and the secrets that it grants.
 
 use wasmtime::component::Linker;
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 
 use crate::component::{Guest, run::host::Host};
 
-/// What a guest reads through `wasi:config`.
+/// The values that a guest reads through `wasi:config`.
 pub struct Settings(WasiConfigVariables);
 
 impl Settings {

@@ -1,4 +1,4 @@
-//! The import `upstreams`: what a component may do with its tenant's upstreams.
+//! The import `upstreams`: a component sends frames to its tenant's upstreams, and asks whether they are connected.
 
 use wasmtime::component::{HasSelf, Linker};
 

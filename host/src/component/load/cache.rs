@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_there_is_found_by_whoever_has_the_key_and_the_same_engine() {
+    fn an_entry_is_found_with_its_key_and_the_same_engine() {
         let folder = Folder::new("put");
         let metrics = Arc::new(Metrics::new()).code();
         let cache = folder.open(1, 1 << 20);

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_to_blame_is_read_from_the_childs_end() {
+    fn the_childs_end_says_which_side_is_to_blame() {
         let compiler = Compiler::new(1 << 30, Duration::from_secs(1));
         let blame = |raw, said: &str| compiler.blame(ExitStatus::from_raw(raw), said.into()).reason();
         let exited = |code: u8| i32::from(code) << 8;

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_meanwhile_waits() {
+    fn a_second_request_waits_for_the_first() {
         let library = Library::new();
         let (begun, begins) = std::sync::mpsc::channel();
         let (go, goes) = std::sync::mpsc::channel::<()>();

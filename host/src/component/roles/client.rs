@@ -197,8 +197,8 @@ impl Handler {
     }
 
     /// Sends steps to the client's shard.
-    fn act(&self, client: ClientId, steps: Vec<Step>) {
-        self.tenant.shards.act(client, &self.tenant.client_limits, steps);
+    fn take_steps(&self, client: ClientId, steps: Vec<Step>) {
+        self.tenant.shards.take_steps(client, &self.tenant.client_limits, steps);
     }
 
     /// Asks whether a client is to be let in. A client that is let in when nobody waits for the answer any more leaves

@@ -1,4 +1,4 @@
-//! What an instance has around it: its limits, and the host's side of its imports.
+//! The host's side of an instance: its limits, and the state of its imports.
 
 use std::sync::Arc;
 
@@ -20,25 +20,27 @@ use crate::{
     tenant::{Tenant, TenantVersion, places::Place, turns::TurnShare},
 };
 
-/// Core instances, memories and tables that one component instance may have: languages' toolchains need a few.
+/// How many core instances, memories or tables a component instance may have. The toolchains of some languages need a
+/// few.
 const MAX_PARTS: usize = 64;
-/// Entries in all tables of an instance.
+/// Most entries in all tables of an instance.
 const MAX_TABLE: usize = 100_000;
-/// Handles that an instance may hold at once: streams, buckets, requests, header fields. What is behind one takes some 100 KiB of
-/// the host's memory at the most, which `memory` does not count.
+/// Most handles that an instance holds at once: streams, buckets, requests, header fields. A handle may take about 100
+/// KiB of the host's memory, which the limit `memory` does not count.
 pub(super) const MAX_HANDLES: usize = 1_000;
-/// Bytes that one call may hand over to the host beside the largest publication or value, each of which is copied: some
-/// hundred thousand small publications, the records of one append. A list may name the same memory a thousand times.
+/// Bytes that one call may pass to the host, besides the largest publication or value. That is enough for some hundred
+/// thousand small publications, or for the records of one append. The host copies these bytes, and a guest's list may
+/// name the same memory a thousand times.
 const MAX_TRANSFER: usize = 32 << 20;
 
-/// Whose code runs, and within which limits.
+/// Whose code runs, in which role, and with which limits.
 #[derive(Clone)]
 pub struct Guest {
     pub tenant: Arc<Tenant>,
-    /// What its manifest said when the code was taken.
+    /// The tenant's manifest at the time when the code was loaded.
     pub version: Arc<TenantVersion>,
     pub role: RoleKind,
-    /// What it works on: a filter's upstream, a job's schedule; else its role again.
+    /// The upstream of a filter, the schedule of a job, or the role's name again.
     pub name: Arc<str>,
     pub metrics: Arc<GuestMetrics>,
 }
@@ -56,7 +58,7 @@ pub struct Host {
     place: Place,
 }
 
-/// An instance that counts as there until this is dropped.
+/// Counts an instance until this is dropped.
 struct Counted(Gauge);
 
 impl Counted {
@@ -85,17 +87,17 @@ impl Host {
         &self.guest.version
     }
 
-    /// What is left of an instance that has gone.
+    /// Ends the instance, and gives back its place.
     pub fn into_place(self) -> Place {
         self.place
     }
 
-    /// Of its tenant's turns on the guests' threads.
+    /// The instance's share of its tenant's turns on the guests' threads.
     pub fn share(&self) -> &TurnShare {
         &self.share
     }
 
-    /// What it writes to its standard error.
+    /// What the guest writes to its standard error.
     pub fn stderr(&self) -> &Output {
         &self.stderr
     }
@@ -105,7 +107,7 @@ impl Host {
     }
 }
 
-/// A fresh store: a WASI with what is granted, the tenant's settings, its limits.
+/// A store for a new instance, with its limits, the WASI that its grants allow, and its capabilities.
 pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>> {
     let stderr = Output::new(guest, "stderr");
     let wasi = wasi::wasi(guest, &stderr)?;
@@ -135,7 +137,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
     Ok(store)
 }
 
-/// All that any component may import.
+/// A linker with everything that any component may import.
 pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
@@ -143,32 +145,32 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     Ok(linker)
 }
 
-/// What one instance may still take, all its memories and tables together.
+/// How far one instance may still grow, with all its memories and tables.
 struct InstanceLimits {
-    /// Bytes.
+    /// Bytes that its memories may still grow.
     memory: usize,
-    /// Entries.
+    /// Entries that its tables may still grow.
     table: usize,
     guest: Guest,
-    /// The log says so once.
+    /// Whether the log has said that a limit was reached.
     told: bool,
 }
 
 impl InstanceLimits {
-    /// Counts what is refused; guests are told by the failure of what they ask for, which few of them report.
+    /// Counts and logs a refusal. A guest only sees that its memory or table does not grow, which few guests report.
     fn answer(&mut self, granted: bool, limit: &'static str) -> bool {
         if !granted {
             self.guest.tenant.metrics.limited(limit, 1);
             if !std::mem::replace(&mut self.told, true) {
                 let memory = self.guest.version.limits.memory;
-                self.guest.log(|| tracing::warn!(limit, memory, "an instance wants more than it may have"));
+                self.guest.log(|| tracing::warn!(limit, memory, "an instance reached its limit"));
             }
         }
         granted
     }
 }
 
-/// Takes growth off what is left, if there is enough.
+/// Takes growth off what is left. `false`: there is not enough left.
 fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
     let rest = left.checked_sub(desired.saturating_sub(current));
     *left = rest.unwrap_or(*left);

@@ -15,7 +15,7 @@ use crate::{
     delivery::{
         end::End,
         shard::{
-            Shard, TICKS,
+            Shard, TICKS_PER_SWEEP,
             cursor::{Cursor, Cursors},
             deadlines::Due,
             millis,
@@ -34,7 +34,7 @@ impl Shard {
     /// Tells a client why its connection ends, after the frame that is half sent, and sends nothing more.
     pub(super) fn close(&mut self, slot: usize, end: &End) {
         let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
-        row.client.leaves(end.reason());
+        row.client.note_leaving(end.reason());
         end.limit().into_iter().for_each(|limit| row.client.client_limits().metrics.limited(limit, 1));
         self.finish_frame(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
@@ -79,18 +79,18 @@ impl Shard {
 
     /// Removes a cursor from its view, and the view with its last subscriber.
     pub(super) fn leave_view(&mut self, cursor: &Cursor) {
-        let at = cursor.view as usize;
-        if let Some(view) = self.views.get_mut(at) {
-            view.unsubscribe(cursor.at, &mut self.rows);
+        let view_slot = cursor.view as usize;
+        if let Some(view) = self.views.get_mut(view_slot) {
+            view.unsubscribe(cursor.subscriber_index, &mut self.rows);
         }
-        self.leave_if_empty(at);
+        self.leave_if_empty(view_slot);
     }
 
-    pub(super) fn leave_if_empty(&mut self, at: usize) {
-        if let Some(view) = self.views.get(at).filter(|view| view.subscribers.is_empty()) {
+    pub(super) fn leave_if_empty(&mut self, view_slot: usize) {
+        if let Some(view) = self.views.get(view_slot).filter(|view| view.subscribers.is_empty()) {
             view.channel.detach(&self.reader);
             self.by_channel.remove(&Arc::as_ptr(&view.channel).addr());
-            self.views.remove(at);
+            self.views.remove(view_slot);
         }
     }
 
@@ -106,7 +106,7 @@ impl Shard {
             self.deadlines.clear(id);
         }
         if !row.is(flag::CLOSING) {
-            row.client.leaves(reason);
+            row.client.note_leaving(reason);
         }
     }
 
@@ -121,35 +121,35 @@ impl Shard {
                 self.closing.push(slot);
             }
         }
-        let part = self.rows.capacity() / TICKS as usize + 1;
-        let end = self.swept + part;
-        for slot in self.swept..end {
+        let part = self.rows.capacity() / TICKS_PER_SWEEP as usize + 1;
+        let end = self.sweep_from + part;
+        for slot in self.sweep_from..end {
             self.check(slot);
         }
-        self.swept = if end >= self.rows.capacity() { 0 } else { end };
+        self.sweep_from = if end >= self.rows.capacity() { 0 } else { end };
     }
 
     fn check(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
-        let age = self.now.wrapping_sub(row.touched);
+        let age = self.now.wrapping_sub(row.timer_start);
         if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) {
             return self.remove(slot, "stalled");
         }
         match row.client.pings() {
             Some(pings) => {
                 // The client expects these pings, whatever else it gets.
-                if pings.have_begun() && pings.since(self.now) >= millis(self.timing.ping_interval) {
-                    pings.note(self.now);
+                if pings.have_started() && pings.since(self.now) >= millis(self.timing.ping_interval) {
+                    pings.record(self.now);
                     self.ping(slot, &centrifuge::ping());
                 }
             }
             None if row.is(flag::BEHIND) || age < millis(self.timing.ping_interval) => {}
             None if row.format == Format::Sse => {
-                row.touched = self.now;
+                row.timer_start = self.now;
                 self.send(slot, sse::KEEP_ALIVE.to_vec());
             }
             None => {
-                row.touched = self.now;
+                row.timer_start = self.now;
                 let mut ping = Vec::with_capacity(2);
                 frame::encode(frame::PING, &[], &mut ping);
                 self.ping(slot, &ping);
@@ -177,7 +177,7 @@ impl Shard {
         let channel = self.views.get(cursor.view as usize).map(|view| Arc::clone(&view.channel.name));
         self.leave_view(&cursor);
         let Some((row, channel)) = self.rows.get(slot).zip(channel) else { return };
-        if !cursor.given {
+        if !cursor.given_by_tenant {
             return self.send(slot, centrifuge::unsubscribed(&channel, Unsubscribed::InsufficientState));
         }
         if let Some(id) = row.client.id() {
@@ -189,7 +189,7 @@ impl Shard {
 
     /// Ends the connections whose deadline has come.
     pub(super) fn end_due(&mut self, now: Instant) {
-        while let Some((id, due)) = self.deadlines.next(now) {
+        while let Some((id, due)) = self.deadlines.pop_due(now) {
             let Some(&slot) = self.by_id.get(&id) else { continue };
             let end = match due {
                 Due::Stale => End::Stale,

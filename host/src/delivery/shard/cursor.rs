@@ -12,14 +12,14 @@ pub struct Cursor {
     /// The shard's view of the channel.
     pub view: u32,
     /// Its index among the view's subscribers.
-    pub at: u32,
+    pub subscriber_index: u32,
     /// The chunk's position in the log. If the cursor is off the log: the offset of the last publication that its
     /// client has.
     pub seq: u64,
     /// The byte in the chunk, or [`OFF`] or [`OFF_ALL`].
     pub position: u32,
     /// Whether the tenant's code gave the channel. If not, the client asked for it.
-    pub given: bool,
+    pub given_by_tenant: bool,
 }
 
 /// In the place of a byte: the cursor is off the log. Before it goes on, the client gets what it has missed of the

@@ -22,28 +22,28 @@ pub enum Due {
 /// The deadlines of the few clients that have one. No client has two.
 #[derive(Default)]
 pub struct Deadlines {
-    of: HashMap<ClientId, (Instant, Due)>,
-    order: BTreeSet<(Instant, ClientId)>,
+    by_client: HashMap<ClientId, (Instant, Due)>,
+    by_time: BTreeSet<(Instant, ClientId)>,
 }
 
 impl Deadlines {
     /// Sets a client's deadline, in the place of an earlier one.
     pub fn set(&mut self, id: ClientId, at: Instant, due: Due) {
         self.clear(id);
-        self.of.insert(id, (at, due));
-        self.order.insert((at, id));
+        self.by_client.insert(id, (at, due));
+        self.by_time.insert((at, id));
     }
 
     /// Sets the time at which a client is told of a gap. One gap stands for all: the first that is set.
     pub fn gap(&mut self, id: ClientId, at: Instant, channel: Arc<str>) {
-        if !matches!(self.of.get(&id), Some((_, Due::Gap(_)))) {
+        if !matches!(self.by_client.get(&id), Some((_, Due::Gap(_)))) {
             self.set(id, at, Due::Gap(channel));
         }
     }
 
     /// Lets a client stay until a time, or for good, as the tenant's code says. A gap that it is to be told of stands.
     pub fn renew(&mut self, id: ClientId, until: Option<Instant>) {
-        match (self.of.get(&id), until) {
+        match (self.by_client.get(&id), until) {
             (Some((_, Due::Gap(_))), _) => {}
             (_, Some(at)) => self.set(id, at, Due::Expired),
             (_, None) => self.clear(id),
@@ -51,16 +51,16 @@ impl Deadlines {
     }
 
     pub fn clear(&mut self, id: ClientId) {
-        if let Some((at, _)) = self.of.remove(&id) {
-            self.order.remove(&(at, id));
+        if let Some((at, _)) = self.by_client.remove(&id) {
+            self.by_time.remove(&(at, id));
         }
     }
 
     /// Takes out the earliest deadline, if its time has come.
-    pub fn next(&mut self, now: Instant) -> Option<(ClientId, Due)> {
-        let (at, id) = *self.order.first().filter(|(at, _)| *at <= now)?;
-        self.order.remove(&(at, id));
-        self.of.remove(&id).map(|(_, due)| (id, due))
+    pub fn pop_due(&mut self, now: Instant) -> Option<(ClientId, Due)> {
+        let (at, id) = *self.by_time.first().filter(|(at, _)| *at <= now)?;
+        self.by_time.remove(&(at, id));
+        self.by_client.remove(&id).map(|(_, due)| (id, due))
     }
 }
 
@@ -81,10 +81,10 @@ mod tests {
         deadlines.gap(other, now + 9 * second, "b".into());
         deadlines.renew(other, None);
         deadlines.renew(one, Some(now + 3 * second));
-        assert!(deadlines.next(now + 2 * second).is_none());
-        assert!(matches!(deadlines.next(now + 3 * second), Some((id, Due::Expired)) if id == one));
-        assert!(matches!(deadlines.next(now + 4 * second), Some((id, Due::Gap(_))) if id == other));
-        assert!(deadlines.next(now + 4 * second).is_none());
-        assert!(deadlines.of.is_empty() && deadlines.order.is_empty());
+        assert!(deadlines.pop_due(now + 2 * second).is_none());
+        assert!(matches!(deadlines.pop_due(now + 3 * second), Some((id, Due::Expired)) if id == one));
+        assert!(matches!(deadlines.pop_due(now + 4 * second), Some((id, Due::Gap(_))) if id == other));
+        assert!(deadlines.pop_due(now + 4 * second).is_none());
+        assert!(deadlines.by_client.is_empty() && deadlines.by_time.is_empty());
     }
 }

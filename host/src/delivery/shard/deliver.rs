@@ -25,15 +25,15 @@ const MAX_QUEUED: usize = 4 << 10;
 
 /// Most bytes that may wait for an event stream when it has another gap to be told of. A stream that skips again and
 /// again gets there, and is closed.
-const MAX_UNTOLD: usize = 256 << 10;
+const MAX_SKIP_BACKLOG: usize = 256 << 10;
 
 /// The rest of a frame is copied out of its chunk if the chunk is more than this many times larger.
 const SMALL_PART: usize = 8;
 
 impl Shard {
     /// Takes in a channel's new chunks, and writes them to every client that can take them.
-    pub(super) fn fan_out(&mut self, at: usize) {
-        let Some(view) = self.views.get_mut(at) else { return };
+    pub(super) fn fan_out(&mut self, view_slot: usize) {
+        let Some(view) = self.views.get_mut(view_slot) else { return };
         view.absorb(&self.reader);
         let oldest = view.log.oldest_seq();
         let mut delivered = 0;
@@ -48,9 +48,9 @@ impl Shard {
             } else if !row.is(flag::BEHIND) {
                 match row.advance(nth, view, self.now, &mut delivered) {
                     WriteOutcome::Done => {}
-                    step @ (WriteOutcome::Blocked | WriteOutcome::Turn) => {
+                    outcome @ (WriteOutcome::Blocked | WriteOutcome::Turn) => {
                         row.current = nth;
-                        held.push((slot as usize, step));
+                        held.push((slot as usize, outcome));
                     }
                     WriteOutcome::Gap => gaps.push((slot as usize, nth)),
                     WriteOutcome::Gone => gone.push(slot as usize),
@@ -58,11 +58,11 @@ impl Shard {
             }
         }
         view.channel.metrics.deliveries.inc_by(delivered);
-        for (slot, step) in held {
-            self.hold(slot, &step);
+        for (slot, outcome) in held {
+            self.hold(slot, &outcome);
         }
         for (slot, nth) in lagged {
-            self.lagged(slot, nth, at);
+            self.lagged(slot, nth, view_slot);
         }
         for (slot, nth) in gaps {
             self.interrupt(slot, nth);
@@ -70,20 +70,20 @@ impl Shard {
         for slot in gone {
             self.remove(slot, "io");
         }
-        if let Some(view) = self.views.get_mut(at) {
-            view.gone = Vec::new();
+        if let Some(view) = self.views.get_mut(view_slot) {
+            view.evicted = Vec::new();
         }
     }
 
     /// Marks a row as behind. It goes on when its socket has room, or in its next turn.
-    fn hold(&mut self, slot: usize, step: &WriteOutcome) {
+    fn hold(&mut self, slot: usize, outcome: &WriteOutcome) {
         let Some(row) = self.rows.get_mut(slot) else { return };
         if !row.is(flag::BEHIND) {
             row.flags = (row.flags | flag::BEHIND) & !flag::PINGED;
-            row.touched = self.now;
+            row.timer_start = self.now;
         }
-        if *step == WriteOutcome::Turn {
-            self.again.push(slot);
+        if *outcome == WriteOutcome::Turn {
+            self.unfinished.push(slot);
         } else if !row.is(flag::ARMED) {
             row.flags |= flag::ARMED;
             self.watch(slot, Interest::READABLE | Interest::WRITABLE);
@@ -91,8 +91,8 @@ impl Shard {
     }
 
     /// Does what the channel's policy says with a cursor that has fallen off the end of its log.
-    fn lagged(&mut self, slot: usize, nth: u16, at: usize) {
-        let Some(view) = self.views.get(at) else { return };
+    fn lagged(&mut self, slot: usize, nth: u16, view_slot: usize) {
+        let Some(view) = self.views.get(view_slot) else { return };
         let policy = view.channel.slow();
         let name = Arc::clone(&view.channel.name);
         let metrics = Arc::clone(&view.channel.metrics);
@@ -104,15 +104,15 @@ impl Shard {
         let Some(row) = self.rows.get_mut(slot) else { return };
         let format = row.format;
         // The client was still being sent a snapshot while the log went on.
-        let cut = row.cut_preface(index(at));
+        let cut = row.cut_preface(index(view_slot));
         let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { return };
-        let has = cut.unwrap_or_else(|| Since::Offset(view.had_by(cursor, format)));
+        let has = cut.unwrap_or_else(|| Since::Offset(view.last_offset_of(cursor, format)));
         let (newest, position) = view.newest(format).unwrap_or((view.log.next_seq(), 0));
         let gap = view.gap_before(cursor, newest);
         if row.current == nth {
             self.finish_frame(slot);
         }
-        if policy == Slow::Skip && gap && !self.tells_of_gap(slot, nth) {
+        if policy == Slow::Skip && gap && !self.continues_after_gap(slot, nth) {
             return;
         }
         let Some(row) = self.rows.get_mut(slot) else { return };
@@ -120,7 +120,7 @@ impl Shard {
         match policy {
             Slow::Skip => {
                 cursor.enter(newest, position);
-                if format == Format::Sse && row.queued() > MAX_UNTOLD {
+                if format == Format::Sse && row.queued() > MAX_SKIP_BACKLOG {
                     return self.close(slot, &End::Lagged(name));
                 }
                 if format == Format::Sse {
@@ -137,7 +137,7 @@ impl Shard {
     }
 
     /// Ends a client's subscription if that is how its protocol tells of a gap. True: the subscription goes on.
-    fn tells_of_gap(&mut self, slot: usize, nth: u16) -> bool {
+    fn continues_after_gap(&mut self, slot: usize, nth: u16) -> bool {
         let format = self.rows.get(slot).map(|row| row.format);
         if !matches!(format, Some(Format::Centrifuge | Format::CentrifugeDeflated)) {
             return true;
@@ -147,7 +147,7 @@ impl Shard {
     }
 
     /// Takes the snapshots that a row's cursors begin with, as of now, and puts the row in line to be written.
-    pub(super) fn begin(&mut self, slot: usize) {
+    pub(super) fn queue_snapshots(&mut self, slot: usize) {
         let cursors = self.rows.get(slot).map_or(0, |row| row.cursors.as_slice().len());
         for nth in 0..u16::try_from(cursors).unwrap_or(u16::MAX) {
             // `None` needs nothing done: a new client has missed nothing, and a cursor that is off its log has its turn
@@ -164,17 +164,17 @@ impl Shard {
     pub(super) fn conflate(&mut self, slot: usize, nth: u16) -> Option<()> {
         let row = self.rows.get_mut(slot)?;
         let cursor = row.cursors.as_mut_slice().get_mut(usize::from(nth))?;
-        let (since, view) = (cursor.since()?, cursor.view);
-        let of = self.views.get(view as usize)?;
+        let (since, view_slot) = (cursor.since()?, cursor.view);
+        let view = self.views.get(view_slot as usize)?;
         if let Since::Offset(offset) = since
-            && of.gap_after(offset)
+            && view.gap_after(offset)
             && !matches!(row.format, Format::Raw | Format::Deflated)
         {
             // The client's protocol tells of gaps, and there is no place here to tell it of this one.
             return None;
         }
-        let chunk = of.channel.snapshot(since, of.log.oldest_seq())?;
-        let encoded = chunk.encoded(row.format, &of.channel);
+        let chunk = view.channel.snapshot(since, view.log.oldest_seq())?;
+        let encoded = chunk.encoded(row.format, &view.channel);
         let from = match since {
             Since::Nothing => 0,
             Since::Offset(offset) => encoded.position_after(offset),
@@ -182,7 +182,7 @@ impl Shard {
         cursor.enter(chunk.seq, 0);
         let range = from..encoded.bytes().len();
         if !range.is_empty() {
-            row.extra().prefaces.push_back(Preface { view, since, chunk, range });
+            row.extra().prefaces.push_back(Preface { view: view_slot, since, chunk, range });
         }
         Some(())
     }
@@ -190,11 +190,11 @@ impl Shard {
     /// Goes on writing to a row that is behind.
     pub(super) fn resume(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
-        let mut step = row.flush(self.now);
+        let mut outcome = row.flush(self.now);
         let cursors = u16::try_from(row.cursors.as_slice().len()).unwrap_or(u16::MAX);
         let first = row.current;
         for turn in 0..cursors {
-            if step != WriteOutcome::Done {
+            if outcome != WriteOutcome::Done {
                 break;
             }
             // The cursor whose frame is half sent goes first.
@@ -202,36 +202,36 @@ impl Shard {
             let Some(cursor) = self.rows.get(slot).and_then(|row| row.cursors.as_slice().get(usize::from(nth))) else {
                 continue;
             };
-            let at = cursor.view as usize;
+            let view_slot = cursor.view as usize;
             if cursor.since().is_some() && self.conflate(slot, nth).is_none() {
-                if let Some(view) = self.views.get(at) {
+                if let Some(view) = self.views.get(view_slot) {
                     let name = Arc::clone(&view.channel.name);
                     self.close(slot, &End::Lagged(name));
                 }
                 // The socket has room already, so no event will say so.
                 return self.hold(slot, &WriteOutcome::Turn);
             }
-            let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(at)) else { continue };
-            step = row.flush(self.now);
-            if step != WriteOutcome::Done {
+            let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(view_slot)) else { continue };
+            outcome = row.flush(self.now);
+            if outcome != WriteOutcome::Done {
                 break;
             }
             let mut delivered = 0;
-            step = row.advance(nth, view, self.now, &mut delivered);
+            outcome = row.advance(nth, view, self.now, &mut delivered);
             view.channel.metrics.deliveries.inc_by(delivered);
-            if step == WriteOutcome::Gap {
+            if outcome == WriteOutcome::Gap {
                 self.interrupt(slot, nth);
                 // With one cursor gone, the others have other numbers.
                 return self.hold(slot, &WriteOutcome::Turn);
             }
-            if step != WriteOutcome::Done {
+            if outcome != WriteOutcome::Done {
                 row.current = nth;
             }
         }
-        match step {
+        match outcome {
             WriteOutcome::Done | WriteOutcome::Gap => self.caught_up(slot),
             WriteOutcome::Gone => self.remove(slot, "io"),
-            step => self.hold(slot, &step),
+            outcome => self.hold(slot, &outcome),
         }
     }
 
@@ -239,7 +239,7 @@ impl Shard {
         let Some(row) = self.rows.get_mut(slot) else { return };
         let armed = row.is(flag::ARMED);
         row.flags &= !(flag::BEHIND | flag::ARMED);
-        row.touched = self.now;
+        row.timer_start = self.now;
         row.tidy();
         if row.is(flag::CLOSING) {
             self.close_sent(slot);
@@ -269,7 +269,7 @@ impl Shard {
         match row.flush(self.now) {
             WriteOutcome::Done => row.tidy(),
             WriteOutcome::Gone => self.remove(slot, "io"),
-            step => self.hold(slot, &step),
+            outcome => self.hold(slot, &outcome),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
 
 mod client;
 
-use crate::delivery::shard::model::client::{Client, Heard, payload_of};
+use crate::delivery::shard::model::client::{Client, Received, payload_of};
 
 const CHANNELS: [&str; 2] = ["a", "b"];
 /// Bytes of each log: room for a dozen publications.
@@ -35,9 +35,9 @@ enum Step {
     Publish(Vec<(usize, Option<u8>, bool, usize)>),
     /// A client connects to these channels, in this format.
     Connect(Vec<usize>, Format),
-    /// A client connects with the position that client `of` has reached in a channel.
+    /// A client connects with the position that another client has reached in a channel.
     Resume {
-        of: usize,
+        client: usize,
         channel: usize,
     },
     /// A client reads at most this many bytes.
@@ -72,7 +72,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => proptest::collection::vec(publication, 1..12).prop_map(Step::Publish),
         2 => (proptest::sample::subsequence(vec![0, 1], 1..=2), format)
             .prop_map(|(channels, format)| Step::Connect(channels, format)),
-        1 => (0..8_usize, channel.clone()).prop_map(|(of, channel)| Step::Resume { of, channel }),
+        1 => (0..8_usize, channel.clone()).prop_map(|(client, channel)| Step::Resume { client, channel }),
         6 => (0..8_usize, 1..20_000_usize).prop_map(|(client, bytes)| Step::Read { client, bytes }),
         1 => (0..8_usize).prop_map(Step::Leave),
         2 => (0..8_usize, 0..20_000_usize).prop_map(|(client, bytes)| Step::Reply { client, bytes }),
@@ -143,7 +143,7 @@ impl World {
         match step {
             Step::Publish(burst) => self.publish(&burst),
             Step::Connect(channels, format) => self.connect(channels, format, None),
-            Step::Resume { of, channel } => self.resume(of, channel),
+            Step::Resume { client, channel } => self.resume(client, channel),
             Step::Read { client, bytes } => {
                 if let Some(client) = self.clients.get_mut(client).filter(|client| !client.left) {
                     client.read(bytes);
@@ -161,7 +161,7 @@ impl World {
                     let mut reply = Vec::new();
                     frame::encode(frame::TEXT, &vec![b'r'; bytes], &mut reply);
                     let share = client.client_limits.budget.take(0).unwrap();
-                    self.shard.act(client.id, &client.client_limits, vec![queue::Step::Send(reply, share)]);
+                    self.shard.take_steps(client.id, &client.client_limits, vec![queue::Step::Send(reply, share)]);
                 }
             }
             Step::Follow { client, channel } => self.follow(client, channel),
@@ -198,11 +198,12 @@ impl World {
         let Some(client) = self.clients.get_mut(client) else { return };
         if !client.left && client.format == Format::Raw && !client.channels.contains(&channel) {
             client.channels.push(channel);
-            client.came[channel] = self.offsets[channel];
+            client.joined_at[channel] = self.offsets[channel];
             let open = self.channels.open(CHANNELS[channel]).unwrap();
-            let follow = queue::Follow { channel: open, start: Start::Now, lost: false, given: true };
+            let follow =
+                queue::Follow { channel: open, start: Start::Now, position_lost: false, given_by_tenant: true };
             let step = queue::Step::Subscribe(follow, queue::NotifyBy::Push);
-            self.shard.act(client.id, &client.client_limits, vec![step]);
+            self.shard.take_steps(client.id, &client.client_limits, vec![step]);
         }
     }
 
@@ -224,8 +225,8 @@ impl World {
         let limits = TenantLimits::default();
         let client_limits =
             Arc::new(ClientLimits::new(Arc::clone(&self.metrics), &limits, Arc::default(), Arc::default()));
-        let source =
-            ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address).of([127, 0, 0, 1].into());
+        let source = ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address)
+            .source_for([127, 0, 0, 1].into());
         let client = Connected::new(source.unwrap(), None);
         let id = self.ids.next();
         // Registered as a client with a handler is.
@@ -235,25 +236,27 @@ impl World {
         let accepted = Accepted { channels: wanted, format, gaps, ..Accepted::new(client) };
         self.shard.adopt(Newcomer { socket: served, leftover: Vec::new(), accepted });
         for (channel, start) in asked {
-            let follow = queue::Follow { channel, start, lost: false, given: false };
-            self.shard.act(id, &client_limits, vec![queue::Step::Subscribe(follow, queue::NotifyBy::Reply(1))]);
+            let follow = queue::Follow { channel, start, position_lost: false, given_by_tenant: false };
+            self.shard.take_steps(id, &client_limits, vec![queue::Step::Subscribe(follow, queue::NotifyBy::Reply(1))]);
         }
-        let (bytes, came) = (Vec::new(), self.offsets);
-        self.clients.push(Client { socket, bytes, channels, came, after, format, left: false, id, client_limits });
+        let (bytes, joined_at) = (Vec::new(), self.offsets);
+        self.clients.push(Client { socket, bytes, channels, joined_at, after, format, left: false, id, client_limits });
     }
 
-    /// Connects a client that has what client `of` has got, and resumes.
-    fn resume(&mut self, of: usize, channel: usize) {
-        let Some(other) = self.clients.get(of) else { return };
+    /// Connects a client that has what another client has received, and resumes.
+    fn resume(&mut self, client: usize, channel: usize) {
+        let Some(other) = self.clients.get(client) else { return };
         if other.format == Format::Sse {
             // As a browser does it: with its last id, for all of its channels.
             let (channels, last) = (other.channels.clone(), other.last_id());
             return self.connect(channels, Format::Sse, last.as_deref());
         }
         let format = other.format;
-        let newest = other.got(&self.published, false).0.iter().rev().find_map(|heard| match heard {
-            Heard::Publication(number) => Some(&self.published[*number]).filter(|got| got.channel == channel),
-            Heard::Gap(_) => None,
+        let newest = other.received(&self.published, false).0.iter().rev().find_map(|received| match received {
+            Received::Publication(number) => {
+                Some(&self.published[*number]).filter(|published| published.channel == channel)
+            }
+            Received::Gap(_) => None,
         });
         let Some(newest) = newest.cloned() else { return };
         let open = self.channels.open(CHANNELS[channel]).unwrap();
@@ -278,31 +281,31 @@ impl World {
             }
         }
         for client in self.clients.iter().filter(|client| !client.left) {
-            let (heard, code) = client.got(&self.published, true);
+            let (received, code) = client.received(&self.published, true);
             for channel in &client.channels {
-                let of_channel = |heard: &&Heard| match heard {
-                    Heard::Publication(number) => self.published[*number].channel == *channel,
-                    Heard::Gap(gap) => gap == channel,
+                let of_channel = |received: &&Received| match received {
+                    Received::Publication(number) => self.published[*number].channel == *channel,
+                    Received::Gap(gap) => gap == channel,
                 };
-                let heard: Vec<Heard> = heard.iter().filter(of_channel).copied().collect();
-                self.check(client, *channel, &heard, code);
+                let received: Vec<Received> = received.iter().filter(of_channel).copied().collect();
+                self.check(client, *channel, &received, code);
             }
         }
     }
 
-    fn check(&self, client: &Client, channel: usize, heard: &[Heard], code: Option<u16>) {
-        let got: Vec<&Published> = heard
+    fn check(&self, client: &Client, channel: usize, received: &[Received], code: Option<u16>) {
+        let publications: Vec<&Published> = received
             .iter()
-            .filter_map(|heard| match heard {
-                Heard::Publication(number) => Some(&self.published[*number]),
-                Heard::Gap(_) => None,
+            .filter_map(|received| match received {
+                Received::Publication(number) => Some(&self.published[*number]),
+                Received::Gap(_) => None,
             })
             .collect();
-        let offsets: Vec<u64> = got.iter().map(|published| published.offset).collect();
+        let offsets: Vec<u64> = publications.iter().map(|published| published.offset).collect();
         assert!(offsets.is_sorted_by(|one, other| one < other), "out of order or twice: {offsets:?}");
-        let from = client.after[channel].unwrap_or(client.came[channel]);
-        let ended = client.format == Format::Centrifuge && heard.contains(&Heard::Gap(channel));
-        self.check_gaps(client, channel, heard);
+        let from = client.after[channel].unwrap_or(client.joined_at[channel]);
+        let ended = client.format == Format::Centrifuge && received.contains(&Received::Gap(channel));
+        self.check_gaps(client, channel, received);
         let newest = self.offsets[channel];
         if let Some(code) = code {
             assert_eq!(code, 1013);
@@ -318,47 +321,51 @@ impl World {
                 assert_eq!(live, whole, "a gap");
             }
             Slow::Skip => {}
-            Slow::Conflate if code.is_none() && !ended => self.check_keys(channel, &got, client.after[channel]),
+            Slow::Conflate if code.is_none() && !ended => {
+                self.check_keys(channel, &publications, client.after[channel])
+            }
             Slow::Conflate => {}
         }
     }
 
     /// A client whose protocol can tell of gaps must be told of each one, in its place.
-    fn check_gaps(&self, client: &Client, channel: usize, heard: &[Heard]) {
+    fn check_gaps(&self, client: &Client, channel: usize, received: &[Received]) {
         if client.format == Format::Raw {
             return;
         }
-        for pair in heard.windows(2) {
-            if let [Heard::Publication(one), Heard::Publication(other)] = pair {
+        for pair in received.windows(2) {
+            if let [Received::Publication(one), Received::Publication(other)] = pair {
                 let (one, other) = (&self.published[*one], &self.published[*other]);
                 assert_eq!(one.epoch, other.epoch, "a gap that was not told");
                 let missed =
                     self.policy == Slow::Skip && client.format == Format::Sse && one.offset + 1 != other.offset;
-                let in_snapshot = other.offset <= client.came[channel];
-                assert!(!missed || in_snapshot || one.offset <= client.came[channel], "a skip that was not told");
+                let in_snapshot = other.offset <= client.joined_at[channel];
+                assert!(!missed || in_snapshot || one.offset <= client.joined_at[channel], "a skip that was not told");
             }
         }
         if client.format == Format::Centrifuge
-            && let Some(gap) = heard.iter().position(|heard| *heard == Heard::Gap(channel))
+            && let Some(gap) = received.iter().position(|received| *received == Received::Gap(channel))
         {
-            assert_eq!(gap + 1, heard.len(), "something follows the end of the subscription");
-            let Some(Heard::Publication(last)) = heard.first().and(heard.get(gap.wrapping_sub(1))) else { return };
+            assert_eq!(gap + 1, received.len(), "something follows the end of the subscription");
+            let Some(Received::Publication(last)) = received.first().and(received.get(gap.wrapping_sub(1))) else {
+                return;
+            };
             let next = self
                 .published
                 .iter()
                 .find(|next| next.channel == channel && next.offset == self.published[*last].offset + 1);
             let whole = self.policy != Slow::Close
                 || next.is_none_or(|next| {
-                    next.epoch != self.published[*last].epoch || next.offset <= client.came[channel]
+                    next.epoch != self.published[*last].epoch || next.offset <= client.joined_at[channel]
                 });
             assert!(whole, "the subscription ends before the gap");
         }
     }
 
     /// The client must have the latest publication of every key.
-    fn check_keys(&self, channel: usize, got: &[&Published], after: Option<u64>) {
+    fn check_keys(&self, channel: usize, publications: &[&Published], after: Option<u64>) {
         let mut has: HashMap<u8, &Published> = HashMap::new();
-        for published in got {
+        for published in publications {
             has.extend(published.key.map(|key| (key, *published)));
         }
         let of_epoch = |published: &&Published| published.channel == channel && published.epoch == self.epoch[channel];
@@ -394,7 +401,7 @@ fn answers_that_are_not_taken_are_bounded() {
     let Client { id, client_limits, .. } = &world.clients[0];
     for _ in 0..300_000 {
         let step = queue::Step::Unsubscribe("x".into(), queue::NotifyBy::Reply(1));
-        world.shard.act(*id, client_limits, vec![step]);
+        world.shard.take_steps(*id, client_limits, vec![step]);
     }
     let (_, row) = world.shard.rows.iter().next().unwrap();
     assert!(row.is(flag::CLOSING) && row.queued() < 5 << 20, "{}", row.queued());

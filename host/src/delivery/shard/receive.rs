@@ -37,7 +37,7 @@ impl Shard {
                         break;
                     }
                     if reads == READS_PER_TURN {
-                        self.again.push(slot);
+                        self.unfinished.push(slot);
                         break;
                     }
                 }
@@ -129,17 +129,17 @@ impl Shard {
                     if centrifuge::is_pong(payload) {
                         return true;
                     }
-                    if !pings.have_begun() {
+                    if !pings.have_started() {
                         // The client says who it is. How long its handler takes is not its fault.
                         self.deadlines.clear(recipient.id());
                     }
                 }
-                if let Err(over) = recipient.message(*kind, payload) {
-                    over.count(&row.client.client_limits().metrics);
+                if let Err(limit) = recipient.message(*kind, payload) {
+                    limit.count(&row.client.client_limits().metrics);
                     if row.is_centrifuge() {
                         self.close(slot, &End::TooMany);
                     } else {
-                        self.refuse(slot, over);
+                        self.refuse(slot, limit);
                     }
                 }
             }

@@ -52,7 +52,7 @@ pub struct Row {
     pub extra: Option<Box<Extra>>,
     /// A time in milliseconds on the shard's clock. If the row is behind: when it last made progress. If it is pinged:
     /// when. Else: when the wait for the next ping began.
-    pub touched: u32,
+    pub timer_start: u32,
     pub flags: u8,
     /// How the client gets publications.
     pub format: Format,
@@ -141,7 +141,7 @@ impl Row {
         // The chunk begins with publications that the client had before the snapshot. `begun` may be one of these.
         let begun = chunk.get_encoded(self.format).and_then(|chunk| chunk.begun(range.start)).unwrap_or(0);
         Some(match since {
-            Since::Offset(had) => Since::Offset(begun.max(had)),
+            Since::Offset(offset) => Since::Offset(begun.max(offset)),
             Since::Nothing if begun > 0 => Since::Offset(begun),
             Since::Nothing => since,
         })
@@ -218,7 +218,7 @@ impl Row {
             };
             turn = turn.saturating_sub(written);
             if behind {
-                self.touched = now;
+                self.timer_start = now;
             }
             let all = written == bytes.len();
             if let Some(rest) = &mut extra.rest {
@@ -263,7 +263,7 @@ impl Row {
                 Ok(written) => {
                     cursor.step(written, view, format, delivered);
                     if behind {
-                        self.touched = now;
+                        self.timer_start = now;
                     }
                     if written < offered {
                         return WriteOutcome::Blocked;

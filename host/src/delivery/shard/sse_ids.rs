@@ -57,7 +57,7 @@ impl Row {
         for _ in 0..TURN_BYTES / COMPOSED_BYTES {
             match self.flush(now) {
                 WriteOutcome::Done => {}
-                step => return step,
+                outcome => return outcome,
             }
             let Self { cursors, extra, .. } = self;
             let cursor = cursors.as_mut_slice().get_mut(usize::from(nth));
@@ -83,7 +83,7 @@ impl Row {
         }
         match self.flush(now) {
             WriteOutcome::Done => WriteOutcome::Turn,
-            step => step,
+            outcome => outcome,
         }
     }
 }

@@ -11,7 +11,7 @@ use wire::{
 use crate::{
     channel::Start,
     delivery::{
-        BudgetShare, ClientId, ClientLimits, Over, Step,
+        BudgetShare, ClientId, ClientLimits, LimitReached, Step,
         end::End,
         queue::{Follow, NotifyBy},
         shard::{
@@ -32,7 +32,7 @@ const MAX_REFUSALS: usize = 4 << 10;
 
 impl Shard {
     /// Takes a tenant's steps with one of its own clients.
-    pub(super) fn act(&mut self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
+    pub(super) fn take_steps(&mut self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
         let Some(&slot) = self.by_id.get(&client) else { return };
         let own = |row: &Row| Arc::ptr_eq(row.client.client_limits(), client_limits) && !row.is(flag::CLOSING);
         for step in steps {
@@ -49,7 +49,7 @@ impl Shard {
                 Step::Expires(at) => self.deadlines.renew(client, at),
                 Step::Close(end) => self.close(slot, &end),
                 // The receiver may be gone.
-                Step::Tell(done) => drop(done.send(())),
+                Step::ReportDone(done) => drop(done.send(())),
             }
         }
     }
@@ -78,10 +78,10 @@ impl Shard {
     }
 
     /// Tells a client that its message was dropped.
-    pub(super) fn refuse(&mut self, slot: usize, over: Over) {
+    pub(super) fn refuse(&mut self, slot: usize, limit: LimitReached) {
         if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
             let mut out = Vec::new();
-            raw::error(ErrorCode::TooManyRequests as u32, over.message(), &mut out);
+            raw::error(ErrorCode::TooManyRequests as u32, limit.message(), &mut out);
             self.send(slot, out);
         }
     }
@@ -90,7 +90,7 @@ impl Shard {
     fn connected(&mut self, slot: usize, id: u32, expires_seconds: Option<u32>, given: Vec<Follow>) {
         let Some(row) = self.rows.get(slot) else { return };
         let Some((client, pings)) = row.client.id().zip(row.client.pings()) else { return };
-        pings.begin(self.now);
+        pings.start(self.now);
         let mut subscribed = Vec::with_capacity(given.len());
         let mut begins = false;
         for follow in &given {
@@ -102,7 +102,7 @@ impl Shard {
         let reply =
             centrifuge::connected(id, &client.to_string(), self.timing.ping_interval, expires_seconds, &subscribed);
         self.answer(slot, reply);
-        self.begin_behind(slot, begins);
+        self.queue_if_behind(slot, begins);
     }
 
     /// Has the client follow a channel from here on.
@@ -119,7 +119,7 @@ impl Shard {
             (Err(NotFollowed::Gone), NotifyBy::Reply(_)) | (Err(_), NotifyBy::Push) => {}
         }
         match followed {
-            Ok((_, begins)) => self.begin_behind(slot, begins),
+            Ok((_, begins)) => self.queue_if_behind(slot, begins),
             Err(NotFollowed::Limit) if !matches!(notify, NotifyBy::Reply(_)) => {
                 let why = format!("a client follows at most {MAX_CHANNELS} channels");
                 self.close(slot, &End::Channels(why));
@@ -130,7 +130,7 @@ impl Shard {
 
     /// Adds a cursor. Returns where it begins, and whether there is something to be sent at once.
     fn follow(&mut self, slot: usize, follow: &Follow) -> Result<(Subscribed, bool), NotFollowed> {
-        let Follow { channel, start, given, .. } = follow;
+        let Follow { channel, start, given_by_tenant, .. } = follow;
         let Some(row) = self.rows.get(slot) else { return Err(NotFollowed::Gone) };
         let (format, nth) = (row.format, row.cursors.as_slice().len());
         let cursors = row.cursors.as_slice();
@@ -141,23 +141,23 @@ impl Shard {
         if nth >= MAX_CHANNELS {
             return Err(NotFollowed::Limit);
         }
-        let at = self.view(channel);
+        let view_slot = self.view(channel);
         let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(nth).unwrap_or(u16::MAX) };
-        let Some(view) = self.views.get_mut(at) else { return Err(NotFollowed::Gone) };
+        let Some(view) = self.views.get_mut(view_slot) else { return Err(NotFollowed::Gone) };
         let mut recovered = None;
         let mut subscribed = None;
         if let Start::After(_) = start {
-            subscribed = view.subscribe(index(at), subscriber, *start, format);
+            subscribed = view.subscribe(index(view_slot), subscriber, *start, format);
             recovered = Some(subscribed.is_some());
-        } else if follow.lost {
+        } else if follow.position_lost {
             recovered = Some(false);
         }
-        let subscribed = subscribed.or_else(|| view.subscribe(index(at), subscriber, Start::Now, format));
+        let subscribed = subscribed.or_else(|| view.subscribe(index(view_slot), subscriber, Start::Now, format));
         let end = view.end;
         let behind = view.log.next_seq();
         let Some((mut cursor, begins)) = subscribed else { return Err(NotFollowed::Gone) };
         let behind = cursor.since().is_some() || cursor.seq < behind;
-        cursor.given = *given;
+        cursor.given_by_tenant = *given_by_tenant;
         // What comes first for the new cursor must not be sent in the middle of a frame.
         self.finish_frame(slot);
         let Some(row) = self.rows.get_mut(slot) else { return Err(NotFollowed::Gone) };
@@ -168,9 +168,9 @@ impl Shard {
     }
 
     /// Puts the row in line if its new cursor is behind.
-    fn begin_behind(&mut self, slot: usize, behind: bool) {
+    fn queue_if_behind(&mut self, slot: usize, behind: bool) {
         if behind {
-            self.begin(slot);
+            self.queue_snapshots(slot);
         }
     }
 
@@ -206,8 +206,9 @@ impl Shard {
             row.current = u16::try_from(nth).unwrap_or(0);
         }
         if let Some(moved) = row.cursors.as_slice().get(nth)
-            && let Some(subscriber) =
-                views.get_mut(moved.view as usize).and_then(|view| view.subscribers.get_mut(moved.at as usize))
+            && let Some(subscriber) = views
+                .get_mut(moved.view as usize)
+                .and_then(|view| view.subscribers.get_mut(moved.subscriber_index as usize))
         {
             subscriber.nth = u16::try_from(nth).unwrap_or(u16::MAX);
         }

@@ -20,10 +20,10 @@ pub struct View {
     /// The position of the last publication in the log.
     pub end: Position,
     /// Chunks that have just left the log. A client may have one of their frames half sent.
-    pub gone: Vec<Arc<Chunk>>,
+    pub evicted: Vec<Arc<Chunk>>,
     pub subscribers: Vec<Subscriber>,
     /// What `end` was before the latest chunks were fetched.
-    had: Position,
+    previous_end: Position,
     /// The last offset before the latest gap.
     gap: Option<u64>,
 }
@@ -39,26 +39,26 @@ pub struct Subscriber {
 
 impl View {
     pub fn new(channel: Arc<Channel>, log: Log, end: Position) -> Self {
-        Self { channel, log, end, gone: Vec::new(), subscribers: Vec::new(), had: end, gap: None }
+        Self { channel, log, end, evicted: Vec::new(), subscribers: Vec::new(), previous_end: end, gap: None }
     }
 
     /// Fetches the channel's new chunks.
     pub fn absorb(&mut self, reader: &Arc<dyn Reader>) {
-        let Self { channel, log, end, gone, had, gap, .. } = self;
-        *had = *end;
+        let Self { channel, log, end, evicted, previous_end, gap, .. } = self;
+        *previous_end = *end;
         log.set_max_bytes(channel.log_limit());
-        // All fresh chunks stay until the fan-out that follows has offered them to clients.
-        let fresh = log.next_seq();
-        let oldest = channel.read(reader, fresh, |chunk| {
+        // All new chunks stay until the fan-out that follows has offered them to clients.
+        let first_new = log.next_seq();
+        let oldest = channel.read(reader, first_new, |chunk| {
             *end = Position { epoch: chunk.epoch, offset: chunk.last_offset() };
             if chunk.is_gap() {
                 *gap = Some(chunk.last_offset());
             }
-            log.push(Arc::clone(chunk), fresh, |chunk| gone.push(chunk));
+            log.push(Arc::clone(chunk), first_new, |chunk| evicted.push(chunk));
         });
         // Chunks that the channel had no room for have none here either.
-        while let Some(chunk) = log.pop_before(oldest.min(fresh)) {
-            gone.push(chunk);
+        while let Some(chunk) = log.pop_before(oldest.min(first_new)) {
+            evicted.push(chunk);
         }
     }
 
@@ -71,8 +71,9 @@ impl View {
         start: Start,
         format: Format,
     ) -> Option<(Cursor, Option<Position>)> {
-        let at = u32::try_from(self.subscribers.len()).unwrap_or(u32::MAX);
-        let mut cursor = Cursor { view, at, seq: self.log.next_seq(), position: 0, given: true };
+        let subscriber_index = u32::try_from(self.subscribers.len()).unwrap_or(u32::MAX);
+        let mut cursor =
+            Cursor { view, subscriber_index, seq: self.log.next_seq(), position: 0, given_by_tenant: true };
         let begins = match start {
             Start::Now if self.channel.gives_snapshot() => {
                 cursor.leave(Since::Nothing);
@@ -106,9 +107,9 @@ impl View {
     }
 
     /// What a client has whose cursor has just fallen off the log. A frame that is half sent counts.
-    pub fn had_by(&self, cursor: &Cursor, format: Format) -> u64 {
+    pub fn last_offset_of(&self, cursor: &Cursor, format: Format) -> u64 {
         // If its chunk is not here, the cursor stood at the log's end, and the next chunk was gone before it got here.
-        let Some(chunk) = self.chunk_of(cursor) else { return self.had.offset };
+        let Some(chunk) = self.chunk_of(cursor) else { return self.previous_end.offset };
         let begun = chunk.encoded(format, &self.channel).begun(cursor.position as usize);
         begun.unwrap_or_else(|| chunk.before().offset)
     }
@@ -126,7 +127,7 @@ impl View {
         let epoch = self.log.from(seq).next().map_or(self.end.epoch, |chunk| chunk.epoch);
         match self.chunk_of(cursor) {
             Some(chunk) => chunk.is_gap() || chunk.epoch != epoch,
-            None => self.had.epoch != epoch,
+            None => self.previous_end.epoch != epoch,
         }
     }
 
@@ -136,8 +137,8 @@ impl View {
     }
 
     /// Removes a cursor. The last subscriber takes its place.
-    pub fn unsubscribe(&mut self, at: u32, rows: &mut Slab<Row>) {
-        let index = at as usize;
+    pub fn unsubscribe(&mut self, subscriber_index: u32, rows: &mut Slab<Row>) {
+        let index = subscriber_index as usize;
         if index >= self.subscribers.len() {
             return;
         }
@@ -148,7 +149,7 @@ impl View {
             .get_mut(moved.slot as usize)
             .and_then(|row| row.cursors.as_mut_slice().get_mut(usize::from(moved.nth)));
         if let Some(cursor) = cursor {
-            cursor.at = at;
+            cursor.subscriber_index = subscriber_index;
         }
     }
 
@@ -160,6 +161,6 @@ impl View {
     }
 
     fn chunk_of(&self, cursor: &Cursor) -> Option<&Arc<Chunk>> {
-        self.gone.iter().chain(self.log.from(cursor.seq).take(1)).find(|chunk| chunk.seq == cursor.seq)
+        self.evicted.iter().chain(self.log.from(cursor.seq).take(1)).find(|chunk| chunk.seq == cursor.seq)
     }
 }

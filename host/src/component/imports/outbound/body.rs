@@ -1,4 +1,4 @@
-//! The body of an answer, while it arrives.
+//! The body of an answer that is still arriving.
 
 use std::{
     pin::Pin,
@@ -13,11 +13,11 @@ use wasmtime_wasi_http::Error;
 
 use crate::{component::imports::outbound::failure::exchanging, shutdown::Stop};
 
-/// A body that breaks when its server is silent for too long, or the call ends that it is of.
+/// A body that fails when its server is silent for too long, or when its call ends.
 pub struct Arriving {
     body: Incoming,
     silence: Duration,
-    /// When the silence is too long.
+    /// Ends when the silence is too long.
     late: Pin<Box<Sleep>>,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -34,7 +34,7 @@ impl Body for Arriving {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        // First: a connection that was dropped may look like a body's end.
+        // Checked first, since a dropped connection may look like the body's end.
         if self.ended.as_mut().poll(context).is_ready() {
             return Poll::Ready(Some(Err(Error::ConnectionTerminated)));
         }

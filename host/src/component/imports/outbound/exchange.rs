@@ -1,4 +1,4 @@
-//! One request on a connection of its own: HTTP/1.1, over TLS where its URL says so.
+//! One request on a connection of its own: HTTP/1.1, over TLS if its URL says so.
 
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -24,13 +24,13 @@ use crate::{
     shutdown::Stop,
 };
 
-/// Of what has been read and not parsed, in bytes: an answer's head, and a part of its body, which waits here for the guest.
+/// Most bytes that are read and not parsed yet: an answer's head, or a part of its body that waits for the guest.
 const MAX_BUFFER: usize = 64 << 10;
 
 /// How long a server may be silent.
 #[derive(Clone, Copy)]
 pub struct Times {
-    /// Until the head of its answer.
+    /// Before the head of its answer.
     pub first: Duration,
     /// Between two parts of the answer's body.
     pub between: Duration,
@@ -41,7 +41,7 @@ pub enum Connection {
     Secure(Box<TlsStream<TcpStream>>),
 }
 
-/// Opens a connection to the first of the addresses that takes one.
+/// Opens a connection to the first of the addresses that accepts one.
 pub async fn connect(
     addresses: &[SocketAddr],
     target: &Target,
@@ -64,8 +64,8 @@ pub async fn connect(
 }
 
 impl Connection {
-    /// Sends a request and waits for the head of its answer. The body arrives while the guest reads it and what is returned
-    /// beside it is polled, until the call ends.
+    /// Sends a request and waits for the head of its answer. The body arrives while the guest reads it and the returned
+    /// future is polled. It stops when the call ends.
     pub async fn exchange(
         self,
         request: Request<WasiBody>,
@@ -88,7 +88,7 @@ async fn exchange(
     let broken = |error: hyper::Error| Failure::Code(exchanging(&error));
     let handshake = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(stream).await;
     let (mut sender, connection) = handshake.map_err(broken)?;
-    // The form for an origin server (RFC 9112, 3.2.1); the host is in its header.
+    // An origin server expects the path alone (RFC 9112, 3.2.1). The header `host` has the host.
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let uri = path.parse::<Uri>().map_err(|_| Failure::Code(Error::HttpRequestUriInvalid))?;
     *request.uri_mut() = uri;
@@ -108,7 +108,7 @@ async fn exchange(
     let transmitted = async move {
         if open {
             tokio::select! {
-                // The body says what is wrong.
+                // The guest learns of an error from the body.
                 _ = connection => {}
                 () = stop.wait() => {}
             }

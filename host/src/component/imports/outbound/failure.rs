@@ -1,4 +1,4 @@
-//! What a request may come to instead of an answer, and the error of `wasi:http` that the guest sees.
+//! Why a request got no answer, and which error of `wasi:http` the guest gets.
 
 use std::{error::Error as _, io};
 
@@ -48,7 +48,7 @@ impl From<Failure> for Error {
     }
 }
 
-/// Of the system, while it connects.
+/// The failure for the system's error in a connection attempt.
 pub fn connecting(error: &io::Error) -> Failure {
     Failure::Code(match error.kind() {
         io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
@@ -57,7 +57,7 @@ pub fn connecting(error: &io::Error) -> Failure {
     })
 }
 
-/// Of the handshake of TLS.
+/// The failure for an error in the TLS handshake.
 pub fn securing(error: &io::Error) -> Failure {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     Failure::Code(match tls {
@@ -72,7 +72,7 @@ pub fn securing(error: &io::Error) -> Failure {
     })
 }
 
-/// Of HTTP: while a request is sent, or its answer arrives.
+/// The guest's error for an error of HTTP, while the request is sent or its answer arrives.
 pub fn exchanging(error: &hyper::Error) -> Error {
     if error.is_parse_too_large() {
         Error::HttpResponseHeaderSectionSize(None)

@@ -1,8 +1,9 @@
 //! Bounds the size of the parts of an outgoing request.
 //!
-//! A guest holds its requests in the host's memory, as many as it has handles. wasmtime bounds a request's header
-//! fields and its scheme, but takes a method and an authority of any length, and a path of 64 KiB. So the functions
-//! that set these check the length first. A part that is too long fails as a malformed one does, and stays as it was.
+//! A guest's requests are in the host's memory, and a guest may hold as many as it has handles. wasmtime bounds a
+//! request's header fields and its scheme. But it takes a method and an authority of any length, and a path of 64 KiB.
+//! So the functions that set these parts check the length first. A part that is too long fails like a malformed one,
+//! and the request keeps the old part.
 
 use wasmtime::{
     Result, StoreContextMut,
@@ -18,21 +19,21 @@ use wasmtime_wasi_http::{
 
 use crate::component::run::host::Host;
 
-/// The name that wasmtime's linker has for every 0.2 that a guest may be made for. Under another name the functions
-/// here would never be called.
+/// The interface's name in wasmtime's linker, whichever version 0.2 a guest is built for. Under another name, no guest
+/// would call the functions here.
 const INTERFACE: &str = "wasi:http/types@0.2.12";
 
-/// In bytes. The longest registered method, `UPDATEREDIRECTREF`, has 17.
+/// Longest method, in bytes. The longest registered one, `UPDATEREDIRECTREF`, has 17.
 const MAX_METHOD: usize = 64;
-/// In bytes. A host's name has at most 253, and its port 6 more.
+/// Longest authority, in bytes. A host's name has at most 253, and its port 6 more.
 const MAX_AUTHORITY: usize = 1 << 10;
-/// In bytes, with the query. Common servers take 8 KiB.
+/// Longest path with its query, in bytes. Common servers take 8 KiB.
 const MAX_PATH: usize = 16 << 10;
 
-/// What the guest gets from setting a part.
+/// The result that the guest gets when it sets a part.
 type Set = (std::result::Result<(), ()>,);
 
-/// Puts the bounds before wasmtime's functions.
+/// Replaces wasmtime's functions in the linker with functions that check lengths first.
 pub fn bound(linker: &mut Linker<Host>) -> Result<()> {
     linker.allow_shadowing(true);
     let mut types = linker.instance(INTERFACE)?;
@@ -74,7 +75,7 @@ fn set_path(
     Ok((store.data_mut().http().set_path_with_query(request, path)?,))
 }
 
-/// Whether a part is too long. Counts it if it is.
+/// Whether a part is too long. Counts it as refused if it is.
 fn is_too_long(host: &Host, part: &str, most: usize) -> bool {
     let is = part.len() > most;
     if is {

@@ -1,4 +1,4 @@
-//! Where a request is to go, and whether it may.
+//! Where a request goes, and whether the grants allow it.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use wasmtime_wasi_http::Error;
 
 use crate::component::imports::outbound::Failure;
 
-/// Ports of the two schemes.
+/// The schemes' default ports.
 const HTTP: u16 = 80;
 const HTTPS: u16 = 443;
 
@@ -30,13 +30,14 @@ pub enum TargetHost {
     Address(IpAddr),
 }
 
-/// Why a request is not sent. Each has the host as the guest has written it, with the port.
+/// Why a request is not sent. The text is the host as the guest wrote it, with the port.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// No call is under way: an instance is being made.
+    /// No call is under way, because the instance is still being made.
     NoCall,
+    /// The grants do not list the host.
     NotListed(String),
-    /// It leads to an address that is not public, and that nothing in the list covers.
+    /// The host's name leads to an address that is not public, and that the grants do not list.
     Private(String),
 }
 
@@ -58,7 +59,7 @@ impl Denied {
 }
 
 impl Target {
-    /// The server of a URL, if the grants list it.
+    /// The server that a URL names, if the grants list it.
     pub fn of(uri: &Uri, reach: &Destinations) -> Result<Self, Failure> {
         let secure = uri.scheme_str() == Some("https");
         let invalid = || Failure::Code(Error::HttpRequestUriInvalid);
@@ -83,8 +84,8 @@ impl Target {
         if listed { Ok(target) } else { Err(Failure::Denied(Denied::NotListed(target.shown()))) }
     }
 
-    /// Where to connect to: all that the name leads to, if the grants have every one of them. `answers` is asked only for a
-    /// name.
+    /// The addresses to connect to: all that the name leads to, if the grants allow every one of them. `answers` is
+    /// awaited only for a name.
     pub async fn addresses(
         &self,
         reach: &Destinations,
@@ -116,7 +117,7 @@ fn dns_error(why: &str) -> Failure {
 }
 
 impl TargetHost {
-    /// The host of a URL's authority (RFC 3986, 3.2.2). `None`: there can be no such host.
+    /// Reads the host of a URL's authority (RFC 3986, 3.2.2). `None`: it is not a valid host.
     fn parse(text: &str) -> Option<Self> {
         if let Some(text) = text.strip_prefix('[') {
             let address: Ipv6Addr = text.strip_suffix(']')?.parse().ok()?;
@@ -150,7 +151,7 @@ mod tests {
         Target::of(&uri.parse().unwrap(), &reach())
     }
 
-    /// What becomes of a name that leads to these.
+    /// The addresses for a name that leads to `answers`.
     async fn led_to(answers: &[&str]) -> Result<Vec<SocketAddr>, Failure> {
         let answers = answers.iter().map(|address| address.parse().unwrap()).collect();
         target("https://api.example.com/").unwrap().addresses(&reach(), ready(Ok(answers))).await

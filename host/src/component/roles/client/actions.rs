@@ -61,7 +61,7 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
         // done. The other way round the shard's queue keeps the order.
         if matches!(action, Action::Publish(_)) {
-            plan.done().await;
+            plan.send_and_wait().await;
         } else {
             plan.publish().await;
         }
@@ -69,7 +69,7 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
     }
     plan.publish().await;
     plan.answer();
-    plan.act();
+    plan.send_steps();
 }
 
 /// The actions that are yet to be carried out: either steps for the shard or publications.
@@ -113,7 +113,7 @@ impl Plan<'_> {
             }
             Action::Subscribe(channel) => match guest.tenant.channels.follow(&channel).await {
                 Ok(channel) => {
-                    let follow = Follow { channel, start: Start::Now, lost: false, given: true };
+                    let follow = Follow { channel, start: Start::Now, position_lost: false, given_by_tenant: true };
                     self.steps.push(Step::Subscribe(follow, NotifyBy::Push));
                 }
                 Err(error) => {
@@ -168,20 +168,20 @@ impl Plan<'_> {
     }
 
     /// Sends the steps to the client's shard.
-    fn act(&mut self) {
+    fn send_steps(&mut self) {
         let steps = self.steps.take();
         if !steps.is_empty() {
-            self.handler.act(self.session.id, steps);
+            self.handler.take_steps(self.session.id, steps);
         }
     }
 
     /// Sends the steps to the client's shard and waits until they are done, or the client is gone.
-    async fn done(&mut self) {
+    async fn send_and_wait(&mut self) {
         let mut steps = self.steps.take();
         if !steps.is_empty() {
             let (done, waits) = oneshot::channel();
-            steps.push(Step::Tell(done));
-            self.handler.act(self.session.id, steps);
+            steps.push(Step::ReportDone(done));
+            self.handler.take_steps(self.session.id, steps);
             // An error means that the client is gone.
             let _ = waits.await;
         }

@@ -9,7 +9,7 @@ use wire::{Compression, ErrorCode, Frame, Kind, raw};
 
 use crate::{
     component::roles::client::{Handler, Meaning, actions, actions::ReplyMode},
-    delivery::{BudgetShare, ClientId, Inbox, InboxEvent, Over, Recipient, Step},
+    delivery::{BudgetShare, ClientId, Inbox, InboxEvent, LimitReached, Recipient, Step},
 };
 
 /// The reason for a client that left before it was in a shard.
@@ -36,8 +36,8 @@ impl ClientSession {
         Arc::new(Self { id, identity, compression, handler, inbox: Inbox::default(), reason: OnceLock::new() })
     }
 
-    /// Notes why the client leaves. The first reason counts.
-    pub fn leaves(&self, reason: &'static str) {
+    /// Notes why the client leaves; the first reason counts.
+    pub fn note_leaving(&self, reason: &'static str) {
         // An earlier reason stands.
         let _ = self.reason.set(reason);
     }
@@ -69,7 +69,7 @@ impl ClientSession {
                 self.handler.metrics.lost.inc();
                 let mut out = Vec::new();
                 raw::error(ErrorCode::Internal as u32, "the message could not be handled", &mut out);
-                self.handler.act(self.id, vec![Step::Send(out, share)]);
+                self.handler.take_steps(self.id, vec![Step::Send(out, share)]);
             }
         }
     }
@@ -97,19 +97,19 @@ impl Recipient for SessionGuard {
         self.0.id
     }
 
-    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), Over> {
+    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.handler.tenant.client_limits;
-        self.inbox.one_more(&client_limits.sending)?;
-        let to_be_served = self.inbox.message(kind, payload, &client_limits.sending, &client_limits.budget)?;
+        self.inbox.count_message(&client_limits.send_limits)?;
+        let needs_task = self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)?;
         self.handler.metrics.queue.inc();
-        if to_be_served {
+        if needs_task {
             self.handler.tasks.spawn(Arc::clone(&self.0).serve());
         }
         Ok(())
     }
 
-    fn leaves(&self, reason: &'static str) {
-        self.0.leaves(reason);
+    fn note_leaving(&self, reason: &'static str) {
+        self.0.note_leaving(reason);
     }
 }
 

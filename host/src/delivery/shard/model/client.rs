@@ -22,7 +22,7 @@ pub struct Client {
     pub bytes: Vec<u8>,
     pub channels: Vec<usize>,
     /// For each channel, the offset of the newest publication when the client began to follow it.
-    pub came: [u64; 2],
+    pub joined_at: [u64; 2],
     /// For each channel, the offset after which the client resumes.
     pub after: [Option<u64>; 2],
     pub format: Format,
@@ -48,15 +48,15 @@ impl Client {
 
     /// What has come in whole messages, and the code that the client was closed with. `whole`: nothing else may have
     /// come.
-    pub fn got(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
+    pub fn received(&self, published: &[Published], whole: bool) -> (Vec<Received>, Option<u16>) {
         match self.format {
-            Format::Sse => self.got_events(published, whole),
-            _ => self.got_frames(published, whole),
+            Format::Sse => self.received_events(published, whole),
+            _ => self.received_frames(published, whole),
         }
     }
 
-    fn got_frames(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
-        let (mut heard, mut rest) = (Vec::new(), self.bytes.as_slice());
+    fn received_frames(&self, published: &[Published], whole: bool) -> (Vec<Received>, Option<u16>) {
+        let (mut received, mut rest) = (Vec::new(), self.bytes.as_slice());
         while let [first, second, ..] = *rest {
             let (header, length) = match second {
                 126 if rest.len() >= 4 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
@@ -68,10 +68,10 @@ impl Client {
             rest = &rest[header + length..];
             if first == 0x80 | frame::CLOSE {
                 let code = u16::from_be_bytes([payload[0], payload[1]]);
-                return (heard, Some(if code == 3008 { 1013 } else { code }));
+                return (received, Some(if code == 3008 { 1013 } else { code }));
             }
             if first == 0x80 | frame::TEXT && payload.starts_with(b"{") {
-                heard.extend(self.pushed(payload, published));
+                received.extend(self.pushed(payload, published));
                 continue;
             }
             if first == 0x80 | frame::TEXT {
@@ -79,14 +79,14 @@ impl Client {
                 continue;
             }
             assert_eq!(first, 0x80 | frame::BINARY);
-            heard.push(Heard::Publication(number_of(payload, published)));
+            received.push(Received::Publication(number_of(payload, published)));
         }
         assert!(!whole || rest.is_empty(), "half a frame at the end");
-        (heard, None)
+        (received, None)
     }
 
     /// What a push of the Centrifuge protocol says. `None`: it is the reply to a command.
-    fn pushed(&self, json: &[u8], published: &[Published]) -> Option<Heard> {
+    fn pushed(&self, json: &[u8], published: &[Published]) -> Option<Received> {
         let json: serde_json::Value = serde_json::from_slice(json).unwrap();
         let Some(push) = json.get("push") else {
             assert!(json["subscribe"].is_object(), "{json}");
@@ -94,35 +94,35 @@ impl Client {
         };
         let channel = CHANNELS.iter().position(|channel| push["channel"] == **channel).unwrap();
         if push["unsubscribe"]["code"] == 2500 {
-            return Some(Heard::Gap(channel));
+            return Some(Received::Gap(channel));
         }
         let payload = BASE64_STANDARD.decode(push["pub"]["data"]["base64"].as_str().unwrap()).unwrap();
         let number = number_of(&payload, published);
         assert_eq!((published[number].channel, &push["pub"]["offset"]), (channel, &published[number].offset.into()));
-        Some(Heard::Publication(number))
+        Some(Received::Publication(number))
     }
 
-    fn got_events(&self, published: &[Published], whole: bool) -> (Vec<Heard>, Option<u16>) {
-        let mut heard = Vec::new();
+    fn received_events(&self, published: &[Published], whole: bool) -> (Vec<Received>, Option<u16>) {
+        let mut received = Vec::new();
         let (events, rest) = self.events();
         for event in events {
             if let Some(closed) = event.strip_prefix(": closed, ") {
-                return (heard, Some(closed[..4].parse().unwrap()));
+                return (received, Some(closed[..4].parse().unwrap()));
             }
             let Some((_, data)) = event.rsplit_once("data: ") else { continue };
             if event.contains("event: gap") {
                 let channel = CHANNELS.iter().position(|channel| data.contains(&format!("\"{channel}\""))).unwrap();
-                heard.push(Heard::Gap(channel));
+                received.push(Received::Gap(channel));
                 continue;
             }
             let number = number_of(&BASE64_STANDARD.decode(data).unwrap(), published);
             let offset = published[number].offset;
             let positions = id_of(event).unwrap();
             assert!(positions.iter().any(|position| position.offset == offset), "{offset} is not in {positions:?}");
-            heard.push(Heard::Publication(number));
+            received.push(Received::Publication(number));
         }
         assert!(!whole || rest.is_empty(), "half an event at the end: {rest:?}");
-        (heard, None)
+        (received, None)
     }
 
     /// The whole events, and the bytes after them.
@@ -140,7 +140,7 @@ impl Client {
 
 /// What a client learns of its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Received {
     Publication(usize),
     /// Something may be missing in this channel.
     Gap(usize),
