@@ -14,17 +14,15 @@ export BENCH_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/be
 demo: setup ## A simulated exchange, the sample filter, and a page with what a client gets; its URL is printed first.
 	@cargo run --package edge-relay -- demo
 
-test: ## Every test.
+test: ## Every test; the last line says how many passed, failed and were skipped.
 	@.ci/setup tests
-	cargo build
-	cargo test --package edge-relay --package fuzz-targets
-	cargo test --package bench --package loom-models
+	@tests/run
 
 conformance: setup ## The Autobahn TestSuite against the tenant `echo`, in its container or by the command in AUTOBAHN.
 	cargo build
 	@tests/conformance.sh
 
-fuzz: setup ## Every fuzz target, a minute each; it takes nightly Rust. Longer: FUZZ_SECONDS=3600.
+fuzz: setup ## Every fuzz target, four minutes of a processor together; it takes nightly Rust. Longer: FUZZ_SECONDS=3600, for each.
 	@tests/fuzz/run
 
 bench: ## What a delivery costs, beside other servers, as tables. Some of it: ARGS="--only paced --runs 7"; all of ARGS: --help.

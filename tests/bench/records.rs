@@ -1,8 +1,6 @@
 //! Measures what records cost and prints a table in Markdown. The host, MariaDB and the callers all run on this
 //! machine.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-// The tests' support has more than this program needs.
-#![allow(dead_code)]
 
 use std::{
     fs,
@@ -10,12 +8,8 @@ use std::{
 };
 
 use mysql_async::{Conn, Opts, Value, prelude::Queryable};
-use tokio::task::JoinSet;
-
-#[path = "../support/lib.rs"]
-mod support;
-
 use support::{appends::Appends, mariadb::MariaDb, partner::Partner, raw::Raw, relay::Relay, tenant::Folder};
+use tokio::task::JoinSet;
 
 const RUNS: usize = 3;
 /// Bytes of a row.

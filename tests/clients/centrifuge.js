@@ -29,7 +29,7 @@ globalThis.follow = async (channel, options) => {
   await subscription.ready();
 };
 
-// All of an event, whoever heard it.
+// All that was heard of an event.
 globalThis.all = (event, channel) =>
   heard.filter((each) => each.event === event && (channel === undefined || each.channel === channel));
 

@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
+use support::{
+    guests,
+    http::{Http, chunk},
+};
 use tokio::time::{sleep, timeout};
 
-use crate::{
-    scene::{BETWEEN, Scene},
-    support::{
-        guests,
-        http::{Http, chunk},
-    },
-};
+use crate::scene::{BETWEEN, Scene};
 
 /// Requests to the hostile API at once. There are more than it has instances.
 const REQUESTS: usize = 12;

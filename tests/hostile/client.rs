@@ -1,11 +1,9 @@
 //! Hostile client handlers.
 
+use support::bombs::{self, ON_CONNECT, ON_DISCONNECT, ON_MESSAGE, ON_SUBSCRIBE, bomb};
 use tokio::time::sleep;
 
-use crate::{
-    bombs::{self, ON_CONNECT, ON_DISCONNECT, ON_MESSAGE, ON_SUBSCRIBE, bomb},
-    scene::{BETWEEN, Scene, knock},
-};
+use crate::scene::{BETWEEN, Scene, knock};
 
 const HANDLER: &str = "[components]\nclient = \"bomb.wasm\"\n[limits]\nclient-call = \"200ms\"\n";
 /// Clients of the hostile tenant at once. There are more than its handler has instances.

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
+use support::bombs::{self, ON_CLOSE, ON_FRAMES, ON_OPEN, bomb};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::{
-    bombs::{self, ON_CLOSE, ON_FRAMES, ON_OPEN, bomb},
-    scene::Scene,
-};
+use crate::scene::Scene;
 
 const FILTER: &str = "[components]\nfilter = \"bomb.wasm\"\n[limits]\nfilter-call = \"200ms\"\n";
 /// Time between two messages to the hostile filter.

@@ -2,10 +2,9 @@
 
 use std::{future::pending, time::Duration};
 
-use crate::{
-    bombs::{self, ON_SCHEDULE, bomb},
-    scene::{Scene, swap},
-};
+use support::bombs::{self, ON_SCHEDULE, bomb};
+
+use crate::scene::{Scene, swap};
 
 /// Checks that the neighbour is undisturbed while four schedules call a job that has this body.
 async fn check(body: &str, reason: Option<&str>) -> Scene {

@@ -3,13 +3,7 @@
 use std::{convert::Infallible, future::pending, net::SocketAddr, time::Duration};
 
 use rustix::process::Signal;
-use tokio::{
-    sync::{Mutex, MutexGuard},
-    time::{Instant, MissedTickBehavior, interval, timeout},
-};
-use tokio_tungstenite::tungstenite::Message;
-
-use crate::support::{
+use support::{
     client::Client,
     crowd::Crowd,
     guests,
@@ -18,6 +12,11 @@ use crate::support::{
     tenant::Folder,
     until,
 };
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
 
 /// How many clients the neighbour has.
 const CLIENTS: usize = 400;
@@ -27,8 +26,8 @@ const PACE: Duration = Duration::from_millis(12);
 const PAYLOAD: usize = 18;
 /// How long latencies are measured at a time.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How often a window with the attack may be compared with the windows around it. A machine that is busy for a moment
-/// spoils one or two comparisons; a relay that makes the neighbour wait spoils all.
+/// How often a window with the attack is compared with one or both around it: a machine that does something else for a
+/// moment spoils one or two, a relay that lets its neighbour wait spoils all.
 const ROUNDS: usize = 5;
 /// How many times larger the 99th percentile may become.
 const WITHIN: u32 = 2;
@@ -63,7 +62,6 @@ impl Scene {
         let (partner, mut neighbours) = (Partner::start().await, Partner::start().await);
         // There are no pings: they would come between the messages that clients compare.
         let folder = Folder::new("ping-interval = \"1h\"\ncompile-time = \"10s\"")
-            .shared_cache()
             .tenant("hostile", &partner.url(), more)
             .filtered("neighbour", &neighbours.url(), guests::hostile(), "[settings]\nmode = \"echo\"");
         files(&folder);
@@ -97,14 +95,18 @@ impl Scene {
             };
             let during = self.p99(attacked).await;
             end(&self.relay).await;
-            let after = self.p99(pending()).await;
-            seen.push(format!("{before:.1?}, {during:.1?}, {after:.1?}"));
-            if during <= WITHIN * before.max(after) {
-                eprintln!("99th percentile before, during and after: {}", seen.join("; "));
+            // The worse of the two without the attack counts: where the first will do, the second changes nothing.
+            let mut without = before;
+            if during > WITHIN * before {
+                without = without.max(self.p99(pending()).await);
+            }
+            seen.push(format!("{during:.1?} to {without:.1?}"));
+            if during <= WITHIN * without {
+                eprintln!("99th percentile during the attack to that without: {}", seen.join("; "));
                 return self.nothing_is_lost().await;
             }
         }
-        panic!("99th percentile before, during and after, each time over {WITHIN} times: {seen:?}");
+        panic!("99th percentile during the attack to that without, each time over {WITHIN} times: {seen:?}");
     }
 
     /// The 99th percentile of the neighbour's latencies in one window, during which `meanwhile` runs.
@@ -116,7 +118,7 @@ impl Scene {
         let send = async {
             while Instant::now() < end {
                 pace.tick().await;
-                peer.send(Message::text(format!("{:08} neighbour", crowd.number()))).await;
+                send(crowd, peer).await;
             }
         };
         let mut latencies = crowd
@@ -132,7 +134,9 @@ impl Scene {
         latencies[latencies.len() * 99 / 100]
     }
 
-    async fn nothing_is_lost(&self) {
+    /// Nor is what is sent after the attack.
+    async fn nothing_is_lost(&mut self) {
+        send(&self.crowd, &mut self.peer).await;
         let sent = self.crowd.number();
         // This number is taken and never sent: every message before it must have come.
         until(format!("{sent} messages at every client"), async || match self.crowd.everybody_has() {
@@ -161,6 +165,11 @@ impl Scene {
         let peak = self.relay.peak_memory();
         assert!(peak < MEMORY, "{} MiB", peak >> 20);
     }
+}
+
+/// Sends the neighbour's next message.
+async fn send(crowd: &Crowd, peer: &mut Peer) {
+    peer.send(Message::text(format!("{:08} neighbour", crowd.number()))).await;
 }
 
 /// Connects a client to the hostile tenant and sends a message. It does not wait long for an answer.

@@ -4,13 +4,15 @@ use std::{cell::Cell, future::pending};
 
 use futures_util::future::join_all;
 use rustix::process::Signal;
+use support::{
+    bombs::{self, bomb, bomb_at_start},
+    compile_bombs,
+    relay::Relay,
+    until,
+};
 use tokio::time::sleep;
 
-use crate::{
-    bombs::{self, bomb, bomb_at_start},
-    scene::{BETWEEN, Scene, knock},
-    support::{compile_bombs, relay::Relay},
-};
+use crate::scene::{BETWEEN, Scene, knock};
 
 const TENANT: &str = "[components]\nclient = \"bomb.wasm\"\n";
 
@@ -32,9 +34,14 @@ async fn check(code: &[u8], reason: &[&str]) {
         relay.metric_reaches("edge_relay_tenant_swaps_total", &labels, before.get() + 1.0).await;
     };
     scene.undisturbed_by(begin, async || pending().await, end).await;
-    let why = scene.relay.ready().await["tenants"]["hostile"]["refused"].as_str().unwrap_or_default().to_owned();
-    assert!(why.contains("components.client: ") && reason.iter().all(|word| why.contains(word)), "{why}");
-    // The version before goes on working.
+    // Shown behind the count.
+    until(format!("a refusal with {reason:?}"), async || {
+        let why = scene.relay.ready().await["tenants"]["hostile"]["refused"].as_str().unwrap_or_default().to_owned();
+        let named = why.contains("components.client: ") && reason.iter().all(|word| why.contains(word));
+        if named { Ok(()) } else { Err(why) }
+    })
+    .await;
+    // The version before goes on.
     drop(scene.relay.client("/hostile").await);
 }
 

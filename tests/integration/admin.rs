@@ -1,14 +1,13 @@
 //! What an operator's probes and scrapers see.
 
 use serde_json::json;
-use tokio_tungstenite::tungstenite::Message;
-
-use crate::support::{
+use support::{
     partner::Partner,
     relay::{Relay, http, status},
     tenant::Folder,
     until, within,
 };
+use tokio_tungstenite::tungstenite::Message;
 
 #[tokio::test]
 async fn upstreams_that_are_down_are_in_the_body_of_a_ready_relay() {

@@ -175,7 +175,7 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
         }
         "reserve" => vec![reply(&format!("{:?}", Vec::<u8>::new().try_reserve_exact(number(rest)).is_ok()))],
         "hoard" => hoard_for_ever(),
-        // All replies are alike, so that they cost the guest little: tests look at what they cost the host.
+        // All by one call: the test is about what they cost the host together.
         "flood" => vec![Action::Reply(Frame::Binary(vec![7; number(second)])); number(first)],
         "count" => (0..number(rest)).map(|nth| reply(&nth.to_string())).collect(),
         "publish-large" => {

@@ -1,0 +1,7 @@
+//! The command line: what each command does, says and refuses, and how it ends.
+
+mod bad_config;
+mod component;
+mod demo_page;
+mod shutdown;
+mod usage;

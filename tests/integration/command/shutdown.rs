@@ -1,0 +1,146 @@
+//! The end: clients are told, calls are finished, and a second signal insists.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::{
+    guests,
+    partner::Partner,
+    raw::{CLOSE, FIN, Raw},
+    relay::Relay,
+    tenant::Folder,
+    until,
+};
+use tokio::{net::TcpStream, time::Instant};
+use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
+
+/// A relay whose tenant `t` has the hostile filter with these settings, and limits.
+async fn hostile(partner: &Partner, host_limits: &str, settings: &str, limits: &str) -> Relay {
+    let more = format!("[settings]\n{settings}\n[limits]\n{limits}");
+    Relay::serve(Folder::new(host_limits).filtered("t", &partner.url(), guests::hostile(), &more)).await
+}
+
+#[tokio::test]
+async fn a_signal_closes_every_client_with_1001_and_the_exit_code_is_0() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut partner = Partner::start().await;
+        let mut relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
+        let mut peer = partner.accept().await;
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            clients.push(relay.client("/t").await);
+        }
+        relay.signal(signal);
+        for client in clients {
+            let (messages, code) = client.rest().await;
+            assert_eq!((messages, code), (vec![], Some(CloseCode::Away)), "{signal:?}");
+        }
+        assert_eq!(peer.ended().await, Some(1001), "the partner is told too");
+        assert_eq!(relay.end().await.code(), Some(0), "{signal:?}");
+        assert_eq!(partner.connections(), 1);
+        TcpStream::connect(relay.clients).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn handshakes_under_way_are_cut_and_clients_still_told() {
+    let partner = Partner::start().await;
+    // Longer than the test: nothing here ends by itself.
+    let limits = "handshake-timeout = \"5m\"\nshutdown-timeout = \"5m\"";
+    let mut relay = Relay::serve(Folder::new(limits).tenant("t", &partner.url(), "")).await;
+    let mut half = Vec::new();
+    for _ in 0..200 {
+        let mut raw = Raw::tcp(relay.clients).await;
+        raw.send(b"GET /t HTTP/1.1\r\nHost: ").await;
+        half.push(raw);
+    }
+    // Accepted in turn: when these are in, so are the others.
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(relay.client("/t").await);
+    }
+    relay.signal(Signal::TERM);
+    for client in clients {
+        assert_eq!(client.rest().await, (vec![], Some(CloseCode::Away)));
+    }
+    assert_eq!(relay.end().await.code(), Some(0));
+    for raw in &mut half {
+        raw.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn pass_ends_the_same_way() {
+    let partner = Partner::start().await;
+    let mut relay = Relay::pass(&partner.url(), &[]).await;
+    let client = relay.client("/").await;
+    relay.signal(Signal::TERM);
+    assert_eq!(client.rest().await.1, Some(CloseCode::Away));
+    assert_eq!(relay.end().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_finished_and_what_it_returns_goes_out() {
+    let mut partner = Partner::start().await;
+    let mut relay = hostile(&partner, "", "mode = \"slow\"\nbusy-ms = \"700\"", "").await;
+    let client = relay.client("/t?channel=out").await;
+    let mut peer = partner.accept().await;
+    peer.text("in the last moment").await;
+    relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
+    relay.signal(Signal::TERM);
+    let (messages, code) = client.rest().await;
+    assert_eq!(messages.first(), Some(&Message::text("in the last moment")));
+    assert_eq!(code, Some(CloseCode::Away));
+    assert_eq!(relay.end().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_call_that_does_not_end_is_cut_at_the_deadline() {
+    let mut partner = Partner::start().await;
+    let mut relay = hostile(&partner, "shutdown-timeout = \"500ms\"", "mode = \"loop\"", "filter-call = \"1m\"").await;
+    let client = relay.client("/t?channel=out").await;
+    let mut peer = partner.accept().await;
+    peer.text("spin").await;
+    relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
+    relay.signal(Signal::TERM);
+    // The deadline, several times over, and far less than the call.
+    let began = Instant::now();
+    assert_eq!(client.rest().await.1, Some(CloseCode::Away));
+    assert_eq!(relay.end().await.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_holds_nobody_up() {
+    let partner = Partner::start().await;
+    let mut relay = Relay::serve(Folder::new("shutdown-timeout = \"500ms\"").tenant("t", &partner.url(), "")).await;
+    let mut silent = Raw::connect(relay.clients, "/t").await;
+    let _half = Raw::tcp(relay.clients).await;
+    relay.signal(Signal::TERM);
+    let close = silent.frame().await.unwrap();
+    assert_eq!((close.first, close.close_code()), (FIN | CLOSE, 1001));
+    assert_eq!(relay.end().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let mut partner = Partner::start().await;
+    let mut relay = hostile(&partner, "shutdown-timeout = \"10m\"", "mode = \"loop\"", "filter-call = \"1m\"").await;
+    let mut peer = partner.accept().await;
+    peer.text("spin").await;
+    relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
+    relay.signal(Signal::TERM);
+    // It accepts nobody any more, and waits for the call.
+    let clients = relay.clients;
+    until("clients refused", async || match TcpStream::connect(clients).await {
+        Ok(_) => Err("accepted".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .await;
+    assert_eq!(relay.ended(), None);
+    let began = Instant::now();
+    relay.signal(Signal::TERM);
+    let status = relay.end().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(status.code(), Some(128 + 15));
+}

@@ -1,0 +1,15 @@
+//! The tenants' code: how it is compiled and kept, each of its roles, what it may reach, and its languages.
+
+mod code;
+
+mod broken_filter;
+mod filter;
+mod handlers;
+mod jobs;
+
+mod grants;
+mod imports;
+
+mod foreign;
+mod languages;
+mod market;

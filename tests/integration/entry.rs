@@ -1,0 +1,11 @@
+//! How clients come in, by each way that there is, and go on where they were.
+
+pub mod handshakes;
+mod herd;
+mod leases;
+
+mod centrifuge;
+mod event_streams;
+mod history;
+mod real_clients;
+mod sse;

@@ -1,0 +1,126 @@
+//! What each client may send.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{client::Client, guests, relay::Relay, tenant::Folder, until};
+use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
+
+use crate::tenants::limits::{Manifest, ask, handled, refusals};
+
+const DROPPED: &str = "edge_relay_client_messages_dropped_total";
+const MESSAGES: &str = r#"{"error":{"code":111,"message":"too many messages a second: this one is dropped"}}"#;
+const BYTES: &str = r#"{"error":{"code":111,"message":"too many bytes a second: this message is dropped"}}"#;
+
+/// How many of a rate may have passed since then.
+fn most(rate: usize, since: Instant) -> usize {
+    rate + rate * (since.elapsed() + Duration::from_secs(1)).as_secs() as usize
+}
+
+#[tokio::test]
+async fn a_client_sends_so_many_messages_a_second() {
+    const SENT: usize = 100;
+    let folder = Folder::new("").handled("t", guests::handler(), "[limits]\nclient-messages-per-second = 5");
+    let mut manifest = Manifest::of(&folder, "t");
+    let relay = Relay::serve(folder).await;
+    let began = Instant::now();
+    let (mut client, mut other) = (relay.client("/t").await, relay.client("/t").await);
+    for _ in 0..SENT {
+        client.send(Message::text("reply served")).await;
+    }
+    let mut served = 0;
+    for _ in 0..SENT {
+        match client.text().await.as_str() {
+            "served" => served += 1,
+            error => assert_eq!(error, MESSAGES),
+        }
+    }
+    client.has_no_more().await;
+    assert!((5..=most(5, began)).contains(&served), "{served}");
+    let dropped = (SENT - served) as f64;
+    assert_eq!(relay.metric(DROPPED, &[("tenant", "t"), ("reason", "messages")]).await, dropped);
+    assert_eq!(refusals(&relay, "client-messages-per-second").await, dropped);
+    // It is each client's own, and comes back with time.
+    assert_eq!(ask(&mut other, "reply undisturbed").await, "undisturbed");
+    until("an answer", async || {
+        let answer = ask(&mut client, "reply served").await;
+        if answer == "served" { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    // Another limit holds for clients that are there.
+    manifest.change(&relay, "second = 5", "second = 1000", "applied", 1.0).await;
+    for _ in 0..SENT {
+        assert_eq!(ask(&mut client, "reply served").await, "served");
+    }
+}
+
+#[tokio::test]
+async fn each_command_of_the_centrifuge_protocol_counts_and_has_its_error() {
+    const SENT: usize = 100;
+    let relay = handled("client-messages-per-second = 5").await;
+    let began = Instant::now();
+    let mut client = Client::connect(&relay.url("/t/connection/websocket")).await;
+    let command = |id: usize| format!("{{\"id\":{id},\"rpc\":{{\"method\":\"result\",\"data\":\"served\"}}}}\n");
+    let commands: String = (2..2 + SENT).map(command).collect();
+    client.send(Message::text(format!("{{\"id\":1,\"connect\":{{}}}}\n{}", commands.trim_end()))).await;
+    let mut replies: Vec<Value> = Vec::new();
+    while replies.len() <= SENT {
+        replies.extend(client.text().await.split('\n').map(|reply| serde_json::from_str(reply).unwrap()));
+    }
+    let served = replies.iter().filter(|reply| reply.get("rpc").is_some()).count();
+    let errors: Vec<_> = replies.iter().filter(|reply| reply.get("error").is_some()).collect();
+    // To be let in was one.
+    assert!((4..=most(5, began)).contains(&served), "{served}");
+    assert_eq!(errors.len(), SENT - served);
+    assert!(errors.iter().all(|reply| reply["error"]["code"] == 111 && reply["id"].as_u64() > Some(1)), "{errors:?}");
+    assert_eq!(relay.metric(DROPPED, &[("reason", "messages")]).await, errors.len() as f64);
+    assert_eq!(refusals(&relay, "client-messages-per-second").await, errors.len() as f64);
+    assert_eq!(relay.metric("edge_relay_clients", &[]).await, 1.0, "it stays");
+}
+
+#[tokio::test]
+async fn a_client_sends_so_many_bytes_a_second() {
+    let relay = handled("client-bytes-per-second = \"1KiB\"").await;
+    let mut client = relay.client("/t").await;
+    let mut other = relay.client("/t").await;
+    let large = |said: &str| format!("reply {said}\n{}", "x".repeat(60_000));
+    // More than a second's, alone: the next ones wait for a minute.
+    assert_eq!(ask(&mut client, &large("served")).await, "served");
+    assert!(client.text().await.starts_with("not a command"));
+    for times in [1.0, 2.0] {
+        assert_eq!(ask(&mut client, "reply late").await, BYTES);
+        assert_eq!(relay.metric(DROPPED, &[("tenant", "t"), ("reason", "bytes")]).await, times);
+        assert_eq!(refusals(&relay, "client-bytes-per-second").await, times);
+    }
+    assert_eq!(ask(&mut other, "reply undisturbed").await, "undisturbed");
+    // A frame of commands has no id to answer to.
+    let mut sdk = Client::connect(&relay.url("/t/connection/websocket")).await;
+    sdk.send(Message::text("{\"id\":1,\"connect\":{}}")).await;
+    assert!(sdk.text().await.contains("\"connect\""));
+    for _ in 0..2 {
+        sdk.send(Message::text(format!("{{\"send\":{{\"data\":\"{}\"}}}}", "x".repeat(2000)))).await;
+    }
+    let (_, code) = sdk.rest().await;
+    assert_eq!(code, Some(CloseCode::from(3013)));
+    relay.clients_closed("too_many", 1.0).await;
+    assert_eq!(refusals(&relay, "client-bytes-per-second").await, 3.0);
+}
+
+#[tokio::test]
+async fn what_waits_and_what_is_too_large_is_counted_by_its_limit() {
+    let relay = handled("client-queue = 1\nclient-message = \"1KiB\"\nclient-backlog = \"64KiB\"").await;
+    let (mut client, mut other) = (relay.client("/t").await, relay.client("/t").await);
+    client.send(Message::text("hold key")).await;
+    client.settle().await;
+    relay.metric_is("edge_relay_guest_queue", &[("role", "client")], 0.0).await;
+    client.send(Message::text("reply waits")).await;
+    assert!(ask(&mut client, "reply over").await.contains("too many messages wait"));
+    assert_eq!(refusals(&relay, "client-queue").await, 1.0);
+    assert_eq!(ask(&mut other, "set key x\nreply released").await, "released");
+    other.send(Message::text("flood 1 70000")).await;
+    other.rest().await;
+    assert_eq!(refusals(&relay, "client-backlog").await, 1.0);
+    client.send(Message::binary(vec![1; 1025])).await;
+    assert_eq!(client.rest().await.1, Some(CloseCode::Size));
+    assert_eq!(refusals(&relay, "client-message").await, 1.0);
+}

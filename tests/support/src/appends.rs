@@ -1,0 +1,124 @@
+//! Appends of many calls at once, and who of them was told that its rows are kept.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::task::JoinSet;
+
+use super::{http::Http, mariadb::MariaDb, relay::Relay, tenant::Folder};
+
+/// The collection they go to.
+const COLLECTION: &str = "log";
+/// Calls at once, and rows that each appends one after another.
+const CALLS: u64 = 50;
+const ROWS: u64 = 10;
+/// The size of each row.
+const BYTES: u64 = 200;
+
+/// The numbers of rows that a relay was given, in one test.
+#[derive(Default)]
+pub struct Appends {
+    /// Next to be given away.
+    next: Arc<AtomicU64>,
+    /// Those that components were told are kept.
+    pub kept: HashSet<u64>,
+    /// Those that were refused, each with an error that its component saw.
+    pub refused: Vec<String>,
+}
+
+/// What appends while it is there.
+pub struct Appending {
+    calls: JoinSet<(Vec<u64>, Vec<String>)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Appends {
+    /// A tenant `t` whose API appends what it is asked for.
+    pub fn folder() -> Folder {
+        Folder::new("").api("t", &format!("[limits]\napi-instances = {CALLS}\nrecords = \"1GiB\""))
+    }
+
+    /// The same, with its records going to MySQL at `STORE_URL`.
+    pub fn folder_to_mysql() -> Folder {
+        let folder = Self::folder();
+        folder.append("relay.toml", "[store]\nurl = { env = \"STORE_URL\" }\n");
+        folder
+    }
+
+    /// How many rows were given to a relay so far.
+    pub fn given(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Appends this many rows by one call.
+    pub async fn append(&mut self, relay: &Relay, rows: u64) {
+        let first = self.next.fetch_add(rows, Ordering::Relaxed);
+        let answer = relay.http().await.get(&path(first, rows)).await;
+        assert_eq!(answer.body, rows.to_string());
+        self.kept.extend(first..first + rows);
+    }
+
+    /// Appends rows until told to end, this many a second, or as fast as they go in.
+    pub fn begin(&self, relay: &Relay, per_second: Option<u32>) -> Appending {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut calls = JoinSet::new();
+        for _ in 0..CALLS {
+            let (next, stop, api) = (Arc::clone(&self.next), Arc::clone(&stop), relay.api());
+            let every = per_second.map(|rate| Duration::from_secs(CALLS * ROWS) / rate);
+            let mut ticks = tokio::time::interval(every.unwrap_or(Duration::from_nanos(1)));
+            calls.spawn(async move {
+                let (mut kept, mut refused) = (Vec::new(), Vec::new());
+                let mut http = Http::connect(api).await;
+                while !stop.load(Ordering::Relaxed) {
+                    ticks.tick().await;
+                    let first = next.fetch_add(ROWS, Ordering::Relaxed);
+                    // A host that is killed answers nobody: of those rows nothing is promised.
+                    let Some(answer) = http.try_get(&path(first, ROWS)).await else { break };
+                    assert_eq!(answer.status(), 200, "{answer:?}");
+                    let (count, error) = answer.body.split_once(' ').unwrap_or((&answer.body, ""));
+                    kept.extend(first..first + count.parse::<u64>().unwrap());
+                    refused.extend((!error.is_empty()).then(|| error.to_owned()));
+                }
+                (kept, refused)
+            });
+        }
+        Appending { calls, stop }
+    }
+
+    /// Lets calls under way end, unless the host has gone.
+    pub async fn end(&mut self, appending: Appending) {
+        appending.stop.store(true, Ordering::Relaxed);
+        for (kept, refused) in appending.calls.join_all().await {
+            self.kept.extend(kept);
+            self.refused.extend(refused);
+        }
+    }
+
+    /// Each row that is kept must be in MySQL once, and what else is there was given to the relay, and is there once too.
+    pub async fn are_in(&self, database: &MariaDb) {
+        let sql = format!("SELECT CAST(data AS UNSIGNED) FROM records WHERE collection = '{COLLECTION}'");
+        let rows: Vec<u64> = database.query(&sql).await.iter().map(|row| row[0].parse().unwrap()).collect();
+        let there: HashSet<u64> = rows.iter().copied().collect();
+        let lost: Vec<_> = self.kept.difference(&there).collect();
+        assert!(
+            lost.is_empty(),
+            "{} of {} rows are lost: {:?}…",
+            lost.len(),
+            self.kept.len(),
+            &lost[..lost.len().min(9)]
+        );
+        assert_eq!(rows.len(), there.len(), "rows are there twice");
+        let given = self.given();
+        assert!(there.iter().all(|number| *number < given), "rows that nobody appended");
+    }
+}
+
+fn path(first: u64, rows: u64) -> String {
+    format!("/t/append?to={COLLECTION}&first={first}&rows={rows}&bytes={BYTES}")
+}

@@ -1,0 +1,241 @@
+//! A MariaDB server of the test's own, Debian's `mariadbd`: tests that need it are skipped where it is not.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+};
+
+use mysql_async::{Conn, Error, OptsBuilder, Row, Value, prelude::Queryable};
+use rustix::process::{Signal, geteuid};
+
+use super::{
+    certificates::Authority,
+    disk::Disk,
+    loopback,
+    process::{Process, shown},
+    skip::skipped,
+    tenant::Folder,
+    until, within,
+};
+
+/// Where it is besides `PATH`, which leads not everybody to the programs of servers.
+const SERVER_PATHS: &str = "/usr/local/sbin:/usr/sbin";
+/// Where the statements that make its own tables are; their name and place depend on the version.
+const SYSTEM_TABLES: [&str; 4] = [
+    "/usr/share/mysql/mysql_system_tables.sql",
+    "/usr/share/mysql/mariadb_system_tables.sql",
+    "/usr/share/mariadb/mysql_system_tables.sql",
+    "/usr/share/mariadb/mariadb_system_tables.sql",
+];
+
+/// May do everything in [`DATABASE`] and nothing else: `read_only` is for it.
+const USER: &str = "relay";
+/// May do everything everywhere.
+const ADMINISTRATOR: &str = "administrator";
+/// The password of both. A URL must escape it.
+const PASSWORD: &str = "p@ss:w/rd?%";
+const PASSWORD_IN_URL: &str = "p%40ss%3Aw%2Frd%3F%25";
+const DATABASE: &str = "records";
+
+/// Little memory and small files; all else, durability too, as it is by default.
+const SETTINGS: [&str; 8] = [
+    "--key-buffer-size=1M",
+    "--aria-pagecache-buffer-size=1M",
+    "--innodb-buffer-pool-size=64M",
+    "--innodb-log-file-size=32M",
+    "--innodb-data-file-path=ibdata1:4M:autoextend",
+    "--innodb-temp-data-file-path=ibtmp1:4M:autoextend",
+    "--innodb-autoextend-increment=1",
+    "--innodb-undo-tablespaces=0",
+];
+
+/// Nothing is lost where making a database is cut off, so nothing waits for the disk.
+const WHILE_MAKING: [&str; 4] =
+    ["--bootstrap", "--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0", "--debug-no-sync"];
+
+/// It ends with the test, also with one that is killed.
+pub struct MariaDb {
+    pub address: SocketAddr,
+    /// To start it again.
+    arguments: Vec<String>,
+    process: Process,
+    /// Goes after it.
+    _folder: Folder,
+}
+
+impl MariaDb {
+    /// A new server with an empty database, if the program is there.
+    ///
+    /// It ends with the thread that starts it: that of the test, so not from a task that may move.
+    pub async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same, with more arguments for `mariadbd`, which go before the usual ones.
+    pub async fn start_with(arguments: &[&str]) -> Option<Self> {
+        let folder = Folder::empty();
+        let place = folder.path("data");
+        Self::start_in(place, folder, loopback().into(), arguments).await
+    }
+
+    /// The same, at an address of its own that a certificate can be for, with that and its key in PEM.
+    pub async fn start_tls(authority: &Authority) -> Option<Self> {
+        let folder = Folder::empty();
+        let address = IpAddr::from(loopback());
+        let (certificate, key) = authority.certificate(address);
+        folder.write("certificate.pem", certificate.pem());
+        folder.write("key.pem", key.serialize_pem());
+        let file = |option: &str, name: &str| format!("--{option}={}", folder.path(name).display());
+        let (certificate, key) = (file("ssl-cert", "certificate.pem"), file("ssl-key", "key.pem"));
+        let place = folder.path("data");
+        Self::start_in(place, folder, address, &[&certificate, &key]).await
+    }
+
+    /// The same, with its data on a disk that can be filled.
+    pub async fn start_on(disk: &Disk, arguments: &[&str]) -> Option<Self> {
+        Self::start_in(disk.path("data"), Folder::empty(), loopback().into(), arguments).await
+    }
+
+    async fn start_in(place: PathBuf, folder: Folder, address: IpAddr, more: &[&str]) -> Option<Self> {
+        let program = program()?;
+        let mut arguments = vec![program, "--no-defaults".to_owned(), format!("--datadir={}", place.display())];
+        if geteuid().is_root() {
+            arguments.push("--user=root".to_owned());
+        }
+        // Not the system's: a server that starts removes the temporary tables of all that share it.
+        fs::create_dir(folder.path("temporary")).unwrap();
+        arguments.push(format!("--tmpdir={}", folder.path("temporary").display()));
+        arguments.extend(SETTINGS.iter().chain(more).map(|argument| (*argument).to_owned()));
+        make_data(&arguments, &place, &folder).await;
+
+        let address = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap();
+        arguments.push(format!("--bind-address={}", address.ip()));
+        arguments.push(format!("--port={}", address.port()));
+        arguments.extend(["--socket=", "--skip-name-resolve"].map(str::to_owned));
+        let process = spawn(&arguments);
+        let mut database = Self { address, arguments, process, _folder: folder };
+        database.answers().await;
+        Some(database)
+    }
+
+    pub fn url(&self) -> String {
+        self.url_at(self.address)
+    }
+
+    /// By way of a proxy.
+    pub fn url_at(&self, address: SocketAddr) -> String {
+        format!("mysql://{USER}:{PASSWORD_IN_URL}@{address}/{DATABASE}")
+    }
+
+    /// Ends it at once, with what it has not written yet.
+    pub async fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.end().await;
+    }
+
+    /// Ends it in peace.
+    pub async fn stop(&mut self) {
+        self.process.signal(Signal::TERM);
+        let status = self.process.end().await;
+        assert!(status.success(), "{status}: {}", self.process.log());
+    }
+
+    /// Starts it again after [`MariaDb::kill`] or [`MariaDb::stop`], where it was and with the data it had.
+    pub async fn restart(&mut self) {
+        self.process = spawn(&self.arguments);
+        self.answers().await;
+    }
+
+    /// Whether users other than administrators may only read.
+    pub async fn read_only(&self, on: bool) {
+        self.query(&format!("SET GLOBAL read_only = {on}")).await;
+    }
+
+    /// What a statement brings, as the administrator, on a connection of its own: rows of values as text.
+    pub async fn query(&self, sql: &str) -> Vec<Vec<String>> {
+        match self.try_query(ADMINISTRATOR, sql).await {
+            Ok(rows) => rows,
+            Err(error) => panic!("{sql}: {error}"),
+        }
+    }
+
+    /// The same, as the user in [`MariaDb::url`].
+    pub async fn query_as_user(&self, sql: &str) -> Result<Vec<Vec<String>>, Error> {
+        self.try_query(USER, sql).await
+    }
+
+    async fn try_query(&self, user: &str, sql: &str) -> Result<Vec<Vec<String>>, Error> {
+        let options = OptsBuilder::default()
+            .ip_or_hostname(self.address.ip().to_string())
+            .tcp_port(self.address.port())
+            .user(Some(user))
+            .pass(Some(PASSWORD))
+            .db_name(Some(DATABASE))
+            .prefer_socket(false);
+        let querying = async {
+            let mut connection = Conn::new(options).await?;
+            let rows: Vec<Row> = connection.query(sql).await?;
+            connection.disconnect().await?;
+            Ok::<_, Error>(rows)
+        };
+        let rows = within(sql, querying).await?;
+        Ok(rows.into_iter().map(|row| row.unwrap().into_iter().map(text).collect()).collect())
+    }
+
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    async fn answers(&mut self) {
+        until("an answer of mariadbd", async || {
+            if let Some(status) = self.ended() {
+                panic!("mariadbd: {status}: {}", self.process.log());
+            }
+            self.try_query(ADMINISTRATOR, "SELECT 1").await.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+}
+
+/// The server's program; the test is skipped without it.
+pub fn program() -> Option<String> {
+    let path = std::env::var("PATH").unwrap();
+    let mut folders = path.split(':').chain(SERVER_PATHS.split(':'));
+    let program = folders.find_map(|folder| Some(Path::new(folder).join("mariadbd")).filter(|path| path.is_file()));
+    program.map_or_else(|| skipped("mariadbd"), |program| Some(program.to_str().unwrap().to_owned()))
+}
+
+/// What `mariadb-install-db` does, less the help texts, the root without a password and most of the time.
+async fn make_data(arguments: &[String], place: &Path, folder: &Folder) {
+    let tables = SYSTEM_TABLES.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap();
+    let mut sql =
+        format!("CREATE DATABASE mysql;\nUSE mysql;\n{tables}\nFLUSH PRIVILEGES;\nCREATE DATABASE {DATABASE};\n");
+    for (user, on) in [(USER, format!("{DATABASE}.*")), (ADMINISTRATOR, "*.*".to_owned())] {
+        writeln!(sql, "CREATE USER {user} IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON {on} TO {user};").unwrap();
+    }
+    fs::create_dir(place).unwrap();
+    folder.write("made.sql", sql);
+    let mut command = Command::new(&arguments[0]);
+    command.args(&arguments[1..]).args(WHILE_MAKING);
+    command.stdin(File::open(folder.path("made.sql")).unwrap());
+    let making = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let output = within("an empty database", making).await.unwrap();
+    assert!(output.status.success(), "{}", shown(&output));
+}
+
+fn spawn(arguments: &[String]) -> Process {
+    // No program of ours is between: who dies without a word takes the server along.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).args(arguments);
+    Process::spawn(command)
+}
+
+fn text(value: Value) -> String {
+    match value {
+        Value::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        value => value.as_sql(true),
+    }
+}

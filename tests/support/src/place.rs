@@ -1,0 +1,56 @@
+//! Where things are: the program that is tested, the repository, the folders of the build.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+/// The program that the tests run.
+///
+/// The variable `EDGE_RELAY_PROGRAM` names another one, by its whole path: a new test can be seen to fail with the
+/// program of an older commit. Without it, it is the one that cargo built for the test.
+pub fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        if let Some(other) = env::var_os("EDGE_RELAY_PROGRAM") {
+            let other = PathBuf::from(other);
+            assert!(other.is_absolute() && other.is_file(), "EDGE_RELAY_PROGRAM: no file at {}", other.display());
+            return other;
+        }
+        // Cargo says it to the tests of the host's package, to those alone, and when they run too.
+        let built = env::var_os("CARGO_BIN_EXE_edge-relay");
+        built.expect("cargo runs the tests; without it EDGE_RELAY_PROGRAM names the program").into()
+    });
+    &PROGRAM
+}
+
+/// A path in the repository.
+pub fn root(path: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    root.unwrap().join(path)
+}
+
+/// The folder of the build: cargo marks it, and the test lies somewhere in it.
+pub fn target() -> &'static Path {
+    static TARGET: LazyLock<PathBuf> = LazyLock::new(|| {
+        let test = env::current_exe().unwrap();
+        let marked = test.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+        marked.expect("the test lies in a folder of cargo's").to_owned()
+    });
+    &TARGET
+}
+
+/// Where tests may leave files: cargo's `CARGO_TARGET_TMPDIR`, which it tells no other package than a test's own.
+pub fn temporary() -> &'static Path {
+    static TEMPORARY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = target().join("tmp");
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    });
+    &TEMPORARY
+}
+
+/// The folder in which guests are built. The host's own build has put their standard library there.
+pub fn guests() -> PathBuf {
+    target().join("guests")
+}

@@ -1,0 +1,167 @@
+//! The real program, as a child process.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Write},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::mpsc;
+
+use super::{place::program, until, within};
+
+/// A child that ends with the test.
+pub struct Process {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+    log: Arc<Mutex<String>>,
+}
+
+/// The program with these arguments, and nothing of the tests' own environment that would change what it does.
+pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
+    let mut command = Command::new(program());
+    command.args(arguments).env_remove("EDGE_RELAY_LOG").env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The same command, which may have no more files open than that.
+pub fn with_file_limit(command: &Command, files: u32) -> Command {
+    let mut limited = Command::new("sh");
+    let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+    limited.arg("-c").arg(script).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
+/// Runs the program to its end, which must come by itself.
+pub async fn run(arguments: &[impl AsRef<OsStr>]) -> Output {
+    let mut command = command(arguments);
+    within("the command's end", tokio::task::spawn_blocking(move || command.output().unwrap())).await.unwrap()
+}
+
+/// What a command printed, for an assertion's message.
+pub fn shown(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}\nstdout: {}\nstderr: {}", output.status, text(&output.stdout), text(&output.stderr))
+}
+
+impl Process {
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::unbounded_channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let log = Arc::new(Mutex::new(String::new()));
+        let filled = Arc::clone(&log);
+        thread::spawn(move || {
+            let (mut stderr, mut line) = (BufReader::new(stderr), Vec::new());
+            // Whole lines: who looks for one finds all of it.
+            while let Ok(1..) = stderr.read_until(b'\n', &mut line) {
+                filled.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+        });
+        Self { child, lines, log }
+    }
+
+    /// The next line on stdout; `None` once it is closed.
+    pub async fn line(&mut self) -> Option<String> {
+        within("a line on stdout, or its end", self.lines.recv()).await
+    }
+
+    /// The line that begins with `listening`, which must be the first.
+    pub async fn listening(&mut self) -> Vec<(String, std::net::SocketAddr)> {
+        let line = match self.line().await {
+            Some(line) => line,
+            None => panic!("ended before it listened: {}", self.log()),
+        };
+        let addresses = line.strip_prefix("listening ").unwrap_or_else(|| panic!("first line on stdout: {line}"));
+        addresses
+            .split(' ')
+            .map(|pair| {
+                let (name, address) = pair.split_once('=').unwrap();
+                (name.to_owned(), address.parse().unwrap())
+            })
+            .collect()
+    }
+
+    /// Writes a line to its stdin, which must be a pipe.
+    pub fn tell(&mut self, line: &str) {
+        let written = self.child.stdin.as_mut().expect("stdin is a pipe").write_all(format!("{line}\n").as_bytes());
+        assert!(written.is_ok(), "it has ended: {}", self.log());
+    }
+
+    /// All of stderr so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for a line of the log with all these words.
+    pub async fn logged(&self, words: &[&str]) -> String {
+        until(format!("a line logged with {words:?}"), async || {
+            let log = self.log();
+            let found = log.lines().find(|line| words.iter().all(|word| line.contains(word)));
+            found.map(str::to_owned).ok_or_else(|| log.clone())
+        })
+        .await
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for the end.
+    pub async fn end(&mut self) -> ExitStatus {
+        until("the process's end", async || self.child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())).await
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory it ever had resident, in bytes.
+    pub fn peak_memory(&self) -> usize {
+        self.memory("VmHWM:")
+    }
+
+    /// Bytes of memory it has now.
+    pub fn resident_memory(&self) -> usize {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- stderr of the program:\n{}---", self.log());
+        }
+    }
+}
