@@ -12,7 +12,7 @@ use std::{
 
 use config::UpstreamConfig;
 use tokio::{sync::mpsc, time::Instant};
-use tracing::Instrument;
+use tracing::{Span, error_span};
 use wire::Frame;
 
 use crate::{
@@ -150,13 +150,7 @@ impl Handle {
 
 impl Upstream {
     /// Keeps the upstream connected while it is needed, until told to stop.
-    pub async fn run(self, connector: Connector, stop: Stop) {
-        // At the level of errors, so that no choice of level takes the names away from a line.
-        let span = tracing::error_span!("upstream", tenant.name = %self.tenant, upstream.name = %self.config.name);
-        self.stay_connected(connector, stop).instrument(span).await;
-    }
-
-    async fn stay_connected(mut self, connector: Connector, mut stop: Stop) {
+    pub async fn run(mut self, connector: Connector, mut stop: Stop) {
         let mut backoff = Backoff::new(PAUSES);
         while !stop.is_set() {
             tokio::select! {
@@ -169,17 +163,25 @@ impl Upstream {
             }
             note(&mut backoff, healthy);
             let Some(reason) = failure else {
-                tracing::info!("upstream rests");
+                self.span().in_scope(|| tracing::info!("upstream rests"));
                 continue;
             };
             // A client that comes now waits too: the partner is in no better state for it.
             let wait = backoff.fail();
-            tracing::warn!(error = %reason, retry_ms = wait.as_millis(), "upstream lost, reconnecting");
+            let retry_ms = wait.as_millis();
+            self.span().in_scope(|| tracing::warn!(error = %reason, retry_ms, "upstream lost, reconnecting"));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = stop.wait() => {}
             }
         }
+    }
+
+    /// Names tenant and upstream in a line that is written within it. It is made for each line, because the task would
+    /// enter and leave it at each message.
+    fn span(&self) -> Span {
+        // At the level of errors, so that no choice of level takes the names away from a line.
+        error_span!("upstream", tenant.name = %self.tenant, upstream.name = %self.config.name)
     }
 
     /// Runs one connection from its opening to its end.
@@ -196,7 +198,7 @@ impl Upstream {
             }
         };
         self.metrics.connections.inc();
-        tracing::info!("upstream connected");
+        self.span().in_scope(|| tracing::info!("upstream connected"));
         let since = Instant::now();
         let mut outbound = Outbound::new();
         let up = Up::new(&self.metrics, &self.handle, &outbound);

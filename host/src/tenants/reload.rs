@@ -47,66 +47,39 @@ struct Candidate {
     checked: Checked,
 }
 
-/// What is needed to check a changed tenant.
+/// Where changed tenants are checked, each in a task of its own.
 struct Workshop {
+    engine: EngineSource,
+    /// Limits how many are loaded and tried at once.
+    loads: Arc<Semaphore>,
+    candidates: JoinSet<Candidate>,
+}
+
+/// What the check of one changed tenant needs.
+struct Check {
     tenants: TenantsFolder,
     engine: Arc<Engine>,
     tasks: Tasks,
-    /// Limits how many are loaded and tried at once.
     loads: Arc<Semaphore>,
 }
 
 impl Tenants {
     /// Follows the changes in the tenants' folder, if there is one, until told to stop.
-    pub async fn run(&mut self, mut watch: Option<Watch>, mut engine: EngineSource, mut stop: Stop) {
-        let folder = watch.as_ref().map(|watch| watch.folder().clone());
-        let loads = Arc::new(Semaphore::new(LOADS));
+    pub async fn run(&mut self, mut watch: Option<Watch>, engine: EngineSource, mut stop: Stop) {
+        let mut workshop = Workshop { engine, loads: Arc::new(Semaphore::new(LOADS)), candidates: JoinSet::new() };
         let (places, mut crowded) = (Arc::clone(&self.host.places), Instant::now());
-        let mut candidates = JoinSet::new();
         let mut rest = interval(REST);
         rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.wait() => return,
-                changes = next(watch.as_mut()) => for change in changes {
-                    match change {
-                        FolderChange::Gone(folder) => {
-                            self.remove(&folder);
-                            self.publish();
-                            watch.iter_mut().for_each(Watch::retry);
-                        }
-                        FolderChange::Changed(changed, fingerprint) => match self.workshop(&mut engine) {
-                            Ok((engine, tasks)) => {
-                                // Where there are changes, there is a folder.
-                                let Some(tenants) = folder.clone() else { continue };
-                                let workshop = Workshop { tenants, engine, tasks, loads: Arc::clone(&loads) };
-                                candidates.spawn(workshop.prepare(changed, fingerprint));
-                            }
-                            Err(error) => {
-                                let outcome = self.refuse(&changed, &Refusal::Unchecked(error));
-                                let settle = |watch: &mut Watch| watch.settled(&changed, fingerprint.clone(), None, outcome);
-                                watch.iter_mut().for_each(settle);
-                            }
-                        },
-                    }
-                },
-                Some(candidate) = candidates.join_next() => {
-                    let Ok(candidate) = candidate else { continue };
-                    let Candidate { folder, fingerprint, files, checked } = candidate;
-                    let taken = match checked {
-                        Ok((config, code)) => self.take(config, code).await,
-                        Err(why) => Err(why),
-                    };
-                    let outcome = match taken {
-                        Ok(()) => Outcome::Taken,
-                        Err(why) => self.refuse(&folder, &why),
-                    };
-                    // Where there are candidates, there is a watch.
+                changes = next(watch.as_mut()) => {
                     let Some(watch) = &mut watch else { continue };
-                    watch.settled(&folder, fingerprint, files, outcome);
-                    if outcome == Outcome::Taken {
-                        watch.retry();
-                    }
+                    changes.into_iter().for_each(|change| self.follow(change, watch, &mut workshop));
+                }
+                Some(Ok(candidate)) = workshop.candidates.join_next() => {
+                    let Some(watch) = &mut watch else { continue };
+                    self.settle(candidate, watch).await;
                 }
                 _ = rest.tick() => {
                     self.rest();
@@ -120,14 +93,50 @@ impl Tenants {
         }
     }
 
-    /// Returns what checking needs. It is made when it is first needed.
-    fn workshop(&mut self, engine: &mut EngineSource) -> wasmtime::Result<(Arc<Engine>, Tasks)> {
-        let engine = Arc::clone(engine.get()?);
+    /// Begins to check a tenant that has changed, or removes one that has gone.
+    fn follow(&mut self, change: FolderChange, watch: &mut Watch, workshop: &mut Workshop) {
+        match change {
+            FolderChange::Gone(folder) => {
+                self.remove(&folder);
+                self.publish();
+                watch.retry();
+            }
+            FolderChange::Changed(folder, fingerprint) => match self.check(watch.folder(), workshop) {
+                Ok(check) => drop(workshop.candidates.spawn(check.run(folder, fingerprint))),
+                Err(error) => {
+                    let outcome = self.refuse(&folder, &Refusal::Unchecked(error));
+                    watch.settled(&folder, fingerprint, None, outcome);
+                }
+            },
+        }
+    }
+
+    /// Takes a tenant that was checked into service, or refuses it.
+    async fn settle(&mut self, candidate: Candidate, watch: &mut Watch) {
+        let Candidate { folder, fingerprint, files, checked } = candidate;
+        let taken = match checked {
+            Ok((config, code)) => self.take(config, code).await,
+            Err(why) => Err(why),
+        };
+        let outcome = match taken {
+            Ok(()) => Outcome::Taken,
+            Err(why) => self.refuse(&folder, &why),
+        };
+        watch.settled(&folder, fingerprint, files, outcome);
+        if outcome == Outcome::Taken {
+            watch.retry();
+        }
+    }
+
+    /// Gathers what a check needs. The engine and the guests' threads are made when they are first needed.
+    fn check(&mut self, tenants: &TenantsFolder, workshop: &mut Workshop) -> wasmtime::Result<Check> {
+        let engine = Arc::clone(workshop.engine.get()?);
         let guests = match &self.guests {
             Some(guests) => guests,
             None => self.guests.insert(Guests::start()?),
         };
-        Ok((engine, guests.tasks()))
+        let loads = Arc::clone(&workshop.loads);
+        Ok(Check { tenants: tenants.clone(), engine, tasks: guests.tasks(), loads })
     }
 
     /// Takes a tenant that has passed all checks into service, unless another tenant has what it claims.
@@ -183,11 +192,11 @@ async fn next(watch: Option<&mut Watch>) -> Vec<FolderChange> {
     }
 }
 
-impl Workshop {
+impl Check {
     /// Reads a changed tenant and checks all that can be checked before it runs.
-    async fn prepare(self, folder: PathBuf, fingerprint: Fingerprint) -> Candidate {
+    async fn run(self, folder: PathBuf, fingerprint: Fingerprint) -> Candidate {
         let Self { tenants, engine, tasks, loads } = self;
-        // It is never closed.
+        // The semaphore is never closed.
         let permit = loads.acquire_owned().await;
         let loaded = {
             let folder = folder.clone();

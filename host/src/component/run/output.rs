@@ -38,7 +38,8 @@ impl Guest {
         may
     }
 
-    /// The names that lines about the guest carry. Made when a line is written, so that calls cost nothing for it.
+    /// Names tenant, role and guest in a line that is written within it. It is made for each line, because a task would
+    /// enter and leave it at each call.
     pub fn span(&self) -> Span {
         // At the level of errors, so that no choice of level takes the names away from a line.
         let role = self.role.name();
