@@ -96,7 +96,7 @@ impl Chunk {
     }
 
     /// The most bytes of memory that the chunks of a burst can take, cut at `limit`.
-    pub fn most(burst: &[Publication], limit: usize) -> usize {
+    pub fn max_size(burst: &[Publication], limit: usize) -> usize {
         let frame = |Publication { data, .. }: &Publication| frame::header_len(data.bytes.len()) + data.bytes.len();
         let frames: usize = burst.iter().map(frame).sum();
         let keyed = burst.iter().any(|publication| publication.key.is_some());
@@ -262,7 +262,7 @@ mod tests {
     fn positions_and_offsets_belong_together() {
         let (chunk, _) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
         let raw = chunk.get_encoded(Format::Raw).unwrap();
-        let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.begun(position));
+        let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.last_begun(position));
         assert_eq!(begun, [None, Some(41), Some(41), Some(42), Some(42), Some(43), Some(43)]);
         assert_eq!([0, 40, 41, 42, 43, u64::MAX].map(|offset| raw.position_after(offset)), [0, 0, 4, 6, 11, 11]);
         assert_eq!(chunk.after(41).map(|entry| entry.offset).collect::<Vec<_>>(), [42, 43]);
@@ -275,7 +275,7 @@ mod tests {
         let chunk = Chunk::snapshot(7, first().epoch, entries.into_iter());
         let raw = chunk.get_encoded(Format::Raw).unwrap();
         assert_eq!([2, 3, 8, 9].map(|offset| raw.position_after(offset)), [0, 3, 3, 7]);
-        assert_eq!([0, 1, 3, 4].map(|position| raw.begun(position)), [None, Some(3), Some(3), Some(9)]);
+        assert_eq!([0, 1, 3, 4].map(|position| raw.last_begun(position)), [None, Some(3), Some(3), Some(9)]);
     }
 
     #[test]
@@ -285,8 +285,8 @@ mod tests {
         assert_eq!(count, 2);
         let (one, count) = Chunk::encode(0, first(), &burst, 1);
         assert_eq!(count, 1);
-        assert_eq!(Chunk::most(&burst, 1), 3 * one.size());
-        assert_eq!(Chunk::most(&burst, 1000), Chunk::encode(0, first(), &burst, 1000).0.size());
+        assert_eq!(Chunk::max_size(&burst, 1), 3 * one.size());
+        assert_eq!(Chunk::max_size(&burst, 1000), Chunk::encode(0, first(), &burst, 1000).0.size());
     }
 
     #[test]

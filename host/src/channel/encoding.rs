@@ -90,8 +90,8 @@ pub(super) struct Encodings {
 const FORGOTTEN: usize = usize::MAX;
 
 impl Encodings {
-    fn new(of: &Channel) -> Self {
-        let (total, encoded_bytes) = (Arc::clone(&of.total), Arc::clone(&of.encoded_bytes));
+    fn new(channel: &Channel) -> Self {
+        let (total, encoded_bytes) = (Arc::clone(&channel.total), Arc::clone(&channel.encoded_bytes));
         Self { wires: Default::default(), total, encoded_bytes, charged: AtomicUsize::new(0) }
     }
 
@@ -133,13 +133,13 @@ pub struct Encoded<'c> {
 }
 
 impl Chunk {
-    /// The chunk in a format, which is encoded now if nobody has needed it yet. `of`: its channel.
-    pub fn encoded(&self, format: Format, of: &Channel) -> Encoded<'_> {
+    /// The chunk in a format, which is encoded now if nobody has needed it yet. `channel`: its own.
+    pub fn encoded(&self, format: Format, channel: &Channel) -> Encoded<'_> {
         let Some(index) = index(format) else { return Encoded { chunk: self, wire: &self.raw } };
-        let encodings = self.encodings.get_or_init(|| Box::new(Encodings::new(of)));
+        let encodings = self.encodings.get_or_init(|| Box::new(Encodings::new(channel)));
         let wire = encodings.wires.get(index).map_or(&self.raw, |wire| {
             wire.get_or_init(|| {
-                let wire = self.write(format, of);
+                let wire = self.write(format, channel);
                 encodings.charge(wire.size());
                 wire
             })
@@ -156,13 +156,13 @@ impl Chunk {
         Some(Encoded { chunk: self, wire })
     }
 
-    fn write(&self, format: Format, of: &Channel) -> Wire {
+    fn write(&self, format: Format, channel: &Channel) -> Wire {
         if self.is_gap() {
             let mark = (format == Format::Sse).then_some(());
-            return Wire::new(mark.into_iter(), 0, |(), out| sse::gap(&of.name, Some(self.before()), out));
+            return Wire::new(mark.into_iter(), 0, |(), out| sse::gap(&channel.name, Some(self.before()), out));
         }
         let compression =
-            Compression { above: of.compress_above.load(Ordering::Relaxed), window_bits: SHARED_WINDOW_BITS };
+            Compression { above: channel.compress_above.load(Ordering::Relaxed), window_bits: SHARED_WINDOW_BITS };
         let mut scratch = Vec::new();
         Wire::new(self.items(), self.raw.bytes.len(), |item, out| match format {
             Format::Raw => frame::encode(raw::opcode(item.kind), item.payload, out),
@@ -174,7 +174,7 @@ impl Chunk {
                 let Item { offset, key, kind, payload } = item;
                 scratch.clear();
                 centrifuge::publication(
-                    &of.name,
+                    &channel.name,
                     offset,
                     key.name.as_deref(),
                     key.remove,
@@ -212,7 +212,7 @@ impl<'c> Encoded<'c> {
     }
 
     /// The offset of the last publication that begins before `position`.
-    pub fn begun(&self, position: usize) -> Option<u64> {
+    pub fn last_begun(&self, position: usize) -> Option<u64> {
         if self.chunk.is_gap() {
             return None;
         }

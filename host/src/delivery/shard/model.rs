@@ -262,7 +262,7 @@ impl World {
         let open = self.channels.open(CHANNELS[channel]).unwrap();
         let epoch = open.page(None, 1).position.epoch;
         let after = Position { epoch, offset: newest.offset };
-        if newest.epoch == self.epoch[channel] && open.reaches(after) {
+        if newest.epoch == self.epoch[channel] && open.can_resume_after(after) {
             self.connect(vec![channel], format, Some(&[after]));
         }
     }
