@@ -10,7 +10,7 @@ use wire::{Entry, Epoch, Frame, Key, Kind, Position, frame, raw};
 
 use crate::channel::{
     Publication,
-    encoding::{Encodings, Wire},
+    encoding::{EncodedBytes, Encodings},
 };
 
 /// Bytes that a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
@@ -31,7 +31,7 @@ pub struct Chunk {
     pub at: Instant,
     pub epoch: Epoch,
     offsets: Offsets,
-    pub(super) raw: Wire,
+    pub(super) raw: EncodedBytes,
     pub(super) encodings: OnceLock<Box<Encodings>>,
     /// The publications' keys. `None`: no publication here has one.
     keys: Option<Box<[Key]>>,
@@ -69,7 +69,7 @@ impl Chunk {
             }
         }
         let taken = || publications.iter().take(count);
-        let raw = Wire::new(taken().map(|publication| &publication.data), size, raw::write);
+        let raw = EncodedBytes::new(taken().map(|publication| &publication.data), size, raw::write);
         let keyed = taken().any(|publication| publication.key.is_some());
         let keys = keyed.then(|| taken().map(Publication::key).collect());
         (Self::new(seq, first.epoch, Offsets::From(first.offset), raw, keys), count)
@@ -79,7 +79,7 @@ impl Chunk {
     pub fn snapshot<'e>(seq: u64, epoch: Epoch, entries: impl Iterator<Item = (u64, Key, &'e Frame)> + Clone) -> Self {
         let size = |frame: &Frame| frame::header_len(frame.bytes.len()) + frame.bytes.len();
         let size = entries.clone().map(|(.., data)| size(data)).sum();
-        let raw = Wire::new(entries.clone().map(|(.., data)| data), size, raw::write);
+        let raw = EncodedBytes::new(entries.clone().map(|(.., data)| data), size, raw::write);
         let offsets = Offsets::Each(entries.clone().map(|(offset, ..)| offset).collect());
         let keys = Some(entries.map(|(_, key, _)| key).collect());
         Self::new(seq, epoch, offsets, raw, keys)
@@ -87,11 +87,11 @@ impl Chunk {
 
     /// A chunk that stands for what may be missing before the position `first`, where an epoch begins.
     pub fn gap(seq: u64, first: Position) -> Self {
-        let raw = Wire { bytes: Box::default(), ends: Box::default() };
+        let raw = EncodedBytes { bytes: Box::default(), ends: Box::default() };
         Self::new(seq, first.epoch, Offsets::From(first.offset), raw, None)
     }
 
-    fn new(seq: u64, epoch: Epoch, offsets: Offsets, raw: Wire, keys: Option<Box<[Key]>>) -> Self {
+    fn new(seq: u64, epoch: Epoch, offsets: Offsets, raw: EncodedBytes, keys: Option<Box<[Key]>>) -> Self {
         Self { seq, at: Instant::now(), epoch, offsets, raw, encodings: OnceLock::new(), keys }
     }
 
@@ -111,7 +111,7 @@ impl Chunk {
     #[cfg(test)]
     pub fn copied(&self, seq: u64) -> Self {
         let Offsets::From(first) = &self.offsets else { unreachable!("a snapshot is no part of a log") };
-        let raw = Wire { bytes: self.raw.bytes.clone(), ends: self.raw.ends.clone() };
+        let raw = EncodedBytes { bytes: self.raw.bytes.clone(), ends: self.raw.ends.clone() };
         Self::new(seq, self.epoch, Offsets::From(*first), raw, self.keys.clone())
     }
 
@@ -161,7 +161,7 @@ impl Chunk {
 
     /// The smallest offset after which at most `bytes` bytes of publications follow in this chunk.
     pub fn last_within(&self, bytes: usize) -> u64 {
-        let Wire { bytes: all, ends } = &self.raw;
+        let EncodedBytes { bytes: all, ends } = &self.raw;
         let from = all.len().saturating_sub(bytes);
         let index = if from == 0 { 0 } else { 1 + ends.partition_point(|end| (*end as usize) < from) };
         self.offset(index).saturating_sub(1)
