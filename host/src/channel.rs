@@ -86,7 +86,7 @@ struct ChannelState {
     bytes: u64,
     epoch: Epoch,
     /// The first offset of the epoch.
-    begins: u64,
+    epoch_start: u64,
     readers: Readers,
     /// Gives the publications their positions.
     sequencer: Sequencer,
@@ -101,7 +101,7 @@ impl ChannelState {
             next_offset: first.offset,
             bytes: 0,
             epoch: first.epoch,
-            begins: first.offset,
+            epoch_start: first.offset,
             readers: Readers::default(),
             sequencer: Sequencer::new(first),
         }
@@ -145,7 +145,7 @@ impl Channel {
     fn apply(&self, state: &mut ChannelState, chunk: Chunk, keep: u64) {
         let before = state.snapshot.bytes();
         if chunk.is_gap() {
-            (state.epoch, state.begins) = (chunk.epoch, chunk.first_offset());
+            (state.epoch, state.epoch_start) = (chunk.epoch, chunk.first_offset());
             state.snapshot.clear(chunk.first_offset());
         } else {
             chunk.keyed().for_each(|entry| state.snapshot.apply(entry));
@@ -241,18 +241,18 @@ impl Channel {
     }
 
     /// Drops an eighth of the log, but not the newest chunk. `false`: there is no other chunk.
-    fn give_up(&self) -> bool {
+    fn drop_oldest(&self) -> bool {
         let mut state = self.state.lock();
         let newest = state.log.next_seq().saturating_sub(1);
         let enough = state.log.bytes() - state.log.bytes() / 8;
-        let mut gave = false;
+        let mut dropped = false;
         while state.log.bytes() > enough
             && let Some(gone) = state.log.pop_before(newest)
         {
             self.forget(&gone);
-            gave = true;
+            dropped = true;
         }
-        gave
+        dropped
     }
 
     /// Takes another rule. Chunks over its limit are dropped with the next publication.

@@ -403,19 +403,19 @@ mod tests {
 
     /// One of four channels changes, time passes, the connection is replaced, or news is taken.
     #[derive(Clone, Debug)]
-    enum Step {
+    enum TestStep {
         Flip(usize),
         Wait(u64),
         Begin,
         Take,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = TestStep> {
         prop_oneof![
-            6 => (0..4_usize).prop_map(Step::Flip),
-            3 => (0..3_000_u64).prop_map(Step::Wait),
-            1 => Just(Step::Begin),
-            4 => Just(Step::Take),
+            6 => (0..4_usize).prop_map(TestStep::Flip),
+            3 => (0..3_000_u64).prop_map(TestStep::Wait),
+            1 => Just(TestStep::Begin),
+            4 => Just(TestStep::Take),
         ]
     }
 
@@ -428,18 +428,18 @@ mod tests {
                 let names = ["a", "b", "c", "d"].map(Arc::<str>::from);
                 let (mut active, mut told) = ([false; 4], [false; 4]);
                 follower.begin();
-                for step in steps.into_iter().chain([Step::Wait(2_000), Step::Take]) {
+                for step in steps.into_iter().chain([TestStep::Wait(2_000), TestStep::Take]) {
                     match step {
-                        Step::Flip(nth) => {
+                        TestStep::Flip(nth) => {
                             active[nth] = !active[nth];
                             if active[nth] { demand.channel_active(&names[nth]) } else { demand.channel_idle(&names[nth]) }
                         }
-                        Step::Wait(millis) => advance(Duration::from_millis(millis)).await,
-                        Step::Begin => {
+                        TestStep::Wait(millis) => advance(Duration::from_millis(millis)).await,
+                        TestStep::Begin => {
                             follower.begin();
                             told = [false; 4];
                         }
-                        Step::Take => {
+                        TestStep::Take => {
                             while let Some(change) = follower.next() {
                                 let nth = names.iter().position(|name| *name == change.channel).unwrap();
                                 assert_ne!(told[nth], change.active, "told twice");

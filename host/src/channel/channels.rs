@@ -43,7 +43,7 @@ pub struct Channels {
     /// Most channels that exist at once, published to or subscribed to.
     max_channels: AtomicUsize,
     /// When channels that nobody reads were last dropped.
-    swept: Mutex<Option<Instant>>,
+    last_sweep: Mutex<Option<Instant>>,
 }
 
 /// What the manifest says of channels.
@@ -69,7 +69,7 @@ impl Channels {
             bytes: Arc::default(),
             max_bytes: Arc::new(AtomicUsize::new(limits.logs)),
             max_channels: AtomicUsize::new(limits.channels),
-            swept: Mutex::default(),
+            last_sweep: Mutex::default(),
         }
     }
 
@@ -81,7 +81,7 @@ impl Channels {
         self.max_bytes.store(limits.logs, Ordering::Relaxed);
         self.max_channels.store(limits.channels, Ordering::Relaxed);
         for channel in open.values() {
-            channel.reconfigure(rules.of(&channel.name).cloned().unwrap_or_default(), rules.compress_above);
+            channel.reconfigure(rules.rule_for(&channel.name).cloned().unwrap_or_default(), rules.compress_above);
         }
         self.rules.store(Arc::new(rules));
     }
@@ -94,12 +94,12 @@ impl Channels {
     pub async fn follow(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         self.check_allowed(name)?;
         let mut open = self.open.lock();
-        let most = self.max_channels();
-        if open.len() >= most / 2 && !open.contains_key(name) {
+        let max_channels = self.max_channels();
+        if open.len() >= max_channels / 2 && !open.contains_key(name) {
             self.sweep(&mut open);
-            if open.len() >= most / 2 {
+            if open.len() >= max_channels / 2 {
                 self.metrics.limited("channels", 1);
-                return Err(Refused::Channels(most));
+                return Err(Refused::Channels(max_channels));
             }
         }
         drop(open);
@@ -120,7 +120,7 @@ impl Channels {
     fn check_allowed(&self, name: &str) -> Result<(), Refused> {
         check_name(name)?;
         let rules = self.rules.load();
-        if !rules.rules.is_empty() && name != MAIN && rules.of(name).is_none() {
+        if !rules.rules.is_empty() && name != MAIN && rules.rule_for(name).is_none() {
             return Err(Refused::NotAllowed);
         }
         Ok(())
@@ -154,9 +154,9 @@ impl Channels {
                 continue;
             }
             let count = burst.len();
-            let without = channel.append(burst, upstream);
-            taken += count - without;
-            refused.extend((0..without).map(|_| Refused::Keys));
+            let left_out = channel.append(burst, upstream);
+            taken += count - left_out;
+            refused.extend((0..left_out).map(|_| Refused::Keys));
         }
         self.metrics.publications.inc_by(taken as u64);
         for why in &refused {
@@ -189,13 +189,13 @@ impl Channels {
         if let Some(channel) = open.get(name) {
             return Ok(Arc::clone(channel));
         }
-        let most = self.max_channels();
-        if open.len() >= most && !self.sweep(&mut open) {
+        let max_channels = self.max_channels();
+        if open.len() >= max_channels && !self.sweep(&mut open) {
             self.metrics.limited("channels", 1);
-            return Err(Refused::Channels(most));
+            return Err(Refused::Channels(max_channels));
         }
         let rules = self.rules.load();
-        let rule = rules.of(name).cloned().unwrap_or_default();
+        let rule = rules.rule_for(name).cloned().unwrap_or_default();
         let name: Arc<str> = name.into();
         let channel = Arc::new(Channel {
             name: Arc::clone(&name),
@@ -237,17 +237,17 @@ impl Channels {
     /// Whether the tenant's logs have room for a burst, if need be in the place of older chunks.
     fn has_room(&self, channel: &Channel, burst: &[Publication]) -> bool {
         let keys: usize = burst.iter().map(Snapshot::cost).sum();
-        let burst = Chunk::most(burst, chunk_limit(channel.log_limit())) + keys;
+        let burst = Chunk::max_size(burst, chunk_limit(channel.log_limit())) + keys;
         let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes.load(Ordering::Relaxed) + own;
         if fits(0) {
             return true;
         }
         self.sweep(&mut self.open.lock());
-        fits(channel.log_bytes()) || self.takes_from_others(channel, fits)
+        fits(channel.log_bytes()) || self.shrink_largest_logs(channel, fits)
     }
 
     /// Has the largest logs drop their oldest chunks until a burst fits. Returns whether it does.
-    fn takes_from_others(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
+    fn shrink_largest_logs(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
         let others = self.open.lock().values().map(Arc::clone).collect::<Vec<_>>();
         loop {
             let own = channel.log_bytes();
@@ -255,7 +255,7 @@ impl Channels {
                 return true;
             }
             let largest = others.iter().max_by_key(|other| other.log_bytes());
-            if !largest.is_some_and(|largest| largest.log_bytes() > own && largest.give_up()) {
+            if !largest.is_some_and(|largest| largest.log_bytes() > own && largest.drop_oldest()) {
                 return false;
             }
         }
@@ -264,11 +264,11 @@ impl Channels {
     /// Drops the channels that nobody reads, to make room for others. Does so once a second at most. Returns whether
     /// there is room now.
     fn sweep(&self, open: &mut HashMap<Arc<str>, Arc<Channel>>) -> bool {
-        let mut swept = self.swept.lock();
-        if swept.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
+        let mut last_sweep = self.last_sweep.lock();
+        if last_sweep.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
             return false;
         }
-        *swept = Some(Instant::now());
+        *last_sweep = Some(Instant::now());
         // A channel that is held elsewhere has readers, or a handshake or a publication uses it now.
         open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
         open.len() < self.max_channels() && self.bytes.load(Ordering::Relaxed) < self.max_bytes.load(Ordering::Relaxed)
@@ -281,12 +281,12 @@ impl Rules {
     }
 
     /// The rule for a channel: the rule with its full name, or else the one with the longest matching prefix.
-    fn of(&self, name: &str) -> Option<&ChannelRule> {
-        let fitting = self.rules.iter().filter_map(|rule| match rule.pattern.strip_suffix('*') {
+    fn rule_for(&self, name: &str) -> Option<&ChannelRule> {
+        let matching = self.rules.iter().filter_map(|rule| match rule.pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix).then_some((false, prefix.len(), rule)),
             None => (name == rule.pattern).then_some((true, 0, rule)),
         });
-        fitting.max_by_key(|(exact, prefix, _)| (*exact, *prefix)).map(|(_, _, rule)| rule)
+        matching.max_by_key(|(exact, prefix, _)| (*exact, *prefix)).map(|(_, _, rule)| rule)
     }
 }
 
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn the_rule_with_the_full_name_wins_and_then_the_longest_prefix() {
         let channels = channels(&[("a*", 1), ("ab*", 2), ("ab", 3), ("*", 4)], 1000);
-        let log_bytes = |name| channels.rules.load().of(name).unwrap().log_bytes;
+        let log_bytes = |name| channels.rules.load().rule_for(name).unwrap().log_bytes;
         assert_eq!((log_bytes("ab"), log_bytes("abc"), log_bytes("ac"), log_bytes("b")), (3, 2, 1, 4));
     }
 
@@ -352,7 +352,7 @@ mod tests {
         let (taken, refused) = channels.publish(vec![publication("a", 90_000)], None).await;
         assert_eq!((taken, refused), (0, vec![Refused::Bytes]));
         drop(held);
-        *channels.swept.lock() = None;
+        *channels.last_sweep.lock() = None;
         assert_eq!(channels.publish(vec![publication("d", 90_000)], None).await.0, 1);
         assert!(channels.get("a").is_none());
     }
@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(channels.follow("one more").await.err(), Some(Refused::Channels(MOST)));
         assert_eq!(channels.publish(vec![publication("published", 10)], None).await.0, 1);
         drop(followed);
-        *channels.swept.lock() = None;
+        *channels.last_sweep.lock() = None;
         assert!(channels.follow("one more").await.is_ok());
         assert!(channels.find("never").await.unwrap().is_none());
     }

@@ -10,7 +10,7 @@ use wire::{Entry, Epoch, Frame, Key, Kind, Position, frame, raw};
 
 use crate::channel::{
     Publication,
-    encoding::{Encodings, Wire},
+    encoding::{EncodedBytes, Encodings},
 };
 
 /// Bytes that a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
@@ -31,7 +31,7 @@ pub struct Chunk {
     pub at: Instant,
     pub epoch: Epoch,
     offsets: Offsets,
-    pub(super) raw: Wire,
+    pub(super) raw: EncodedBytes,
     pub(super) encodings: OnceLock<Box<Encodings>>,
     /// The publications' keys. `None`: no publication here has one.
     keys: Option<Box<[Key]>>,
@@ -69,7 +69,7 @@ impl Chunk {
             }
         }
         let taken = || publications.iter().take(count);
-        let raw = Wire::new(taken().map(|publication| &publication.data), size, raw::write);
+        let raw = EncodedBytes::new(taken().map(|publication| &publication.data), size, raw::write);
         let keyed = taken().any(|publication| publication.key.is_some());
         let keys = keyed.then(|| taken().map(Publication::key).collect());
         (Self::new(seq, first.epoch, Offsets::From(first.offset), raw, keys), count)
@@ -79,7 +79,7 @@ impl Chunk {
     pub fn snapshot<'e>(seq: u64, epoch: Epoch, entries: impl Iterator<Item = (u64, Key, &'e Frame)> + Clone) -> Self {
         let size = |frame: &Frame| frame::header_len(frame.bytes.len()) + frame.bytes.len();
         let size = entries.clone().map(|(.., data)| size(data)).sum();
-        let raw = Wire::new(entries.clone().map(|(.., data)| data), size, raw::write);
+        let raw = EncodedBytes::new(entries.clone().map(|(.., data)| data), size, raw::write);
         let offsets = Offsets::Each(entries.clone().map(|(offset, ..)| offset).collect());
         let keys = Some(entries.map(|(_, key, _)| key).collect());
         Self::new(seq, epoch, offsets, raw, keys)
@@ -87,16 +87,16 @@ impl Chunk {
 
     /// A chunk that stands for what may be missing before the position `first`, where an epoch begins.
     pub fn gap(seq: u64, first: Position) -> Self {
-        let raw = Wire { bytes: Box::default(), ends: Box::default() };
+        let raw = EncodedBytes { bytes: Box::default(), ends: Box::default() };
         Self::new(seq, first.epoch, Offsets::From(first.offset), raw, None)
     }
 
-    fn new(seq: u64, epoch: Epoch, offsets: Offsets, raw: Wire, keys: Option<Box<[Key]>>) -> Self {
+    fn new(seq: u64, epoch: Epoch, offsets: Offsets, raw: EncodedBytes, keys: Option<Box<[Key]>>) -> Self {
         Self { seq, at: Instant::now(), epoch, offsets, raw, encodings: OnceLock::new(), keys }
     }
 
     /// The most bytes of memory that the chunks of a burst can take, cut at `limit`.
-    pub fn most(burst: &[Publication], limit: usize) -> usize {
+    pub fn max_size(burst: &[Publication], limit: usize) -> usize {
         let frame = |Publication { data, .. }: &Publication| frame::header_len(data.bytes.len()) + data.bytes.len();
         let frames: usize = burst.iter().map(frame).sum();
         let keyed = burst.iter().any(|publication| publication.key.is_some());
@@ -111,7 +111,7 @@ impl Chunk {
     #[cfg(test)]
     pub fn copied(&self, seq: u64) -> Self {
         let Offsets::From(first) = &self.offsets else { unreachable!("a snapshot is no part of a log") };
-        let raw = Wire { bytes: self.raw.bytes.clone(), ends: self.raw.ends.clone() };
+        let raw = EncodedBytes { bytes: self.raw.bytes.clone(), ends: self.raw.ends.clone() };
         Self::new(seq, self.epoch, Offsets::From(*first), raw, self.keys.clone())
     }
 
@@ -161,7 +161,7 @@ impl Chunk {
 
     /// The smallest offset after which at most `bytes` bytes of publications follow in this chunk.
     pub fn last_within(&self, bytes: usize) -> u64 {
-        let Wire { bytes: all, ends } = &self.raw;
+        let EncodedBytes { bytes: all, ends } = &self.raw;
         let from = all.len().saturating_sub(bytes);
         let index = if from == 0 { 0 } else { 1 + ends.partition_point(|end| (*end as usize) < from) };
         self.offset(index).saturating_sub(1)
@@ -262,7 +262,7 @@ mod tests {
     fn positions_and_offsets_belong_together() {
         let (chunk, _) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
         let raw = chunk.get_encoded(Format::Raw).unwrap();
-        let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.begun(position));
+        let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.last_begun(position));
         assert_eq!(begun, [None, Some(41), Some(41), Some(42), Some(42), Some(43), Some(43)]);
         assert_eq!([0, 40, 41, 42, 43, u64::MAX].map(|offset| raw.position_after(offset)), [0, 0, 4, 6, 11, 11]);
         assert_eq!(chunk.after(41).map(|entry| entry.offset).collect::<Vec<_>>(), [42, 43]);
@@ -275,7 +275,7 @@ mod tests {
         let chunk = Chunk::snapshot(7, first().epoch, entries.into_iter());
         let raw = chunk.get_encoded(Format::Raw).unwrap();
         assert_eq!([2, 3, 8, 9].map(|offset| raw.position_after(offset)), [0, 3, 3, 7]);
-        assert_eq!([0, 1, 3, 4].map(|position| raw.begun(position)), [None, Some(3), Some(3), Some(9)]);
+        assert_eq!([0, 1, 3, 4].map(|position| raw.last_begun(position)), [None, Some(3), Some(3), Some(9)]);
     }
 
     #[test]
@@ -285,8 +285,8 @@ mod tests {
         assert_eq!(count, 2);
         let (one, count) = Chunk::encode(0, first(), &burst, 1);
         assert_eq!(count, 1);
-        assert_eq!(Chunk::most(&burst, 1), 3 * one.size());
-        assert_eq!(Chunk::most(&burst, 1000), Chunk::encode(0, first(), &burst, 1000).0.size());
+        assert_eq!(Chunk::max_size(&burst, 1), 3 * one.size());
+        assert_eq!(Chunk::max_size(&burst, 1000), Chunk::encode(0, first(), &burst, 1000).0.size());
     }
 
     #[test]

@@ -36,14 +36,14 @@ const LATER_FORMATS: usize = 4;
 
 /// Encoded publications, one after another.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct EncodedBytes {
     pub bytes: Box<[u8]>,
     /// Where each publication ends in `bytes`. In a chunk that stands for a gap: where its mark ends, if the format has
     /// one.
     pub ends: Box<[u32]>,
 }
 
-impl Wire {
+impl EncodedBytes {
     /// Calls `write` for each item. The result is allocated at its exact size, since a log keeps its chunks for long.
     pub fn new<I>(items: impl Iterator<Item = I>, size: usize, mut write: impl FnMut(I, &mut Vec<u8>)) -> Self {
         let mut bytes = Vec::with_capacity(size);
@@ -78,7 +78,7 @@ impl Wire {
 /// A chunk in the formats besides [`Format::Raw`], as far as they were needed.
 #[derive(Debug)]
 pub(super) struct Encodings {
-    wires: [OnceLock<Wire>; LATER_FORMATS],
+    by_format: [OnceLock<EncodedBytes>; LATER_FORMATS],
     /// The tenant's total, which includes these bytes.
     total: Arc<AtomicUsize>,
     /// The channel's total of such bytes, which includes these, too.
@@ -90,9 +90,9 @@ pub(super) struct Encodings {
 const FORGOTTEN: usize = usize::MAX;
 
 impl Encodings {
-    fn new(of: &Channel) -> Self {
-        let (total, encoded_bytes) = (Arc::clone(&of.total), Arc::clone(&of.encoded_bytes));
-        Self { wires: Default::default(), total, encoded_bytes, charged: AtomicUsize::new(0) }
+    fn new(channel: &Channel) -> Self {
+        let (total, encoded_bytes) = (Arc::clone(&channel.total), Arc::clone(&channel.encoded_bytes));
+        Self { by_format: Default::default(), total, encoded_bytes, charged: AtomicUsize::new(0) }
     }
 
     fn charge(&self, bytes: usize) {
@@ -129,42 +129,42 @@ impl Drop for Encodings {
 #[derive(Clone, Copy)]
 pub struct Encoded<'c> {
     chunk: &'c Chunk,
-    wire: &'c Wire,
+    encoded: &'c EncodedBytes,
 }
 
 impl Chunk {
-    /// The chunk in a format, which is encoded now if nobody has needed it yet. `of`: its channel.
-    pub fn encoded(&self, format: Format, of: &Channel) -> Encoded<'_> {
-        let Some(index) = index(format) else { return Encoded { chunk: self, wire: &self.raw } };
-        let encodings = self.encodings.get_or_init(|| Box::new(Encodings::new(of)));
-        let wire = encodings.wires.get(index).map_or(&self.raw, |wire| {
-            wire.get_or_init(|| {
-                let wire = self.write(format, of);
-                encodings.charge(wire.size());
-                wire
+    /// The chunk in a format, which is encoded now if nobody has needed it yet. `channel`: its own.
+    pub fn encoded(&self, format: Format, channel: &Channel) -> Encoded<'_> {
+        let Some(index) = index(format) else { return Encoded { chunk: self, encoded: &self.raw } };
+        let encodings = self.encodings.get_or_init(|| Box::new(Encodings::new(channel)));
+        let encoded = encodings.by_format.get(index).map_or(&self.raw, |encoded| {
+            encoded.get_or_init(|| {
+                let encoded = self.write(format, channel);
+                encodings.charge(encoded.size());
+                encoded
             })
         });
-        Encoded { chunk: self, wire }
+        Encoded { chunk: self, encoded }
     }
 
     /// The chunk in a format, if that has been encoded already.
     pub fn get_encoded(&self, format: Format) -> Option<Encoded<'_>> {
-        let wire = match index(format) {
+        let encoded = match index(format) {
             None => &self.raw,
-            Some(index) => self.encodings.get()?.wires.get(index)?.get()?,
+            Some(index) => self.encodings.get()?.by_format.get(index)?.get()?,
         };
-        Some(Encoded { chunk: self, wire })
+        Some(Encoded { chunk: self, encoded })
     }
 
-    fn write(&self, format: Format, of: &Channel) -> Wire {
+    fn write(&self, format: Format, channel: &Channel) -> EncodedBytes {
         if self.is_gap() {
             let mark = (format == Format::Sse).then_some(());
-            return Wire::new(mark.into_iter(), 0, |(), out| sse::gap(&of.name, Some(self.before()), out));
+            return EncodedBytes::new(mark.into_iter(), 0, |(), out| sse::gap(&channel.name, Some(self.before()), out));
         }
         let compression =
-            Compression { above: of.compress_above.load(Ordering::Relaxed), window_bits: SHARED_WINDOW_BITS };
+            Compression { above: channel.compress_above.load(Ordering::Relaxed), window_bits: SHARED_WINDOW_BITS };
         let mut scratch = Vec::new();
-        Wire::new(self.items(), self.raw.bytes.len(), |item, out| match format {
+        EncodedBytes::new(self.items(), self.raw.bytes.len(), |item, out| match format {
             Format::Raw => frame::encode(raw::opcode(item.kind), item.payload, out),
             Format::Deflated => compression.encode(raw::opcode(item.kind), item.payload, out),
             Format::Sse => {
@@ -174,7 +174,7 @@ impl Chunk {
                 let Item { offset, key, kind, payload } = item;
                 scratch.clear();
                 centrifuge::publication(
-                    &of.name,
+                    &channel.name,
                     offset,
                     key.name.as_deref(),
                     key.remove,
@@ -203,21 +203,21 @@ fn index(format: Format) -> Option<usize> {
 impl<'c> Encoded<'c> {
     /// The bytes of all publications.
     pub fn bytes(&self) -> &'c [u8] {
-        &self.wire.bytes
+        &self.encoded.bytes
     }
 
     /// Where the first publication with an offset greater than `offset` begins.
     pub fn position_after(&self, offset: u64) -> usize {
-        self.wire.start(self.chunk.index_after(offset))
+        self.encoded.start(self.chunk.index_after(offset))
     }
 
     /// The offset of the last publication that begins before `position`.
-    pub fn begun(&self, position: usize) -> Option<u64> {
+    pub fn last_begun(&self, position: usize) -> Option<u64> {
         if self.chunk.is_gap() {
             return None;
         }
-        let whole = self.wire.ends_up_to(position);
-        let begun = whole + usize::from(self.wire.start(whole) < position);
+        let whole = self.encoded.ends_up_to(position);
+        let begun = whole + usize::from(self.encoded.start(whole) < position);
         Some(self.chunk.offset(begun.checked_sub(1)?))
     }
 
@@ -226,24 +226,24 @@ impl<'c> Encoded<'c> {
         if self.chunk.is_gap() {
             return 0;
         }
-        if from == 0 && to == self.wire.bytes.len() {
-            return self.wire.ends.len();
+        if from == 0 && to == self.encoded.bytes.len() {
+            return self.encoded.ends.len();
         }
-        self.wire.ends_up_to(to) - self.wire.ends_up_to(from)
+        self.encoded.ends_up_to(to) - self.encoded.ends_up_to(from)
     }
 
     /// The rest of the publication that `position` is inside of. `None`: a publication begins there.
     pub fn rest(&self, position: usize) -> Option<Range<usize>> {
-        let index = self.wire.ends_up_to(position);
-        let end = *self.wire.ends.get(index)? as usize;
-        (self.wire.start(index) != position).then_some(position..end)
+        let index = self.encoded.ends_up_to(position);
+        let end = *self.encoded.ends.get(index)? as usize;
+        (self.encoded.start(index) != position).then_some(position..end)
     }
 
     /// The publication, or the mark of a gap, that begins at a byte position. Returns where it ends, and the channel
     /// position that a client has reached with it.
     pub fn next(&self, position: usize) -> Option<(usize, Position)> {
-        let index = self.wire.ends_up_to(position);
-        let end = *self.wire.ends.get(index)? as usize;
+        let index = self.encoded.ends_up_to(position);
+        let end = *self.encoded.ends.get(index)? as usize;
         let offset = if self.chunk.is_gap() { self.chunk.before().offset } else { self.chunk.offset(index) };
         Some((end, Position { epoch: self.chunk.epoch, offset }))
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use config::History;
 use wire::{Entry, Frame, Key, Page, Position};
 
-use crate::channel::{Channel, ChannelState, Chunk, Since, snapshot::End};
+use crate::channel::{Channel, ChannelState, Chunk, Since, snapshot::LogEnd};
 
 /// Most bytes of payloads in one page. Only its first publication may have more.
 const MAX_PAGE_BYTES: usize = 1 << 20;
@@ -23,8 +23,8 @@ pub enum Start {
 
 impl Channel {
     /// Whether a client could go on after a position now: nothing after it is missing.
-    pub fn reaches(&self, after: Position) -> bool {
-        self.goes_on(&self.state.lock(), after)
+    pub fn can_resume_after(&self, after: Position) -> bool {
+        self.can_resume(&self.state.lock(), after)
     }
 
     /// Where a client that is let in now begins.
@@ -36,7 +36,7 @@ impl Channel {
     /// first. `None`: there is a gap.
     pub fn resume(&self, after: Position, oldest: u64) -> Option<Vec<Arc<Chunk>>> {
         let state = self.state.lock();
-        if !self.goes_on(&state, after) {
+        if !self.can_resume(&state, after) {
             return None;
         }
         let missed = state.log.after(after.offset);
@@ -44,12 +44,12 @@ impl Channel {
     }
 
     /// The first chunk that a client is sent: the snapshot, or its part after an offset. The client goes on in the log
-    /// at the chunk's `seq`, which is `least` or later. `None`: what the client has missed is not known any more.
-    pub fn snapshot(&self, since: Since, least: u64) -> Option<Arc<Chunk>> {
+    /// at the chunk's `seq`, which is `min_seq` or later. `None`: what the client has missed is not known any more.
+    pub fn snapshot(&self, since: Since, min_seq: u64) -> Option<Arc<Chunk>> {
         let mut state = self.state.lock();
-        let least = least.max(state.log.oldest_seq());
-        let end = End { next: state.log.next_seq(), bytes: state.bytes, epoch: state.epoch };
-        state.snapshot.chunk(since, end, least)
+        let min_seq = min_seq.max(state.log.oldest_seq());
+        let end = LogEnd { next: state.log.next_seq(), bytes: state.bytes, epoch: state.epoch };
+        state.snapshot.chunk(since, end, min_seq)
     }
 
     /// Whether new clients get a snapshot first.
@@ -62,17 +62,17 @@ impl Channel {
         let state = self.state.lock();
         let position = state.position();
         let Some(after) = after else {
-            let reach = self.reach(&state);
-            let newest = state.log.after(reach).rev().flat_map(|chunk| chunk.after(reach).rev());
+            let resumable_from = self.resumable_from(&state);
+            let newest = state.log.after(resumable_from).rev().flat_map(|chunk| chunk.after(resumable_from).rev());
             let mut entries = within(newest, limit);
             entries.reverse();
             return Page { position, entries, recovered: None };
         };
-        self.behind(&state, after, limit)
+        self.page_after(&state, after, limit)
     }
 
-    fn behind(&self, state: &ChannelState, after: Position, limit: usize) -> Page {
-        let recovered = self.goes_on(state, after);
+    fn page_after(&self, state: &ChannelState, after: Position, limit: usize) -> Page {
+        let recovered = self.can_resume(state, after);
         let entries = if recovered {
             within(state.log.after(after.offset).flat_map(|chunk| chunk.after(after.offset)), limit)
         } else {
@@ -84,8 +84,8 @@ impl Channel {
     /// Publications after a position, oldest first. Without a position: the oldest ones.
     pub fn page_from(&self, after: Option<Position>, limit: usize) -> Page {
         let state = self.state.lock();
-        let after = after.unwrap_or_else(|| Position { epoch: state.epoch, offset: self.reach(&state) });
-        self.behind(&state, after, limit)
+        let after = after.unwrap_or_else(|| Position { epoch: state.epoch, offset: self.resumable_from(&state) });
+        self.page_after(&state, after, limit)
     }
 
     /// Publications before a position, newest first. Without a position: the newest ones.
@@ -96,10 +96,10 @@ impl Channel {
         if recovered == Some(false) {
             return Page { position, entries: Vec::new(), recovered };
         }
-        let reach = self.reach(&state);
+        let resumable_from = self.resumable_from(&state);
         let end = before.map_or(u64::MAX, |before| before.offset);
-        let chunks = state.log.after(reach).rev().skip_while(|chunk| chunk.first_offset() >= end);
-        let newest = chunks.flat_map(|chunk| chunk.after(reach).rev());
+        let chunks = state.log.after(resumable_from).rev().skip_while(|chunk| chunk.first_offset() >= end);
+        let newest = chunks.flat_map(|chunk| chunk.after(resumable_from).rev());
         Page { position, entries: within(newest.skip_while(|entry| entry.offset >= end), limit), recovered }
     }
 
@@ -128,31 +128,31 @@ impl Channel {
         state.readers.notify(seq);
     }
 
-    fn goes_on(&self, state: &ChannelState, after: Position) -> bool {
-        after.epoch == state.epoch && after.offset < state.next_offset && after.offset >= self.reach(state)
+    fn can_resume(&self, state: &ChannelState, after: Position) -> bool {
+        after.epoch == state.epoch && after.offset < state.next_offset && after.offset >= self.resumable_from(state)
     }
 
     /// The smallest offset after which nothing is missing, and everything may be read.
-    fn reach(&self, state: &ChannelState) -> u64 {
+    fn resumable_from(&self, state: &ChannelState) -> u64 {
         let History { size, age, bytes, .. } = self.rule.load().history;
         let newest = state.next_offset - 1;
         let first = state.log.from(0).next().map_or(state.next_offset, |chunk| chunk.first_offset());
-        let mut reach = (state.begins - 1).max(first - 1).max(newest.saturating_sub(size));
+        let mut resumable_from = (state.epoch_start - 1).max(first - 1).max(newest.saturating_sub(size));
         if bytes < state.log.bytes() {
             let mut left = bytes;
             for chunk in state.log.from(0).rev() {
                 let size = chunk.bytes();
                 if size > left {
-                    reach = reach.max(chunk.last_within(left));
+                    resumable_from = resumable_from.max(chunk.last_within(left));
                     break;
                 }
                 left -= size;
             }
         }
         if let Some(since) = Instant::now().checked_sub(age) {
-            reach = reach.max(state.log.before(since).map_or(0, |chunk| chunk.last_offset()));
+            resumable_from = resumable_from.max(state.log.before(since).map_or(0, |chunk| chunk.last_offset()));
         }
-        reach
+        resumable_from
     }
 }
 

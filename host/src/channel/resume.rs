@@ -19,16 +19,17 @@ pub fn resume(channels: Vec<Arc<Channel>>, after: Option<&[Position]>) -> Resume
     let positions = after.unwrap_or_default();
     let start = |channel: Arc<Channel>| {
         // Each epoch belongs to one channel, so at most one position fits.
-        let position = positions.iter().find(|position| channel.reaches(**position));
+        let position = positions.iter().find(|position| channel.can_resume_after(**position));
         let start = position.map_or_else(|| channel.start(), |position| Start::After(*position));
         (channel, start)
     };
     let channels: Vec<_> = channels.into_iter().map(start).collect();
-    let anew = |(channel, start): &(Arc<Channel>, Start)| {
+    let without_position = |(channel, start): &(Arc<Channel>, Start)| {
         (!matches!(start, Start::After(_))).then(|| Arc::clone(&channel.name))
     };
-    let anew: Vec<_> = channels.iter().filter_map(anew).collect();
+    let without_position: Vec<_> = channels.iter().filter_map(without_position).collect();
     // An empty list stands for positions that cannot be read. They are in none of the channels.
-    let lost = after.is_some_and(|positions| positions.is_empty() || channels.len() - anew.len() < positions.len());
-    Resumed { channels, gaps: if lost { anew } else { Vec::new() } }
+    let lost = after
+        .is_some_and(|positions| positions.is_empty() || channels.len() - without_position.len() < positions.len());
+    Resumed { channels, gaps: if lost { without_position } else { Vec::new() } }
 }

@@ -15,7 +15,7 @@ pub struct Sequencer {
     epoch: Epoch,
     next_offset: u64,
     /// The first offset of the epoch.
-    begins: u64,
+    epoch_start: u64,
     /// The upstreams whose publications it has sequenced.
     upstreams: Vec<Arc<str>>,
 }
@@ -32,7 +32,7 @@ pub struct Sequenced {
 impl Sequencer {
     /// `first`: the position of the next publication.
     pub fn new(first: Position) -> Self {
-        Self { epoch: first.epoch, next_offset: first.offset, begins: first.offset, upstreams: Vec::new() }
+        Self { epoch: first.epoch, next_offset: first.offset, epoch_start: first.offset, upstreams: Vec::new() }
     }
 
     /// Gives a burst its positions. `upstream`: the upstream of the filter that made the publications, if a filter did.
@@ -62,11 +62,11 @@ impl Sequencer {
     /// position.
     pub fn lost(&mut self, upstream: &Arc<str>) -> Option<Position> {
         // An epoch without publications need not end: no client has a position in it.
-        if !self.upstreams.contains(upstream) || self.begins == self.next_offset {
+        if !self.upstreams.contains(upstream) || self.epoch_start == self.next_offset {
             return None;
         }
         self.epoch = new_epoch();
-        self.begins = self.next_offset;
+        self.epoch_start = self.next_offset;
         Some(Position { epoch: self.epoch, offset: self.next_offset })
     }
 }

@@ -45,18 +45,18 @@ pub struct Snapshot {
     /// The offset up to which removals may have been forgotten.
     forgotten: u64,
     /// Encoded without removals, and with them.
-    encoded: [Option<Encoded>; 2],
+    encoded: [Option<EncodedSnapshot>; 2],
 }
 
-struct Encoded {
+struct EncodedSnapshot {
     chunk: Arc<Chunk>,
-    /// The channel's [`End::bytes`] when it was encoded.
-    at: u64,
+    /// The channel's [`LogEnd::bytes`] when it was encoded.
+    log_bytes: u64,
 }
 
 /// Where a channel's log ends.
 #[derive(Clone, Copy)]
-pub struct End {
+pub struct LogEnd {
     /// The next chunk's position.
     pub next: u64,
     /// Bytes of all chunks that the channel has ever had.
@@ -177,9 +177,9 @@ impl Snapshot {
     }
 
     /// The snapshot of this moment or of a little earlier, encoded. The chunk's `seq` is the position at which a reader
-    /// goes on in the log. It is `least` or later. `None`: a removal that the reader has missed may have been
+    /// goes on in the log. It is `min_seq` or later. `None`: a removal that the reader has missed may have been
     /// forgotten.
-    pub fn chunk(&mut self, since: Since, end: End, least: u64) -> Option<Arc<Chunk>> {
+    pub fn chunk(&mut self, since: Since, end: LogEnd, min_seq: u64) -> Option<Arc<Chunk>> {
         if let Since::Offset(offset) = since
             && offset < self.forgotten
         {
@@ -188,9 +188,9 @@ impl Snapshot {
         // If there are no removals, both encodings are the same.
         let with_removals = !self.removals.is_empty() && since != Since::Nothing;
         // If the log has grown by more bytes than the snapshot has, a fresh snapshot saves the client bytes.
-        let good = |encoded: &&Encoded| {
-            let follows = end.bytes - encoded.at;
-            encoded.chunk.seq >= least && follows <= FRESH_BYTES.max(encoded.chunk.bytes() as u64)
+        let good = |encoded: &&EncodedSnapshot| {
+            let follows = end.bytes - encoded.log_bytes;
+            encoded.chunk.seq >= min_seq && follows <= FRESH_BYTES.max(encoded.chunk.bytes() as u64)
         };
         if let Some(encoded) = self.encoded.get(usize::from(with_removals)).and_then(Option::as_ref).filter(good) {
             return Some(Arc::clone(&encoded.chunk));
@@ -202,7 +202,7 @@ impl Snapshot {
         });
         let chunk = Arc::new(Chunk::snapshot(end.next, end.epoch, entries));
         if let Some(place) = self.encoded.get_mut(usize::from(with_removals)) {
-            *place = Some(Encoded { chunk: Arc::clone(&chunk), at: end.bytes });
+            *place = Some(EncodedSnapshot { chunk: Arc::clone(&chunk), log_bytes: end.bytes });
         }
         Some(chunk)
     }

@@ -46,7 +46,7 @@ capabilities! {
     keyvalue,
     logging,
     outbound: OutboundHttp,
-    records: Records,
+    records: PendingRecords,
     settings: Settings,
     upstreams,
 }

@@ -23,19 +23,19 @@ const NETWORK: u128 = !(u64::MAX as u128);
 pub struct ClientSource {
     pub client_limits: Arc<ClientLimits>,
     /// `None`: clients of any address share this source, for addresses are not limited.
-    from: Option<(IpAddr, Arc<Addresses>)>,
+    from: Option<(IpAddr, Arc<SourcesByAddress>)>,
 }
 
 /// The sources of a tenant's clients.
 pub struct ClientSources {
     uncounted: Arc<ClientSource>,
-    addresses: Arc<Addresses>,
+    addresses: Arc<SourcesByAddress>,
     /// Most clients of one address. Those still in their handshake count.
     max_per_address: AtomicUsize,
 }
 
 #[derive(Default)]
-struct Addresses(Mutex<HashMap<IpAddr, Weak<ClientSource>>>);
+struct SourcesByAddress(Mutex<HashMap<IpAddr, Weak<ClientSource>>>);
 
 impl ClientSources {
     pub fn new(client_limits: Arc<ClientLimits>, max_per_address: usize) -> Self {

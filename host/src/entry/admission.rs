@@ -189,7 +189,7 @@ pub fn raw_starts(channels: Vec<Arc<Channel>>, after: &[Position]) -> Result<Vec
         return Err(Refusal::bad_position("since is a position in one channel: request one channel"));
     };
     match <[_; 1]>::try_from(channels) {
-        Ok([channel]) if channel.reaches(after) => Ok(vec![(channel, Start::After(after))]),
+        Ok([channel]) if channel.can_resume_after(after) => Ok(vec![(channel, Start::After(after))]),
         Ok(_) => {
             let message = "what came after this position is not all there: begin anew, without since";
             Err(Refusal::new(StatusCode::GONE, "not_recovered", message))

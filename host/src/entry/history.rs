@@ -80,7 +80,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
         true => channel.latest_of_keys(parameters.after, parameters.limit),
         false => channel.page(parameters.since, parameters.limit),
     };
-    serde_json::to_string(&Body::from(page)).map_err(|error| {
+    serde_json::to_string(&PageJson::from(page)).map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the answer cannot be written: {error}"))
     })
 }
@@ -135,45 +135,45 @@ impl Parameters {
 
 /// The answer's JSON.
 #[derive(Serialize)]
-struct Body {
+struct PageJson {
     epoch: String,
     offset: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     recovered: Option<bool>,
-    publications: Vec<Published>,
+    publications: Vec<PublicationJson>,
 }
 
 #[derive(Serialize)]
-struct Published {
+struct PublicationJson {
     offset: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     remove: bool,
     #[serde(flatten)]
-    payload: Payload,
+    payload: PayloadJson,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Payload {
+enum PayloadJson {
     Data(String),
     Base64(String),
 }
 
-impl From<Page> for Body {
+impl From<Page> for PageJson {
     fn from(page: Page) -> Self {
         let Page { position: Position { epoch, offset }, entries, recovered } = page;
-        let publications = entries.into_iter().map(Published::new).collect();
+        let publications = entries.into_iter().map(PublicationJson::new).collect();
         Self { epoch: epoch.to_string(), offset, recovered, publications }
     }
 }
 
-impl Published {
+impl PublicationJson {
     fn new(Entry { offset, key, data }: Entry) -> Self {
         let payload = match (data.kind, str::from_utf8(&data.bytes)) {
-            (Kind::Text, Ok(text)) => Payload::Data(text.to_owned()),
-            _ => Payload::Base64(BASE64_STANDARD.encode(&data.bytes)),
+            (Kind::Text, Ok(text)) => PayloadJson::Data(text.to_owned()),
+            _ => PayloadJson::Base64(BASE64_STANDARD.encode(&data.bytes)),
         };
         Self { offset, key: key.name.map(|name| (*name).to_owned()), remove: key.remove, payload }
     }

@@ -8,7 +8,7 @@
 //! request has a connection of its own ([`exchange`]).
 //!
 //! wasmtime runs each request as a task on the guests' runtime. The task ends when the guest drops the answer, or the
-//! instance goes. A request that the guest keeps ends with the call, see [`Outbound::end_call`].
+//! instance goes. A request that the guest keeps ends with the call, see [`OutboundRequests::end_call`].
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ mod parts;
 mod target;
 
 use crate::component::imports::outbound::{
-    failure::Failure,
+    failure::RequestFailure,
     target::{Denied, Target, TargetHost},
 };
 
@@ -57,7 +57,7 @@ const MAX_FIELDS: usize = 72 << 10;
 
 /// What an instance keeps for `wasi:http`.
 pub struct OutboundHttp {
-    requests: Outbound,
+    requests: OutboundRequests,
     context: WasiHttpCtx,
 }
 
@@ -65,7 +65,7 @@ impl OutboundHttp {
     pub fn new(guest: &Guest) -> Self {
         let mut context = WasiHttpCtx::new();
         context.set_field_size_limit(MAX_FIELDS);
-        Self { requests: Outbound::new(guest), context }
+        Self { requests: OutboundRequests::new(guest), context }
     }
 }
 
@@ -84,13 +84,13 @@ impl WasiHttpView for Host {
 
 impl Host {
     /// The requests of the instance's call.
-    pub fn outbound(&mut self) -> &mut Outbound {
+    pub fn outbound(&mut self) -> &mut OutboundRequests {
         &mut self.capabilities.outbound.requests
     }
 }
 
 /// Sends a guest's requests, each within a call.
-pub struct Outbound {
+pub struct OutboundRequests {
     guest: Guest,
     /// Ends the requests of the current call. `None`: there is no call, for instance while the instance is made.
     call: Option<(Trigger, Stop)>,
@@ -98,9 +98,9 @@ pub struct Outbound {
 
 /// Drives a connection to its end.
 type Transmitted = Box<dyn Future<Output = Result<(), Error>> + Send>;
-type Answered = Result<(Response<WasiBody>, Transmitted)>;
+type SendResult = Result<(Response<WasiBody>, Transmitted)>;
 
-impl Outbound {
+impl OutboundRequests {
     pub fn new(guest: &Guest) -> Self {
         Self { guest: guest.clone(), call: None }
     }
@@ -116,7 +116,7 @@ impl Outbound {
     }
 }
 
-impl WasiHttpHooks for Outbound {
+impl WasiHttpHooks for OutboundRequests {
     fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
         BODY_CHUNKS
     }
@@ -130,22 +130,22 @@ impl WasiHttpHooks for Outbound {
         request: Request<WasiBody>,
         options: Option<RequestOptions>,
         _: Transmitted,
-    ) -> Box<dyn Future<Output = Answered> + Send> {
-        let sending = Sending { guest: self.guest.clone(), options: options.unwrap_or_default() };
+    ) -> Box<dyn Future<Output = SendResult> + Send> {
+        let outgoing = OutgoingRequest { guest: self.guest.clone(), options: options.unwrap_or_default() };
         let stop = self.call.as_ref().map(|(_, stop)| stop.clone());
-        Box::new(sending.run(request, stop))
+        Box::new(outgoing.run(request, stop))
     }
 }
 
 /// One request on its way to the head of its answer.
-struct Sending {
+struct OutgoingRequest {
     guest: Guest,
     options: RequestOptions,
 }
 
-impl Sending {
-    async fn run(self, request: Request<WasiBody>, stop: Option<Stop>) -> Answered {
-        let mut counted = Counted { guest: &self.guest, outcome: "cut_off" };
+impl OutgoingRequest {
+    async fn run(self, request: Request<WasiBody>, stop: Option<Stop>) -> SendResult {
+        let mut counted = CountedRequest { guest: &self.guest, outcome: "cut_off" };
         let sent = match stop {
             Some(mut stop) => {
                 let ending = stop.clone();
@@ -154,24 +154,28 @@ impl Sending {
                     () = stop.wait() => return Err(Error::ConnectionTerminated),
                 }
             }
-            None => Err(Failure::Denied(Denied::NoCall)),
+            None => Err(RequestFailure::Denied(Denied::NoCall)),
         };
-        counted.outcome = sent.as_ref().map_or_else(Failure::outcome, |_| "answered");
+        counted.outcome = sent.as_ref().map_or_else(RequestFailure::outcome, |_| "answered");
         sent.map_err(|failure| {
-            if let Failure::Denied(denied) = &failure {
+            if let RequestFailure::Denied(denied) = &failure {
                 self.log(denied);
             }
             failure.into()
         })
     }
 
-    async fn send(&self, request: Request<WasiBody>, stop: Stop) -> Result<(Response<WasiBody>, Transmitted), Failure> {
+    async fn send(
+        &self,
+        request: Request<WasiBody>,
+        stop: Stop,
+    ) -> Result<(Response<WasiBody>, Transmitted), RequestFailure> {
         let Guest { tenant, version, .. } = &self.guest;
         if request.method() == Method::CONNECT {
-            return Err(Failure::Code(Error::HttpRequestMethodInvalid));
+            return Err(RequestFailure::Code(Error::HttpRequestMethodInvalid));
         }
-        let reach = &version.grants.http;
-        let target = Target::of(request.uri(), reach)?;
+        let destinations = &version.grants.http;
+        let target = Target::from_uri(request.uri(), destinations)?;
         let permit = tenant.outbound.begin()?;
         let connecting = async {
             let answers = async {
@@ -180,12 +184,12 @@ impl Sending {
                     TargetHost::Address(address) => Ok(vec![*address]),
                 }
             };
-            let addresses = target.addresses(reach, answers).await?;
+            let addresses = target.addresses(destinations, answers).await?;
             exchange::connect(&addresses, &target, tls::client).await
         };
         let within = |most: Duration, asked: Option<Duration>| asked.map_or(most, |asked| asked.min(most));
         let connecting = timeout(within(CONNECT_TIMEOUT, self.options.connect_timeout), connecting).await;
-        let connection = connecting.unwrap_or(Err(Failure::Code(Error::ConnectionTimeout)))?;
+        let connection = connecting.unwrap_or(Err(RequestFailure::Code(Error::ConnectionTimeout)))?;
         let times = exchange::Times {
             first: within(SILENCE_TIMEOUT, self.options.first_byte_timeout),
             between: within(SILENCE_TIMEOUT, self.options.between_bytes_timeout),
@@ -210,12 +214,12 @@ impl Sending {
 }
 
 /// Counts a request when it ends, even if nobody waits for it any more.
-struct Counted<'a> {
+struct CountedRequest<'a> {
     guest: &'a Guest,
     outcome: &'static str,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountedRequest<'_> {
     fn drop(&mut self) {
         self.guest.tenant.metrics.requested(self.outcome);
     }
@@ -264,7 +268,7 @@ mod tests {
         Guest { tenant, version, role: RoleKind::Api, name, metrics }
     }
 
-    async fn send(outbound: &mut Outbound) -> Error {
+    async fn send(outbound: &mut OutboundRequests) -> Error {
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = Request::get("http://127.0.0.1:1/").body(body).unwrap();
         Box::into_pin(outbound.send_request(request, None, Box::new(async { Ok(()) }))).await.err().unwrap()
@@ -274,7 +278,7 @@ mod tests {
     async fn requests_come_with_calls_only() {
         let metrics = Arc::new(Metrics::new());
         let guest = guest(&metrics);
-        let mut outbound = Outbound::new(&guest);
+        let mut outbound = OutboundRequests::new(&guest);
         assert!(matches!(send(&mut outbound).await, Error::HttpRequestDenied), "while it starts");
         outbound.begin_call();
         assert!(matches!(send(&mut outbound).await, Error::ConnectionRefused));

@@ -35,12 +35,12 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 const REFUSE_FOR: Duration = Duration::from_secs(1);
 
 /// What an instance keeps for its records.
-pub struct Records {
+pub struct PendingRecords {
     /// A filter's rows. `None`: the instance has another role.
     deferred: Option<Deferred>,
 }
 
-impl Records {
+impl PendingRecords {
     pub fn new(guest: &Guest) -> Self {
         Self { deferred: (guest.role == RoleKind::Filter).then(Deferred::default) }
     }

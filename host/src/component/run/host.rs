@@ -54,21 +54,21 @@ pub struct Host {
     guest: Guest,
     share: TurnShare,
     stderr: Output,
-    _counted: Counted,
+    _counted: CountedInstance,
     place: Place,
 }
 
 /// Counts an instance until this is dropped.
-struct Counted(Gauge);
+struct CountedInstance(Gauge);
 
-impl Counted {
+impl CountedInstance {
     fn new(instances: &Gauge) -> Self {
         instances.inc();
         Self(instances.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedInstance {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -123,7 +123,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
         guest: guest.clone(),
         share: guest.tenant.turns.share(),
         stderr,
-        _counted: Counted::new(&guest.metrics.instances),
+        _counted: CountedInstance::new(&guest.metrics.instances),
         place,
     };
     let mut store = Store::new(engine.wasmtime(), host);

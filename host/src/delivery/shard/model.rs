@@ -30,7 +30,7 @@ const BUFFER: usize = 1;
 const KEYS: u8 = 6;
 
 #[derive(Clone, Debug)]
-enum Step {
+enum ModelStep {
     /// A burst. For each publication: its channel, its key, whether it removes the key, its payload's length.
     Publish(Vec<(usize, Option<u8>, bool, usize)>),
     /// A client connects to these channels, in this format.
@@ -61,7 +61,7 @@ enum Step {
     Turn,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<ModelStep>> {
     let channel = 0..CHANNELS.len();
     let key = proptest::option::weighted(0.8, 0..KEYS);
     let publication = (channel.clone(), key, proptest::bool::weighted(0.1), 0..2000_usize);
@@ -69,16 +69,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         publication.prop_map(|(channel, key, remove, length)| (channel, key, remove && key.is_some(), length));
     let format = prop_oneof![Just(Format::Raw), Just(Format::Sse), Just(Format::Centrifuge)];
     let step = prop_oneof![
-        8 => proptest::collection::vec(publication, 1..12).prop_map(Step::Publish),
+        8 => proptest::collection::vec(publication, 1..12).prop_map(ModelStep::Publish),
         2 => (proptest::sample::subsequence(vec![0, 1], 1..=2), format)
-            .prop_map(|(channels, format)| Step::Connect(channels, format)),
-        1 => (0..8_usize, channel.clone()).prop_map(|(client, channel)| Step::Resume { client, channel }),
-        6 => (0..8_usize, 1..20_000_usize).prop_map(|(client, bytes)| Step::Read { client, bytes }),
-        1 => (0..8_usize).prop_map(Step::Leave),
-        2 => (0..8_usize, 0..20_000_usize).prop_map(|(client, bytes)| Step::Reply { client, bytes }),
-        1 => (0..8_usize, channel).prop_map(|(client, channel)| Step::Follow { client, channel }),
-        1 => Just(Step::LoseUpstream),
-        6 => Just(Step::Turn),
+            .prop_map(|(channels, format)| ModelStep::Connect(channels, format)),
+        1 => (0..8_usize, channel.clone()).prop_map(|(client, channel)| ModelStep::Resume { client, channel }),
+        6 => (0..8_usize, 1..20_000_usize).prop_map(|(client, bytes)| ModelStep::Read { client, bytes }),
+        1 => (0..8_usize).prop_map(ModelStep::Leave),
+        2 => (0..8_usize, 0..20_000_usize).prop_map(|(client, bytes)| ModelStep::Reply { client, bytes }),
+        1 => (0..8_usize, channel).prop_map(|(client, channel)| ModelStep::Follow { client, channel }),
+        1 => Just(ModelStep::LoseUpstream),
+        6 => Just(ModelStep::Turn),
     ];
     proptest::collection::vec(step, 1..80)
 }
@@ -139,23 +139,23 @@ impl World {
         self.shard.turn(&mut self.events, &mut Vec::new(), Duration::ZERO).unwrap();
     }
 
-    fn take(&mut self, step: Step) {
+    fn take(&mut self, step: ModelStep) {
         match step {
-            Step::Publish(burst) => self.publish(&burst),
-            Step::Connect(channels, format) => self.connect(channels, format, None),
-            Step::Resume { client, channel } => self.resume(client, channel),
-            Step::Read { client, bytes } => {
+            ModelStep::Publish(burst) => self.publish(&burst),
+            ModelStep::Connect(channels, format) => self.connect(channels, format, None),
+            ModelStep::Resume { client, channel } => self.resume(client, channel),
+            ModelStep::Read { client, bytes } => {
                 if let Some(client) = self.clients.get_mut(client).filter(|client| !client.left) {
                     client.read(bytes);
                 }
             }
-            Step::Leave(client) => {
+            ModelStep::Leave(client) => {
                 if let Some(client) = self.clients.get_mut(client) {
                     client.left = true;
                     drop(client.socket.shutdown(std::net::Shutdown::Both));
                 }
             }
-            Step::Reply { client, bytes } => {
+            ModelStep::Reply { client, bytes } => {
                 let replies = |client: &&Client| !client.left && client.format != Format::Sse;
                 if let Some(client) = self.clients.get(client).filter(replies) {
                     let mut reply = Vec::new();
@@ -164,8 +164,8 @@ impl World {
                     self.shard.take_steps(client.id, &client.client_limits, vec![queue::Step::Send(reply, share)]);
                 }
             }
-            Step::Follow { client, channel } => self.follow(client, channel),
-            Step::LoseUpstream => {
+            ModelStep::Follow { client, channel } => self.follow(client, channel),
+            ModelStep::LoseUpstream => {
                 self.channels.lost(&self.upstream);
                 for (channel, epoch) in self.epoch.iter_mut().enumerate() {
                     let newest = self.published.iter().rev().find(|published| published.channel == channel);
@@ -174,7 +174,7 @@ impl World {
                     }
                 }
             }
-            Step::Turn => self.turn(),
+            ModelStep::Turn => self.turn(),
         }
     }
 
@@ -262,7 +262,7 @@ impl World {
         let open = self.channels.open(CHANNELS[channel]).unwrap();
         let epoch = open.page(None, 1).position.epoch;
         let after = Position { epoch, offset: newest.offset };
-        if newest.epoch == self.epoch[channel] && open.reaches(after) {
+        if newest.epoch == self.epoch[channel] && open.can_resume_after(after) {
             self.connect(vec![channel], format, Some(&[after]));
         }
     }
@@ -386,7 +386,7 @@ impl World {
     }
 }
 
-fn run(policy: Slow, steps: Vec<Step>) {
+fn run(policy: Slow, steps: Vec<ModelStep>) {
     let mut world = World::new(policy);
     for step in steps {
         world.take(step);

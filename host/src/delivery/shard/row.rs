@@ -139,7 +139,7 @@ impl Row {
         let index = extra.prefaces.iter().position(|preface| preface.view == view)?;
         let Preface { since, chunk, range, .. } = extra.prefaces.remove(index)?;
         // The chunk begins with publications that the client had before the snapshot. `begun` may be one of these.
-        let begun = chunk.get_encoded(self.format).and_then(|chunk| chunk.begun(range.start)).unwrap_or(0);
+        let begun = chunk.get_encoded(self.format).and_then(|chunk| chunk.last_begun(range.start)).unwrap_or(0);
         Some(match since {
             Since::Offset(offset) => Since::Offset(begun.max(offset)),
             Since::Nothing if begun > 0 => Since::Offset(begun),

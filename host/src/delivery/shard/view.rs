@@ -110,7 +110,7 @@ impl View {
     pub fn last_offset_of(&self, cursor: &Cursor, format: Format) -> u64 {
         // If its chunk is not here, the cursor stood at the log's end, and the next chunk was gone before it got here.
         let Some(chunk) = self.chunk_of(cursor) else { return self.previous_end.offset };
-        let begun = chunk.encoded(format, &self.channel).begun(cursor.position as usize);
+        let begun = chunk.encoded(format, &self.channel).last_begun(cursor.position as usize);
         begun.unwrap_or_else(|| chunk.before().offset)
     }
 

@@ -14,7 +14,7 @@ use wasmtime_wasi_http::Error;
 use crate::{component::imports::outbound::failure::exchanging, shutdown::Stop};
 
 /// A body that fails when its server is silent for too long, or when its call ends.
-pub struct Arriving {
+pub struct ArrivingAnswer {
     body: Incoming,
     silence: Duration,
     /// Ends when the silence is too long.
@@ -22,14 +22,14 @@ pub struct Arriving {
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-impl Arriving {
+impl ArrivingAnswer {
     pub fn new(body: Incoming, silence: Duration, mut stop: Stop) -> Self {
         let ended = Box::pin(async move { stop.wait().await });
         Self { body, silence, late: Box::pin(sleep(silence)), ended }
     }
 }
 
-impl Body for Arriving {
+impl Body for ArrivingAnswer {
     type Data = Bytes;
     type Error = Error;
 

@@ -16,8 +16,8 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::{
     component::imports::outbound::{
-        Failure, Transmitted,
-        body::Arriving,
+        RequestFailure, Transmitted,
+        body::ArrivingAnswer,
         failure::{connecting, exchanging, securing},
         target::{Target, TargetHost},
     },
@@ -46,16 +46,16 @@ pub async fn connect(
     addresses: &[SocketAddr],
     target: &Target,
     tls: impl FnOnce() -> Result<Arc<ClientConfig>, rustls::Error>,
-) -> Result<Connection, Failure> {
+) -> Result<Connection, RequestFailure> {
     let stream = TcpStream::connect(addresses).await.map_err(|error| connecting(&error))?;
     stream.set_nodelay(true).map_err(|error| connecting(&error))?;
     if !target.secure {
         return Ok(Connection::Plain(stream));
     }
-    let tls = tls().map_err(|_| Failure::Code(Error::ConfigurationError))?;
+    let tls = tls().map_err(|_| RequestFailure::Code(Error::ConfigurationError))?;
     let name = match &target.host {
         TargetHost::Name(name) => {
-            ServerName::try_from(name.clone()).map_err(|_| Failure::Code(Error::HttpRequestUriInvalid))?
+            ServerName::try_from(name.clone()).map_err(|_| RequestFailure::Code(Error::HttpRequestUriInvalid))?
         }
         TargetHost::Address(address) => ServerName::from(*address),
     };
@@ -71,7 +71,7 @@ impl Connection {
         request: Request<WasiBody>,
         times: Times,
         stop: Stop,
-    ) -> Result<(Response<WasiBody>, Transmitted), Failure> {
+    ) -> Result<(Response<WasiBody>, Transmitted), RequestFailure> {
         match self {
             Self::Plain(stream) => exchange(TokioIo::new(stream), request, times, stop).await,
             Self::Secure(stream) => exchange(TokioIo::new(stream), request, times, stop).await,
@@ -84,13 +84,13 @@ async fn exchange(
     mut request: Request<WasiBody>,
     times: Times,
     mut stop: Stop,
-) -> Result<(Response<WasiBody>, Transmitted), Failure> {
-    let broken = |error: hyper::Error| Failure::Code(exchanging(&error));
+) -> Result<(Response<WasiBody>, Transmitted), RequestFailure> {
+    let broken = |error: hyper::Error| RequestFailure::Code(exchanging(&error));
     let handshake = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(stream).await;
     let (mut sender, connection) = handshake.map_err(broken)?;
     // An origin server expects the path alone (RFC 9112, 3.2.1). The header `host` has the host.
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    let uri = path.parse::<Uri>().map_err(|_| Failure::Code(Error::HttpRequestUriInvalid))?;
+    let uri = path.parse::<Uri>().map_err(|_| RequestFailure::Code(Error::HttpRequestUriInvalid))?;
     *request.uri_mut() = uri;
 
     let mut connection = Box::pin(connection);
@@ -103,8 +103,8 @@ async fn exchange(
             (answered.await, false)
         }
     };
-    let answer = answer.map_err(|_| Failure::Code(Error::ConnectionReadTimeout))?.map_err(broken)?;
-    let answer = answer.map(|body| Arriving::new(body, times.between, stop.clone()).boxed_unsync());
+    let answer = answer.map_err(|_| RequestFailure::Code(Error::ConnectionReadTimeout))?.map_err(broken)?;
+    let answer = answer.map(|body| ArrivingAnswer::new(body, times.between, stop.clone()).boxed_unsync());
     let transmitted = async move {
         if open {
             tokio::select! {

@@ -7,13 +7,13 @@ use wasmtime_wasi_http::Error;
 use crate::{component::imports::outbound::target::Denied, tenant::OutboundRefused};
 
 #[derive(Debug)]
-pub enum Failure {
+pub enum RequestFailure {
     Denied(Denied),
     Limited(OutboundRefused),
     Code(Error),
 }
 
-impl Failure {
+impl RequestFailure {
     /// The value of the metric's label `outcome`.
     pub fn outcome(&self) -> &'static str {
         match self {
@@ -31,26 +31,26 @@ impl Failure {
     }
 }
 
-impl From<OutboundRefused> for Failure {
+impl From<OutboundRefused> for RequestFailure {
     fn from(refused: OutboundRefused) -> Self {
         Self::Limited(refused)
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<RequestFailure> for Error {
+    fn from(failure: RequestFailure) -> Self {
         match failure {
-            Failure::Denied(Denied::Private(_)) => Self::DestinationIpProhibited,
-            Failure::Denied(_) => Self::HttpRequestDenied,
-            Failure::Limited(_) => Self::ConnectionLimitReached,
-            Failure::Code(error) => error,
+            RequestFailure::Denied(Denied::Private(_)) => Self::DestinationIpProhibited,
+            RequestFailure::Denied(_) => Self::HttpRequestDenied,
+            RequestFailure::Limited(_) => Self::ConnectionLimitReached,
+            RequestFailure::Code(error) => error,
         }
     }
 }
 
 /// The failure for the system's error in a connection attempt.
-pub fn connecting(error: &io::Error) -> Failure {
-    Failure::Code(match error.kind() {
+pub fn connecting(error: &io::Error) -> RequestFailure {
+    RequestFailure::Code(match error.kind() {
         io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
         io::ErrorKind::TimedOut => Error::ConnectionTimeout,
         _ => Error::DestinationUnavailable,
@@ -58,9 +58,9 @@ pub fn connecting(error: &io::Error) -> Failure {
 }
 
 /// The failure for an error in the TLS handshake.
-pub fn securing(error: &io::Error) -> Failure {
+pub fn securing(error: &io::Error) -> RequestFailure {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    Failure::Code(match tls {
+    RequestFailure::Code(match tls {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
             Error::TlsCertificateError
         }

@@ -9,7 +9,7 @@ use config::grants::Destinations;
 use hyper::Uri;
 use wasmtime_wasi_http::Error;
 
-use crate::component::imports::outbound::Failure;
+use crate::component::imports::outbound::RequestFailure;
 
 /// The schemes' default ports.
 const HTTP: u16 = 80;
@@ -60,9 +60,9 @@ impl Denied {
 
 impl Target {
     /// The server that a URL names, if the grants list it.
-    pub fn of(uri: &Uri, reach: &Destinations) -> Result<Self, Failure> {
+    pub fn from_uri(uri: &Uri, destinations: &Destinations) -> Result<Self, RequestFailure> {
         let secure = uri.scheme_str() == Some("https");
-        let invalid = || Failure::Code(Error::HttpRequestUriInvalid);
+        let invalid = || RequestFailure::Code(Error::HttpRequestUriInvalid);
         // A user's name in front of the host would be sent in the header `host`.
         let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(invalid)?;
         let host = TargetHost::parse(authority.host()).ok_or_else(invalid)?;
@@ -78,19 +78,19 @@ impl Target {
         };
         let target = Self { host, port, secure };
         let listed = match &target.host {
-            TargetHost::Name(name) => reach.has_name(name, port),
-            TargetHost::Address(address) => reach.has_address(*address, port),
+            TargetHost::Name(name) => destinations.has_name(name, port),
+            TargetHost::Address(address) => destinations.has_address(*address, port),
         };
-        if listed { Ok(target) } else { Err(Failure::Denied(Denied::NotListed(target.shown()))) }
+        if listed { Ok(target) } else { Err(RequestFailure::Denied(Denied::NotListed(target.shown()))) }
     }
 
     /// The addresses to connect to: all that the name leads to, if the grants allow every one of them. `answers` is
     /// awaited only for a name.
     pub async fn addresses(
         &self,
-        reach: &Destinations,
+        destinations: &Destinations,
         answers: impl Future<Output = io::Result<Vec<IpAddr>>>,
-    ) -> Result<Vec<SocketAddr>, Failure> {
+    ) -> Result<Vec<SocketAddr>, RequestFailure> {
         if let TargetHost::Address(address) = self.host {
             return Ok(vec![SocketAddr::new(address, self.port)]);
         }
@@ -98,8 +98,8 @@ impl Target {
         if answers.is_empty() {
             return Err(dns_error("the name has no address"));
         }
-        if answers.iter().any(|address| !reach.may_lead_to(*address, self.port)) {
-            return Err(Failure::Denied(Denied::Private(self.shown())));
+        if answers.iter().any(|address| !destinations.may_lead_to(*address, self.port)) {
+            return Err(RequestFailure::Denied(Denied::Private(self.shown())));
         }
         Ok(answers.into_iter().map(|address| SocketAddr::new(address, self.port)).collect())
     }
@@ -112,8 +112,8 @@ impl Target {
     }
 }
 
-fn dns_error(why: &str) -> Failure {
-    Failure::Code(Error::DnsError { rcode: Some(why.into()), info_code: None })
+fn dns_error(why: &str) -> RequestFailure {
+    RequestFailure::Code(Error::DnsError { rcode: Some(why.into()), info_code: None })
 }
 
 impl TargetHost {
@@ -141,20 +141,20 @@ mod tests {
 
     use super::*;
 
-    fn reach() -> Destinations {
+    fn destinations() -> Destinations {
         let below = Destination::Below(".example.com".into());
         let network = Destination::Network("10.1.0.0/16".parse().unwrap());
         [(below, None), (network, None)].into_iter().collect()
     }
 
-    fn target(uri: &str) -> Result<Target, Failure> {
-        Target::of(&uri.parse().unwrap(), &reach())
+    fn target(uri: &str) -> Result<Target, RequestFailure> {
+        Target::from_uri(&uri.parse().unwrap(), &destinations())
     }
 
     /// The addresses for a name that leads to `answers`.
-    async fn led_to(answers: &[&str]) -> Result<Vec<SocketAddr>, Failure> {
+    async fn led_to(answers: &[&str]) -> Result<Vec<SocketAddr>, RequestFailure> {
         let answers = answers.iter().map(|address| address.parse().unwrap()).collect();
-        target("https://api.example.com/").unwrap().addresses(&reach(), ready(Ok(answers))).await
+        target("https://api.example.com/").unwrap().addresses(&destinations(), ready(Ok(answers))).await
     }
 
     #[test]
@@ -180,13 +180,16 @@ mod tests {
             "http://0x0a010203/",
             "http://167838211/",
         ] {
-            assert!(matches!(target(uri), Err(Failure::Denied(Denied::NotListed(_)))), "{uri}");
+            assert!(matches!(target(uri), Err(RequestFailure::Denied(Denied::NotListed(_)))), "{uri}");
         }
         for uri in ["http://api.example.com@evil.net/", "http://evil.net@api.example.com/", "http://a:99999@/", "/path"]
         {
             if let Ok(uri) = uri.parse::<Uri>() {
-                let refused = Target::of(&uri, &reach());
-                assert!(matches!(refused, Err(Failure::Code(Error::HttpRequestUriInvalid))), "{uri} {refused:?}");
+                let refused = Target::from_uri(&uri, &destinations());
+                assert!(
+                    matches!(refused, Err(RequestFailure::Code(Error::HttpRequestUriInvalid))),
+                    "{uri} {refused:?}"
+                );
             }
         }
     }
@@ -207,15 +210,18 @@ mod tests {
         ] {
             let denied = led_to(answers).await;
             let shown = "api.example.com:443".to_owned();
-            assert!(matches!(&denied, Err(Failure::Denied(Denied::Private(host))) if *host == shown), "{answers:?}");
+            assert!(
+                matches!(&denied, Err(RequestFailure::Denied(Denied::Private(host))) if *host == shown),
+                "{answers:?}"
+            );
         }
-        assert!(matches!(led_to(&[]).await, Err(Failure::Code(Error::DnsError { .. }))));
+        assert!(matches!(led_to(&[]).await, Err(RequestFailure::Code(Error::DnsError { .. }))));
     }
 
     #[tokio::test]
     async fn a_name_server_is_not_asked_for_addresses() {
         let never = async { panic!("it was asked") };
-        let addresses = target("http://10.1.2.3/").unwrap().addresses(&reach(), never).await.unwrap();
+        let addresses = target("http://10.1.2.3/").unwrap().addresses(&destinations(), never).await.unwrap();
         assert_eq!(addresses, ["10.1.2.3:80".parse().unwrap()]);
     }
 }
