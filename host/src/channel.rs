@@ -189,7 +189,7 @@ impl Channel {
     pub fn attach(&self, reader: Arc<dyn Reader>, token: usize) -> (Log, Position) {
         let mut state = self.state.lock();
         state.readers.attach(reader, token);
-        (state.log.from_here(), state.position())
+        (state.log.continued(), state.position())
     }
 
     /// Hands over the chunks from position `seq` on that the log still has. Returns the position of the log's oldest

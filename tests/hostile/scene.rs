@@ -154,10 +154,7 @@ impl Scene {
 
     /// Checks that calls of the hostile tenant broke, for this reason if one is given.
     pub async fn broke(&self, role: &str, reason: Option<&str>) {
-        let reason = reason.map(|reason| ("reason", reason));
-        let labels = [("tenant", "hostile"), ("role", role), ("blame", "guest_broke")];
-        let labels: Vec<_> = labels.into_iter().chain(reason).collect();
-        self.relay.metric_reaches("edge_relay_guest_failures_total", &labels, 1.0).await;
+        broke(&self.relay, role, reason).await;
     }
 
     /// Checks that the relay's memory stays within what one hostile tenant may take, and some more.
@@ -165,6 +162,14 @@ impl Scene {
         let peak = self.relay.peak_memory();
         assert!(peak < MEMORY, "{} MiB", peak >> 20);
     }
+}
+
+/// Waits until calls of the hostile tenant broke, as [`Scene::broke`] does.
+pub async fn broke(relay: &Relay, role: &str, reason: Option<&str>) {
+    let reason = reason.map(|reason| ("reason", reason));
+    let labels = [("tenant", "hostile"), ("role", role), ("blame", "guest_broke")];
+    let labels: Vec<_> = labels.into_iter().chain(reason).collect();
+    relay.metric_reaches("edge_relay_guest_failures_total", &labels, 1.0).await;
 }
 
 /// Sends the neighbour's next message.

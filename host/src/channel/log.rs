@@ -94,7 +94,7 @@ impl Log {
     }
 
     /// An empty log, which continues where this one ends.
-    pub fn from_here(&self) -> Self {
+    pub fn continued(&self) -> Self {
         Self { chunks: VecDeque::new(), next_seq: self.next_seq, bytes: 0, max_bytes: self.max_bytes }
     }
 }

@@ -15,7 +15,7 @@ async fn relay(partner: &Partner, trusted: &Authority) -> Relay {
 #[tokio::test]
 async fn a_trusted_partner_is_relayed() {
     let mut partner = Partner::start().await;
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let relay = relay(&partner, &authority).await;
     let mut client = relay.client("/t").await;
     let mut peer = partner.arrival().await.upgrade_tls(&authority.acceptor(partner.address.ip())).await;
@@ -28,7 +28,7 @@ async fn a_trusted_partner_is_relayed() {
 #[tokio::test]
 async fn an_untrusted_partner_is_not_and_the_relay_tries_again() {
     let mut partner = Partner::start().await;
-    let (authority, unknown) = (Authority::new(), Authority::new());
+    let (authority, unknown) = (Authority::generate(), Authority::generate());
     let relay = relay(&partner, &authority).await;
     let mut client = relay.client("/t").await;
     let address = partner.address.ip();

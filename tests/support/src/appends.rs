@@ -100,7 +100,7 @@ impl Appends {
         }
     }
 
-    /// Each row that is kept must be in MySQL once, and what else is there was given to the relay, and is there once too.
+    /// Each row that is kept must be in MySQL once. Any other row there was given to the relay, and is there once.
     pub async fn are_in(&self, database: &MariaDb) {
         let sql = format!("SELECT CAST(data AS UNSIGNED) FROM records WHERE collection = '{COLLECTION}'");
         let rows: Vec<u64> = database.query(&sql).await.iter().map(|row| row[0].parse().unwrap()).collect();

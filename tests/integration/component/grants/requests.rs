@@ -78,7 +78,7 @@ async fn a_redirect_is_the_guests_to_follow_and_checked_like_any_request() {
 
 #[tokio::test]
 async fn tls_with_the_roots_that_the_host_trusts() {
-    let (authority, unknown) = (Authority::new(), Authority::new());
+    let (authority, unknown) = (Authority::generate(), Authority::generate());
     let (trusted, untrusted) = (loopback(), loopback());
     let good = Origin::start_tls(trusted, authority.acceptor(trusted.into())).await;
     let bad = Origin::start_tls(untrusted, unknown.acceptor(untrusted.into())).await;

@@ -14,7 +14,7 @@ async fn serve(url: &str, trusted: &Authority) -> Relay {
 
 #[tokio::test]
 async fn rows_go_over_tls_to_whom_the_machine_trusts() {
-    let (authority, unknown) = (Authority::new(), Authority::new());
+    let (authority, unknown) = (Authority::generate(), Authority::generate());
     let Some(database) = MariaDb::start_tls(&authority).await else { return };
     // From now on the server takes that user by TLS alone.
     database.query("ALTER USER relay REQUIRE SSL").await;

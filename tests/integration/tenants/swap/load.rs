@@ -79,7 +79,7 @@ async fn fifty_swaps_in_a_row_cost_nobody_a_message() {
         Err(wrong) => panic!("{wrong}"),
     })
     .await;
-    // By the version of the code, as of its beginning, and by its settings: never two at once, and never the one before.
+    // Each has the version of the code, of its beginning and of its settings: never two at once, nor one from before.
     let mut versions: Vec<_> = crowd.payloads(0).iter().map(|payload| payload[9..].to_owned()).collect();
     assert!(versions.is_sorted(), "an older version has filtered after a newer one");
     versions.dedup();
