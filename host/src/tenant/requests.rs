@@ -1,4 +1,4 @@
-//! What all requests of a tenant's guests share.
+//! What a tenant's outgoing HTTP requests share: look-ups of names, and which denials have been logged.
 
 use std::{
     collections::BTreeSet,
@@ -11,14 +11,14 @@ use tokio::sync::Semaphore;
 
 use crate::{sync::Mutex, tenant::TenantVersion};
 
-/// Of one tenant at once. A look-up takes a thread, which it keeps for as long as a name server lets it wait, whoever has
-/// given up meanwhile: more would let one tenant's slow name server take the threads from all.
+/// Most look-ups of one tenant at once. A look-up keeps its thread for as long as the name server makes it wait, even if
+/// the request has been given up. With more of them, one tenant's slow name server would take the threads from all.
 const MAX_LOOKUPS: usize = 4;
 
-/// Denied hosts that are logged of one version of a tenant.
+/// Most denied hosts that are logged for one version of a tenant.
 const MAX_LOGGED: usize = 100;
 
-/// One tenant's.
+/// The shared part of one tenant's requests.
 pub struct Requests {
     lookups: Arc<Semaphore>,
     logged: Mutex<Logged>,

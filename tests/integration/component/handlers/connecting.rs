@@ -276,7 +276,7 @@ async fn no_more_clients_get_in_at_once_than_may_be_there() {
 }
 
 #[tokio::test]
-async fn whoever_comes_while_too_many_wait_for_the_handler_is_told_to_come_later() {
+async fn a_client_is_told_to_come_later_while_too_many_wait_for_the_handler() {
     let relay = relay_with("handshakes = 3", "client-call = \"60s\"").await;
     let mut watches = relay.client("/t?channels=gone,knocks").await;
     let (url, mut connecting) = (relay.url("/t?hold=key"), JoinSet::new());
