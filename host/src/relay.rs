@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use crate::{
     admin, api,
     api::ApiContext,
-    component::{EngineSource, Tasks},
+    component::{EngineError, EngineSource, Tasks},
     delivery::{Shards, Timing},
     entry,
     entry::EntryContext,
@@ -35,8 +35,8 @@ pub enum StartError {
     Components(Vec<CodeProblem>),
     #[error("cannot listen on {address} for {listener}: {error}")]
     Bind { listener: &'static str, address: SocketAddr, error: io::Error },
-    #[error("the WebAssembly engine does not start: {0:#}")]
-    Engine(wasmtime::Error),
+    #[error("the WebAssembly engine does not start: {0}")]
+    Engine(EngineError),
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
     #[error(transparent)]

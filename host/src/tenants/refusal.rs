@@ -6,6 +6,7 @@ use config::{Problems, TenantConfig, meet};
 use tokio::task::JoinError;
 
 use crate::{
+    component::EngineError,
     store,
     tenants::{
         code::{CodeProblem, listed},
@@ -15,8 +16,8 @@ use crate::{
 
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    #[error("it cannot be checked: {0:#}")]
-    Unchecked(wasmtime::Error),
+    #[error("it cannot be checked: {0}")]
+    Unchecked(#[from] EngineError),
     #[error(transparent)]
     Manifest(#[from] Problems),
     #[error("{}", listed(.0, "; "))]

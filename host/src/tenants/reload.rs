@@ -104,7 +104,7 @@ impl Tenants {
             FolderChange::Changed(folder, fingerprint) => match self.check(watch.folder(), workshop) {
                 Ok(check) => drop(workshop.candidates.spawn(check.run(folder, fingerprint))),
                 Err(error) => {
-                    let outcome = self.refuse(&folder, &Refusal::Unchecked(error));
+                    let outcome = self.refuse(&folder, &error);
                     watch.settled(&folder, fingerprint, None, outcome);
                 }
             },
@@ -129,7 +129,7 @@ impl Tenants {
     }
 
     /// Gathers what a check needs. The engine and the guests' threads are made when they are first needed.
-    fn check(&mut self, tenants: &TenantsFolder, workshop: &mut Workshop) -> wasmtime::Result<Check> {
+    fn check(&mut self, tenants: &TenantsFolder, workshop: &mut Workshop) -> Result<Check, Refusal> {
         let engine = Arc::clone(workshop.engine.get()?);
         let guests = match &self.guests {
             Some(guests) => guests,

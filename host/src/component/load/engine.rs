@@ -221,12 +221,17 @@ pub struct EngineSource {
     made: Option<Arc<Engine>>,
 }
 
+/// Why there is no engine, on this machine or with these limits.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct EngineError(#[from] wasmtime::Error);
+
 impl EngineSource {
     pub fn new(limits: HostLimits, cache: Option<PathBuf>, metrics: Arc<Metrics>) -> Self {
         Self { limits, cache, metrics, made: None }
     }
 
-    pub fn get(&mut self) -> wasmtime::Result<&Arc<Engine>> {
+    pub fn get(&mut self) -> Result<&Arc<Engine>, EngineError> {
         let made = match self.made.take() {
             Some(made) => made,
             None => Arc::new(Engine::new(&self.limits, self.cache.as_deref(), &self.metrics)?),

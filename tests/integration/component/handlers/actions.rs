@@ -176,12 +176,12 @@ async fn a_client_is_disconnected_by_its_id_from_anywhere_in_its_tenant() {
     let mut victim = relay.client("/t").await;
     let mut stranger = relay.client("/u").await;
     let (own, others) = (ask(&mut victim, "id").await, ask(&mut stranger, "id").await);
-    for wrong in ["", "1", "g000000000000000", "00000000000000000"] {
+    for wrong in ["", "1", "g0000000000000000000000000000000", "000000000000000000000000000000000"] {
         let answer = ask(&mut client, &format!("kick {wrong} 4000 x")).await;
-        assert!(answer.starts_with("Err(") && answer.contains("16 hexadecimal digits"), "{wrong}: {answer}");
+        assert!(answer.starts_with("Err(") && answer.contains("32 hexadecimal digits"), "{wrong}: {answer}");
     }
     // The ids of another tenant's client, of nobody, of nobody on a shard that is not there.
-    for id in [&others, "0000000000000000", "ffffffffffffffff"] {
+    for id in [&others, "00000000000000000000000000000000", "ffffffffffffffffffffffffffffffff"] {
         assert_eq!(ask(&mut client, &format!("kick {id} 4000 x")).await, "Ok(())", "{id}");
     }
     assert_eq!(ask(&mut stranger, "reply undisturbed").await, "undisturbed");

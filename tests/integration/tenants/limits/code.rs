@@ -81,7 +81,7 @@ async fn state_and_keys_over_the_limit_are_refused_to_the_guest() {
     assert_eq!(refusals(&relay, "state").await, 1.0);
     // Others that are there already.
     let answer = probe.ask(&format!("publish news {}", "x".repeat(70_000))).await;
-    assert!(answer.contains("as many bytes as they may"), "{answer}");
+    assert!(answer.contains("reached their limit of bytes"), "{answer}");
     assert_eq!(refusals(&relay, "logs").await, 1.0);
     probe.ask("append-many log 1 10000").await;
     refusals_reach(&relay, "records", 1.0).await;
