@@ -1,7 +1,7 @@
 //! `docs/CONFIGURATION.md` against the code: the same keys in the same tables, with the same ranges and defaults.
 //!
-//! The document's tables are read, and files are made of them for the code to judge: an unknown key has it list those that
-//! it knows, a value out of range has it say the range, and a default written out changes nothing.
+//! The document's tables are read, and files are made of them for the code to judge. With an unknown key it lists the
+//! keys that it knows, with a value out of range it names the range, and a default written out changes nothing.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::{

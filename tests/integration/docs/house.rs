@@ -69,7 +69,7 @@ fn code(source: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The names that follow `PREFIX::` in a source, those in braces too: `crate::{channel::Log, wire}` has `channel` and `wire`.
+/// The names that follow `PREFIX::` in a source, in braces too: `crate::{channel::Log, wire}` has `channel` and `wire`.
 fn names_after(prefix: &str, source: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (at, found) in source.match_indices(prefix) {
