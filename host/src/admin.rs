@@ -1,4 +1,4 @@
-//! The admin listener. It says whether the relay is alive and ready, and what it has counted.
+//! The admin listener: `/healthz`, `/readyz` and `/metrics`, for anyone who can reach it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Pauses between attempts. They double with each failure in a row.
+//! Pauses between attempts, of the length that each user gives. They double with each failure in a row.
 
 use std::time::Duration;
 

@@ -16,7 +16,7 @@ mod mailbox;
 mod queue;
 pub mod shard;
 pub mod sockopt;
-mod steps;
+mod step_list;
 
 pub use address_limit::{ClientSource, ClientSources};
 pub use budget::{Budget, BudgetShare};
@@ -27,4 +27,4 @@ pub use inbox::{Inbox, InboxEvent, LimitReached};
 pub use limits::ClientLimits;
 pub use queue::{Follow, NotifyBy, Step};
 pub use shard::{Shards, Timing};
-pub use steps::Steps;
+pub use step_list::StepList;

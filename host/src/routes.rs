@@ -31,7 +31,7 @@ pub struct Route {
 struct Table {
     /// Sorted by name.
     tenants: Vec<Arc<Tenant>>,
-    /// By path, without a slash at its end.
+    /// The tenants without host names, by path. A path has no slash at its end.
     anywhere: HashMap<String, Arc<Route>>,
     hosts: HashMap<String, HashMap<String, Arc<Route>>>,
 }

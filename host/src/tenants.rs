@@ -46,7 +46,7 @@ pub use crate::tenants::{
 
 /// Instances that may go before the allocator gives their memory back: a hundred leave some 10 MiB with it.
 const TRIM_AFTER: usize = 100;
-/// Between two times that it does: others cannot allocate for some milliseconds.
+/// Shortest time between two trims: during one, other threads cannot allocate for some milliseconds.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The tenants in service.
@@ -153,7 +153,7 @@ impl Tenants {
         }
     }
 
-    /// Tells requests, and what deletes old records, which tenants run.
+    /// Tells the API, and the task that deletes old records, which tenants run now.
     pub fn publish(&self) {
         self.routes.set(self.running.values().map(|running| Arc::clone(&running.route)));
         self.host.metrics.tenants.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));

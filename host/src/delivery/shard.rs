@@ -1,4 +1,4 @@
-//! Shards: threads that own the clients' sockets.
+//! Shards: threads that own the clients' sockets, from the handshake to the close, also at shutdown.
 //!
 //! A shard's [`Queue`] brings it clients whose handshake is done, and word of fresh chunks. It writes bytes to their
 //! sockets. A shard has its own epoll, its own table of clients, and its own view of every channel that one of them

@@ -1,4 +1,5 @@
-//! A client of the Centrifuge protocol. Its commands are carried out one after another, away from its shard.
+//! Carries out the commands of a Centrifuge client, one after another, away from its shard, which answers `connect` and
+//! `subscribe`.
 //!
 //! The shard puts the client's messages into an inbox, which one task at a time empties. A message is one command or
 //! more. The tenant's handler is asked as for any client; `on-connect` is called when the client sends `connect`. The
@@ -28,7 +29,7 @@ use crate::{
     channel::{Channel, Refused, Start},
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
-    delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, Steps},
+    delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, StepList},
     entry::admission::follow_given,
     routes::Route,
     sync::Mutex,
@@ -152,7 +153,7 @@ impl CentrifugeSession {
     }
 
     /// Hands the steps over, and waits until the shard has taken them or the client is gone.
-    async fn send_and_wait(&self, steps: &mut Steps) {
+    async fn send_and_wait(&self, steps: &mut StepList) {
         let (done, is_done) = oneshot::channel();
         steps.push(Step::ReportDone(done));
         self.send_steps(steps.take());
@@ -168,7 +169,7 @@ impl CentrifugeSession {
             return Err(bad(format!("one frame has at most {MAX_COMMANDS} commands")));
         }
         let commands = decode(text).map_err(|malformed| bad(malformed.to_string()))?;
-        let mut steps = Steps::new(&self.tenant.client_limits.budget);
+        let mut steps = StepList::new(&self.tenant.client_limits.budget);
         for Command { id, request } in commands {
             if self.reason.get().is_some() {
                 return Ok(());
@@ -193,7 +194,7 @@ impl CentrifugeSession {
         Ok(())
     }
 
-    async fn perform(&self, id: u32, request: Request, steps: &mut Steps) -> Result<(), CommandRefusal> {
+    async fn perform(&self, id: u32, request: Request, steps: &mut StepList) -> Result<(), CommandRefusal> {
         let connects = matches!(request, Request::Connect { .. });
         if matches!(request, Request::Pong) {
             return Ok(());
@@ -249,7 +250,7 @@ impl CentrifugeSession {
         token: Option<String>,
         data: Option<String>,
         subs: &[(String, Recover)],
-        steps: &mut Steps,
+        steps: &mut StepList,
     ) -> Result<(), CommandRefusal> {
         let (mut given, mut lease) = (Vec::new(), None);
         let request = self.request.lock().take();
@@ -300,7 +301,7 @@ impl CentrifugeSession {
     }
 
     /// Asks the handler to renew the client's lease, with the new token that the client sent.
-    async fn refresh(&self, id: u32, token: String, steps: &mut Steps) -> Result<(), CommandRefusal> {
+    async fn refresh(&self, id: u32, token: String, steps: &mut StepList) -> Result<(), CommandRefusal> {
         let renewed = match self.handler.as_ref().zip(self.session.get()) {
             Some((handler, session)) => handler.renew(session, token).await,
             None => None,
@@ -339,7 +340,7 @@ impl CentrifugeSession {
         id: u32,
         meaning: Meaning<'_>,
         data: String,
-        steps: &mut Steps,
+        steps: &mut StepList,
     ) -> Result<(), CommandRefusal> {
         let Some((handler, session)) = self.handler.as_ref().zip(self.session.get()) else {
             self.tenant.metrics.message_dropped("no_handler");
@@ -354,7 +355,7 @@ impl CentrifugeSession {
         Ok(())
     }
 
-    fn write_reply(&self, steps: &mut Steps, write: impl FnOnce(&mut Vec<u8>)) {
+    fn write_reply(&self, steps: &mut StepList, write: impl FnOnce(&mut Vec<u8>)) {
         let mut text = Vec::new();
         write(&mut text);
         encode(self.compression, frame::TEXT, &text, steps.replies());

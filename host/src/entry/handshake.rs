@@ -1,4 +1,5 @@
-//! A client's request, whatever its transport: answered here, or accepted and kept for a shard.
+//! A client's request, whatever its transport: refused (an unknown path with 404), answered here, or accepted and kept
+//! for a shard.
 
 use std::{
     future::pending,

@@ -1,4 +1,4 @@
-//! Refused requests at the clients' listener. Each is answered over HTTP, with its reason.
+//! What a refused request at the clients' listener is answered: the status, the reason, and when to come again.
 
 use bytes::Bytes;
 use http_body_util::Full;

@@ -1,4 +1,5 @@
-//! Moves rows from the outbox to MySQL in batches, the oldest first, each row exactly once.
+//! Moves rows from the outbox to MySQL in batches, the oldest first, each row exactly once. While MySQL is away they
+//! wait, and it is tried again after growing pauses.
 //!
 //! A batch is inserted by statements that leave alone the rows that are there already. It leaves the outbox only after
 //! MySQL has committed it. So whatever fails in between, the next try begins with the same rows and inserts none twice.

@@ -1,4 +1,4 @@
-//! The one thread that writes to the SQLite file.
+//! The one thread that writes to the SQLite file, and refuses rows over a tenant's quota.
 //!
 //! It takes appends and changes in order, and answers each after its commit is on disk. Appends that queue while the
 //! disk is busy become one transaction, so that all of them wait for the disk once.

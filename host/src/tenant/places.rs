@@ -20,8 +20,8 @@ use tokio::{
 
 use crate::metrics::TenantMetrics;
 
-/// Between two looks for idle instances. A look takes a tenth of a millisecond for a thousand tenants, and a tenant
-/// over its own limit would cause one at each call.
+/// Shortest time between two searches for idle instances. A search takes a tenth of a millisecond for a thousand
+/// tenants, and a tenant over its own limit would cause one at each call.
 const CROWDED_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A number of places that can change.

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Between two looks for instances that nobody needs.
+/// Time between two searches for instances that nobody needs.
 const REST: Duration = Duration::from_secs(1);
 /// Tenants whose code is loaded and tried at once. More than may compile at once, so that tenants whose code is
 /// compiled already need not wait for the others. Each takes a thread.

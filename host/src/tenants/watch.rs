@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-/// Between two looks. A look takes some milliseconds for a thousand tenants.
+/// Time between two checks of the folder. A check takes some milliseconds for a thousand tenants.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The state of a tenant's files. That a file is missing is part of it.
@@ -272,7 +272,7 @@ mod tests {
         watch.compare(found, at_once)
     }
 
-    /// The change that two looks find.
+    /// The change that two checks of the folder find.
     fn changed(watch: &mut Watch) -> Fingerprint {
         assert_eq!(look(watch, false), []);
         match look(watch, false).pop() {
@@ -308,7 +308,7 @@ mod tests {
         let manifest = scene.tenant().join("tenant.toml");
         let written = manifest.metadata().unwrap().modified().unwrap();
         let before = manifest.metadata().unwrap().ctime_nsec();
-        // The clock of a file system stands for some milliseconds.
+        // A file system's clock advances only every few milliseconds.
         while manifest.metadata().unwrap().ctime_nsec() == before {
             scene.write("tenant.toml", "name = \"u\"");
             fs::File::options().write(true).open(&manifest).unwrap().set_modified(written).unwrap();

@@ -1,4 +1,4 @@
-//! How this machine compiles a guest's crate for `wasm32-unknown-unknown`.
+//! Finds the compiler of a guest's crate, rustup's or Debian's, and calls it for `wasm32-unknown-unknown`.
 //!
 //! The host's build script uses it too, so it has no dependencies.
 

@@ -199,7 +199,7 @@ async fn a_client_that_asks_first_is_told_to_go_on_or_not_to() {
 }
 
 #[tokio::test]
-async fn chunks_for_ever_are_cut_at_the_limit_fast_and_at_the_deadline_slow() {
+async fn an_endless_body_is_cut_at_the_limit_if_fast_and_at_the_deadline_if_slow() {
     let folder = Folder::new("")
         .api("t", "[limits]\napi-instances = 1\napi-call = \"1h\"")
         .api("slow", "[limits]\napi-instances = 1\napi-call = \"300ms\"");

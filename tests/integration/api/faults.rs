@@ -265,7 +265,7 @@ async fn each_call_under_way_has_an_instance_and_the_rest_wait_their_turn() {
 }
 
 #[tokio::test]
-async fn who_waits_too_long_is_told_that_the_tenant_is_busy() {
+async fn a_request_that_waits_too_long_is_told_that_the_tenant_is_busy() {
     let folder = Folder::new("").api("t", "[limits]\napi-instances = 1\napi-call = \"400ms\"");
     let relay = Relay::serve(folder).await;
     let mut looping = relay.http().await;
@@ -289,7 +289,7 @@ async fn who_waits_too_long_is_told_that_the_tenant_is_busy() {
 }
 
 #[tokio::test]
-async fn who_goes_while_waiting_leaves_the_place_to_others() {
+async fn a_request_that_leaves_while_waiting_frees_its_place() {
     let relay = relay("api-instances = 1\napi-queue = 1\napi-call = \"1h\"").await;
     let call = held(&relay).await;
     let mut gone = relay.http().await;

@@ -110,7 +110,7 @@ async fn a_client_cannot_say_that_it_is_another() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_says_who_the_client_is() {
+async fn a_trusted_proxy_tells_the_clients_address() {
     let folder = Folder::new("").api("t", "");
     let config = std::fs::read_to_string(folder.config()).unwrap();
     folder.write("relay.toml", format!("trusted-proxies = [\"127.0.0.0/8\"]\n{config}"));

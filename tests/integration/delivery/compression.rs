@@ -52,7 +52,7 @@ fn long(number: usize) -> String {
 }
 
 #[tokio::test]
-async fn publications_are_compressed_for_those_who_agree() {
+async fn publications_are_compressed_for_clients_that_agree() {
     let mut partner = Partner::start().await;
     let folder = Folder::new("").tenant("t", &partner.url(), COMPRESSION);
     let relay = Relay::serve(folder).await;

@@ -116,7 +116,7 @@ async fn a_burst_larger_than_the_log_reaches_a_client_that_reads() {
 }
 
 #[tokio::test]
-async fn a_large_frame_half_sent_is_not_copied_for_each_who_asks_meanwhile() {
+async fn a_large_frame_half_sent_is_not_copied_for_each_client_that_asks_meanwhile() {
     const CLIENTS: usize = 40;
     const LARGE: usize = 8 << 20;
     /// The message itself a few times over. A copy of what is unsent for each client is far more.

@@ -52,7 +52,7 @@ async fn pages_of_listed_origins_may_listen() {
     let anybody = tenant("", "cors = [\"*\"]").await;
     let (_stream, head) = listen(&anybody, "/t/sse", "Origin: https://other.example.com\r\n").await;
     assert_eq!(head.header("access-control-allow-origin"), Some("https://other.example.com"));
-    // Not as the user who looks at it.
+    // A page may not read with the cookies of its user.
     assert_eq!(head.header("access-control-allow-credentials"), None);
 
     for (relay, path) in [(&relay, "/t/sse"), (&relay, "/t/channels/main")] {

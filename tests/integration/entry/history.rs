@@ -223,7 +223,7 @@ async fn binary_payloads_and_odd_names_are_readable() {
 }
 
 #[tokio::test]
-async fn who_may_not_subscribe_may_not_read() {
+async fn a_client_that_may_not_subscribe_may_not_read() {
     let listed = "[channels.main]";
     let (relay, _partner, _peer) = passing(listed).await;
     let answer = Http::connect(relay.clients).await.get("/t/channels/other").await;

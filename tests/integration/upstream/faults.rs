@@ -94,7 +94,7 @@ async fn a_breach_of_the_protocol() {
 async fn half_open() {
     let mut silent = Vec::new();
     recovers("idle", 1, async |arrival| {
-        // Neither read from nor closed: the kernel answers for it, nobody else does.
+        // It is never read and never closed, so only the kernel still answers.
         silent.push(upgraded(arrival).await);
     })
     .await;

@@ -20,7 +20,7 @@ use super::raw::request;
 
 /// Read at a time from one client.
 const READ: usize = 64 << 10;
-/// Between two looks whether to end.
+/// Time between two checks whether to end.
 const LOOK: Duration = Duration::from_millis(20);
 /// In front of each payload: a final text frame of at most 125 bytes (RFC 6455, section 5.2).
 const HEADER: usize = 2;

@@ -45,7 +45,7 @@ pub mod tenant;
 /// For anything that must happen: far more than it takes, on a loaded machine too.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
-/// Between two looks at what gives no event of its own: a metric, a log, a child's end.
+/// Time between two checks of what gives no event of its own: a metric, a log, a child's end.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A loopback address of its own for each server, so that nobody takes its port while it does not listen.

@@ -1,4 +1,5 @@
-//! Compiled code on disk: a component is compiled once for each content, however often the host starts.
+//! Compiled code on disk, checked by an HMAC before it runs: a component is compiled once for each content, however
+//! often the host starts.
 //!
 //! An entry is a file: the code, then an HMAC-SHA-256 over the entry's name and the code. The HMAC's key is random and
 //! lies in the same folder. The name has the component's SHA-256 and a number for the engine's compatibility and the

@@ -109,9 +109,6 @@ pub fn config() -> Config {
     let mut config = Config::new();
     config.epoch_interruption(true);
     config.wasm_component_model(true);
-    // A child has one thread. Several would together take more than its limits say, and would hold up the host's own
-    // work.
-    config.parallel_compilation(false);
     config
 }
 

@@ -1,4 +1,4 @@
-//! Decides which machine code may be run. This is the only place that does.
+//! Maps machine code that the cache or the compiler has vouched for: the one place where loading code is unsafe.
 //!
 //! Loading precompiled code is unsafe: its author decides what the host executes. So the file must come from
 //! [`wasmtime::Engine::precompile_component`], and it must not change for as long as the code is in use: the file is

@@ -1,4 +1,4 @@
-//! The host's side of an instance: its limits, and the state of its imports.
+//! The host's side of an instance: its limits of memory, tables and handles, and the state of its imports.
 
 use std::sync::Arc;
 

@@ -25,7 +25,7 @@ use crate::{
 const MAX_LINE: usize = 4 << 10;
 /// Bytes that are kept of what was last written to a stream: enough for an exception with its stack.
 const MAX_WORDS: usize = 4 << 10;
-/// Between lines that become one line of the log. Line ends in a guest's text look the same there.
+/// Separates lines that become one line of the log. Line ends in a guest's text are written the same way.
 const LINE_END: &str = "\\n";
 
 impl Guest {

@@ -1,4 +1,4 @@
-//! How clients leave: closed, gone, or silent for too long.
+//! How clients leave: closed, gone, stalled, or without a pong for too long.
 
 use std::{
     net::Shutdown,

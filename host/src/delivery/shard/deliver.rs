@@ -1,4 +1,5 @@
-//! Writes to clients: new chunks to all who follow a channel, and the rest to those who were behind.
+//! Writes to clients: new chunks to all who follow a channel, the rest to those who were behind, and what the channel's
+//! policy `slow` says to those who fell off its log.
 
 use std::sync::Arc;
 

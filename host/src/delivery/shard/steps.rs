@@ -1,4 +1,4 @@
-//! Takes a tenant's steps with a client: replies, subscriptions, the end of its connection.
+//! Carries out a tenant's steps with a client: replies, subscriptions (with recovery), the end of its connection.
 
 use std::sync::Arc;
 

@@ -135,7 +135,7 @@ async fn what_is_wrong_is_an_error_of_wasi_http() {
 }
 
 #[tokio::test]
-async fn so_many_requests_at_once_and_each_second() {
+async fn requests_at_once_and_per_second_are_limited() {
     const LIMITED: &str = "ErrorCode::ConnectionLimitReached";
     const REFUSALS: &str = "edge_relay_limit_refusals_total";
     let origin = Origin::start(loopback()).await;

@@ -22,7 +22,7 @@ async fn told(relay: &Relay, command: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn replies_go_to_the_one_who_asked_as_they_are() {
+async fn replies_go_unchanged_to_the_client_that_asked() {
     let relay = relay("").await;
     let mut client = relay.client("/t").await;
     let mut other = relay.client("/t").await;
@@ -55,7 +55,7 @@ async fn an_error_is_a_text_with_code_and_message() {
 }
 
 #[tokio::test]
-async fn publications_reach_all_who_follow_and_a_wrong_channel_is_counted() {
+async fn publications_reach_all_followers_and_a_wrong_channel_is_counted() {
     let relay = relay("").await;
     let mut client = relay.client("/t?channel=a").await;
     let mut follows = relay.client("/t?channel=a&channel=b").await;

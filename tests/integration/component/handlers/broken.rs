@@ -45,7 +45,7 @@ async fn what_was_asked_for_before_a_trap_is_not_done() {
 }
 
 #[tokio::test]
-async fn a_loop_costs_its_message_and_time_of_nobody_else() {
+async fn a_loop_costs_its_message_and_no_other_clients_time() {
     let relay = relay("client-call = \"3s\"").await;
     let mut client = relay.client("/t").await;
     let mut other = relay.client("/t").await;
@@ -128,7 +128,7 @@ async fn a_trap_when_a_client_leaves_is_counted() {
 }
 
 #[tokio::test]
-async fn many_who_break_it_at_once_leave_it_whole() {
+async fn many_clients_that_break_it_at_once_leave_it_whole() {
     const CLIENTS: usize = 20;
     const MESSAGES: usize = 30;
     let relay = relay("client-call = \"50ms\"\nclient-instances = 4").await;

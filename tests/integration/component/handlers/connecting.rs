@@ -67,7 +67,7 @@ async fn a_token_is_the_bearers_or_else_the_querys() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_tells_the_handler_who_the_client_is() {
+async fn a_trusted_proxy_tells_the_handler_the_clients_address() {
     for (trusted, address) in [("[\"127.0.0.0/8\"]", "203.0.113.7"), ("[\"10.0.0.0/8\"]", "127.0.0.1")] {
         let folder = Folder::new("").handled("t", guests::handler(), "");
         let config = std::fs::read_to_string(folder.config()).unwrap();
@@ -156,7 +156,7 @@ async fn a_rejection_has_the_handlers_status_and_reason() {
 }
 
 #[tokio::test]
-async fn who_asks_for_too_many_channels_is_refused_before_the_handler_is_asked() {
+async fn a_client_with_too_many_channels_is_refused_before_the_handler_is_asked() {
     let relay = relay("").await;
     let mut knocks = relay.client("/t?channels=knocks").await;
     let query: Vec<_> = (0..65).map(|nth| format!("channel=c{nth}")).collect();
@@ -228,7 +228,7 @@ async fn a_client_that_is_gone_while_it_is_let_in_has_left() {
 }
 
 #[tokio::test]
-async fn those_who_do_not_wait_for_their_turn_cost_no_call() {
+async fn clients_that_leave_before_their_turn_cost_no_call() {
     const CROWD: usize = 50;
     let relay = relay("client-instances = 1\nclient-call = \"3s\"").await;
     let mut watches = relay.client("/t?channels=knocks,gone").await;

@@ -119,7 +119,7 @@ async fn what_a_client_has_sent_is_handled_before_it_has_left() {
 }
 
 #[tokio::test]
-async fn nothing_of_one_who_left_reaches_the_next() {
+async fn nothing_of_a_client_that_left_reaches_the_next() {
     let relay = relay("client-call = \"2s\"").await;
     let mut gone = watcher(&relay).await;
     let mut others = Vec::new();

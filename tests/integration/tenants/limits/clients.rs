@@ -43,7 +43,7 @@ async fn refused(relay: &Relay, door: &str, more: &str, status: u16, code: &str)
 }
 
 #[tokio::test]
-async fn a_tenant_has_so_many_clients_whichever_their_doors() {
+async fn a_tenants_clients_are_limited_over_all_doors() {
     let partner = Partner::start().await;
     let folder = Folder::new("").tenant("t", &partner.url(), "[limits]\nclients = 3").tenant("u", &partner.url(), "");
     let mut manifest = Manifest::of(&folder, "t");
@@ -86,7 +86,7 @@ async fn clients_that_a_handler_lets_in_at_once_are_no_more_than_may_be() {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_clients_as_proxies_tell_it() {
+async fn clients_of_an_address_are_limited_with_the_address_that_proxies_tell() {
     let partner = Partner::start().await;
     let folder = Folder::new("").tenant("t", &partner.url(), "[limits]\nclients-per-address = 1");
     let config = std::fs::read_to_string(folder.config()).unwrap();

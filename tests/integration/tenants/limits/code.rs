@@ -93,7 +93,7 @@ async fn state_and_keys_over_the_limit_are_refused_to_the_guest() {
 }
 
 #[tokio::test]
-async fn all_components_share_the_instances_and_who_waits_too_long_is_told() {
+async fn all_components_share_the_instances_and_a_call_that_waits_too_long_is_told() {
     let relay = both("", "instances = 1", "300ms").await;
     let mut client = relay.client("/t").await;
     let mut other = relay.client("/t").await;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn there_are_so_many_channels_and_clients_make_half_of_them() {
+async fn channels_are_limited_and_clients_make_at_most_half_of_them() {
     let mut partner = Partner::start().await;
     let limits = "[limits]\nchannels = 4";
     let folder = Folder::new("").filtered("t", &partner.url(), guests::probe(), limits);
@@ -122,7 +122,7 @@ async fn all_components_publish_so_often_together() {
 }
 
 #[tokio::test]
-async fn the_log_has_so_many_lines_and_says_how_many_it_has_not() {
+async fn log_lines_are_limited_and_those_left_out_are_counted() {
     const LINES: usize = 2000;
     let relay = handled("log-lines-per-second = 20").await;
     let mut client = relay.client("/t").await;

@@ -18,7 +18,7 @@ fn most(rate: usize, since: Instant) -> usize {
 }
 
 #[tokio::test]
-async fn a_client_sends_so_many_messages_a_second() {
+async fn a_clients_messages_per_second_are_limited() {
     const SENT: usize = 100;
     let folder = Folder::new("").handled("t", guests::handler(), "[limits]\nclient-messages-per-second = 5");
     let mut manifest = Manifest::of(&folder, "t");
@@ -79,7 +79,7 @@ async fn each_command_of_the_centrifuge_protocol_counts_and_has_its_error() {
 }
 
 #[tokio::test]
-async fn a_client_sends_so_many_bytes_a_second() {
+async fn a_clients_bytes_per_second_are_limited() {
     let relay = handled("client-bytes-per-second = \"1KiB\"").await;
     let mut client = relay.client("/t").await;
     let mut other = relay.client("/t").await;

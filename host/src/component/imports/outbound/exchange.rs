@@ -32,7 +32,7 @@ const MAX_BUFFER: usize = 64 << 10;
 pub struct Times {
     /// Before the head of its answer.
     pub first: Duration,
-    /// Between two parts of the answer's body.
+    /// Longest time between two parts of the answer's body.
     pub between: Duration,
 }
 

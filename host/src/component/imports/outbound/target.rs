@@ -175,7 +175,7 @@ mod tests {
             "http://api.example.com.evil.net/",
             "http://10.2.0.1/",
             "http://[::1]/",
-            // Older spellings of 10.1.2.3 are names that no list has.
+            // Only old parsers take these for 10.1.2.3. Here they are host names, and no grant lists them.
             "http://10.66051/",
             "http://0x0a010203/",
             "http://167838211/",

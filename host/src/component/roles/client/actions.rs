@@ -13,7 +13,7 @@ use crate::{
         imports::channels::{closing, from_guest, publish_all},
         roles::client::{ClientSession, Guest, Handler, Meaning},
     },
-    delivery::{Follow, NotifyBy, Step, Steps},
+    delivery::{Follow, NotifyBy, Step, StepList},
     metrics::Blame,
     upstream::SendError,
 };
@@ -55,7 +55,7 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         guest.metrics.failed(Blame::GuestBroke, "actions");
         guest.log(|| tracing::warn!(actions = actions.len(), most = MAX_ACTIONS, "a handler's actions are cut off"));
     }
-    let steps = Steps::new(&guest.tenant.client_limits.budget);
+    let steps = StepList::new(&guest.tenant.client_limits.budget);
     let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
     for action in actions.into_iter().take(MAX_ACTIONS) {
         // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
@@ -79,7 +79,7 @@ struct Plan<'a> {
     session: &'a ClientSession,
     /// The reply that is still due.
     asked: ReplyMode,
-    steps: Steps,
+    steps: StepList,
     publications: Vec<Publication>,
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use crate::delivery::{Budget, Step};
 
 /// Steps, and the replies that come after them.
-pub struct Steps {
+pub struct StepList {
     budget: Arc<Budget>,
     replies: Vec<u8>,
     steps: Vec<Step>,
 }
 
-impl Steps {
+impl StepList {
     /// Replies take shares of `budget`.
     pub fn new(budget: &Arc<Budget>) -> Self {
         Self { budget: Arc::clone(budget), replies: Vec::new(), steps: Vec::new() }
