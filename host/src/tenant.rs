@@ -112,6 +112,11 @@ impl Tenant {
         })
     }
 
+    /// An id for a client that its handler is asked about.
+    pub fn next_client_id(&self) -> ClientId {
+        self.shards.next_id(&self.client_limits)
+    }
+
     /// Does something with a client of this tenant, in the order of these calls. A client that is gone is left alone.
     ///
     /// Async for the day when the client may be at another node; here it never waits.

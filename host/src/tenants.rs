@@ -33,15 +33,19 @@ mod records;
 mod refusal;
 mod reload;
 mod trial;
+mod upstreams;
 mod watch;
 
-use crate::tenants::plan::{Planned, RunningUpstream};
 pub use crate::tenants::{
     code::{CodeProblem, TenantCode, listed},
     load::load_all,
     records::Records,
     trial::trial,
     watch::Watch,
+};
+use crate::tenants::{
+    plan::{Change, Plan},
+    upstreams::{NextUpstream, RunningUpstream},
 };
 
 /// Instances that may go before the allocator gives their memory back: a hundred leave some 10 MiB with it.
@@ -80,6 +84,8 @@ struct RunningTenant {
 /// What a tenant has from the version before.
 struct Before {
     tenant: Arc<Tenant>,
+    /// `None`: the tenant is new.
+    config: Option<TenantConfig>,
     upstreams: Vec<RunningUpstream>,
     handler: Option<Arc<Handler>>,
     api: Option<Arc<Api>>,
@@ -87,14 +93,14 @@ struct Before {
 }
 
 impl From<RunningTenant> for Before {
-    fn from(RunningTenant { tenant, upstreams, handler, api, jobs, .. }: RunningTenant) -> Self {
-        Self { tenant, upstreams, handler, api, jobs }
+    fn from(RunningTenant { tenant, config, upstreams, handler, api, jobs, .. }: RunningTenant) -> Self {
+        Self { tenant, config: Some(config), upstreams, handler, api, jobs }
     }
 }
 
 impl From<Arc<Tenant>> for Before {
     fn from(tenant: Arc<Tenant>) -> Self {
-        Self { tenant, upstreams: Vec::new(), handler: None, api: None, jobs: Vec::new() }
+        Self { tenant, config: None, upstreams: Vec::new(), handler: None, api: None, jobs: Vec::new() }
     }
 }
 
@@ -223,9 +229,10 @@ impl Tenants {
         code: &TenantCode,
         store: Option<Arc<Store>>,
     ) -> RunningTenant {
-        let Before { tenant, upstreams, handler, api, jobs } = before;
-        let upstreams = Planned::all(&config, code, &tenant.channels, upstreams);
-        let version = TenantVersion::new(&config, upstreams.iter().map(Planned::handle).collect(), store);
+        let Before { tenant, config: before, upstreams, handler, api, jobs } = before;
+        let plan = Plan::new(before.as_ref(), &config);
+        let upstreams = NextUpstream::all(&plan, &config, &tenant.channels.demand, upstreams);
+        let version = TenantVersion::new(&config, upstreams.iter().map(NextUpstream::handle).collect(), store);
         tenant.reconfigure(&config, Arc::clone(&version));
         let metrics = Arc::clone(&self.host.metrics);
         let guest = |role: RoleKind, name: &Arc<str>| Guest {
@@ -235,7 +242,7 @@ impl Tenants {
             name: Arc::clone(name),
             metrics: metrics.guest(&tenant.name, role.name(), name),
         };
-        let upstreams = upstreams.into_iter().map(|planned| self.upstream(planned, &tenant, code, &guest)).collect();
+        let upstreams = upstreams.into_iter().map(|next| self.upstream(next, &tenant, code, &guest)).collect();
         let tasks = self.guests.as_ref().map(Guests::tasks);
         let handler = match (handler, code.client.as_ref().map(Arc::clone), tasks.clone()) {
             (None, Some(code), Some(tasks)) => {
@@ -258,7 +265,7 @@ impl Tenants {
             }
             _ => None,
         };
-        let jobs = self.jobs(&config, &tenant, code, jobs, &guest);
+        let jobs = self.jobs(&plan, &config, code, jobs, &guest);
         let route = Route {
             tenant: Arc::clone(&tenant),
             handler: handler.clone().filter(|_| code.client.is_some()),
@@ -272,19 +279,19 @@ impl Tenants {
     /// Keeps an upstream and gives its filter the new code, or starts one that begins when the one before it has ended.
     fn upstream(
         &mut self,
-        planned: Planned,
+        next: NextUpstream,
         tenant: &Arc<Tenant>,
         code: &TenantCode,
         guest: &impl Fn(RoleKind, &Arc<str>) -> Guest,
     ) -> RunningUpstream {
-        let (config, handle, before) = match planned {
-            Planned::Kept(kept) => {
+        let (config, handle, before) = match next {
+            NextUpstream::Kept(kept) => {
                 if let Some((filter, code)) = kept.filter.as_ref().zip(code.filter.as_ref()) {
                     filter.swap(Arc::clone(code), guest(RoleKind::Filter, &kept.config.name));
                 }
                 return kept;
             }
-            Planned::New { config, handle, before } => (config, handle, before),
+            NextUpstream::New { config, handle, before } => (config, handle, before),
         };
         let filter =
             code.filter.as_ref().map(|code| Live::new(Arc::clone(code), guest(RoleKind::Filter, &config.name)));
@@ -327,8 +334,8 @@ impl Tenants {
     /// the place of another begins when that has ended.
     fn jobs(
         &mut self,
+        plan: &Plan,
         config: &TenantConfig,
-        tenant: &Tenant,
         code: &TenantCode,
         mut before: Vec<RunningJob>,
         guest: &impl Fn(RoleKind, &Arc<str>) -> Guest,
@@ -337,16 +344,17 @@ impl Tenants {
         let mut jobs = Vec::new();
         for schedule in &config.schedules {
             let guest = guest(RoleKind::Job, &schedule.name);
-            if let Some(at) = before.iter().position(|job| job.schedule == *schedule) {
-                let kept = before.swap_remove(at);
-                kept.job.swap(Arc::clone(code), guest);
-                jobs.push(kept);
-                continue;
-            }
-            let changed = before.iter().position(|job| job.schedule.name == schedule.name);
-            let before = changed.map(|at| before.swap_remove(at).ended);
+            let at = before.iter().position(|job| job.schedule.name == schedule.name);
+            let before = match (plan.schedules.get(&schedule.name), at.map(|at| before.swap_remove(at))) {
+                (Some(Change::Keep), Some(kept)) => {
+                    kept.job.swap(Arc::clone(code), guest);
+                    jobs.push(kept);
+                    continue;
+                }
+                (_, changed) => changed.map(|changed| changed.ended),
+            };
             let job = Live::new(Arc::clone(code), guest);
-            let missed = self.host.metrics.missed_ticks(&tenant.name, RoleKind::Job.name(), &schedule.name);
+            let missed = self.host.metrics.missed_ticks(&config.name, RoleKind::Job.name(), &schedule.name);
             let (trigger, stop) = shutdown::stop();
             let (end, ended) = shutdown::stop();
             let worker = Job { live: Arc::clone(&job), schedule: schedule.clone(), missed }.run(before, stop);

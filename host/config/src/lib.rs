@@ -164,6 +164,30 @@ pub struct TenantConfig {
 }
 
 impl TenantConfig {
+    /// A tenant with a name and nothing else, at `/`.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            folder: PathBuf::new(),
+            hosts: Vec::new(),
+            path: "/".into(),
+            upstreams: Vec::new(),
+            filter: None,
+            client: None,
+            api: None,
+            job: None,
+            named: Vec::new(),
+            schedules: Vec::new(),
+            cors: Vec::new(),
+            compress_above: None,
+            channels: Vec::new(),
+            keep: Vec::new(),
+            settings: Vec::new(),
+            grants: Arc::default(),
+            limits: TenantLimits::default(),
+        }
+    }
+
     /// Whether it has any component.
     pub fn has_code(&self) -> bool {
         self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()

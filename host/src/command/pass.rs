@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use config::{ChannelRule, HostLimits, Listen, RelayConfig, TenantConfig, TenantLimits, UpstreamConfig};
+use config::{ChannelRule, HostLimits, Listen, RelayConfig, TenantConfig, UpstreamConfig};
 use hyper::{
     Uri,
     header::{HeaderName, HeaderValue},
@@ -67,26 +67,8 @@ impl Pass {
             max_message: UpstreamConfig::MAX_MESSAGE,
             linger: None,
         };
-        let tenant = TenantConfig {
-            name: "pass".into(),
-            folder: PathBuf::new(),
-            hosts: Vec::new(),
-            path: "/".into(),
-            upstreams: vec![upstream],
-            filter: None,
-            client: None,
-            api: None,
-            job: None,
-            named: Vec::new(),
-            schedules: Vec::new(),
-            cors: Vec::new(),
-            compress_above: None,
-            channels: vec![ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, ..ChannelRule::default() }],
-            keep: Vec::new(),
-            settings: Vec::new(),
-            grants: Arc::default(),
-            limits: TenantLimits::default(),
-        };
+        let channel = ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, ..ChannelRule::default() };
+        let tenant = TenantConfig { upstreams: vec![upstream], channels: vec![channel], ..TenantConfig::new("pass") };
         RelayConfig {
             listen: Listen { clients: self.listen, api: None, admin: None },
             trusted_proxies: Vec::new(),

@@ -9,4 +9,3 @@ pub mod runtime;
 pub mod swap;
 pub mod ticker;
 pub mod warm;
-mod wasi;

@@ -8,7 +8,7 @@ use std::sync::{
 use config::TenantLimits;
 
 use crate::{
-    delivery::{budget::Budget, inbox::SendLimits},
+    delivery::{budget::Budget, id::ShardTurn, inbox::SendLimits},
     demand::Demand,
     metrics::TenantMetrics,
 };
@@ -25,6 +25,8 @@ pub struct ClientLimits {
     /// How many clients the tenant has, and how many it may have.
     clients: AtomicUsize,
     max_clients: AtomicUsize,
+    /// Says which shard gets the tenant's next client with an id.
+    pub(super) shard_turn: ShardTurn,
     /// How much each client may send.
     pub send_limits: SendLimits,
     /// Is told of each client: some upstreams connect only while there are any.
@@ -48,6 +50,7 @@ impl ClientLimits {
             total,
             clients: AtomicUsize::new(0),
             max_clients: AtomicUsize::default(),
+            shard_turn: ShardTurn::default(),
             send_limits: SendLimits::default(),
             demand,
             removed: AtomicBool::new(false),

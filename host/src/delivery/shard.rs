@@ -30,7 +30,6 @@ use crate::{
     delivery::{
         ClientId, ClientLimits, Connected,
         end::End,
-        id::Ids,
         queue::{Queue, ShardCommand, Step},
         shard::{
             cursor::Cursors,
@@ -120,7 +119,6 @@ pub struct Shards {
     queues: Vec<Arc<Queue>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     next: AtomicUsize,
-    ids: Ids,
 }
 
 impl Shards {
@@ -140,7 +138,7 @@ impl Shards {
             };
             threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(thread)?);
         }
-        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0), ids: Ids::new(count) })
+        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
     }
 
     /// Hands a client to the shard that its id names. A client without an id goes to the next shard in turn.
@@ -155,8 +153,8 @@ impl Shards {
     }
 
     /// A new id, for a client that the tenant's handler is asked about.
-    pub fn next_id(&self) -> ClientId {
-        self.ids.next()
+    pub fn next_id(&self, client_limits: &ClientLimits) -> ClientId {
+        ClientId::new(client_limits.shard_turn.next(self.queues.len()))
     }
 
     /// Takes steps with a client of this tenant, in the order of the calls. A client that is gone is left alone.

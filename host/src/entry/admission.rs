@@ -64,7 +64,7 @@ impl EntryContext {
             return Ok(Admitted { recipient: None, channels, deadline: None });
         };
         let admission =
-            handler.connect(self.shards.next_id(), request(), compression).await.map_err(Refusal::by_handler)?;
+            handler.connect(tenant.next_client_id(), request(), compression).await.map_err(Refusal::by_handler)?;
         let channels = match admission.channels {
             Some(given) => follow_given(tenant, handler, given).await?,
             None => {

@@ -168,7 +168,7 @@ impl Attempt {
         let protocol = centrifuge::Protocol::of(request);
         upgrade.protocol = protocol.name();
         let session = CentrifugeSession::new(
-            self.context.shards.next_id(),
+            route.tenant.next_client_id(),
             route,
             route.handler.is_some().then(|| self.connect_request(request, component::Transport::Centrifuge)),
             compression,

@@ -93,7 +93,7 @@ async fn may_follow(
     address: IpAddr,
 ) -> Result<(), Refusal> {
     let Some(handler) = &reading.route.handler else { return Ok(()) };
-    let id = attempt.context.shards.next_id();
+    let id = reading.route.tenant.next_client_id();
     let request = connect_request(request, address, component::Transport::WebSocket);
     let admission = handler.connect(id, request, None).await.map_err(Refusal::by_handler)?;
     let allowed = match admission.channels {

@@ -70,7 +70,7 @@ fn load_role<R: Role>(
     problems: &mut Vec<CodeProblem>,
 ) -> Option<Arc<RoleCode<R>>> {
     let file = file?;
-    let code = engine.load(file).and_then(|loaded| RoleCode::new(engine, loaded));
+    let code = engine.load(file).and_then(|loaded| engine.role_code(loaded));
     code.map(Arc::new)
         .map_err(|error| problems.push(CodeProblem { file: file.into(), role: R::KIND, error: error.into() }))
         .ok()

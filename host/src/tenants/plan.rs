@@ -1,72 +1,130 @@
-//! Decides which of a tenant's upstreams go on when it changes, and which begin anew.
+//! Plans how one version of a tenant becomes the next: which upstreams and schedules are kept, changed, added, removed.
+//!
+//! Two manifests go in, a value comes out. Nothing runs here. The code of the roles is not planned: each new version
+//! swaps all of it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use config::{TenantConfig, UpstreamConfig};
+use config::TenantConfig;
 
-use crate::{
-    channel::Channels,
-    component::LiveFilter,
-    shutdown::{Stop, Trigger},
-    tenants::TenantCode,
-    upstream::Handle,
-};
-
-/// An upstream, and what ends it.
-pub struct RunningUpstream {
-    pub config: UpstreamConfig,
-    pub handle: Arc<Handle>,
-    /// `None`: its messages go to channel `main` unfiltered.
-    pub filter: Option<Arc<LiveFilter>>,
-    /// Ends the upstream when it is dropped.
-    pub _stop: Trigger,
-    /// Set once it has ended and its filter has done what was left.
-    pub ended: Stop,
+/// What becomes of an upstream or a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It goes on as it is, with the new version's code.
+    Keep,
+    /// It ends, and one with the same name begins in its place.
+    Change,
+    Add,
+    Remove,
 }
 
-/// An upstream of a version that is about to run.
-pub enum Planned {
-    /// Nothing about its connection has changed.
-    Kept(RunningUpstream),
-    New {
-        config: UpstreamConfig,
-        handle: Arc<Handle>,
-        /// Set once the upstream whose place it takes has ended.
-        before: Option<Stop>,
-    },
+/// By name, in one version or both.
+type Changes = BTreeMap<Arc<str>, Change>;
+
+/// What changes when another version of a tenant begins.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub upstreams: Changes,
+    pub schedules: Changes,
 }
 
-impl Planned {
-    /// Plans all upstreams of a tenant. A filter says what is sent first on a connection, so an upstream begins anew
-    /// when a filter comes or goes.
-    pub fn all(
-        config: &TenantConfig,
-        code: &TenantCode,
-        channels: &Channels,
-        mut before: Vec<RunningUpstream>,
-    ) -> Vec<Self> {
-        let filtered = code.filter.is_some();
-        let plan = |config: &UpstreamConfig| {
-            let at = before.iter().position(|running| running.config.name == config.name);
-            let running = at.map(|at| before.swap_remove(at));
-            match running {
-                Some(running) if running.config == *config && running.filter.is_some() == filtered => {
-                    Self::Kept(running)
-                }
-                running => {
-                    let demand = config.linger.map(|_| Arc::clone(&channels.demand));
-                    let handle = Arc::new(Handle::new(Arc::clone(&config.name), demand));
-                    Self::New { config: config.clone(), handle, before: running.map(|running| running.ended) }
-                }
-            }
+impl Plan {
+    /// `before`: the version that runs. `None`: the tenant is new.
+    pub fn new(before: Option<&TenantConfig>, now: &TenantConfig) -> Self {
+        // A filter says what is sent first on a connection, so an upstream begins anew when a filter comes or goes.
+        let filter_stays = before.is_some_and(|before| before.filter.is_some() == now.filter.is_some());
+        Self {
+            upstreams: changes(
+                before.map(|before| before.upstreams.as_slice()).unwrap_or_default(),
+                &now.upstreams,
+                |upstream| &upstream.name,
+                |before, now| filter_stays && before == now,
+            ),
+            schedules: changes(
+                before.map(|before| before.schedules.as_slice()).unwrap_or_default(),
+                &now.schedules,
+                |schedule| &schedule.name,
+                |before, now| before == now,
+            ),
+        }
+    }
+}
+
+fn changes<T>(before: &[T], now: &[T], name: impl Fn(&T) -> &Arc<str>, same: impl Fn(&T, &T) -> bool) -> Changes {
+    let removed = before.iter().map(|old| (Arc::clone(name(old)), Change::Remove));
+    let mut changes: Changes = removed.collect();
+    for new in now {
+        let change = match before.iter().find(|old| name(old) == name(new)) {
+            Some(old) if same(old, new) => Change::Keep,
+            Some(_) => Change::Change,
+            None => Change::Add,
         };
-        config.upstreams.iter().map(plan).collect()
+        changes.insert(Arc::clone(name(new)), change);
+    }
+    changes
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use config::{ScheduleConfig, UpstreamConfig};
+
+    use super::*;
+
+    /// A tenant with these upstreams (name and port) and schedules (name and minutes).
+    fn tenant(upstreams: &[(&str, u16)], schedules: &[(&str, u64)]) -> TenantConfig {
+        let upstream = |(name, port): &(&str, u16)| UpstreamConfig {
+            name: (*name).into(),
+            url: format!("ws://127.0.0.1:{port}/").parse().unwrap(),
+            headers: Vec::new(),
+            subprotocols: Vec::new(),
+            idle_timeout: UpstreamConfig::IDLE_TIMEOUT,
+            max_message: UpstreamConfig::MAX_MESSAGE,
+            linger: None,
+        };
+        let schedule = |(name, minutes): &(&str, u64)| {
+            let every = Duration::from_secs(60 * minutes);
+            ScheduleConfig { name: (*name).into(), every, after: every }
+        };
+        TenantConfig {
+            upstreams: upstreams.iter().map(upstream).collect(),
+            schedules: schedules.iter().map(schedule).collect(),
+            ..TenantConfig::new("t")
+        }
     }
 
-    pub fn handle(&self) -> Arc<Handle> {
-        match self {
-            Self::Kept(kept) => Arc::clone(&kept.handle),
-            Self::New { handle, .. } => Arc::clone(handle),
+    fn shown(changes: &Changes) -> Vec<(&str, Change)> {
+        changes.iter().map(|(name, change)| (&**name, *change)).collect()
+    }
+
+    #[test]
+    fn all_of_a_new_tenant_is_added() {
+        let plan = Plan::new(None, &tenant(&[("a", 1), ("b", 2)], &[("s", 1)]));
+        assert_eq!(shown(&plan.upstreams), [("a", Change::Add), ("b", Change::Add)]);
+        assert_eq!(shown(&plan.schedules), [("s", Change::Add)]);
+    }
+
+    #[test]
+    fn what_is_the_same_is_kept_and_each_other_one_is_added_changed_or_removed() {
+        let before = tenant(&[("same", 1), ("other", 2), ("gone", 3)], &[("same", 1), ("other", 2), ("gone", 3)]);
+        let now = tenant(&[("new", 3), ("other", 4), ("same", 1)], &[("other", 5), ("new", 3), ("same", 1)]);
+        let expected =
+            [("gone", Change::Remove), ("new", Change::Add), ("other", Change::Change), ("same", Change::Keep)];
+        let plan = Plan::new(Some(&before), &now);
+        assert_eq!(shown(&plan.upstreams), expected);
+        assert_eq!(shown(&plan.schedules), expected);
+    }
+
+    #[test]
+    fn upstreams_begin_anew_when_a_filter_comes_or_goes() {
+        let without = tenant(&[("a", 1)], &[]);
+        let with = TenantConfig { filter: Some("filter.wasm".into()), ..without.clone() };
+        for (before, now, change) in
+            [(&without, &with, Change::Change), (&with, &without, Change::Change), (&with, &with, Change::Keep)]
+        {
+            assert_eq!(shown(&Plan::new(Some(before), now).upstreams), [("a", change)]);
         }
     }
 }

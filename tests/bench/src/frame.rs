@@ -1,13 +1,16 @@
-//! WebSocket frames (RFC 6455, section 5.2), parsed as cheaply as possible.
+//! WebSocket frames (RFC 6455, section 5.2) as servers and clients send them, parsed as cheaply as possible.
 
+use wire::frame;
+
+/// The bit of a message's last frame.
+const FIN: u8 = 0x80;
 /// The first byte of a message that is one frame: FIN and the opcode.
-pub const TEXT: u8 = 0x81;
-/// RSV1 in a message's first frame: its payload is compressed (RFC 7692, section 6).
-pub const COMPRESSED: u8 = 0x40;
+pub const TEXT: u8 = FIN | frame::TEXT;
+pub const COMPRESSED: u8 = frame::COMPRESSED;
 pub const COMPRESSED_TEXT: u8 = TEXT | COMPRESSED;
-pub const CLOSE: u8 = 0x88;
-pub const PING: u8 = 0x89;
-pub const PONG: u8 = 0x8a;
+pub const CLOSE: u8 = FIN | frame::CLOSE;
+pub const PING: u8 = FIN | frame::PING;
+pub const PONG: u8 = FIN | frame::PONG;
 /// A bit of the opcode: the frame is not part of a message.
 pub const CONTROL: u8 = 0x08;
 

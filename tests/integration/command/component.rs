@@ -37,9 +37,9 @@ async fn check_says_what_a_component_may_ask_for() {
     for (component, asks) in [
         (
             guests::grants(),
-            "grants.folders (wasi:filesystem)|grants.http (wasi:http/outgoing-handler)|\
-             grants.environment (wasi:cli/environment)|settings, grants.secrets (wasi:config)|\
-             sockets, which are never granted (wasi:sockets)",
+            "grants.folders (wasi:filesystem)|grants.environment (wasi:cli/environment)|\
+             sockets, which are never granted (wasi:sockets)|grants.http (wasi:http/outgoing-handler)|\
+             settings, grants.secrets (wasi:config)",
         ),
         (guests::market("filter"), "settings, grants.secrets (wasi:config)"),
         (guests::echo(), "none"),

@@ -1,7 +1,8 @@
 //! The floors of the house: no module imports one of a floor above its own.
 //!
 //! The table "Never imports" of ARCHITECTURE.md says which floors there are. A module may import the modules of the rows
-//! above its own and nothing else of the host; a row's second column names crates that its modules never import.
+//! above its own and nothing else of the host; a row's second column names crates that its modules never import. A row
+//! such as `component/load` is about a part of a module, and what it imports of that module.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -65,41 +66,43 @@ fn sources(at: &Path) -> Vec<(PathBuf, String)> {
 fn code(source: &str) -> String {
     let before_tests = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let before_tests = before_tests.split("#[cfg(test)]\n#[allow").next().unwrap();
-    let lines = before_tests.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
-    lines.collect::<Vec<_>>().join("\n")
+    // A `//` that no space comes before is part of an address in a string.
+    let lines = before_tests.lines().map(|line| if line.starts_with("//") { "" } else { line });
+    lines.map(|line| line.split_once(" //").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join("\n")
 }
 
-/// The names that follow `PREFIX::` in a source, in braces too: `crate::{channel::Log, wire}` has `channel` and `wire`.
-fn names_after(prefix: &str, source: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for (at, found) in source.match_indices(prefix) {
-        let rest = &source[at + found.len()..];
-        match rest.strip_prefix('{') {
-            Some(group) => {
-                let (mut depth, mut begins) = (0, true);
-                for (index, character) in group.char_indices() {
-                    match character {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => begins = true,
-                        _ if character.is_whitespace() => {}
-                        _ if begins && depth == 0 => {
-                            names.insert(identifier(&group[index..]));
-                            begins = false;
-                        }
-                        _ => {}
-                    }
-                }
+/// The paths that follow `PREFIX` in a source, braces written out: after `crate::`, `crate::{channel::{Log, Chunk}, api}`
+/// has `channel::Log`, `channel::Chunk` and `api`.
+fn paths(prefix: &str, source: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, _) in source.match_indices(prefix) {
+        expand(String::new(), &source[at + prefix.len()..], &mut found);
+    }
+    found
+}
+
+/// Adds the path that `rest` begins with, or each path of a group in braces. Returns what follows.
+fn expand<'s>(mut path: String, mut rest: &'s str, found: &mut BTreeSet<String>) -> &'s str {
+    loop {
+        if let Some(group) = rest.strip_prefix('{') {
+            rest = group.trim_start();
+            while !rest.is_empty() && !rest.starts_with('}') {
+                let next = expand(path.clone(), rest, found);
+                rest = if next.len() < rest.len() { next } else { &rest[1..] }.trim_start();
             }
-            None => drop(names.insert(identifier(rest))),
+            return rest.strip_prefix('}').unwrap_or_default();
+        }
+        let end = rest.find(|character: char| !character.is_alphanumeric() && character != '_').unwrap_or(rest.len());
+        path += &rest[..end];
+        rest = &rest[end..];
+        match rest.strip_prefix("::") {
+            Some(more) => (path, rest) = (path + "::", more),
+            None => {
+                found.insert(path);
+                return rest;
+            }
         }
     }
-    names
-}
-
-fn identifier(text: &str) -> String {
-    text.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
 }
 
 /// Whether a source names a path that begins with this crate.
@@ -112,12 +115,10 @@ fn imports_crate(name: &str, source: &str) -> bool {
 }
 
 fn breaches(root: &Path, floors: &[Floor]) -> Vec<String> {
-    let mut breaches = Vec::new();
-    let rank: BTreeMap<&str, usize> = floors
-        .iter()
-        .enumerate()
-        .flat_map(|(rank, floor)| floor.modules.iter().map(move |name| (&**name, rank)))
-        .collect();
+    let mut breaches = BTreeSet::new();
+    let ranked = floors.iter().enumerate();
+    let rank: BTreeMap<&str, usize> =
+        ranked.flat_map(|(rank, floor)| floor.modules.iter().map(move |name| (&**name, rank))).collect();
     for (own, floor) in floors.iter().enumerate() {
         for module in &floor.modules {
             let is_crate = root.join("host").join(module).join("Cargo.toml").is_file();
@@ -125,12 +126,18 @@ fn breaches(root: &Path, floors: &[Floor]) -> Vec<String> {
                 if is_crate { root.join("host").join(module).join("src") } else { root.join("host/src").join(module) };
             let sources = sources(&at);
             assert!(!sources.is_empty(), "{module} of the table is no module");
+            let inside = Inside::new(root, module);
             for (path, source) in sources {
                 let path = path.strip_prefix(root).unwrap().display();
-                for name in names_after("crate::", &source) {
-                    let is_above = rank.get(&*name).is_some_and(|rank| *rank >= own);
-                    if !is_crate && is_above && name != *module {
-                        breaches.push(format!("{path} imports {name}"));
+                for import in if is_crate { BTreeSet::new() } else { paths("crate::", &source) } {
+                    let (name, is_above) = match &inside {
+                        // Parts that are one idea share a row, and may import each other.
+                        Some(inside) => (inside.part(&import), own + 1),
+                        None => (import.split("::").next().map(str::to_owned), own),
+                    };
+                    let Some(name) = name.filter(|name| name != module) else { continue };
+                    if rank.get(&*name).is_some_and(|rank| *rank >= is_above) {
+                        breaches.insert(format!("{path} imports {name}"));
                     }
                 }
                 let never = floor.never.iter().filter(|name| imports_crate(name, &source));
@@ -138,7 +145,30 @@ fn breaches(root: &Path, floors: &[Floor]) -> Vec<String> {
             }
         }
     }
-    breaches
+    breaches.into_iter().collect()
+}
+
+/// The module that a part belongs to, with the parts that its exports come from.
+struct Inside<'m> {
+    module: &'m str,
+    exports: BTreeMap<String, String>,
+}
+
+impl<'m> Inside<'m> {
+    /// `None`: `part` is no part of another module.
+    fn new(root: &Path, part: &'m str) -> Option<Self> {
+        let (module, _) = part.split_once('/')?;
+        let source = code(&fs::read_to_string(root.join("host/src").join(module).with_extension("rs")).unwrap());
+        let exports = paths("pub use ", &source);
+        let exports = exports.iter().filter_map(|path| Some((path.rsplit("::").next()?, path.split("::").next()?)));
+        Some(Self { module, exports: exports.map(|(name, part)| (name.into(), part.into())).collect() })
+    }
+
+    /// The part that an imported path is of.
+    fn part(&self, import: &str) -> Option<String> {
+        let name = import.strip_prefix(self.module)?.strip_prefix("::")?.split("::").next()?;
+        Some(format!("{}/{}", self.module, self.exports.get(name).map_or(name, String::as_str)))
+    }
 }
 
 #[test]
@@ -148,32 +178,49 @@ fn no_module_imports_one_of_a_floor_above_its_own() {
     assert_eq!(breaches(&root, &floors), [""; 0]);
 }
 
+/// The modules that a file declares.
+fn declared(file: &Path) -> Vec<String> {
+    let source = code(&fs::read_to_string(file).unwrap());
+    let modules =
+        source.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+    modules.map(str::to_owned).collect()
+}
+
 #[test]
 fn every_module_has_its_floor() {
     let root = root();
     let floors = floors(&fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap());
     let listed: BTreeSet<String> = floors.into_iter().flat_map(|floor| floor.modules).collect();
-    let modules = code(&fs::read_to_string(root.join("host/src/lib.rs")).unwrap());
-    let modules =
-        modules.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
-    let crates = ["config", "toolchain", "wire"];
-    assert_eq!(listed, modules.chain(crates).map(str::to_owned).collect());
+    let parts = declared(&root.join("host/src/component.rs")).into_iter().map(|part| format!("component/{part}"));
+    let crates = ["config", "toolchain", "wire"].map(str::to_owned);
+    assert_eq!(listed, declared(&root.join("host/src/lib.rs")).into_iter().chain(parts).chain(crates).collect());
 }
 
-/// Every module of the sources has a line in the code map, and every line a module.
+/// The first sentence of a file's own comment, without links.
+fn first_sentence(file: &Path) -> String {
+    let source = fs::read_to_string(file).unwrap();
+    let comment = source.lines().map_while(|line| line.strip_prefix("//! "));
+    let comment = comment.collect::<Vec<_>>().join(" ").replace("[`", "`").replace("`]", "`");
+    let ends = comment.match_indices(". ").map(|(at, _)| at);
+    let ends = ends.filter(|at| comment[at + 2..].starts_with(|next: char| next.is_uppercase() || next == '`'));
+    let sentence = &comment[..ends.min().unwrap_or(comment.len())];
+    sentence.trim_end_matches(['.', ':']).replace('|', "\\|")
+}
+
+/// Every module of the sources has a line in the code map with its first sentence, and every line a module.
 #[test]
 fn the_code_map_has_every_module() {
     let root = root();
     let document = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
     let section = document.split("\n## Code map\n").nth(1).unwrap().split("\n## ").next().unwrap();
-    let listed: BTreeSet<String> = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |").map(|(path, _)| path.to_owned()))
-        .collect();
+    let lines = section.lines().filter(|line| line.starts_with("| `"));
+    let listed: BTreeSet<String> = lines.map(str::to_owned).collect();
     let mut there = BTreeSet::new();
     for crates in ["host/src", "host/wire/src", "host/config/src", "host/toolchain/src"] {
         for (path, _) in sources(&root.join(crates)) {
-            there.insert(path.strip_prefix(&root).unwrap().strip_prefix("host").unwrap().display().to_string());
+            let sentence = first_sentence(&path);
+            let path = path.strip_prefix(root.join("host")).unwrap().display();
+            there.insert(format!("| `{path}` | {sentence} |"));
         }
     }
     assert_eq!(there.symmetric_difference(&listed).collect::<Vec<_>>(), Vec::<&String>::new());
@@ -187,12 +234,31 @@ fn a_breach_is_found() {
     fs::write(folder.join("host/src/low/part.rs"), "use crate::{\n    low::Own,\n    high::{Other, Third},\n};\n")
         .unwrap();
     fs::write(folder.join("host/src/high.rs"), "use crate::low;\n// use crate::top;\nuse tokio::net;\n").unwrap();
-    fs::write(folder.join("host/src/top.rs"), "fn f() { crate::high::call() }\n").unwrap();
+    fs::write(folder.join("host/src/top.rs"), "pub use roof::Exported;\nfn f() { crate::high::call() }\n").unwrap();
+    fs::create_dir_all(folder.join("host/src/top")).unwrap();
+    fs::write(folder.join("host/src/top/floor.rs"), "use crate::top::{Exported, floor::Own};\n").unwrap();
+    fs::write(folder.join("host/src/top/roof.rs"), "pub struct Exported;\n").unwrap();
     let row = |module: &str, never: &[&str]| Floor {
         modules: vec![module.into()],
         never: never.iter().map(|name| (*name).into()).collect(),
     };
-    let found = breaches(&folder, &[row("low", &[]), row("high", &["tokio"]), row("top", &["tokio"])]);
+    let found = breaches(
+        &folder,
+        &[
+            row("low", &[]),
+            row("high", &["tokio"]),
+            row("top", &["tokio"]),
+            row("top/floor", &[]),
+            row("top/roof", &[]),
+        ],
+    );
     fs::remove_dir_all(&folder).unwrap();
-    assert_eq!(found, ["host/src/low/part.rs imports high", "host/src/high.rs imports the crate tokio"]);
+    assert_eq!(
+        found,
+        [
+            "host/src/high.rs imports the crate tokio",
+            "host/src/low/part.rs imports high",
+            "host/src/top/floor.rs imports top/roof"
+        ]
+    );
 }

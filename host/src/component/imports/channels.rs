@@ -19,6 +19,9 @@ use crate::{
 /// Most publications of one call. Each costs the host a few microseconds.
 const MAX_PUBLICATIONS: usize = 10_000;
 
+pub const PROVIDED: &[(&str, &str)] = &[("edge-relay:tenant/types", "0.1.0"), ("edge-relay:tenant/channels", "0.1.0")];
+pub const GRANTED: &[(&str, &str)] = &[];
+
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     channels::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)

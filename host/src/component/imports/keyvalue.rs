@@ -16,6 +16,9 @@ use crate::{
     state::{Bucket, StateError},
 };
 
+pub const PROVIDED: &[(&str, &str)] = &[("wasi:keyvalue/", "0.2.0-draft")];
+pub const GRANTED: &[(&str, &str)] = &[];
+
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     store::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)?;

@@ -7,6 +7,9 @@ use crate::component::{
     run::{host::Host, output},
 };
 
+pub const PROVIDED: &[(&str, &str)] = &[("wasi:logging/logging", "0.1.0-draft")];
+pub const GRANTED: &[(&str, &str)] = &[];
+
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     logging::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)

@@ -69,6 +69,9 @@ impl OutboundHttp {
     }
 }
 
+pub const PROVIDED: &[(&str, &str)] = &[("wasi:http/", "0.2.")];
+pub const GRANTED: &[(&str, &str)] = &[("wasi:http/outgoing-handler", "grants.http")];
+
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;

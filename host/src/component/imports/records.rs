@@ -46,6 +46,11 @@ impl PendingRecords {
     }
 }
 
+/// A component that imports this needs a store.
+pub const INTERFACE: &str = "edge-relay:tenant/records";
+pub const PROVIDED: &[(&str, &str)] = &[(INTERFACE, "0.1.0")];
+pub const GRANTED: &[(&str, &str)] = &[];
+
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     records::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)

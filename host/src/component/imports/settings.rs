@@ -16,6 +16,9 @@ impl Settings {
     }
 }
 
+pub const PROVIDED: &[(&str, &str)] = &[("wasi:config/store", "0.2.0-rc.1")];
+pub const GRANTED: &[(&str, &str)] = &[("wasi:config/", "settings, grants.secrets")];
+
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     wasmtime_wasi_config::add_to_linker(linker, |host: &mut Host| WasiConfig::from(&host.capabilities.settings.0))

@@ -15,6 +15,9 @@ use crate::{
     upstream::SendError,
 };
 
+pub const PROVIDED: &[(&str, &str)] = &[("edge-relay:tenant/upstreams", "0.1.0")];
+pub const GRANTED: &[(&str, &str)] = &[];
+
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     upstreams::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)

@@ -10,6 +10,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher},
     io,
     io::Read,
+    marker::PhantomData,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -31,7 +32,12 @@ use crate::{
             inspect::Report,
             library::Library,
         },
-        run::{host, host::Host, ticker::Ticker},
+        run::{
+            host,
+            host::Host,
+            instance::{Role, RoleCode},
+            ticker::Ticker,
+        },
     },
     metrics::{CodeMetrics, Metrics},
 };
@@ -94,7 +100,7 @@ pub struct Engine {
     cache: Option<Cache>,
     compiler: Compiler,
     metrics: CodeMetrics,
-    pub ticker: Ticker,
+    ticker: Arc<Ticker>,
 }
 
 /// Where a component's code came from.
@@ -117,7 +123,7 @@ impl Engine {
     pub fn new(limits: &HostLimits, cache: Option<&Path>, metrics: &Arc<Metrics>) -> wasmtime::Result<Self> {
         let wasmtime = wasmtime::Engine::new(&config())?;
         let linker = host::linker(&wasmtime)?;
-        let ticker = Ticker::start(wasmtime.clone())?;
+        let ticker = Arc::new(Ticker::start(wasmtime.clone())?);
         let metrics = metrics.code();
         // An update of the standard library may change this number. Then components are compiled again, no more.
         let mut tag = DefaultHasher::new();
@@ -144,10 +150,6 @@ impl Engine {
         })
     }
 
-    pub fn wasmtime(&self) -> &wasmtime::Engine {
-        &self.wasmtime
-    }
-
     /// Loads the component in a file.
     pub fn load(&self, path: &Path) -> Result<Arc<Loaded>, LoadError> {
         let loaded = read(path).and_then(|bytes| {
@@ -164,6 +166,20 @@ impl Engine {
         };
         counter.inc();
         Ok(loaded)
+    }
+
+    /// A loaded component's code for one role, if the component has it.
+    pub fn role_code<R: Role>(&self, loaded: Arc<Loaded>) -> Result<RoleCode<R>, LoadError> {
+        let report = &loaded.report;
+        if !report.roles.contains(&R::KIND) {
+            let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
+            return Err(LoadError::Role { role: R::KIND, exports });
+        }
+        let pre = loaded.linked()?.clone();
+        R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
+        let &Report { keeps_records, follows_demand, leases, .. } = report;
+        let ticker = Arc::clone(&self.ticker);
+        Ok(RoleCode { pre, ticker, loaded, keeps_records, follows_demand, leases, role: PhantomData })
     }
 
     /// Finds the code in the cache, or compiles it.

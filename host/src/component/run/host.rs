@@ -12,9 +12,9 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::{
     component::{
-        Engine, RoleKind,
+        RoleKind,
         imports::{self, Capabilities},
-        run::{output::Output, wasi},
+        run::output::Output,
     },
     metrics::GuestMetrics,
     tenant::{Tenant, TenantVersion, places::Place, turns::TurnShare},
@@ -108,9 +108,9 @@ impl Host {
 }
 
 /// A store for a new instance, with its limits, the WASI that its grants allow, and its capabilities.
-pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>> {
+pub fn store(engine: &wasmtime::Engine, guest: &Guest, place: Place) -> Result<Store<Host>> {
     let stderr = Output::new(guest, "stderr");
-    let wasi = wasi::wasi(guest, &stderr)?;
+    let wasi = imports::wasi::context(guest, &stderr)?;
     let memory = guest.version.limits.memory;
     let limits = InstanceLimits { memory, table: MAX_TABLE, guest: guest.clone(), told: false };
     let mut table = ResourceTable::new();
@@ -126,7 +126,7 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
         _counted: CountedInstance::new(&guest.metrics.instances),
         place,
     };
-    let mut store = Store::new(engine.wasmtime(), host);
+    let mut store = Store::new(engine, host);
     store.limiter(|host| &mut host.limits);
     let TenantLimits { publication, state, .. } = guest.version.limits;
     store.set_hostcall_fuel(publication.max(state).saturating_add(MAX_TRANSFER));
@@ -140,7 +140,6 @@ pub fn store(engine: &Engine, guest: &Guest, place: Place) -> Result<Store<Host>
 /// A linker with everything that any component may import.
 pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     imports::link(&mut linker)?;
     Ok(linker)
 }

@@ -10,12 +10,12 @@ use wasmtime::{Store, component, component::InstancePre};
 
 use crate::{
     component::{
-        Engine, Guest, LoadError, Loaded, RoleKind,
-        load::{engine::LinkError, inspect},
+        Guest, RoleKind,
         run::{
             call::{Broken, within},
             host,
             host::Host,
+            ticker::Ticker,
         },
     },
     tenant::places::Place,
@@ -35,39 +35,25 @@ pub trait Role: Sized + Send {
     fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()>;
 }
 
-/// A component's code, linked and known to have a role.
+/// A component's code, linked and known to have a role: what instances are made from.
 pub struct RoleCode<R> {
-    engine: Arc<Engine>,
-    pre: InstancePre<Host>,
-    /// Kept, so that others with the same content find it.
-    _loaded: Arc<Loaded>,
+    pub pre: InstancePre<Host>,
+    pub ticker: Arc<Ticker>,
+    /// What the code was loaded as. Kept, so that others with the same content find it.
+    pub loaded: Arc<dyn Send + Sync>,
     /// It needs a store.
     pub keeps_records: bool,
     /// It wants to be told which channels are active.
     pub follows_demand: bool,
     /// It says how long clients may stay.
     pub leases: bool,
-    role: PhantomData<fn() -> R>,
+    pub role: PhantomData<fn() -> R>,
 }
 
 impl<R: Role> RoleCode<R> {
-    pub fn new(engine: &Arc<Engine>, loaded: Arc<Loaded>) -> Result<Self, LoadError> {
-        let report = &loaded.report;
-        if !report.roles.contains(&R::KIND) {
-            let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
-            return Err(LoadError::Role { role: R::KIND, exports });
-        }
-        let pre = loaded.linked()?.clone();
-        R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
-        let keeps_records = report.imports.iter().any(|import| import.starts_with(inspect::RECORDS));
-        let (follows_demand, leases) = (report.follows_demand, report.leases);
-        let engine = Arc::clone(engine);
-        Ok(Self { engine, pre, _loaded: loaded, keeps_records, follows_demand, leases, role: PhantomData })
-    }
-
     /// A fresh instance.
     pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
-        let store = host::store(&self.engine, guest, place);
+        let store = host::store(self.pre.engine(), guest, place);
         let mut store = store.map_err(|error| Broken::Instantiate(format!("{error:#}")))?;
         store.set_epoch_deadline(1);
         let share = store.data().share().clone();
@@ -75,9 +61,9 @@ impl<R: Role> RoleCode<R> {
             let instance = self.pre.instantiate_async(&mut store).await?;
             R::find(&mut store, &instance)
         };
-        let made = within(INSTANTIATE_DEADLINE, &self.engine.ticker, &share, made).await;
+        let made = within(INSTANTIATE_DEADLINE, &self.ticker, &share, made).await;
         match made.map_err(|broken| broken.saying(&store.data().stderr().words())) {
-            Ok(role) => Ok(Instance { engine: Arc::clone(&self.engine), store, role, calls: 0 }),
+            Ok(role) => Ok(Instance { ticker: Arc::clone(&self.ticker), store, role, calls: 0 }),
             Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
             Err(broken) => Err(broken),
         }
@@ -86,7 +72,7 @@ impl<R: Role> RoleCode<R> {
 
 /// One instance. It must be dropped after a call that failed.
 pub struct Instance<R> {
-    engine: Arc<Engine>,
+    ticker: Arc<Ticker>,
     store: Store<Host>,
     role: R,
     /// Calls that it has returned from.
@@ -114,7 +100,7 @@ impl<R: Role> Instance<R> {
         let started = Instant::now();
         let share = self.store.data().share().clone();
         self.store.data().stderr().forget();
-        let called = within(deadline, &self.engine.ticker, &share, call(&mut self.store, &self.role)).await;
+        let called = within(deadline, &self.ticker, &share, call(&mut self.store, &self.role)).await;
         let value = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
         self.store.data_mut().outbound().end_call();
         self.calls = self.calls.saturating_add(1);

@@ -99,7 +99,6 @@ struct World {
     events: Events,
     channels: Channels,
     metrics: Arc<TenantMetrics>,
-    ids: Ids,
     upstream: Arc<str>,
     published: Vec<Published>,
     offsets: [u64; 2],
@@ -125,7 +124,6 @@ impl World {
                 Arc::clone(&metrics),
             ),
             metrics,
-            ids: Ids::new(1),
             upstream: "feed".into(),
             published: Vec::new(),
             offsets: [0; 2],
@@ -228,7 +226,7 @@ impl World {
         let source = ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address)
             .source_for([127, 0, 0, 1].into());
         let client = Connected::new(source.unwrap(), None);
-        let id = self.ids.next();
+        let id = ClientId::new(0);
         // Registered as a client with a handler is.
         self.shard.by_id.insert(id, self.shard.rows.vacant_key());
         let asks = format == Format::Centrifuge;

@@ -42,8 +42,7 @@ impl Partner {
 /// Sends a text message.
 pub fn send(socket: &mut TcpStream, payload: &[u8]) -> Result<(), Failure> {
     let mut bytes = Vec::new();
-    frame::header(frame::TEXT, false, u16::try_from(payload.len()).context("a message's length")?, &mut bytes);
-    bytes.extend_from_slice(payload);
+    wire::frame::encode(wire::frame::TEXT, payload, &mut bytes);
     socket.write_all(&bytes).context("a partner's message")
 }
 
@@ -71,8 +70,8 @@ pub fn stay(mut socket: TcpStream) {
 /// The answer to a masked ping of at most 125 bytes (RFC 6455, section 5.5).
 fn pong(ping: &frame::Frame<'_>) -> Vec<u8> {
     let mut pong = Vec::new();
-    frame::header(frame::PONG, false, u16::try_from(ping.payload.len()).unwrap_or_default(), &mut pong);
-    let mask = ping.mask.unwrap_or_default();
-    pong.extend(ping.payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    let mut payload = ping.payload.to_vec();
+    wire::frame::unmask(&mut payload, ping.mask.unwrap_or_default());
+    wire::frame::encode(wire::frame::PONG, &payload, &mut pong);
     pong
 }
