@@ -1,7 +1,7 @@
 //! The floors of the house: no module imports one of a floor above its own.
 //!
-//! The table "Never imports" of ARCHITECTURE.md says which floors there are. A module may import the modules of the rows
-//! above its own and nothing else of the host; a row's second column names crates that its modules never import.
+//! The table "Never imports" of ARCHITECTURE.md lists the floors. A module may import the modules of the rows above its
+//! own, and nothing else of the host. A row's second column names crates that its modules never import.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The repository.
+/// The repository's folder.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
@@ -38,7 +38,7 @@ fn floors(document: &str) -> Vec<Floor> {
     floors
 }
 
-/// The sources of a module or a crate, tests left out, each with its path.
+/// Returns the sources of a module or a crate without tests, each with its path.
 fn sources(at: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let file = at.with_extension("rs");
@@ -61,7 +61,7 @@ fn sources(at: &Path) -> Vec<(PathBuf, String)> {
     found.into_iter().map(|path| (path.clone(), code(&fs::read_to_string(path).unwrap()))).collect()
 }
 
-/// A source without its comments and its tests.
+/// Returns a source without its comments and its tests.
 fn code(source: &str) -> String {
     let before_tests = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let before_tests = before_tests.split("#[cfg(test)]\n#[allow").next().unwrap();
@@ -69,7 +69,8 @@ fn code(source: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The names that follow `PREFIX::` in a source, in braces too: `crate::{channel::Log, wire}` has `channel` and `wire`.
+/// Returns the names that follow `PREFIX::` in a source, also in braces: `crate::{channel::Log, wire}` has `channel`
+/// and `wire`.
 fn names_after(prefix: &str, source: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (at, found) in source.match_indices(prefix) {
@@ -102,7 +103,7 @@ fn identifier(text: &str) -> String {
     text.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
 }
 
-/// Whether a source names a path that begins with this crate.
+/// Whether a source has a path that begins with this crate.
 fn imports_crate(name: &str, source: &str) -> bool {
     let path = format!("{name}::");
     source.match_indices(&path).any(|(at, _)| {
@@ -124,7 +125,7 @@ fn breaches(root: &Path, floors: &[Floor]) -> Vec<String> {
             let at =
                 if is_crate { root.join("host").join(module).join("src") } else { root.join("host/src").join(module) };
             let sources = sources(&at);
-            assert!(!sources.is_empty(), "{module} of the table is no module");
+            assert!(!sources.is_empty(), "{module} of the table is not a module");
             for (path, source) in sources {
                 let path = path.strip_prefix(root).unwrap().display();
                 for name in names_after("crate::", &source) {
@@ -160,7 +161,7 @@ fn every_module_has_its_floor() {
     assert_eq!(listed, modules.chain(crates).map(str::to_owned).collect());
 }
 
-/// Every module of the sources has a line in the code map, and every line a module.
+/// Every module of the sources has a line in the code map, and every line has a module.
 #[test]
 fn the_code_map_has_every_module() {
     let root = root();
