@@ -60,7 +60,7 @@ pub fn loopback() -> Ipv4Addr {
 pub async fn within<T>(what: impl Display, event: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, event).await {
         Ok(value) => value,
-        Err(_) => panic!("within {} s there was not: {what}", DEADLINE.as_secs()),
+        Err(_) => panic!("not within {} s: {what}", DEADLINE.as_secs()),
     }
 }
 

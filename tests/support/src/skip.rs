@@ -23,7 +23,7 @@ pub fn skipped<T>(what: &str) -> Option<T> {
     let binary = env::current_exe().unwrap();
     // The file's name ends in a hash.
     let binary = binary.file_name().unwrap().to_str().unwrap().split('-').next().unwrap();
-    let line = format!("SKIPPED (machine) {binary} {test}: {what} is not there\n");
+    let line = format!("SKIPPED (machine) {binary} {test}: {what} is missing\n");
     match env::var_os("EDGE_RELAY_SKIPPED") {
         // Written in one call, because other tests write there too.
         Some(file) => File::options().append(true).open(file).unwrap().write_all(line.as_bytes()).unwrap(),
