@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# The Autobahn TestSuite's fuzzing client against the sample tenant `echo`, compression included: `make conformance`.
-# Prints cases that failed, cases by behavior, and last 'N passed, N failed'. Exit code 1: a case failed; 2: no suite.
+# Runs the Autobahn TestSuite's fuzzing client against the sample tenant `echo`, compression included: `make
+# conformance`. Prints the failed cases, the cases by behavior, and last 'N passed, N failed'. Exit code 1: a case
+# failed; 2: the suite is missing.
 #
-# Where the suite is: $AUTOBAHN, a command that is called with a URL and patterns of cases (`1.*,2.*`) and prints as much;
-# else its container, which docker or podman fetches.
+# The variable AUTOBAHN may name a command that runs the suite. It is called with a URL and patterns of cases
+# (`1.*,2.*`), and prints the same lines. Without it, docker or podman runs the suite's container.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# All but 9, which is about speed, and 11, which is empty.
+# All cases except 9, which measures speed, and 11, which is empty.
 readonly PLAIN='1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*'
-# permessage-deflate: here UNIMPLEMENTED is a failure.
+# The cases of permessage-deflate. Here UNIMPLEMENTED is a failure.
 readonly COMPRESSED='12.*,13.*'
 readonly IMAGE=crossbario/autobahn-testsuite
 readonly RELAY="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/edge-relay/target}/debug/edge-relay"
@@ -19,7 +20,7 @@ fail() {
     exit 2
 }
 
-# The report's cases, one a line: case, behavior, behavior at the close.
+# Prints the report's cases, one in each line: case, behavior, behavior at the close.
 cases_of() {
     awk -F'"' '$2 ~ /^[0-9.]+$/ { id = $2 } $2 == "behavior" { how = $4 } $2 == "behaviorClose" { print id, how, $4 }' "$1"
 }
@@ -58,7 +59,7 @@ trap '[ -z "$relay" ] || kill "$relay" 2>/dev/null || true; rm -rf "$work"' EXIT
 mkdir -p "$work/tenants/echo"
 "$RELAY" component build components/echo -o "$work/tenants/echo/echo.wasm" >/dev/null
 {
-    # Every message, however short.
+    # Compresses every message, however short.
     echo 'compression = { above = 0 }'
     cat components/echo/tenant.toml
 } >"$work/tenants/echo/tenant.toml"

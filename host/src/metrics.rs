@@ -87,13 +87,13 @@ metrics! {
     upstream_up: Gauge by UpstreamLabel, "1 while the upstream is connected";
     upstream_connections: Counter by UpstreamLabel, "Connections opened to the upstream";
     upstream_failures: Counter by UpstreamReason, "Connections lost or not opened, by reason";
-    upstream_rests: Counter by UpstreamLabel, "Connections closed in peace: no client needed them any more";
+    upstream_rests: Counter by UpstreamLabel, "Connections closed because no client needed them any more";
     upstream_messages: Counter by UpstreamLabel, "Messages received from the upstream";
     upstream_bytes: Counter by UpstreamLabel, "Payload bytes received from the upstream";
     guest_calls: Counter by GuestLabel, "Calls of a component that returned";
     guest_call_seconds: Histogram(CALL_SECONDS) by GuestLabel, "Time of a component's calls that returned";
-    guest_failures: Counter by GuestFailure, "Calls of a component that came to nothing, by blame and reason";
-    guest_lost: Counter by GuestLabel, "Messages, ticks, requests and word of channels that such calls cost";
+    guest_failures: Counter by GuestFailure, "Calls of a component that failed, by blame and reason";
+    guest_lost: Counter by GuestLabel, "Messages, ticks, requests and notices of channels lost with such calls";
     guest_instances: Gauge by GuestLabel, "Instances of a component that there are now";
     guest_queue: Gauge by GuestLabel, "Upstream or client messages and requests that wait for a component";
     job_missed_ticks: Counter by GuestLabel, "Ticks left out since the call before was still under way";

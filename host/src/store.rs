@@ -113,8 +113,8 @@ pub struct StoreTasks {
 }
 
 impl Store {
-    /// Opens the file, in a folder made if need be, migrates it and starts the drain. MySQL need not be there. If it is,
-    /// and its tables are newer than this program, that is an error.
+    /// Opens the file, migrates it and starts the drain. Creates the file's folder if there is none. MySQL need not be
+    /// there. If it is, and its tables are newer than this program, that is an error.
     pub fn open(
         config: StoreConfig,
         keep: Vec<Keep>,

@@ -1,5 +1,5 @@
-//! Upstreams: a partner's WebSocket, held once whatever the number of clients, and opened again after a pause when it is
-//! lost.
+//! Upstreams: a partner's WebSocket, held once whatever the number of clients, and opened again after a pause when it
+//! is lost.
 //!
 //! In come the partner's messages, out go publications: straight to channel `main`, or through the tenant's filter. One
 //! task owns the connection. It lives as long as the relay, and opens another connection when one is lost. An upstream
@@ -41,7 +41,7 @@ const OUTBOUND_FRAMES: usize = 256;
 /// Largest of them, in bytes: subscriptions are small.
 pub const MAX_OUTBOUND: usize = 1 << 20;
 
-/// Pauses between connections. With jitter, clients that lost a partner together do not come back together.
+/// Pauses between connections. With jitter, relays that lost a partner together do not come back together.
 const PAUSES: Pauses =
     Pauses { free: 0, first: Duration::from_millis(500), longest: Duration::from_secs(30), jitter: true };
 /// After a connection that was up for this long, the next failure is a first one.

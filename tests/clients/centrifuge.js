@@ -1,5 +1,5 @@
-// One client of the Centrifuge SDK, in Node or in a page. Everything it hears is in `heard`, in order: the event's name
-// and what came with it, and in `from` whether the client or one of its subscriptions heard it.
+// One client of the Centrifuge SDK, in Node or in a page. Its events are in `heard`, in order: the event's name, what
+// came with it, and in `from` whether the client or one of its subscriptions had it.
 globalThis.heard = [];
 globalThis.subscriptions = {};
 
@@ -9,7 +9,7 @@ function hear(source, from, events) {
   }
 }
 
-// Begins to connect; impatient, since tests wait for it.
+// Begins to connect. Its pauses are short, since tests wait for it.
 globalThis.start = (url, options, Sdk = Centrifuge) => {
   const impatient = { minReconnectDelay: 20, maxReconnectDelay: 100, websocket: WebSocket };
   globalThis.client = new Sdk(url, { ...impatient, ...options });
@@ -19,7 +19,7 @@ globalThis.start = (url, options, Sdk = Centrifuge) => {
   return null;
 };
 
-// Follows a channel; done once it is subscribed.
+// Follows a channel. Resolves when the channel is subscribed.
 globalThis.follow = async (channel, options) => {
   const impatient = { minResubscribeDelay: 20, maxResubscribeDelay: 100 };
   const subscription = client.newSubscription(channel, { ...impatient, ...options });
@@ -29,14 +29,14 @@ globalThis.follow = async (channel, options) => {
   await subscription.ready();
 };
 
-// All that was heard of an event.
+// All occurrences of an event.
 globalThis.all = (event, channel) =>
   heard.filter((each) => each.event === event && (channel === undefined || each.channel === channel));
 
 // What was published on a channel.
 globalThis.published = (channel) => all("publication", channel).map((publication) => publication.data);
 
-// What a promise was rejected with.
+// The error that a promise was rejected with, or its value.
 globalThis.refused = (promise) => promise.then((value) => ({ value }), ({ code, message }) => ({ code, message }));
 
 null;

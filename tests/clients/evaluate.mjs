@@ -1,4 +1,4 @@
-// Evaluates what the test says, a line each, a JSON string; what it comes to is awaited and printed as JSON.
+// Reads JSON strings, one in each line. Evaluates each, awaits the result, and prints it as JSON.
 import { createInterface } from "node:readline";
 
 import { Centrifuge } from "centrifuge";

@@ -1,4 +1,4 @@
-// One EventSource of a page. What it hears is in `heard`, in order.
+// One EventSource of a page. Its events are in `heard`, in order.
 globalThis.heard = [];
 
 globalThis.listen = (url) => {

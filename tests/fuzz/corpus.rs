@@ -1,4 +1,4 @@
-//! Runs the corpus through every target on stable Rust: what fuzzing has found once stays found.
+//! Runs the corpus through every target on stable Rust, so that what fuzzing has found stays fixed.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ fn every_file_of_the_corpus_is_taken() {
     }
 }
 
-/// A target that is not listed would not be replayed.
+/// A target that is not in the list would not be replayed.
 #[test]
 fn every_target_is_listed() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::scene::{BETWEEN, Scene};
 
-/// Requests to the hostile API at once. There are more than it has instances.
+/// How many requests the hostile API gets at once: more than it has instances.
 const REQUESTS: usize = 12;
 /// How long the client of a request waits for its answer.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -69,7 +69,7 @@ async fn answers_that_are_slow_and_ones_without_end() {
     check("/hang", "", Some("deadline")).await;
 }
 
-/// Sends request bodies that come byte by byte, and ones that do not end.
+/// Sends request bodies that come byte by byte, and bodies that do not end.
 #[tokio::test]
 async fn requests_that_are_slow_and_ones_without_end() {
     let mut scene = scene("").await;

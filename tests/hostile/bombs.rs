@@ -1,9 +1,9 @@
-//! Bombs: components that no compiler makes, written in WebAssembly's text format. Each has the roles filter, client
-//! handler and job.
+//! Bombs: components that no compiler would make, written in WebAssembly's text format. Each has the roles filter,
+//! client handler and job.
 //!
-//! All functions of a bomb are harmless except for those that it is given. Its filter publishes nothing, its handler
-//! lets everybody in and answers nothing, its job does nothing. By the component model's canonical ABI, each of these
-//! functions can return a pointer to zeros, which are at address 0.
+//! A bomb gets the bodies of some functions, and its other functions are harmless. Its filter publishes nothing, its
+//! handler lets every client in and answers nothing, and its job does nothing. By the component model's canonical ABI,
+//! each of these functions can return a pointer to zeros, which are at address 0.
 
 use std::path::Path;
 
@@ -47,9 +47,9 @@ pub const TABLE: &str =
     "(loop $on (br_if $on (i32.ne (table.grow $table (ref.null func) (i32.const 1000)) (i32.const -1))))
     unreachable";
 pub const STACK: &str = "(call $deeper (i64.const 0)) unreachable";
-/// Waits an hour in a call of the host.
+/// Waits an hour in a call to the host.
 pub const WAIT: &str = "(call $block (call $subscribe (i64.const 3600000000000))) unreachable";
-/// Waits a millisecond in a call of the host, again and again.
+/// Waits a millisecond in a call to the host, again and again.
 pub const NAP: &str = "(loop $on (call $block (call $subscribe (i64.const 1000000))) (br $on)) unreachable";
 /// Takes handles and gives none back.
 pub const HANDLES: &str = "(loop $on (drop (call $subscribe (i64.const 3600000000000))) (br $on)) unreachable";
@@ -68,7 +68,7 @@ pub const STATE: &str = "(local $bucket i32)
 pub const MANY_PUBLICATIONS: &str = "(i32.store (i32.const 40) (call $publications (i32.const 1000000) (i32.const 0)))
     (i32.store (i32.const 44) (i32.const 1000000))
     (i32.const 40)";
-/// Publishes a million such publications by the import, again and again.
+/// Publishes a million such publications through the import, again and again.
 pub const MANY_PUBLISHED: &str = "(local $made i32)
     (local.set $made (call $publications (i32.const 1000000) (i32.const 0)))
     (loop $on (call $publish (local.get $made) (i32.const 1000000) (i32.const 32)) (br $on))
@@ -164,7 +164,7 @@ fn component(functions: &[&str], body: &str, more: &str) -> Vec<u8> {
     let mut module = wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}"));
     let mut resolve = Resolve::default();
     let packages = WIT.map(|folder| {
-        // Found by its lock file: more than one crate compiles this file.
+        // The root is the folder with the lock file, since more than one crate compiles this file.
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|above| above.join("Cargo.lock").exists());
         let folder = root.unwrap().join(folder);
         resolve.push_dir(folder).unwrap_or_else(|error| panic!("{error:#}")).0

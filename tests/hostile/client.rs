@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use crate::scene::{BETWEEN, Scene, knock};
 
 const HANDLER: &str = "[components]\nclient = \"bomb.wasm\"\n[limits]\nclient-call = \"200ms\"\n";
-/// Clients of the hostile tenant at once. There are more than its handler has instances.
+/// How many clients the hostile tenant has at once: more than its handler has instances.
 const KNOCKING: usize = 12;
 
 /// Checks that the neighbour is undisturbed by clients whose handler has this body in this function.
@@ -47,7 +47,7 @@ async fn traps_without_end() {
 
 #[tokio::test]
 async fn bombs_of_memory_tables_stack_and_handles() {
-    // Eight at once may reach their deadline before they are full.
+    // Eight at once may reach their deadline before their memory is full.
     for body in [bombs::MEMORY, bombs::TABLE, bombs::STACK, bombs::HANDLES] {
         check(ON_CONNECT, body, None).await.memory_is_bounded();
     }

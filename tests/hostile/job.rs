@@ -17,7 +17,8 @@ async fn check(body: &str, reason: Option<&str>) -> Scene {
     let (later, now) = (job(Duration::from_secs(3600)), job(Duration::from_millis(1)));
     let mut scene = Scene::new(&bomb(&[ON_SCHEDULE], body), &later).await;
     let begin = async |relay: &_| swap(relay, &now).await;
-    // A busy machine may end all calls of the window before they break by themselves: the attack goes on until one has.
+    // On a busy machine all calls of the window may be ended before they break by themselves. So the attack goes on
+    // until one has broken.
     let end = async |relay: &_| {
         broke(relay, "job", reason).await;
         swap(relay, &later).await;

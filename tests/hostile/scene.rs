@@ -22,12 +22,12 @@ use tokio_tungstenite::tungstenite::Message;
 const CLIENTS: usize = 400;
 /// Time between two of the neighbour's messages.
 const PACE: Duration = Duration::from_millis(12);
-/// Bytes of `00000000 neighbour`, a message.
+/// The bytes of a message, such as `00000000 neighbour`.
 const PAYLOAD: usize = 18;
 /// How long latencies are measured at a time.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How often a window with the attack is compared with one or both around it: a machine that does something else for a
-/// moment spoils one or two, a relay that lets its neighbour wait spoils all.
+/// How often a window with the attack is compared with one or both around it. A machine that does something else for a
+/// moment spoils one or two of them. A relay that makes the neighbour wait spoils all.
 const ROUNDS: usize = 5;
 /// How many times larger the 99th percentile may become.
 const WITHIN: u32 = 2;
@@ -38,7 +38,7 @@ pub const BETWEEN: Duration = Duration::from_millis(10);
 /// Largest peak of the relay's memory. A tenant here has at most eight instances of 64 MiB.
 const MEMORY: usize = 768 << 20;
 
-/// One scene at a time.
+/// One scene runs at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 pub struct Scene {
@@ -56,7 +56,7 @@ impl Scene {
         Self::with(more, |folder| folder.write("tenants/hostile/bomb.wasm", code)).await
     }
 
-    /// The same, but the caller writes the hostile tenant's files.
+    /// Starts such a relay. The caller writes the hostile tenant's files.
     pub async fn with(more: &str, files: impl FnOnce(&Folder)) -> Self {
         let turn = TURN.lock().await;
         let (partner, mut neighbours) = (Partner::start().await, Partner::start().await);
@@ -77,7 +77,7 @@ impl Scene {
         self.undisturbed_by(async |_| {}, attack, async |_| {}).await;
     }
 
-    /// The same, with something to do before each attack and after it.
+    /// Checks the same, with something to do before each attack and after it.
     pub async fn undisturbed_by(
         &mut self,
         mut begin: impl AsyncFnMut(&Relay),
@@ -95,7 +95,8 @@ impl Scene {
             };
             let during = self.p99(attacked).await;
             end(&self.relay).await;
-            // The worse of the two without the attack counts: where the first will do, the second changes nothing.
+            // The higher of the two values without the attack counts. If the first one is high enough, the second need
+            // not be measured.
             let mut without = before;
             if during > WITHIN * before {
                 without = without.max(self.p99(pending()).await);
@@ -134,7 +135,7 @@ impl Scene {
         latencies[latencies.len() * 99 / 100]
     }
 
-    /// Nor is what is sent after the attack.
+    /// Checks that what is sent after the attack arrives too.
     async fn nothing_is_lost(&mut self) {
         send(&self.crowd, &mut self.peer).await;
         let sent = self.crowd.number();
@@ -187,7 +188,7 @@ pub async fn knock(relay: SocketAddr, path: &str) {
             client.settle().await;
         }
     };
-    // It does not matter here whether there is an answer.
+    // It does not matter whether there is an answer.
     let _ = timeout(PATIENCE, knocking).await;
 }
 

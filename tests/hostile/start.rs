@@ -25,7 +25,7 @@ async fn check(code: &[u8], reason: &[&str]) {
     let (before, mut nth) = (Cell::new(0.0), 0);
     let begin = async |relay: &Relay| {
         before.set(refused(relay).await);
-        // A custom section makes it other code each time: code that was refused is not compiled again for a while.
+        // A custom section makes the code new each time, since refused code is not compiled again for a while.
         nth += 1;
         relay.folder().write("tenants/hostile/bomb.wasm", [code, &[0, 3, 1, b'n', nth]].concat());
         relay.signal(Signal::HUP);
@@ -34,7 +34,7 @@ async fn check(code: &[u8], reason: &[&str]) {
         relay.metric_reaches("edge_relay_tenant_swaps_total", &labels, before.get() + 1.0).await;
     };
     scene.undisturbed_by(begin, async || pending().await, end).await;
-    // Shown behind the count.
+    // The reason is shown after the count.
     until(format!("a refusal with {reason:?}"), async || {
         let why = scene.relay.ready().await["tenants"]["hostile"]["refused"].as_str().unwrap_or_default().to_owned();
         let named = why.contains("components.client: ") && reason.iter().all(|word| why.contains(word));
@@ -52,7 +52,7 @@ async fn loops() {
     check(&bomb_at_start(bombs::LOOP), &[TRIAL, "no answer within"]).await;
 }
 
-/// When the host starts there is no trial, so the first call meets the loop.
+/// There is no trial when the host starts, so the first call meets the loop.
 #[tokio::test]
 async fn loops_that_the_first_call_meets() {
     let mut scene = Scene::new(&bomb_at_start(bombs::LOOP), TENANT).await;

@@ -1,4 +1,4 @@
-//! What an operator's probes and scrapers see.
+//! What the admin listener tells probes and scrapers.
 
 use serde_json::json;
 use support::{
@@ -66,8 +66,8 @@ async fn metrics_follow_clients_and_deliveries() {
     assert_eq!(relay.metric("edge_relay_deliveries_total", &TENANT).await, 15.0);
 }
 
-/// Each family with its type and its help, and no sample without a family. What counts by reasons that have not come
-/// up is left out; other tests bring each of them up.
+/// Every family has its type and its help, and every sample a family. Families that count by a reason are left out
+/// until the reason occurs. Other tests make each occur.
 #[tokio::test]
 async fn metrics_are_in_prometheus_text_format() {
     let mut partner = Partner::start().await;
@@ -112,7 +112,7 @@ async fn it_answers_nothing_else() {
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
     assert_eq!(relay.get("/").await.0, 404);
     assert_eq!(relay.get("/t").await.0, 404);
-    // Clients see none of it.
+    // The clients' listener serves none of these.
     for path in ["/metrics", "/readyz", "/healthz"] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         let (head, body) = within(path, http(relay.clients, &request)).await;

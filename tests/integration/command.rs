@@ -1,4 +1,4 @@
-//! The command line: what each command does, says and refuses, and how it ends.
+//! The command line: what each command does, prints and refuses, and how it ends.
 
 mod bad_config;
 mod component;

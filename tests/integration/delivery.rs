@@ -1,4 +1,4 @@
-//! What clients get: every message in its order, whatever they do and however slowly they read.
+//! What clients get: every message in order, whatever they do and however slowly they read.
 
 mod clients;
 mod compression;

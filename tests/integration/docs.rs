@@ -1,4 +1,4 @@
-//! What the documents say, done as they say it.
+//! What the documents say, carried out as they say it.
 
 mod guide;
 mod house;

@@ -1,4 +1,4 @@
-//! How clients come in, by each way that there is, and go on where they were.
+//! How clients connect over each transport, and go on where they were.
 
 pub mod handshakes;
 mod herd;

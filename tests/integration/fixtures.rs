@@ -1,4 +1,4 @@
-//! The tests' own tools do what they say: a test that stands on them shows nothing else.
+//! The tests' own tools do what they say. A test that uses them would show nothing if they did not.
 
 mod chaos;
 mod mariadb;

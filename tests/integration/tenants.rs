@@ -1,4 +1,4 @@
-//! Tenants on one host: apart from each other, within their limits, changed while they run.
+//! Tenants on one host: kept apart, within their limits, and changed while they run.
 
 mod isolation;
 mod limits;

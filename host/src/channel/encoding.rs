@@ -1,5 +1,5 @@
-//! A chunk's publications, or the gap that it stands for, in the formats that clients get. WebSocket frames are there from the start. Another format is
-//! encoded when the first client needs it, and all clients of the format share it.
+//! A chunk's publications, or the gap that it stands for, in the formats that clients get. WebSocket frames are there
+//! from the start. Another format is encoded when the first client needs it, and all clients of the format share it.
 
 use std::{
     ops::Range,

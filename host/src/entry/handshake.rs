@@ -195,7 +195,7 @@ impl Attempt {
             Ok(accepted) => {
                 self.keep(accepted);
                 self.answered_by_shard.store(true, Ordering::Relaxed);
-                // Never ends: the listener takes the connection away from under this future.
+                // This never ends. The listener takes the connection and drops this future.
                 pending().await
             }
             Err(refusal) => {

@@ -64,7 +64,7 @@ pub struct Watch {
     folder: TenantsFolder,
     hangup: Signal,
     looks: Interval,
-    /// SIGHUP has come, and no look since.
+    /// SIGHUP has come since the last look.
     at_once: bool,
     /// A look under way. It goes on when the future that waits for it is dropped.
     looking: Option<JoinHandle<io::Result<Found>>>,

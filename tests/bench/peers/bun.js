@@ -1,4 +1,4 @@
-// The same relay with Bun's own means: topics, which its server publishes to natively.
+// A relay that uses Bun's own means: its server publishes natively to topics.
 // bun bun.js UPSTREAM [compressed]
 
 const compressed = process.argv[3] === "compressed";

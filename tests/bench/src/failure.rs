@@ -21,7 +21,7 @@ pub trait Context<T> {
     /// Says what was being done when it failed.
     fn context(self, doing: impl Display) -> Result<T, Failure>;
 
-    /// The same, for text that is costly to make.
+    /// Like `context`, for a text that is costly to make.
     fn with_context<D: Display>(self, doing: impl FnOnce() -> D) -> Result<T, Failure>;
 }
 

@@ -1,7 +1,7 @@
 //! The fuzz targets: one function each, which panics when something that should hold does not.
 //!
-//! `libfuzzer` calls them with the inputs it invents, the test `corpus` with the files of the corpus. They link the
-//! crates `wire` and `config` but not the host: with the host, fuzzing would first have to build wasmtime with the
+//! `libfuzzer` calls them with inputs that it invents, and the test `corpus` with the files of the corpus. They link
+//! the crates `wire` and `config` but not the host. With the host, fuzzing would first have to build wasmtime with the
 //! sanitizers.
 
 mod centrifuge;

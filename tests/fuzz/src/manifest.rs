@@ -4,7 +4,7 @@ use std::{env, fs, io, path::Path, process};
 
 use config::MySqlUrl;
 
-/// Stands between `relay.toml` and the manifest.
+/// The line between `relay.toml` and the manifest.
 const NEXT: &[u8] = b"# tenant.toml\n";
 
 /// Takes the text of both files. Either they are a configuration, or there are problems to print.
@@ -32,7 +32,7 @@ fn write(file: &Path, text: &[u8]) -> io::Result<()> {
     fs::write(file, text)
 }
 
-/// Replaces the MySQL driver's parser, which is not part of what is tried here.
+/// Replaces the MySQL driver's parser, which is not tested here.
 fn any_mysql_url(url: &str) -> Option<MySqlUrl> {
     Some(MySqlUrl { has_database: true, has_password: url.contains('@') })
 }

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Makes the component of app.js with jco: build.sh OUT.wasm
 #
-# The tools that package-lock.json pins, and every component they have made, stay in
-# $FOREIGN_TOOLS (default: ${XDG_CACHE_HOME:-$HOME/.cache}/edge-relay/tools/foreign), each under
-# the hash of what it came from: a second call copies, or does nothing.
+# The tools that package-lock.json pins, and every component that they have made, stay in $FOREIGN_TOOLS (default:
+# ${XDG_CACHE_HOME:-$HOME/.cache}/edge-relay/tools/foreign), each under the hash of its sources. So a second call only
+# copies, or does nothing.
 #
-# Exit codes: 2 wrong usage, 3 no node or npm here, or too old ones, 4 the tools could not be installed,
-# 1 anything else.
+# Exit codes: 2 wrong usage, 3 node or npm is missing or too old, 4 the tools could not be installed, 1 anything else.
 set -euo pipefail
 
 readonly OLDEST_NODE=20 # what the packages of package-lock.json ask for
@@ -20,8 +19,8 @@ hash_of() {
     cat -- "$@" | sha256sum | cut -c 1-16
 }
 
-# Replaces OUT in one step, and only if it is not this component already, so that a reader never
-# sees half a file, nor a new time stamp without a reason.
+# Replaces OUT in one step, so that a reader never sees half a file. Leaves it alone if it is this component already, so
+# that its time stamp stays.
 deliver() {
     cmp -s -- "$1" "$out" && return
     mkdir -p -- "$(dirname -- "$out")"
@@ -46,8 +45,8 @@ install_tools() {
     local log=$scratch/npm.log
     mkdir -- "$scratch/tools"
     cp -- "$here/package.json" "$here/package-lock.json" "$scratch/tools/"
-    # The peers left out are another builder, which the WIT package would bring along; the optional
-    # ones are this machine's binaries, and no script of a package needs to run.
+    # One of the peers that are left out is another builder, which the WIT package would bring along. The optional
+    # packages are this machine's binaries. No script of a package needs to run.
     npm ci --prefix "$scratch/tools" --legacy-peer-deps --include=optional --ignore-scripts \
         --no-audit --no-fund >"$log" 2>&1 || {
         cat -- "$log" >&2
@@ -59,7 +58,7 @@ install_tools() {
 componentize() {
     local log=$scratch/jco.log
     local modules=$tools/node_modules
-    # Called in the root folder, jco takes the source's path apart wrongly: it is called elsewhere.
+    # jco parses the source's path wrongly when it is called in the root folder, so it is called in another one.
     cd -- "$scratch"
     node "$modules/@bytecodealliance/jco/src/jco.js" componentize "$here/app.js" \
         --wit "$modules/@spinframework/wasi-http-proxy/wit/wasi-http@0.2.3.wit" \
@@ -80,7 +79,7 @@ made=$store/app-$(hash_of "$here/build.sh" "$here/package.json" "$here/package-l
 
 if [[ ! -f $made ]]; then
     need_node
-    # Tests run side by side: the first installs and builds, the others wait and find it done.
+    # Tests run side by side. The first one installs and builds, and the others wait for it.
     mkdir -p -- "$store"
     exec 9>"$store/lock"
     flock 9

@@ -1,5 +1,5 @@
-//! Bodies of requests and of answers: they stream both ways, within their limits, and nobody's instance is held by one
-//! that does not come or go on.
+//! Bodies of requests and answers: they stream in both directions, within their limits, and a body that stops does not
+//! hold an instance.
 
 use support::{
     http::{Http, chunk},
@@ -7,13 +7,13 @@ use support::{
     tenant::Folder,
 };
 
-/// A tenant with one instance, whose calls would take longer than the test.
+/// A tenant with one instance, whose calls may take longer than the test.
 async fn one_instance(limits: &str) -> Relay {
     let limits = format!("[limits]\napi-instances = 1\napi-call = \"1h\"\n{limits}");
     Relay::serve(Folder::new("").api("t", &limits)).await
 }
 
-/// The only instance takes a call.
+/// Checks that the only instance takes a call.
 async fn is_free(relay: &Relay) {
     assert_eq!(relay.http().await.get("/t/count").await.status(), 200);
 }
@@ -42,7 +42,7 @@ async fn an_answer_begins_before_the_request_has_ended() {
 async fn each_part_of_an_answer_goes_out_as_it_is_made() {
     let relay = one_instance("").await;
     let mut http = relay.http().await;
-    // The pauses between are longer than the test.
+    // The pause between two chunks is longer than the test.
     http.request("GET", "/t/stream?chunks=2&ms=3600000").await;
     http.head().await;
     assert_eq!(http.chunk().await, "chunk 0\n");
@@ -113,7 +113,7 @@ async fn a_client_that_never_reads_is_dropped() {
         http.request("GET", "/t/big?bytes=1000000000").await;
         relay.metric_is("edge_relay_api_refused_total", &[("reason", "stalled")], times).await;
         is_free(&relay).await;
-        // One that reads now and then keeps its connection, however long its guest takes.
+        // A client that reads now and then keeps its connection, however long the guest takes.
         let mut slow = relay.http().await;
         slow.request("GET", "/t/stream?chunks=3&ms=700").await;
         assert_eq!(slow.answer().await.body, "chunk 0\nchunk 1\nchunk 2\n");
@@ -132,7 +132,7 @@ async fn a_body_may_be_as_large_as_the_limit_and_no_larger() {
     http.send_chunk(&most).await;
     http.end().await;
     assert_eq!(http.answer().await.body, most.len().to_string());
-    // With its length said before: no guest hears of it.
+    // The length is known from the header, so no guest is called.
     let calls = relay.metric_reaches("edge_relay_guest_calls_total", &[], 4.0).await;
     let over = most.len() + 1;
     for path in ["/t/length", "/t/ignore"] {
@@ -141,13 +141,13 @@ async fn a_body_may_be_as_large_as_the_limit_and_no_larger() {
         assert_eq!(http.answer().await.envelope(), (413, "too_large".into()), "{path}");
     }
     assert_eq!(relay.metric("edge_relay_guest_calls_total", &[]).await, calls);
-    // Found out on the way.
+    // Without a length, the relay finds out while it reads.
     let mut http = relay.http().await;
     http.begin("/t/length").await;
     http.send_chunk(&most).await;
     http.send_chunk("x").await;
     assert_eq!(http.answer().await.envelope(), (413, "too_large".into()));
-    // The rest of the body has its end, and so the connection goes on.
+    // The client ends the body, so the connection can go on.
     http.end().await;
     assert_eq!(http.get("/t/count").await.status(), 200);
     relay.metric_is("edge_relay_api_refused_total", &[("reason", "too_large")], 3.0).await;
@@ -162,7 +162,7 @@ async fn a_body_over_the_limit_breaks_an_answer_that_has_begun() {
     http.send_chunk("x").await;
     assert_eq!(http.chunk().await, "x");
     http.try_send(chunk("x".repeat(11 << 10))).await;
-    // The guest sees the error and leaves its answer without an end.
+    // The guest sees the error, and does not end its answer.
     assert!(!http.rest().await.contains("0\r\n\r\n"));
     is_free(&relay).await;
 }
@@ -173,7 +173,7 @@ async fn a_client_that_still_sends_gets_its_413() {
     for headers in ["Content-Length: 4000000000\r\n", "Transfer-Encoding: chunked\r\n"] {
         let mut http = relay.http().await;
         http.send(post("/t/length", headers)).await;
-        // More than all buffers between hold, written while nobody reads.
+        // More than all buffers on the way hold, written while nobody reads.
         let body = chunk("x".repeat(16 << 20));
         http.try_send(body).await;
         assert_eq!(http.answer().await.envelope(), (413, "too_large".into()), "{headers}");
@@ -193,7 +193,7 @@ async fn a_client_that_asks_first_is_told_to_go_on_or_not_to() {
         let mut http = relay.http().await;
         http.send(post(path, "Content-Length: 20000\r\nExpect: 100-continue\r\n")).await;
         assert_eq!(http.answer().await.status(), status);
-        // It is not asked for what nobody reads.
+        // The client is not asked for a body that nobody reads.
         assert_eq!(http.rest().await, "");
     }
 }
@@ -210,7 +210,7 @@ async fn an_endless_body_is_cut_at_the_limit_if_fast_and_at_the_deadline_if_slow
     while fast.try_send(&part).await {}
     relay.metric_is("edge_relay_api_refused_total", &[("reason", "too_large")], 1.0).await;
     is_free(&relay).await;
-    // One byte, and then none for longer than the call may take.
+    // Sends one byte, and then nothing for longer than the call may take.
     let mut slow = relay.http().await;
     slow.begin("/slow/length").await;
     slow.send_chunk("x").await;
@@ -232,7 +232,7 @@ async fn a_chunk_that_is_none_breaks_the_body() {
 #[tokio::test]
 async fn a_client_that_vanishes_frees_the_instance() {
     let relay = one_instance("").await;
-    // In the middle of its request.
+    // The client leaves in the middle of its request.
     let mut http = relay.http().await;
     http.begin("/t/echo").await;
     http.send_chunk("x").await;
@@ -240,7 +240,7 @@ async fn a_client_that_vanishes_frees_the_instance() {
     assert_eq!(http.chunk().await, "x");
     drop(http);
     is_free(&relay).await;
-    // In the middle of its answer.
+    // The client leaves in the middle of its answer.
     let mut http = relay.http().await;
     http.request("GET", "/t/big?bytes=4000000000").await;
     http.head().await;
@@ -253,18 +253,18 @@ async fn an_answer_arrives_though_nobody_reads_the_request() {
     let relay = one_instance("api-body = \"64MiB\"").await;
     for path in ["/t/ignore", "/nobody", "/t/trap", "/t/silent", "/t/keep-all"] {
         let mut http = relay.http().await;
-        // Small: the connection serves the next request.
+        // A small body: the connection serves the next request.
         for _ in 0..2 {
             http.send(post(path, "Content-Length: 100000\r\n")).await;
             http.send("x".repeat(100_000)).await;
             http.answer().await;
         }
-        // Large: all of it is sent before the answer is read.
+        // A large body: all of it is sent before the answer is read.
         let mut http = relay.http().await;
         http.send(post(path, "Content-Length: 33554432\r\n")).await;
         http.try_send("x".repeat(32 << 20)).await;
         http.answer().await;
-        // Never sent: the answer comes all the same.
+        // A body that is never sent: the answer comes nevertheless.
         let mut http = relay.http().await;
         http.send(post(path, "Content-Length: 33554432\r\n")).await;
         http.answer().await;

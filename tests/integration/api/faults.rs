@@ -1,4 +1,4 @@
-//! APIs that fail, misbehave or are asked too much: what their clients get, and that nobody else notices.
+//! APIs that fail, misbehave or get too many requests: what their clients get, and that other tenants do not notice.
 
 use rustix::process::Signal;
 use support::{http::Http, partner::Partner, relay::Relay, tenant::Folder, until};
@@ -9,13 +9,13 @@ const FAILURES: &str = "edge_relay_guest_failures_total";
 const INSTANCES: &str = "edge_relay_guest_instances";
 const QUEUE: &str = "edge_relay_guest_queue";
 
-/// Tenant `t` with these limits, and a neighbour with one instance.
+/// Serves tenant `t` with these limits, and a neighbour with one instance.
 async fn relay(limits: &str) -> Relay {
     let folder = Folder::new("").api("t", &format!("[limits]\n{limits}"));
     Relay::serve(folder.api("neighbour", "limits.api-instances = 1")).await
 }
 
-/// The neighbour's only instance has served all requests, one more each time.
+/// Checks that the neighbour's only instance has served all requests so far: one more with each call.
 async fn neighbour_has_served(relay: &Relay, count: u32) {
     assert_eq!(relay.http().await.get("/neighbour/count").await.body, count.to_string());
     assert_eq!(relay.metric(FAILURES, &[("tenant", "neighbour")]).await, 0.0);
@@ -27,7 +27,7 @@ async fn failed(relay: &Relay, blame: &str, reason: &str, times: f64) {
     relay.metric_is(FAILURES, &[("tenant", "t")], times).await;
 }
 
-/// A call that lasts until its request ends; it has an instance when this returns.
+/// Begins a call that lasts until its request ends. The call has its instance when this returns.
 async fn held(relay: &Relay) -> Http {
     let mut http = relay.http().await;
     http.begin("/t/echo").await;
@@ -129,7 +129,7 @@ async fn a_guest_that_does_not_answer_is_at_fault() {
         assert_eq!(http.get(path).await.envelope(), (500, "api_broke".into()), "{path}");
         failed(&relay, "guest_broke", "no_answer", times.into()).await;
     }
-    // It has returned, and its instance goes on.
+    // The guest has returned, and its instance goes on.
     assert_eq!(http.get("/t/count").await.body, "4");
     neighbour_has_served(&relay, 1).await;
 }
@@ -139,7 +139,7 @@ async fn an_error_instead_of_an_answer_is_the_guests_no() {
     let relay = relay("api-instances = 1").await;
     let answer = relay.http().await.get("/t/refuse").await;
     assert_eq!(answer.envelope(), (500, "api_error".into()));
-    assert!(!answer.body.contains("hush"), "what the guest says of it is not for clients: {answer:?}");
+    assert!(!answer.body.contains("hush"), "the guest's text was sent to the client: {answer:?}");
     failed(&relay, "guest_said_no", "error", 1.0).await;
     assert_eq!(relay.http().await.get("/t/count").await.body, "2");
     neighbour_has_served(&relay, 1).await;
@@ -185,7 +185,7 @@ async fn half_an_answer_never_looks_whole() {
         let mut http = relay.http().await;
         http.begin(path).await;
         if path != "/t/keep" && path != "/t/die-at-once" {
-            // The first half has arrived before the second comes to nothing.
+            // The first half arrives before the guest fails.
             let head = http.head().await;
             assert_eq!(head.status, 200);
             match head.header("content-length") {
@@ -196,7 +196,7 @@ async fn half_an_answer_never_looks_whole() {
             let rest = http.rest().await;
             assert!(rest.is_empty() || rest == "half ", "{path}: {rest:?}");
         } else {
-            let answer = http.cut_off().await.expect("what was made before");
+            let answer = http.cut_off().await.expect("the part made before");
             assert_eq!((answer.status(), answer.body.as_str()), (200, "half "), "{path}");
         }
         relay.metric_is(FAILURES, &[("blame", "guest_broke"), ("reason", reason)], before + 1.0).await;
@@ -210,7 +210,7 @@ async fn what_a_guest_keeps_of_a_call_is_of_no_use_in_the_next() {
     let mut http = relay.http().await;
     assert_eq!(http.post("/t/keep-all", "body").await.body, "kept");
     assert_eq!(http.get("/t/count").await.body, "2");
-    // Its place for an answer is gone too: the next request gets its own.
+    // What receives an answer is gone too, and the next request gets its own.
     assert_eq!(http.get("/t/silent-and-keeps").await.status(), 500);
     assert_eq!(http.get("/t/count").await.body, "4");
     neighbour_has_served(&relay, 1).await;
@@ -218,7 +218,7 @@ async fn what_a_guest_keeps_of_a_call_is_of_no_use_in_the_next() {
 
 #[tokio::test]
 async fn an_instance_serves_as_many_calls_as_the_manifest_says() {
-    // With one instance a request waits until the call before it has returned.
+    // With one instance, a request waits until the call before it has returned.
     let one = "limits.api-instances = 1";
     let folder = Folder::new("").api("t", one).api_as("three", "{ file = \"api.wasm\", reuse = 3 }", one).api_as(
         "fresh",
@@ -271,7 +271,7 @@ async fn a_request_that_waits_too_long_is_told_that_the_tenant_is_busy() {
     let mut looping = relay.http().await;
     looping.request("GET", "/t/hang").await;
     looping.head().await;
-    // Three wait for a call that takes the whole deadline: the first of them is served, as may be the next.
+    // Three requests wait for a call that takes the whole deadline. The first one is served, and perhaps the next.
     let mut waiting = Vec::new();
     for _ in 0..3 {
         let mut http = relay.http().await;
@@ -301,7 +301,7 @@ async fn a_request_that_leaves_while_waiting_frees_its_place() {
     next.request("GET", "/t/count").await;
     relay.metric_is(QUEUE, &[("tenant", "t")], 1.0).await;
     let_go(call).await;
-    // The call of who has gone was never made: it would have cost the instance.
+    // The call of the client that left was never made. It would have cost the instance.
     assert_eq!(next.answer().await.body, "2");
     assert_eq!(relay.metric(FAILURES, &[("tenant", "t")]).await, 0.0);
 }
@@ -340,7 +340,7 @@ async fn at_the_end_answers_are_finished_and_connections_closed() {
     let mut idle = relay.http().await;
     idle.get("/t/count").await;
     let mut streaming = held(&relay).await;
-    // Connected, and nothing said.
+    // A connection without a request.
     let mut mute = relay.http().await;
     relay.signal(Signal::TERM);
     assert_eq!(idle.rest().await, "");

@@ -1,16 +1,16 @@
-//! The API as HTTP: whose request it is, what the guest sees of it, and the life of a connection.
+//! The API as HTTP: which tenant gets a request, what the guest sees of it, and how long a connection lives.
 
 use serde_json::Value;
 use support::{guests, http::Http, process, relay::Relay, tenant::Folder, until};
 
-/// What the guest has seen of a request.
+/// Returns what the guest saw of a request.
 async fn seen(http: &mut Http, path: &str) -> Value {
     let answer = http.get(path).await;
     assert_eq!(answer.status(), 200, "{answer:?}");
     answer.json()
 }
 
-/// The values of a header, as the guest has seen them.
+/// Returns the values of a header, as the guest saw them.
 fn values(seen: &Value, name: &str) -> Vec<String> {
     let headers = seen["headers"].as_array().unwrap();
     let values = headers.iter().filter(|header| header[0] == name);
@@ -34,7 +34,7 @@ async fn the_path_names_the_tenant_and_the_guest_gets_the_rest_of_it() {
     ] {
         assert_eq!(seen(&mut http, path).await["path"], rest, "{path}");
     }
-    // These reach the guest, which knows no such path.
+    // These reach the guest, which has no such path.
     for path in ["/t", "/t/", "/t?a", "/t//request", "/t/%72equest", "/t/../t/request"] {
         let answer = http.get(path).await;
         assert_eq!((answer.status(), answer.body.as_str()), (404, "no such path"), "{path}");
@@ -135,7 +135,7 @@ async fn a_connection_serves_many_requests_in_their_order() {
     for count in 1..=100 {
         assert_eq!(http.get("/t/count").await.body, count.to_string());
     }
-    // Sent before the answers are read.
+    // All requests are sent before an answer is read.
     let mut pipelined = String::new();
     for index in 0..50 {
         pipelined += &format!("POST /t/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{index:02}");
@@ -160,7 +160,7 @@ async fn a_head_alone_is_answered_without_a_body() {
         http.request("HEAD", path).await;
         let head = http.head().await;
         let length = head.header("content-length").map(|length| length.parse::<usize>().unwrap());
-        // What follows is the next answer, and no body.
+        // The next bytes are the next answer, not a body.
         assert_eq!(http.get("/t/status?is=418").await.status(), 418, "{path}: {head:?}");
         assert!(length.is_none_or(|length| length > 0), "{path}: {head:?}");
     }
@@ -201,7 +201,7 @@ async fn any_status_is_the_guests_to_choose() {
         http.request("GET", &format!("/t/status?is={status}")).await;
         assert_eq!(http.head().await.status, status);
     }
-    // No final status: it is not the connection's last word that matters, but that there is one.
+    // These are not final, so the client must still get a final status.
     for status in [100, 101, 103] {
         let mut http = relay.http().await;
         http.request("GET", &format!("/t/status?is={status}")).await;
@@ -214,7 +214,7 @@ async fn any_status_is_the_guests_to_choose() {
 #[tokio::test]
 async fn headers_without_end_are_refused() {
     let relay = Relay::serve(Folder::new("").api("t", "limits.api-instances = 1")).await;
-    // Those of all sizes up to 60 KiB pass.
+    // Headers of all sizes up to 60 KiB pass.
     let mut http = relay.http().await;
     let large = "x".repeat(60 << 10);
     http.send(format!("GET /t/request HTTP/1.1\r\nHost: a\r\nX-Large: {large}\r\n\r\n")).await;
@@ -222,7 +222,7 @@ async fn headers_without_end_are_refused() {
     let many: String = (0..1 << 14).map(|index| format!("X-{index}: {}\r\n", "x".repeat(48))).collect();
     for headers in [format!("X: {}", "x".repeat(1 << 20)), many, "x".repeat(1 << 20)] {
         let mut http = relay.http().await;
-        // It does not wait for the last of them.
+        // The answer does not wait for the last header.
         http.try_send(format!("GET /t/request HTTP/1.1\r\nHost: a\r\n{headers}")).await;
         let answer = http.rest().await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 ") || answer.starts_with("HTTP/1.1 400 "));
@@ -270,7 +270,7 @@ async fn connections_over_the_limit_are_closed() {
     relay.metric_is("edge_relay_api_refused_total", &[("reason", "full")], 1.0).await;
     assert_eq!(one.get("/t/count").await.status(), 200);
     drop(two);
-    // Its place is free as soon as the relay knows.
+    // The place is free as soon as the relay knows that the connection has ended.
     until("a third connection", async || {
         let mut http = relay.http().await;
         http.try_send("GET /t/count HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
@@ -297,7 +297,7 @@ async fn an_api_publishes_reads_state_and_sends_no_requests() {
     assert_eq!(partner.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     let answer = http.get("/t/state?bytes=1000").await;
     assert!(answer.body.contains("full: 65536 bytes"), "{answer:?}");
-    // Full or not is each tenant's own.
+    // Each tenant has its own limit of state.
     let answer = http.get("/neighbour/state?bytes=1000000").await;
     assert!(answer.body.contains("full: 16777216 bytes"), "{answer:?}");
 }
@@ -311,7 +311,7 @@ async fn calls_their_time_and_their_instances_are_counted() {
     }
     let labels = [("tenant", "t"), ("role", "api"), ("name", "api")];
     relay.metric_is("edge_relay_guest_calls_total", &labels, 5.0).await;
-    // A call is counted, and then its time.
+    // The call is counted before its time is.
     relay.metric_is("edge_relay_guest_call_seconds_count", &labels, 5.0).await;
     assert!(relay.metric("edge_relay_guest_call_seconds_sum", &labels).await >= 0.01);
     for (name, value) in [("guest_instances", 1.0), ("guest_queue", 0.0), ("guest_failures_total", 0.0)] {

@@ -1,4 +1,4 @@
-//! Configurations that must not start: exit code 2, every mistake listed, nothing listening.
+//! Configurations with which a relay must not start: the exit code is 2, every mistake is listed, and nothing listens.
 
 use std::net::TcpListener;
 
@@ -10,7 +10,8 @@ use support::{
 
 const UPSTREAM: &str = "[[upstream]]\nname = \"feed\"\nurl = \"ws://127.0.0.1:1/\"\n";
 
-/// `serve` must refuse the folder's configuration for all these reasons, each on a line of its own: its words.
+/// Checks that `serve` refuses the folder's configuration, with one line for each of these reasons. A reason is given
+/// by its words.
 async fn refused(folder: &Folder, reasons: &[&[&str]]) {
     let config = folder.config();
     let output = run(&["serve", "--config", config.to_str().unwrap()]).await;
@@ -38,10 +39,10 @@ async fn what_is_not_toml() {
 #[tokio::test]
 async fn half_a_file() {
     let folder = Folder::new("");
-    // Cut in the middle of a string, as by a disk that is full.
+    // Cut in the middle of a string, as on a full disk.
     folder.write("tenants/t/tenant.toml", "name = \"t\"\n[[upstream]]\nname = \"feed\"\nurl = \"ws://127.0");
     refused(&folder, &[&["tenant.toml:4:", "TOML"]]).await;
-    // Whole as TOML, and yet half.
+    // Valid TOML, and yet cut.
     folder.write("tenants/t/tenant.toml", "name = \"t\"\n[[upstream]]\nname = \"feed\"\n");
     refused(&folder, &[&["tenant.toml:", "upstream", "url"]]).await;
 }
@@ -151,7 +152,7 @@ async fn a_port_in_use() {
         folder.write("relay.toml", config.replace(&free, &format!("{listener} = \"{address}\"")));
         let output = run(&["serve", "--config", folder.config().to_str().unwrap()]).await;
         let shown = shown(&output);
-        // Nothing is wrong with the configuration.
+        // The configuration itself is right.
         assert_eq!(output.status.code(), Some(1), "{shown}");
         assert!(output.stdout.is_empty(), "{shown}");
         let error = String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,4 @@
-//! `component build` and `component check`, as a tenant's developer uses them.
+//! `component build` and `component check`, used as a tenant's developer uses them.
 
 use std::{fs, path::Path, process::Output};
 
@@ -28,7 +28,7 @@ async fn check_says_which_roles_and_imports_a_component_has() {
     for import in ["wasi:config/store@0.2.0-rc.1", "wasi:logging/logging@0.1.0-draft"] {
         assert!(imports.contains(import), "{shown}");
     }
-    // A pure component: nothing of the system.
+    // The component imports nothing of the system.
     assert!(!imports.contains("wasi:cli") && !imports.contains("wasi:filesystem"), "{shown}");
 }
 
@@ -93,7 +93,7 @@ async fn check_refuses_what_is_no_component() {
 async fn build_makes_a_component_of_a_core_module() {
     let folder = Folder::empty();
     guests::market("filter");
-    // Where the build of the crate has left its core module.
+    // The core module that the build of the crate has left.
     let target = place::guests().join("wasm32-unknown-unknown/release");
     let component = folder.path("made.wasm");
     let output = build(&target.join("market_filter.wasm"), &component).await;
@@ -101,7 +101,7 @@ async fn build_makes_a_component_of_a_core_module() {
     assert!(fs::read(&component).unwrap() == fs::read(guests::market("filter")).unwrap());
 }
 
-/// As one that was built for `wasm32-wasip2`.
+/// The source is a component already, as a build for `wasm32-wasip2` makes one.
 #[tokio::test]
 async fn build_takes_a_component_as_it_is() {
     let folder = Folder::empty();
@@ -126,6 +126,6 @@ async fn build_says_why_it_cannot() {
         assert_eq!(output.status.code(), Some(2), "{shown}");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(error.contains(source) && error.contains(reason), "{shown}");
-        assert!(!made.exists(), "{source}: half a file is left");
+        assert!(!made.exists(), "{source}: a part of a file is left");
     }
 }

@@ -1,4 +1,4 @@
-//! The demonstration's page, in a real browser, and what its listener answers.
+//! The demonstration's page in a real browser, and what its listener answers.
 
 use std::net::SocketAddr;
 
@@ -14,14 +14,14 @@ use support::{
 };
 use tokio::net::TcpListener;
 
-/// Nothing else on this machine is likely to be at an address of its own: its port is still free after an outage.
+/// An address that other programs on this machine are unlikely to use, so that the port is still free after an outage.
 const OWN_ADDRESS: &str = "127.94.3.1:0";
 
 /// A running `edge-relay demo`.
 struct Demo {
     process: Process,
     page: SocketAddr,
-    /// Where it writes its files, which stay behind if it is killed.
+    /// The folder for its files, which stay behind if it is killed.
     _files: Folder,
 }
 
@@ -41,7 +41,7 @@ impl Demo {
         format!("http://{}/", self.page)
     }
 
-    /// A request's answer: status, head in small letters, body.
+    /// Sends a request. Returns the answer's status, its head in lower case, and its body.
     async fn ask(&self, request: &str) -> (u16, String, String) {
         let request = format!("{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         let (head, body) = within(&request, http(self.page, &request)).await;
@@ -55,7 +55,7 @@ impl Demo {
     }
 }
 
-/// The prices are there and move, and so do their charts.
+/// Waits until the prices and their charts move.
 async fn prices_move(browser: &mut Browser) {
     browser.sees("document.body.dataset.state === 'live'").await;
     browser.sees("document.querySelectorAll('[data-product]').length === 8").await;
@@ -67,7 +67,7 @@ async fn prices_move(browser: &mut Browser) {
 const PRICES: &str = "[...document.querySelectorAll('[data-product] .price')].map((price) => price.textContent)";
 const LINES: &str = "[...document.querySelectorAll('[data-product] .line')].map((line) => line.getAttribute('d'))";
 
-/// Nothing is asked of any other machine, and nothing is wrong with the page.
+/// Checks that the page requested nothing from other machines, and that nothing is wrong with it.
 fn assert_clean(seen: &Seen) {
     assert!(seen.urls.iter().any(|url| url.starts_with("ws://")), "{:#?}", seen.urls);
     for url in &seen.urls {
@@ -86,7 +86,7 @@ async fn prices_move_and_nothing_comes_from_elsewhere() {
     let seen = browser.seen().await;
     assert_clean(&seen);
     assert!(seen.failed.is_empty(), "{:#?}", seen.failed);
-    // Nor could it be otherwise.
+    // The page's policy would not allow such a request either.
     let refused = "new Promise((done) => {
         addEventListener('securitypolicyviolation', (event) => done(event.effectiveDirective));
         fetch('http://localhost:9/').catch(() => {});
@@ -124,7 +124,7 @@ async fn an_open_page_comes_back_with_the_relay() {
     prices_move(&mut browser).await;
     browser.picture("desktop-again").await;
     assert_eq!(browser.value("notReloaded").await, true);
-    // That nothing answered for a while is no fault of the page.
+    // The outage is not counted as a fault of the page.
     assert_clean(&browser.seen().await);
 }
 
@@ -134,9 +134,9 @@ async fn a_page_whose_network_was_cut_gets_all_that_it_missed() {
     let demo = Demo::start(&[]).await;
     let clients = demo.addresses().await["clients"].as_str().unwrap().to_owned();
     let relay = clients.strip_prefix("ws://").unwrap().split('/').next().unwrap().to_owned();
-    // At an address where the page may connect to.
+    // An address that the page may connect to.
     let mut chaos = Chaos::start_at("127.0.0.1:0".parse().unwrap(), relay.parse().unwrap()).await;
-    // The page's WebSockets by way of the proxy, and what they bring kept.
+    // Leads the page's WebSockets through the proxy, and keeps what they bring.
     let script = "globalThis.got = [];
         globalThis.WebSocket = class extends WebSocket {
             constructor(url) {
@@ -155,7 +155,7 @@ async fn a_page_whose_network_was_cut_gets_all_that_it_missed() {
         chaos.accept().await;
         browser.sees("document.body.dataset.state === 'live'").await;
         let recovered = browser.value("document.body.dataset.recovered").await;
-        assert_ne!(recovered, "", "round {round}: something is lost");
+        assert_ne!(recovered, "", "round {round}: publications are lost");
         browser.sees(&format!("got.length > {got} + {}", recovered.as_str().unwrap())).await;
     }
     browser.sees("document.getElementById('detail').textContent.includes('reconnected 3 times, nothing lost')").await;
@@ -170,8 +170,9 @@ async fn a_page_whose_network_was_cut_gets_all_that_it_missed() {
         .iter()
         .map(|publication| publication["data"].as_str().unwrap())
         .collect();
-    // All that was published between the first and the last, once and in order.
-    let first = published.iter().position(|text| *text == got[0]).expect("1,000 publications are more than this takes");
+    // All that was published between the first and the last arrived once and in order.
+    let first =
+        published.iter().position(|text| *text == got[0]).expect("the first publication is among the last 1,000");
     assert_eq!(published.get(first..first + got.len()), Some(got.as_slice()));
 }
 
@@ -187,7 +188,7 @@ async fn it_fits_a_telephone() {
     let widest = "Math.max(document.documentElement.scrollWidth, \
         ...[...document.body.querySelectorAll('*')].map((element) => element.getBoundingClientRect().right))";
     assert!(browser.value(widest).await.as_f64().unwrap() <= 360.0);
-    // One below the other, each wide enough to read.
+    // The cards stand one below the other, each wide enough to read.
     let cards = "[...document.querySelectorAll('[data-product]')].map((card) => card.getBoundingClientRect())";
     let stacked = format!(
         "{cards}.every((card, nth, all) => card.width > 300 && card.height > 80 && \

@@ -1,4 +1,4 @@
-//! The end: clients are told, calls are finished, and a second signal insists.
+//! Shutdown: clients are told, calls are finished, and a second signal ends the program at once.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ async fn a_signal_closes_every_client_with_1001_and_the_exit_code_is_0() {
 #[tokio::test]
 async fn handshakes_under_way_are_cut_and_clients_still_told() {
     let partner = Partner::start().await;
-    // Longer than the test: nothing here ends by itself.
+    // Longer than the test, so that nothing here ends by itself.
     let limits = "handshake-timeout = \"5m\"\nshutdown-timeout = \"5m\"";
     let mut relay = Relay::serve(Folder::new(limits).tenant("t", &partner.url(), "")).await;
     let mut half = Vec::new();
@@ -54,7 +54,7 @@ async fn handshakes_under_way_are_cut_and_clients_still_told() {
         raw.send(b"GET /t HTTP/1.1\r\nHost: ").await;
         half.push(raw);
     }
-    // Accepted in turn: when these are in, so are the others.
+    // Connections are accepted in order: when these clients are in, the ones before them are too.
     let mut clients = Vec::new();
     for _ in 0..5 {
         clients.push(relay.client("/t").await);
@@ -103,7 +103,7 @@ async fn a_call_that_does_not_end_is_cut_at_the_deadline() {
     peer.text("spin").await;
     relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
     relay.signal(Signal::TERM);
-    // The deadline, several times over, and far less than the call.
+    // Several times the deadline, and far less than the call may take.
     let began = Instant::now();
     assert_eq!(client.rest().await.1, Some(CloseCode::Away));
     assert_eq!(relay.end().await.code(), Some(0));
@@ -130,7 +130,7 @@ async fn a_second_signal_ends_it_at_once() {
     peer.text("spin").await;
     relay.metric_reaches("edge_relay_upstream_messages_total", &[], 1.0).await;
     relay.signal(Signal::TERM);
-    // It accepts nobody any more, and waits for the call.
+    // The relay accepts no more connections, and waits for the call.
     let clients = relay.clients;
     until("clients refused", async || match TcpStream::connect(clients).await {
         Ok(_) => Err("accepted".to_owned()),

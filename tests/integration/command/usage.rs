@@ -74,7 +74,7 @@ async fn pass_opens_one_listener_and_answers_at_the_root() {
     assert_eq!(listening, [relay.clients.port()]);
 }
 
-/// The TCP ports that a process listens on.
+/// Lists the TCP ports that a process listens on.
 fn listening_ports(process: u32) -> Vec<u16> {
     let links = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
     let sockets: Vec<_> = links
@@ -85,7 +85,7 @@ fn listening_ports(process: u32) -> Vec<u16> {
     for table in ["tcp", "tcp6"] {
         for line in fs::read_to_string(format!("/proc/{process}/net/{table}")).unwrap_or_default().lines().skip(1) {
             let columns: Vec<_> = line.split_whitespace().collect();
-            // Local address, state (0A is LISTEN), inode.
+            // The columns are the local address, the state (0A is LISTEN) and the inode.
             if columns[3] == "0A" && sockets.iter().any(|inode| inode == columns[9]) {
                 ports.push(u16::from_str_radix(columns[1].rsplit(':').next().unwrap(), 16).unwrap());
             }
@@ -107,7 +107,7 @@ async fn feed_simulates_an_exchange_until_it_is_stopped() {
     assert_eq!(feed.end().await.code(), Some(0), "{}", feed.log());
 }
 
-/// The two counts in the demonstration's last line.
+/// Returns the two counts in the demonstration's last line.
 fn relayed(stdout: &str) -> (u64, u64) {
     let last = stdout.lines().last().unwrap();
     let numbers: Vec<u64> = last.split(' ').filter_map(|word| word.parse().ok()).collect();
@@ -123,7 +123,7 @@ async fn demo_ends_by_itself_and_says_how_much_went_in_and_out() {
     let stdout = String::from_utf8(output.stdout).unwrap();
     let (sent, received) = relayed(&stdout);
     assert!((10..=sent).contains(&received), "{shown}");
-    // A line a second of what a client gets.
+    // The demonstration prints a line each second with what a client gets.
     let seconds = stdout.lines().filter(|line| line.contains("\"product\":") && line.contains("\"price\":")).count();
     assert!((2..=4).contains(&seconds), "{shown}");
 }
@@ -136,7 +136,7 @@ async fn demo_fails_if_nothing_was_relayed() {
     assert_eq!(output.status.code() == Some(0), received > 0, "{shown}");
 }
 
-/// The next line with these words; it prints one a second.
+/// Waits for a line with these words. The demonstration prints one each second.
 async fn line_with(demo: &mut Process, words: &str) -> String {
     for _ in 0..10 {
         let line = demo.line().await.unwrap();

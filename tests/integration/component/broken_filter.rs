@@ -1,4 +1,5 @@
-//! Filters that trap, hang, hoard and shout: what that costs them, and that it costs nobody else anything.
+//! Filters that trap, hang, use too much memory or write too much: what that costs them, and that it costs other
+//! tenants nothing.
 
 use support::{
     client::Client,
@@ -53,7 +54,7 @@ impl Scene {
 }
 
 impl Neighbour {
-    /// Its messages still pass, through its own instance of the same code.
+    /// Checks that the tenant's messages still pass, through its own instance of the same code.
     async fn is_served(&mut self) {
         self.peer.text("undisturbed").await;
         assert_eq!(self.client.text().await, "undisturbed");
@@ -85,7 +86,7 @@ async fn a_trap_on_every_message_backs_off() {
     const MESSAGES: u32 = 60;
     let mut scene = Scene::new("mode = \"trap\"", "").await;
     let mut peer = scene.partner.accept().await;
-    // One at a time, each a batch of its own.
+    // Sent one at a time, so that each is a batch of its own.
     for sent in 1..=MESSAGES {
         peer.text("x").await;
         scene.lost(f64::from(sent)).await;
@@ -147,7 +148,7 @@ async fn a_channel_name_of_a_mebibyte_is_refused_and_counted() {
     let mut scene = Scene::new("mode = \"huge-channel\"", "").await;
     let mut peer = scene.partner.accept().await;
     peer.text("beside it").await;
-    // What else the call returned goes out all the same.
+    // The call's other publications go out nevertheless.
     assert_eq!(scene.client.text().await, "beside it");
     let refused = [("tenant", "hostile"), ("reason", "channel_name")];
     scene.relay.metric_reaches("edge_relay_publications_refused_total", &refused, 1.0).await;

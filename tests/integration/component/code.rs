@@ -1,4 +1,4 @@
-//! Components' code: compiled once, in a child that is killed when it is over its limits, and kept on disk.
+//! Components' code: compiled once, in a child that is killed when it goes over its limits, and kept on disk.
 
 use std::{
     fs::{self, Permissions},
@@ -22,7 +22,7 @@ const REFUSED: &str = "edge_relay_components_refused_total";
 const DISTRUSTED: &str = "edge_relay_code_cache_distrusted_total";
 const COMPILES: &str = "edge_relay_component_compile_seconds_count";
 
-/// How many components came from where: compiled, cached, shared.
+/// Counts the components by their origin: compiled, cached, shared.
 async fn loaded(relay: &Relay) -> [f64; 3] {
     let mut found = [0.0; 3];
     for (nth, origin) in ["compiled", "cached", "shared"].into_iter().enumerate() {
@@ -41,22 +41,22 @@ fn published(price: &str) -> String {
 
 const NOWHERE: &str = "ws://127.0.0.1:1/";
 
-/// A folder whose tenant `t` has the sample's filter, and its code in the cache.
+/// A folder whose tenant `t` has the sample's filter, with the filter's code in the cache.
 async fn compiled_before(partner: &Partner) -> Folder {
     let folder = Folder::with_own_cache("").filtered("t", NOWHERE, guests::market("filter"), "");
     let folder = Relay::serve(folder).await.end_with(Signal::TERM).await;
     folder.filtered("t", &partner.url(), guests::market("filter"), "")
 }
 
-/// Whether the filter of `t` filters.
+/// Checks that the filter of `t` works.
 async fn works(relay: &Relay, peer: &mut Peer, price: &str) {
     let mut client = relay.client("/t?channel=prices").await;
     peer.text(&ticker(price)).await;
-    // The snapshot has what came before.
+    // The snapshot has what was published before.
     while client.text().await != published(price) {}
 }
 
-/// The files of the folder's cache that end in this.
+/// Lists the files of the folder's cache whose names end in this.
 fn cached(folder: &Folder, end: &str) -> Vec<PathBuf> {
     let files = fs::read_dir(folder.path("data/cache")).unwrap().map(|file| file.unwrap().path());
     files.filter(|file| file.to_str().unwrap().ends_with(end)).collect()
@@ -78,7 +78,7 @@ async fn a_component_is_compiled_once_for_all_tenants_and_all_starts() {
     let folder = relay.end_with(Signal::TERM).await;
     let entries = cached(&folder, ".code");
     assert_eq!(entries.len(), 1, "{entries:?}");
-    // Nothing unfinished is left.
+    // The cache has the entry and the key, and nothing unfinished.
     assert_eq!(cached(&folder, "").len(), 2, "{:?}", cached(&folder, ""));
     for file in [&entries[0], &folder.path("data/cache/key")] {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
@@ -90,7 +90,7 @@ async fn a_component_is_compiled_once_for_all_tenants_and_all_starts() {
     works(&relay, &mut partner.accept().await, "2").await;
 }
 
-/// Something is done to a cache with one entry, which the relay must find out and run all the same.
+/// Tampers with a cache that has one entry. The relay must find that out, and run nevertheless.
 async fn distrusted(reason: &str, logged: &str, tamper: impl Fn(&Path)) {
     let mut partner = Partner::start().await;
     let folder = compiled_before(&partner).await;
@@ -100,7 +100,7 @@ async fn distrusted(reason: &str, logged: &str, tamper: impl Fn(&Path)) {
     assert_eq!(relay.metric(DISTRUSTED, &[("reason", reason)]).await, 1.0, "{reason}: {}", relay.log());
     relay.logged(&["WARN", logged]).await;
     works(&relay, &mut partner.accept().await, "1").await;
-    // What was found in the place of an entry has been replaced.
+    // The relay has replaced what it found in the place of the entry.
     let relay = Relay::serve(relay.end_with(Signal::TERM).await).await;
     assert_eq!(loaded(&relay).await, [0.0, 1.0, 0.0], "{reason}: {}", relay.log());
 }
@@ -144,14 +144,14 @@ async fn a_key_that_others_could_read_is_replaced() {
     .await;
 }
 
-/// A whole entry, of another component.
+/// Puts a valid entry of another component in the place of an entry.
 #[tokio::test]
 async fn an_entry_under_another_name_is_not_trusted() {
     let folder = Folder::with_own_cache("").handled("t", guests::echo(), "");
     let folder = Relay::serve(folder).await.end_with(Signal::TERM).await;
     let other = cached(&folder, ".code").remove(0);
     distrusted("mac", "it was cut or changed", |entry| {
-        // The key that it was made with is there too.
+        // The key that the entry was made with is copied too.
         fs::copy(other.with_file_name("key"), entry.with_file_name("key")).unwrap();
         fs::copy(&other, entry).map(drop).unwrap();
     })
@@ -166,7 +166,7 @@ async fn an_entry_that_others_may_write_to_is_not_trusted() {
 #[tokio::test]
 async fn an_entry_of_another_user_is_not_trusted() {
     if !geteuid().is_root() {
-        skipped::<()>("root, who alone can give a file to another user,");
+        skipped::<()>("root, which alone can give a file to another user,");
         return;
     }
     distrusted("owner", "user 1,", |entry| std::os::unix::fs::chown(entry, Some(1), None).unwrap()).await;
@@ -195,7 +195,7 @@ async fn without_a_folder_of_its_own_the_relay_compiles_at_every_start() {
     let folder = relay.end_with(Signal::TERM).await;
     assert!(cached(&folder, "").is_empty(), "{:?}", cached(&folder, ""));
 
-    // Nor can one be made where there is a file.
+    // A file in the place of the folder cannot be used either.
     fs::remove_dir(folder.path("data/cache")).unwrap();
     folder.write("data/cache", "");
     let relay = Relay::serve(folder).await;
@@ -203,7 +203,7 @@ async fn without_a_folder_of_its_own_the_relay_compiles_at_every_start() {
     assert_eq!(relay.metric(DISTRUSTED, &[]).await, 1.0);
 }
 
-/// The settings are small only here: the good component's code is in the cache by then.
+/// The small limits do not hold for the good component, because its code is in the cache by then.
 #[tokio::test]
 async fn bombs_do_not_start_and_all_of_them_are_named() {
     let folder = Folder::with_own_cache("").filtered("good", NOWHERE, guests::market("filter"), "");
@@ -227,7 +227,7 @@ async fn bombs_do_not_start_and_all_of_them_are_named() {
     }
 }
 
-/// The children of a relay that compile.
+/// Lists the relay's children, which compile.
 fn compilers(relay: &Relay) -> Vec<Pid> {
     let parent = format!("PPid:\t{}", relay.id());
     let processes =
@@ -240,7 +240,7 @@ fn compilers(relay: &Relay) -> Vec<Pid> {
     processes.filter(is_child).filter_map(|process| Pid::from_raw(process.parse().ok()?)).collect()
 }
 
-/// The one that compiles now.
+/// Waits for the child that compiles now.
 async fn compiler(relay: &Relay) -> Pid {
     until("a child that compiles", async || match compilers(relay)[..] {
         [child] => Ok(child),
@@ -271,16 +271,16 @@ async fn while_a_bomb_compiles_everybody_is_served_and_its_end_is_no_hang() {
         other.text(&nth.to_string()).await;
         assert_eq!(client.text().await, nth.to_string());
     }
-    // Its own tenant's version before runs on, and takes new clients.
+    // The tenant's version before goes on, and takes new clients.
     works(&relay, &mut peer, "2").await;
-    assert_eq!(compilers(&relay), [child], "it has ended meanwhile: {}", relay.log());
+    assert_eq!(compilers(&relay), [child], "it has ended in the meantime: {}", relay.log());
 
     kill_process(child, Signal::KILL).unwrap();
     relay.logged(&["tenant refused; the version before runs on", "t/filter.wasm", "ended early", "9"]).await;
     assert_eq!(relay.metric(REFUSED, &[("reason", "died")]).await, 1.0);
     works(&relay, &mut peer, "3").await;
 
-    // It was not the component's fault: it is tried again. And it goes with the relay, however that ends.
+    // The component was not at fault, so it is tried again. The child ends with the relay, however the relay ends.
     relay.signal(Signal::HUP);
     let child = compiler(&relay).await;
     drop(relay.end_with(Signal::TERM).await);
@@ -310,14 +310,14 @@ async fn a_bomb_in_the_place_of_a_good_component_is_refused() {
         relay.logged(&["tenant refused; the version before runs on", "t/filter.wasm", said]).await;
         assert_eq!(relay.metric(REFUSED, &[("reason", reason)]).await, 1.0);
         works(&relay, &mut peer, &format!("{nth}.5")).await;
-        // In another tenant it is refused without another compile.
+        // Another tenant with the same bomb is refused without another compile.
         let compiles = relay.metric(COMPILES, &[]).await;
         relay.folder().write("tenants/other/filter.wasm", bomb);
         relay.signal(Signal::HUP);
         relay.logged(&["tenant refused; the version before runs on", "other/filter.wasm", said]).await;
         assert_eq!(relay.metric(COMPILES, &[]).await, compiles);
     }
-    // What is sound again is taken, with the code that there was.
+    // A sound component is taken again, with the code that is still in memory.
     relay.folder().copy(guests::market("filter"), "tenants/t/filter.wasm");
     relay.signal(Signal::HUP);
     relay.metric_reaches("edge_relay_tenant_swaps_total", &[("tenant", "t"), ("outcome", "applied")], 1.0).await;
@@ -337,18 +337,18 @@ async fn tenants_are_checked_beforehand() {
     for line in ["tenant: a", &format!("  filter.wasm: {size} bytes; roles: filter, follows demand"), "tenant: b"] {
         assert!(all.contains(line), "no {line:?} in {all}");
     }
-    // One tenant's folder.
+    // A single tenant's folder can be checked too.
     let output = check("tenants/b").await;
     let one = shown(&output);
     assert_eq!(output.status.code(), Some(0), "{one}");
     assert!(one.contains("tenant: b") && !one.contains("tenant: a"), "{one}");
 
-    // Everything that is wrong, in all tenants and all files of each.
+    // All mistakes are reported, in all tenants and in all files of each.
     folder.write("tenants/c/tenant.toml", "name = \"c\"\npaht = \"/\"\n");
     folder.write("tenants/d/tenant.toml", "name = \"d\"\n[components]\nclient = \"text.wasm\"\napi = \"none.wasm\"\n");
     folder.write("tenants/d/text.wasm", "not WebAssembly");
     folder.copy(guests::roleless(), "tenants/d/none.wasm");
-    // Instances cannot have the memory that they begin with.
+    // Instances need more memory than that to begin.
     folder.append("tenants/b/tenant.toml", "[limits]\nmemory = \"1MiB\"\n");
     let output = check("tenants").await;
     let all = shown(&output);
@@ -366,9 +366,9 @@ async fn tenants_are_checked_beforehand() {
             "no line with {words:?}: {all}"
         );
     }
-    // Nothing else, but for what the log says of the trial.
+    // Nothing else is reported, except what the log says about the trial.
     assert_eq!(errors.lines().filter(|line| !line.contains(" WARN ")).count(), reasons.len(), "{all}");
-    // Those that are sound are shown all the same.
+    // Sound tenants are listed nevertheless.
     assert!(all.contains("tenant: a"), "{all}");
 
     let output = check("nowhere").await;

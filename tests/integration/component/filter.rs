@@ -1,4 +1,4 @@
-//! A filter at work: what it is told, in which order, and what becomes of its answers.
+//! A filter at work: which calls it gets, in which order, and what becomes of its publications.
 
 use support::{guests, partner::Partner, relay::Relay, tenant::Folder};
 use tokio_tungstenite::tungstenite::Message;
@@ -33,7 +33,7 @@ async fn market_subscribes_first_and_publishes_what_changes() {
     prices.has_no_more().await;
     main.has_no_more().await;
 
-    // Again on each new connection.
+    // The filter does so again on each new connection.
     drop(peer);
     assert_eq!(partner.accept().await.next_text().await, SUBSCRIBE);
 }
@@ -57,7 +57,7 @@ async fn frames_that_queue_go_in_as_batches_and_come_out_in_order() {
     };
     peer.send(frame(0)).await;
     peer.burst((1..FRAMES - SINGLY).map(frame)).await;
-    // These arrive one by one, each on its own; the filter is busy all the while.
+    // These arrive one by one, while the filter is busy.
     for nth in FRAMES - SINGLY..FRAMES {
         relay.metric_reaches("edge_relay_upstream_messages_total", &[], nth as f64).await;
         peer.send(frame(nth)).await;
@@ -66,14 +66,14 @@ async fn frames_that_queue_go_in_as_batches_and_come_out_in_order() {
         assert_eq!(client.message().await, frame(nth));
     }
     client.has_no_more().await;
-    // One by one it would take minutes.
+    // Without batches this would take minutes.
     let labels = [("tenant", "t"), ("name", "feed")];
     let calls = relay.metric("edge_relay_guest_calls_total", &labels).await;
     assert!((3.0..50.0).contains(&calls), "{calls} calls for {FRAMES} frames");
     assert_eq!(relay.metric("edge_relay_guest_call_seconds_count", &labels).await, calls);
     let seconds = relay.metric("edge_relay_guest_call_seconds_sum", &labels).await;
     assert!(seconds >= 0.2 * (calls - 1.0), "{seconds} s in {calls} calls that take 0.2 s, but for on-open");
-    // Counted behind the clients' backs.
+    // Publications are counted after clients have got them.
     let publications = relay.metric_reaches("edge_relay_publications_total", &[("tenant", "t")], FRAMES as f64).await;
     assert_eq!(publications, FRAMES as f64);
 }
@@ -104,17 +104,17 @@ async fn what_it_logs_and_writes_to_stderr_is_in_the_log_with_its_tenant() {
     let mut peer = partner.accept().await;
     peer.text("a line of mine").await;
     relay.logged(&["tenant.name=t", "stderr", "a line of mine"]).await;
-    // By way of wasi:logging, with its context.
+    // The same line through wasi:logging, with its context.
     relay.logged(&["tenant.name=t", "hostile", "a line of mine"]).await;
     assert_eq!(client.text().await, "a line of mine");
 
-    // Neither a forged line nor a flood.
+    // A guest can neither forge a line nor flood the log.
     let shout = format!("first\n2021-01-01T00:00:00Z ERROR forged\n\x1b[31m{}", "x".repeat(1 << 20));
     peer.text(shout.as_str()).await;
     assert!(client.text().await == shout);
     relay.logged(&["tenant.name=t", "stderr", "forged"]).await;
     for line in relay.log().lines() {
-        assert!(line.starts_with("20") && !line.starts_with("2021-"), "a line of the guest's own: {line:.200}");
+        assert!(line.starts_with("20") && !line.starts_with("2021-"), "a line that the guest has forged: {line:.200}");
         assert!(!line.contains('\x1b'), "{line:.200}");
     }
 }
@@ -139,7 +139,11 @@ async fn each_upstream_has_an_instance_of_its_own() {
     second.text("from the second").await;
     assert_eq!(client.text().await, "from the second");
     let failures = [("name", "feed"), ("reason", "deadline")];
-    assert_eq!(relay.metric("edge_relay_guest_failures_total", &failures).await, 0.0, "it had to wait");
+    assert_eq!(
+        relay.metric("edge_relay_guest_failures_total", &failures).await,
+        0.0,
+        "the second filter waited for the first"
+    );
     relay.metric_reaches("edge_relay_guest_failures_total", &failures, 1.0).await;
     first.text("from the first").await;
     assert_eq!(client.text().await, "from the first");

@@ -1,4 +1,4 @@
-//! An API that this repository's tools did not make: JavaScript, by `jco componentize`.
+//! An API that was not made by this repository's tools: JavaScript, built by `jco componentize`.
 
 use serde_json::{Value, json};
 use support::{

@@ -1,4 +1,4 @@
-//! What a component may reach: nothing of the host, or what its manifest grants and the operator allows.
+//! What a component may reach: nothing of the host by default, else what its manifest asks for and the operator allows.
 
 use rustix::process::Signal;
 use support::{
@@ -19,7 +19,7 @@ fn folder(allowed: &str) -> Folder {
     folder
 }
 
-/// Adds a tenant whose API reaches for what the path says, with these grants.
+/// Adds a tenant with these grants, whose API tries to reach what the path says.
 fn tenant(folder: Folder, name: &str, grants: &str) -> Folder {
     folder.write(
         &format!("tenants/{name}/tenant.toml"),
@@ -71,7 +71,7 @@ async fn a_folder_is_read_and_nothing_else() {
         ("/t/read?path=/data/in", "43"),
         ("/t/list?path=/data/deep", "er"),
         ("/t/read?path=/data/none", "no-entry"),
-        // Out of it.
+        // These paths lead out of the folder.
         ("/t/read?path=/data/../key", "not-permitted"),
         ("/t/read?path=/data/deep/../../key", "not-permitted"),
         ("/t/read?path=/data//etc/hosts", "not-permitted"),
@@ -79,7 +79,7 @@ async fn a_folder_is_read_and_nothing_else() {
         ("/t/read?path=/data/abs", "not-permitted"),
         ("/t/read?path=/data/up/key", "not-permitted"),
         ("/t/list?path=/data/up", "not-permitted"),
-        // It is not to be written.
+        // The folder may not be written to.
         ("/t/write?path=/data/prices&text=0", "not-permitted"),
         ("/t/write?path=/data/new&text=0", "not-permitted"),
         ("/t/remove?path=/data/prices", "not-permitted"),
@@ -112,7 +112,7 @@ async fn writing_is_a_grant_and_the_operators_to_allow() {
     );
     assert_eq!(says(&mut http, "/t/write?path=/own/../tenant.toml&text=x").await, "not-permitted");
 
-    // Neither is allowed by default.
+    // By default neither is allowed.
     let place = folder("");
     place.write("shared/prices", "42");
     let shared = place.path("shared");
@@ -134,13 +134,13 @@ async fn writing_is_a_grant_and_the_operators_to_allow() {
     }
 }
 
-/// A folder that is granted below one that may be written: a guest puts a link in its place.
+/// One grant is a folder below another that may be written to. A guest puts a link in its place.
 #[tokio::test]
 async fn a_guest_cannot_lead_a_grant_elsewhere() {
     let place = folder("write = true");
     place.write("secret/key", "hunter2");
     let grants = "grants.folders = { \"/all\" = { path = \"data\", write = true }, \"/part\" = \"data/part\" }";
-    // Each call has a fresh instance, which has its folders anew.
+    // Each call has a fresh instance, which opens its folders anew.
     let place = tenant(place, "t", &format!("{grants}\n"));
     let manifest = std::fs::read_to_string(place.path("tenants/t/tenant.toml")).unwrap();
     let manifest = manifest.replace("\"api.wasm\"", "{ file = \"api.wasm\", isolation = \"call\" }");
@@ -189,7 +189,7 @@ async fn a_rotated_secret_and_other_grants_are_a_new_version() {
     assert_eq!(says(&mut http, "/t/config?key=key").await, "Ok(Some(\"first\"))");
     let swapped = [("tenant", "t"), ("outcome", "applied")];
     std::fs::write(&key, "second").unwrap();
-    // At once, whether the file's times have changed meanwhile or not; else within seconds.
+    // The change is applied at once if the file's times differ, and otherwise within seconds.
     relay.metric_is("edge_relay_tenant_swaps_total", &swapped, 1.0).await;
     assert_eq!(says(&mut http, "/t/config?key=key").await, "Ok(Some(\"second\"))");
     let text = std::fs::read_to_string(&manifest).unwrap();
@@ -197,7 +197,7 @@ async fn a_rotated_secret_and_other_grants_are_a_new_version() {
     relay.signal(Signal::HUP);
     relay.metric_is("edge_relay_tenant_swaps_total", &swapped, 2.0).await;
     assert_eq!(says(&mut http, "/t/read?path=/data/prices").await, "42");
-    // What the operator does not allow is refused, and what ran runs on.
+    // What the operator does not allow is refused, and the version before goes on.
     std::fs::write(&manifest, format!("{text}\nhttp = [\"127.0.0.1\"]\n")).unwrap();
     relay.signal(Signal::HUP);
     relay.metric_is("edge_relay_tenant_swaps_total", &[("tenant", "t"), ("outcome", "refused")], 1.0).await;
@@ -206,5 +206,5 @@ async fn a_rotated_secret_and_other_grants_are_a_new_version() {
     std::fs::write(&manifest, text).unwrap();
     relay.signal(Signal::HUP);
     relay.metric_is("edge_relay_tenant_swaps_total", &swapped, 3.0).await;
-    assert_eq!(says(&mut http, "/t/folders").await, "", "what is granted no more");
+    assert_eq!(says(&mut http, "/t/folders").await, "", "the grant was removed");
 }

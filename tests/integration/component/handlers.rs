@@ -1,4 +1,4 @@
-//! Client handlers: whom they let in, what becomes of their answers, and what it costs when they break.
+//! Client handlers: which clients they let in, what becomes of their actions, and what a broken call costs.
 
 use support::{client::Client, guests, relay::Relay, tenant::Folder, until};
 use tokio_tungstenite::tungstenite::Message;
@@ -12,18 +12,18 @@ mod order;
 mod slow;
 
 const CLIENT: [(&str, &str); 2] = [("tenant", "t"), ("role", "client")];
-/// Not done before another client sends [`RELEASE`], or the call's time is over.
+/// A call that lasts until another client sends [`RELEASE`], or the call's time is over.
 const HOLD: &str = "hold key";
 const RELEASE: &str = "set key here\nreply released";
 const ERROR_100: &str = r#"{"error":{"code":100,"message":"the message could not be handled"}}"#;
 const ERROR_111: &str = r#"{"error":{"code":111,"message":"too many messages wait: this one is dropped"}}"#;
 
-/// A relay whose tenant `t` has the handler that does what it is told, and these limits.
+/// A relay whose tenant `t` has these limits, and the handler that does what clients tell it.
 async fn relay(limits: &str) -> Relay {
     relay_with("", limits).await
 }
 
-/// The same, with limits of the host's too.
+/// Such a relay with limits of the host too.
 async fn relay_with(host_limits: &str, limits: &str) -> Relay {
     let limits = format!("[limits]\n{limits}");
     Relay::serve(Folder::new(host_limits).handled("t", guests::handler(), &limits)).await
@@ -35,7 +35,7 @@ async fn ask(client: &mut Client, command: &str) -> String {
     client.text().await
 }
 
-/// The next texts in any order: that of publications of one call is kept within a channel.
+/// Returns the next texts, sorted: publications of one call keep their order only within a channel.
 async fn texts<const N: usize>(client: &mut Client) -> [String; N] {
     let mut texts = [const { String::new() }; N];
     for text in &mut texts {
@@ -45,10 +45,10 @@ async fn texts<const N: usize>(client: &mut Client) -> [String; N] {
     texts
 }
 
-/// Sends a command that is not done soon, and waits until an instance has it.
+/// Sends a command that takes long, and waits until an instance has it.
 async fn keep_busy(relay: &Relay, client: &mut Client, command: &str) {
     client.send(Message::text(command)).await;
-    // Answered behind the command: it is in the inbox, or has left it.
+    // The answer comes after the command: by now the command is in the inbox, or has left it.
     client.settle().await;
     queue_is(relay, 0).await;
 }
@@ -62,7 +62,7 @@ async fn queue_is(relay: &Relay, wanted: u32) {
     .await;
 }
 
-/// Calls that came to nothing.
+/// How many calls failed.
 async fn failures(relay: &Relay, blame: &str, reason: &str) -> f64 {
     let [tenant, role] = CLIENT;
     relay.metric("edge_relay_guest_failures_total", &[tenant, role, ("blame", blame), ("reason", reason)]).await

@@ -1,4 +1,4 @@
-//! What components may do beside returning publications: state, channels, upstreams.
+//! What components may do besides returning publications: state, channels, upstreams.
 
 use support::{guests, partner::Partner, probe::Probe, relay::Relay, tenant::Folder};
 use tokio_tungstenite::tungstenite::Message;
@@ -86,14 +86,14 @@ async fn channels_are_published_to_read_and_counted() {
 }
 
 #[tokio::test]
-async fn one_call_publishes_so_much_and_no_more() {
+async fn publications_of_one_call_are_limited() {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), "")).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     probe.check(&[("many news 10000", "Ok(())")]).await;
     assert!(probe.ask("many news 10005").await.contains("5 refused, the first because one call makes more"));
     assert_eq!(relay.metric("edge_relay_publications_refused_total", &[("reason", "count")]).await, 5.0);
-    // Two answers, and what was taken of the two calls.
+    // The two answers, and the publications that were taken of the two calls.
     assert_eq!(relay.metric_reaches("edge_relay_publications_total", &[], 20_002.0).await, 20_002.0);
 }
 
@@ -115,7 +115,7 @@ async fn logs_that_nobody_reads_stay_within_the_tenants_bytes() {
     }
     let counted = relay.metric("edge_relay_publications_refused_total", &[("reason", "bytes")]).await;
     assert_eq!(counted, refused as f64);
-    // The others were dropped to make room, or not taken.
+    // The other channels were dropped to make room, or refused.
     let mut kept = 0;
     for nth in 0..CHANNELS {
         kept += usize::from(probe.ask(&format!("latest unread-{nth}")).await != "None");
@@ -142,12 +142,12 @@ async fn logs_that_are_read_fill_up_and_go_on() {
             taken.push(nth);
         }
     }
-    // What is read is not dropped, and there is no room for all.
+    // Channels with readers are not dropped, and there is not room for all.
     assert!((1..=LOGS / TEXT).contains(&taken.len()), "{taken:?}");
     let refused = [("tenant", "t"), ("reason", "bytes")];
     let refused = relay.metric("edge_relay_publications_refused_total", &refused).await;
     assert_eq!(refused, (CHANNELS - taken.len()) as f64);
-    // A channel with a log goes on, at the cost of its own oldest.
+    // A channel with a log goes on, and drops its own oldest publications.
     for round in CHANNELS..2 * CHANNELS {
         probe.check(&[(&format!("publish read-0 {}", text(round)), "Ok(())")]).await;
         assert!(reader.text().await == text(round), "text {round}");

@@ -1,10 +1,10 @@
-//! Jobs: components called at the manifest's times.
+//! Jobs: components that are called at the manifest's times.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use support::{client::Client, guests, process, relay::Relay, tenant::Folder};
 
-/// A tenant without an upstream whose job has these schedules.
+/// A folder with a tenant that has no upstream, and whose job has these schedules.
 fn folder(schedules: &str) -> Folder {
     let folder = Folder::new("");
     folder.write("tenants/t/tenant.toml", format!("name = \"t\"\n[components]\njob = \"job.wasm\"\n{schedules}"));
@@ -12,7 +12,7 @@ fn folder(schedules: &str) -> Folder {
     folder
 }
 
-/// What the job says of a tick: how often it has run, and when it should have, in milliseconds.
+/// Returns what the job says about a tick: how often it has run, and when it should have run, in milliseconds.
 async fn tick(ticks: &mut Client, schedule: &str) -> (u64, u128) {
     let text = ticks.text().await;
     let words: Vec<&str> = text.split(' ').collect();
@@ -28,7 +28,7 @@ async fn a_job_runs_at_its_times_and_is_told_them() {
     for _ in 0..4 {
         let (next_runs, next_at) = tick(&mut ticks, "tick").await;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
-        // Never early; on a busy machine a tick may be left out, but the others keep their times.
+        // A tick is never early. On a busy machine one may be left out, but the others keep their times.
         assert!(next_at <= now, "{next_at} {now}");
         assert!(next_at > at && (next_at - at).is_multiple_of(200), "{at} {next_at}");
         assert_eq!(next_runs, runs + 1);
@@ -48,10 +48,10 @@ async fn a_job_longer_than_its_period_misses_ticks_and_never_runs_twice_at_once(
     let labels = [("name", "loop")];
     let missed = relay.metric_reaches("edge_relay_job_missed_ticks_total", &labels, 6.0).await;
     let lost = relay.metric("edge_relay_guest_lost_total", &labels).await;
-    // Three ticks pass in each call of 350 ms, or more when the machine is busy.
+    // At least three ticks pass in each call of 350 ms, and more on a busy machine.
     assert!(lost >= 1.0 && missed >= 3.0 * (lost - 1.0), "{missed} missed, {lost} lost");
     relay.metric_reaches("edge_relay_guest_failures_total", &[("name", "loop"), ("reason", "deadline")], 1.0).await;
-    // The other schedule has its own instance and goes on.
+    // The other schedule has an instance of its own, and goes on.
     tick(&mut ticks, "tick").await;
 }
 

@@ -1,4 +1,4 @@
-//! Mistakes in code of other languages: an exception that nobody catches is in the log in its own words.
+//! Mistakes in code of other languages: an exception that nothing catches is in the log, in the language's own words.
 
 use serde_json::json;
 use support::{
@@ -12,15 +12,15 @@ use support::{
 };
 use tokio_tungstenite::tungstenite::{self, Message};
 
-/// Bytes that the log has of what a guest wrote before it broke.
+/// How many bytes the log has of what a guest wrote before it broke.
 const MAX_WORDS: usize = 4 << 10;
-/// The longest line that says that a guest broke: its words, and all the rest.
+/// The longest line that says that a guest broke: the guest's words, and everything else.
 const LONGEST_LINE: usize = MAX_WORDS + (2 << 10);
 
-/// Words of the line about an exception with a long text, which comes in lines of 4 KiB.
+/// Words in the line about an exception whose text is long. The guest writes it in lines of 4 KiB.
 const SHOUT: [&str; 2] = ["component call failed", "xxxxxx"];
 
-/// What a language makes of each of the mistakes in `tests/guests/exceptions`.
+/// What a language says about each mistake in `tests/guests/exceptions`.
 struct Said {
     no_length: &'static [&'static str],
     odd_token: &'static [&'static str],
@@ -53,7 +53,7 @@ async fn pythons_exceptions_are_in_the_log() {
     exceptions_are_in_the_log(Language::Python, said).await;
 }
 
-/// Every role, and what those learn of it who have called it: no more than of any component that breaks.
+/// Breaks every role. Its callers learn no more than about any other component that breaks.
 async fn exceptions_are_in_the_log(language: Language, said: Said) {
     let Some(component) = languages::exceptions(language) else { return };
     let mut partner = Partner::start().await;
@@ -78,7 +78,7 @@ async fn exceptions_are_in_the_log(language: Language, said: Said) {
 
     assert_eq!(status_of(&relay, "/t?token=broken").await, 500);
     broke("client", said.odd_token).await;
-    // An exception that the WIT knows is no mistake.
+    // An exception that the WIT names is not a mistake.
     assert_eq!(status_of(&relay, "/t?token=refused").await, 402);
     let mut client = relay.client("/t").await;
     client.send(Message::text("{nope")).await;
@@ -90,7 +90,7 @@ async fn exceptions_are_in_the_log(language: Language, said: Said) {
     assert_eq!(answer.envelope(), (500, "api_broke".to_owned()));
     broke("api", said.no_function).await;
 
-    // A part of many words, and none that could pass for a line of the host's.
+    // The log has a part of the long text, and no line that looks like the host's.
     until("a shout in the log", async || {
         peer.text("shout").await;
         let found = relay.log().lines().any(|line| SHOUT.iter().all(|word| line.contains(word)));

@@ -1,4 +1,4 @@
-//! The sample tenant, in each language that it is written in: what any of them does, all of them do.
+//! The sample tenant in each of its languages: all of them do the same.
 
 use std::{fs, path::PathBuf};
 
@@ -16,7 +16,7 @@ use support::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-/// The tenant's folder, its components built.
+/// The tenant's folder, with its components built.
 struct Sample {
     folder: PathBuf,
     components: Vec<(String, PathBuf)>,
@@ -45,8 +45,8 @@ async fn in_language(language: Language, folder: &str) {
     is_as_it_says(Sample { folder: place::root(folder), components }).await;
 }
 
-/// The sample as it stands, but for the partner and the time between summaries; and once more with little room for
-/// state.
+/// Serves the sample with another partner and a shorter time between summaries. A second tenant `full` has little room
+/// for state.
 async fn serve(sample: &Sample, partner: &Partner, full: &Partner) -> Relay {
     let folder = Folder::new("");
     let manifest = fs::read_to_string(sample.folder.join("tenant.toml")).unwrap();
@@ -93,7 +93,7 @@ async fn is_as_it_says(sample: Sample) {
     saves_before_it_broadcasts(&relay, &mut peer, &mut summaries).await;
     many_products_fit(&relay, &mut peer).await;
 
-    // What was known of the lost connection is forgotten, not what the next one brings.
+    // What was known from the lost connection is forgotten. What the next one brings is not.
     drop(peer);
     let mut peer = partner.accept().await;
     assert_eq!(peer.next_text().await, SUBSCRIBE);
@@ -105,16 +105,16 @@ async fn is_as_it_says(sample: Sample) {
     assert_eq!(relay.metric("edge_relay_guest_failures_total", &[("blame", "guest_broke")]).await, 0.0);
 }
 
-/// As the samples' manifests have it.
+/// What the sample's filter sends first, as the manifests say.
 const SUBSCRIBE: &str = r#"{"type":"subscribe","product_ids":["BTC-USD","ETH-USD"],"channels":["ticker"]}"#;
-/// Those that `publishes_what_changes` names.
+/// The products that `publishes_what_changes` uses.
 const PRODUCTS: [&str; 4] = ["A-B", "C-D", "E-F", "Ü-€"];
 
 fn ticker(product: &str, price: &str) -> String {
     json!({ "type": "ticker", "product_id": product, "price": price, "x": [1] }).to_string()
 }
 
-/// The filter: subscribes first, and publishes the prices that a burst changes, whatever else is in it.
+/// The filter subscribes first. Then it publishes the prices that a burst changes, whatever else the burst has.
 async fn publishes_what_changes(peer: &mut Peer, prices: &mut Client) {
     assert_eq!(peer.next_text().await, SUBSCRIBE);
     let texts = [
@@ -148,7 +148,7 @@ async fn ask(client: &mut Client, question: &str) -> Value {
     serde_json::from_str(&client.text().await).unwrap()
 }
 
-/// The client handler: what is no question is answered by an error that says which there are.
+/// The client handler answers an unknown question with an error that names the known ones.
 async fn asks_nothing_it_may_not(relay: &Relay, client: &mut Client) {
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let wrong =
@@ -164,7 +164,7 @@ async fn asks_nothing_it_may_not(relay: &Relay, client: &mut Client) {
     assert_eq!(relay.metric("edge_relay_guest_failures_total", &said_no).await, wrong.len() as f64 + 1.0);
 }
 
-/// The API, but for its history.
+/// Checks the API without its history.
 async fn answers_http(relay: &Relay, known: &Value) {
     let mut http = relay.http().await;
     for (path, wanted) in
@@ -202,7 +202,7 @@ async fn answers_http(relay: &Relay, known: &Value) {
     assert_eq!(answer.status(), 400, "no collection has such a name: {}", answer.body);
 }
 
-/// Waits for a summary of these prices; others are of earlier ones.
+/// Waits for a summary with these prices. Earlier prices may come first.
 async fn summary_is(summaries: &mut Client, wanted: Value) {
     until(format!("a summary of {wanted}"), async || {
         let text = summaries.text().await;
@@ -211,7 +211,7 @@ async fn summary_is(summaries: &mut Client, wanted: Value) {
     .await;
 }
 
-/// The job, and the API's history of what it has saved.
+/// Checks the job, and the API's history of what the job has saved.
 async fn saves_before_it_broadcasts(relay: &Relay, peer: &mut Peer, summaries: &mut Client) {
     let history = async |query: &str| -> Vec<Value> {
         let (status, body) = relay.api_get(&format!("/market/history?{query}")).await;
@@ -221,11 +221,11 @@ async fn saves_before_it_broadcasts(relay: &Relay, peer: &mut Peer, summaries: &
     for price in ["1.3", "1.4"] {
         peer.text(ticker("A-B", price)).await;
         summary_is(summaries, json!({ "A-B": price, "C-D": "1.20", "Ü-€": "1" })).await;
-        // Saved first: a client that has heard of it finds it.
+        // The job saves before it publishes: a client that gets the summary finds the rows.
         assert_eq!(history("product=A-B&limit=1").await[0]["price"], price);
     }
     let all = history("product=A-B&limit=1000").await;
-    // Newest first, each product by itself.
+    // The newest comes first, for each product.
     assert!(all.is_sorted_by(|one, next| one["at"].as_u64() > next["at"].as_u64()), "{all:?}");
     assert!(all.len() >= 2 && all.iter().any(|row| row["price"] == "1.3"), "{all:?}");
     assert_eq!(history("product=A-B&limit=2").await.len(), 2);
@@ -233,7 +233,7 @@ async fn saves_before_it_broadcasts(relay: &Relay, peer: &mut Peer, summaries: &
     assert_eq!(history("product=E-F").await, [] as [Value; 0]);
 }
 
-/// More than a bucket lists at once, and an answer that is no single piece of its body.
+/// More products than a bucket lists at once, and an answer whose body comes in several pieces.
 async fn many_products_fit(relay: &Relay, peer: &mut Peer) {
     const MANY: usize = 2_500;
     peer.burst((0..MANY).map(|nth| Message::text(ticker(&format!("many-{nth:04}"), "1")))).await;
@@ -246,7 +246,7 @@ async fn many_products_fit(relay: &Relay, peer: &mut Peer) {
     .await;
 }
 
-/// What cannot be kept is still published.
+/// Prices that cannot be kept are published nevertheless.
 async fn prices_go_out_all_the_same(relay: &Relay, partner: &mut Partner) {
     let mut prices = relay.client("/full?channel=prices").await;
     let mut peer = partner.accept().await;

@@ -23,7 +23,7 @@ async fn relay(partner: &Partner, limits: &str, more: &str) -> Relay {
     Relay::serve(Folder::new(limits).tenant("t", &partner.url(), more)).await
 }
 
-/// Waits until this many clients are in the table.
+/// Waits until this many clients are left in the table.
 async fn clients_left(relay: &Relay, wanted: u32) {
     until(format!("{wanted} clients left"), async || match relay.metric("edge_relay_clients", &[]).await {
         clients if clients == f64::from(wanted) => Ok(()),
@@ -60,14 +60,14 @@ async fn what_clients_send_is_counted_and_dropped() {
     client.send(Message::binary(vec![2])).await;
     client.settle().await;
     let mut raw = Raw::connect(relay.clients, "/t").await;
-    // One message of three fragments, with a ping between them.
+    // One message in three fragments, with a ping between them.
     raw.send(&frame(TEXT, b"th")).await;
     raw.send(&frame(FIN | PING, b"x")).await;
     raw.send(&[frame(CONTINUATION, b"re"), frame(FIN | CONTINUATION, b"e")].concat()).await;
     let pong = raw.frame().await.unwrap();
     assert_eq!((pong.first, pong.payload.as_slice()), (FIN | PONG, &b"x"[..]));
     relay.metric_reaches("edge_relay_client_messages_dropped_total", &[("tenant", "t")], 3.0).await;
-    // Nothing of it reaches the partner, nor other clients.
+    // None of it reaches the partner or other clients.
     peer.was_sent_nothing().await;
     client.has_no_more().await;
     assert_eq!(relay.metric("edge_relay_client_messages_dropped_total", &[]).await, 3.0);
@@ -97,11 +97,11 @@ async fn clients_are_pinged_and_those_that_do_not_answer_are_dropped() {
         assert_eq!(silent.frame().await.unwrap().first, FIN | PING);
         silent.ended().await;
     };
-    // Several intervals long.
+    // Waits for several intervals.
     tokio::join!(silence, answers.pinged(5));
     relay.clients_closed("no_pong", 1.0).await;
     answers.has_no_more().await;
-    // Gone from the table after its end is counted.
+    // A client leaves the table after its end was counted.
     relay.metric_is("edge_relay_clients", &[("tenant", "t")], 1.0).await;
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 1.0);
 }
@@ -114,7 +114,7 @@ async fn a_busy_channel_stands_for_no_answer() {
     let mut answers = relay.client("/t").await;
     let mut silent = Raw::connect(relay.clients, "/t").await;
     let done = Cell::new(false);
-    // Far more often than anybody is pinged.
+    // Messages come far more often than pings.
     let busy = async {
         let mut pace = interval(Duration::from_millis(100));
         let mut sent = 0;
@@ -133,7 +133,7 @@ async fn a_busy_channel_stands_for_no_answer() {
         assert_eq!(pings, 1);
     };
     let watched = async {
-        // Several intervals long.
+        // Waits for several intervals.
         tokio::join!(within("an end to the silent client", silence), answers.pinged(5));
         done.set(true);
     };
@@ -155,13 +155,13 @@ async fn a_flood_of_pings_keeps_nobody_waiting() {
     let mut peer = partner.accept().await;
     let mut bystander = relay.client("/t").await;
     let mut floods = Raw::connect(relay.clients, "/t").await;
-    // It reads no answer meanwhile.
+    // The client does not read the answers yet.
     floods.send(&frame(FIN | PING, b"x").repeat(PINGS)).await;
     let began = Instant::now();
     peer.text("meanwhile").await;
     assert_eq!(bystander.text().await, "meanwhile");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    // It too is served, and not closed for it.
+    // The client itself is served too, and not closed for the flood.
     let (mut pong, mut message) = (false, false);
     while !(pong && message) {
         let frame = floods.frame().await.expect("an answer before the end");
@@ -179,11 +179,11 @@ async fn a_flood_of_pings_keeps_nobody_waiting() {
 #[tokio::test]
 async fn clients_that_send_much_and_hang_up_are_gone_at_once() {
     const CLIENTS: usize = 16;
-    /// Enough that the system gives the sockets room for all of the rest.
+    /// So many messages that the system enlarges the sockets' buffers, and all of the rest fits into them.
     const FIRST: usize = 3_000;
     const REST: usize = 300;
     let partner = Partner::start().await;
-    // Longer than the test: nobody is found out by silence.
+    // Longer than the test, so that no client is closed for its silence.
     let relay = relay(&partner, "ping-interval = \"1h\"\nstall-timeout = \"10m\"", "").await;
     let messages = |count| frame(FIN | BINARY, &[7; 1000]).repeat(count);
     let mut raws = Vec::new();
@@ -194,7 +194,7 @@ async fn clients_that_send_much_and_hang_up_are_gone_at_once() {
     }
     let dropped = "edge_relay_client_messages_dropped_total";
     relay.metric_reaches(dropped, &[], (CLIENTS * FIRST) as f64).await;
-    // The rest and the end arrive together, while the relay does not look.
+    // The rest and the end arrive together while the relay is stopped.
     relay.signal(Signal::STOP);
     for raw in &mut raws {
         raw.send(&messages(REST)).await;
@@ -243,7 +243,7 @@ async fn breaches_of_the_protocol_are_closed_with_their_codes() {
         relay.clients_closed(reason, times).await;
     }
     assert_eq!(relay.metric("edge_relay_client_messages_dropped_total", &[]).await, 0.0);
-    // A message as large as allowed is none of these.
+    // A message of the largest allowed size is not a breach.
     let mut raw = Raw::connect(relay.clients, "/t").await;
     raw.send(&[frame(FIN | BINARY, &[0; 1024]), frame(FIN | PING, b"")].concat()).await;
     assert_eq!(raw.frame().await.unwrap().first, FIN | PONG);
@@ -267,7 +267,7 @@ async fn a_close_frame_half_sent_and_frames_in_single_bytes_are_waited_for() {
     relay.metric_reaches("edge_relay_client_messages_dropped_total", &[], 1.0).await;
 }
 
-/// Random bytes, and random frames, which come further.
+/// The garbage is random bytes, and random frames, which get further.
 #[tokio::test]
 async fn garbage_harms_nobody_else() {
     let mut partner = Partner::start().await;
@@ -290,6 +290,6 @@ async fn garbage_harms_nobody_else() {
     peer.text("unharmed").await;
     assert_eq!(bystander.text().await, "unharmed");
     bystander.has_no_more().await;
-    // All that hung up are gone from the table too.
+    // All clients that hung up have left the table.
     clients_left(&relay, 1).await;
 }

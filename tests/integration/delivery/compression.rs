@@ -15,24 +15,25 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::docs::readme;
 
-/// RSV1: a compressed message.
+/// RSV1: the message is compressed.
 const COMPRESSED: u8 = 0x40;
 const COMPRESSION: &str = "[compression]\nabove = 100\n";
 
-/// What a message that a relay has compressed says.
+/// Returns the text of a message that a relay has compressed.
 fn inflated(frame: &Frame) -> String {
     assert_eq!(frame.first, FIN | COMPRESSED | TEXT, "{frame:?}");
-    // Section 7.2.2, and an empty last block.
+    // Adds the tail of section 7.2.2 and an empty last block.
     let stream = [&frame.payload[..], &[0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF]].concat();
     String::from_utf8(decompress_to_vec_with_limit(&stream, 1 << 20).unwrap()).unwrap()
 }
 
-/// A message as a client compresses it: a stream that ends has no tail to leave out (section 7.2.3.4).
+/// Compresses a message as a client does. The stream has a last block, so it has no tail to leave out (section
+/// 7.2.3.4).
 fn deflated(payload: &[u8]) -> Vec<u8> {
     compress_to_vec(payload, 9)
 }
 
-/// Offers an extension; returns what is answered.
+/// Offers an extension. Returns the extension in the answer.
 async fn offering(relay: &Relay, path: &str, extensions: &str) -> (Raw, Option<String>) {
     let mut socket = Raw::tcp(relay.clients).await;
     let request = raw::request(relay.clients, path);
@@ -46,7 +47,7 @@ async fn offering(relay: &Relay, path: &str, extensions: &str) -> (Raw, Option<S
     (socket, agreed)
 }
 
-/// Text that compresses, with a number.
+/// A text with a number that compresses well.
 fn long(number: usize) -> String {
     json!({ "number": number, "text": "over and ".repeat(40) }).to_string()
 }
@@ -79,7 +80,7 @@ async fn publications_are_compressed_for_clients_that_agree() {
             assert_eq!(socket.frame_but_pings().await, Some(whole));
         }
     }
-    // What is short, or would be no shorter, goes as it is.
+    // Messages are not compressed if they are short, or if compression would not make them shorter.
     peer.text("short").await;
     let noise: Vec<u8> = (0..1000).map(|_| rand::random()).collect();
     peer.send(Message::binary(noise.clone())).await;
@@ -109,7 +110,7 @@ async fn what_clients_compress_is_read_and_answered_so() {
     let said = "x".repeat(2000);
     socket.send(&raw::frame(FIN | COMPRESSED | TEXT, &deflated(format!("reply {said}").as_bytes()))).await;
     assert_eq!(inflated(&socket.frame_but_pings().await.unwrap()), said);
-    // In fragments, of which the first alone says that they are compressed.
+    // In a message of fragments, only the first frame says that it is compressed.
     let whole = deflated(b"reply fragments");
     let (first, rest) = whole.split_at(4);
     socket.send(&[raw::frame(COMPRESSED | TEXT, first), raw::frame(FIN, rest)].concat()).await;
@@ -121,7 +122,7 @@ async fn what_clients_compress_is_read_and_answered_so() {
 async fn bombs_and_rubbish_end_the_connection() {
     let relay = Relay::serve(Folder::new("").handled("t", guests::handler(), COMPRESSION)).await;
     let mut other = relay.client("/t").await;
-    // It has less than 64 KiB, which is accepted, and makes 64 MiB.
+    // The bomb has less than 64 KiB, which is an accepted size, and inflates to 64 MiB.
     let bomb = deflated(&vec![0; 64 << 20]);
     assert!(bomb.len() <= 64 << 10, "{}", bomb.len());
     for (payload, code) in [(&bomb[..], 1009), (b"\xFF\xFF rubbish", 1007), (&deflated(b"\xFF not text"), 1007)] {
@@ -151,7 +152,7 @@ async fn real_clients_agree_and_read_what_is_compressed() {
     let mut sdk = Script::node(&sdk, &[]).unwrap();
     relay.metric_is("edge_relay_clients", &[], 3.0).await;
     let mut witness = Client::connect(&relay.url("/market?channel=main")).await;
-    // The SDK's subscription comes when it comes.
+    // It is not known when the SDK's subscription begins, so messages are sent until it has.
     let mut number = 0;
     loop {
         peer.text(long(number)).await;

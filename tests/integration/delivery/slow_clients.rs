@@ -1,4 +1,4 @@
-//! Clients that do not read: what becomes of them, and that nobody waits for them.
+//! Clients that do not read: what becomes of them, and that no other client waits for them.
 
 use support::{
     partner::Partner,
@@ -9,12 +9,12 @@ use support::{
 use tokio_tungstenite::tungstenite::Message;
 
 const LAGGED: [(&str, &str); 2] = [("tenant", "t"), ("reason", "lagged")];
-/// Half of the log, so that a client two messages behind has fallen off.
+/// Half of the log, so that a client that is two messages behind has fallen off.
 const PAYLOAD: usize = 32 << 10;
-/// Twice what any kernel keeps for a socket that is not read.
+/// Twice what any kernel keeps for a socket that does not read.
 const MOST_MESSAGES: u32 = 2_000;
 
-/// The nth message: its number, then bytes that follow from it.
+/// The nth message: its number, then bytes derived from it.
 fn payload(nth: u32) -> Vec<u8> {
     let mut payload = nth.to_be_bytes().to_vec();
     payload.resize(PAYLOAD, nth as u8);
@@ -40,7 +40,7 @@ async fn a_client_that_falls_off_the_log_is_closed_and_another_misses_nothing() 
     }
     reads.has_no_more().await;
 
-    // What the stalled client finds: whole messages without a gap, then why there are no more.
+    // The stalled client finds whole messages without a gap, and then the reason why there are no more.
     let mut found = 0;
     let last = loop {
         let frame = stalled.frame_but_pings().await.expect("a close frame before the end");
@@ -54,7 +54,7 @@ async fn a_client_that_falls_off_the_log_is_closed_and_another_misses_nothing() 
     assert!((1..sent).contains(&found), "{found} of {sent}");
     stalled.ended().await;
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 1.0);
-    // One delivery for each message that came whole, to either.
+    // Each message that arrived whole counts as one delivery for each client.
     assert_eq!(relay.metric("edge_relay_deliveries_total", &[("tenant", "t")]).await, f64::from(sent + found));
 }
 
@@ -84,7 +84,7 @@ async fn a_client_that_pauses_catches_up_on_all_it_missed() {
     let mut peer = partner.accept().await;
     let mut pauses = relay.client("/t").await;
     let mut reads = relay.client("/t").await;
-    // More than the sockets' buffers hold, less than the log.
+    // More than the sockets' buffers hold, and less than the log holds.
     for nth in 0..700 {
         peer.send(Message::binary(payload(nth))).await;
         assert!(reads.message().await == Message::binary(payload(nth)), "message {nth}");
@@ -104,7 +104,7 @@ async fn a_burst_larger_than_the_log_reaches_a_client_that_reads() {
     let mut peer = partner.accept().await;
     let mut client = relay.client("/t").await;
     let message = |nth: u32| Message::binary(payload(nth)[..3_000].to_vec());
-    // Several, for it depends on who is faster.
+    // Several bursts, since the outcome depends on which side is faster.
     for burst in 0..10 {
         peer.burst((0..MESSAGES).map(message)).await;
         for nth in 0..MESSAGES {
@@ -119,10 +119,10 @@ async fn a_burst_larger_than_the_log_reaches_a_client_that_reads() {
 async fn a_large_frame_half_sent_is_not_copied_for_each_client_that_asks_meanwhile() {
     const CLIENTS: usize = 40;
     const LARGE: usize = 8 << 20;
-    /// The message itself a few times over. A copy of what is unsent for each client is far more.
+    /// A few times the size of the message. A copy of the unsent part for each client would take far more.
     const MOST_MEMORY: usize = 150 << 20;
     let mut partner = Partner::start().await;
-    // Longer than the test: nobody is found out by silence.
+    // Longer than the test, so that no client is closed for its silence.
     let limits = "stall-timeout = \"10m\"\nping-interval = \"1h\"";
     let relay =
         Relay::serve(Folder::new(limits).tenant("t", &partner.url(), "[channels.\"main\"]\nlog = \"64MiB\"")).await;
@@ -130,7 +130,7 @@ async fn a_large_frame_half_sent_is_not_copied_for_each_client_that_asks_meanwhi
     let mut clients = Vec::new();
     for nth in 0..CLIENTS {
         let mut client = Raw::narrow(relay.clients, "/t").await;
-        // Answered only once it is subscribed.
+        // The answer comes only when the client is subscribed.
         client.send(&frame(FIN | PING, &[nth as u8])).await;
         assert_eq!(client.frame().await.unwrap().payload, [nth as u8]);
         clients.push(client);
@@ -146,7 +146,7 @@ async fn a_large_frame_half_sent_is_not_copied_for_each_client_that_asks_meanwhi
     }
     relay.metric_reaches("edge_relay_client_messages_dropped_total", &[], CLIENTS as f64).await;
     for client in &mut clients {
-        assert!(client.payload(LARGE).await == large, "the frame is not whole");
+        assert!(client.payload(LARGE).await == large, "the frame is cut");
         let pong = client.frame().await.unwrap();
         assert_eq!((pong.first, pong.payload.as_slice()), (FIN | PONG, &b"still here"[..]));
     }

@@ -1,4 +1,4 @@
-//! The latest of every key: for new clients, and for those that could not keep up.
+//! Snapshots, the latest publication of every key: for new clients, and for those that could not keep up.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use support::{
     tenant::Folder,
 };
 
-/// A relay whose filter publishes what it is told to.
+/// A relay whose filter publishes what the partner says.
 async fn serve(channels: &str) -> (Relay, Partner, Probe) {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), channels)).await;
@@ -57,7 +57,7 @@ async fn a_new_client_gets_the_latest_of_every_key_and_then_what_follows() {
     ok(&mut probe, "remove c a").await;
     assert_eq!((client.text().await, client.text().await), ("5".into(), "a is gone".into()));
     assert_eq!(snapshot(&relay).await, [("d".into(), "4".into()), ("b".into(), "5".into())]);
-    // What comes from another connection need not follow from what this one brought.
+    // What another connection brings need not follow from what this one brought.
     probe.peer.reset();
     let _probe = Probe::new(&relay, &mut partner, "t").await;
     relay.metric_reaches("edge_relay_epochs_total", &[], 1.0).await;
@@ -72,7 +72,7 @@ async fn the_snapshot_and_what_follows_are_without_a_gap_whenever_a_client_comes
     let mut clients = Vec::new();
     for round in 0..60 {
         ok(&mut probe, &format!("rounds c {} {} {KEYS} 30", 2 * round, 2 * round + 2)).await;
-        // While the next round is published.
+        // The client connects while the next round is published.
         probe.peer.text(format!("rounds c {} {} {KEYS} 30", 2 * round + 1, 2 * round + 2)).await;
         clients.push(relay.client("/t?channel=c").await);
         assert_eq!(probe.answer().await, "Ok(())");
@@ -92,7 +92,7 @@ async fn the_snapshot_and_what_follows_are_without_a_gap_whenever_a_client_comes
     }
 }
 
-/// Lets a client fall behind by more than its log, sockets and all; returns it with the number of the last round.
+/// Lets a client fall behind by more than its log and the sockets hold. Returns it with the number of the last round.
 async fn left_behind(relay: &Relay, probe: &mut Probe, policy: &str) -> (Raw, usize) {
     let stalled = Raw::narrow(relay.clients, "/t?channel=c").await;
     let label = [("tenant", "t"), ("reason", policy)];
@@ -117,7 +117,7 @@ async fn a_client_that_falls_behind_gets_what_changed_and_then_what_follows() {
     ok(&mut probe, "publish-key c end end").await;
     let (mut latest, mut frames) = (HashMap::new(), 0);
     loop {
-        // Every frame is whole, or this ends it.
+        // A cut frame would end the loop here.
         let frame = stalled.frame_but_pings().await.expect("the end of the stream before its last publication");
         assert_eq!(frame.first, FIN | TEXT);
         frames += 1;
@@ -135,8 +135,8 @@ async fn a_client_that_falls_behind_gets_what_changed_and_then_what_follows() {
             }
         }
     }
-    assert!(frames < last * 100, "{frames} frames for {last} rounds: nothing was conflated");
-    assert!(!latest.contains_key("7b"), "it was not told of a removal");
+    assert!(frames < last * 100, "{frames} frames for {last} rounds: no publication was left out");
+    assert!(!latest.contains_key("7b"), "the client did not learn of a removal");
     let expected = |key: usize| if key < 3 { last + 1 } else { last };
     for key in 0..100 {
         assert_eq!(latest.get(&format!("k{key}")), Some(&expected(key)), "k{key}");
@@ -151,7 +151,7 @@ async fn a_client_that_falls_behind_skips_to_the_newest() {
         serve("[channels.c]\nlog = \"256KiB\"\nslow = \"skip\"\n[channels.answers]").await;
     let (mut stalled, last) = left_behind(&relay, &mut probe, "skip").await;
     let mut rounds = Vec::new();
-    // It has skipped, if not to the end: more comes once it reads.
+    // The client has skipped, though not to the end: more comes when it reads.
     loop {
         let frame = stalled.frame_but_pings().await.expect("the end of the stream before its last publication");
         let text = String::from_utf8(frame.payload).unwrap();

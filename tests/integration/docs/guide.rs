@@ -1,6 +1,6 @@
-//! The guide for tenants' developers, followed to the letter: its files, its commands, and what it says they do.
+//! The guide for tenants' developers, carried out as it stands: its files, its commands, and what it promises.
 //!
-//! Only what would be downloaded is put in its place: the toolchains that `.ci/setup tests` has installed.
+//! Only downloads are replaced, by the toolchains that `.ci/setup tests` has installed.
 
 use std::{fs, os::unix::fs::PermissionsExt, os::unix::fs::symlink, process::Command};
 
@@ -19,16 +19,16 @@ use support::{
 use tokio_tungstenite::tungstenite::Message;
 
 const GUIDE: &str = include_str!("../../../docs/TENANTS.md");
-/// Where the guide has its files.
+/// The path of the guide's manifest.
 const MANIFEST: &str = "tenants/prices/tenant.toml";
-/// And its partner.
+/// The address of the guide's partner.
 const EXCHANGE: &str = "ws://127.0.0.1:9000/";
 
 #[tokio::test]
 async fn it_leads_to_a_tenant_in_rust() {
     let Some(()) = can_be_asked() else { return };
     let folder = begun("### Rust");
-    // The versions that the other guests are built with.
+    // Uses the versions that the other guests are built with.
     folder.copy(&place::root("Cargo.lock"), "code/Cargo.lock");
     run(&folder, "### Rust");
     works(folder).await;
@@ -69,26 +69,26 @@ async fn it_leads_to_a_tenant_in_python() {
     broken_calls_are_in_the_log(&relay).await;
 }
 
-/// What the guide's reader asks the tenant with is there.
+/// Checks that the programs are installed with which the guide's reader asks the tenant.
 fn can_be_asked() -> Option<()> {
     skip::need("curl")?;
     script::node_packages().map(drop)
 }
 
-/// The block behind these words, of this language.
+/// Returns the first block of this language behind these words.
 fn block(behind: &str, language: &str) -> &'static str {
     let (_, rest) = GUIDE.split_once(behind).unwrap_or_else(|| panic!("{behind} is not in the guide"));
     let (_, rest) = rest.split_once(&format!("\n```{language}\n")).unwrap();
     rest.split_once("\n```").unwrap().0
 }
 
-/// A section, from its heading to the next.
+/// Returns a section, from its heading to the next.
 fn section(heading: &str) -> &'static str {
     let (_, rest) = GUIDE.split_once(&format!("\n{heading}\n")).unwrap();
     rest.split("\n##").next().unwrap()
 }
 
-/// A folder in which the guide has been followed to where a language's section begins, with that section's files.
+/// Returns a folder with the files of a language's section, in which the guide was followed up to that section.
 fn begun(heading: &str) -> Folder {
     let folder = Folder::empty();
     let host = block("An operator's `relay.toml`", "toml");
@@ -110,19 +110,19 @@ fn begun(heading: &str) -> Folder {
     folder
 }
 
-/// A command of the guide's that does what is installed already.
+/// Replaces a command of the guide whose work is already done.
 fn stand_in(folder: &Folder, name: &str, script: &str) {
     let path = format!("bin/{name}");
     folder.write(&path, format!("#!/bin/sh\n{script}\n"));
     fs::set_permissions(folder.path(&path), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// All commands of a section.
+/// Runs all commands of a section.
 fn run(folder: &Folder, heading: &str) {
     commands(heading).for_each(|commands| shell(folder, commands));
 }
 
-/// A section's blocks of commands.
+/// Returns a section's blocks of commands.
 fn commands(heading: &str) -> impl Iterator<Item = &'static str> {
     section(heading).split("\n```sh\n").skip(1).map(|rest| rest.split_once("\n```").unwrap().0)
 }
@@ -136,7 +136,7 @@ fn shell(folder: &Folder, commands: &str) {
     assert!(output.status.success(), "{commands}\n{}", shown(&output));
 }
 
-/// Checks the tenant and serves it; it does what the guide says.
+/// Checks the tenant, serves it, and makes sure that it does what the guide says.
 async fn works(folder: Folder) -> Relay {
     let mut commands = commands("## Check it, run it");
     shell(&folder, commands.next().unwrap());
@@ -158,7 +158,7 @@ async fn works(folder: Folder) -> Relay {
     assert_eq!(first.text().await, "BTC-USD 43189.50");
     let (status, _) = relay.api_get("/prices/none").await;
     assert_eq!(status, 404);
-    // Those who come later get the latest of every product first.
+    // Clients that come later get the latest price of every product first.
     let mut events = Script::curl(&here(commands.next().unwrap())).unwrap();
     until("an event", async || {
         let line = events.said().await;
@@ -176,7 +176,7 @@ async fn works(folder: Folder) -> Relay {
     relay
 }
 
-/// As the guide says where to look for it.
+/// Checks that broken calls are in the log, where the guide says.
 async fn broken_calls_are_in_the_log(relay: &Relay) {
     let mut client = relay.client("/prices").await;
     client.send(Message::binary("x")).await;
@@ -185,7 +185,7 @@ async fn broken_calls_are_in_the_log(relay: &Relay) {
     relay.logged(&["WARN", "component call failed", tenant, "having written: ", "binary is no product"]).await;
 }
 
-/// As the guide says: new code is taken in, and what is no code is refused.
+/// Checks that new code is taken into service as the guide says, and that what is not code is refused.
 async fn changes_while_it_runs(relay: &Relay) {
     let folder = relay.folder();
     let source = fs::read_to_string(folder.path("code/app.js")).unwrap();

@@ -13,7 +13,7 @@ const CLIENTS: &str = include_str!("../../../docs/CLIENTS.md");
 const CONFIGURATION: &str = include_str!("../../../docs/CONFIGURATION.md");
 const TENANTS: &str = include_str!("../../../docs/TENANTS.md");
 
-/// The first block of a language in the clients' document that has these words in it.
+/// Returns the first block of this language in CLIENTS.md that has these words in it.
 pub fn block(language: &str, words: &str) -> &'static str {
     block_of(CLIENTS, language, words)
 }
@@ -23,7 +23,7 @@ fn block_of(document: &'static str, language: &str, words: &str) -> &'static str
     blocks.into_iter().find(|block| block.contains(words)).unwrap()
 }
 
-/// The component of a document's crate that has these words in it, made as the document says.
+/// Builds the crate of a document, as the document says, from the block that has these words in it.
 fn built(document: &'static str, name: &str, words: &str) -> PathBuf {
     let source = Folder::empty();
     let manifest = format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n");
@@ -33,7 +33,7 @@ fn built(document: &'static str, name: &str, words: &str) -> PathBuf {
     let library = format!("[lib]\ncrate-type = [\"cdylib\"]\n[dependencies]\n{dependencies}");
     source.write("crate/Cargo.toml", format!("{manifest}{library}"));
     source.write("crate/src/lib.rs", block_of(document, "rust", words));
-    // The versions that the other guests are built with.
+    // Uses the versions that the other guests are built with.
     source.copy(&root("Cargo.lock"), "crate/Cargo.lock");
     copy_folder(&root("wit/edge-relay-tenant@0.1.0"), &source, "crate/wit");
     guests::build_crate(&source.path("crate"))
@@ -64,7 +64,7 @@ async fn its_filter_builds_and_runs() {
     assert_eq!(trades.text().await, "a trade");
 }
 
-/// A tenant without an upstream, with one component.
+/// Serves a tenant that has no upstream, and one component.
 async fn with_component(role: &str, component: &Path, more: &str) -> Relay {
     let folder = Folder::new("");
     folder.write("tenants/t/tenant.toml", format!("name = \"t\"\n{more}\n[components]\n{role} = \"it.wasm\"\n"));
@@ -72,7 +72,7 @@ async fn with_component(role: &str, component: &Path, more: &str) -> Relay {
     Relay::serve(folder).await
 }
 
-/// Each client of the README is one of the clients' document, which the tests of real clients run.
+/// Each client of the README is also in CLIENTS.md, whose clients the tests of real clients run.
 #[test]
 fn its_clients_are_those_of_the_clients_document() {
     for (language, words) in [("js", "new WebSocket"), ("python", "websockets"), ("sh", "curl -N")] {
@@ -115,7 +115,7 @@ async fn its_configuration_is_accepted() {
     let folder = Folder::empty();
     let listen = block_of(CONFIGURATION, "toml", "trusted-proxies").replace("0.0.0.0:8080", "127.0.0.1:0");
     let listen = listen.replace("0.0.0.0:8081", "127.0.0.1:0").replace(":9090", ":0");
-    // What is commented out is true too.
+    // The lines that are commented out must be accepted too.
     let srv = format!("{}/srv/", folder.path("").display());
     let listen =
         listen.replace("# folders = ", "folders = ").replace("# networks = ", "networks = ").replace("/srv/", &srv);

@@ -1,4 +1,5 @@
-//! The door for the SDKs of the Centrifuge protocol: each test with the one for JavaScript, in Node or in a page too.
+//! The transport for the SDKs of the Centrifuge protocol. Each test uses the SDK for JavaScript in Node, and some in a
+//! page too.
 
 use serde_json::{Value, json};
 use support::{guests, javascript::JavaScript, relay::Relay, tenant::Folder};
@@ -9,10 +10,10 @@ mod protocol;
 mod resuming;
 mod subscribing;
 
-/// What a test calls in JavaScript.
+/// The functions that tests call in JavaScript.
 const LIBRARY: &str = include_str!("../../clients/centrifuge.js");
 
-/// Tests of a module, each a function of where its JavaScript runs, in Node.
+/// Runs a module's tests in Node. Each is a function that takes the place where its JavaScript runs.
 macro_rules! in_node {
     ($($test:ident),+ $(,)?) => {
         mod in_node {
@@ -26,7 +27,7 @@ macro_rules! in_node {
 }
 use in_node;
 
-/// The same, in a browser's page.
+/// Runs a module's tests in a browser's page.
 macro_rules! in_page {
     ($($test:ident),+ $(,)?) => {
         mod in_page {
@@ -52,17 +53,17 @@ async fn page() -> Option<JavaScript> {
     Some(sdk)
 }
 
-/// A relay whose tenant `t` has the handler that does what it is told.
+/// A relay whose tenant `t` has the handler that does what clients tell it.
 async fn handled(host_limits: &str) -> Relay {
     Relay::serve(Folder::new(host_limits).handled("t", guests::handler(), "")).await
 }
 
-/// Where clients of tenant `t` connect.
+/// The URL where clients of tenant `t` connect.
 fn url(relay: &Relay, query: &str) -> String {
     relay.url(&format!("/t/connection/websocket{query}"))
 }
 
-/// Connects, and waits until it has.
+/// Connects, and waits until the client is connected.
 async fn connect(sdk: &mut JavaScript, url: &str, options: Value) {
     start(sdk, url, options).await;
     sdk.value("client.ready()").await;
@@ -73,7 +74,7 @@ async fn start(sdk: &mut JavaScript, url: &str, options: Value) {
     sdk.value(&format!("start({}, {options})", json!(url))).await;
 }
 
-/// Has the handler do something, and waits for what the client hears then.
+/// Has the handler do something. Returns the next message that the client gets.
 async fn ask(sdk: &mut JavaScript, command: &str) -> Value {
     let heard = sdk.value("all('message').length").await;
     sdk.value(&format!("client.send({})", json!(command))).await;
@@ -81,7 +82,7 @@ async fn ask(sdk: &mut JavaScript, command: &str) -> Value {
     sdk.value(&format!("all('message')[{heard}].data")).await
 }
 
-/// The fields of an event's last occurrence.
+/// Returns these fields of an event's last occurrence.
 async fn last(sdk: &mut JavaScript, event: &str, fields: &str) -> Value {
     sdk.value(&format!("(({{ {fields} }}) => [{fields}])(all('{event}').at(-1))")).await
 }

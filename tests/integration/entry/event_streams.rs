@@ -1,4 +1,4 @@
-//! The door for `EventSource` as HTTP: headers, whose pages may listen, keep-alives, and streams that end.
+//! The transport for `EventSource`, seen as HTTP: headers, which pages may listen, keep-alives, and streams that end.
 
 use serde_json::json;
 use support::{
@@ -10,7 +10,7 @@ use support::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-/// Asks for a stream; returns the connection behind the answer's head.
+/// Asks for a stream. Returns the connection, read up to the end of the answer's head.
 async fn listen(relay: &Relay, path: &str, headers: &str) -> (Http, Head) {
     let mut http = Http::connect(relay.clients).await;
     http.send(format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", relay.clients)).await;
@@ -19,7 +19,7 @@ async fn listen(relay: &Relay, path: &str, headers: &str) -> (Http, Head) {
     (http, head)
 }
 
-/// A tenant without code or upstream, with more of its manifest.
+/// Serves a tenant without code and upstream, with more keys in its manifest.
 async fn tenant(limits: &str, more: &str) -> Relay {
     let folder = Folder::new(limits);
     folder.write("tenants/t/tenant.toml", format!("name = \"t\"\n{more}"));
@@ -52,7 +52,7 @@ async fn pages_of_listed_origins_may_listen() {
     let anybody = tenant("", "cors = [\"*\"]").await;
     let (_stream, head) = listen(&anybody, "/t/sse", "Origin: https://other.example.com\r\n").await;
     assert_eq!(head.header("access-control-allow-origin"), Some("https://other.example.com"));
-    // A page may not read with the cookies of its user.
+    // A page may not read with its user's cookies.
     assert_eq!(head.header("access-control-allow-credentials"), None);
 
     for (relay, path) in [(&relay, "/t/sse"), (&relay, "/t/channels/main")] {
@@ -107,7 +107,7 @@ async fn a_slow_stream_is_told_of_its_gap_and_ends() {
         let message = json!({ "number": sent, "padding": "x".repeat(32 << 10) }).to_string();
         peer.text(message.clone()).await;
         assert_eq!(reads.message().await, Message::text(message));
-        assert!(sent < 10_000, "it is never too slow");
+        assert!(sent < 10_000, "the client is never closed as too slow");
     }
     let rest = stream.rest().await;
     let (events, end) = rest.rsplit_once("event: gap\n").unwrap();

@@ -23,7 +23,8 @@ async fn relay(limits: &str) -> (Partner, Relay) {
     (partner, relay)
 }
 
-/// What a request without a WebSocket's end gets: status, head, the error's code and message.
+/// Sends a request that must be refused. Returns the answer's status, its head, and the code and the message of its
+/// error.
 pub async fn refusal(relay: &Relay, request: &str) -> (u16, String, String, String) {
     let (head, body) = within("an answer", http(relay.clients, request)).await;
     let json: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {head}\n\n{body}"));
@@ -132,7 +133,7 @@ async fn half_a_handshake_is_cut_at_the_deadline() {
     half.send(b"GET /t HTTP/1.1\r\nHost:").await;
     nothing.ended().await;
     half.ended().await;
-    // One that never stops, a header at a time.
+    // A client that sends headers for ever, one at a time.
     let mut drips = Raw::tcp(relay.clients).await;
     drips.send(b"GET /t HTTP/1.1\r\n").await;
     within("an end to the dripping", async {
@@ -142,7 +143,7 @@ async fn half_a_handshake_is_cut_at_the_deadline() {
     })
     .await;
     relay.metric_reaches("edge_relay_handshakes_refused_total", &[("reason", "timeout")], 3.0).await;
-    // A client that is in has no such deadline: this takes longer.
+    // A connected client has no such deadline. This takes longer than the deadline.
     let mut client = relay.client("/t").await;
     client.pinged(3).await;
     client.has_no_more().await;
@@ -166,7 +167,7 @@ async fn the_client_over_the_limit_is_refused() {
 async fn five_thousand_connections_that_never_finish_keep_nobody_out() {
     const CROWD: u16 = 5_000;
     raise_file_limit(u64::from(CROWD) + 1_000);
-    // Longer than the test: nobody in the crowd goes by itself.
+    // Longer than the test, so that no connection of the crowd ends by itself.
     let (mut partner, relay) = relay("handshake-timeout = \"5m\"").await;
     let mut peer = partner.accept().await;
     let mut before = relay.client("/t").await;
@@ -174,7 +175,7 @@ async fn five_thousand_connections_that_never_finish_keep_nobody_out() {
     assert_eq!(crowd.len(), usize::from(CROWD));
 
     let began = Instant::now();
-    // It may be told to come again once, while the crowd is young.
+    // The client may be told once to come again, while the crowd is new.
     let mut after = loop {
         match Client::try_connect(&relay.url("/t")).await {
             Ok(client) => break client,
@@ -191,9 +192,9 @@ async fn five_thousand_connections_that_never_finish_keep_nobody_out() {
     drop(crowd);
 }
 
-/// Connections from several loopback addresses, half of them with half a request.
+/// Opens connections from several loopback addresses. Half of them send half a request.
 async fn crowd(relay: SocketAddr, size: u16) -> Vec<TcpStream> {
-    /// Handshakes of TCP at once: less than a listener's backlog.
+    /// Connections that are opened at the same time: fewer than a listener's backlog.
     const AT_ONCE: usize = 200;
     let mut crowd = Vec::new();
     let mut connecting = JoinSet::new();
@@ -206,7 +207,7 @@ async fn crowd(relay: SocketAddr, size: u16) -> Vec<TcpStream> {
             socket.bind(SocketAddr::from((Ipv4Addr::new(127, 3, 0, (nth % 8) as u8 + 1), 0))).unwrap();
             let socket = socket.connect(relay).await.unwrap();
             if nth % 2 == 0 {
-                // The relay may have cut it by now.
+                // The relay may have cut the connection by now.
                 let _ = socket.try_write(b"GET /t HTTP/1.1\r\nHost: ");
             }
             socket

@@ -16,12 +16,12 @@ use tokio::{net::TcpSocket, sync::Semaphore, task::JoinSet};
 use super::handshakes::raise_file_limit;
 
 const CLIENTS: usize = 10_000;
-/// Connections that one address opens: ports are few.
+/// Connections from one address, since an address has few ports.
 const PER_ADDRESS: usize = 1000;
 /// Longer than a storm of handshakes takes on a busy machine.
 const TIMEOUT: &str = "handshake-timeout = \"60s\"";
 
-/// A client that goes on behind a position, as soon as it is let in; counts how often it was not.
+/// Connects a client that resumes from a position, and tries again until it is let in. Counts how often it was not.
 async fn resume(relay: SocketAddr, nth: usize, after: String, refused: Arc<AtomicUsize>) -> Raw {
     loop {
         let socket = TcpSocket::new_v4().unwrap();
@@ -84,7 +84,7 @@ async fn ten_thousand_come_back_at_once_and_miss_nothing() {
         }
         coming.join_all().await
     };
-    // One after another, for a start.
+    // The first time they come in turn, a few at once.
     let clients = come(0, 64, 1..=1).await;
     assert_eq!(refused.load(Ordering::Relaxed), 0);
     relay.metric_is("edge_relay_clients", &[], CLIENTS as f64).await;
@@ -102,6 +102,6 @@ async fn ten_thousand_come_back_at_once_and_miss_nothing() {
     }
     assert_eq!(relay.metric("edge_relay_clients", &[]).await, CLIENTS as f64);
     let after = relay.resident_memory();
-    // Where it was, but for what the allocator keeps: a client is a few hundred bytes.
+    // The memory is the same as before, apart from what the allocator keeps. A client takes a few hundred bytes.
     assert!(after < memory + CLIENTS * 1000, "{memory} bytes before, {after} after");
 }

@@ -1,4 +1,4 @@
-//! What was published before: read over HTTP, and resumed from without a gap or twice.
+//! The past of a channel: read over HTTP, and resumed from without gaps or repetitions.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use support::{
     until,
 };
 
-/// A tenant without code: what the partner sends is on channel `main`.
+/// Serves a tenant without code. What the partner sends is published on channel `main`.
 async fn passing(more: &str) -> (Relay, Partner, Peer) {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), more)).await;
@@ -28,7 +28,7 @@ async fn get(relay: &Relay, path: &str) -> Value {
     answer.json()
 }
 
-/// The texts on channel `main`, asked for like this.
+/// Reads channel `main` with this query.
 async fn read(relay: &Relay, query: &str) -> Value {
     get(relay, &format!("/t/channels/main{query}")).await
 }
@@ -38,7 +38,7 @@ fn texts(page: &Value) -> Vec<String> {
     publications.iter().map(|publication| publication["data"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Sends texts of these numbers, and waits until they are published.
+/// Sends these numbers as texts, and waits until they are published.
 async fn send(relay: &Relay, peer: &mut Peer, numbers: std::ops::RangeInclusive<u32>) {
     let last = numbers.end().to_string();
     for number in numbers {
@@ -51,7 +51,7 @@ async fn send(relay: &Relay, peer: &mut Peer, numbers: std::ops::RangeInclusive<
     .await;
 }
 
-/// What the relay says to a client that wants to begin like this.
+/// Connects a client with this query. Returns the relay's refusal.
 async fn refused(relay: &Relay, query: &str) -> String {
     match Client::try_connect(&relay.url(&format!("/t{query}"))).await {
         Err(tokio_tungstenite::tungstenite::Error::Http(response)) => {
@@ -97,7 +97,7 @@ async fn the_past_is_read_in_pages() {
 #[tokio::test]
 async fn a_client_resumes_without_a_gap_and_gets_nothing_twice() {
     let (relay, _partner, mut peer) = passing("").await;
-    // Somebody follows the channel already, so that the shard has a part of its log.
+    // A client follows the channel already, so the shard has a part of its log.
     send(&relay, &mut peer, 1..=3).await;
     let mut live = relay.client("/t").await;
     send(&relay, &mut peer, 4..=6).await;
@@ -142,7 +142,7 @@ async fn a_lost_upstream_begins_a_new_epoch() {
     assert_eq!(page["recovered"], false, "{page}");
     assert!(refused(&relay, &format!("?since={epoch}:3")).await.contains("410"));
     let page = read(&relay, "").await;
-    assert_eq!((texts(&page).len(), &page["offset"]), (0, &3.into()), "nothing of before: {page}");
+    assert_eq!((texts(&page).len(), &page["offset"]), (0, &3.into()), "nothing from before the loss: {page}");
     let now = page["epoch"].as_str().unwrap();
     assert_ne!(now, epoch);
     send(&relay, &mut peer, 4..=5).await;
@@ -236,7 +236,7 @@ async fn a_client_that_may_not_subscribe_may_not_read() {
     assert_eq!(ask("/h/channels/open").await.0, 404, "allowed, and nothing there");
     let refusal = r#"{"error":{"code":"rejected","message":"private is private"}}"#;
     assert_eq!(ask("/h/channels/private").await, (451, refusal.to_owned()));
-    // Let in to channels of the handler's choice, and no others.
+    // The handler chooses these channels, and the client may read no others.
     assert_eq!(ask("/h/channels/a?channels=a,b").await.0, 404);
     assert_eq!(ask("/h/channels/c?channels=a,b").await.0, 403);
     assert_eq!(ask("/h/channels/open?reject=401").await.0, 401);

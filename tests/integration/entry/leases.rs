@@ -1,4 +1,4 @@
-//! Clients that a handler lets in for a time.
+//! Clients that a handler lets in for a limited time.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
-//! The door for plain WebSockets and the channels over HTTP, with the clients that people have, as the README says to
-//! use them.
+//! Plain WebSockets and the channels over HTTP, with the clients that people use, as the README says to use them.
 
 use serde_json::{Value, json};
 use support::{
@@ -16,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::docs::readme;
 
-/// What the README's first block of a language says that has these words in it, at a relay's addresses.
+/// Returns the first block of this language in CLIENTS.md that has these words in it, with a relay's addresses.
 fn block(language: &str, words: &str, relay: &Relay) -> String {
     at(readme::block(language, words), relay)
 }
@@ -26,7 +25,7 @@ fn at(text: &str, relay: &Relay) -> String {
     text.replace("HOST:8080", &clients).replace("HOST:8081", &api)
 }
 
-/// The sample tenant, and its partner.
+/// Serves the sample tenant. Returns the relay and the partner.
 async fn market() -> (Relay, Peer) {
     let mut partner = Partner::start().await;
     let components = "[components]\nfilter = \"filter.wasm\"\napi = \"api.wasm\"";
@@ -38,7 +37,7 @@ async fn market() -> (Relay, Peer) {
     (relay, partner.accept().await)
 }
 
-/// The partner tells a product's price, and this is what clients get.
+/// The partner sends a product's price. Returns what clients get.
 async fn tell(peer: &mut Peer, product: &str, price: &str) -> String {
     peer.text(json!({ "type": "ticker", "product_id": product, "price": price }).to_string()).await;
     json!({ "price": price, "product": product }).to_string()
@@ -49,10 +48,10 @@ fn same(one: &str, other: &str) {
     assert_eq!(read(one), read(other));
 }
 
-/// What a script prints is what is published, from the snapshot on, until the relay ends.
+/// Checks that a script prints all that is published, from the snapshot on, until the relay ends.
 async fn prints_prices(client: impl FnOnce(&Relay) -> Option<Script>) {
     let (relay, mut peer) = market().await;
-    // The relay has it before the client comes.
+    // The relay has the price before the client connects.
     let first = tell(&mut peer, "BTC-USD", "1").await;
     let mut other = Client::connect(&relay.url("/market?channel=prices")).await;
     other.text().await;
@@ -87,7 +86,7 @@ async fn a_pages_websocket() {
 async fn a_pages_event_source() {
     let Some(mut browser) = Browser::start().await else { return };
     let (relay, mut peer) = market().await;
-    // The page has the same origin as what it listens to.
+    // The page has the same origin as the stream.
     browser.open(&format!("http://{}/", relay.clients)).await;
     browser.sees("document.readyState === 'complete'").await;
     browser.value("globalThis.logged = []; console.log = (...all) => logged.push(all); null").await;

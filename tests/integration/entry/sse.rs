@@ -1,4 +1,4 @@
-//! The door for `EventSource`: in a page, and with curl.
+//! The transport for `EventSource`: in a page, and with curl.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::docs::readme;
 
-/// What a test calls in the page.
+/// The functions that tests call in the page.
 const LIBRARY: &str = include_str!("../../clients/events.js");
 
-/// A tenant that passes on what its partner says.
+/// Serves a tenant that passes on what its partner sends.
 async fn feed() -> (Relay, Partner, Peer) {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
@@ -30,10 +30,10 @@ async fn feed() -> (Relay, Partner, Peer) {
     (relay, partner, peer)
 }
 
-/// A page that has come by way of a proxy, and listens there.
+/// Opens a page that reaches the relay through a proxy, and listens there.
 async fn listen(chaos: &Chaos, query: &str) -> Option<Browser> {
     let mut page = Browser::start().await?;
-    // Whatever is answered there: it is of the same origin.
+    // Any answer will do, as long as it has the same origin.
     page.open(&format!("http://{}/", chaos.address)).await;
     page.sees("document.readyState === 'complete'").await;
     page.value(LIBRARY).await;
@@ -42,7 +42,7 @@ async fn listen(chaos: &Chaos, query: &str) -> Option<Browser> {
     Some(page)
 }
 
-/// The partner says these numbers, one a message, and the relay has them.
+/// The partner sends these numbers, one in a message, and the relay publishes them.
 async fn say(relay: &Relay, peer: &mut Peer, numbers: std::ops::RangeInclusive<u32>) {
     let last = numbers.end().to_string();
     let mut witness = relay.client("/t?channel=main").await;
@@ -50,7 +50,7 @@ async fn say(relay: &Relay, peer: &mut Peer, numbers: std::ops::RangeInclusive<u
     while witness.text().await != last {}
 }
 
-/// The page has got these numbers, all once and in order.
+/// Checks that the page got each of these numbers once and in order.
 async fn has(page: &mut Browser, numbers: std::ops::RangeInclusive<u32>) {
     page.sees(&format!("messages().length >= {}", numbers.clone().count())).await;
     let wanted: Vec<_> = numbers.map(|number| number.to_string()).collect();
@@ -94,7 +94,7 @@ async fn a_page_that_has_got_nothing_yet_misses_nothing() {
     let mut chaos = Chaos::start(relay.clients).await;
     say(&relay, &mut peer, 1..=10).await;
     let Some(mut page) = listen(&chaos, "?channel=main").await else { return };
-    // The first id may come behind the head of the answer, and nothing in the page tells of it.
+    // The first id may come after the answer's head, and nothing in the page shows when.
     tokio::time::sleep(Duration::from_millis(500)).await;
     chaos.refuse().await;
     chaos.cut();
@@ -105,7 +105,7 @@ async fn a_page_that_has_got_nothing_yet_misses_nothing() {
     assert_eq!(page.value("all('gap').length").await, 0);
 }
 
-/// A tenant whose filter takes commands, with channels of its own.
+/// Serves a tenant whose filter takes commands, with a proxy in front of the relay.
 async fn probed() -> (Relay, Partner, Probe, Chaos) {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::probe(), "")).await;
@@ -125,7 +125,7 @@ async fn publish(probe: &mut Probe, channel: &str, numbers: std::ops::Range<u32>
 #[tokio::test]
 async fn two_channels_share_a_stream_and_miss_nothing() {
     let (relay, _partner, mut probe, mut chaos) = probed().await;
-    // In the order of their names, whatever was asked.
+    // In the order of the channels' names, whatever the order in the request.
     let Some(mut page) = listen(&chaos, "?channel=b&channel=a").await else { return };
     publish(&mut probe, "a", 1..11).await;
     publish(&mut probe, "b", 1..6).await;
@@ -170,7 +170,7 @@ async fn a_gap_is_told_while_connected() {
 async fn a_gap_is_told_to_a_page_that_comes_back() {
     let (_relay, mut partner, mut probe, mut chaos) = probed().await;
     let Some(mut page) = listen(&chaos, "?channel=a&channel=b").await else { return };
-    // Nothing of the upstream is ever on `b`: only `a` can miss something.
+    // The upstream publishes nothing on `b` yet, so only `a` can miss something.
     publish(&mut probe, "a", 1..11).await;
     page.sees("messages().length === 10").await;
     chaos.refuse().await;
@@ -237,7 +237,7 @@ async fn curl_shows_the_stream() {
     let header = |name: &str| head.iter().find_map(|line| line.strip_prefix(&format!("{name}: "))).unwrap_or_default();
     assert_eq!(header("content-type").split(';').next(), Some("text/event-stream"), "{head:?}");
     assert!(header("cache-control").contains("no-"), "{head:?}");
-    // Where the client is, before anything comes.
+    // The client's position comes before any publication.
     let mut first = [curl.said().await, curl.said().await];
     first.sort();
     assert_eq!(first, [format!("id: {epoch}:10"), "retry: 2000".to_owned()]);
@@ -261,13 +261,13 @@ async fn curl_shows_the_stream() {
         "{gap:?}"
     );
     relay.end_with(rustix::process::Signal::TERM).await;
-    // The stream ends as a whole answer does, and says why; the upstream has ended before.
+    // The stream ends like a complete answer, and says why. The upstream has ended before.
     let rest = curl.rest().await;
     let [.., last, empty] = &rest[..] else { panic!("{rest:?}") };
     assert!(last.starts_with(": closed, 1001") && empty.is_empty(), "{rest:?}");
 }
 
-/// The next event's lines but comments, in the order of their names.
+/// Returns the lines of the next event without comments, sorted.
 async fn block(curl: &mut Script) -> Vec<String> {
     let mut lines = Vec::new();
     loop {

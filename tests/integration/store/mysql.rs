@@ -1,4 +1,4 @@
-//! Records on their way to MySQL: a real MariaDB, and what can happen to it and to the way there.
+//! Records on their way to MySQL: a real MariaDB, and the faults of it and of the connection to it.
 
 mod disk;
 mod interleavings;
@@ -18,7 +18,7 @@ use support::{
     chaos::Chaos, guests, mariadb::MariaDb, partner::Partner, probe::Probe, relay::Relay, tenant::Folder, until,
 };
 
-/// One tenant whose filter takes commands, its records going to MySQL.
+/// A tenant whose filter takes commands, and whose records go to MySQL.
 fn folder(partner: &Partner) -> Folder {
     let folder = Folder::new("").filtered("t", &partner.url(), guests::probe(), "");
     folder.append("relay.toml", "[store]\nurl = { env = \"STORE_URL\" }\n");
@@ -42,13 +42,13 @@ async fn outbox_empty(relay: &Relay) {
     .await;
 }
 
-/// Waits until MySQL has this many rows, and the outbox none.
+/// Waits until the outbox is empty, and checks that MySQL has this many rows.
 async fn drained(relay: &Relay, database: &MariaDb, rows: usize) {
     outbox_empty(relay).await;
     assert_eq!(count(database).await, rows);
 }
 
-/// Appends rows, a hundred at a time, until told to stop; returns how many were acknowledged.
+/// Appends rows, a hundred at a time, until told to stop. Returns how many were acknowledged.
 async fn append_until(probe: &mut Probe, stop: &AtomicBool) -> usize {
     let mut acknowledged = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -97,7 +97,7 @@ async fn appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back() {
     let mut partner = Partner::start().await;
     let url = database.url();
     database.kill().await;
-    // Not there at the start either.
+    // MySQL is away at the start too.
     let relay = serve(folder(&partner), &url).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     assert_eq!(probe.ask("append-many log 5000 200").await, "5000");
@@ -164,7 +164,8 @@ async fn a_host_killed_while_it_drains_loses_nothing_and_repeats_nothing() {
     }
     let relay = serve(folder, &database.url()).await;
     outbox_empty(&relay).await;
-    // What a filter's last call appended may be on disk though nobody was told: never less, and never twice.
+    // The rows of a filter's last call may be on disk without an acknowledgement. So there are never fewer rows than
+    // acknowledged ones, and none is there twice.
     let rows = count(&database).await;
     assert!((acknowledged..=acknowledged + 500).contains(&rows), "{rows} rows, {acknowledged} acknowledged");
 }
@@ -196,15 +197,15 @@ async fn dead_letters_leave_a_full_outbox_and_stay_their_tenants_bytes() {
     database.stop().await;
     let relay = serve(folder, &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
-    // Rows of a mebibyte: MySQL takes no statement as long as one of them.
+    // These rows have a mebibyte each, and MySQL takes no statement with one of them.
     assert_eq!(probe.ask("append-many log 4 1048576").await, "4");
     assert_eq!(probe.ask("append-many log 2 400000").await, "2");
     relay.metric_is("edge_relay_records_waiting", &[], 6.0).await;
     database.restart().await;
     drained(&relay, &database, 2).await;
-    // They are out of the outbox before they are counted.
+    // The rows leave the outbox before they are counted.
     relay.metric_is("edge_relay_records_dead_letters_total", &[], 4.0).await;
-    // Also for a host that begins with them.
+    // The rows still count after a restart.
     drop(probe);
     let relay = serve(relay.end_with(Signal::TERM).await, &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
@@ -246,7 +247,7 @@ async fn names_that_would_mean_something_in_sql_are_names() {
         assert!(by_one.ask(&format!("range {name} 0'OR'1 9999999999999 9")).await.contains("not a record's id"));
         assert_eq!(by_other.ask(&format!("records {name} 9")).await, "");
     }
-    // What differs only as a collation sees it, or in spaces at its end.
+    // These names differ only in ways that a collation ignores, such as spaces at the end.
     assert_eq!(by_one.ask("records Log 9").await, "");
     assert_eq!(by_other.ask("records log 9").await, "yours");
     assert_eq!(by_one.ask("records log 9").await, "");
@@ -260,13 +261,13 @@ async fn old_rows_are_deleted_in_mysql_too() {
     folder.append("tenants/t/tenant.toml", "[records.\"old*\"]\nkeep = \"1s\"\n");
     let relay = serve(folder, &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
-    // More than are deleted at once.
+    // More rows than are deleted at once.
     assert_eq!(probe.ask("append-many old 2500 10").await, "2500");
     assert_eq!(probe.ask("append kept row").await.len(), 36);
     drained(&relay, &database, 2501).await;
     drop(probe);
     let folder = relay.end_with(Signal::TERM).await;
-    // Old rows are looked for at the start, and then each minute.
+    // Old rows are looked for at the start, and then every minute.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let relay = serve(folder, &database.url()).await;
     until("old rows gone", async || {
@@ -320,7 +321,7 @@ async fn a_database_newer_than_the_program_is_refused() {
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(!refused.status.success() && said.contains("version 99"), "{said}");
     database.query("DELETE FROM refinery_schema_history WHERE version = 99").await;
-    assert!(!migrate(&["--down", "1"]).await.status.success(), "two databases: which?");
+    assert!(!migrate(&["--down", "1"]).await.status.success(), "it must be told which of the two databases");
     assert!(migrate(&["--down", "1", "--database", "mysql"]).await.status.success());
     assert_eq!(database.query("SHOW TABLES LIKE 'records'").await.len(), 0);
     assert!(migrate(&["--up"]).await.status.success());

@@ -1,4 +1,4 @@
-//! Records in the host's own file, as components and operators see them. What MySQL adds is in `store`.
+//! Records in the host's own file, as components and operators see them. The tests of MySQL are in `mysql`.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn rows_are_read_back_in_their_order() {
     texts_are(&mut probe, &format!("range log {} {ever} 1", ids[0]), "two").await;
     texts_are(&mut probe, "range log 0 1 9", "").await;
     texts_are(&mut probe, &format!("range log {ever} {ever} 9"), "").await;
-    // A filter's rows are written when its call has returned; it sees them before.
+    // A filter's rows are written when its call has returned. The filter sees them earlier.
     texts_are(&mut probe, "append-and-read log four 2", "four three").await;
     texts_are(&mut probe, "append-and-read other five 9", "five").await;
     texts_are(&mut probe, "records log 9", "four three two one").await;
@@ -62,7 +62,7 @@ async fn what_is_no_row_or_collection_is_refused_with_a_reason() {
         assert!(answer.contains("Invalid") && answer.contains(why), "{command:.40}: {answer}");
     }
     texts_are(&mut probe, "append-many log 16 1048576", "16").await;
-    // No more than 8 MiB at once.
+    // A read returns at most 8 MiB.
     let read = probe.ask("records log 1000").await;
     assert_eq!(read.len(), 8 * (1 << 20) + 7);
 }
@@ -94,7 +94,7 @@ async fn tenants_with_the_same_collections_do_not_see_each_others_rows() {
     by_other.ask("append log yours").await;
     texts_are(&mut by_one, "records log 9", "mine").await;
     texts_are(&mut by_other, "records log 9", "yours").await;
-    // Every string a component can pass.
+    // These names hold characters that mean something in SQL.
     for name in ["log'--", "log\"", "log%", "l_g", "LOG", "log\\", "log/**/", "'OR'1'='1"] {
         texts_are(&mut by_one, &format!("records {name} 9"), "").await;
         assert_eq!(by_one.ask(&format!("append {name} {name}")).await.len(), 36);
@@ -109,11 +109,11 @@ async fn over_a_tenants_bytes_rows_are_refused_and_nothing_else_is() {
     let relay = serve(&partner, "[limits]\nrecords = \"64KiB\"").await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     texts_are(&mut probe, "append-many log 2 20000", "2").await;
-    // A filter's rows are written when its call has returned: this one does not know yet.
+    // A filter's rows are written when its call has returned, so this call is not told yet.
     texts_are(&mut probe, "append-many log 2 20000", "2").await;
     relay.logged(&["ERROR", "tenant.name=t", "not written", "as many bytes as they may"]).await;
     assert_eq!(relay.metric("edge_relay_records_refused_total", &[("reason", "full")]).await, 2.0);
-    // The next one does.
+    // The next call is told.
     until("a refusal that the filter sees", async || {
         let answer = probe.ask("append log x").await;
         if answer.contains("Full") { Ok(()) } else { Err(answer) }
@@ -148,7 +148,7 @@ async fn old_rows_are_deleted() {
     }
     drop(probe);
     let folder = relay.end_with(Signal::TERM).await;
-    // Old rows are looked for at the start, and then each minute.
+    // Old rows are looked for at the start, and then every minute.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let relay = Relay::serve(folder).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
@@ -158,7 +158,7 @@ async fn old_rows_are_deleted() {
     })
     .await;
     texts_are(&mut probe, "records kept 9", "row").await;
-    // They are gone before they are counted.
+    // The rows are gone before they are counted.
     relay.metric_is("edge_relay_records_waiting", &[], 1.0).await;
 }
 

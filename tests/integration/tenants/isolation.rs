@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 const CLIENT: &str = "components.client = \"client.wasm\"\ncomponents.api = \"api.wasm\"\n";
 
-/// Tenants whose handler and API do what they are told, each with keys of its own in its manifest.
+/// Serves tenants whose handler and API do what clients tell them, each with these keys in its manifest.
 async fn serve(tenants: &[(&str, &str)]) -> Relay {
     let folder = Folder::new("");
     folder.append(
@@ -33,7 +33,7 @@ async fn ask(client: &mut Client, command: &str) -> String {
     client.text().await
 }
 
-/// Which tenant a client with this `Host` gets at this path: what its handler was told to keep as its name.
+/// Returns the tenant that a client with this `Host` reaches at this path, by the name that its handler has kept.
 async fn reached(relay: &Relay, host: &str, path: &str) -> Option<String> {
     let asked = request(relay.clients, path).replace(&format!("Host: {}", relay.clients), &format!("Host: {host}"));
     let socket = tokio::net::TcpStream::connect(relay.clients).await.unwrap();
@@ -48,7 +48,7 @@ async fn reached(relay: &Relay, host: &str, path: &str) -> Option<String> {
     Some(String::from_utf8(raw.frame().await.unwrap().payload).unwrap())
 }
 
-/// The same at the API: the body that its state has as its name.
+/// Sends such a request to the API. Returns the answer's body, if a tenant answered.
 async fn api_reached(relay: &Relay, host: &str, path: &str) -> Option<String> {
     let asked = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     let (head, body) = within(path, http(relay.api(), asked)).await;
@@ -90,7 +90,7 @@ async fn each_is_reached_by_its_path_or_its_hosts() {
         ("FEED.example.:8080", "/", "by-host"),
         ("other.example", "/", "by-host"),
         ("feed.example", "/more", "by-both"),
-        // Who has claimed its hosts answers there alone; who has claimed none, everywhere.
+        // Tenants with `hosts` are reached at these hosts only. The others are reached at every host.
         ("feed.example", "/by-name", "by-name"),
         ("other.example", "/deep/er", "by-path"),
         ("sub.feed.example", "/", "everywhere"),
@@ -118,22 +118,22 @@ async fn nothing_of_one_is_visible_to_another() {
     let relay = serve(&[("t", ""), ("u", "")]).await;
     let mut one = relay.client("/t?channel=main").await;
     let mut other = relay.client("/u?channel=main").await;
-    // Channels.
+    // Channels are apart.
     assert_eq!(ask(&mut one, "subscribers main").await, "1");
     assert_eq!(ask(&mut other, "subscribers main").await, "1");
     assert_eq!(ask(&mut one, "publish main secret").await, "secret");
     other.has_no_more().await;
-    // State.
+    // State is apart.
     assert_eq!(ask(&mut one, "set key secret\nget key").await, "secret");
     assert_eq!(ask(&mut other, "get key").await, "");
-    // Clients: an id is of no use elsewhere.
+    // A client's id means nothing to another tenant.
     let id = ask(&mut other, "id").await;
     assert!(ask(&mut one, &format!("kick {id} 4000 out")).await.starts_with("Ok"));
     assert_eq!(ask(&mut other, "reply here").await, "here");
-    // Upstreams, by whatever name.
+    // A frame for an upstream reaches no other tenant's.
     one.send(Message::text("upstream feed secret\nreply sent")).await;
     assert_eq!(one.text().await, "sent");
-    // The log and the metrics say whose they are.
+    // The log and the metrics name the tenant.
     one.send(Message::text("log from the one\ntrap")).await;
     one.text().await;
     let log = relay.logged(&["from the one", "tenant.name=t"]).await;
@@ -141,7 +141,7 @@ async fn nothing_of_one_is_visible_to_another() {
     let failures = "edge_relay_guest_failures_total";
     assert!(relay.metric(failures, &[("tenant", "t")]).await > 0.0);
     assert_eq!(relay.metric(failures, &[("tenant", "u")]).await, 0.0);
-    // Errors to clients name nobody but those who were asked for.
+    // Errors to clients name no tenant.
     for path in ["/v", "/t/nowhere", "/u/channels/none/snapshot/more"] {
         let asked = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         for listener in [relay.clients, relay.api()] {
@@ -151,7 +151,7 @@ async fn nothing_of_one_is_visible_to_another() {
             }
         }
     }
-    // The listeners of clients and of APIs tell nothing of the host.
+    // The listeners of clients and of APIs do not serve the operator's paths.
     for path in ["/metrics", "/readyz", "/healthz"] {
         let asked = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         for listener in [relay.clients, relay.api()] {
@@ -172,7 +172,7 @@ async fn an_idle_tenant_has_neither_instance_nor_socket() {
     folder.copy(guests::api(), "tenants/t/api.wasm");
     let relay = Relay::serve(folder).await;
     let instances = async |wanted| relay.metric_is("edge_relay_guest_instances", &[("tenant", "t")], wanted).await;
-    assert_eq!(relay.metric("edge_relay_guest_instances", &[]).await, 0.0, "nobody has come yet");
+    assert_eq!(relay.metric("edge_relay_guest_instances", &[]).await, 0.0, "no client has come yet");
     assert_eq!(partner.connections(), 0);
     for round in 1..=2 {
         let mut client = relay.client("/t?channel=out").await;
@@ -181,7 +181,7 @@ async fn an_idle_tenant_has_neither_instance_nor_socket() {
         assert_eq!(client.text().await, "hello code-0001 0001 ");
         assert_eq!(relay.api_get("/t/count").await, (200, "1".into()), "the instance before has gone");
         assert_eq!(relay.metric("edge_relay_upstream_up", &[]).await, 1.0);
-        // That of the filter stays with its connection; the others go, clients or not.
+        // The filter's instance stays with its connection. The other instances go, even while there are clients.
         instances(1.0).await;
         drop(client);
         assert_eq!(peer.ended().await, Some(1000));

@@ -1,4 +1,5 @@
-//! The limits of a tenant: who is over one is told, it is counted by its name, and nobody else notices.
+//! The limits of a tenant: the one that goes over is told, the limit's metric counts it, and other tenants do not
+//! notice.
 
 use rustix::process::Signal;
 use std::{fs, path::PathBuf};
@@ -20,7 +21,7 @@ async fn refusals_reach(relay: &Relay, limit: &str, least: f64) {
     relay.metric_reaches("edge_relay_limit_refusals_total", &[("tenant", "t"), ("limit", limit)], least).await;
 }
 
-/// A relay whose tenant `t` has the handler that does what it is told, and these limits.
+/// A relay whose tenant `t` has these limits, and the handler that does what clients tell it.
 async fn handled(limits: &str) -> Relay {
     Relay::serve(Folder::new("").handled("t", guests::handler(), &format!("[limits]\n{limits}"))).await
 }
@@ -30,7 +31,7 @@ async fn ask(client: &mut Client, command: &str) -> String {
     client.text().await
 }
 
-/// The manifest of a tenant that runs, to be changed.
+/// The manifest of a running tenant, which a test changes.
 struct Manifest {
     path: PathBuf,
     text: String,
@@ -42,7 +43,7 @@ impl Manifest {
         Self { text: fs::read_to_string(&path).unwrap(), path }
     }
 
-    /// Changes a part of it, tells the relay to look, and waits until this many changes have had this outcome.
+    /// Changes a part of the manifest, tells the relay to look, and waits until this many changes had this outcome.
     async fn change(&mut self, relay: &Relay, from: &str, to: &str, outcome: &str, times: f64) {
         assert!(self.text.contains(from), "{}", self.text);
         self.text = self.text.replace(from, to);

@@ -1,4 +1,4 @@
-//! Tenants that come, change and go while the relay runs: what changes, and that nobody is cut off by it.
+//! Tenants that come, change and go while the relay runs: what changes, and that no connection is cut by it.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ async fn swapped(relay: &Relay, tenant: &str, outcome: &str, times: u32) {
     relay.metric_reaches(SWAPS, &[("tenant", tenant), ("outcome", outcome)], times.into()).await;
 }
 
-/// A manifest with a filter, and more.
+/// A manifest with a filter and this setting, and more keys.
 fn manifest(partner: &Partner, setting: &str, more: &str) -> String {
     format!(
         "name = \"t\"\n[[upstream]]\nname = \"feed\"\nurl = \"{}\"\n[components]\nfilter = \"filter.wasm\"\n{more}\n\
@@ -32,7 +32,7 @@ fn manifest(partner: &Partner, setting: &str, more: &str) -> String {
     )
 }
 
-/// A relay with the tenant `t`, whose filter says which version of it has filtered.
+/// A relay with a tenant `t` whose filter says which version of it has filtered.
 struct Scene {
     relay: Relay,
     partner: Partner,
@@ -45,7 +45,7 @@ impl Scene {
         Self::with(Folder::new(""), "").await
     }
 
-    /// Its manifest has more.
+    /// Serves the tenant with more keys in its manifest.
     async fn with(folder: Folder, more: &str) -> Self {
         let mut partner = Partner::start().await;
         folder.write("tenants/t/tenant.toml", manifest(&partner, "first", more));
@@ -60,7 +60,7 @@ impl Scene {
         self.relay.folder().write(&format!("tenants/t/{path}"), content);
     }
 
-    /// What the filter makes of a message now.
+    /// Checks what the filter makes of a message now.
     async fn filters(&mut self, wanted: &str) {
         self.peer.text("message").await;
         assert_eq!(self.client.text().await, format!("message {wanted}"));
@@ -73,7 +73,7 @@ impl Scene {
     /// Waits until a change is refused for a reason with these words, and checks that the version before goes on.
     async fn refused(&mut self, times: u32, words: &[&str]) {
         swapped(&self.relay, "t", "refused", times).await;
-        // Shown behind the count.
+        // The reason is shown after the count.
         until(format!("a refusal with {words:?}"), async || {
             let why = self.relay.ready().await["tenants"]["t"]["refused"].as_str().unwrap_or_default().to_owned();
             if words.iter().all(|word| why.contains(word)) { Ok(()) } else { Err(why) }
@@ -98,7 +98,7 @@ async fn changed_code_and_settings_are_swapped_in_without_a_word() {
     assert_eq!(scene.partner.connections(), 1, "the upstream stays");
     assert_eq!(scene.relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
     assert_eq!(scene.relay.metric(SWAPS, &[("outcome", "refused")]).await, 0.0);
-    // An instance of an old version does not stay.
+    // The instance of the old version is gone.
     scene.relay.metric_is("edge_relay_guest_instances", &[("tenant", "t")], 1.0).await;
 }
 
@@ -172,7 +172,7 @@ async fn tenants_come_and_go() {
         Err(error) => error.to_string().contains("404").then_some(()).ok_or(error.to_string()),
     })
     .await;
-    // Nothing of a tenant that has gone is left to be seen.
+    // Nothing of the removed tenant is shown.
     assert!(!scene.relay.ready().await["tenants"].as_object().unwrap().contains_key("u"));
     scene.relay.metric_is("edge_relay_guest_instances", &[("tenant", "u")], 0.0).await;
     scene.filters("code-0001 0001 first").await;
@@ -203,7 +203,7 @@ async fn a_newcomer_may_not_take_what_another_has() {
     folder.write("tenants/u/tenant.toml", "name = \"u\"\npath = \"/t\"\n");
     swapped(&scene.relay, "u", "refused", 2).await;
     scene.relay.logged(&["ERROR", "it is not in service", "the path /t meets /t, that of the tenant in"]).await;
-    // Else it would be given a part of what is meant for the other.
+    // Otherwise the tenant would get requests that are meant for the other one.
     folder.write("tenants/u/tenant.toml", "name = \"u\"\npath = \"/t/connection/websocket\"\n");
     swapped(&scene.relay, "u", "refused", 3).await;
     scene.relay.logged(&["ERROR", "the path /t/connection/websocket meets /t, that of the tenant in"]).await;
@@ -211,7 +211,7 @@ async fn a_newcomer_may_not_take_what_another_has() {
     swapped(&scene.relay, "u", "refused", 4).await;
     scene.relay.logged(&["ERROR", "tenants/u/tenant.toml:2: hosts", "is the operator's to give"]).await;
     scene.filters("code-0001 0001 first").await;
-    // Nothing but the other stands in its way.
+    // Only the other tenant is in the way.
     scene.relay.folder().write("tenants/u/tenant.toml", "name = \"u\"\npath = \"/t\"\n");
     swapped(&scene.relay, "u", "refused", 5).await;
     std::fs::remove_dir_all(scene.relay.folder().path("tenants/t")).unwrap();
@@ -238,7 +238,7 @@ async fn a_filter_that_is_swapped_keeps_its_place_while_others_wait_for_one() {
     folder.copy(guests::api(), "tenants/t/api.wasm");
     let mut scene = Scene::with(folder, "api = \"api.wasm\"\n[limits]\ninstances = 1\napi-call = \"1m\"").await;
     scene.filters("code-0001 0001 first").await;
-    // Once it has a place it does not give it back.
+    // A filter that has a place does not give it back.
     let mut http = scene.relay.http().await;
     tokio::spawn(async move { http.get("/t/wait").await.body });
     let labels = [("tenant", "t"), ("limit", "instances")];
@@ -285,14 +285,14 @@ async fn an_upstream_that_changes_waits_for_the_filter_before_it() {
     let relay = Relay::serve(folder).await;
     let mut peer = one.accept().await;
     assert_eq!(peer.next_text().await, "open ");
-    // The filter is busy with it for as long as it may.
+    // The filter is busy with this channel for as long as a call may take.
     let _client = relay.client("/t?channel=loop").await;
     let manifest = relay.folder().path("tenants/t/tenant.toml");
     let changed = std::fs::read_to_string(&manifest).unwrap().replace(&one.url(), &other.url());
     std::fs::write(&manifest, changed).unwrap();
     relay.signal(Signal::HUP);
     swapped(&relay, "t", "applied", 1).await;
-    // What its on-close was told is there when the next is opened.
+    // The reason that its on-close was told is known when the next connection is opened.
     let opened = other.accept().await.next_text().await;
     assert!(opened.strip_prefix("open ").is_some_and(|ended| !ended.is_empty()), "{opened:?}");
 }
@@ -319,7 +319,7 @@ async fn a_schedule_that_changes_waits_for_the_call_before_it() {
         if ended >= 1.0 { Ok(()) } else { Err("it runs".to_owned()) }
     })
     .await;
-    // The one that waited has its turn.
+    // Then the call that waited runs.
     relay.metric_reaches("edge_relay_guest_failures_total", &[("role", "job"), ("reason", "deadline")], 2.0).await;
 }
 
@@ -337,7 +337,7 @@ async fn a_handler_that_comes_is_asked_and_one_that_goes_is_not() {
     scene.write("tenant.toml", manifest(&scene.partner, "first", ""));
     scene.swapped(2).await;
     scene.relay.client("/t?channel=out&reject=418").await;
-    // Whom it has let in it goes on serving.
+    // The handler goes on serving clients that it has let in.
     asked.send(Message::text("reply still")).await;
     assert_eq!(asked.text().await, "still");
     scene.filters("code-0001 0001 first").await;

@@ -1,4 +1,4 @@
-//! The connection to a partner, while all is well, and its limits.
+//! The connection to a partner in normal operation, and its limits.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::Data};
 
 const MIB: usize = 1 << 20;
 
-/// A relay of one tenant `t` without a filter, with this in its `[[upstream]]`.
+/// A relay of one tenant `t` without a filter, with these keys in its `[[upstream]]`.
 async fn relay(partner: &Partner, upstream: &str) -> Relay {
     Relay::serve(Folder::new("").tenant("t", &partner.url(), upstream)).await
 }
@@ -42,7 +42,7 @@ async fn fragments_are_joined() {
     let relay = relay(&partner, "").await;
     let mut client = relay.client("/t").await;
     let mut peer = partner.accept().await;
-    // The first cut goes through a character, and a ping comes between two fragments.
+    // The first cut is inside a character, and a ping comes between two fragments.
     peer.fragment(Data::Text, b"Z\xC3", false).await;
     peer.fragment(Data::Continue, b"\xBCri", false).await;
     peer.send(Message::Ping("between".into())).await;
@@ -95,7 +95,7 @@ async fn a_silent_partner_that_answers_pings_is_kept() {
     let relay = relay(&partner, "idle-timeout = \"600ms\"").await;
     let mut peer = partner.accept().await;
     let began = tokio::time::Instant::now();
-    // Several idle limits long; the library under `next` answers.
+    // Waits for several idle limits. The library under `next` answers the pings.
     while began.elapsed() < Duration::from_secs(3) {
         assert!(matches!(peer.next().await, Some(Message::Ping(_))));
     }
@@ -123,7 +123,7 @@ async fn one_connection_whatever_the_number_of_clients() {
     assert_eq!(relay.metric("edge_relay_upstream_connections_total", &[]).await, 1.0);
 }
 
-/// After what it refused, the relay connects again and all goes on for the client that was there.
+/// Checks that the relay connects again after a refusal, and that its client goes on.
 async fn goes_on(partner: &mut Partner, client: &mut Client) {
     let mut peer = partner.accept().await;
     peer.text("and on").await;
@@ -153,7 +153,7 @@ async fn a_message_over_the_limit_in_many_fragments_ends_the_connection() {
     let mut client = relay.client("/t").await;
     let mut peer = partner.accept().await;
     let mut kind = Data::Binary;
-    // Never the last: a relay that waits for it would gather for ever.
+    // No fragment is the last one. A relay that waited for the last one would collect for ever.
     for _ in 0..1_000 {
         if !peer.fragment(kind, vec![1; 32 << 10], false).await {
             break;
@@ -186,7 +186,7 @@ async fn a_message_that_comes_slowly_is_a_sign_of_life() {
     let relay = Relay::serve(folder).await;
     let mut client = relay.client("/t").await;
     let mut peer = partner.accept().await;
-    // Three times the idle limit, without a whole message nor an answer to a ping.
+    // Lasts three times the idle limit, without a whole message and without an answer to a ping.
     peer.fragment(Data::Text, b"0", false).await;
     for nth in 1..=15 {
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -1,4 +1,4 @@
-//! Every way to lose a partner, or not to reach one: the relay says why, comes back, and its clients stay.
+//! Every way to lose a partner, or not to reach one: the relay says why, connects again, and its clients stay.
 
 use serde_json::json;
 use support::{
@@ -9,9 +9,9 @@ use support::{
 };
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::Data};
 
-/// Lets the first connections fail, then checks that the next one serves the client that was there all the time.
+/// Lets the first connections fail, then checks that the next one serves the client that was connected all the time.
 ///
-/// `reason` is the metric's label, "" for any.
+/// `reason` is the metric's label. It is empty if any reason may be given.
 async fn recovers(reason: &str, times: usize, mut fault: impl AsyncFnMut(Arrival)) {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "idle-timeout = \"1s\"")).await;
@@ -94,7 +94,7 @@ async fn a_breach_of_the_protocol() {
 async fn half_open() {
     let mut silent = Vec::new();
     recovers("idle", 1, async |arrival| {
-        // It is never read and never closed, so only the kernel still answers.
+        // The connection is neither read nor closed, so only the kernel still answers.
         silent.push(upgraded(arrival).await);
     })
     .await;
@@ -107,7 +107,7 @@ async fn an_upstream_that_is_not_there_at_the_start() {
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
     let mut client = relay.client("/t").await;
     relay.upstream_failed("refused", 2.0).await;
-    // Not the relay's fault: it is ready, and says what is not.
+    // The relay is not at fault: it is ready, and names the upstream that is down.
     assert_eq!(relay.ready().await["tenants"]["t"]["upstreams"]["feed"], json!("down"));
     assert_eq!(relay.get("/healthz").await.0, 200);
     assert_eq!(relay.metric("edge_relay_upstream_up", &[("upstream", "feed")]).await, 0.0);

@@ -1,4 +1,4 @@
-//! Upstreams that are connected on demand, and filters that are told what someone reads.
+//! Upstreams that are connected on demand, and filters that learn which channels have subscribers.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,18 +15,18 @@ use support::{
 };
 use tokio::time::{Instant, sleep};
 
-/// How long a channel has no subscriber before a filter is told: the relay's own.
+/// How long a channel has no subscriber before a filter is told. The relay has the same constant.
 const QUIET: Duration = Duration::from_secs(2);
-/// How often a test is done again on a machine that is too busy to do something in a second or two.
+/// How often a test is repeated on a machine that is too busy to do something within a second or two.
 const ROUNDS: usize = 20;
 
-/// A relay of one tenant `t` whose upstream is on demand, with this linger, and without a filter.
+/// A relay of one tenant `t` without a filter, whose upstream is on demand with this linger.
 async fn on_demand(partner: &Partner, linger: &str) -> Relay {
     let upstream = format!("connect = \"on-demand\"\nlinger = \"{linger}\"");
     Relay::serve(Folder::new("").tenant("t", &partner.url(), &upstream)).await
 }
 
-/// The same with the filter that tells its upstream of channels; `upstream` of the manifest, and what follows.
+/// A relay whose filter tells its upstream about channels. `upstream` and `more` go into the manifest.
 async fn following(partner: &Partner, upstream: &str, more: &str) -> Relay {
     let manifest = format!("{upstream}\n[components]\nfilter = \"filter.wasm\"\n{more}");
     let folder = Folder::new("").tenant("t", &partner.url(), &manifest);
@@ -34,13 +34,13 @@ async fn following(partner: &Partner, upstream: &str, more: &str) -> Relay {
     Relay::serve(folder).await
 }
 
-/// A client leaves, and the relay has seen it: only the others are left.
+/// Lets a client leave, and waits until the relay has only the others.
 async fn leaves(relay: &Relay, client: Client, others: f64) {
     drop(client);
     relay.metric_is("edge_relay_clients", &[], others).await;
 }
 
-/// Waits until `/readyz` shows these states of upstreams.
+/// Waits until `/readyz` shows these states of the upstreams.
 async fn shows(relay: &Relay, upstreams: &serde_json::Value) {
     until(format!("{upstreams} at /readyz"), async || match relay.ready().await {
         ready if ready["tenants"]["t"]["upstreams"] == *upstreams => Ok(()),
@@ -49,7 +49,7 @@ async fn shows(relay: &Relay, upstreams: &serde_json::Value) {
     .await;
 }
 
-/// The next texts that the relay sends, sorted.
+/// Returns the next texts that the relay sends, sorted.
 async fn texts(peer: &mut Peer, count: usize) -> Vec<String> {
     let mut texts = Vec::new();
     for _ in 0..count {
@@ -59,7 +59,7 @@ async fn texts(peer: &mut Peer, count: usize) -> Vec<String> {
     texts
 }
 
-/// The partner's messages come to the client.
+/// Checks that the partner's messages reach the client.
 async fn passes(peer: &mut Peer, client: &mut Client, text: &str) {
     peer.text(text).await;
     assert_eq!(client.text().await, text);
@@ -73,7 +73,7 @@ async fn the_first_client_opens_it_and_does_not_wait() {
     assert_eq!(relay.metric("edge_relay_upstream_connections_total", &[]).await, 0.0);
 
     let mut first = relay.client("/t").await;
-    // Let in, while the partner has not even answered.
+    // The client is let in before the partner has answered.
     let arrival = partner.arrival().await;
     let mut second = relay.client("/t").await;
     shows(&relay, &json!({ "feed": "down" })).await;
@@ -105,7 +105,7 @@ async fn it_closes_in_peace_after_the_last_client_and_opens_with_the_next() {
 
     let mut client = relay.client("/t?channel=out").await;
     let mut peer = partner.accept().await;
-    // The filter's on-close was told why.
+    // The filter's on-close was told the reason.
     assert_eq!(peer.next_text().await, "open no client needs it");
     assert_eq!(peer.next_text().await, "feed: active out");
     passes(&mut peer, &mut client, "again").await;
@@ -146,14 +146,14 @@ async fn lost_while_nobody_needs_it_it_waits_for_the_next_client() {
     peer.reset();
     relay.upstream_failed("reset", 1.0).await;
     shows(&relay, &json!({ "feed": "resting" })).await;
-    // Three times the longest backoff that there may be.
+    // Three times the longest pause after a first failure.
     sleep(Duration::from_millis(1_500)).await;
     assert_eq!(partner.connections(), 1);
 
     let mut client = relay.client("/t").await;
     let mut peer = partner.accept().await;
     passes(&mut peer, &mut client, "again").await;
-    // It is not resting, it was lost.
+    // The upstream was lost, which does not count as resting.
     assert_eq!(relay.metric("edge_relay_upstream_rests_total", &[]).await, 0.0);
 }
 
@@ -249,7 +249,7 @@ async fn a_client_that_comes_back_in_time_is_no_news_to_it() {
     panic!("in {ROUNDS} rounds no client came back within {QUIET:?}");
 }
 
-/// What was published on channel `out`, asked for like this.
+/// Reads the history of channel `out` with this query.
 async fn history(relay: &Relay, query: &str) -> serde_json::Value {
     Http::connect(relay.clients).await.get(&format!("/t/channels/out{query}")).await.json()
 }
@@ -267,7 +267,7 @@ async fn what_was_missed_while_a_channel_was_idle_is_no_secret() {
     assert_eq!(peer.next_text().await, "feed: idle out");
     let idle = history(&relay, "").await["epoch"].clone();
     assert_ne!(idle, subscribed);
-    // On its way when the partner was told.
+    // This message was on its way when the partner was told.
     peer.text("2").await;
     let read = until("the publication", async || match history(&relay, "?limit=1").await {
         page if page["publications"][0]["data"] == "2" => Ok(page),
@@ -301,7 +301,7 @@ async fn a_new_connection_is_told_of_every_channel_that_is_active() {
     for ended in ["", "closed by the partner with code 1000 \"\"", "closed by the partner with code 1000 \"\""] {
         let mut peer = partner.accept().await;
         assert_eq!(peer.next_text().await, format!("open {ended}"));
-        // Each once, more than may wait for the connection at once.
+        // Each channel comes once. There are more than may wait for the connection at once.
         assert!(texts(&mut peer, active.len()).await == active);
         peer.was_sent_nothing().await;
         peer.close().await;
@@ -315,16 +315,17 @@ async fn frames_have_their_turn_while_many_channels_become_active() {
     let relay = following(&partner, "", "[limits]\nfilter-call = \"1m\"").await;
     let mut peer = partner.accept().await;
     assert_eq!(peer.next_text().await, "open ");
-    // From here on the filter is told in the order in which they come; what it finds at the beginning has none.
+    // From now on the filter is told in the order in which channels become active. Those that it finds at the beginning
+    // have no order.
     let _early = relay.client("/t?channel=early").await;
     assert_eq!(peer.next_text().await, "feed: active early");
     let names: Vec<_> = (0..SLOW).map(|nth| format!("slow-{nth}")).collect();
     let mut client = relay.client(&format!("/t?channel=out&channel={}", names.join("&channel="))).await;
     assert_eq!(peer.next_text().await, "feed: active out");
-    // Each of the others takes a third of a second.
+    // Each call for one of the others takes a third of a second.
     passes(&mut peer, &mut client, "between them").await;
     let calls = relay.metric("edge_relay_guest_calls_total", &[("role", "filter"), ("name", "feed")]).await;
-    assert!(calls < SLOW as f64, "it came behind {calls} calls");
+    assert!(calls < SLOW as f64, "the message came after {calls} calls");
 }
 
 #[tokio::test]
@@ -337,7 +338,7 @@ async fn a_call_that_breaks_costs_its_channel_and_not_the_upstream() {
     assert_eq!(texts(&mut peer, 2).await, ["feed: active out", "open "]);
 
     let _traps = relay.client("/t?channel=trap-1&channel=trap-2&channel=trap-3&channel=well").await;
-    // Told behind them, after the pauses that they cost.
+    // The filter is told about it after the others, and after the pauses that they cost.
     assert_eq!(peer.next_text().await, "feed: active well");
     assert_eq!(relay.metric(FAILURES, &[("role", "filter"), ("reason", "trap")]).await, 3.0);
     assert_eq!(relay.metric("edge_relay_guest_lost_total", &[("role", "filter")]).await, 3.0);
@@ -346,11 +347,11 @@ async fn a_call_that_breaks_costs_its_channel_and_not_the_upstream() {
     relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "deadline")], 1.0).await;
     passes(&mut peer, &mut client, "after a deadline").await;
     let _next = relay.client("/t?channel=next").await;
-    // What was told before is not told again to the fresh instances.
+    // Fresh instances are not told again what was told before.
     assert_eq!(peer.next_text().await, "feed: active next");
     assert_eq!(partner.connections(), 1);
 
-    // All over again on the next connection.
+    // On the next connection all of it is told again.
     peer.reset();
     let mut peer = partner.accept().await;
     let mut told = texts(&mut peer, 4).await;
@@ -359,7 +360,7 @@ async fn a_call_that_breaks_costs_its_channel_and_not_the_upstream() {
     relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "trap")], 6.0).await;
     relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "deadline")], 2.0).await;
     relay.metric_is("edge_relay_guest_lost_total", &[("role", "filter")], 8.0).await;
-    // Behind the last pause.
+    // This comes after the last pause.
     let _last = relay.client("/t?channel=last").await;
     assert_eq!(peer.next_text().await, "feed: active last");
     passes(&mut peer, &mut client, "and on").await;

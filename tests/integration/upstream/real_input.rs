@@ -1,5 +1,5 @@
-//! Recorded sessions, through `feed` and the relay to clients: of the simulated exchange always, of three real ones
-//! where their recordings are.
+//! Recorded sessions, through `feed` and the relay to clients. The simulated exchange is always recorded. Recordings of
+//! three real exchanges are used where they exist.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 const CLIENTS: usize = 50;
 
-/// A proxy through which the feed's handshake passes, and no message until it goes on; and its URL.
+/// A proxy that lets the feed's handshake pass, and no message until it goes on. Returns it with its URL.
 async fn held(feed: SocketAddr) -> (Chaos, String) {
     let proxy = Chaos::start(feed).await;
     proxy.arm(When::After(Way::Down, "\r\n\r\n"), Fault::Stall);
@@ -31,7 +31,7 @@ async fn held(feed: SocketAddr) -> (Chaos, String) {
     (proxy, url)
 }
 
-/// Every client must get exactly these messages.
+/// Checks that every client gets exactly these messages.
 async fn all_get(clients: Vec<Client>, expected: Arc<[Message]>) {
     let mut reading = JoinSet::new();
     for (id, mut client) in clients.into_iter().enumerate() {
@@ -39,7 +39,7 @@ async fn all_get(clients: Vec<Client>, expected: Arc<[Message]>) {
         reading.spawn(async move {
             for (nth, wanted) in expected.iter().enumerate() {
                 let got = client.message().await;
-                // Not `assert_eq`: a failure would print megabytes.
+                // `assert_eq` would print megabytes.
                 assert!(got == *wanted, "client {id}, message {nth}: {:.200} instead of {:.200}", got, wanted);
             }
             client.has_no_more().await;
@@ -50,11 +50,11 @@ async fn all_get(clients: Vec<Client>, expected: Arc<[Message]>) {
     }
 }
 
-/// `frames`: of the real exchange's recording.
+/// `frames` is the number of frames in the real exchange's recording.
 async fn passes_through(wire: Wire, exchange: &str, frames: usize, speed: &str) {
     for recording in Recording::all(wire, exchange).await {
         let expected: Arc<[Message]> = recording.messages.clone().into();
-        assert!(!recording.is_real || expected.len() == frames, "as many as the feeds' README says");
+        assert!(!recording.is_real || expected.len() == frames, "the recording has as many frames as its README says");
         let (_feed, address) = recording.play(speed).await;
         let (proxy, url) = held(address).await;
         let relay = Relay::pass(&url, &[]).await;
@@ -78,13 +78,13 @@ async fn upbits_binary_json_reaches_fifty_clients_byte_for_byte() {
     passes_through(Wire::Binary, "upbit", 449, "0").await;
 }
 
-/// With the recorded pauses, divided: bursts as they were.
+/// Keeps the recorded pauses, divided, so that bursts stay bursts.
 #[tokio::test]
 async fn huobis_gzip_reaches_fifty_clients_byte_for_byte() {
     passes_through(Wire::Compressed, "huobi", 362, "10").await;
 }
 
-/// What clients of `prices` must get, read from the recording in the plainest way.
+/// Returns what clients of `prices` must get, read from the recording in the simplest way.
 fn price_changes(messages: &[Message]) -> Vec<Message> {
     let mut last: HashMap<String, String> = HashMap::new();
     let mut changes = Vec::new();
@@ -101,13 +101,13 @@ fn price_changes(messages: &[Message]) -> Vec<Message> {
     changes
 }
 
-/// The sample tenant as it stands in the repository, its upstream apart.
+/// The sample tenant as it is in the repository, with another upstream.
 fn market(url: &str) -> Folder {
     let folder = Folder::new("");
     let manifest = fs::read_to_string(guests::market_folder().join("tenant.toml")).unwrap();
     let partner = "wss://ws-feed.exchange.coinbase.com";
     assert!(manifest.contains(partner), "{manifest}");
-    // Summaries come sooner than anybody wants to wait for them.
+    // Summaries come sooner, to save time.
     let manifest = manifest.replace(partner, url).replace("\"300s\"", "\"100ms\"");
     folder.write("tenants/market/tenant.toml", manifest);
     for role in guests::MARKET {
@@ -124,7 +124,7 @@ async fn market_publishes_every_price_change_of_coinbase_and_nothing_else() {
 }
 
 async fn every_price_change_is_published(recording: &Recording) {
-    // One more ticker at the end: when it comes, all that was to come before it has come.
+    // One more ticker comes at the end. When it arrives, everything before it has arrived.
     let last = r#"{"type":"ticker","product_id":"THE-END","price":"0"}"#;
     let folder = Folder::empty();
     let longer = folder.path("longer.jsonl");
@@ -148,7 +148,8 @@ async fn every_price_change_is_published(recording: &Recording) {
     assert_eq!(relay.metric("edge_relay_guest_lost_total", &[]).await, 0.0);
 }
 
-/// What the tenant is to know of a recording, read from it in the plainest way: the latest prices, and the products.
+/// Returns what the tenant must know after a recording, read from it in the simplest way: the latest prices, and the
+/// products.
 fn known(messages: &[Message]) -> (Value, Value) {
     let (mut prices, mut products) = (serde_json::Map::new(), BTreeSet::new());
     for message in messages {
@@ -163,7 +164,7 @@ fn known(messages: &[Message]) -> (Value, Value) {
     (Value::Object(prices), json!(products))
 }
 
-/// What the API and a client's questions bring: prices, products, prices, products.
+/// Returns what the API and a client's questions answer: prices, products, prices, products.
 async fn answers(relay: &Relay, client: &mut Client) -> [Value; 4] {
     let mut answers = Vec::new();
     for path in ["/market/public", "/market/products"] {
@@ -185,14 +186,14 @@ async fn market_answers_with_the_latest_of_coinbase_and_forgets_it_with_the_conn
     }
 }
 
-/// `count`: of the products in it.
+/// `count` is the number of products in the recording.
 async fn the_latest_is_known_and_forgotten(recording: &Recording, count: usize) {
     let messages = &recording.messages;
     let (prices, products) = known(messages);
     assert_eq!((prices.as_object().unwrap().len(), products.as_array().unwrap().len()), (count, count));
     let (feed, address) = recording.play("0").await;
     let relay = Relay::serve(market(&format!("ws://{address}"))).await;
-    // It follows a channel on which nothing comes: what it gets are answers.
+    // The client follows a channel without publications, so all that it gets are answers.
     let mut client = relay.client("/market?channel=main").await;
     relay.metric_reaches("edge_relay_upstream_messages_total", &[], messages.len() as f64).await;
     let known = [&prices, &products, &prices, &products];

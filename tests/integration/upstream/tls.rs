@@ -1,4 +1,4 @@
-//! Partners behind TLS: those whose certificate is trusted, and those whose is not.
+//! Partners behind TLS, with a certificate that is trusted or not.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Models of what threads share, compiled with loom's locks and run in every order of the threads' steps.
+//! Models of the data that threads share, compiled with loom's locks and run in every order of the threads' steps.
 //!
 //! Publishers put chunks into a channel's log under its lock and tell its readers. A reader is a shard's mailbox, and a
 //! shard sleeps until it is woken. If one notice is lost, a client waits for ever. No test on real threads would find
@@ -6,8 +6,8 @@
 #![cfg(test)]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-// The host's sources, compiled with loom's locks in the place of the host's. Loom replaces the types themselves. A
-// feature of the host for that would make loom a dependency of the program.
+// The host's sources, compiled with loom's locks instead of the host's. Loom replaces the types themselves. A feature
+// of the host could do that, but would make loom a dependency of the program.
 mod sync {
     use loom::sync::MutexGuard;
 
@@ -26,7 +26,7 @@ mod sync {
 
 #[path = "../../../host/src/delivery/mailbox.rs"]
 mod mailbox;
-#[allow(dead_code)] // Only the part that threads share is tried.
+#[allow(dead_code)] // Only the part that threads share is tested.
 #[path = "../../../host/src/channel/readers.rs"]
 mod readers;
 
@@ -76,8 +76,8 @@ fn publish(channel: &Channel) {
     readers.notify(newest);
 }
 
-/// One turn of the shard, if it was woken. It takes its commands, and for each notice of a channel all chunks that it
-/// has.
+/// One turn of the shard, if it was woken. It takes its commands, and for each notice of a channel it takes all chunks
+/// that the channel has.
 fn turn(queue: &Arc<Queue>, channel: &Channel, seen: &mut u64) {
     if queue.woken.swap(0, Ordering::SeqCst) == 0 {
         return thread::yield_now();
@@ -105,13 +105,13 @@ fn a_sleeping_shard_is_woken_for_every_chunk() {
             })
             .collect();
         let mut seen = 0;
-        // One turn while they publish, and one when they are done, if the shard was woken by then.
+        // One turn while they publish, and one after that, if the shard was woken by then.
         turn(&queue, &channel, &mut seen);
         for publisher in publishers {
             publisher.join().unwrap();
         }
         turn(&queue, &channel, &mut seen);
-        assert_eq!(seen, 2, "asleep with chunks to read");
+        assert_eq!(seen, 2, "the shard sleeps, and there are chunks to read");
     });
 }
 
@@ -145,7 +145,7 @@ fn what_comes_after_the_end_is_dropped_and_nothing_before_it_is() {
         queue.commands.take(&mut taken);
         taken.extend(queue.commands.close().unwrap());
         pusher.join().unwrap();
-        // The first commands that were pushed, in their order.
+        // The commands that were pushed first, in their order.
         assert!(taken.iter().copied().eq(0..taken.len()), "{taken:?}");
         assert!(queue.commands.close().is_none());
     });

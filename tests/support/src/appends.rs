@@ -1,4 +1,4 @@
-//! Appends of many calls at once, and who of them was told that its rows are kept.
+//! Many calls that append records at once, and the rows that their callers were told are kept.
 
 use std::{
     collections::HashSet,
@@ -13,26 +13,26 @@ use tokio::task::JoinSet;
 
 use super::{http::Http, mariadb::MariaDb, relay::Relay, tenant::Folder};
 
-/// The collection they go to.
+/// The collection that the rows go to.
 const COLLECTION: &str = "log";
-/// Calls at once, and rows that each appends one after another.
+/// How many calls append at once.
 const CALLS: u64 = 50;
 const ROWS: u64 = 10;
 /// The size of each row.
 const BYTES: u64 = 200;
 
-/// The numbers of rows that a relay was given, in one test.
+/// The rows that a test gave to a relay, each known by its number.
 #[derive(Default)]
 pub struct Appends {
-    /// Next to be given away.
+    /// The number of the next row.
     next: Arc<AtomicU64>,
-    /// Those that components were told are kept.
+    /// The rows that components were told are kept.
     pub kept: HashSet<u64>,
-    /// Those that were refused, each with an error that its component saw.
+    /// The errors that components saw when rows were refused.
     pub refused: Vec<String>,
 }
 
-/// What appends while it is there.
+/// Calls that append until [`Appends::end`].
 pub struct Appending {
     calls: JoinSet<(Vec<u64>, Vec<String>)>,
     stop: Arc<AtomicBool>,
@@ -44,7 +44,7 @@ impl Appends {
         Folder::new("").api("t", &format!("[limits]\napi-instances = {CALLS}\nrecords = \"1GiB\""))
     }
 
-    /// The same, with its records going to MySQL at `STORE_URL`.
+    /// The same tenant, with its records going to MySQL at `STORE_URL`.
     pub fn folder_to_mysql() -> Folder {
         let folder = Self::folder();
         folder.append("relay.toml", "[store]\nurl = { env = \"STORE_URL\" }\n");
@@ -64,7 +64,7 @@ impl Appends {
         self.kept.extend(first..first + rows);
     }
 
-    /// Appends rows until told to end, this many a second, or as fast as they go in.
+    /// Appends rows until told to end: this many a second, or as fast as they go in.
     pub fn begin(&self, relay: &Relay, per_second: Option<u32>) -> Appending {
         let stop = Arc::new(AtomicBool::new(false));
         let mut calls = JoinSet::new();
@@ -78,7 +78,7 @@ impl Appends {
                 while !stop.load(Ordering::Relaxed) {
                     ticks.tick().await;
                     let first = next.fetch_add(ROWS, Ordering::Relaxed);
-                    // A host that is killed answers nobody: of those rows nothing is promised.
+                    // A host that was killed does not answer. Nothing is promised about those rows.
                     let Some(answer) = http.try_get(&path(first, ROWS)).await else { break };
                     assert_eq!(answer.status(), 200, "{answer:?}");
                     let (count, error) = answer.body.split_once(' ').unwrap_or((&answer.body, ""));
@@ -91,7 +91,7 @@ impl Appends {
         Appending { calls, stop }
     }
 
-    /// Lets calls under way end, unless the host has gone.
+    /// Lets the calls under way finish, unless the host has gone.
     pub async fn end(&mut self, appending: Appending) {
         appending.stop.store(true, Ordering::Relaxed);
         for (kept, refused) in appending.calls.join_all().await {
@@ -100,7 +100,7 @@ impl Appends {
         }
     }
 
-    /// Each row that is kept must be in MySQL once. Any other row there was given to the relay, and is there once.
+    /// Checks that MySQL has each row that is kept exactly once, and no row that was not given to the relay.
     pub async fn are_in(&self, database: &MariaDb) {
         let sql = format!("SELECT CAST(data AS UNSIGNED) FROM records WHERE collection = '{COLLECTION}'");
         let rows: Vec<u64> = database.query(&sql).await.iter().map(|row| row[0].parse().unwrap()).collect();

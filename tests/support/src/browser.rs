@@ -1,5 +1,5 @@
-//! A real browser, Debian's `chromium` without a window, driven over its DevTools protocol
-//! (<https://chromedevtools.github.io/devtools-protocol/>): tests that need it are skipped where it is not.
+//! A real browser: Debian's `chromium` without a window, driven over its DevTools protocol
+//! (<https://chromedevtools.github.io/devtools-protocol/>). Tests that need it are skipped where it is not installed.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::{skip, tenant::Folder, until, within};
 
-/// The protocol goes over pipes: no port, and the browser ends when they close, whatever ends the test.
+/// The protocol goes over pipes. So it needs no port, and the browser ends when the pipes close, however the test ends.
 const SCRIPT: &str = "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>\"$0\"";
 
 const FLAGS: [&str; 11] = [
@@ -35,7 +35,7 @@ const FLAGS: [&str; 11] = [
     "--window-size=1280,900",
 ];
 
-/// How long it may take to end by itself.
+/// How long the browser may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A browser with one page.
@@ -43,27 +43,27 @@ pub struct Browser {
     process: Child,
     commands: Option<ChildStdin>,
     messages: mpsc::UnboundedReceiver<Value>,
-    /// Events, oldest first, that nobody has asked for yet.
+    /// Events that the test has not asked for yet, oldest first.
     events: VecDeque<Value>,
     session: Option<String>,
     commanded: u64,
-    /// Its profile; goes after it.
+    /// The browser's profile, removed after the browser has ended.
     profile: Folder,
 }
 
-/// What a page did to its surroundings.
+/// What a page requested and logged.
 #[derive(Default)]
 pub struct Seen {
     /// The addresses of requests and WebSockets.
     pub urls: Vec<String>,
-    /// What was logged as wrong with the page.
+    /// What was logged as wrong with the page itself.
     pub faults: Vec<String>,
     /// What was logged about requests that failed.
     pub failed: Vec<String>,
 }
 
 impl Browser {
-    /// Starts it, if it is there.
+    /// Starts the browser, if it is installed.
     pub async fn start() -> Option<Self> {
         skip::need("chromium")?;
         let profile = Folder::empty();
@@ -105,7 +105,7 @@ impl Browser {
         assert_eq!(opened.get("errorText"), None, "{url}: {opened}");
     }
 
-    /// The value of a JavaScript expression in the page.
+    /// Returns the value of a JavaScript expression in the page.
     pub async fn value(&mut self, expression: &str) -> Value {
         match self.try_value(expression).await {
             Ok(value) => value,
@@ -117,14 +117,14 @@ impl Browser {
     pub async fn sees(&mut self, expression: &str) {
         until(expression, async || match self.try_value(expression).await {
             Ok(Value::Bool(true)) => Ok(()),
-            // The page may not be there yet.
+            // The page may not be loaded yet.
             Err(error) => Err(error),
             Ok(_) => Err(format!("{:?}", self.try_value("document.body.innerText").await)),
         })
         .await;
     }
 
-    /// The same, or what it throws.
+    /// Returns the value of an expression, or what it throws.
     pub async fn try_value(&mut self, expression: &str) -> Result<Value, String> {
         let evaluate = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let mut answer = self.try_command("Runtime.evaluate", evaluate).await?;
@@ -134,13 +134,13 @@ impl Browser {
         }
     }
 
-    /// Gives it a screen of this size, in pixels of CSS.
+    /// Gives the page a screen of this size, in CSS pixels.
     pub async fn screen(&mut self, width: u32, height: u32, mobile: bool) {
         let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": mobile });
         self.command("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
-    /// A picture of the whole page, for people, into the folder that `EDGE_RELAY_PICTURES` names, if it does.
+    /// Saves a picture of the whole page for people to look at, if `EDGE_RELAY_PICTURES` names a folder.
     pub async fn picture(&mut self, name: &str) {
         let Some(folder) = std::env::var_os("EDGE_RELAY_PICTURES") else { return };
         for scheme in ["light", "dark"] {
@@ -152,9 +152,9 @@ impl Browser {
         }
     }
 
-    /// All since it was last asked.
+    /// Returns all that was seen since the last call.
     pub async fn seen(&mut self) -> Seen {
-        // Its answer comes after the events before it.
+        // The answer comes after the events before it.
         self.value("null").await;
         let mut seen = Seen::default();
         for event in self.events.drain(..) {
@@ -219,7 +219,7 @@ impl Drop for Browser {
         while asked.elapsed() < GRACE && matches!(self.process.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(10));
         }
-        // Its own processes too; none may be left.
+        // Kills the browser's own child processes too.
         let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
         let _ = self.process.wait();
     }

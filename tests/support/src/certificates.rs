@@ -1,4 +1,4 @@
-//! A certificate authority of the tests' own, and servers' certificates from it.
+//! A certificate authority of the tests' own, and server certificates that it issues.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// What a bundle of trusted roots has of it.
+    /// The authority's certificate, as a bundle of trusted roots has it.
     pub pem: String,
 }
 

@@ -1,4 +1,4 @@
-//! A TCP proxy between two who are to lose one another: it counts, delays, holds back, cuts and refuses.
+//! A TCP proxy that makes a connection fail: it counts, delays, holds back, cuts and refuses.
 
 use std::{
     io::{self, ErrorKind},
@@ -24,12 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{loopback, until, within};
 
-/// What is read at once.
+/// Bytes read at a time.
 const CHUNK: usize = 16 * 1024;
-/// How many chunks may be under way in each direction, delayed or held back, before the sender feels it: 4 MiB, as much
-/// as a fast line carries in the longest latency.
+/// How many chunks may be under way in each direction, delayed or held back, before the sender is slowed down: 4 MiB,
+/// as much as a fast line carries in the longest latency.
 const UNDER_WAY: usize = 256;
-/// What is kept of what has passed, to find a text that comes in pieces: no text may be longer.
+/// How many of the passed bytes are kept, to find a text that arrives in pieces. No text may be longer.
 const REMEMBERED: usize = 256;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -44,22 +44,23 @@ pub enum Way {
 pub enum Fault {
     /// Both ends of the connection get a reset.
     Cut,
-    /// Nothing passes any more, either way, on any connection, until [`Chaos::go_on`].
+    /// Nothing passes any more, in either direction, on any connection, until [`Chaos::go_on`].
     Stall,
-    /// The receiver sees the end of this way of the connection, and its sender does not; the other way stays.
+    /// The receiver of this direction sees its end, and the sender does not. The other direction stays open.
     HalfClose(Way),
 }
 
-/// In front of which byte a fault strikes: once that byte comes; it does not pass.
+/// The byte that a fault waits for. The fault strikes when that byte comes, and the byte does not pass.
 #[derive(Clone, Copy)]
 pub enum When {
-    /// After this many more bytes this way, on any connection.
+    /// The byte after this many more bytes in this direction, on any connection.
     Passed(Way, usize),
-    /// This text; a part of it may pass where it comes in pieces.
+    /// The first byte of this text. If the text arrives in pieces, a part of it may have passed.
     Before(Way, &'static str),
-    /// What follows this text.
+    /// The first byte after this text.
     After(Way, &'static str),
-    /// The answer to a request with this text: the target has done what it was asked, and nobody learns of it.
+    /// The first byte of the answer to a request with this text. The target has then done what it was asked, and the
+    /// client does not learn of it.
     Answer(&'static str),
 }
 
@@ -77,21 +78,21 @@ struct Line {
     latency: Mutex<Duration>,
     armed: watch::Sender<Option<(Trap, Fault)>>,
     connections: AtomicUsize,
-    /// Those that may still be open.
+    /// Connections that may still be open.
     open: Mutex<Vec<Weak<Connection>>>,
     bytes: [AtomicU64; 2],
 }
 
 enum Trap {
     When(When),
-    /// The next byte this way on the connection with this number.
+    /// The next byte in this direction on the connection with this number.
     Next(usize, Way),
 }
 
 struct Connection {
     number: usize,
     cut: CancellationToken,
-    /// By the way.
+    /// One for each direction.
     half_closed: [CancellationToken; 2],
 }
 
@@ -100,7 +101,7 @@ impl Chaos {
         Self::start_at((loopback(), 0).into(), target).await
     }
 
-    /// The same, at an address that somebody expects it at.
+    /// Starts a proxy at a given address, for a client that already knows it.
     pub async fn start_at(address: SocketAddr, target: SocketAddr) -> Self {
         let line = Arc::new(Line {
             target,
@@ -129,10 +130,10 @@ impl Chaos {
         });
     }
 
-    /// From now on connections are refused; those there are stay.
+    /// Refuses connections from now on. Open ones stay.
     pub async fn refuse(&mut self) {
         self.listening.shutdown().await;
-        // A child that another test is just starting may have the listener open for a moment more.
+        // A child process that another test is just starting may hold the listener open for a moment more.
         until("refusal", async || match TcpStream::connect(self.address).await {
             Ok(_) => Err("a connection".to_owned()),
             Err(_) => Ok(()),
@@ -140,9 +141,9 @@ impl Chaos {
         .await;
     }
 
-    /// Takes connections again where it did before.
+    /// Accepts connections again, at the same address.
     pub async fn accept(&mut self) {
-        // Or the listener from before for as long.
+        // For a moment the old listener may still hold the address.
         let bound =
             until("the address", async || TcpListener::bind(self.address).await.map_err(|error| error.to_string()));
         self.listen(bound.await);
@@ -153,49 +154,50 @@ impl Chaos {
         self.line.open().iter().for_each(|connection| connection.cut.cancel());
     }
 
-    /// [`Fault::HalfClose`] of every connection.
+    /// Does [`Fault::HalfClose`] to every connection.
     pub fn half_close(&self, way: Way) {
         self.line.open().iter().for_each(|connection| connection.half_closed[way as usize].cancel());
     }
 
-    /// [`Fault::Stall`], now.
+    /// Does [`Fault::Stall`] now.
     pub fn stall(&self) {
         self.line.flowing.send_replace(false);
     }
 
-    /// Ends a stall, and one that was armed does not come any more.
+    /// Ends a stall, and disarms one that has not struck yet.
     pub fn go_on(&self) {
         self.line.armed.send_if_modified(|armed| armed.take_if(|(_, fault)| matches!(fault, Fault::Stall)).is_some());
         self.line.flowing.send_replace(true);
     }
 
-    /// How much later everything that comes from now on arrives, each way.
+    /// Delays everything that comes from now on by this much, in each direction.
     pub fn latency(&self, latency: Duration) {
         *self.line.latency.lock().unwrap() = latency;
     }
 
-    /// Lets a fault strike once, on the connection where it is due; instead of one that was armed and has not struck.
+    /// Arms a fault, which strikes once, on the connection where its byte comes. It replaces one that has not struck
+    /// yet.
     pub fn arm(&self, when: When, fault: Fault) {
         self.line.armed.send_replace(Some((Trap::When(when), fault)));
     }
 
-    /// Waits until what was armed has struck.
+    /// Waits until the armed fault has struck.
     pub async fn struck(&self) {
         let mut armed = self.line.armed.subscribe();
         within("the fault that was armed", armed.wait_for(Option::is_none)).await.unwrap();
     }
 
-    /// Connections that were ever opened.
+    /// How many connections were ever opened.
     pub fn connections(&self) -> usize {
         self.line.connections.load(Ordering::SeqCst)
     }
 
-    /// Connections that are open.
+    /// How many connections are open.
     pub fn open(&self) -> usize {
         self.line.open().len()
     }
 
-    /// Bytes that have passed.
+    /// How many bytes have passed.
     pub fn bytes(&self, way: Way) -> u64 {
         self.line.bytes[way as usize].load(Ordering::SeqCst)
     }
@@ -216,7 +218,7 @@ impl Line {
         open.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// How much of a chunk may pass, after the last that has `passed`, and what strikes then.
+    /// Returns how much of a chunk may pass behind the bytes that have `passed`, and the fault that strikes then.
     fn judge(&self, way: Way, connection: &Connection, passed: &[u8], chunk: &[u8]) -> (usize, Option<Fault>) {
         let mut verdict = (chunk.len(), None);
         self.armed.send_if_modified(|armed| {
@@ -224,7 +226,7 @@ impl Line {
             let strikes = match trap {
                 Trap::When(when) => match when.position(way, passed, chunk) {
                     Some(position) if position < chunk.len() => Some(position),
-                    // Its byte has still to come.
+                    // The byte has not come yet.
                     Some(_) => {
                         let way = if let When::Answer(_) = when { Way::Down } else { way };
                         *trap = Trap::Next(connection.number, way);
@@ -244,9 +246,9 @@ impl Line {
 }
 
 impl When {
-    /// Where in this chunk the byte is, or its end where that is still to come.
+    /// Returns where in this chunk the byte is. If the byte comes after the chunk, returns the chunk's end.
     fn position(&mut self, way: Way, passed: &[u8], chunk: &[u8]) -> Option<usize> {
-        // A text may have begun in what has passed.
+        // The text may begin in the bytes that have passed.
         let find = |text: &str| {
             let begun = &passed[passed.len() - passed.len().min(text.len() - 1)..];
             let bytes = [begun, chunk].concat();
@@ -267,7 +269,7 @@ impl When {
     }
 }
 
-/// A connection, from its arrival to its end; an end or a reset on one side is passed on to the other.
+/// Serves a connection from its arrival to its end. An end or a reset on one side is passed on to the other.
 async fn forward(mut client: TcpStream, connection: Arc<Connection>, line: Arc<Line>) {
     let ended = match TcpStream::connect(line.target).await {
         Err(error) => Err(error),
@@ -308,10 +310,10 @@ async fn one_way(
     let take = async move {
         loop {
             let mut chunk = Vec::with_capacity(CHUNK);
-            // An empty one is the end.
+            // An empty chunk is the end.
             let ended = from.read_buf(&mut chunk).await? == 0;
             let due = Instant::now() + *line.latency.lock().unwrap();
-            // Fails once the way is closed: then it is lost.
+            // Fails once this direction is closed. The chunk is then lost, as it should be.
             let _ = sender.send((due, chunk)).await;
             if ended {
                 return Ok(());
@@ -343,7 +345,7 @@ async fn pass_on(
         tokio::time::sleep_until(due).await;
         let mut rest = &chunk[..];
         loop {
-            // The line goes after its connections.
+            // The line is dropped after its connections, so this never fails.
             let _ = flowing.wait_for(|flowing| *flowing).await;
             if rest.is_empty() {
                 break;

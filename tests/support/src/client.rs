@@ -13,7 +13,7 @@ use super::within;
 
 pub struct Client {
     socket: WebSocketStream<TcpStream>,
-    /// Came while something else was waited for.
+    /// Messages that came while the client waited for something else.
     early: VecDeque<Message>,
     settled: u32,
     pings: usize,
@@ -38,7 +38,7 @@ impl Client {
         Ok(Self { socket, early: VecDeque::new(), settled: 0, pings: 0 })
     }
 
-    /// Asks and waits for an answer: the relay has done all that it does with what came before.
+    /// Asks and waits for an answer. By then the relay has handled all that came before the question.
     pub async fn settle(&mut self) {
         self.settled += 1;
         let payload = format!("settled {}", self.settled);
@@ -58,7 +58,7 @@ impl Client {
         within("room to send", self.socket.send(message)).await.unwrap();
     }
 
-    /// Sends what the relay may cut short by closing; whether all went out.
+    /// Sends a message that the relay may cut short by closing. Returns whether all of it went out.
     pub async fn try_send(&mut self, message: Message) -> bool {
         within("room to send", self.socket.send(message)).await.is_ok()
     }
@@ -85,13 +85,13 @@ impl Client {
         }
     }
 
-    /// Nothing more has been published than was read.
+    /// Checks that nothing more was published than was read.
     pub async fn has_no_more(&mut self) {
         self.settle().await;
         assert_eq!(self.early.front(), None);
     }
 
-    /// Waits for this many pings and answers each. Messages that come meanwhile are kept.
+    /// Waits for this many pings and answers each. Keeps the messages that come meanwhile.
     pub async fn pinged(&mut self, times: usize) {
         let wanted = self.pings + times;
         let pings = async {
@@ -103,7 +103,7 @@ impl Client {
         within(format!("{times} pings"), pings).await;
     }
 
-    /// Reads to the connection's end: the messages, and the code it was closed with.
+    /// Reads to the connection's end. Returns the messages, and the code that the connection was closed with.
     pub async fn rest(mut self) -> (Vec<Message>, Option<CloseCode>) {
         let mut messages = Vec::from(std::mem::take(&mut self.early));
         let mut code = None;
@@ -121,7 +121,7 @@ impl Client {
         (messages, code)
     }
 
-    /// With no deadline of its own: pings come for ever.
+    /// Has no deadline of its own, because pings keep coming.
     async fn read(&mut self) -> Message {
         match self.socket.next().await {
             Some(message) => message.unwrap(),
@@ -129,7 +129,7 @@ impl Client {
         }
     }
 
-    /// Sets aside what came while something else was waited for.
+    /// Keeps a message that came while the client waited for something else.
     fn keep(&mut self, message: Message) {
         match message {
             Message::Text(_) | Message::Binary(_) => self.early.push_back(message),

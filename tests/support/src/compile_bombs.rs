@@ -1,9 +1,9 @@
-//! Small components whose compile takes enormous time or memory.
+//! Small components that take enormous time or memory to compile.
 //!
-//! Each is a core module with one function, wrapped as a component, put together byte by byte.
-//! <https://webassembly.github.io/spec/core/binary/>
+//! Each is a core module with one function, wrapped as a component and put together byte by byte
+//! (<https://webassembly.github.io/spec/core/binary/>).
 
-/// Some 20 kB that take many minutes: many nested loops, each of which many locals go through.
+/// About 20 kB that take many minutes: many nested loops, with many locals that live through all of them.
 pub fn of_time() -> Vec<u8> {
     const LOOPS: usize = 3000;
     const LOCALS: u32 = 100;
@@ -16,7 +16,7 @@ pub fn of_time() -> Vec<u8> {
     component(LOCALS, &code)
 }
 
-/// Some 300 kB that take gigabytes at once: many branches, behind each of which thousands of locals live.
+/// About 300 kB that take gigabytes at once: many branches, with thousands of locals that live behind each of them.
 pub fn of_memory() -> Vec<u8> {
     const BRANCHES: u32 = 30_000;
     const LOCALS: u32 = 5_000;
@@ -31,7 +31,7 @@ pub fn of_memory() -> Vec<u8> {
     component(LOCALS, &code)
 }
 
-/// A component that is nothing but a core module with this function.
+/// Makes a component that is nothing but a core module with this function.
 fn component(locals: u32, code: &[u8]) -> Vec<u8> {
     let body = [&leb(1)[..], &leb(locals), &[0x7F], code, &[0x0B]].concat();
     let types = section(1, &[1, 0x60, 0, 0]);

@@ -1,7 +1,7 @@
-//! Many plain clients that must all get the same bytes: frames of one size, each beginning with its number.
+//! Many plain clients that must all get the same bytes: frames of one size, each of which begins with its number.
 //!
-//! One thread reads them all. The client that is ahead writes down what it got; the others are compared with that, so
-//! that checking every byte of a million frames costs next to nothing.
+//! One thread reads them all. The bytes of the client that is ahead are kept, and those of the others are compared with
+//! them. So checking every byte of a million frames costs next to nothing.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -18,11 +18,11 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::raw::request;
 
-/// Read at a time from one client.
+/// Bytes read at a time from one client.
 const READ: usize = 64 << 10;
 /// Time between two checks whether to end.
 const LOOK: Duration = Duration::from_millis(20);
-/// In front of each payload: a final text frame of at most 125 bytes (RFC 6455, section 5.2).
+/// The bytes before each payload: the header of a final text frame of at most 125 bytes (RFC 6455, section 5.2).
 const HEADER: usize = 2;
 
 pub struct Crowd {
@@ -38,26 +38,26 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// All that any client has got.
+    /// All bytes that any client has got.
     log: Vec<u8>,
     /// When each message was sent, by its number.
     sent: Vec<Instant>,
-    /// From a message's sending to each of its arrivals, while they are measured.
+    /// How long each delivery took since its message was sent, while that is measured.
     latencies: Option<Vec<Duration>>,
-    /// Whole messages that every client has.
+    /// How many whole messages every client has.
     everybody_has: usize,
-    /// What went wrong first.
+    /// The first thing that went wrong.
     wrong: Option<String>,
 }
 
 struct Member {
     socket: mio::net::TcpStream,
-    /// Bytes that it has got.
+    /// How many bytes the client has got.
     position: usize,
 }
 
 impl Crowd {
-    /// Connects this many clients to a path. Every message's payload will have this many bytes.
+    /// Connects this many clients to a path. Each message will have a payload of this many bytes.
     pub fn connect(address: SocketAddr, path: &str, clients: usize, payload: usize) -> Self {
         assert!(payload < 126, "a longer frame has another header");
         let members: Vec<_> = (0..clients).map(|_| Member::connect(address, path)).collect();
@@ -67,27 +67,27 @@ impl Crowd {
         Self { shared, reading: Some(reading) }
     }
 
-    /// The next message's number: it is sent now.
+    /// Returns the next message's number, and notes that it is sent now.
     pub fn number(&self) -> usize {
         let mut state = self.shared.state.lock().unwrap();
         state.sent.push(Instant::now());
         state.sent.len() - 1
     }
 
-    /// The latencies of all deliveries from here to the end of what is waited for.
+    /// Returns the latencies of all deliveries while `meanwhile` runs.
     pub async fn latencies(&self, meanwhile: impl Future<Output = ()>) -> Vec<Duration> {
         self.shared.state.lock().unwrap().latencies = Some(Vec::new());
         meanwhile.await;
         self.shared.state.lock().unwrap().latencies.take().unwrap()
     }
 
-    /// Messages that every client has, or what went wrong.
+    /// Returns how many messages every client has, or what went wrong.
     pub fn everybody_has(&self) -> Result<usize, String> {
         let state = self.shared.state.lock().unwrap();
         state.wrong.clone().map_or(Ok(state.everybody_has), Err)
     }
 
-    /// The payloads that all have got from this one on.
+    /// Returns the payloads that clients have got, from the message with this number on.
     pub fn payloads(&self, from: usize) -> Vec<String> {
         let state = self.shared.state.lock().unwrap();
         let size = HEADER + self.shared.payload;
@@ -142,7 +142,7 @@ impl State {
         self.wrong.get_or_insert_with(|| what.to_owned());
     }
 
-    /// Takes what a client has got, from its position on.
+    /// Takes in what a client got at its position.
     fn take(&mut self, position: usize, bytes: &[u8], payload: usize) {
         let known = self.log.len().saturating_sub(position).min(bytes.len());
         if self.log[position..position + known] != bytes[..known] {
@@ -161,7 +161,7 @@ impl State {
         }
     }
 
-    /// Checks a message that is the first of its number.
+    /// Checks the first message with this number.
     fn check(&mut self, number: usize, payload: usize) {
         let size = HEADER + payload;
         let frame = &self.log[number * size..][..size];

@@ -9,16 +9,16 @@ use std::{
 
 use super::{skip::skipped, tenant::Folder};
 
-/// Where it is in its folder.
+/// The folder that the disk is mounted at.
 const MOUNTED: &str = "disk";
-/// In its root, what takes the room.
+/// The file in its root that takes up the room.
 const FILLING: &str = "filling";
 
-/// A file system in memory; goes with the test.
+/// A file system in memory, unmounted when the test ends.
 pub struct Disk(Folder);
 
 impl Disk {
-    /// Mounts it, if this process may.
+    /// Mounts a disk, if this process may.
     pub fn small(bytes: usize) -> Option<Self> {
         let folder = Folder::empty();
         let disk = folder.path(MOUNTED);
@@ -37,7 +37,7 @@ impl Disk {
         self.0.path(MOUNTED).join(path)
     }
 
-    /// Leaves no room.
+    /// Leaves no free room.
     pub fn fill(&self) {
         let mut filling = File::options().create(true).append(true).open(self.path(FILLING)).unwrap();
         for size in [1 << 20, 4096, 1] {
@@ -62,7 +62,7 @@ impl Drop for Disk {
     }
 }
 
-/// Unmounts what a folder of a test may have mounted, also while a server still has files open there.
+/// Unmounts the disk that a test may have mounted in this folder, even while a server still has files open there.
 pub fn unmount(folder: &Path) {
     let disk = folder.join(MOUNTED);
     if disk.exists() {

@@ -1,5 +1,5 @@
-//! Recorded feeds: ones that a test makes itself, of the simulated exchange, and those of real exchanges, which are no
-//! part of the project and lie beside it or nowhere.
+//! Recorded feeds. A test records the simulated exchange itself. Recordings of real exchanges are not part of the
+//! project. They are used if the folder beside the repository has them.
 
 use std::{
     fmt::Write,
@@ -21,9 +21,9 @@ use super::{
     tenant::Folder,
 };
 
-/// Messages of a recording that a test makes.
+/// How many messages a test records.
 const MESSAGES: usize = 2_000;
-/// How many of them come a second.
+/// How many of them come in a second.
 const RATE: &str = "2000";
 
 /// How an exchange sends its JSON.
@@ -40,13 +40,13 @@ pub struct Recording {
     pub file: PathBuf,
     /// All that the exchange sent, in order.
     pub messages: Vec<Message>,
-    /// It is a real exchange's.
+    /// Whether a real exchange sent it.
     pub is_real: bool,
     _folder: Option<Folder>,
 }
 
 impl Recording {
-    /// The simulated exchange's recording, and that of the real exchange with this name, if it is there.
+    /// Returns the simulated exchange's recording, and that of the real exchange with this name, if there is one.
     pub async fn all(wire: Wire, exchange: &str) -> Vec<Self> {
         let mut all = vec![Self::simulated(wire).await];
         let file = place::root("../shared/feeds").join(format!("{exchange}.frames.jsonl"));
@@ -56,7 +56,7 @@ impl Recording {
         all
     }
 
-    /// What `edge-relay feed` sends who subscribes, put down as it comes.
+    /// Records what `edge-relay feed` sends to a subscriber.
     async fn simulated(wire: Wire) -> Self {
         let (_feed, address) = feed(&["--rate", RATE]).await;
         let mut client = Client::connect(&format!("ws://{address}/")).await;
@@ -82,13 +82,13 @@ impl Recording {
         Self { messages: messages(&file), file, is_real: false, _folder: Some(folder) }
     }
 
-    /// Plays it, its pauses divided by `speed`; where it is played.
+    /// Plays the recording, with its pauses divided by `speed`. Returns the player, and the address where it listens.
     pub async fn play(&self, speed: &str) -> (Process, SocketAddr) {
         play(&self.file, speed).await
     }
 }
 
-/// `edge-relay feed` with a recording, and where it listens.
+/// Runs `edge-relay feed` with a recording. Returns it, and the address where it listens.
 pub async fn play(file: &Path, speed: &str) -> (Process, SocketAddr) {
     feed(&["--file", file.to_str().unwrap(), "--speed", speed]).await
 }
@@ -100,7 +100,7 @@ async fn feed(arguments: &[&str]) -> (Process, SocketAddr) {
     (feed, addresses[0].1)
 }
 
-/// All that the exchange of a recording sent, in order.
+/// Returns all that the exchange of a recording sent, in order.
 pub fn messages(file: &Path) -> Vec<Message> {
     let text = fs::read_to_string(file).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());

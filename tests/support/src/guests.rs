@@ -1,4 +1,4 @@
-//! Components, built from their source once per run.
+//! Components, built from their source once in a run.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use super::{
 /// The roles of the sample tenant.
 pub const MARKET: [&str; 4] = ["filter", "client", "api", "job"];
 
-/// The filter that misbehaves as its settings say.
+/// A filter that misbehaves as its settings say.
 pub fn hostile() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("tests/guests/hostile"))
@@ -39,7 +39,7 @@ pub fn probe() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/probe"))
 }
 
-/// A filter that says which version of it has filtered; its code has these four digits.
+/// A filter that says which version of it has filtered. The version is these four digits of its code.
 pub fn versioned(digits: u16) -> Vec<u8> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let mut code = std::fs::read(BUILT.get_or_init(|| build("tests/guests/versioned"))).unwrap();
@@ -56,7 +56,7 @@ pub fn demand() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/demand"))
 }
 
-/// The client handler that does what clients tell it.
+/// A client handler that does what clients tell it.
 pub fn handler() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("tests/guests/handler"))
@@ -68,7 +68,7 @@ pub fn api() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/api"))
 }
 
-/// An API that reaches for what it may be granted.
+/// An API that uses what it may be granted.
 pub fn grants() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("tests/guests/grants"))
@@ -81,7 +81,7 @@ pub fn market(role: &str) -> &'static Path {
     BUILT[nth].get_or_init(|| build(&format!("components/market/{role}")))
 }
 
-/// The handler that sends back every message.
+/// A handler that sends back every message.
 pub fn echo() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("components/echo"))
@@ -92,20 +92,20 @@ pub fn market_folder() -> PathBuf {
     root("components/market")
 }
 
-/// Builds as a tenant would, in the folder of the guests.
+/// Builds a guest as a tenant would, in the folder of the guests.
 ///
-/// What the command prints after a whole build is the business of the tests of `component`: a component that no host
-/// runs is built all the same.
+/// Only the file is checked here. The command also builds a component that no host would run, and then says so. The
+/// tests of `component` check what it prints.
 fn build(source: &str) -> PathBuf {
     build_crate(&root(source))
 }
 
-/// The component of a crate, wherever it lies.
+/// Builds a crate, wherever it lies, and returns its component.
 pub fn build_crate(source: &Path) -> PathBuf {
     let name = source.to_str().unwrap().replace(['/', '.'], "-");
     let built = place::temporary().join("guests").join(format!("{name}.wasm"));
     std::fs::create_dir_all(built.parent().unwrap()).unwrap();
-    // Else a build that fails would leave an earlier one's.
+    // Without this, a failed build would leave the component of an earlier one.
     let _ = std::fs::remove_file(&built);
     let mut command =
         command(&["component".as_ref(), "build".as_ref(), source.as_os_str(), "-o".as_ref(), built.as_os_str()]);
@@ -114,14 +114,14 @@ pub fn build_crate(source: &Path) -> PathBuf {
     built
 }
 
-/// A component that others' tools made, of JavaScript; `None`: they are not here.
+/// A component of JavaScript, made by other people's tools. `None`: they are not installed.
 pub fn foreign() -> Option<PathBuf> {
     let built = place::temporary().join("guests/foreign.wasm");
     let script = root("tests/guests/foreign/build.sh");
     let output = Command::new(script).arg(&built).output().unwrap();
     match output.status.code() {
         Some(0) => Some(built),
-        // No node, or none of its packages to be had.
+        // Node is missing, or its packages cannot be downloaded.
         Some(3 | 4) => {
             let why = String::from_utf8_lossy(&output.stderr);
             skipped(&format!("jco ({})", why.trim().lines().last().unwrap_or_default()))

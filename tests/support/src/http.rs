@@ -1,4 +1,5 @@
-//! An HTTP/1.1 client written by hand: each byte when the test wants it, and every way an answer may end.
+//! An HTTP/1.1 client written by hand. It sends each byte when the test says so, and tells the ways apart in which an
+//! answer may end.
 
 use std::net::SocketAddr;
 
@@ -10,12 +11,12 @@ use tokio::{
 
 use super::within;
 
-/// A narrow client's receive buffer.
+/// The receive buffer of a narrow client.
 const NARROW_BUFFER: u32 = 64 << 10;
 
 pub struct Http(BufReader<TcpStream>);
 
-/// The line and the headers of an answer, names in lower case.
+/// The status line and the headers of an answer, with names in lower case.
 #[derive(Debug)]
 pub struct Head {
     pub status: u16,
@@ -48,7 +49,8 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// An error of the host's: its status and code. Each has this shape and no other.
+    /// Returns the status and the code of an error that the host answered. Checks that it has the shape of all such
+    /// errors.
     pub fn envelope(&self) -> (u16, String) {
         assert_eq!(self.head.header("content-type"), Some("application/json"), "{self:?}");
         let json = self.json();
@@ -66,7 +68,8 @@ impl Http {
         Self(BufReader::new(socket))
     }
 
-    /// With a small receive buffer: while it does not read, most of a large answer stays with the relay.
+    /// Connects with a small receive buffer. While the client does not read, most of a large answer stays with the
+    /// relay.
     pub async fn narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(NARROW_BUFFER).unwrap();
@@ -77,17 +80,17 @@ impl Http {
         within("room to send", self.0.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// Sends what the relay may cut short by closing.
+    /// Sends bytes that the relay may cut short by closing. Returns whether all went out.
     pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         within("room to send", self.0.write_all(bytes.as_ref())).await.is_ok()
     }
 
-    /// A request without a body, whose answer is left to be read.
+    /// Sends a request without a body, and does not read the answer.
     pub async fn request(&mut self, method: &str, path: &str) {
         self.send(format!("{method} {path} HTTP/1.1\r\nHost: api.test\r\n\r\n")).await;
     }
 
-    /// A request whose body follows in chunks.
+    /// Sends the head of a request whose body follows in chunks.
     pub async fn begin(&mut self, path: &str) {
         self.send(format!("POST {path} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
     }
@@ -96,7 +99,7 @@ impl Http {
         self.send(chunk(bytes)).await;
     }
 
-    /// The last chunk.
+    /// Sends the last chunk.
     pub async fn end(&mut self) {
         self.send("0\r\n\r\n").await;
     }
@@ -106,7 +109,7 @@ impl Http {
         self.answer().await
     }
 
-    /// The same from a relay that may be killed meanwhile; `None`: it was.
+    /// Like `get`, from a relay that may be killed meanwhile. `None`: it was.
     pub async fn try_get(&mut self, path: &str) -> Option<Answer> {
         if !self.try_send(format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n\r\n")).await {
             return None;
@@ -122,24 +125,24 @@ impl Http {
         self.answer().await
     }
 
-    /// An answer's head.
+    /// Reads the head of an answer.
     pub async fn head(&mut self) -> Head {
         within("an answer", self.read_head()).await.expect("an answer before the end")
     }
 
-    /// The next line of an event stream.
+    /// Reads the next line of an event stream.
     pub async fn line(&mut self) -> String {
         let mut line = String::new();
         within("a line", self.0.read_line(&mut line)).await.unwrap();
         line.strip_suffix('\n').expect("a line before the end").to_owned()
     }
 
-    /// The next chunk of an answer; empty for the last.
+    /// Reads the next chunk of an answer. The last one is empty.
     pub async fn chunk(&mut self) -> String {
         within("a chunk", self.read_chunk()).await.expect("a chunk before the end")
     }
 
-    /// An answer, which must be whole.
+    /// Reads an answer, which must be complete.
     pub async fn answer(&mut self) -> Answer {
         let head = self.head().await;
         let (body, whole) = within("a whole answer", self.read_body(&head)).await;
@@ -147,7 +150,7 @@ impl Http {
         Answer { head, body }
     }
 
-    /// What there is of an answer whose end never comes; the connection must end instead.
+    /// Reads an answer that is never completed. Returns what came before the connection ended.
     pub async fn cut_off(&mut self) -> Option<Answer> {
         let read = async {
             let head = self.read_head().await?;
@@ -158,10 +161,10 @@ impl Http {
         within("the end of the connection", read).await
     }
 
-    /// What there is before the connection ends.
+    /// Reads until the connection ends.
     pub async fn rest(&mut self) -> String {
         let mut rest = Vec::new();
-        // Ended or reset.
+        // The connection may end or be reset.
         let _ = within("the end of the connection", self.0.read_to_end(&mut rest)).await;
         String::from_utf8(rest).unwrap()
     }
@@ -191,7 +194,7 @@ impl Http {
         Some(String::from_utf8(data).unwrap())
     }
 
-    /// The body, and whether it came to its end.
+    /// Reads the body. Returns it, and whether it is complete.
     async fn read_body(&mut self, head: &Head) -> (String, bool) {
         let mut body = String::new();
         if head.is_chunked() {
@@ -209,7 +212,7 @@ impl Http {
             let room = length.map_or(part.len(), |length| part.len().min(length - body.len()));
             match self.0.read(&mut part[..room]).await {
                 Ok(read @ 1..) => body += std::str::from_utf8(&part[..read]).unwrap(),
-                // Without a length the connection's end is the body's.
+                // Without a length, the body ends with the connection.
                 ended => return (body, length.is_none() && ended.is_ok()),
             }
         }
@@ -217,7 +220,7 @@ impl Http {
     }
 }
 
-/// One chunk of a body.
+/// Formats one chunk of a body.
 pub fn chunk(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let bytes = bytes.as_ref();
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()

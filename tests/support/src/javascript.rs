@@ -1,4 +1,4 @@
-//! Where JavaScript runs: a test written once for Node and for a browser's page.
+//! The places where JavaScript runs, so that one test serves Node and a browser's page.
 
 use std::fs;
 
@@ -16,10 +16,10 @@ use super::{
     until,
 };
 
-/// Answers each line, an expression as a JSON string, with its value.
+/// A script that reads lines, each an expression as a JSON string, and answers each with its value.
 const EVALUATE: &str = include_str!("../../clients/evaluate.mjs");
 
-/// A page with nothing on it. Chromium lets pages of this machine alone connect to it, and `about:blank` is none.
+/// An empty page. Chromium lets only pages of this machine connect to it, and `about:blank` is not one.
 const PAGE: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 15\r\nconnection: close\r\n\r\n<!DOCTYPE html>";
 
@@ -27,18 +27,18 @@ pub enum JavaScript {
     Node(Script),
     Browser {
         browser: Box<Browser>,
-        /// Answers with the page.
+        /// Serves the page.
         _listening: JoinSet<()>,
     },
 }
 
 impl JavaScript {
-    /// Node, where the packages of `tests/clients` are `Centrifuge` and `WebSocket`.
+    /// Starts Node, with the packages of `tests/clients` as `Centrifuge` and `WebSocket`.
     pub async fn node() -> Option<Self> {
         Script::node(EVALUATE, &[]).map(Self::Node)
     }
 
-    /// A page with the `Centrifuge` that is made for pages.
+    /// Opens a page, with the build of `Centrifuge` for pages.
     pub async fn browser() -> Option<Self> {
         let mut browser = Box::new(Browser::start().await?);
         let library = tools().join("node_modules/centrifuge/dist/centrifuge.js");
@@ -52,7 +52,7 @@ impl JavaScript {
             let mut answering = JoinSet::new();
             while let Ok((mut socket, _)) = listener.accept().await {
                 answering.spawn(async move {
-                    // The browser opens connections that it does not use, too.
+                    // The browser also opens connections that it does not use.
                     if let Ok(1..) = socket.read(&mut [0; 4096]).await {
                         let _ = socket.write_all(PAGE.as_bytes()).await;
                     }
@@ -65,7 +65,7 @@ impl JavaScript {
         Some(Self::Browser { browser, _listening: listening })
     }
 
-    /// The value of an expression, awaited.
+    /// Returns the value of an expression, awaited.
     pub async fn value(&mut self, expression: &str) -> Value {
         match self.evaluate(expression).await {
             Ok(value) => value,

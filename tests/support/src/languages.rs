@@ -1,5 +1,6 @@
 //! Components in JavaScript and Python, built as a tenant's developer builds them. `.ci/setup tests` installs the
-//! toolchains; tests that need one are skipped where it is not. What was built is kept, by all that it was made of.
+//! toolchains. Tests that need one are skipped where it is missing. A built component is kept until something that it
+//! was made of changes.
 
 use std::{
     fs,
@@ -20,7 +21,7 @@ use super::{
     tenant::Folder,
 };
 
-/// The oldest version that `components/javascript/build.js` runs on: its first two numbers.
+/// The oldest version of Node that `components/javascript/build.js` runs on: its first two numbers.
 const OLDEST_NODE: (u32, u32) = (20, 11);
 
 #[derive(Clone, Copy, Debug, Hash)]
@@ -29,13 +30,13 @@ pub enum Language {
     Python,
 }
 
-/// One guide's reader at a time builds a component and has it compiled: that takes a processor for a minute.
+/// Waits until no other test of a guide builds a component and has it compiled, which takes a processor for a minute.
 pub async fn turn() -> MutexGuard<'static, ()> {
     static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     TURN.lock().await
 }
 
-/// A component of the sample tenant, with every role.
+/// The component of the sample tenant, which has every role.
 pub fn market(language: Language) -> Option<PathBuf> {
     let source = match language {
         Language::JavaScript => "components/javascript/src",
@@ -44,19 +45,19 @@ pub fn market(language: Language) -> Option<PathBuf> {
     component(language, &root(source), &wit(), "tenant-component")
 }
 
-/// Every role ends in an exception.
+/// A component of which every role throws an exception.
 pub fn exceptions(language: Language) -> Option<PathBuf> {
     component(language, &root("tests/guests/exceptions"), &wit(), "tenant-component")
 }
 
-/// What the tenants' components import and export.
+/// The folder with the WIT of the tenants' components.
 pub fn wit() -> PathBuf {
     root("wit/edge-relay-tenant@0.1.0")
 }
 
-/// The component of a folder's `app.js` or `app.py`; `None`: its toolchain is not there.
+/// Builds the component of a folder's `app.js` or `app.py`. `None`: its toolchain is not installed.
 pub fn component(language: Language, source: &Path, wit: &Path, world: &str) -> Option<PathBuf> {
-    /// One at a time: each takes a processor, and the second to ask for a component finds it built.
+    /// One build runs at a time, because each takes a processor. A second request for a component then finds it built.
     static BUILDING: Mutex<()> = Mutex::new(());
     let (tools, installed) = installed(language)?;
     let _building = BUILDING.lock();
@@ -66,7 +67,7 @@ pub fn component(language: Language, source: &Path, wit: &Path, world: &str) -> 
         copy_folder(source, &folder.path("source"));
         build(language, &tools, &folder, wit, world);
         fs::create_dir_all(built.parent().unwrap()).unwrap();
-        // In one step: other test programs may look for it.
+        // Moved in one step, because other test programs may look for it.
         let part = built.with_extension(std::process::id().to_string());
         fs::copy(folder.path("app.wasm"), &part).unwrap();
         fs::rename(part, &built).unwrap();
@@ -74,7 +75,7 @@ pub fn component(language: Language, source: &Path, wit: &Path, world: &str) -> 
     Some(built)
 }
 
-/// The folder of a language's toolchain, and what tells its version.
+/// Returns the folder of a language's toolchain, and the bytes that tell its version.
 pub fn installed(language: Language) -> Option<(PathBuf, Vec<u8>)> {
     let tools = cache("LANGUAGE_TOOLS", "languages");
     let (tools, installed, program) = match language {
@@ -129,7 +130,7 @@ fn build(language: Language, tools: &Path, folder: &Folder, wit: &Path, world: &
     assert!(output.status.success() && out.is_file(), "{command:?}: {}", shown(&output));
 }
 
-/// All files of a folder, in the order of their paths. What the toolchains leave behind is not of it.
+/// Lists all files of a folder in the order of their paths, without those that toolchains leave behind.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

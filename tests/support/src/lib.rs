@@ -1,10 +1,11 @@
-//! What the tests stand on: the real program as a child process, and fakes of all that is around it.
+//! What the tests stand on: the real program as a child process, and fakes of everything around it.
 //!
-//! In the order data flows: recorded [`feeds`] or a scripted [`partner`], [`chaos`] between, the [`relay`] with its
-//! [`tenant`]s and their [`guests`], in other [`languages`] too, [`bombs`] and [`compile_bombs`], and [`client`]s, a
-//! [`crowd`] of them, or a [`browser`], or others' clients ([`script`], [`javascript`]), or requests to its API
-//! ([`http`]), and an [`origin`] that components ask; for records [`appends`], [`mariadb`], and a [`disk`] to fill. The
-//! program and the folders are in [`place`]; a test that cannot run says so by [`skip`].
+//! In the order data flows: recorded [`feeds`] or a scripted [`partner`], then [`chaos`], which disturbs the
+//! connection. Next comes the [`relay`] with its [`tenant`]s and their components: [`guests`], those in other
+//! [`languages`], [`bombs`] and [`compile_bombs`]. Components send requests to an [`origin`]. The clients are a
+//! [`client`], a [`crowd`], a [`browser`], other people's programs ([`script`], [`javascript`]), or requests to the API
+//! ([`http`]). Tests of records use [`appends`], [`mariadb`], and a [`disk`] to fill. [`place`] finds the program and
+//! the folders. A test that cannot run says so with [`skip`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 };
 
 pub mod appends;
-// Here and not by its own name: the benchmark takes the file too.
+// The module is here, and found by its path, because the benchmark uses the file too.
 #[path = "../../hostile/bombs.rs"]
 pub mod bombs;
 pub mod browser;
@@ -42,13 +43,13 @@ pub mod script;
 pub mod skip;
 pub mod tenant;
 
-/// For anything that must happen: far more than it takes, on a loaded machine too.
+/// How long anything may take that must happen. It is far more than needed, even on a loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
-/// Time between two checks of what gives no event of its own: a metric, a log, a child's end.
+/// Time between two looks at what gives no event of its own: a metric, a log, a child's end.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// A loopback address of its own for each server, so that nobody takes its port while it does not listen.
+/// A loopback address for one server alone, so that no other server takes its port while it does not listen.
 pub fn loopback() -> Ipv4Addr {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -59,11 +60,11 @@ pub fn loopback() -> Ipv4Addr {
 pub async fn within<T>(what: impl Display, event: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, event).await {
         Ok(value) => value,
-        Err(_) => panic!("within {} s there was not: {what}", DEADLINE.as_secs()),
+        Err(_) => panic!("not within {} s: {what}", DEADLINE.as_secs()),
     }
 }
 
-/// Looks again and again until there is something; `last` says what there was instead.
+/// Looks again and again until there is something. `last` says what was there instead.
 pub async fn until<T>(what: impl Display, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
     let started = tokio::time::Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! A MariaDB server of the test's own, Debian's `mariadbd`: tests that need it are skipped where it is not.
+//! A MariaDB server of the test's own: Debian's `mariadbd`. Tests that need it are skipped where it is not installed.
 
 use std::{
     fmt::Write as _,
@@ -21,9 +21,9 @@ use super::{
     until, within,
 };
 
-/// Where it is besides `PATH`, which leads not everybody to the programs of servers.
+/// Folders to look in after `PATH`, which does not have the folders of servers for every user.
 const SERVER_PATHS: &str = "/usr/local/sbin:/usr/sbin";
-/// Where the statements that make its own tables are; their name and place depend on the version.
+/// The statements that create the server's own tables. Their name and place depend on the version.
 const SYSTEM_TABLES: [&str; 4] = [
     "/usr/share/mysql/mysql_system_tables.sql",
     "/usr/share/mysql/mariadb_system_tables.sql",
@@ -31,16 +31,16 @@ const SYSTEM_TABLES: [&str; 4] = [
     "/usr/share/mariadb/mariadb_system_tables.sql",
 ];
 
-/// May do everything in [`DATABASE`] and nothing else: `read_only` is for it.
+/// A user who may do everything in [`DATABASE`] and nothing else. `read_only` affects this user.
 const USER: &str = "relay";
-/// May do everything everywhere.
+/// A user who may do everything everywhere.
 const ADMINISTRATOR: &str = "administrator";
-/// The password of both. A URL must escape it.
+/// The password of both users. A URL must escape it.
 const PASSWORD: &str = "p@ss:w/rd?%";
 const PASSWORD_IN_URL: &str = "p%40ss%3Aw%2Frd%3F%25";
 const DATABASE: &str = "records";
 
-/// Little memory and small files; all else, durability too, as it is by default.
+/// Little memory and small files. Everything else has its default, durability included.
 const SETTINGS: [&str; 8] = [
     "--key-buffer-size=1M",
     "--aria-pagecache-buffer-size=1M",
@@ -52,36 +52,37 @@ const SETTINGS: [&str; 8] = [
     "--innodb-undo-tablespaces=0",
 ];
 
-/// Nothing is lost where making a database is cut off, so nothing waits for the disk.
+/// Writes while the database is made need not survive a crash, so nothing waits for the disk.
 const WHILE_MAKING: [&str; 4] =
     ["--bootstrap", "--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0", "--debug-no-sync"];
 
-/// It ends with the test, also with one that is killed.
+/// A server that ends with the test, even if the test is killed.
 pub struct MariaDb {
     pub address: SocketAddr,
-    /// To start it again.
+    /// The command line, to start it again.
     arguments: Vec<String>,
     process: Process,
-    /// Goes after it.
+    /// The server's folder, removed after the server has ended.
     _folder: Folder,
 }
 
 impl MariaDb {
-    /// A new server with an empty database, if the program is there.
+    /// Starts a new server with an empty database, if the program is installed.
     ///
-    /// It ends with the thread that starts it: that of the test, so not from a task that may move.
+    /// The server ends with the thread that starts it. So call this from the test's own thread, not from a task that
+    /// may move to another one.
     pub async fn start() -> Option<Self> {
         Self::start_with(&[]).await
     }
 
-    /// The same, with more arguments for `mariadbd`, which go before the usual ones.
+    /// Starts a server with more arguments for `mariadbd`, which go before the usual ones.
     pub async fn start_with(arguments: &[&str]) -> Option<Self> {
         let folder = Folder::empty();
         let place = folder.path("data");
         Self::start_in(place, folder, loopback().into(), arguments).await
     }
 
-    /// The same, at an address of its own that a certificate can be for, with that and its key in PEM.
+    /// Starts a server with TLS. It has an address of its own, and a certificate for that address.
     pub async fn start_tls(authority: &Authority) -> Option<Self> {
         let folder = Folder::empty();
         let address = IpAddr::from(loopback());
@@ -94,7 +95,7 @@ impl MariaDb {
         Self::start_in(place, folder, address, &[&certificate, &key]).await
     }
 
-    /// The same, with its data on a disk that can be filled.
+    /// Starts a server whose data are on a disk that can be filled.
     pub async fn start_on(disk: &Disk, arguments: &[&str]) -> Option<Self> {
         Self::start_in(disk.path("data"), Folder::empty(), loopback().into(), arguments).await
     }
@@ -105,7 +106,7 @@ impl MariaDb {
         if geteuid().is_root() {
             arguments.push("--user=root".to_owned());
         }
-        // Not the system's: a server that starts removes the temporary tables of all that share it.
+        // Its own folder: a server that starts removes the temporary tables of all servers that share one.
         fs::create_dir(folder.path("temporary")).unwrap();
         arguments.push(format!("--tmpdir={}", folder.path("temporary").display()));
         arguments.extend(SETTINGS.iter().chain(more).map(|argument| (*argument).to_owned()));
@@ -125,36 +126,36 @@ impl MariaDb {
         self.url_at(self.address)
     }
 
-    /// By way of a proxy.
+    /// The URL with another address, such as a proxy's.
     pub fn url_at(&self, address: SocketAddr) -> String {
         format!("mysql://{USER}:{PASSWORD_IN_URL}@{address}/{DATABASE}")
     }
 
-    /// Ends it at once, with what it has not written yet.
+    /// Kills it at once. What it has not written yet is lost.
     pub async fn kill(&mut self) {
         self.process.signal(Signal::KILL);
         self.process.end().await;
     }
 
-    /// Ends it in peace.
+    /// Stops it, and lets it write what it has.
     pub async fn stop(&mut self) {
         self.process.signal(Signal::TERM);
         let status = self.process.end().await;
         assert!(status.success(), "{status}: {}", self.process.log());
     }
 
-    /// Starts it again after [`MariaDb::kill`] or [`MariaDb::stop`], where it was and with the data it had.
+    /// Starts it again after [`MariaDb::kill`] or [`MariaDb::stop`], at the same address and with the data it had.
     pub async fn restart(&mut self) {
         self.process = spawn(&self.arguments);
         self.answers().await;
     }
 
-    /// Whether users other than administrators may only read.
+    /// Sets whether users other than administrators may only read.
     pub async fn read_only(&self, on: bool) {
         self.query(&format!("SET GLOBAL read_only = {on}")).await;
     }
 
-    /// What a statement brings, as the administrator, on a connection of its own: rows of values as text.
+    /// Runs a statement as the administrator, on a new connection. Returns the rows, with values as text.
     pub async fn query(&self, sql: &str) -> Vec<Vec<String>> {
         match self.try_query(ADMINISTRATOR, sql).await {
             Ok(rows) => rows,
@@ -162,7 +163,7 @@ impl MariaDb {
         }
     }
 
-    /// The same, as the user in [`MariaDb::url`].
+    /// Runs a statement as the user in [`MariaDb::url`].
     pub async fn query_as_user(&self, sql: &str) -> Result<Vec<Vec<String>>, Error> {
         self.try_query(USER, sql).await
     }
@@ -200,7 +201,7 @@ impl MariaDb {
     }
 }
 
-/// The server's program; the test is skipped without it.
+/// Finds the server's program. The test is skipped without it.
 pub fn program() -> Option<String> {
     let path = std::env::var("PATH").unwrap();
     let mut folders = path.split(':').chain(SERVER_PATHS.split(':'));
@@ -208,7 +209,8 @@ pub fn program() -> Option<String> {
     program.map_or_else(|| skipped("mariadbd"), |program| Some(program.to_str().unwrap().to_owned()))
 }
 
-/// What `mariadb-install-db` does, less the help texts, the root without a password and most of the time.
+/// Does what `mariadb-install-db` does, in far less time: without the help texts, and without a root user that has no
+/// password.
 async fn make_data(arguments: &[String], place: &Path, folder: &Folder) {
     let tables = SYSTEM_TABLES.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap();
     let mut sql =
@@ -227,7 +229,7 @@ async fn make_data(arguments: &[String], place: &Path, folder: &Folder) {
 }
 
 fn spawn(arguments: &[String]) -> Process {
-    // No program of ours is between: who dies without a word takes the server along.
+    // `setpriv` has the kernel kill the server when this process dies, however it dies.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).args(arguments);
     Process::spawn(command)

@@ -1,4 +1,4 @@
-//! An HTTP server that components send requests to: it answers as the path says, well or badly.
+//! An HTTP server that components send requests to. It answers as the path says, well or badly.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,10 +17,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::until;
 
-/// What is sent at a time of a long body.
+/// The bytes sent at a time of a long body.
 const PART: [u8; 16 << 10] = [b'x'; 16 << 10];
 
-/// It ends with the test.
+/// A server that ends with the test.
 pub struct Origin {
     pub address: SocketAddr,
     counts: Arc<Counts>,
@@ -29,11 +29,11 @@ pub struct Origin {
 
 #[derive(Default)]
 struct Counts {
-    /// Connections that have come.
+    /// How many connections were accepted.
     accepted: AtomicUsize,
-    /// Those that have gone.
+    /// How many connections have ended.
     ended: AtomicUsize,
-    /// Bytes of bodies that were sent.
+    /// How many bytes of bodies were sent.
     sent: AtomicUsize,
 }
 
@@ -73,17 +73,17 @@ impl Origin {
         Self { address, counts, _tasks: tasks }
     }
 
-    /// Connections that have come so far.
+    /// How many connections were accepted so far.
     pub fn connections(&self) -> usize {
         self.counts.accepted.load(SeqCst)
     }
 
-    /// Bytes of bodies that were sent so far.
+    /// How many bytes of bodies were sent so far.
     pub fn sent(&self) -> usize {
         self.counts.sent.load(SeqCst)
     }
 
-    /// Waits until this many connections have come, and all of them have gone.
+    /// Waits until this many connections were accepted, and all of them have ended.
     pub async fn served(&self, connections: usize) {
         until(format!("{connections} connections that have gone"), async || {
             let (accepted, ended) = (self.connections(), self.counts.ended.load(SeqCst));
@@ -93,7 +93,7 @@ impl Origin {
     }
 }
 
-/// Serves one request; anything the client does may end it.
+/// Serves one request. Anything that the client does may end it.
 async fn connection(socket: impl AsyncRead + AsyncWrite + Unpin, counts: &Counts) {
     let mut socket = BufReader::new(socket);
     let _ = serve(&mut socket, counts).await;
@@ -159,14 +159,14 @@ async fn body(socket: &mut (impl AsyncWrite + Unpin), mut left: usize, counts: &
     Ok(())
 }
 
-/// Says nothing until the client goes.
+/// Sends nothing until the client goes.
 async fn silence(socket: &mut (impl AsyncRead + Unpin)) -> std::io::Result<()> {
     let mut nothing = [0; 64];
     while socket.read(&mut nothing).await? > 0 {}
     Ok(())
 }
 
-/// The length of a chunked body, read to its end.
+/// Reads a chunked body to its end, and returns its length.
 async fn length(socket: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Result<usize> {
     let mut total = 0;
     loop {

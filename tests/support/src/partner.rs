@@ -1,4 +1,4 @@
-//! A partner whose faults the test decides, connection by connection.
+//! A partner whose faults the test decides for each connection.
 
 use std::{
     net::SocketAddr,
@@ -34,7 +34,7 @@ use tokio_tungstenite::{
 
 use super::{loopback, within};
 
-/// A listener that gives every connection to the test.
+/// A listener that hands every connection to the test.
 pub struct Partner {
     pub address: SocketAddr,
     arrivals: mpsc::UnboundedReceiver<TcpStream>,
@@ -61,17 +61,17 @@ impl Partner {
         format!("wss://{}/feed?key=1", self.address)
     }
 
-    /// Connections that were ever opened.
+    /// How many connections were ever opened.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// From now on connections are refused.
+    /// Refuses connections from now on.
     pub async fn stop(&mut self) {
         self.listening.shutdown().await;
     }
 
-    /// Listens again where it did before.
+    /// Listens again at the same address.
     pub async fn resume(&mut self) {
         let (sender, arrivals) = mpsc::unbounded_channel();
         self.arrivals = arrivals;
@@ -79,12 +79,12 @@ impl Partner {
         self.listening.spawn(listen(listener, sender, Arc::clone(&self.connections)));
     }
 
-    /// The next connection, on which nothing has been read or sent.
+    /// Returns the next connection. Nothing has been read or sent on it.
     pub async fn arrival(&mut self) -> Arrival {
         Arrival(within("a connection to the partner", self.arrivals.recv()).await.unwrap())
     }
 
-    /// The next connection, its WebSocket handshake done.
+    /// Returns the next connection, after its WebSocket handshake.
     pub async fn accept(&mut self) -> Peer {
         self.arrival().await.upgrade(None).await
     }
@@ -101,16 +101,16 @@ async fn listen(listener: TcpListener, arrivals: mpsc::UnboundedSender<TcpStream
     }
 }
 
-/// A connection from the relay; dropped, it closes at once.
+/// A connection from the relay. Dropping it closes it at once.
 pub struct Arrival(TcpStream);
 
 impl Arrival {
-    /// Does the handshake; `subprotocol` is the one agreed to.
+    /// Does the handshake. `subprotocol` is the one agreed to.
     pub async fn upgrade(self, subprotocol: Option<&'static str>) -> Peer {
         upgrade(self.0, subprotocol).await
     }
 
-    /// Does the handshake of TLS, then that of WebSocket.
+    /// Does the TLS handshake, then the WebSocket handshake.
     pub async fn upgrade_tls(self, acceptor: &TlsAcceptor) -> Peer<TlsStream<TcpStream>> {
         let socket = within("a TLS handshake", acceptor.accept(self.0)).await.unwrap();
         upgrade(socket, None).await
@@ -143,7 +143,7 @@ async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(socket: S, subprotocol: Opti
     peer
 }
 
-/// Keeps what the relay asked with, and agrees.
+/// Agrees to the handshake, and keeps the relay's request.
 struct Handshake<'a> {
     subprotocol: Option<&'static str>,
     path: &'a mut String,
@@ -161,10 +161,10 @@ impl Callback for Handshake<'_> {
     }
 }
 
-/// The partner's end of a connection. It reads, and so answers pings and closes, only while the test waits for
-/// something from it; dropped, it ends without a close frame.
+/// The partner's end of a connection. It reads only while the test waits for something from it, and answers pings and
+/// closes only then. Dropped, it ends without a close frame.
 pub struct Peer<S = TcpStream> {
-    /// What the relay's handshake asked for.
+    /// The path that the relay asked for.
     pub path: String,
     pub headers: HeaderMap,
     socket: Option<WebSocketStream<S>>,
@@ -179,12 +179,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         self.send(Message::text(text.into())).await;
     }
 
-    /// Sends what the relay may cut short by closing; whether all went out.
+    /// Sends a message that the relay may cut short by closing. Returns whether all of it went out.
     pub async fn try_send(&mut self, message: Message) -> bool {
         within("room to send", self.socket().send(message)).await.is_ok()
     }
 
-    /// Sends many messages in as few writes as they fit in.
+    /// Sends many messages in as few writes as possible.
     pub async fn burst(&mut self, messages: impl IntoIterator<Item = Message>) {
         for message in messages {
             within("room to send", self.socket().feed(message)).await.unwrap();
@@ -197,12 +197,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         self.try_send(Message::Frame(Frame::message(bytes.into(), OpCode::Data(kind), last))).await
     }
 
-    /// What the relay sends next, pings and pongs included; `None` at the end of the connection.
+    /// Returns what the relay sends next, pings and pongs included. `None`: the connection has ended.
     pub async fn next(&mut self) -> Option<Message> {
         within("something from the relay", self.read()).await
     }
 
-    /// The next text that the relay sends.
+    /// Returns the next text that the relay sends.
     pub async fn next_text(&mut self) -> String {
         let text = async {
             loop {
@@ -216,7 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         within("a text from the relay", text).await
     }
 
-    /// Asks and waits for the answer: the relay has sent no message before it.
+    /// Asks and waits for the answer. This checks that the relay has sent no message before it.
     pub async fn was_sent_nothing(&mut self) {
         self.send(Message::Ping("anything?".into())).await;
         let answer = async {
@@ -231,14 +231,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         within("an answer from the relay", answer).await;
     }
 
-    /// Ends with a close frame of code 1000, and waits for the relay's end.
+    /// Sends a close frame with code 1000, and waits until the relay ends the connection.
     pub async fn close(mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         self.send(Message::Close(Some(frame))).await;
         self.ended().await;
     }
 
-    /// Reads until the relay has ended the connection; its close code, if it gave one.
+    /// Reads until the relay has ended the connection. Returns its close code, if it gave one.
     pub async fn ended(&mut self) -> Option<u16> {
         let mut code = None;
         let end = async {
@@ -252,7 +252,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         code
     }
 
-    /// With no deadline of its own: pings come for ever.
+    /// Has no deadline of its own, because pings keep coming.
     async fn read(&mut self) -> Option<Message> {
         self.socket().next().await?.ok()
     }

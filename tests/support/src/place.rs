@@ -6,10 +6,10 @@ use std::{
     sync::LazyLock,
 };
 
-/// The program that the tests run.
+/// The program that the tests run: the one that cargo built for them.
 ///
-/// The variable `EDGE_RELAY_PROGRAM` names another one, by its whole path: a new test can be seen to fail with the
-/// program of an older commit. Without it, it is the one that cargo built for the test.
+/// The variable `EDGE_RELAY_PROGRAM` names another one, by its absolute path. So you can see a new test fail with the
+/// program of an older commit.
 pub fn program() -> &'static Path {
     static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
         if let Some(other) = env::var_os("EDGE_RELAY_PROGRAM") {
@@ -17,7 +17,7 @@ pub fn program() -> &'static Path {
             assert!(other.is_absolute() && other.is_file(), "EDGE_RELAY_PROGRAM: no file at {}", other.display());
             return other;
         }
-        // Cargo says it to the tests of the host's package, to those alone, and when they run too.
+        // Cargo sets the variable only for tests of the host's package, when it builds and when it runs them.
         let built = env::var_os("CARGO_BIN_EXE_edge-relay");
         built.expect("cargo runs the tests; without it EDGE_RELAY_PROGRAM names the program").into()
     });
@@ -30,7 +30,7 @@ pub fn root(path: &str) -> PathBuf {
     root.unwrap().join(path)
 }
 
-/// The folder of the build: cargo marks it, and the test lies somewhere in it.
+/// The folder of the build, which cargo marks. The test's own program lies in it.
 pub fn target() -> &'static Path {
     static TARGET: LazyLock<PathBuf> = LazyLock::new(|| {
         let test = env::current_exe().unwrap();
@@ -40,7 +40,8 @@ pub fn target() -> &'static Path {
     &TARGET
 }
 
-/// Where tests may leave files: cargo's `CARGO_TARGET_TMPDIR`, which it tells no other package than a test's own.
+/// A folder where tests may leave files: cargo's `CARGO_TARGET_TMPDIR`, a variable that it sets only for tests, not for
+/// this crate.
 pub fn temporary() -> &'static Path {
     static TEMPORARY: LazyLock<PathBuf> = LazyLock::new(|| {
         let folder = target().join("tmp");

@@ -1,4 +1,4 @@
-//! The filter that takes commands, and who gives them.
+//! A filter that takes commands, with the partner that gives them.
 
 use super::{
     client::Client,
@@ -6,7 +6,7 @@ use super::{
     relay::Relay,
 };
 
-/// A tenant whose filter takes commands, and a client that gets its answers.
+/// A tenant whose filter takes commands from its partner, and a client that gets the answers.
 pub struct Probe {
     pub peer: Peer,
     answers: Client,
@@ -23,7 +23,7 @@ impl Probe {
         self.answer().await
     }
 
-    /// The answer to a command that was given without waiting.
+    /// Returns the answer to a command that was sent without waiting for it.
     pub async fn answer(&mut self) -> String {
         self.answers.text().await
     }

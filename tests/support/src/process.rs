@@ -13,14 +13,14 @@ use tokio::sync::mpsc;
 
 use super::{place::program, until, within};
 
-/// A child that ends with the test.
+/// A child process that ends with the test.
 pub struct Process {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
     log: Arc<Mutex<String>>,
 }
 
-/// The program with these arguments, and nothing of the tests' own environment that would change what it does.
+/// The program with these arguments, without the variables of the tests' environment that change what it does.
 pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(program());
     command.args(arguments).env_remove("EDGE_RELAY_LOG").env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
@@ -28,7 +28,7 @@ pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     command
 }
 
-/// The same command, which may have no more files open than that.
+/// The same command, limited to this many open files.
 pub fn with_file_limit(command: &Command, files: u32) -> Command {
     let mut limited = Command::new("sh");
     let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
@@ -42,13 +42,13 @@ pub fn with_file_limit(command: &Command, files: u32) -> Command {
     limited
 }
 
-/// Runs the program to its end, which must come by itself.
+/// Runs the program until it ends by itself.
 pub async fn run(arguments: &[impl AsRef<OsStr>]) -> Output {
     let mut command = command(arguments);
     within("the command's end", tokio::task::spawn_blocking(move || command.output().unwrap())).await.unwrap()
 }
 
-/// What a command printed, for an assertion's message.
+/// Formats what a command printed, for an assertion's message.
 pub fn shown(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     format!("{}\nstdout: {}\nstderr: {}", output.status, text(&output.stdout), text(&output.stderr))
@@ -70,7 +70,7 @@ impl Process {
         let filled = Arc::clone(&log);
         thread::spawn(move || {
             let (mut stderr, mut line) = (BufReader::new(stderr), Vec::new());
-            // Whole lines: who looks for one finds all of it.
+            // Only whole lines, so that a search never finds half a line.
             while let Ok(1..) = stderr.read_until(b'\n', &mut line) {
                 filled.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
                 line.clear();
@@ -79,12 +79,12 @@ impl Process {
         Self { child, lines, log }
     }
 
-    /// The next line on stdout; `None` once it is closed.
+    /// Returns the next line on stdout. `None`: stdout is closed.
     pub async fn line(&mut self) -> Option<String> {
         within("a line on stdout, or its end", self.lines.recv()).await
     }
 
-    /// The line that begins with `listening`, which must be the first.
+    /// Reads the first line, which must begin with `listening`. Returns the addresses in it.
     pub async fn listening(&mut self) -> Vec<(String, std::net::SocketAddr)> {
         let line = match self.line().await {
             Some(line) => line,
@@ -106,7 +106,7 @@ impl Process {
         assert!(written.is_ok(), "it has ended: {}", self.log());
     }
 
-    /// All of stderr so far.
+    /// Returns all of stderr so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -129,7 +129,7 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for the end.
+    /// Waits until the process has ended.
     pub async fn end(&mut self) -> ExitStatus {
         until("the process's end", async || self.child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())).await
     }
@@ -138,12 +138,12 @@ impl Process {
         self.child.id()
     }
 
-    /// The most memory it ever had resident, in bytes.
+    /// The most memory that the process ever had resident, in bytes.
     pub fn peak_memory(&self) -> usize {
         self.memory("VmHWM:")
     }
 
-    /// Bytes of memory it has now.
+    /// The memory that the process has resident now, in bytes.
     pub fn resident_memory(&self) -> usize {
         self.memory("VmRSS:")
     }
@@ -157,7 +157,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {

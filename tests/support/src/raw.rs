@@ -1,4 +1,4 @@
-//! A client written by hand, for all that a library would not send.
+//! A client written by hand, which can send what a library would not.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,8 @@ use tokio::{
 
 use super::within;
 
-/// A narrow client's receive buffer: several of loopback's largest segments, and little beside what tests send.
+/// The receive buffer of a narrow client. It holds several of loopback's largest segments, and little of what tests
+/// send.
 const NARROW_BUFFER: u32 = 256 << 10;
 
 pub const CONTINUATION: u8 = 0x0;
@@ -25,7 +26,7 @@ pub struct Raw(TcpStream);
 /// One frame from the relay.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// With its FIN bit.
+    /// The first byte: the opcode with the FIN bit.
     pub first: u8,
     pub payload: Vec<u8>,
 }
@@ -38,17 +39,18 @@ impl Frame {
 }
 
 impl Raw {
-    /// Only the TCP connection.
+    /// Opens only the TCP connection.
     pub async fn tcp(address: SocketAddr) -> Self {
         Self(within("a TCP connection", TcpStream::connect(address)).await.unwrap())
     }
 
-    /// A client whose handshake is done.
+    /// Connects, and does the handshake.
     pub async fn connect(address: SocketAddr, path: &str) -> Self {
         Self::tcp(address).await.upgraded(address, path).await
     }
 
-    /// A client on a connection of its own; if it is not let in, what the relay said, or nothing if it was cut off.
+    /// Does the handshake on a connection. If the client is not let in, returns what the relay answered, which is empty
+    /// if it cut the connection.
     pub async fn try_upgrade(socket: TcpStream, address: SocketAddr, path: &str) -> Result<Self, String> {
         let mut raw = Self(socket);
         if !raw.try_send(request(address, path).as_bytes()).await {
@@ -65,7 +67,8 @@ impl Raw {
         if head.starts_with("HTTP/1.1 101 ") { Ok(raw) } else { Err(head) }
     }
 
-    /// The same, with a small receive buffer: while it does not read, most of a large frame stays with the relay.
+    /// Connects with a small receive buffer. While the client does not read, most of a large frame stays with the
+    /// relay.
     pub async fn narrow(address: SocketAddr, path: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(NARROW_BUFFER).unwrap();
@@ -76,7 +79,7 @@ impl Raw {
         self.send(request(address, path).as_bytes()).await;
         let head = self.head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        // As RFC 6455 section 1.3 has it, for the key of its example.
+        // The value that RFC 6455 section 1.3 gives for the key of its example.
         assert!(head.to_ascii_lowercase().contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
         self
     }
@@ -94,27 +97,27 @@ impl Raw {
         within("room to send", self.0.write_all(bytes)).await.unwrap();
     }
 
-    /// Sends what the relay may cut short by closing.
+    /// Sends bytes that the relay may cut short by closing. Returns whether all went out.
     pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
         within("room to send", self.0.write_all(bytes)).await.is_ok()
     }
 
-    /// Sends no more, and goes on reading.
+    /// Ends the sending direction, and goes on reading.
     pub async fn half_close(&mut self) {
         self.0.shutdown().await.unwrap();
     }
 
-    /// Reads only what comes before the next frame's payload, and returns how long that is.
+    /// Reads up to the next frame's payload, and returns the payload's length.
     pub async fn begun(&mut self) -> usize {
         within("the beginning of a frame", self.read_header()).await.expect("a frame before the end").1
     }
 
-    /// Reads the payload of a frame that has begun.
+    /// Reads the payload of a frame whose header was read.
     pub async fn payload(&mut self, length: usize) -> Vec<u8> {
         within("the rest of a frame", self.read_payload(length)).await
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// Returns the next frame. `None`: the connection has ended.
     pub async fn frame(&mut self) -> Option<Frame> {
         within("a frame or the end", self.read_frame()).await
     }
@@ -126,7 +129,7 @@ impl Raw {
 
     async fn read_header(&mut self) -> Option<(u8, usize)> {
         let first = self.0.read_u8().await.ok()?;
-        // What is begun must be whole.
+        // A frame that has begun must be complete.
         let second = self.0.read_u8().await.unwrap();
         assert!(second < 0x80, "a relay's frame must not be masked");
         let length = match second {
@@ -143,7 +146,7 @@ impl Raw {
         payload
     }
 
-    /// The next frame but pings.
+    /// Returns the next frame that is not a ping.
     pub async fn frame_but_pings(&mut self) -> Option<Frame> {
         let frame = async {
             loop {
@@ -156,14 +159,14 @@ impl Raw {
         within("a frame or the end", frame).await
     }
 
-    /// Waits until the relay has ended the connection, whatever it sends before.
+    /// Waits until the relay has ended the connection, whatever it sends before that.
     pub async fn ended(&mut self) {
         let mut buffer = [0; 4096];
         let to_the_end = async { while let Ok(1..) = self.0.read(&mut buffer).await {} };
         within("the connection's end", to_the_end).await;
     }
 
-    /// Closed as RFC 6455 has it: the close frame's code.
+    /// Checks that the relay closes as RFC 6455 says. Returns the close frame's code.
     pub async fn closed(&mut self) -> u16 {
         let code = self.frame_but_pings().await.expect("a close frame").close_code();
         self.try_send(&frame(FIN | CLOSE, &code.to_be_bytes())).await;
@@ -178,7 +181,7 @@ impl From<TcpStream> for Raw {
     }
 }
 
-/// A handshake's request, with the key of RFC 6455's example.
+/// Formats a handshake's request, with the key of RFC 6455's example.
 pub fn request(address: SocketAddr, path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -186,7 +189,7 @@ pub fn request(address: SocketAddr, path: &str) -> String {
     )
 }
 
-/// A client's frame, masked: `first` has the opcode and FIN.
+/// Formats a client's frame, masked. `first` has the opcode and the FIN bit.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
     let mut frame = header(first, payload.len() as u64);
@@ -195,7 +198,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// What comes before a masked frame's mask, whatever length it claims.
+/// Formats the part of a masked frame before its mask. It may claim any length.
 pub fn header(first: u8, length: u64) -> Vec<u8> {
     let mut header = vec![first];
     match length {

@@ -1,4 +1,4 @@
-//! A running relay, as its operator sees it.
+//! A running relay, seen as its operator sees it.
 
 use std::{
     net::SocketAddr,
@@ -26,30 +26,30 @@ pub struct Relay {
     pub clients: SocketAddr,
     api: Option<SocketAddr>,
     admin: Option<SocketAddr>,
-    /// Kept for as long as the relay may read it.
+    /// The configuration, kept for as long as the relay may read it.
     folder: Option<Folder>,
 }
 
 impl Relay {
-    /// `edge-relay serve` with the folder's configuration.
+    /// Starts `edge-relay serve` with the folder's configuration.
     pub async fn serve(folder: Folder) -> Self {
         Self::serve_with(folder, &[]).await
     }
 
-    /// The same, with variables in its environment.
+    /// Starts `edge-relay serve` with variables in its environment.
     pub async fn serve_with(folder: Folder, environment: &[(&str, &str)]) -> Self {
         let mut command = serve(&folder);
         command.envs(environment.iter().copied());
         Self::start(Process::spawn(command), Some(folder)).await
     }
 
-    /// The same, where the system allows it few open files.
+    /// Starts `edge-relay serve` where the system allows it few open files.
     pub async fn serve_with_files(folder: Folder, files: u32) -> Self {
         let command = with_file_limit(&serve(&folder), files);
         Self::start(Process::spawn(command), Some(folder)).await
     }
 
-    /// `edge-relay pass` to an upstream, with more arguments.
+    /// Starts `edge-relay pass` to an upstream, with more arguments.
     pub async fn pass(upstream: &str, more: &[&str]) -> Self {
         let fixed = ["pass", "--upstream", upstream, "--listen", "127.0.0.1:0"];
         Self::start(Process::spawn(command(&[&fixed[..], more].concat())), None).await
@@ -68,43 +68,44 @@ impl Relay {
         format!("ws://{}{path}", self.clients)
     }
 
-    /// A client that has its place in the channels' logs: it gets all that is published from now on.
+    /// Connects a client, and waits until it has its place in the channels' logs. It gets all that is published from
+    /// now on.
     pub async fn client(&self, path: &str) -> Client {
         let mut client = Client::connect(&self.url(path)).await;
         client.settle().await;
         client
     }
 
-    /// Ends it with this signal; what is left is its folder.
+    /// Ends the relay with this signal, and returns its folder.
     pub async fn end_with(mut self, signal: Signal) -> Folder {
         self.process.signal(signal);
         self.process.end().await;
         self.folder.unwrap()
     }
 
-    /// Its configuration.
+    /// The folder with its configuration.
     pub fn folder(&self) -> &Folder {
         self.folder.as_ref().expect("the relay has a configuration")
     }
 
-    /// Where the API listens.
+    /// The address where the API listens.
     pub fn api(&self) -> SocketAddr {
         self.api.expect("the relay has an API listener")
     }
 
-    /// A connection to the API.
+    /// Opens a connection to the API.
     pub async fn http(&self) -> Http {
         Http::connect(self.api()).await
     }
 
-    /// A GET at the API listener: status and body.
+    /// Sends a GET to the API listener. Returns status and body.
     pub async fn api_get(&self, path: &str) -> (u16, String) {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         let (head, body) = within(path, http(self.api(), &request)).await;
         (status(&head), body)
     }
 
-    /// A GET at the admin listener: status and body.
+    /// Sends a GET to the admin listener. Returns status and body.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let address = self.admin.expect("the relay has an admin listener");
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
@@ -118,7 +119,7 @@ impl Relay {
         serde_json::from_str(&body).unwrap()
     }
 
-    /// The sum of a metric's series that have all these labels; 0 if there is none.
+    /// Returns the sum of a metric's series that have all these labels, or 0 if there is none.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let (status, body) = self.get("/metrics").await;
         assert_eq!(status, 200, "{body}");
@@ -141,7 +142,7 @@ impl Relay {
         .await
     }
 
-    /// Waits until a metric is this value.
+    /// Waits until a metric has this value.
     pub async fn metric_is(&self, name: &str, labels: &[(&str, &str)], wanted: f64) {
         until(format!("{name}{labels:?} of {wanted}"), async || {
             let value = self.metric(name, labels).await;
@@ -150,7 +151,7 @@ impl Relay {
         .await;
     }
 
-    /// Waits until an upstream was lost, or not reached, this many times for this reason.
+    /// Waits until an upstream was lost, or could not be reached, this many times for this reason.
     pub async fn upstream_failed(&self, reason: &str, times: f64) {
         self.metric_reaches("edge_relay_upstream_failures_total", &[("reason", reason)], times).await;
     }
@@ -179,7 +180,7 @@ fn serve(folder: &Folder) -> Command {
     command(&["serve".as_ref(), "--config".as_ref(), folder.config().as_os_str()])
 }
 
-/// Sends a request as it stands and reads the answer to the connection's end: its head and its body.
+/// Sends a request unchanged, and reads until the connection ends. Returns the answer's head and body.
 pub async fn http(address: SocketAddr, request: impl AsRef<str>) -> (String, String) {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request.as_ref().as_bytes()).await.unwrap();

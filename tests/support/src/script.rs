@@ -1,5 +1,5 @@
-//! Clients that are other people's programs: scripts for Node and Python with their libraries, and for a shell with
-//! curl. `.ci/setup tests` installs these; tests that need one are skipped where it is not.
+//! Clients that are other people's programs: scripts for Node and Python with their libraries, and shell lines that
+//! call curl. `.ci/setup tests` installs these. Tests that need one are skipped where it is missing.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -16,19 +16,19 @@ use super::{
     tenant::Folder,
 };
 
-/// A script that runs, and ends with the test.
+/// A running script, which ends with the test.
 pub struct Script {
     process: Process,
-    /// Where it lies.
+    /// The folder that the script lies in.
     _folder: Folder,
 }
 
 impl Script {
-    /// A module for Node, with the packages of `tests/clients/package.json`.
+    /// Runs a module in Node, with the packages of `tests/clients/package.json`.
     pub fn node(source: &str, arguments: &[&str]) -> Option<Self> {
         let packages = node_packages()?;
         let folder = Folder::empty();
-        // Where Node looks for what a module imports.
+        // Node looks here for what a module imports.
         symlink(packages, folder.path("node_modules")).unwrap();
         folder.write("client.mjs", source);
         let mut command = Command::new("node");
@@ -36,7 +36,7 @@ impl Script {
         Some(Self::run(command, folder))
     }
 
-    /// For Python, with the packages of `tests/clients/requirements.txt`.
+    /// Runs a script in Python, with the packages of `tests/clients/requirements.txt`.
     pub fn python(source: &str, arguments: &[&str]) -> Option<Self> {
         let packages = tools().join("python");
         if !there("python3") || !packages.join("installed").is_file() {
@@ -45,22 +45,22 @@ impl Script {
         let folder = Folder::empty();
         folder.write("client.py", source);
         let mut command = Command::new("python3");
-        // A line comes when it is printed.
+        // `-u`: a line arrives as soon as it is printed.
         command.arg("-u").arg(folder.path("client.py")).args(arguments).env("PYTHONPATH", packages);
         Some(Self::run(command, folder))
     }
 
-    /// A line for a shell, which calls curl.
+    /// Runs a line of shell that calls curl.
     pub fn curl(source: &str) -> Option<Self> {
         skip::need("curl")?;
         let mut command = Command::new("sh");
-        // Silent but for errors. In the place of the shell, so that it ends with the test.
+        // Prints errors and no progress. `exec` replaces the shell by curl, so that curl ends with the test.
         command.arg("-c").arg(format!("exec {}", source.replacen("curl ", "curl --silent --show-error ", 1)));
         Some(Self::run(command, Folder::empty()))
     }
 
     fn run(mut command: Command, folder: Folder) -> Self {
-        // The libraries would ask these for the way to the relay.
+        // The libraries would use these proxies to reach the relay.
         for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
             command.env_remove(proxy);
         }
@@ -68,7 +68,7 @@ impl Script {
         Self { process: Process::spawn(command), _folder: folder }
     }
 
-    /// The next line that it prints.
+    /// Returns the next line that it prints.
     pub async fn said(&mut self) -> String {
         match self.line().await {
             Some(line) => line,
@@ -76,13 +76,13 @@ impl Script {
         }
     }
 
-    /// The same, as JSON.
+    /// Returns the next line that it prints, as JSON.
     pub async fn said_json(&mut self) -> Value {
         let line = self.said().await;
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
-    /// Waits for its end, which is a good one; what it printed until then.
+    /// Waits until it ends with success. Returns what it printed until then.
     pub async fn rest(mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Some(line) = self.line().await {
@@ -108,7 +108,7 @@ impl DerefMut for Script {
     }
 }
 
-/// The packages that Node has for [`Script::node`]; the test is skipped without them, or Node.
+/// The folder of the packages for [`Script::node`]. The test is skipped without them, or without Node.
 pub fn node_packages() -> Option<PathBuf> {
     let packages = tools().join("node_modules");
     if there("node") && packages.join("installed").is_file() {
@@ -118,12 +118,13 @@ pub fn node_packages() -> Option<PathBuf> {
     }
 }
 
-/// The folder of the clients that `.ci/setup tests` installs.
+/// The folder of the client libraries that `.ci/setup tests` installs.
 pub fn tools() -> PathBuf {
     cache("CLIENT_TOOLS", "clients")
 }
 
-/// A folder of what `.ci/setup tests` installs: where the variable says, or else of that name.
+/// A folder of things that `.ci/setup tests` installs: the one that the variable names, else the default one with this
+/// name.
 pub fn cache(name: &str, folder: &str) -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     variable(name).unwrap_or_else(|| {

@@ -11,17 +11,17 @@ use std::{
 
 use super::{disk, guests, place::temporary};
 
-/// Removed with the test.
+/// A folder that is removed with the test.
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// A `relay.toml` on free ports; `limits` follows its `[limits]`. It shares compiled code with all others: a small
-    /// component takes half a second to compile, and most tests have one.
+    /// Makes a `relay.toml` on free ports, with `limits` in its `[limits]`. It shares compiled code with all other
+    /// tests: a small component takes half a second to compile, and most tests have one.
     pub fn new(limits: &str) -> Self {
         Self::with_own_cache(limits).shared_cache()
     }
 
-    /// The same, with its own compiled code, of which there is none yet.
+    /// Makes the same with its own cache of compiled code, which is empty.
     pub fn with_own_cache(limits: &str) -> Self {
         let folder = Self::empty();
         let listen = ["clients", "api", "admin"].map(|name| format!("{name} = \"127.0.0.1:0\"")).join("\n");
@@ -39,7 +39,7 @@ impl Folder {
         Self(folder)
     }
 
-    /// With the compiled code that other relays have left, in these tests and in earlier ones.
+    /// Uses the compiled code that other relays have left, in these tests and in earlier ones.
     pub fn shared_cache(self) -> Self {
         let host = fs::read_to_string(self.config()).unwrap();
         let cache = temporary().join("compiled");
@@ -61,7 +61,7 @@ impl Folder {
         folder
     }
 
-    /// Adds a tenant without an upstream whose clients have this handler.
+    /// Adds a tenant that has no upstream, and whose clients have this handler.
     pub fn handled(self, name: &str, handler: &Path, more: &str) -> Self {
         let manifest = format!("name = \"{name}\"\n[components]\nclient = \"client.wasm\"\n{more}\n");
         self.write(&format!("tenants/{name}/tenant.toml"), manifest);
@@ -69,12 +69,13 @@ impl Folder {
         self
     }
 
-    /// Adds a tenant whose only code is the API that does what the path says; `more` of its manifest begins with keys.
+    /// Adds a tenant whose only code is the API that does what the path says. `more` is added to its manifest, and
+    /// begins with keys of its top level.
     pub fn api(self, name: &str, more: &str) -> Self {
         self.api_as(name, "\"api.wasm\"", more)
     }
 
-    /// The same, with what the manifest says of the API.
+    /// Adds such a tenant, with `api` as what its manifest says about the API.
     pub fn api_as(self, name: &str, api: &str, more: &str) -> Self {
         let manifest = format!("name = \"{name}\"\ncomponents.api = {api}\n{more}\n");
         self.write(&format!("tenants/{name}/tenant.toml"), manifest);
@@ -108,7 +109,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What cannot be removed lies in the build's own folder.
+        // What cannot be removed stays in the build's own folder.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

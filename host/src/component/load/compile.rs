@@ -36,7 +36,7 @@ pub mod child;
 
 /// Most children at once. Each has one thread and is `nice`, so that even a relay on two cores gets its own work done.
 pub const AT_ONCE: usize = 2;
-/// Largest code accepted, in bytes; the child can write no longer file. A Python component of 18 MB compiles to 36 MB.
+/// Largest code accepted, in bytes. The child cannot write longer files. A Python component of 18 MB compiles to 36 MB.
 const MAX_CODE: u64 = 512 << 20;
 /// How many bytes of a child's error output are kept.
 const MAX_SAID: u64 = 2 << 10;

@@ -1,7 +1,8 @@
-//! Compiled components in memory. Each content is made once, however many ask for it and however often.
+//! Compiled components in memory. Each content is made once, however many threads ask for it and however often.
 //!
-//! A thread that asks for what another thread is making waits for that. A content that was refused is refused again at
-//! once, for a while: a component that takes all the time there is must not take it again for each tenant that has it.
+//! A thread waits while another one makes the content that it asks for. A content that was refused is refused again at
+//! once, for a while. Otherwise a component that takes the whole time limit would take it again for each tenant that
+//! has it.
 
 use std::{
     collections::HashMap,

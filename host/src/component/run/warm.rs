@@ -20,7 +20,7 @@ use crate::{
     tenant::places::Place,
 };
 
-/// Before a fresh instance. The first one in a row is made at once.
+/// Pauses before a fresh instance. The first one in a row is made at once.
 const PAUSES: Pauses =
     Pauses { free: 1, first: Duration::from_millis(50), longest: Duration::from_secs(5), jitter: false };
 

@@ -27,7 +27,7 @@ use crate::{
 };
 
 const EVENTS: usize = 1024;
-/// How often to look for clients whose time has come.
+/// How often to look for clients whose next step is due.
 const TICK: Duration = Duration::from_millis(10);
 /// An attempt without an answer is given up after this long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -141,7 +141,7 @@ impl<'t> Herd<'t> {
         Ok(self.report())
     }
 
-    /// Lets the clients whose time has come try again, or give up.
+    /// Lets the clients whose next step is due try again, or give up.
     fn look(&mut self, now: Instant) -> Result<(), Failure> {
         for (nth, returner) in self.clients.iter_mut().enumerate() {
             match &returner.state {

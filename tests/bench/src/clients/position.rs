@@ -29,7 +29,7 @@ impl Position {
         Self::find(&answer).with_context(|| format!("no position in {answer:?}"))
     }
 
-    /// The position that many publications later.
+    /// The position this many publications later.
     pub fn after(&self, publications: u32) -> Self {
         Self { epoch: self.epoch.clone(), offset: self.offset + u64::from(publications) }
     }

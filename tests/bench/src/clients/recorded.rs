@@ -138,7 +138,7 @@ mod tests {
         recorded.recording.write(1, 3, 77, &mut plain);
         let compressed = deflated(&plain);
         let frame = Frame { first: frame::COMPRESSED_TEXT, mask: None, payload: &compressed };
-        // The first client, then one that expects it, then one that has missed a message.
+        // The message comes to the first client, then to one that expects it, then to one that has missed a message.
         for (expected, compared) in [(1, 1), (1, 1), (0, 2)] {
             assert_eq!(recorded.take(&frame, expected, &mut sent), Some(1));
             recorded.delivered(&frame, 1);

@@ -104,7 +104,7 @@ report!(
         back: u64,
         /// From the cut to the last client's last message. For clients that cannot resume, to the last handshake.
         seconds: f64,
-        /// The same, for half of the clients.
+        /// When half of the clients were back, counted in the same way.
         p50_seconds: f64,
         /// From the cut to the end of the last handshake.
         handshake_seconds: f64,

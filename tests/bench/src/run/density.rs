@@ -1,4 +1,4 @@
-//! Many tenants that nobody uses: what they cost, and how soon one of them is there when it is asked for.
+//! Many unused tenants: what they cost, and how soon one of them answers.
 
 use std::fmt::{self, Display};
 
@@ -18,7 +18,7 @@ use crate::{clients::Histogram, failure::Failure};
 const FEWER: usize = 10;
 /// How many tenants are used again after they were idle.
 const AGAIN: usize = 200;
-/// A tenant costs what more tenants than this add.
+/// The number of tenants to compare with. The cost of a tenant is what the others add.
 const ONE: usize = 1;
 
 pub struct Scenario {

@@ -13,7 +13,7 @@ pub struct Scenario {
     pub seconds: u32,
 }
 
-/// A language whose toolchain is here.
+/// A language whose toolchain is installed.
 struct Guest {
     language: Language,
     components: Components,

@@ -1,5 +1,5 @@
 //! The life of a relay with tenants that are unused most of the time. It is started without compiled code and with it.
-//! Each tenant is used once, left alone until nothing of it is there, and used again.
+//! Each tenant is used once, left alone until it has no instance and no upstream, and used again.
 
 use std::{fs, path::Path, thread, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::failure::{Context, Failure};
 const IDLE: Duration = Duration::from_secs(1);
 /// Longer than both take to go, one after the other.
 const GONE: Duration = Duration::from_secs(4);
-/// Time after the start, before the relay is asked what is there.
+/// Time from the start to the first look at what the relay holds.
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// How many tenants, and what they have.
@@ -40,7 +40,7 @@ pub struct Life {
     pub started: Level,
     /// When the first tenant has an instance of each role.
     pub in_use: Level,
-    /// When all tenants were used and nothing is left of that.
+    /// When all tenants were used and have no instance and no upstream any more.
     pub idle: Level,
     /// The first use of each tenant since the start.
     pub first: Vec<Visit>,
@@ -129,7 +129,7 @@ impl Level {
     }
 }
 
-/// This is checked after everything was measured, since the answer itself takes memory.
+/// Called after everything was measured, since the answer itself takes memory.
 fn nothing_is_left(host: &Host) -> Result<(), Failure> {
     let left = [host.metric("edge_relay_guest_instances")?, host.metric("edge_relay_upstream_up")?];
     let [instances, upstreams] = left;

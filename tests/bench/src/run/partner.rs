@@ -1,4 +1,4 @@
-//! A partner in this process, for tenants' upstreams, which connect when they like.
+//! A partner in this process, for tenants' upstreams, which may connect at any time.
 
 use std::{
     io::{Read, Write},

@@ -53,12 +53,13 @@ pub struct Usage {
 }
 
 impl Process {
-    /// Starts `command` on a leash. Its standard error goes to a file in `folder`.
+    /// Starts `command` through `bench leash`, so that it ends with this process. Its standard error goes to a file in
+    /// `folder`.
     pub fn start(name: &str, command: &Command, folder: &Path) -> Result<Self, Failure> {
         Self::start_on(Cores::All, name, command, folder)
     }
 
-    /// The same for a process that must run on one core only, or leave that core alone.
+    /// Starts a process that must run on one core only, or leave that core alone.
     pub fn start_on(cores: Cores, name: &str, command: &Command, folder: &Path) -> Result<Self, Failure> {
         let log = folder.join(format!("{name}.log"));
         let mut leashed = Command::new(std::env::current_exe().context("this program's own path")?);

@@ -77,7 +77,7 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
         "/loop" => spin(),
         "/wait" => wait_for_ever(),
         "/memory" => hoard(),
-        // An answer, then something more; or less than a whole answer.
+        // An answer with something after it, or less than a whole answer.
         "/twice" => twice(place),
         "/trap-after" => {
             text(place, "all of it".to_owned());
@@ -198,7 +198,7 @@ struct Body {
 }
 
 impl Body {
-    /// Writes to the body. False: nobody takes it any more.
+    /// Writes to the body. `false`: the client no longer takes it.
     fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).is_ok()
     }
@@ -255,7 +255,7 @@ fn with_status(place: ResponseOutparam, status: u16, text: Option<&str>) {
     }
 }
 
-/// The request as the guest sees it, in JSON.
+/// Returns the request as the guest sees it, in JSON.
 fn seen(request: &IncomingRequest) -> String {
     let headers = request.headers().entries();
     let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value))).collect();
@@ -339,7 +339,7 @@ fn half(request: &IncomingRequest, place: ResponseOutparam, length: Option<&str>
     // The body is dropped here without being ended.
 }
 
-/// Gives an answer, then another by the same handle.
+/// Gives an answer, then another one through the same handle.
 fn twice(place: ResponseOutparam) {
     let handle = place.take_handle();
     // SAFETY: the second use is of a handle that no longer exists. The host's table of handles refuses it.
@@ -366,7 +366,8 @@ fn fetch(authority: &str) -> String {
     }
 }
 
-/// Sets keys with values of `bytes` bytes until there is no more room. Says how many keys, and why no more.
+/// Sets keys with values of `bytes` bytes until there is no more room. Returns how many keys were set, and why the last
+/// one was refused.
 fn fill_state(bytes: usize) -> String {
     let bucket = match store::open("default") {
         Ok(bucket) => bucket,

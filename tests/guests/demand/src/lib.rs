@@ -16,7 +16,7 @@ wit_bindgen::generate!({
 
 /// How many frames channel `many` brings.
 const MANY: usize = 1_000;
-/// More bytes than may wait for an upstream.
+/// A frame of more bytes than may wait for an upstream.
 const TOO_LARGE: usize = (1 << 20) + 1;
 /// How long the call takes for a channel whose name begins with `slow`.
 const SLOW_NANOS: u64 = 300_000_000;

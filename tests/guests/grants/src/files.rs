@@ -5,7 +5,7 @@ use wasip2::filesystem::{
     types::{Descriptor, DescriptorFlags, ErrorCode, OpenFlags, PathFlags},
 };
 
-/// More bytes than any file of the tests has.
+/// More bytes than any file of the tests has, to read a whole file.
 const ALL: u64 = 1 << 20;
 
 type Done = Result<String, String>;

@@ -1,4 +1,4 @@
-//! Sends requests. The parameter `to` is a host with its port, `path` a path, and `scheme` is http unless it is
+//! Sends requests. The parameter `to` is a host with its port, `path` is a path, and `scheme` is http unless it says
 //! `https`.
 
 use std::{cell::RefCell, io::Write as _};
@@ -25,7 +25,7 @@ type Done = Result<String, String>;
 thread_local! {
     /// A request that is kept after its call, if the host allows it.
     static KEPT: RefCell<Option<FutureIncomingResponse>> = const { RefCell::new(None) };
-    /// A response that is kept the same way.
+    /// A response that is kept in the same way.
     static ANSWER: RefCell<Option<IncomingResponse>> = const { RefCell::new(None) };
 }
 
@@ -144,7 +144,7 @@ pub fn keep(query: &Query<'_>) -> Done {
     Ok("kept".to_owned())
 }
 
-/// What has become of the kept request or response, in a later call.
+/// Returns what has become of the kept request or response, in a later call.
 pub fn kept() -> Done {
     if let Some(response) = ANSWER.take() {
         return body(&response).map(|(length, _)| length.to_string());

@@ -1,9 +1,9 @@
 //! A client handler that does what clients tell it.
 //!
-//! When a client connects its query says what to do, when it subscribes the channel's name does. After that each
+//! When a client connects, its query says what to do. When it subscribes, the channel's name does. After that each
 //! message has text commands, one in each line, as plain text or as a JSON string. Binary messages are sent back. An
-//! RPC is a command too: the method, then the data. What clients publish goes out, except on channels whose names begin
-//! with `private`.
+//! RPC is a command too: the method, then the data. What clients publish is published, except on channels whose names
+//! begin with `private`.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use std::{hint::black_box, process::abort};
@@ -94,8 +94,8 @@ impl Guest for Handler {
         }
     }
 
-    /// Publishes on channel `gone` who left and why, and logs it. A client with the identity `fatal` then makes it
-    /// trap.
+    /// Publishes on channel `gone` which client left and why, and logs it. A client with the identity `fatal` then
+    /// makes it trap.
     fn on_disconnect(client: Client, reason: String) {
         let text = format!("{} {reason}", client.id);
         log(Level::Info, "gone", &text);
@@ -133,7 +133,7 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
         "unsubscribe" => vec![Action::Unsubscribe(rest.to_owned())],
         "disconnect" => vec![Action::Disconnect(close(first, second))],
         "upstream" => vec![Action::Upstream(UpstreamFrame { upstream: first.to_owned(), frame: text(second) })],
-        // Acts at once, by the imports.
+        // Acts at once, through the imports.
         "kick" => {
             let (code, reason) = second.split_once(' ').unwrap_or((second, ""));
             vec![reply(&format!("{:?}", channels::disconnect(first, &close(code, reason))))]
@@ -175,14 +175,14 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
         }
         "reserve" => vec![reply(&format!("{:?}", Vec::<u8>::new().try_reserve_exact(number(rest)).is_ok()))],
         "hoard" => hoard_for_ever(),
-        // All by one call: the test is about what they cost the host together.
+        // Returns all replies from one call, to test what they cost the host together.
         "flood" => vec![Action::Reply(Frame::Binary(vec![7; number(second)])); number(first)],
         "count" => (0..number(rest)).map(|nth| reply(&nth.to_string())).collect(),
         "publish-large" => {
             let data = Frame::Binary(large(number(second)));
             vec![Action::Publish(Publication { data, ..publication(first, "") })]
         }
-        // Publishes at once, by the imports. The reply is the import's result.
+        // Publishes at once, through the imports. The reply is the import's result.
         "publish-now" => {
             let many = vec![publication(first, ""); number(second)];
             vec![reply(&format!("{:?}", channels::publish(&many)))]
@@ -192,7 +192,7 @@ fn obey(client: &Client, command: &str) -> Vec<Action> {
     }
 }
 
-/// The content of a JSON string, if the text is one. The only escapes known are those of newlines and quotes.
+/// Returns the content of a JSON string, if the text is one. It knows only the escapes of newlines and quotes.
 fn unquoted(text: String) -> String {
     match text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(text) => text.replace("\\n", "\n").replace("\\\"", "\""),
@@ -212,7 +212,7 @@ fn close(code: &str, reason: &str) -> Close {
     Close { code: number(code) as u16, reason: reason.to_owned() }
 }
 
-/// Publishes at once, by the imports.
+/// Publishes at once, through the imports.
 fn publish(channel: &str, said: &str) {
     if let Err(error) = channels::publish(&[publication(channel, said)]) {
         log(Level::Error, "publish", &error);
@@ -223,12 +223,12 @@ fn publication(channel: &str, said: &str) -> Publication {
     Publication { channel: channel.to_owned(), key: None, data: text(said), remove: false }
 }
 
-/// Four bytes at a time, each their own index, so that a byte out of its place is noticed.
+/// Makes bytes of which each four hold their own index, so that a misplaced byte is noticed.
 fn large(size: usize) -> Vec<u8> {
     (0..size as u32 / 4).flat_map(u32::to_be_bytes).collect()
 }
 
-/// The number that these digits make, or else 0.
+/// Parses the digits of a number. Returns 0 if they are not one.
 fn number(digits: &str) -> usize {
     digits.parse().unwrap_or_default()
 }

@@ -90,7 +90,7 @@ fn allocate_for_ever() -> ! {
     }
 }
 
-/// Writes the frame to stderr, as a line, and to the log.
+/// Writes the frame to stderr as a line, and to the log.
 fn report(frame: &Frame) {
     let bytes = match frame {
         Frame::Text(text) => text.as_bytes(),

@@ -158,7 +158,7 @@ fn open(bucket: &str) -> Result<store::Bucket, store::Error> {
     store::open(bucket)
 }
 
-/// Gives each of two keys the other's value, by the batch interface.
+/// Swaps the values of two keys through the batch interface.
 fn swap(bucket: &store::Bucket, one: &str, other: &str) -> Result<(), store::Error> {
     let mut values = batch::get_many(bucket, &[one.to_owned(), other.to_owned()])?.into_iter().flatten();
     match (values.next(), values.next()) {

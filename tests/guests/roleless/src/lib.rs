@@ -1,4 +1,4 @@
-//! A component that is whole and valid, and has none of the roles of a tenant's component.
+//! A valid component that has none of the roles of a tenant's component.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 wit_bindgen::generate!({

@@ -1,4 +1,4 @@
-//! A filter that needs `acme:unknown/thing@1.0.0`, which the relay does not give.
+//! A filter that imports `acme:unknown/thing@1.0.0`, which the relay does not provide.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
 use edge_relay::tenant::types::{Frame, Publication};

@@ -17,7 +17,7 @@ wit_bindgen::generate!({
 static CODE: &str = "code-0000";
 
 thread_local! {
-    /// The digits when this instance first saw them.
+    /// The digits that this instance saw first.
     static FIRST: OnceCell<String> = const { OnceCell::new() };
 }
 

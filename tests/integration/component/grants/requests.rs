@@ -1,4 +1,4 @@
-//! Requests of components: where they may go.
+//! HTTP requests of components: where they may go.
 
 use std::net::Ipv4Addr;
 
@@ -8,10 +8,10 @@ use super::{folder, says, tenant};
 
 const REQUESTS: &str = "edge_relay_outbound_requests_total";
 const DENIED: &str = "ErrorCode::HttpRequestDenied";
-/// A name that leads to what is not granted.
+/// The error for a name whose address is not granted.
 const PROHIBITED: &str = "ErrorCode::DestinationIpProhibited";
 
-/// A relay whose operator allows loopback, with the tenant `t` that has these hosts.
+/// A relay whose operator allows loopback, with a tenant `t` that may reach these hosts.
 async fn relay(hosts: &[String]) -> Relay {
     let allowed = folder("networks = [\"127.0.0.0/8\", \"::1\"]");
     Relay::serve(tenant(allowed, "t", &format!("grants.http = {hosts:?}"))).await
@@ -60,7 +60,7 @@ async fn a_name_that_leads_to_loopback_needs_the_network_too() {
     let mut http = covered.http().await;
     assert_eq!(fetches(&mut http, &name).await, "200 the origin");
     assert_eq!(fetches(&mut http, &name.to_uppercase()).await, "200 the origin");
-    // A network without a port is for its own addresses at the usual ports.
+    // A network without a port grants its addresses at the usual ports only.
     assert_eq!(fetches(&mut http, &origin.address.to_string()).await, DENIED);
     assert_eq!(origin.connections(), 2);
 }
@@ -130,7 +130,7 @@ async fn what_is_wrong_is_an_error_of_wasi_http() {
         relay.metric_is(REQUESTS, &[("tenant", "t"), ("outcome", outcome)], count).await;
     }
     origin.served(6).await;
-    // What a guest does wrong is its own to log.
+    // A guest's mistakes are for the guest to log.
     assert_eq!(relay.log().matches("WARN").count(), 0, "{}", relay.log());
 }
 
@@ -151,7 +151,7 @@ async fn requests_at_once_and_per_second_are_limited() {
     assert_eq!(fetches(&mut second, &origin.address.to_string()).await, LIMITED);
     few.metric_is(REFUSALS, &[("tenant", "t"), ("limit", "outbound-requests")], 1.0).await;
     few.metric_is(REQUESTS, &[("tenant", "t"), ("outcome", "limited")], 1.0).await;
-    // It was not sent.
+    // The refused request was not sent.
     assert_eq!(origin.connections(), 1);
 
     let slow = with("outbound-requests-per-second = 1").await;

@@ -1,16 +1,16 @@
-//! Requests of components while they last: their bodies, and their end with the call.
+//! HTTP requests of components while they last: their bodies, and their end with the call.
 
 use support::{loopback, origin::Origin, relay::Relay, until};
 
 use super::{folder, says, tenant};
 
 const REQUESTS: &str = "edge_relay_outbound_requests_total";
-/// More than the relay may keep of a body.
+/// The size of a body, far more than the relay may keep of one.
 const LARGE: usize = 256 << 20;
-/// What it may take beside one.
+/// How much memory the relay may use for it.
 const MOST: usize = 32 << 20;
 
-/// A relay with the tenant `t` that may ask the origin, with these keys of its limits.
+/// A relay with a tenant `t` that may send requests to the origin, with these keys in its limits.
 async fn relay(origin: &Origin, limits: &str) -> Relay {
     let grants = format!("grants.http = [\"{}\"]\n[limits]\n{limits}", origin.address);
     Relay::serve(tenant(folder("networks = [\"127.0.0.0/8\"]"), "t", &grants)).await
@@ -21,7 +21,7 @@ async fn large_bodies_are_streamed_both_ways() {
     let origin = Origin::start(loopback()).await;
     let relay = relay(&origin, "api-call = \"5m\"").await;
     let mut http = relay.http().await;
-    // What the first call takes is not the bodies'.
+    // The first call takes memory of its own, which is not counted.
     says(&mut http, &format!("/t/download?to={}&path=/", origin.address)).await;
     let before = relay.peak_memory();
     let down = says(&mut http, &format!("/t/download?to={}&path=/big?{LARGE}", origin.address)).await;
@@ -40,7 +40,7 @@ async fn an_endless_answer_ends_with_the_calls_deadline() {
     let mut http = relay.http().await;
     for path in ["/endless", "/silent", "/stalls", "/heads"] {
         let answer = http.get(&format!("/t/download?to={}&path={path}", origin.address)).await;
-        // The head of an answer has its own bound.
+        // The head of an answer has a limit of its own.
         assert!(answer.status() == 504 || path == "/heads" && answer.status() == 200, "{path}: {answer:?}");
     }
     origin.served(4).await;
@@ -49,7 +49,7 @@ async fn an_endless_answer_ends_with_the_calls_deadline() {
     assert!(relay.peak_memory() < 512 << 20);
 }
 
-/// A guest that keeps a request in an instance that goes on.
+/// The guest keeps a request in an instance that goes on.
 #[tokio::test]
 async fn a_request_ends_with_the_call_that_it_is_of() {
     let origin = Origin::start(loopback()).await;
@@ -58,11 +58,11 @@ async fn a_request_ends_with_the_call_that_it_is_of() {
     let keep = |path: &str| format!("/t/keep?to={}&path={path}", origin.address);
     assert_eq!(says(&mut http, &keep("/silent")).await, "kept");
     relay.metric_is(REQUESTS, &[("tenant", "t"), ("outcome", "cut_off")], 1.0).await;
-    // It may have ended before it was connected.
+    // The request may have ended before it was connected.
     let connected = origin.connections();
     origin.served(connected).await;
     assert_eq!(says(&mut http, "/t/kept").await, "ErrorCode::ConnectionTerminated");
-    // The rest of an answer that has begun cannot be read, and the answer does not look whole.
+    // An answer that has begun cannot be read to its end, and does not look complete.
     assert_eq!(says(&mut http, &keep("/stalls&answer=yes")).await, "kept");
     origin.served(connected + 1).await;
     let said = says(&mut http, "/t/kept").await;
@@ -91,7 +91,7 @@ async fn a_request_ends_with_a_client_that_waits_for_it_or_without() {
         assert_eq!(http.answer().await.envelope(), (504, "api_late".into()));
     }
     origin.served(4).await;
-    // The tenant has lost nothing but that.
+    // The tenant goes on.
     assert_eq!(
         says(&mut relay.http().await, &format!("/t/fetch?to={}&path=/", origin.address)).await,
         "200 the origin"

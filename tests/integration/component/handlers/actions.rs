@@ -1,4 +1,4 @@
-//! What a handler may have done after a message, each action.
+//! The actions that a handler may return after a message.
 
 use support::{
     guests,
@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode
 
 use super::{CLIENT, ask, failures, relay, texts};
 
-/// Sends commands on a connection of their own; the close frame's code and reason.
+/// Sends commands on a new connection. Returns the code and the reason of the close frame.
 async fn told(relay: &Relay, command: &str) -> (u16, String) {
     let mut raw = Raw::connect(relay.clients, "/t").await;
     raw.send(&frame(FIN | TEXT, command.as_bytes())).await;
@@ -29,7 +29,7 @@ async fn replies_go_unchanged_to_the_client_that_asked() {
     assert_eq!(ask(&mut client, "reply one two three").await, "one");
     assert_eq!(client.text().await, "two");
     assert_eq!(client.text().await, "three");
-    // A plain WebSocket has no calls: their results are replies.
+    // A plain WebSocket has no calls, so their results come as replies.
     assert_eq!(ask(&mut client, "result of nothing").await, "of nothing");
     for binary in [vec![], vec![0xFF, 0, 0x80], vec![1; 60_000]] {
         client.send(Message::binary(binary.clone())).await;
@@ -62,7 +62,7 @@ async fn publications_reach_all_followers_and_a_wrong_channel_is_counted() {
     assert_eq!(ask(&mut client, "publish b 1\npublish  nowhere\npublish a 2").await, "2");
     assert_eq!(texts(&mut follows).await, ["1", "2"]);
     let refused = [("tenant", "t"), ("reason", "channel_name")];
-    // Counted behind the clients' backs.
+    // Publications are counted after clients have got them.
     relay.metric_is("edge_relay_publications_refused_total", &refused, 1.0).await;
     assert_eq!(ask(&mut client, "reply fine").await, "fine");
 }
@@ -74,11 +74,11 @@ async fn subscriptions_begin_and_end_where_the_handler_says() {
     let mut publisher = relay.client("/t?channels=").await;
     let said = "publish news 1\nreply done";
     assert_eq!(ask(&mut publisher, said).await, "done");
-    // Twice is once.
+    // Subscribing twice is subscribing once.
     assert_eq!(ask(&mut client, "subscribe news\nsubscribe news\nsubscribe more\nreply in").await, "in");
     assert_eq!(ask(&mut publisher, "publish news 2\nreply done").await, "done");
     assert_eq!(client.text().await, "2");
-    // `private…` is what `on-subscribe` denies: it is not asked.
+    // `on-subscribe` denies `private…`. It is not asked about a subscription that the handler itself makes.
     assert_eq!(ask(&mut client, "subscribe private-1\nasked").await, "");
     assert_eq!(ask(&mut publisher, "publish private-1 3\nreply done").await, "done");
     assert_eq!(client.text().await, "3");
@@ -102,7 +102,7 @@ async fn the_channels_a_client_keeps_go_on_when_it_leaves_one() {
                 assert_eq!(client.text().await, nth.to_string());
             }
         }
-        // And one more from those that are left, wherever each stands now.
+        // A second channel is left, wherever its cursor stands by now.
         let next = (left + 1) % 4;
         assert_eq!(ask(&mut client, &format!("unsubscribe c{next}\nreply left")).await, "left");
         for nth in 0..4 {
@@ -132,10 +132,10 @@ async fn a_client_follows_64_channels_and_not_one_more() {
     let relay = relay("").await;
     let mut client = relay.client("/t?many=63").await;
     assert_eq!(ask(&mut client, "subscribe news\nreply in").await, "in");
-    // Those it has are no more.
+    // Channels that the client already has do not count again.
     client.send(Message::text("subscribe news\nsubscribe many-0\npublish news 1\npublish many-62 2")).await;
     assert_eq!(texts(&mut client).await, ["1", "2"]);
-    // One out, one in.
+    // One channel is left, and another followed.
     assert_eq!(ask(&mut client, "unsubscribe many-7\nsubscribe other\npublish other 3").await, "3");
     client.send(Message::text("subscribe one-too-many")).await;
     assert_eq!(client.rest().await, (vec![], Some(CloseCode::Policy)));
@@ -162,7 +162,7 @@ async fn close_codes_are_those_that_may_be_sent() {
     for code in [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
         assert_eq!(told(&relay, &format!("disconnect {code} x")).await.0, 1008, "{code}");
     }
-    // A control frame has no more room, and ends between two characters.
+    // A control frame has no more room. The reason is cut between two characters.
     let (code, reason) = told(&relay, &format!("disconnect 4000 {}", "\u{e9}".repeat(100))).await;
     assert_eq!((code, reason), (4000, "\u{e9}".repeat(61)));
     assert_eq!(told(&relay, "disconnect 4000 ").await, (4000, String::new()));
@@ -180,7 +180,7 @@ async fn a_client_is_disconnected_by_its_id_from_anywhere_in_its_tenant() {
         let answer = ask(&mut client, &format!("kick {wrong} 4000 x")).await;
         assert!(answer.starts_with("Err(") && answer.contains("32 hexadecimal digits"), "{wrong}: {answer}");
     }
-    // The ids of another tenant's client, of nobody, of nobody on a shard that is not there.
+    // The ids of another tenant's client, of no client, and of no client on a shard that does not exist.
     for id in [&others, "00000000000000000000000000000000", "ffffffffffffffffffffffffffffffff"] {
         assert_eq!(ask(&mut client, &format!("kick {id} 4000 x")).await, "Ok(())", "{id}");
     }
@@ -189,9 +189,9 @@ async fn a_client_is_disconnected_by_its_id_from_anywhere_in_its_tenant() {
     assert_eq!(ask(&mut client, &format!("kick {own} 4001 out")).await, "Ok(())");
     assert_eq!(victim.rest().await, (vec![], Some(CloseCode::Library(4001))));
     relay.clients_closed("handler", 1.0).await;
-    // It is gone already.
+    // The client has already left.
     assert_eq!(ask(&mut client, &format!("kick {own} 4001 out")).await, "Ok(())");
-    // And so may one end itself.
+    // A client may also end itself.
     let itself = ask(&mut client, "id").await;
     client.send(Message::text(format!("kick {itself} 70 out"))).await;
     assert_eq!(client.rest().await.1, Some(CloseCode::Policy));
@@ -212,7 +212,7 @@ async fn frames_go_to_the_upstream_of_that_name() {
     assert_eq!(peer.next_text().await, "two");
     assert_eq!(ask(&mut client, "upstream other x\nupstream down x\nreply fine").await, "fine");
     assert_eq!(failures(&relay, "host_failed", "upstream").await, 2.0);
-    // What the partner says is for the channels, as without a handler.
+    // What the partner sends goes to the channels, as without a handler.
     peer.text("hello").await;
     assert_eq!(client.text().await, "hello");
     peer.was_sent_nothing().await;

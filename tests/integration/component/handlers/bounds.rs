@@ -1,4 +1,4 @@
-//! The limits of a client handler, each at work, and its metrics.
+//! Every limit of a client handler at work, and its metrics.
 
 use support::{
     client::Client,
@@ -29,7 +29,7 @@ async fn over_the_queue_a_client_is_told_and_the_message_dropped() {
         assert_eq!(client.text().await, ERROR_111);
     }
     assert_eq!(relay.metric("edge_relay_guest_queue", &CLIENT).await, 4.0);
-    // The queue is each client's own.
+    // Each client has a queue of its own.
     assert_eq!(ask(&mut other, RELEASE).await, "released");
     for nth in 0..4 {
         assert_eq!(client.text().await, nth.to_string());
@@ -51,7 +51,7 @@ async fn one_client_keeps_a_mebibyte_waiting_beside_the_first() {
     for nth in 0..4 {
         client.send(command(nth)).await;
     }
-    // Two of them fit.
+    // Two of the four fit.
     assert_eq!(client.text().await, ERROR_111);
     assert_eq!(client.text().await, ERROR_111);
     assert_eq!(ask(&mut other, RELEASE).await, "released");
@@ -73,13 +73,13 @@ async fn all_clients_of_a_tenant_share_the_backlog_and_other_tenants_have_their_
     let command = format!("reply taken\n{}", "x".repeat(40 << 10));
     first.send(Message::text(command.clone())).await;
     first.settle().await;
-    // Nobody but the one who is over it is told.
+    // Only the client that goes over the limit is told.
     assert_eq!(ask(&mut second, &command).await, ERROR_111);
     assert_eq!(ask(&mut stranger, &command).await, "taken");
     assert_eq!(ask(&mut second, RELEASE).await, "released");
     assert_eq!(first.text().await, "taken");
     assert!(first.text().await.starts_with("not a command"));
-    // What was taken has come back, each time.
+    // Each time the room comes back.
     for _ in 0..20 {
         assert_eq!(ask(&mut second, &command).await, "taken");
         assert!(second.text().await.starts_with("not a command"));
@@ -96,7 +96,7 @@ async fn messages_are_as_large_as_the_limit_says() {
     assert_eq!(client.message().await, Message::binary(vec![1; 1024]));
     client.send(Message::binary(vec![1; 1025])).await;
     assert_eq!(client.rest().await, (vec![], Some(CloseCode::Size)));
-    // A handler's own may be larger.
+    // A handler's own messages may be larger.
     let mut client = relay.client("/t").await;
     client.send(Message::text("flood 1 2000")).await;
     assert_eq!(client.message().await, Message::binary(vec![7; 2000]));
@@ -113,7 +113,7 @@ async fn calls_run_at_once_in_as_many_instances_as_may_be() {
     keep_busy(&relay, first, "loop").await;
     assert_eq!(ask(third, "reply meanwhile").await, "meanwhile");
     keep_busy(&relay, second, "loop").await;
-    // Handed to a task, and waiting for its turn.
+    // These messages are with a task, and wait for their turn.
     third.send(Message::text("reply late")).await;
     fourth.send(Message::text("reply late")).await;
     third.has_no_more().await;
@@ -121,7 +121,7 @@ async fn calls_run_at_once_in_as_many_instances_as_may_be() {
     assert_eq!(relay.metric("edge_relay_guest_instances", &CLIENT).await, 2.0);
     assert_eq!(failures(&relay, "guest_broke", "deadline").await, 0.0);
     assert_eq!(third.text().await, "late");
-    assert!(failures(&relay, "guest_broke", "deadline").await >= 1.0, "there was another instance");
+    assert!(failures(&relay, "guest_broke", "deadline").await >= 1.0, "another instance has served it");
     assert_eq!(fourth.text().await, "late");
     assert_eq!(first.text().await, ERROR_100);
     assert_eq!(second.text().await, ERROR_100);
@@ -145,7 +145,7 @@ async fn calls_and_their_time_are_counted_when_they_return() {
     let calls = async || relay.metric("edge_relay_guest_calls_total", &CLIENT).await;
     assert_eq!(relay.metric("edge_relay_guest_instances", &CLIENT).await, 0.0);
     let mut client = relay.client("/t?channel=a&channel=b").await;
-    // The handler is asked to let it in, how long it may stay, and for each channel.
+    // The handler is asked whether the client may come in, how long it may stay, and about each channel.
     assert_eq!(calls().await, 4.0);
     assert_eq!(ask(&mut client, "busy 50\nreply done").await, "done");
     assert_eq!(calls().await, 5.0);
@@ -174,7 +174,7 @@ async fn a_client_that_sends_faster_than_it_is_served_is_told_and_nobody_else_no
     assert_eq!(ask(&mut other, "reply undisturbed").await, "undisturbed");
     relay.metric_reaches(DROPPED, &QUEUE, (MESSAGES - 128) as f64).await;
     assert_eq!(ask(&mut other, RELEASE).await, "released");
-    // It has read nothing meanwhile: not every message dropped has its error.
+    // The client has read nothing yet, so not every dropped message has its error.
     let (mut served, mut told) = (0, 0);
     while served < 128 {
         match &floods.frame().await.unwrap().payload[..] {
@@ -207,7 +207,7 @@ async fn replies_that_are_not_taken_close_the_client_and_the_others_are_served()
     let relay = relay("client-message = \"1KiB\"").await;
     let mut stalled = Raw::narrow(relay.clients, "/t").await;
     let mut other = relay.client("/t").await;
-    // The first call's replies wait, the next one's are too many.
+    // The replies of the first call wait. Those of the next one are too many.
     for _ in 0..3 {
         stalled.send(&frame(FIN | TEXT, b"flood 10 1000000")).await;
     }
@@ -225,7 +225,7 @@ async fn replies_that_are_not_taken_close_the_client_and_the_others_are_served()
 async fn replies_that_wait_stay_within_the_tenants_bytes() {
     const CLIENTS: usize = 40;
     const BACKLOG: usize = 64 << 20;
-    /// What waits, and what a few calls make and copy. Without the limit 600 MB would wait.
+    /// The memory of what waits, and of what a few calls make and copy. Without the limit, 600 MB would wait.
     const MOST_MEMORY: usize = 300 << 20;
     let relay = relay("client-instances = 1\nclient-call = \"10s\"").await;
     let mut stalled = Vec::new();
@@ -237,7 +237,8 @@ async fn replies_that_wait_stay_within_the_tenants_bytes() {
     relay.clients_closed("replies", (CLIENTS - BACKLOG / 15_000_000 - 5) as f64).await;
     let memory = relay.peak_memory();
     assert!(memory < MOST_MEMORY, "{memory} bytes");
-    // When they are gone, all of it is there again: not even one of theirs would leave room for this.
+    // When the clients have gone, all room is free again. What waited for any one of them would leave too little for
+    // this.
     stalled.clear();
     until("room for a reply", async || {
         let mut raw = Raw::connect(relay.clients, "/t").await;
@@ -250,7 +251,7 @@ async fn replies_that_wait_stay_within_the_tenants_bytes() {
     .await;
 }
 
-/// The sample tenant `echo`, as it is.
+/// Tests the sample tenant `echo` unchanged.
 #[tokio::test]
 async fn echo_sends_back_what_it_gets_up_to_16_mib() {
     const MOST: usize = 16 << 20;
@@ -268,14 +269,14 @@ async fn echo_sends_back_what_it_gets_up_to_16_mib() {
         }
     }
     assert_eq!(relay.metric("edge_relay_client_replies_total", &[("tenant", "echo")]).await, sent);
-    // Besides `on-connect` and `on-subscribe`.
+    // `on-connect` and `on-subscribe` are calls too.
     assert_eq!(relay.metric("edge_relay_guest_calls_total", &[("tenant", "echo")]).await, sent + 2.0);
     let large = Client::connect(&relay.url("/echo")).await;
     assert_eq!(too_large(large, MOST + 1).await, Some(CloseCode::Size));
     client.has_no_more().await;
 }
 
-/// The code that a client is closed with for a message of this size.
+/// Sends a message of this size. Returns the code that the client is closed with.
 async fn too_large(mut client: Client, size: usize) -> Option<CloseCode> {
     client.try_send(Message::binary(vec![0; size])).await;
     client.rest().await.1

@@ -1,4 +1,4 @@
-//! Handlers that trap and loop: what that costs, and whom.
+//! Handlers that trap and loop: what that costs, and which clients.
 
 use support::{client::Client, guests, raw::request, relay::Relay, tenant::Folder};
 use tokio_tungstenite::tungstenite::Message;
@@ -8,7 +8,7 @@ use crate::entry::handshakes::refusal;
 
 const LOST: &str = "edge_relay_guest_lost_total";
 
-/// How a handshake at this path is refused: the answer's status and code.
+/// Returns the status and the code with which a handshake at this path is refused.
 async fn refused(relay: &Relay, path: &str) -> (u16, String) {
     let (status, _, code, _) = refusal(relay, &request(relay.clients, path)).await;
     (status, code)
@@ -63,7 +63,7 @@ async fn a_loop_costs_its_message_and_no_other_clients_time() {
 
 #[tokio::test]
 async fn a_hoard_ends_at_the_memory_limit() {
-    /// The limit several times over, for all that is beside it.
+    /// Several times the limit, to leave room for everything else.
     const MOST_MEMORY: usize = 150 << 20;
     let relay = relay("memory = \"16MiB\"").await;
     let mut client = relay.client("/t").await;
@@ -121,7 +121,7 @@ async fn a_trap_when_a_client_leaves_is_counted() {
     assert!(left.ends_with(" client"), "{left}");
     let trap = [("role", "client"), ("reason", "trap")];
     relay.metric_reaches("edge_relay_guest_failures_total", &trap, 1.0).await;
-    // No message was lost, and nobody else noticed.
+    // No message was lost, and no other client noticed.
     assert_eq!(relay.metric(LOST, &CLIENT).await, 0.0);
     assert_eq!(ask(&mut gone, "reply fine").await, "fine");
     gone.has_no_more().await;

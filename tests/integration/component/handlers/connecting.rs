@@ -1,4 +1,4 @@
-//! Who is let in, and to which channels.
+//! Which clients are let in, and to which channels.
 
 use support::{
     client::Client,
@@ -13,18 +13,18 @@ use tokio_tungstenite::tungstenite::Message;
 use super::{ERROR_100, RELEASE, ask, failures, keep_busy, queue_is, relay, relay_with, texts};
 use crate::entry::handshakes::refusal;
 
-/// How a handshake at this path is refused: the answer's status, code and message.
+/// Returns the status, the code and the message with which a handshake at this path is refused.
 async fn refused(relay: &Relay, path: &str) -> (u16, String, String) {
     let (status, _, code, message) = refusal(relay, &request(relay.clients, path)).await;
     (status, code, message)
 }
 
-/// Handshakes that led to no client, for this reason.
+/// How many handshakes led to no client, for this reason.
 async fn counted(relay: &Relay, reason: &str) -> f64 {
     relay.metric("edge_relay_handshakes_refused_total", &[("reason", reason)]).await
 }
 
-/// Connects with more headers; what the handler saw of the request, a line for each part.
+/// Connects with more headers. Returns what the handler saw of the request, a line for each part.
 async fn seen(relay: &Relay, path: &str, headers: &[u8]) -> Vec<String> {
     let mut raw = Raw::tcp(relay.clients).await;
     let plain = request(relay.clients, path);
@@ -85,7 +85,7 @@ async fn identity_and_channels_are_the_handlers_choice() {
     let mut nobody = relay.client("/t?channels=&channel=c").await;
     assert_eq!(ask(&mut ada, "whoami").await, "ada");
     assert_eq!(ask(&mut nobody, "whoami").await, "nobody");
-    // It had its say already.
+    // The handler has already chosen, and is not asked about channels.
     assert_eq!(ask(&mut ada, "asked").await, "");
     let said = "publish a 1\npublish main 2\npublish c 3\npublish b 4\nreply done";
     assert_eq!(ask(&mut nobody, said).await, "done");
@@ -134,7 +134,7 @@ async fn a_rejection_has_the_handlers_status_and_reason() {
         (401, 401),
         (418, 418),
         (599, 599),
-        // What is no refusal in HTTP.
+        // HTTP has no refusals with these codes.
         (0, 403),
         (101, 403),
         (200, 403),
@@ -151,7 +151,7 @@ async fn a_rejection_has_the_handlers_status_and_reason() {
     }
     assert_eq!(failures(&relay, "guest_said_no", "connect").await, cases.len() as f64);
     assert_eq!(counted(&relay, "rejected").await, cases.len() as f64);
-    // Nobody was let in who could leave.
+    // No client was let in that could leave.
     gone.has_no_more().await;
 }
 
@@ -178,7 +178,7 @@ async fn channels_that_cannot_be_are_the_handlers_fault() {
     for path in ["/t?many=65", long.as_str(), "/listed?channels=news,other"] {
         let (status, code, message) = refused(&relay, path).await;
         assert_eq!((status, code.as_str()), (500, "handler"), "{path}: {message}");
-        assert!(message.ends_with("channels that cannot be"), "what the handler named is not for clients: {message}");
+        assert!(message.ends_with("channels that cannot be"), "the channel's name was sent to the client: {message}");
     }
     assert_eq!(counted(&relay, "handler").await, 3.0);
     assert_eq!(failures(&relay, "guest_broke", "channels").await, 2.0);
@@ -196,7 +196,7 @@ async fn messages_right_behind_the_handshake_are_handled() {
     let relay = relay("client-queue = 1000").await;
     for query in ["", "?busy=300"] {
         let mut raw = Raw::tcp(relay.clients).await;
-        // More than is read with the request.
+        // More than the relay reads together with the request.
         let command = |nth: usize| format!("reply {nth}-{}", "x".repeat(1000));
         let messages: Vec<u8> = (0..100).flat_map(|nth| frame(FIN | TEXT, command(nth).as_bytes())).collect();
         raw.send(&[request(relay.clients, &format!("/t{query}")).as_bytes(), &messages].concat()).await;
@@ -220,7 +220,7 @@ async fn a_client_that_is_gone_while_it_is_let_in_has_left() {
     drop(raw);
     relay.metric_reaches("edge_relay_handshakes_refused_total", &[("reason", "http")], 1.0).await;
     watches.has_no_more().await;
-    // The answer and the news take different ways.
+    // The answer and the publication take different ways.
     let mut come = [ask(&mut watches, RELEASE).await, watches.text().await];
     come.sort();
     assert_eq!(come, [format!("{id} handshake"), "released".to_owned()]);
@@ -238,7 +238,7 @@ async fn clients_that_leave_before_their_turn_cost_no_call() {
         raw.send(request(relay.clients, "/t").as_bytes()).await;
     }
     relay.metric_reaches("edge_relay_handshakes_refused_total", &[("reason", "http")], CROWD as f64).await;
-    assert_eq!(failures(&relay, "guest_broke", "deadline").await, 0.0, "they went before the call was over");
+    assert_eq!(failures(&relay, "guest_broke", "deadline").await, 0.0, "the call ended before they left");
     assert_eq!(watches.text().await, ERROR_100);
     relay.client("/t?last").await;
     let knock = watches.text().await;
@@ -254,7 +254,7 @@ async fn no_more_clients_get_in_at_once_than_may_be_there() {
         let url = url.clone();
         connecting.spawn(async move { Client::try_connect(&url).await });
     }
-    // All of them are asked about at the same time.
+    // The handler is asked about all of them at the same time.
     for _ in 0..6 {
         let knock = watches.text().await;
         assert!(knock.ends_with(" hold=key"), "{knock}");
@@ -291,7 +291,7 @@ async fn a_client_is_told_to_come_later_while_too_many_wait_for_the_handler() {
         head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("retry-after: ")?.parse::<u32>().ok());
     assert!(later.is_some_and(|seconds| (1..=5).contains(&seconds)), "{head}");
     assert_eq!(counted(&relay, "crowded").await, 1.0);
-    // Those that have asked are not cut for others.
+    // Clients that the handler is asked about are not cut to make room.
     assert_eq!(ask(&mut watches, RELEASE).await, "released");
     assert!(connecting.join_all().await.iter().all(Result::is_ok));
     relay.client("/t").await;
@@ -307,7 +307,7 @@ async fn without_a_handler_what_clients_send_is_dropped() {
     let dropped = [("tenant", "bare"), ("reason", "no_handler")];
     relay.metric_reaches("edge_relay_client_messages_dropped_total", &dropped, 1.0).await;
     bare.has_no_more().await;
-    // The neighbour's handler was asked nothing.
+    // The neighbour's handler was not called.
     assert_eq!(relay.metric("edge_relay_guest_calls_total", &[]).await, 0.0);
     queue_is(&relay, 0).await;
 }

@@ -1,4 +1,4 @@
-//! How clients leave, and what their handler is told of it.
+//! How clients leave, and what their handler is told.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode
 
 use super::{ERROR_100, ask, keep_busy, relay, relay_with};
 
-/// A client by hand, and its id.
+/// Connects a client by hand. Returns it with its id.
 async fn raw(relay: &Relay) -> (Raw, String) {
     let mut raw = Raw::connect(relay.clients, "/t").await;
     raw.send(&frame(FIN | TEXT, b"id")).await;
@@ -21,7 +21,7 @@ async fn raw(relay: &Relay) -> (Raw, String) {
     (raw, String::from_utf8(id).unwrap())
 }
 
-/// One that is told who leaves.
+/// Connects a client that is told which clients leave.
 async fn watcher(relay: &Relay) -> Client {
     relay.client("/t?channels=gone").await
 }
@@ -55,7 +55,7 @@ async fn the_handler_is_told_once_that_a_client_is_gone_and_why() {
     drop(kicked);
     left(&mut gone, &id, "handler").await;
 
-    // Twice, and by itself too: the first reason counts.
+    // The client is closed twice, and closes by itself too. The first reason counts.
     let (mut hurried, id) = raw(&relay).await;
     assert_eq!(ask(&mut gone, &format!("kick {id} 4000 out\nkick {id} 4001 out")).await, "Ok(())");
     assert_eq!(gone.text().await, "Ok(())");
@@ -85,7 +85,7 @@ async fn a_client_that_does_not_answer_has_left_too() {
     let (_silent, id) = raw(&relay).await;
     let mut gone = watcher(&relay).await;
     left(&mut gone, &id, "no_pong").await;
-    // This one answers while it waits.
+    // This client answers pings while it waits.
     gone.pinged(2).await;
     gone.has_no_more().await;
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 1.0);
@@ -127,9 +127,9 @@ async fn nothing_of_a_client_that_left_reaches_the_next() {
         let (mut client, id) = raw(&relay).await;
         client.send(&frame(FIN | TEXT, b"busy 20\nreply for the one before\ndisconnect 4000 x")).await;
         drop(client);
-        // In its place in the table, perhaps.
+        // The next client may get the same place in the table.
         let mut next = Client::connect(&relay.url("/t")).await;
-        // The end of the connection and the handler's word for it are on their way at the same time.
+        // The end of the connection and the handler's publication are on their way at the same time.
         let who = gone.text().await;
         assert!(who.starts_with(&id), "{who}");
         assert_eq!(ask(&mut next, "reply mine").await, "mine");
@@ -148,7 +148,7 @@ async fn at_shutdown_clients_are_told_and_the_handler_last() {
         ids.push(ask(&mut client, "id").await);
         clients.push(client);
     }
-    // Under way or waiting when the signal comes, and finished all the same.
+    // Calls that run or wait when the signal comes are finished.
     keep_busy(&relay, &mut clients[0], "busy 300\nlog the first\nreply late\npublish main late").await;
     clients[0].send(Message::text("log the second")).await;
     clients[0].settle().await;
@@ -157,12 +157,12 @@ async fn at_shutdown_clients_are_told_and_the_handler_last() {
         assert_eq!(client.rest().await.1, Some(CloseCode::Away));
     }
     assert_eq!(relay.end().await.code(), Some(0));
-    // What it has written before its end is read behind it.
+    // The relay's last lines may be read after its end.
     for id in &ids {
         relay.logged(&[&format!("{id} shutdown")]).await;
     }
     let log = relay.log();
-    // The line, of which there is one.
+    // The number of the line with this text. There must be one.
     let nth = |text: &str| {
         let found: Vec<_> = log.lines().enumerate().filter(|(_, line)| line.contains(text)).collect();
         assert_eq!(found.len(), 1, "{text}: {log}");

@@ -1,4 +1,4 @@
-//! Order: of one client's messages, and of what is done after one.
+//! Order: among one client's messages, and among the actions after one message.
 
 use futures_util::future::join_all;
 use support::client::Client;
@@ -55,7 +55,7 @@ async fn what_a_handler_does_comes_in_its_order() {
     let mut client = relay.client("/t").await;
     let mut other = relay.client("/t?channels=busy").await;
     for round in 0..100 {
-        // A channel that nobody follows yet, one that another follows, and its own.
+        // The actions use a channel without subscribers, one that another client follows, and the client's own.
         let fresh = format!("fresh-{round}");
         let said = format!(
             "publish {fresh} 0\nsubscribe {fresh}\npublish {fresh} 1\nreply 2\npublish main 3\npublish {fresh} 4\n\
@@ -67,7 +67,7 @@ async fn what_a_handler_does_comes_in_its_order() {
         for _ in 0..9 {
             came.push(client.text().await);
         }
-        // Order is within a channel: these two are of two, published together.
+        // Order holds within a channel. These two publications belong to two channels, and went out together.
         came[2..4].sort();
         assert_eq!(came, ["1", "2", "3", "4", "5", "6", "7", "8", "9"], "round {round}");
         assert_eq!(other.text().await, "6");
@@ -91,7 +91,7 @@ async fn a_publication_behind_a_subscription_arrives_however_busy_the_channel_is
             match client.text().await {
                 text if text == "over" => break,
                 text if text == round.to_string() => own += 1,
-                // The busy one's.
+                // A publication of the busy client.
                 text => assert_eq!(text, ""),
             }
         }

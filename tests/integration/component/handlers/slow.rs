@@ -1,4 +1,4 @@
-//! Clients that read slowly: replies, publications and subscriptions between each other's bytes.
+//! Clients that read slowly: replies, publications and subscriptions that meet while a frame is half sent.
 
 use support::{
     client::Client,
@@ -8,7 +8,7 @@ use support::{
 
 use super::{ask, relay};
 
-/// More than the sockets' buffers take of one frame.
+/// A frame larger than the sockets' buffers.
 const LARGE: usize = 8 << 20;
 
 fn large(size: usize) -> Vec<u8> {
@@ -21,8 +21,8 @@ fn text(text: &str) -> Frame {
 
 /// Sends commands, and waits until this many batches of replies to them are at the client's socket.
 ///
-/// At once, and once in a test: the acknowledgements of what a client sends while it takes nothing may be dropped with
-/// the data they come with, and then its system keeps what it sends next to itself.
+/// Call it once in a test, with all commands. While the client takes nothing, its kernel may drop the acknowledgements
+/// of what it sent, together with the data that carry them. Then the kernel holds back what the client sends next.
 async fn told(relay: &Relay, client: &mut Raw, commands: &[&str], batches: u32) {
     let before = relay.metric("edge_relay_client_replies_total", &[]).await;
     let frames: Vec<u8> = commands.iter().flat_map(|command| frame(FIN | TEXT, command.as_bytes())).collect();
@@ -30,7 +30,8 @@ async fn told(relay: &Relay, client: &mut Raw, commands: &[&str], batches: u32) 
     relay.metric_reaches("edge_relay_client_replies_total", &[], before + f64::from(batches)).await;
 }
 
-/// A slow client of these channels, one that publishes, and half a large frame of channel `large` sent to the first.
+/// Returns a slow client of these channels, and a client that publishes. The slow one has got half of a large frame of
+/// channel `large`.
 async fn half_sent(relay: &Relay, query: &str) -> (Raw, Client) {
     let mut slow = Raw::narrow(relay.clients, &format!("/t?{query}")).await;
     slow.send(&frame(FIN | TEXT, b"reply in")).await;
@@ -116,7 +117,8 @@ async fn a_disconnect_lets_the_half_sent_frame_and_the_replies_end() {
 #[tokio::test]
 async fn replies_and_publications_never_cut_each_others_frames() {
     const ROUNDS: usize = 300;
-    /// A few times what the sockets take, and not a divisor of anything: frames end anywhere in their buffers.
+    /// Several frames fill the sockets' buffers, and the size divides none of them. So frames end anywhere in the
+    /// buffers.
     const SIZE: usize = 40_004;
     let relay = relay("client-queue = 1000").await;
     let mut slow = Raw::narrow(relay.clients, "/t?channel=a&channel=b&channel=c").await;

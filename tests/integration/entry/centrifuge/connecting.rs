@@ -1,4 +1,4 @@
-//! How a client gets in, and out.
+//! How a client connects, and how it is disconnected.
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -58,7 +58,7 @@ async fn a_client_that_is_disconnected_stays_or_comes_back_as_the_code_says(mut 
     sdk.value("client.send('disconnect 4000 come again')").await;
     sdk.sees("all('connected').length === 2").await;
     assert_eq!(last(&mut sdk, "connecting", "code, reason").await, json!([4000, "come again"]));
-    // A reply before it is still sent.
+    // A reply before the disconnect is still sent.
     sdk.value("client.send('reply farewell\\ndisconnect 4501 for good')").await;
     sdk.sees("all('disconnected').length === 1").await;
     assert_eq!(last(&mut sdk, "message", "data").await, json!(["farewell"]));
@@ -67,7 +67,7 @@ async fn a_client_that_is_disconnected_stays_or_comes_back_as_the_code_says(mut 
 
 async fn pings_keep_a_connection(mut sdk: JavaScript) {
     let relay = handled("ping-interval = \"2s\"").await;
-    // Without a ping within 4 s the client would leave, without a pong the relay would drop it.
+    // Without a ping within 4 s the client would leave. Without a pong the relay would close it.
     connect(&mut sdk, &url(&relay, ""), json!({ "maxServerPingDelay": 2000 })).await;
     sdk.value("new Promise((done) => setTimeout(done, 9000))").await;
     assert_eq!(sdk.value("[all('connecting').length, client.state]").await, json!([1, "connected"]));
@@ -90,7 +90,7 @@ async fn protobuf_is_not_available(mut sdk: JavaScript) {
     sdk.value(&format!("start({address}, {{}}, CentrifugeProtobuf)")).await;
     sdk.sees("all('disconnected').length === 1").await;
     assert_eq!(last(&mut sdk, "disconnected", "code, reason").await, json!([3508, "not available"]));
-    // What others ask with.
+    // Other SDKs may ask for this.
     let other = json!(url(&relay, "?format=protobuf"));
     let closed = format!(
         "new Promise((done) => {{ new WebSocket({other}).onclose = ({{ code, reason }}) => done([code, reason]); }})"

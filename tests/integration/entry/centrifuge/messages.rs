@@ -24,11 +24,11 @@ async fn a_call_is_answered_by_a_result_or_an_error(mut sdk: JavaScript) {
     let relay = handled("").await;
     connect(&mut sdk, &url(&relay, ""), json!({})).await;
     assert_eq!(sdk.value("client.rpc('result', { a: [1, 'b\\n'] })").await, json!({ "data": { "a": [1, "b\n"] } }));
-    // What is no JSON comes as a string.
+    // A result that is not JSON comes as a string.
     assert_eq!(sdk.value("client.rpc('result', 'of this')").await, json!({ "data": "of this" }));
     let refused = sdk.value("refused(client.rpc('error', '4001 say please'))").await;
     assert_eq!(refused, json!({ "code": 4001, "message": "say please" }));
-    // What else it has done comes too.
+    // The call's other actions arrive too.
     assert_eq!(sdk.value("client.rpc('reply', 'meanwhile\\nresult 7')").await, json!({ "data": 7 }));
     assert_eq!(sdk.value("all('message').map(({ data }) => data)").await, json!(["meanwhile"]));
 }
@@ -40,10 +40,10 @@ async fn a_message_is_answered_by_messages(mut sdk: JavaScript) {
     sdk.sees("all('message').length === 3").await;
     let data = sdk.value("all('message').map((message) => message.data)").await;
     assert_eq!(data, json!(["one", { "two": 2 }, 3]));
-    // Nothing else can tell of an error.
+    // A message has no reply to carry an error, so the error is a message.
     let error = ask(&mut sdk, "error 4001 say please").await;
     assert_eq!(error, json!({ "error": { "code": 4001, "message": "say please" } }));
-    // Bytes are told as such.
+    // Bytes arrive marked as bytes.
     let flood = ask(&mut sdk, "flood 1 3").await;
     assert_eq!(flood, json!({ "base64": "BwcH" }));
 }

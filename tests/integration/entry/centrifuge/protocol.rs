@@ -1,4 +1,4 @@
-//! What no SDK says, but somebody may.
+//! Commands that no SDK sends, and other clients may.
 
 use serde_json::{Value, json};
 use support::{client::Client, guests, partner::Partner, relay::Relay, tenant::Folder};
@@ -14,12 +14,12 @@ async fn connected(relay: &Relay) -> Client {
     client
 }
 
-/// The replies of a frame.
+/// Returns the replies in a frame.
 fn replies(frame: &str) -> Vec<Value> {
     frame.split('\n').map(|reply| serde_json::from_str(reply).unwrap()).collect()
 }
 
-/// What a frame is answered with, in one frame or more.
+/// Sends a frame. Returns its answers, which come in one or more frames.
 async fn answers(client: &mut Client, frame: &str, count: usize) -> Vec<Value> {
     client.send(Message::text(frame)).await;
     let mut answers = Vec::new();
@@ -98,7 +98,7 @@ async fn a_client_whose_handler_takes_its_time_is_let_in() {
 }
 
 #[tokio::test]
-async fn a_flood_of_history_is_in_nobodys_way() {
+async fn a_flood_of_history_delays_no_other_client() {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
     let mut peer = partner.accept().await;
@@ -113,7 +113,7 @@ async fn a_flood_of_history_is_in_nobodys_way() {
     for _ in 0..10 {
         flood.try_send(Message::text(commands.as_str())).await;
     }
-    // Its thread is that of the handshakes.
+    // The thread that serves history also does the handshakes.
     for _ in 0..20 {
         drop(relay.client("/t").await);
     }

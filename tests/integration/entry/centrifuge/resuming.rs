@@ -1,4 +1,5 @@
-//! A client whose connection is cut comes back by itself, with all that it missed or the word that it cannot.
+//! A client whose connection was cut comes back by itself. It gets all that it missed, or learns that this is not
+//! possible.
 
 use std::fmt::Write;
 
@@ -32,7 +33,7 @@ in_page!(
     a_subscription_is_begun_again_when_the_upstream_is_lost,
 );
 
-/// A relay whose tenant `t` passes on what its partner says, and a way to it that can be cut.
+/// A relay whose tenant `t` passes on what its partner sends, and a proxy in front of it that can cut connections.
 async fn feed() -> (Relay, Partner, Peer, Chaos) {
     let mut partner = Partner::start().await;
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "")).await;
@@ -45,7 +46,7 @@ fn through(chaos: &Chaos, query: &str) -> String {
     format!("ws://{}/t/connection/websocket{query}", chaos.address)
 }
 
-/// The partner says these numbers, one a message, and the relay has them.
+/// The partner sends these numbers, one in a message, and the relay publishes them.
 async fn say(relay: &Relay, peer: &mut Peer, numbers: std::ops::RangeInclusive<u32>) {
     let last = numbers.end().to_string();
     let mut witness = relay.client("/t?channel=main").await;
@@ -53,7 +54,7 @@ async fn say(relay: &Relay, peer: &mut Peer, numbers: std::ops::RangeInclusive<u
     while witness.text().await != last {}
 }
 
-/// The client has got these numbers, all once and in order.
+/// Checks that the client got each of these numbers once and in order.
 async fn has(sdk: &mut JavaScript, channel: &str, numbers: std::ops::RangeInclusive<u32>) {
     sdk.sees(&format!("published('{channel}').length >= {}", numbers.clone().count())).await;
     assert_eq!(sdk.value(&format!("published('{channel}')")).await, json!(numbers.collect::<Vec<_>>()));
@@ -110,7 +111,7 @@ async fn server_side_subscriptions_miss_nothing(mut sdk: JavaScript) {
     assert_eq!(recovered(&mut sdk).await, json!([true, true]));
 }
 
-/// Wherever the line breaks, also while what was missed is on its way.
+/// The connection breaks at any point, also while the missed publications are on their way.
 async fn many_cuts_lose_nothing(mut sdk: JavaScript) {
     let (relay, _partner, mut peer, chaos) = feed().await;
     connect(&mut sdk, &through(&chaos, ""), json!({})).await;
@@ -118,7 +119,7 @@ async fn many_cuts_lose_nothing(mut sdk: JavaScript) {
     for round in 0..20 {
         say(&relay, &mut peer, round * 100 + 1..=round * 100 + 100).await;
         chaos.cut();
-        // Some are still connecting when they are cut.
+        // Some clients are still connecting when they are cut.
         tokio::time::sleep(std::time::Duration::from_millis(u64::from(round) * 7)).await;
     }
     has(&mut sdk, "main", 1..=2000).await;
@@ -158,7 +159,7 @@ async fn a_subscription_is_begun_again_when_the_upstream_is_lost(mut sdk: JavaSc
     assert_eq!(recovered(&mut sdk).await, json!([true, false]));
     say(&relay, &mut peer, 11..=20).await;
     has(&mut sdk, "main", 1..=20).await;
-    // The connection is the same.
+    // The connection is still the first one.
     assert_eq!(sdk.value("all('connecting').length").await, 1);
 }
 

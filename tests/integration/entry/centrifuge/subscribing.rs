@@ -1,4 +1,4 @@
-//! Whom a client follows, and what it can ask of the past.
+//! Which channels a client follows, and what it can ask about their past.
 
 use serde_json::{Value, json};
 use support::{guests, javascript::JavaScript, partner::Partner, probe::Probe, relay::Relay, tenant::Folder};
@@ -53,7 +53,7 @@ async fn the_handler_begins_and_ends_subscriptions(mut sdk: JavaScript) {
     ask(&mut sdk, "unsubscribe a\npublish a 3\nreply done").await;
     sdk.sees("all('unsubscribed', 'a').length === 1").await;
     assert_eq!(sdk.value("published('a')").await, json!([1]));
-    // And one that the client has asked for.
+    // The handler can also end a subscription that the client has asked for.
     sdk.value("follow('own')").await;
     ask(&mut sdk, "unsubscribe own\nreply done").await;
     sdk.sees("all('unsubscribed', 'own').length === 1").await;
@@ -94,7 +94,7 @@ async fn history_is_read_in_pages(mut sdk: JavaScript) {
         ))
         .await
     };
-    // As the protocol has it: no limit is none to give, but where the channel is; -1 is all.
+    // As the protocol has it: without a limit there are no publications, only the position. A limit of -1 is no limit.
     assert_eq!(read(json!({})).await, json!([[], 10]));
     assert_eq!(read(json!({ "limit": -1 })).await, json!([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 10]));
     assert_eq!(read(json!({ "limit": 3 })).await, json!([[1, 2, 3], 10]));

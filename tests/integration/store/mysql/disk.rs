@@ -28,7 +28,7 @@ async fn while_the_hosts_disk_is_full_rows_are_refused_and_none_is_lost() {
     disk.free();
     assert_eq!(append(&relay, 6).await, "1");
     disk.fill();
-    // Killed on a full disk, and started on it.
+    // The host is killed on a full disk, and starts on it.
     let relay = Relay::serve(relay.end_with(Signal::KILL).await).await;
     assert_eq!(relay.api_get("/t/records?of=log&count=9").await.1, "6 2 1 0");
     assert!(append(&relay, 7).await.contains("Full"));
@@ -53,7 +53,7 @@ async fn while_mysqls_disk_is_full_rows_wait_and_then_go_on() {
     append().await;
     drained(&relay, &database, 1000).await;
     disk.fill();
-    // Its files have some room left.
+    // MySQL's files have some room left.
     while relay.metric("edge_relay_records_drain_failures_total", &[]).await == 0.0 {
         assert!(append().await < 500_000, "{}", relay.log());
     }

@@ -1,4 +1,4 @@
-//! Whatever happens in whatever order: a row that was acknowledged is in MySQL exactly once.
+//! Faults in any order: a row that was acknowledged is in MySQL exactly once.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -15,25 +15,26 @@ use support::{
 
 use super::{outbox_empty, serve};
 
-/// Runs of the test; `PROPTEST_CASES` says another number.
+/// How often the test runs. `PROPTEST_CASES` sets another number.
 const CASES: u32 = 10;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// Appends rows and waits for the answer.
+    /// Appends rows, and waits for the answer.
     Append(u64),
-    /// Waits until all rows are in MySQL, if it is there.
+    /// Waits until all rows are in MySQL, if MySQL runs.
     Drain,
-    /// Appends rows; the statement with them never arrives, or it does, is committed, and the answer never arrives.
+    /// Appends rows. Either the statement with them is lost before MySQL gets it, or its answer is lost after the
+    /// commit.
     Lose {
         rows: u64,
         answer: bool,
     },
-    /// Appends as fast as it goes, and kills the host some milliseconds later; then starts it.
+    /// Appends as fast as possible, kills the host some milliseconds later, and starts it again.
     CrashAppending(u64),
-    /// Ends the host, in peace or not, and starts it.
+    /// Stops the host or kills it (`true`), and starts it again.
     Restart(bool),
-    /// Ends MySQL, in peace or not.
+    /// Stops MySQL or kills it (`true`).
     LoseMySql(bool),
     StartMySql,
 }
@@ -65,7 +66,7 @@ fn acknowledged_means_exactly_once() {
     outcome.unwrap();
 }
 
-/// Takes the steps with an empty database, then lets everything come to rest and compares.
+/// Takes the steps with an empty database. Then waits until all rows are drained, and compares.
 async fn take(steps: &[Step], database: &mut MariaDb) {
     let mut there = true;
     if database.ended().is_some() {
@@ -76,7 +77,7 @@ async fn take(steps: &[Step], database: &mut MariaDb) {
     let url = database.url_at(chaos.address);
     let mut relay = serve(Appends::folder_to_mysql(), &url).await;
     let mut appends = Appends::default();
-    // Makes the tables.
+    // The first append creates the tables.
     appends.append(&relay, 1).await;
     for step in steps {
         match *step {

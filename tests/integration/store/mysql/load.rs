@@ -1,4 +1,4 @@
-//! Trouble while many append: with the way to MySQL, with MySQL, with the host.
+//! Faults while many append: of the connection to MySQL, of MySQL, of the host.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use support::{
 
 use super::{outbox_empty, serve};
 
-/// Rows a second of the load that others must bear.
+/// The load of the test: rows a second.
 const PER_SECOND: u32 = 5000;
-/// What that makes in half a minute.
+/// The rows of half a minute.
 const ROWS: u64 = 30 * PER_SECOND as u64;
 
 /// Waits until the host drains again.
@@ -24,7 +24,7 @@ async fn drains(relay: &Relay) {
     relay.metric_reaches("edge_relay_records_drained_total", &[], drained + 1.0).await;
 }
 
-/// Waits until the host has found that MySQL does not take rows, once more than before.
+/// Waits until one more drain than `before` has failed.
 async fn fails(relay: &Relay, before: f64) {
     relay.metric_reaches("edge_relay_records_drain_failures_total", &[], before + 1.0).await;
 }
@@ -58,7 +58,7 @@ async fn the_line_is_cut_stalled_half_closed_in_a_commit_and_slow() {
         chaos.cut();
         fails(&relay, before).await;
         drains(&relay).await;
-        // In the middle of whatever is under way, both ways: appends go on, for two seconds at their rate.
+        // The stall may come at any point, in both directions. Appends go on for two seconds at their rate.
         chaos.stall();
         more(&appends, 2 * u64::from(PER_SECOND)).await;
         chaos.go_on();

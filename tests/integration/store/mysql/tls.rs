@@ -4,7 +4,7 @@ use support::{appends::Appends, certificates::Authority, mariadb::MariaDb, relay
 
 use super::drained;
 
-/// A relay that trusts one authority.
+/// A relay that trusts this authority.
 async fn serve(url: &str, trusted: &Authority) -> Relay {
     let folder = Appends::folder_to_mysql();
     folder.write("roots.pem", &trusted.pem);
@@ -13,10 +13,10 @@ async fn serve(url: &str, trusted: &Authority) -> Relay {
 }
 
 #[tokio::test]
-async fn rows_go_over_tls_to_whom_the_machine_trusts() {
+async fn rows_go_over_tls_to_a_server_that_the_machine_trusts() {
     let (authority, unknown) = (Authority::generate(), Authority::generate());
     let Some(database) = MariaDb::start_tls(&authority).await else { return };
-    // From now on the server takes that user by TLS alone.
+    // From now on the server takes that user only over TLS.
     database.query("ALTER USER relay REQUIRE SSL").await;
     let secure = format!("{}?require_ssl=true", database.url());
     for (url, trusted, why) in [(&database.url(), &authority, "Access denied"), (&secure, &unknown, "certificate")] {

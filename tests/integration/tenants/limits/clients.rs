@@ -1,4 +1,4 @@
-//! How many clients there may be: of a tenant, and of an address.
+//! How many clients a tenant may have, and how many of them from one address.
 
 use support::{
     client::Client,
@@ -17,7 +17,7 @@ use crate::{
 
 const DOORS: [&str; 3] = ["/t", "/t/connection/websocket", "/t/sse"];
 
-/// A client's request at a door, with more headers.
+/// A client's request over a transport, with more headers.
 fn at(relay: &Relay, door: &str, more: &str) -> String {
     let request = match door {
         "/t/sse" => "GET /t/sse HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
@@ -26,7 +26,7 @@ fn at(relay: &Relay, door: &str, more: &str) -> String {
     request.replace("\r\n\r\n", &format!("\r\n{more}\r\n"))
 }
 
-/// A client that is let in by a door.
+/// Connects a client over a transport.
 async fn let_in(relay: &Relay, door: &str, more: &str) -> Raw {
     let mut raw = Raw::tcp(relay.clients).await;
     raw.send(at(relay, door, more).as_bytes()).await;
@@ -35,7 +35,7 @@ async fn let_in(relay: &Relay, door: &str, more: &str) -> Raw {
     raw
 }
 
-/// A client that is refused at a door with this status and code, and told when to come again.
+/// Checks that a client is refused over a transport with this status and code, and told when to come again.
 async fn refused(relay: &Relay, door: &str, more: &str, status: u16, code: &str) {
     let (found, head, reason, _) = refusal(relay, &at(relay, door, more)).await;
     assert_eq!((found, reason.as_str()), (status, code), "{door}: {head}");
@@ -43,7 +43,7 @@ async fn refused(relay: &Relay, door: &str, more: &str, status: u16, code: &str)
 }
 
 #[tokio::test]
-async fn a_tenants_clients_are_limited_over_all_doors() {
+async fn a_tenants_clients_are_limited_over_all_transports() {
     let partner = Partner::start().await;
     let folder = Folder::new("").tenant("t", &partner.url(), "[limits]\nclients = 3").tenant("u", &partner.url(), "");
     let mut manifest = Manifest::of(&folder, "t");
@@ -57,14 +57,14 @@ async fn a_tenants_clients_are_limited_over_all_doors() {
         assert_eq!(refusals(&relay, "clients").await, times);
     }
     assert_eq!(relay.metric("edge_relay_handshakes_refused_total", &[("reason", "clients")]).await, 3.0);
-    // Other tenants have their own.
+    // Another tenant has a limit of its own.
     relay.client("/u").await;
     clients.pop();
     let again = until("room for another", async || {
         Client::try_connect(&relay.url("/t")).await.map_err(|error| error.to_string())
     })
     .await;
-    // Fewer: those that are there stay. More: there is room at once.
+    // With a lower limit, connected clients stay. With a higher one, there is room at once.
     manifest.change(&relay, "clients = 3", "clients = 1", "applied", 1.0).await;
     refused(&relay, "/t", "", 503, "clients").await;
     assert_eq!(relay.metric("edge_relay_clients", &[("tenant", "t")]).await, 3.0);
@@ -97,7 +97,7 @@ async fn clients_of_an_address_are_limited_with_the_address_that_proxies_tell() 
     let mut clients = Vec::new();
     let mut times = 0.0;
     for (door, nth) in DOORS.into_iter().zip(1..) {
-        // One address for each door; there the next one is refused by every door.
+        // One address for each transport. There the next client is refused over every transport.
         let address = from(&format!("203.0.113.{nth}"));
         clients.push(let_in(&relay, door, &address).await);
         for door in DOORS {
@@ -112,7 +112,7 @@ async fn clients_of_an_address_are_limited_with_the_address_that_proxies_tell() 
     clients.push(let_in(&relay, "/t", &from("2001:db8:0:1::1")).await);
     refused(&relay, "/t", &from("2001:db8:0:1:ffff::2"), 429, "clients_per_address").await;
     clients.push(let_in(&relay, "/t", &from("2001:db8:0:2::1")).await);
-    // An `EventSource` is not told to come again for ever: it gets the error too.
+    // An `EventSource` gets the error too, and not an answer that has it come again for ever.
     refused(
         &relay,
         "/t/sse",
@@ -121,7 +121,7 @@ async fn clients_of_an_address_are_limited_with_the_address_that_proxies_tell() 
         "clients_per_address",
     )
     .await;
-    // Once they have gone others of their address may come.
+    // When a client has gone, another one of its address may come.
     clients.remove(0);
     until("room for another", async || {
         let mut raw = Raw::tcp(relay.clients).await;

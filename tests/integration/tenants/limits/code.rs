@@ -1,4 +1,4 @@
-//! What components may take: memory, time, instances, handles, state, records, and requests at a time.
+//! What components may use: memory, time, instances, handles, state, records, and requests at a time.
 
 use support::{bombs, guests, http::Http, partner::Partner, probe::Probe, relay::Relay, tenant::Folder, until};
 
@@ -6,7 +6,7 @@ use crate::tenants::limits::{ask, handled, refusals, refusals_reach};
 
 const INSTANCES: &str = "edge_relay_guest_instances";
 
-/// Tenant `t` with a handler and an API, each called within this time.
+/// Serves tenant `t` with a handler and an API. A call of the API may take this long.
 async fn both(host_limits: &str, limits: &str, call: &str) -> Relay {
     let calls = format!("client-call = \"1m\"\napi-call = \"{call}\"");
     let manifest = format!(
@@ -38,7 +38,7 @@ async fn tables_grow_so_far_and_their_call_is_told() {
     folder.write("tenants/t/client.wasm", bombs::bomb(&[bombs::ON_MESSAGE], bombs::TABLE));
     let relay = Relay::serve(folder).await;
     let mut client = relay.client("/t").await;
-    // It grows until that fails, and traps then.
+    // The guest grows its table until that fails, and then traps.
     assert!(ask(&mut client, "grow").await.contains("\"code\":100"));
     assert_eq!(refusals(&relay, "tables").await, 1.0);
     relay.logged(&["WARN", "tenant.name=t", "limit=\"tables\"", "reached its limit"]).await;
@@ -79,7 +79,7 @@ async fn state_and_keys_over_the_limit_are_refused_to_the_guest() {
     assert_eq!(refusals(&relay, "state-keys").await, 1.0);
     assert!(probe.ask("fill default a 5000").await.contains("full: 4096 bytes"));
     assert_eq!(refusals(&relay, "state").await, 1.0);
-    // Others that are there already.
+    // The limits of logs and of records are counted too.
     let answer = probe.ask(&format!("publish news {}", "x".repeat(70_000))).await;
     assert!(answer.contains("reached their limit of bytes"), "{answer}");
     assert_eq!(refusals(&relay, "logs").await, 1.0);
@@ -97,7 +97,7 @@ async fn all_components_share_the_instances_and_a_call_that_waits_too_long_is_to
     let relay = both("", "instances = 1", "300ms").await;
     let mut client = relay.client("/t").await;
     let mut other = relay.client("/t").await;
-    // An instance that has nothing to do makes room at once, not when its time is over.
+    // An idle instance makes room at once, and not only when its idle time is over.
     assert_eq!(relay.http().await.get("/t/count").await.body, "1");
     assert_eq!(ask(&mut client, "reply turn").await, "turn");
     assert_eq!(relay.http().await.get("/t/count").await.body, "1", "another instance");
@@ -109,7 +109,7 @@ async fn all_components_share_the_instances_and_a_call_that_waits_too_long_is_to
     assert_eq!(relay.http().await.get("/t/count").await.envelope(), (503, "busy".into()));
     assert_eq!(relay.metric(INSTANCES, &[("tenant", "t")]).await, 1.0);
     assert!(refusals(&relay, "instances").await > before);
-    // Other tenants have their own; who is there waits in line, and none is lost.
+    // Another tenant has a limit of its own. A client's message waits for its turn and is not lost.
     assert_eq!(relay.http().await.get("/u/count").await.body, "1");
     other.send("reply waited".into()).await;
     other.has_no_more().await;
@@ -127,7 +127,7 @@ async fn a_filter_that_gets_no_instance_in_its_time_is_counted_and_tried_again()
     client.send("busy 2000\nreply done".into()).await;
     client.settle().await;
     relay.metric_is("edge_relay_guest_queue", &[("role", "client")], 0.0).await;
-    // Nobody is there to say what is sent first: the connection is given up.
+    // Without an instance nothing says what to send first, so the relay closes the connection.
     partner.accept().await.ended().await;
     let labels = [("tenant", "t"), ("role", "filter"), ("blame", "host_failed"), ("reason", "busy")];
     assert!(relay.metric("edge_relay_guest_failures_total", &labels).await >= 1.0);
@@ -145,10 +145,10 @@ async fn instances_of_all_tenants_are_bounded_and_idle_ones_make_room_for_others
     let mut releases = relay.client("/t").await;
     for _ in 0..3 {
         assert_eq!(ask(&mut client, "reply mine").await, "mine");
-        assert_eq!(relay.http().await.get("/u/count").await.body, "1", "the other tenant's instance goes for it");
+        assert_eq!(relay.http().await.get("/u/count").await.body, "1", "the other tenant's instance makes room");
         assert_eq!(relay.metric(INSTANCES, &[]).await, 1.0);
     }
-    // One that is busy does not.
+    // A busy instance does not make room.
     client.send("busy 2000".into()).await;
     client.settle().await;
     relay.metric_is("edge_relay_guest_queue", &[("role", "client")], 0.0).await;
@@ -165,7 +165,7 @@ async fn bodies_and_requests_over_the_limit_are_counted_by_it() {
     let relay = Relay::serve(folder).await;
     assert_eq!(relay.http().await.post("/t/echo", "eleven bytes").await.envelope(), (413, "too_large".into()));
     refusals_reach(&relay, "api-body", 1.0).await;
-    // One that has no length to be known by.
+    // A chunked request, which lasts until the test ends it.
     let mut held = relay.http().await;
     held.begin("/t/echo").await;
     held.send_chunk("held").await;

@@ -27,7 +27,7 @@ async fn a_manifest_that_asks_for_more_does_not_start() {
         assert!(errors.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?}: {shown}");
     }
     assert_eq!(errors.lines().count(), 2, "{shown}");
-    // The check of tenants says so beforehand, if it knows of which host.
+    // `tenants check` says so too, if it knows the host's configuration.
     let (tenant, config) = (folder.path("tenants/t"), folder.config());
     let output = run(&["tenants", "check", tenant.to_str().unwrap(), "--config", config.to_str().unwrap()]).await;
     assert_eq!(output.status.code(), Some(2));

@@ -1,4 +1,4 @@
-//! What components may publish, on how many channels, and write to the log.
+//! How much components may publish, on how many channels, and how much they may write to the log.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn channels_are_limited_and_clients_make_at_most_half_of_them() {
     let relay = Relay::serve(folder).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     let mut others = vec![relay.client("/t?channel=mine").await];
-    // The client learns it by every door.
+    // The client is told over every transport.
     for request in
         [request(relay.clients, "/t?channel=more"), "GET /t/sse?channel=more HTTP/1.1\r\nHost: a\r\n\r\n".into()]
     {
@@ -36,7 +36,7 @@ async fn channels_are_limited_and_clients_make_at_most_half_of_them() {
     assert_eq!(reply().await["id"], 1);
     assert_eq!(reply().await["error"]["code"], 106);
     assert_eq!(refusals(&relay, "channels").await, 3.0);
-    // The component may make the other half, and learns it too.
+    // The component may make the other half of the channels, and is told too.
     for name in ["a", "b"] {
         assert_eq!(probe.ask(&format!("publish {name} x")).await, "Ok(())");
         others.push(relay.client(&format!("/t?channel={name}")).await);
@@ -94,7 +94,7 @@ async fn all_components_publish_so_often_together() {
     let relay = Relay::serve(folder).await;
     let began = std::time::Instant::now();
     let mut client = relay.client("/t").await;
-    // The guest is told how many; what has come back meanwhile is few.
+    // The guest is told how many were refused. Few tokens have come back in the meantime.
     let answer = ask(&mut client, &format!("publish-now news {MANY}")).await;
     let refused: usize = answer.strip_prefix("Err(\"").unwrap_or_default().split(' ').next().unwrap().parse().unwrap();
     assert!(answer.contains("the tenant publishes as often as it may, 10 times a second"), "{answer}");
@@ -102,14 +102,14 @@ async fn all_components_publish_so_often_together() {
     assert!((MANY - most..MANY).contains(&refused), "{refused}");
     let before = refusals(&relay, "publications-per-second").await;
     assert!(before >= refused as f64);
-    // What a call has returned nobody is there to be told about but the log.
+    // A call that has returned cannot be told, so the log says it.
     client.send(Message::text(format!("publish-many news {MANY}\nreply done"))).await;
     assert_eq!(client.text().await, "done");
     relay.logged(&["WARN", "tenant.name=t", "publications refused", "as often as it may"]).await;
     assert!(refusals(&relay, "publications-per-second").await >= before + (MANY - most) as f64);
     let counted = relay.metric("edge_relay_publications_refused_total", &[("tenant", "t"), ("reason", "rate")]).await;
     assert_eq!(counted, refusals(&relay, "publications-per-second").await);
-    // Others have their own, and time brings them back.
+    // Another tenant has a limit of its own, and the tokens come back with time.
     let mut other = relay.client("/u").await;
     assert_eq!(ask(&mut other, &format!("publish-now news {MANY}")).await, "Ok(())");
     until("a publication", async || {
@@ -134,7 +134,7 @@ async fn log_lines_are_limited_and_those_left_out_are_counted() {
     assert!((20..LINES / 2).contains(&written), "{written}");
     assert_eq!(refusals(&relay, "log-lines-per-second").await, (LINES - written) as f64);
     assert_eq!(left_out + written, LINES, "{told}");
-    // What the host says about a guest's faults are lines of the tenant's too.
+    // The host's lines about a guest's faults count as the tenant's too.
     for _ in 0..50 {
         client.send(Message::text("trap")).await;
     }
@@ -164,7 +164,7 @@ async fn standard_error_is_the_log_too() {
         peer.text(nth.to_string()).await;
     }
     while client.text().await != (LINES - 1).to_string() {}
-    // Each is a line of both.
+    // Each message is logged twice: to standard error and through wasi:logging.
     refusals_reach(&relay, "log-lines-per-second", LINES as f64).await;
     relay.logged(&["WARN", "tenant.name=t", "lines left out"]).await;
 }

@@ -1,4 +1,4 @@
-//! What each client may send.
+//! How much each client may send.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ const DROPPED: &str = "edge_relay_client_messages_dropped_total";
 const MESSAGES: &str = r#"{"error":{"code":111,"message":"too many messages a second: this one is dropped"}}"#;
 const BYTES: &str = r#"{"error":{"code":111,"message":"too many bytes a second: this message is dropped"}}"#;
 
-/// How many of a rate may have passed since then.
+/// The most that a rate may have let through since then.
 fn most(rate: usize, since: Instant) -> usize {
     rate + rate * (since.elapsed() + Duration::from_secs(1)).as_secs() as usize
 }
@@ -40,14 +40,14 @@ async fn a_clients_messages_per_second_are_limited() {
     let dropped = (SENT - served) as f64;
     assert_eq!(relay.metric(DROPPED, &[("tenant", "t"), ("reason", "messages")]).await, dropped);
     assert_eq!(refusals(&relay, "client-messages-per-second").await, dropped);
-    // It is each client's own, and comes back with time.
+    // Each client has a limit of its own, and its tokens come back with time.
     assert_eq!(ask(&mut other, "reply undisturbed").await, "undisturbed");
     until("an answer", async || {
         let answer = ask(&mut client, "reply served").await;
         if answer == "served" { Ok(()) } else { Err(answer) }
     })
     .await;
-    // Another limit holds for clients that are there.
+    // A changed limit holds for connected clients too.
     manifest.change(&relay, "second = 5", "second = 1000", "applied", 1.0).await;
     for _ in 0..SENT {
         assert_eq!(ask(&mut client, "reply served").await, "served");
@@ -69,13 +69,13 @@ async fn each_command_of_the_centrifuge_protocol_counts_and_has_its_error() {
     }
     let served = replies.iter().filter(|reply| reply.get("rpc").is_some()).count();
     let errors: Vec<_> = replies.iter().filter(|reply| reply.get("error").is_some()).collect();
-    // To be let in was one.
+    // The command `connect` was one of them.
     assert!((4..=most(5, began)).contains(&served), "{served}");
     assert_eq!(errors.len(), SENT - served);
     assert!(errors.iter().all(|reply| reply["error"]["code"] == 111 && reply["id"].as_u64() > Some(1)), "{errors:?}");
     assert_eq!(relay.metric(DROPPED, &[("reason", "messages")]).await, errors.len() as f64);
     assert_eq!(refusals(&relay, "client-messages-per-second").await, errors.len() as f64);
-    assert_eq!(relay.metric("edge_relay_clients", &[]).await, 1.0, "it stays");
+    assert_eq!(relay.metric("edge_relay_clients", &[]).await, 1.0, "the client stays");
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn a_clients_bytes_per_second_are_limited() {
     let mut client = relay.client("/t").await;
     let mut other = relay.client("/t").await;
     let large = |said: &str| format!("reply {said}\n{}", "x".repeat(60_000));
-    // More than a second's, alone: the next ones wait for a minute.
+    // One message larger than a second's share may pass. The next ones wait for a minute.
     assert_eq!(ask(&mut client, &large("served")).await, "served");
     assert!(client.text().await.starts_with("not a command"));
     for times in [1.0, 2.0] {
@@ -93,7 +93,7 @@ async fn a_clients_bytes_per_second_are_limited() {
         assert_eq!(refusals(&relay, "client-bytes-per-second").await, times);
     }
     assert_eq!(ask(&mut other, "reply undisturbed").await, "undisturbed");
-    // A frame of commands has no id to answer to.
+    // A frame over the limit is not read, so there is no id to answer to.
     let mut sdk = Client::connect(&relay.url("/t/connection/websocket")).await;
     sdk.send(Message::text("{\"id\":1,\"connect\":{}}")).await;
     assert!(sdk.text().await.contains("\"connect\""));

@@ -1,4 +1,4 @@
-//! Fifty swaps in a row under load: a thousand clients and two thousand messages a second.
+//! Fifty swaps in a row under load: a thousand clients, and two thousand messages a second.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -14,10 +14,10 @@ use super::{manifest, swapped};
 
 const CLIENTS: usize = 1000;
 const SWAPS: u16 = 50;
-/// Two thousand messages a second.
+/// Messages in a burst, which makes two thousand a second.
 const AT_A_TIME: usize = 20;
 const EVERY: Duration = Duration::from_millis(10);
-/// `00000000 code-0000 0000 0000`
+/// The size of a payload such as `00000000 code-0000 0000 0000`.
 const PAYLOAD: usize = 28;
 
 #[tokio::test]
@@ -60,7 +60,7 @@ async fn fifty_swaps_in_a_row_cost_nobody_a_message() {
         }
         over.store(true, Ordering::Relaxed);
     };
-    // The other roles are swapped too, and who asks them is answered, in order.
+    // The other roles are swapped too. Questions to them are answered, in order.
     let ask = async {
         let mut asked = 0;
         while !over.load(Ordering::Relaxed) {
@@ -79,7 +79,8 @@ async fn fifty_swaps_in_a_row_cost_nobody_a_message() {
         Err(wrong) => panic!("{wrong}"),
     })
     .await;
-    // Each has the version of the code, of its beginning and of its settings: never two at once, nor one from before.
+    // A payload names the version of the code, of its start and of its settings. The three are always the same, and
+    // never older than before.
     let mut versions: Vec<_> = crowd.payloads(0).iter().map(|payload| payload[9..].to_owned()).collect();
     assert!(versions.is_sorted(), "an older version has filtered after a newer one");
     versions.dedup();
@@ -87,7 +88,7 @@ async fn fifty_swaps_in_a_row_cost_nobody_a_message() {
         let digits = &version[5..9];
         assert_eq!(version, &format!("code-{digits} {digits} {digits}"), "a mix of versions");
     }
-    assert!(versions.len() >= usize::from(SWAPS), "of {SWAPS} swaps {} were seen", versions.len());
+    assert!(versions.len() >= usize::from(SWAPS), "{SWAPS} swaps, and clients saw {} versions", versions.len());
     eprintln!("{sent} messages to {CLIENTS} clients, {} versions, {asked} questions", versions.len());
     for nothing in
         ["clients_closed_total", "guest_lost_total", "guest_failures_total", "epochs_total", "clients_lagged_total"]
