@@ -13,7 +13,7 @@ mod role;
 pub mod roles;
 mod run;
 
-pub use load::engine::{Engine, EngineError, EngineSource, LoadError, Loaded};
+pub use load::engine::{Engine, EngineError, EngineSource, LoadError};
 pub use role::RoleKind;
 pub use roles::{
     api::{

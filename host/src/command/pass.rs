@@ -1,6 +1,6 @@
 //! `edge-relay pass`: a relay without code or files.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::net::SocketAddr;
 
 use clap::Args;
 use config::{ChannelRule, HostLimits, Listen, RelayConfig, TenantConfig, UpstreamConfig};

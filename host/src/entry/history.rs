@@ -71,7 +71,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
         return Err(Refusal::unavailable("busy", "too many requests read channels at once"));
     }
     let address = client_address(attempt.peer, request.headers(), &attempt.context.trusted_proxies);
-    may_follow(attempt, reading, request, address).await?;
+    may_follow(reading, request, address).await?;
     let channel = reading.route.tenant.channels.find(&reading.channel).await;
     let Some(channel) = channel.map_err(|why| Refusal::channel(why, &reading.channel))? else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
@@ -86,12 +86,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
 }
 
 /// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.
-async fn may_follow(
-    attempt: &Attempt,
-    reading: &ReadRequest<'_>,
-    request: &Request<Incoming>,
-    address: IpAddr,
-) -> Result<(), Refusal> {
+async fn may_follow(reading: &ReadRequest<'_>, request: &Request<Incoming>, address: IpAddr) -> Result<(), Refusal> {
     let Some(handler) = &reading.route.handler else { return Ok(()) };
     let id = reading.route.tenant.next_client_id();
     let request = connect_request(request, address, component::Transport::WebSocket);

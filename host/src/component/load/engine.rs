@@ -179,7 +179,7 @@ impl Engine {
         R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
         let &Report { keeps_records, follows_demand, leases, .. } = report;
         let ticker = Arc::clone(&self.ticker);
-        Ok(RoleCode { pre, ticker, loaded, keeps_records, follows_demand, leases, role: PhantomData })
+        Ok(RoleCode { pre, ticker, _loaded: loaded, keeps_records, follows_demand, leases, role: PhantomData })
     }
 
     /// Finds the code in the cache, or compiles it.

@@ -40,7 +40,7 @@ pub struct RoleCode<R> {
     pub pre: InstancePre<Host>,
     pub ticker: Arc<Ticker>,
     /// What the code was loaded as. Kept, so that others with the same content find it.
-    pub loaded: Arc<dyn Send + Sync>,
+    pub _loaded: Arc<dyn Send + Sync>,
     /// It needs a store.
     pub keeps_records: bool,
     /// It wants to be told which channels are active.
