@@ -13,10 +13,15 @@ mod secret;
 mod special_use;
 
 pub use crate::grants::{
-    destinations::{Destination, Destinations, Port},
-    folder::{Folder, meet, real_path},
-    operator::{Allowed, AllowedFolder, AllowedHost, AllowedNetwork},
+    destinations::{Destination, Destinations},
+    folder::Folder,
+    operator::{Allowed, AllowedNetwork},
     secret::Secret,
+};
+pub(crate) use crate::grants::{
+    destinations::Port,
+    folder::{meet, real_path},
+    operator::{AllowedFolder, AllowedHost},
     special_use::overlaps_special,
 };
 

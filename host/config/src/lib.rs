@@ -60,7 +60,7 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    pub const SIZE: u64 = 1 << 30;
+    pub(crate) const SIZE: u64 = 1 << 30;
 }
 
 /// Where each listener binds; port 0 lets the system choose.
@@ -194,7 +194,7 @@ pub struct ApiConfig {
 impl ApiConfig {
     /// Few enough that what leaks in an instance does not pile up. Making the next instance is a thousandth of the
     /// work.
-    pub const REUSE: u32 = 1000;
+    pub(crate) const REUSE: u32 = 1000;
 }
 
 /// One `[[upstream]]`.
@@ -218,7 +218,7 @@ impl UpstreamConfig {
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
     pub const MAX_MESSAGE: usize = 16 << 20;
     /// The default for an upstream that is connected on demand.
-    pub const LINGER: Duration = Duration::from_secs(30);
+    pub(crate) const LINGER: Duration = Duration::from_secs(30);
 }
 
 /// One `[[schedule]]`.
@@ -249,8 +249,8 @@ pub struct ChannelRule {
 
 impl ChannelRule {
     /// The log of a channel without a rule.
-    pub const LOG_BYTES: usize = 16 << 20;
-    pub const MAX_KEYS: usize = 10_000;
+    pub(crate) const LOG_BYTES: usize = 16 << 20;
+    pub(crate) const MAX_KEYS: usize = 10_000;
 }
 
 impl Default for ChannelRule {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use wire::{
-    ErrorCode, MAX_CHANNELS, Position, centrifuge,
+    MAX_CHANNELS, Position, centrifuge,
     centrifuge::{Subscribed, Unsubscribed},
     raw,
 };
@@ -81,7 +81,7 @@ impl Shard {
     pub(super) fn refuse(&mut self, slot: usize, limit: LimitReached) {
         if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
             let mut out = Vec::new();
-            raw::error(ErrorCode::TooManyRequests as u32, limit.message(), &mut out);
+            raw::error(centrifuge::Error::TooManyRequests.code(), limit.message(), &mut out);
             self.send(slot, out);
         }
     }
