@@ -28,7 +28,7 @@ mod retention;
 mod sqlite;
 mod writer;
 
-use crate::store::{drain::Drain, mysql::Rows, reader::Readers, retention::Retention, writer::Writer};
+use crate::store::{drain::Drain, mysql::RecordTable, reader::ReadConnections, retention::Retention, writer::Writer};
 pub use crate::store::{
     mysql::{BadUrl, parse_url as parse_mysql_url},
     record::{Collection, Query, Record, RecordId, Row, rows},
@@ -97,8 +97,8 @@ pub struct Store {
     runtime: Handle,
     /// Bytes that may wait for the writer.
     room: Arc<Semaphore>,
-    readers: Arc<Readers>,
-    mysql: Option<Arc<Rows>>,
+    readers: Arc<ReadConnections>,
+    mysql: Option<Arc<RecordTable>>,
     keep: Arc<ArcSwap<Vec<Keep>>>,
     metrics: Arc<Metrics>,
 }
@@ -142,14 +142,14 @@ impl Store {
         let mut connection = open_file(&config)?;
         migrate::sqlite_up(&mut connection)?;
         let writer = Arc::new(Writer::start(connection, Arc::clone(&metrics))?);
-        let readers = Arc::new(Readers::new(config.file, runtime.handle().clone()));
+        let readers = Arc::new(ReadConnections::new(config.file, runtime.handle().clone()));
         let (trigger, stop) = shutdown::stop();
         let mut tasks = JoinSet::new();
         let mysql = match config.mysql {
             None => None,
             Some(url) => {
                 let _entered = runtime.enter();
-                let mysql = Arc::new(Rows::new(&url)?);
+                let mysql = Arc::new(RecordTable::new(&url)?);
                 runtime.block_on(refuse_newer(&mysql))?;
                 let (writer, readers) = (Arc::clone(&writer), Arc::clone(&readers));
                 let drain = Drain { mysql: Arc::clone(&mysql), writer, readers, metrics: Arc::clone(&metrics) };
@@ -253,7 +253,7 @@ async fn vital(what: &str, task: impl Future<Output = ()>) {
 
 /// Refuses a database that a newer version has migrated: it must not be written to. One that does not answer may come
 /// back.
-async fn refuse_newer(mysql: &Rows) -> Result<(), OpenError> {
+async fn refuse_newer(mysql: &RecordTable) -> Result<(), OpenError> {
     match migrate::mysql_states(mysql.pool()).await {
         Err(error @ migrate::MigrateError::Newer { .. }) => Err(error.into()),
         Err(error) => {

@@ -53,11 +53,11 @@ pub fn parse_url(url: &str) -> Option<MySqlUrl> {
 }
 
 /// The table of records.
-pub struct Rows {
+pub struct RecordTable {
     pool: Pool,
 }
 
-impl Rows {
+impl RecordTable {
     /// Connects when it is first used.
     pub fn new(url: &Secret) -> Result<Self, BadUrl> {
         let opts = Opts::from_url(url.reveal()).map_err(|_| BadUrl)?;

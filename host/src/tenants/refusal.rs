@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum TenantRefusal {
     #[error("it cannot be checked: {0}")]
     Unchecked(#[from] EngineError),
     #[error(transparent)]
@@ -35,13 +35,13 @@ pub enum Refusal {
     Task(#[from] JoinError),
 }
 
-impl From<Vec<CodeProblem>> for Refusal {
+impl From<Vec<CodeProblem>> for TenantRefusal {
     fn from(problems: Vec<CodeProblem>) -> Self {
         Self::Code(problems)
     }
 }
 
-impl From<TrialError> for Refusal {
+impl From<TrialError> for TenantRefusal {
     fn from(error: TrialError) -> Self {
         match error {
             TrialError::Host(error) => Self::NoTrial(error),

@@ -94,7 +94,7 @@ impl Worker {
         let mut held = None;
         loop {
             self.update();
-            self.tell().await;
+            self.tell_of_channels().await;
             let idle_at = self.idle_at();
             let event = match held.take() {
                 Some(event) => Some(event),

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use crate::{
     MAX_CHANNELS,
-    centrifuge::{
-        Error, Subscribed, Unsubscribed, reply,
-        reply::PING,
-    },
+    centrifuge::{Error, Subscribed, Unsubscribed, reply, reply::PING},
     frame,
 };
 

@@ -87,7 +87,7 @@ impl Following {
 
 impl Worker {
     /// Tells the filter of channels, if there is something to tell, for one turn.
-    pub(super) async fn tell(&mut self) {
+    pub(super) async fn tell_of_channels(&mut self) {
         if self.following.is_none() {
             return;
         }
