@@ -30,9 +30,12 @@ pub enum TenantRefusal {
     Store(#[from] store::Unusable),
     #[error("the guests' threads do not start: {0}")]
     Threads(#[from] io::Error),
-    /// A panic of the host's own code.
+    /// A panic of the host's own code, in a task of the check.
     #[error(transparent)]
     Task(#[from] JoinError),
+    /// A panic of the host's own code, in the check itself.
+    #[error("the check of it panicked")]
+    Panicked,
 }
 
 impl From<Vec<CodeProblem>> for TenantRefusal {

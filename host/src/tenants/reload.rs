@@ -4,12 +4,14 @@
 //! one step of this task. A tenant that does not pass is refused with its reason, and the version before runs on.
 
 use std::{
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use config::{TenantConfig, TenantsFolder};
+use futures_util::FutureExt;
 use tokio::{
     sync::Semaphore,
     task::{JoinSet, spawn_blocking},
@@ -77,8 +79,9 @@ impl Tenants {
                     let Some(watch) = &mut watch else { continue };
                     changes.into_iter().for_each(|change| self.follow(change, watch, &mut checks));
                 }
-                Some(Ok(candidate)) = checks.candidates.join_next() => {
-                    let Some(watch) = &mut watch else { continue };
+                Some(candidate) = checks.candidates.join_next() => {
+                    // It cannot be an error: nothing cancels these tasks, and they catch panics.
+                    let (Ok(candidate), Some(watch)) = (candidate, &mut watch) else { continue };
                     self.settle(candidate, watch).await;
                 }
                 _ = rest.tick() => {
@@ -102,7 +105,10 @@ impl Tenants {
                 watch.retry();
             }
             FolderChange::Changed(folder, fingerprint) => match self.check(watch.folder(), checks) {
-                Ok(check) => drop(checks.candidates.spawn(check.run(folder, fingerprint))),
+                Ok(check) => {
+                    let checking = check.run(folder.clone(), fingerprint.clone());
+                    checks.candidates.spawn(refuse_panic(checking, folder, fingerprint));
+                }
                 Err(error) => {
                     let outcome = self.refuse(&folder, &error);
                     watch.settled(&folder, fingerprint, None, outcome);
@@ -192,6 +198,22 @@ async fn next(watch: Option<&mut Watch>) -> Vec<FolderChange> {
     }
 }
 
+/// Runs the check of a changed tenant. A panic is a refusal like any other: the tenant is settled, and may change
+/// again.
+async fn refuse_panic(
+    checking: impl Future<Output = Candidate>,
+    folder: PathBuf,
+    fingerprint: Fingerprint,
+) -> Candidate {
+    // As in the tasks that it starts: what they share with others has locks that ignore poison.
+    AssertUnwindSafe(checking).catch_unwind().await.unwrap_or_else(|_| Candidate {
+        folder,
+        fingerprint,
+        files: None,
+        checked: Err(TenantRefusal::Panicked),
+    })
+}
+
 impl Check {
     /// Reads a changed tenant and checks all that can be checked before it runs.
     async fn run(self, folder: PathBuf, fingerprint: Fingerprint) -> Candidate {
@@ -239,4 +261,20 @@ fn load(tenants: &TenantsFolder, folder: &Path, fingerprint: Fingerprint, engine
     let fingerprint = fingerprint.naming(&files);
     let code = TenantCode::load(&config, engine).map(|code| (config, code)).map_err(TenantRefusal::Code);
     LoadedTenant { files: Some((files, fingerprint)), code }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_check_that_panics_is_a_refusal_of_its_folder() {
+        let folder = Path::new("/tenants/t");
+        let fingerprint = Fingerprint::of(folder, &[]);
+        let checking = async { panic!("a mistake in the check") };
+        let candidate = refuse_panic(checking, folder.to_owned(), fingerprint.clone()).await;
+        assert_eq!((candidate.folder.as_path(), &candidate.fingerprint), (folder, &fingerprint));
+        assert!(candidate.files.is_none());
+        assert!(matches!(candidate.checked, Err(TenantRefusal::Panicked)));
+    }
 }

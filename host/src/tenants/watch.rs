@@ -203,7 +203,7 @@ impl WatchedFolder {
 }
 
 impl Fingerprint {
-    fn of(folder: &Path, files: &[PathBuf]) -> Self {
+    pub fn of(folder: &Path, files: &[PathBuf]) -> Self {
         let manifest = state(&TenantsFolder::manifest(folder));
         Self { folder: state(folder), manifest, files: Vec::new() }.naming(files)
     }
