@@ -30,7 +30,7 @@ use crate::{
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
     delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, StepList},
-    entry::admission::follow_given,
+    entry::{admission::follow_given, refusal::error_status},
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
@@ -269,8 +269,8 @@ impl CentrifugeSession {
                 Err(why) => {
                     let end = refusal_end(&why);
                     if let NotLetIn::Refused(status, reason) = why {
-                        let status = Some(status).filter(|status| (400..=599).contains(status)).unwrap_or(403);
-                        self.write_reply(steps, |out| reply::error(id, u32::from(status), &reason, out));
+                        let code = u32::from(error_status(status).as_u16());
+                        self.write_reply(steps, |out| reply::error(id, code, &reason, out));
                     }
                     return Err(CommandRefusal::End(end));
                 }

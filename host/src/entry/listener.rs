@@ -24,6 +24,7 @@ use crate::{
         handshake::{Attempt, Handshake},
     },
     memory,
+    serve::ACCEPT_PAUSE,
     shutdown::Stop,
 };
 
@@ -31,8 +32,6 @@ use crate::{
 const BACKLOG: u32 = 4096;
 /// Most bytes of a request's line and headers.
 const MAX_REQUEST: usize = 16 << 10;
-/// Pause after `accept` failed. Usually the process has run out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a connection without a request is safe from being cut when the relay is crowded. An honest client sends its
 /// request within a second.

@@ -7,12 +7,14 @@ use mysql_async::{
     Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, SslOpts, Value,
     prelude::{Query as _, Queryable, WithParams},
 };
-use rustls::{RootCertStore, pki_types::CertificateDer};
 use tokio::time::timeout;
 
-use crate::store::{
-    StoreError,
-    record::{Collection, Query, Record, RecordId, Row},
+use crate::{
+    store::{
+        StoreError,
+        record::{Collection, Query, Record, RecordId, Row},
+    },
+    tls,
 };
 
 /// Most connections at once.
@@ -148,13 +150,10 @@ impl RecordTable {
     }
 }
 
-/// TLS to MySQL trusts the same roots as TLS to upstreams: the machine's, or those in `SSL_CERT_FILE`.
+/// TLS to MySQL trusts the same roots as TLS to upstreams.
 fn trusting(tls: SslOpts) -> SslOpts {
-    let roots = rustls_native_certs::load_native_certs();
-    roots.errors.iter().for_each(|error| tracing::warn!(%error, "a root certificate cannot be read"));
-    // The driver fails on a root that it cannot parse.
-    let parsable = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
-    let roots = roots.certs.into_iter().filter(parsable).map(|root| root.to_vec().into()).collect();
+    // The driver would fail on a root that it cannot parse.
+    let roots = tls::roots().into_iter().map(|root| root.to_vec().into()).collect();
     tls.with_disable_built_in_roots(true).with_root_certs(roots)
 }
 

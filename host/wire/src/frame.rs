@@ -58,6 +58,11 @@ pub fn decode(encoded: &[u8]) -> Option<(Kind, &[u8])> {
     Some((kind, encoded.get(header..)?))
 }
 
+/// Whether an endpoint may send this close code, RFC 6455 section 7.4.
+pub fn may_close_with(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
 /// A close frame. A reason too long for the frame is cut.
 pub fn close(code: u16, reason: &str) -> Vec<u8> {
     let mut payload = code.to_be_bytes().to_vec();

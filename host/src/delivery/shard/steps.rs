@@ -109,7 +109,7 @@ impl Shard {
     fn subscribe(&mut self, slot: usize, follow: &Follow, notify: NotifyBy) {
         let followed = self.follow(slot, follow);
         let name = &*follow.channel.name;
-        let centrifuge = self.rows.get(slot).is_some_and(|row| row.is_centrifuge());
+        let centrifuge = self.rows.get(slot).is_some_and(Row::is_centrifuge);
         match (&followed, notify) {
             _ if !centrifuge => {}
             (Ok((subscribed, _)), NotifyBy::Reply(id)) => self.answer(slot, centrifuge::subscribe(id, subscribed)),
