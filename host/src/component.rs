@@ -20,7 +20,7 @@ pub use roles::{
         Api, ApiCode, NoAnswer,
         body::{Download, Upload},
     },
-    client::{ClientCode, ConnectRequest, Handler, Meaning, NotLetIn, SessionGuard, Transport},
+    client::{Admission, ClientCode, ConnectRequest, Handler, Meaning, NotLetIn, SessionGuard, Transport},
     filter::{FilterCode, LiveFilter},
     job::{Job, JobCode, LiveJob},
 };

@@ -32,7 +32,7 @@ use tokio_tungstenite::{
 pub mod recording;
 mod simulated;
 
-use crate::feed::recording::Recorded;
+use crate::{feed::recording::Recorded, serve::ACCEPT_PAUSE};
 
 /// Most connections at once. More wait in the kernel's backlog. A relay opens one.
 const MAX_CONNECTIONS: usize = 1024;
@@ -43,8 +43,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_BUFFER: usize = 64 << 10;
 /// Small, since peers send only subscriptions, pings and closes.
 const READ_BUFFER: usize = 4 << 10;
-/// Pause after `accept` fails, usually for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a simulated exchange waits for the peer's first message, for example a subscription.
 const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(1);
 

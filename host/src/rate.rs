@@ -1,8 +1,8 @@
 //! Limits on how often something may happen.
 //!
-//! A [`Bucket`] has at most one second's tokens and gets them back as time passes. It counts the tokens that are owed,
-//! in billionths. At any rate a whole number of these comes back per nanosecond, so nothing is ever rounded. The caller
-//! passes the time.
+//! A [`TokenBucket`] has at most one second's tokens and gets them back as time passes. It counts the tokens that are
+//! owed, in billionths. At any rate a whole number of these comes back per nanosecond, so nothing is ever rounded. The
+//! caller passes the time.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -11,17 +11,17 @@ use std::{
 
 use crate::sync::Mutex;
 
-/// One token, in the units of [`Bucket::owed`]: at a rate of one a second, one unit comes back per nanosecond.
+/// One token, in the units of [`TokenBucket::owed`]: at a rate of one a second, one unit comes back per nanosecond.
 const TOKEN: u64 = 1_000_000_000;
 
 /// The tokens that were taken and have not come back yet. Each take names the rate, so that a new rate holds at once.
 #[derive(Debug, Default)]
-pub struct Bucket {
+pub struct TokenBucket {
     owed: u64,
     at: Option<Instant>,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// Takes the wanted tokens, or as many as there are. Returns how many.
     pub fn take_some(&mut self, wanted: usize, per_second: usize, now: Instant) -> usize {
         let most = self.settle(per_second, now);
@@ -62,7 +62,7 @@ fn tokens(count: usize) -> u64 {
 #[derive(Debug)]
 pub struct Rate {
     per_second: AtomicUsize,
-    bucket: Mutex<Bucket>,
+    bucket: Mutex<TokenBucket>,
 }
 
 impl Rate {
@@ -90,7 +90,7 @@ impl Rate {
     }
 
     /// Runs `take` under the lock, with the rate.
-    fn with<T>(&self, take: impl FnOnce(&mut Bucket, usize) -> T) -> T {
+    fn with<T>(&self, take: impl FnOnce(&mut TokenBucket, usize) -> T) -> T {
         take(&mut self.bucket.lock(), self.per_second())
     }
 }
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_tokens_of_a_second_come_back_one_by_one() {
-        let (start, mut bucket) = (Instant::now(), Bucket::default());
+        let (start, mut bucket) = (Instant::now(), TokenBucket::default());
         let at = |nanos| start + Duration::from_nanos(nanos);
         assert_eq!(bucket.take_some(5, 3, start), 3);
         assert_eq!(bucket.take_some(5, 3, at(333_333_333)), 0);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_larger_than_a_second_has_passes_alone() {
-        let (start, mut bucket) = (Instant::now(), Bucket::default());
+        let (start, mut bucket) = (Instant::now(), TokenBucket::default());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(bucket.take(10, 4, start));
         assert!(!bucket.take(1, 4, at(1)), "six are owed still");
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn another_rate_holds_at_once() {
-        let (start, mut bucket) = (Instant::now(), Bucket::default());
+        let (start, mut bucket) = (Instant::now(), TokenBucket::default());
         assert_eq!(bucket.take_some(10, 10, start), 10);
         assert_eq!(bucket.take_some(10, 20, start), 10);
         assert_eq!(bucket.take_some(10, 5, start), 0);
@@ -146,7 +146,7 @@ mod tests {
             per_second in 1_usize..5_000_000,
             steps in prop::collection::vec((0_u64..3_000_000, 0_usize..50), 1..200),
         ) {
-            let (start, mut bucket) = (Instant::now(), Bucket::default());
+            let (start, mut bucket) = (Instant::now(), TokenBucket::default());
             let (mut nanos, mut taken, mut refused_last) = (0_u64, 0_u128, false);
             for (step, wanted) in steps {
                 nanos += step;

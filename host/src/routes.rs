@@ -15,7 +15,7 @@ use crate::{
 
 /// All tenants' routes.
 #[derive(Default)]
-pub struct Routes(ArcSwap<Table>);
+pub struct Routes(ArcSwap<RouteTable>);
 
 /// A tenant, with the handles that call its code.
 pub struct Route {
@@ -28,7 +28,7 @@ pub struct Route {
 }
 
 #[derive(Default)]
-struct Table {
+struct RouteTable {
     /// Sorted by name.
     tenants: Vec<Arc<Tenant>>,
     /// The tenants without host names, by path. A path has no slash at its end.
@@ -39,7 +39,7 @@ struct Table {
 impl Routes {
     /// Replaces all routes.
     pub fn set(&self, routes: impl IntoIterator<Item = Arc<Route>>) {
-        let mut table = Table::default();
+        let mut table = RouteTable::default();
         for route in routes {
             table.tenants.push(Arc::clone(&route.tenant));
             let path = route.path.trim_end_matches('/');

@@ -15,8 +15,8 @@ use tokio::{
 
 use crate::shutdown::Stop;
 
-/// The pause after `accept` failed, usually for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The pause of a listener after `accept` failed, usually for want of file descriptors.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The most connections at once to a listener with short answers: probes, scrapers and a few browsers are few.
 const SHORT_CONNECTIONS: usize = 64;
 /// How long the headers of a request for a short answer may take.

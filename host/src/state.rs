@@ -199,7 +199,7 @@ impl Bucket {
 
     /// The values of keys. The answer's size is bounded, since a list may name one key many times.
     pub async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Option<(String, Vec<u8>)>>, StateError> {
-        few(&keys)?;
+        check_count(&keys)?;
         let inner = self.state.inner.lock();
         let map = inner.buckets.get(&self.name);
         let limit = inner.most();
@@ -213,19 +213,19 @@ impl Bucket {
     }
 
     pub async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StateError> {
-        few(&pairs)?;
+        check_count(&pairs)?;
         self.state.inner.lock().set(&self.name, pairs)
     }
 
     pub async fn delete_many(&self, keys: &[String]) -> Result<(), StateError> {
-        few(keys)?;
+        check_count(keys)?;
         self.state.inner.lock().remove(&self.name, keys);
         Ok(())
     }
 }
 
 /// Checks the number of keys before anything is done with them.
-fn few<T>(named: &[T]) -> Result<(), StateError> {
+fn check_count<T>(named: &[T]) -> Result<(), StateError> {
     if named.len() > MAX_BATCH { Err(StateError::Batch) } else { Ok(()) }
 }
 

@@ -9,7 +9,7 @@
 use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use config::StoreConfig;
+use config::{StoreConfig, grants::Secret};
 use futures_util::FutureExt;
 use tokio::{
     runtime::{Handle, Runtime},
@@ -28,7 +28,7 @@ mod retention;
 mod sqlite;
 mod writer;
 
-use crate::store::{drain::Drain, mysql::Rows, reader::Readers, retention::Retention, writer::Writer};
+use crate::store::{drain::Drain, mysql::RecordTable, reader::ReadConnections, retention::Retention, writer::Writer};
 pub use crate::store::{
     mysql::{BadUrl, parse_url as parse_mysql_url},
     record::{Collection, Query, Record, RecordId, Row, rows},
@@ -97,8 +97,8 @@ pub struct Store {
     runtime: Handle,
     /// Bytes that may wait for the writer.
     room: Arc<Semaphore>,
-    readers: Arc<Readers>,
-    mysql: Option<Arc<Rows>>,
+    readers: Arc<ReadConnections>,
+    mysql: Option<Arc<RecordTable>>,
     keep: Arc<ArcSwap<Vec<Keep>>>,
     metrics: Arc<Metrics>,
 }
@@ -132,31 +132,24 @@ impl Store {
         if let Some(folder) = config.file.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(reader::MAX_READERS)
-            .thread_name("store")
-            .enable_all()
-            .build()?;
+        let runtime = runtime()?;
         let lock = FileLock::take(&config.file)?.ok_or(OpenError::InUse)?;
         let mut connection = open_file(&config)?;
         migrate::sqlite_up(&mut connection)?;
         let writer = Arc::new(Writer::start(connection, Arc::clone(&metrics))?);
-        let readers = Arc::new(Readers::new(config.file, runtime.handle().clone()));
+        let readers = Arc::new(ReadConnections::new(config.file, runtime.handle().clone()));
+        let mysql = config.mysql.map(|url| record_table(&url, &runtime)).transpose()?;
         let (trigger, stop) = shutdown::stop();
         let mut tasks = JoinSet::new();
-        let mysql = match config.mysql {
-            None => None,
-            Some(url) => {
-                let _entered = runtime.enter();
-                let mysql = Arc::new(Rows::new(&url)?);
-                runtime.block_on(refuse_newer(&mysql))?;
-                let (writer, readers) = (Arc::clone(&writer), Arc::clone(&readers));
-                let drain = Drain { mysql: Arc::clone(&mysql), writer, readers, metrics: Arc::clone(&metrics) };
-                tasks.spawn_on(vital("the drain", drain.run(stop.clone())), runtime.handle());
-                Some(mysql)
-            }
-        };
+        if let Some(mysql) = &mysql {
+            let drain = Drain {
+                mysql: Arc::clone(mysql),
+                writer: Arc::clone(&writer),
+                readers: Arc::clone(&readers),
+                metrics: Arc::clone(&metrics),
+            };
+            tasks.spawn_on(vital("the drain", drain.run(stop.clone())), runtime.handle());
+        }
         let keep = Arc::new(ArcSwap::from_pointee(keep));
         let retention = Retention {
             keep: Arc::clone(&keep),
@@ -165,20 +158,16 @@ impl Store {
             mysql: mysql.clone(),
         };
         tasks.spawn_on(vital("retention", retention.run(stop)), runtime.handle());
-        let handle = runtime.handle().clone();
-        let running = StoreTasks { runtime, tasks, stop: trigger, writer: Arc::clone(&writer), _lock: lock };
-        Ok((
-            Arc::new(Self {
-                writer,
-                runtime: handle,
-                room: Arc::new(Semaphore::new(QUEUE_BYTES)),
-                readers,
-                mysql,
-                keep,
-                metrics,
-            }),
-            running,
-        ))
+        let store = Self {
+            writer: Arc::clone(&writer),
+            runtime: runtime.handle().clone(),
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            readers,
+            mysql,
+            keep,
+            metrics,
+        };
+        Ok((Arc::new(store), StoreTasks { runtime, tasks, stop: trigger, writer, _lock: lock }))
     }
 
     /// Appends rows of one tenant, all or none. They are on disk when this returns. `quota` is the most bytes that the
@@ -251,9 +240,27 @@ async fn vital(what: &str, task: impl Future<Output = ()>) {
     }
 }
 
+/// The store's own runtime.
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(reader::MAX_READERS)
+        .thread_name("store")
+        .enable_all()
+        .build()
+}
+
+/// The table of records in MySQL, which need not answer yet.
+fn record_table(url: &Secret, runtime: &Runtime) -> Result<Arc<RecordTable>, OpenError> {
+    let _entered = runtime.enter();
+    let mysql = Arc::new(RecordTable::new(url)?);
+    runtime.block_on(refuse_newer(&mysql))?;
+    Ok(mysql)
+}
+
 /// Refuses a database that a newer version has migrated: it must not be written to. One that does not answer may come
 /// back.
-async fn refuse_newer(mysql: &Rows) -> Result<(), OpenError> {
+async fn refuse_newer(mysql: &RecordTable) -> Result<(), OpenError> {
     match migrate::mysql_states(mysql.pool()).await {
         Err(error @ migrate::MigrateError::Newer { .. }) => Err(error.into()),
         Err(error) => {

@@ -2,10 +2,20 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 
-/// Trusts the system's certificate roots, or those in the file that `SSL_CERT_FILE` names. They are read once per
-/// process.
+/// Reads the certificate roots that connections trust: the system's, or those in the file that `SSL_CERT_FILE` names.
+/// What cannot be parsed is left out.
+pub fn roots() -> Vec<CertificateDer<'static>> {
+    let mut found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "a certificate root cannot be read");
+    }
+    found.certs.retain(|root| RootCertStore::empty().add(root.clone()).is_ok());
+    found.certs
+}
+
+/// Trusts [`roots`]. They are read once per process.
 pub fn client() -> Result<Arc<ClientConfig>, rustls::Error> {
     static CLIENT: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     if let Some(made) = CLIENT.get() {
@@ -17,11 +27,7 @@ pub fn client() -> Result<Arc<ClientConfig>, rustls::Error> {
 
 fn make() -> Result<ClientConfig, rustls::Error> {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "a certificate root cannot be read");
-    }
-    let (added, _) = roots.add_parsable_certificates(found.certs);
+    let (added, _) = roots.add_parsable_certificates(self::roots());
     if added == 0 {
         tracing::warn!("no certificate roots found: wss:// and https:// will fail; install ca-certificates");
     }

@@ -162,7 +162,7 @@ impl Upstream {
             if stop.is_set() {
                 return;
             }
-            note(&mut backoff, healthy);
+            reset_if_healthy(&mut backoff, healthy);
             let Some(reason) = failure else {
                 self.span().in_scope(|| tracing::info!("upstream rests"));
                 continue;
@@ -231,7 +231,7 @@ impl Upstream {
 }
 
 /// Ends the row of failures if the connection was healthy.
-fn note(backoff: &mut Backoff, healthy: Duration) {
+fn reset_if_healthy(backoff: &mut Backoff, healthy: Duration) {
     if healthy >= HEALTHY {
         backoff.reset();
     }
@@ -297,7 +297,7 @@ mod tests {
     fn a_connection_that_was_up_for_a_minute_ends_the_row_of_failures() {
         let mut backoff = Backoff::new(Pauses { jitter: false, ..PAUSES });
         let mut fail_after = |seconds| {
-            note(&mut backoff, Duration::from_secs(seconds));
+            reset_if_healthy(&mut backoff, Duration::from_secs(seconds));
             backoff.fail().as_millis()
         };
         assert_eq!([0, 59, 59].map(&mut fail_after), [500, 1000, 2000]);

@@ -12,12 +12,17 @@ mod operator;
 mod secret;
 mod special_use;
 
-pub use crate::grants::{
-    destinations::{Destination, Destinations, Port},
-    folder::{Folder, meet, real_path},
-    operator::{Allowed, AllowedFolder, AllowedHost, AllowedNetwork},
-    secret::Secret,
+pub(crate) use crate::grants::{
+    destinations::Port,
+    folder::{meet, real_path},
+    operator::{AllowedFolder, AllowedHost},
     special_use::overlaps_special,
+};
+pub use crate::grants::{
+    destinations::{Destination, Destinations},
+    folder::Folder,
+    operator::{Allowed, AllowedNetwork},
+    secret::Secret,
 };
 
 /// `[grants]` of a manifest.

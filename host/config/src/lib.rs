@@ -3,7 +3,12 @@
 //! `relay.toml` and each tenant's `tenant.toml` are walked by hand rather than derived, so that one run reports every
 //! mistake in every file: see [`Problem`].
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{
     Uri,
@@ -60,7 +65,7 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    pub const SIZE: u64 = 1 << 30;
+    pub(crate) const SIZE: u64 = 1 << 30;
 }
 
 /// Where each listener binds; port 0 lets the system choose.
@@ -190,19 +195,26 @@ impl TenantConfig {
 
     /// Whether it has any component.
     pub fn has_code(&self) -> bool {
-        self.filter.is_some() || self.client.is_some() || self.api.is_some() || self.job.is_some()
+        self.components().next().is_some()
+    }
+
+    /// Its components: the role of each, as `[components]` has it, and the file. A file with several roles is there
+    /// once for each.
+    pub fn components(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let api = self.api.as_ref().map(|api| &api.file);
+        let files = [
+            ("filter", self.filter.as_ref()),
+            ("client", self.client.as_ref()),
+            ("api", api),
+            ("job", self.job.as_ref()),
+        ];
+        files.into_iter().filter_map(|(role, file)| Some((role, file?.as_path())))
     }
 
     /// The files that make up the tenant besides its manifest, by the names that the manifest has for them: its
     /// components, and the files with its secrets.
     pub fn files(&self) -> Vec<PathBuf> {
         self.named.iter().cloned().chain(self.grants.files.iter().cloned()).collect()
-    }
-
-    /// The files of its components. A file with several roles is there once for each.
-    pub fn code_files(&self) -> Vec<PathBuf> {
-        let api = self.api.as_ref().map(|api| &api.file);
-        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten().cloned().collect()
     }
 }
 
@@ -218,7 +230,7 @@ pub struct ApiConfig {
 impl ApiConfig {
     /// Few enough that what leaks in an instance does not pile up. Making the next instance is a thousandth of the
     /// work.
-    pub const REUSE: u32 = 1000;
+    pub(crate) const REUSE: u32 = 1000;
 }
 
 /// One `[[upstream]]`.
@@ -242,7 +254,7 @@ impl UpstreamConfig {
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
     pub const MAX_MESSAGE: usize = 16 << 20;
     /// The default for an upstream that is connected on demand.
-    pub const LINGER: Duration = Duration::from_secs(30);
+    pub(crate) const LINGER: Duration = Duration::from_secs(30);
 }
 
 /// One `[[schedule]]`.
@@ -273,8 +285,8 @@ pub struct ChannelRule {
 
 impl ChannelRule {
     /// The log of a channel without a rule.
-    pub const LOG_BYTES: usize = 16 << 20;
-    pub const MAX_KEYS: usize = 10_000;
+    pub(crate) const LOG_BYTES: usize = 16 << 20;
+    pub(crate) const MAX_KEYS: usize = 10_000;
 }
 
 impl Default for ChannelRule {

@@ -10,7 +10,7 @@ use crate::{
     document::{Document, Problems, Table, Value, quote},
     manifest::{
         channels::{channel, origin},
-        components::{api, component},
+        components::Components,
         grants::grants,
     },
     names::{Claim, host, name, path, url},
@@ -84,65 +84,18 @@ fn tenant(
     bounds: &Bounds,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Option<TenantConfig>) {
-    let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
-    let listed = root.take("hosts").and_then(|value| value.array("an array of host names in quotes"));
-    let allowed = |value: &Value<'_>| {
-        let host = host(value)?;
-        if name.as_ref().is_some_and(|name| !bounds.allowed.has_host(&name.value, &host.value)) {
-            let host = quote(&host.value);
-            value.problem(format!("{host} is the operator's to give; list it in relay.toml: grants.hosts = [{host}]"));
-        }
-        Some(host)
-    };
-    let hosts: Vec<Claim> = listed.into_iter().flatten().filter_map(|value| allowed(&value)).collect();
-    let path = match root.take("path") {
-        Some(value) => path(&value),
-        None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),
-        None => name.as_ref().map(|name| Claim { value: format!("/{}", name.value), line: name.line }),
-    };
+    let claims = claims(&mut root, bounds);
     let folder = file.parent().unwrap_or(Path::new(""));
-    let secrets = Secrets {
-        tenant: name.as_ref().map(|name| name.value.as_str()),
-        folder,
-        allowed: &bounds.allowed,
-        read: secrets,
-    };
-
+    let tenant = claims.name.as_ref().map(|name| name.value.as_str());
+    let secrets = Secrets { tenant, folder, allowed: &bounds.allowed, read: secrets };
     let listed = root.take("upstream").and_then(|value| value.array("an array of tables, each headed [[upstream]]"));
-    let no_upstream = listed.as_ref().is_none_or(Vec::is_empty);
-    let mut upstreams: Vec<UpstreamConfig> = Vec::new();
-    let mut names = BTreeSet::new();
-    for value in listed.into_iter().flatten() {
-        let Some(table) = value.table("a table, headed [[upstream]]") else {
-            continue;
-        };
-        upstreams.extend(upstream(table, &mut names, &secrets));
-    }
-
-    let mut named = Vec::new();
-    let mut components = root.section("components");
-    let filter = components.take("filter");
-    if let Some(value) = filter.as_ref().filter(|_| no_upstream) {
-        value.problem("needs an [[upstream]]; add one, or remove the filter");
-    }
-    let filter = filter.and_then(|value| component(&value, folder, &mut named));
-    let client = components.take("client").and_then(|value| component(&value, folder, &mut named));
-    let api = components.take("api").and_then(|value| api(value, folder, &mut named));
-    let job = components.take("job");
-    components.finish();
-
+    let listed = listed.unwrap_or_default();
+    let has_upstream = !listed.is_empty();
+    let upstreams = upstreams(listed, &secrets);
+    let components = root.section("components");
     let listed = root.take("schedule");
-    match (&job, &listed) {
-        (Some(job), None) => job.problem("needs a [[schedule]]; add one, or remove the job"),
-        (None, Some(listed)) => listed.problem("needs a job; write for example components.job = \"job.wasm\""),
-        _ => {}
-    }
-    let job = job.and_then(|value| component(&value, folder, &mut named));
-    let listed = listed.and_then(|value| value.array("an array of tables, each headed [[schedule]]"));
-    let mut names = BTreeSet::new();
-    let tables = listed.into_iter().flatten().filter_map(|value| value.table("a table, headed [[schedule]]"));
-    let schedules = tables.filter_map(|table| schedule(table, &mut names)).collect();
-
+    let components = Components::read(components, folder, has_upstream, listed.as_ref());
+    let schedules = listed.map(schedules).unwrap_or_default();
     let cors = root.take("cors").and_then(|value| value.array("an array of origins in quotes")).unwrap_or_default();
     let cors = cors.iter().filter_map(origin).collect();
     let compress_above = root.take("compression").and_then(compression);
@@ -152,16 +105,16 @@ fn tenant(
         root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
     // The manifest may be a link into one of the tenant's folders.
     let manifest = file.canonicalize().ok();
-    let code = [manifest.as_ref(), filter.as_ref(), client.as_ref(), api.as_ref().map(|api| &api.file), job.as_ref()];
-    let code: Vec<_> = code.into_iter().flatten().collect();
+    let code: Vec<_> = manifest.iter().chain(components.files()).collect();
     let grants = Arc::new(grants(root.section("grants"), &secrets, &settings, &code));
     let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
     root.finish();
 
-    let config = name.as_ref().zip(path.as_ref()).map(|(name, path)| TenantConfig {
+    let Components { filter, client, api, job, named } = components;
+    let config = claims.name.as_ref().zip(claims.path.as_ref()).map(|(name, path)| TenantConfig {
         name: name.value.as_str().into(),
         folder: folder.into(),
-        hosts: hosts.iter().map(|host| host.value.clone()).collect(),
+        hosts: claims.hosts.iter().map(|host| host.value.clone()).collect(),
         path: path.value.clone(),
         upstreams,
         filter,
@@ -178,7 +131,43 @@ fn tenant(
         grants,
         limits,
     });
-    (Claims { name, path, hosts }, config)
+    (claims, config)
+}
+
+/// What a tenant claims for itself: its name, its host names and its path.
+fn claims(root: &mut Table<'_>, bounds: &Bounds) -> Claims {
+    let name = root.require("name", "name = \"market\"").and_then(|value| name(&value));
+    let listed = root.take("hosts").and_then(|value| value.array("an array of host names in quotes"));
+    let allowed = |value: &Value<'_>| {
+        let host = host(value)?;
+        if name.as_ref().is_some_and(|name| !bounds.allowed.has_host(&name.value, &host.value)) {
+            let host = quote(&host.value);
+            value.problem(format!("{host} is the operator's to give; list it in relay.toml: grants.hosts = [{host}]"));
+        }
+        Some(host)
+    };
+    let hosts: Vec<Claim> = listed.into_iter().flatten().filter_map(|value| allowed(&value)).collect();
+    let path = match root.take("path") {
+        Some(value) => path(&value),
+        None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),
+        None => name.as_ref().map(|name| Claim { value: format!("/{}", name.value), line: name.line }),
+    };
+    Claims { name, path, hosts }
+}
+
+/// Reads every `[[upstream]]`.
+fn upstreams(listed: Vec<Value<'_>>, secrets: &Secrets<'_>) -> Vec<UpstreamConfig> {
+    let mut names = BTreeSet::new();
+    let tables = listed.into_iter().filter_map(|value| value.table("a table, headed [[upstream]]"));
+    tables.filter_map(|table| upstream(table, &mut names, secrets)).collect()
+}
+
+/// Reads every `[[schedule]]`.
+fn schedules(listed: Value<'_>) -> Vec<ScheduleConfig> {
+    let listed = listed.array("an array of tables, each headed [[schedule]]").unwrap_or_default();
+    let mut names = BTreeSet::new();
+    let tables = listed.into_iter().filter_map(|value| value.table("a table, headed [[schedule]]"));
+    tables.filter_map(|table| schedule(table, &mut names)).collect()
 }
 
 /// Reads `compression`. Its presence turns compression on.

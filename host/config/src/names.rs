@@ -117,23 +117,13 @@ fn host_and_port(authority: &str, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::document::{Document, Table};
-
-    /// The problems of `walk` over `text`.
-    fn problems(text: &str, walk: impl FnOnce(&mut Table<'_>)) -> Vec<String> {
-        let document = Document::new(Path::new("f.toml"), text);
-        let Ok(mut root) = document.parse() else { unreachable!("{text}") };
-        walk(&mut root);
-        document.conclude::<()>(None).unwrap_err().0.iter().map(ToString::to_string).collect()
-    }
+    use crate::document::tests::problems;
 
     /// Whether `check` accepts `text`. If not, it must record exactly one problem.
     fn takes<T>(text: &str, check: impl FnOnce(&Value<'_>) -> Option<T>) -> bool {
         let mut taken = false;
-        let found = problems(&format!("k = {text:?}"), |root| taken = check(&root.take("k").unwrap()).is_some());
+        let found = problems(&format!("k = {text:?}"), |mut root| taken = check(&root.take("k").unwrap()).is_some());
         assert_eq!(found.len(), usize::from(!taken), "{text}: {found:?}");
         taken
     }
@@ -213,7 +203,7 @@ mod tests {
     #[test]
     fn urls_are_not_repeated() {
         for text in ["ws://hunter2@a/", "http://a/?key=hunter2", "ws://a:0/?key=hunter2", "ws://a/#hunter2"] {
-            let found = problems(&format!("k = {text:?}"), |root| assert!(url(&root.take("k").unwrap()).is_none()));
+            let found = problems(&format!("k = {text:?}"), |mut root| assert!(url(&root.take("k").unwrap()).is_none()));
             assert!(!found.concat().contains("hunter2"), "{found:?}");
         }
     }

@@ -478,6 +478,7 @@ mod tests {
             let config = folder.load().unwrap();
             assert_eq!(config.tenants[0].filter.as_ref(), Some(&real));
             assert_eq!(config.tenants[0].files(), [folder.0.join("tenants/one").join(filter)]);
+            assert_eq!(config.tenants[0].components().collect::<Vec<_>>(), [("filter", real.as_path())]);
         }
         for (filter, message) in [
             ("../outside.wasm", "is not within the tenant's folder; write for example \"filter.wasm\""),

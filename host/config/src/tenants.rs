@@ -28,9 +28,9 @@ pub struct TenantsFolder {
 
 /// The tenants read so far, and what was wrong with the others.
 #[derive(Default)]
-pub struct Tenants {
-    pub configs: Vec<TenantConfig>,
-    pub problems: Vec<Problem>,
+pub(super) struct Tenants {
+    pub(super) configs: Vec<TenantConfig>,
+    pub(super) problems: Vec<Problem>,
 }
 
 impl TenantsFolder {

@@ -163,26 +163,16 @@ pub(super) fn digits(text: &str) -> Option<u64> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::document::Document;
-
-    /// The problems of `walk` over `text`.
-    fn problems(text: &str, walk: impl FnOnce(&mut Table<'_>)) -> Vec<String> {
-        let document = Document::new(Path::new("f.toml"), text);
-        let Ok(mut root) = document.parse() else { unreachable!("{text}") };
-        walk(&mut root);
-        document.conclude::<()>(None).unwrap_err().0.iter().map(ToString::to_string).collect()
-    }
+    use crate::document::tests::problems;
 
     #[test]
     fn ranges_and_types() {
         let text = "a = '2h'\nb = 30\nc = '30'\nd = '0s'\ne = 1.5\nf = '2GiB'\ng = -1\nh = 0\ni = 'x'\nj = 0x40\nk = 99999999999999999999\n";
         let time = Duration::from_millis(100)..=Duration::from_secs(3600);
-        let found = problems(text, |root| {
+        let found = problems(text, |mut root| {
             for key in ["a", "b", "c", "d"] {
                 assert_eq!(root.duration(key, &time), None);
             }

@@ -118,19 +118,19 @@ impl Migrate {
 fn show(states: &[MigrationState]) -> Result<(), Box<dyn Error>> {
     for MigrationState { name, applied } in states {
         let state = if *applied { "applied" } else { "missing" };
-        announce(&format!("  {state}  {name}")).map_err(said)?;
+        announce(&format!("  {state}  {name}")).map_err(into_error)?;
     }
     Ok(())
 }
 
 fn undone(names: &[&'static str]) -> Result<(), Box<dyn Error>> {
     for name in names {
-        announce(&format!("  undone   {name}")).map_err(said)?;
+        announce(&format!("  undone   {name}")).map_err(into_error)?;
     }
-    if names.is_empty() { announce("  nothing to undo").map_err(said) } else { Ok(()) }
+    if names.is_empty() { announce("  nothing to undo").map_err(into_error) } else { Ok(()) }
 }
 
-fn said(failure: Failure) -> Box<dyn Error> {
+fn into_error(failure: Failure) -> Box<dyn Error> {
     let (Failure::Usage(error) | Failure::Failed(error) | Failure::Coded(_, error)) = failure;
     error
 }

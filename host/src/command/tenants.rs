@@ -1,6 +1,7 @@
 //! `edge-relay tenants`: checks tenants before a host runs them.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -75,9 +76,9 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
         announce(&format!("tenant: {}", config.name))?;
         for file in files(config) {
             // A component that does not load is among the problems.
-            let Ok(loaded) = engine.load(&file) else { continue };
+            let Ok(loaded) = engine.load(file) else { continue };
             let roles = shown_roles(&loaded.report).join(", ");
-            let name = file.strip_prefix(&config.folder).unwrap_or(&file).display();
+            let name = file.strip_prefix(&config.folder).unwrap_or(file).display();
             announce(&format!(
                 "  {name}: {} bytes; roles: {}",
                 loaded.size,
@@ -93,9 +94,6 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
 }
 
 /// The tenant's component files, each once.
-fn files(config: &TenantConfig) -> Vec<PathBuf> {
-    let mut files = config.code_files();
-    files.sort();
-    files.dedup();
-    files
+fn files(config: &TenantConfig) -> BTreeSet<&Path> {
+    config.components().map(|(_, file)| file).collect()
 }

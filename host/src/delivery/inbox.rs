@@ -16,7 +16,7 @@ use wire::{Frame, Kind};
 use crate::{
     delivery::{Budget, BudgetShare},
     metrics::TenantMetrics,
-    rate::Bucket,
+    rate::TokenBucket,
     sync::Mutex,
 };
 
@@ -42,8 +42,8 @@ struct Queued {
 /// What a client has sent lately, for its limits per second.
 #[derive(Default)]
 struct SendRates {
-    messages: Bucket,
-    bytes: Bucket,
+    messages: TokenBucket,
+    bytes: TokenBucket,
 }
 
 /// How much each client of a tenant may send.

@@ -22,7 +22,7 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
-use wire::{Position, deflate::Inflater, sse};
+use wire::deflate::Inflater;
 
 pub use crate::delivery::shard::deadlines::Due;
 use crate::{
@@ -31,17 +31,12 @@ use crate::{
         ClientId, ClientLimits, Connected,
         end::End,
         queue::{Queue, ShardCommand, Step},
-        shard::{
-            cursor::Cursors,
-            deadlines::Deadlines,
-            row::{Row, flag},
-            view::{Subscriber, View},
-        },
-        sockopt,
+        shard::{deadlines::Deadlines, row::Row, view::View},
     },
     sync::Mutex,
 };
 
+mod adopt;
 mod close;
 mod cursor;
 mod deadlines;
@@ -302,80 +297,6 @@ impl Shard {
             self.end_due(now);
         }
         Ok(())
-    }
-
-    fn adopt(&mut self, newcomer: Newcomer) {
-        let Newcomer { socket, mut leftover, accepted } = newcomer;
-        let Accepted { client, channels, format, deflates, mut first_bytes, mut gaps, deadline, mut close_at_once } =
-            accepted;
-        if self.end.is_some() {
-            client.note_leaving("shutdown");
-            return;
-        }
-        if client.client_limits().removed.load(Ordering::Relaxed) {
-            close_at_once = Some(End::Tenant);
-        }
-        let mut socket = mio::net::TcpStream::from_std(socket);
-        let slot = self.rows.vacant_key();
-        if let Err(error) = self.poll.registry().register(&mut socket, Token(slot), Interest::READABLE) {
-            tracing::warn!(%error, "a client's socket cannot be watched");
-            client.note_leaving("io");
-            return;
-        }
-        let mut cursors = Vec::with_capacity(channels.len());
-        let mut positions: Vec<Option<Position>> = Vec::with_capacity(channels.len());
-        let mut behind = false;
-        for (channel, start) in &channels {
-            let view_slot = self.view(channel);
-            let Some(view) = self.views.get_mut(view_slot) else { continue };
-            let subscriber = Subscriber { slot: index(slot), nth: u16::try_from(cursors.len()).unwrap_or(u16::MAX) };
-            let mut subscribed = view.subscribe(index(view_slot), subscriber, *start, format);
-            if subscribed.is_none() && format == Format::Sse {
-                gaps.push(Arc::clone(&channel.name));
-                subscribed = view.subscribe(index(view_slot), subscriber, Start::Now, format);
-            }
-            match subscribed {
-                Some((cursor, position)) => {
-                    behind |= cursor.since().is_some() || cursor.seq < view.log.next_seq();
-                    cursors.push(cursor);
-                    positions.push(position);
-                }
-                None => {
-                    // The position was still there at the handshake.
-                    close_at_once = Some(End::Gap(Arc::clone(&channel.name)));
-                    self.leave_if_empty(view_slot);
-                }
-            }
-        }
-        if let Some(id) = client.id() {
-            self.by_id.insert(id, slot);
-            if let Some((at, due)) = deadline {
-                self.deadlines.set(id, at, due);
-            }
-        }
-        let flags = if deflates { flag::DEFLATES } else { 0 };
-        let several = cursors.len() > 1;
-        let cursors = Cursors::from(cursors);
-        let mut row = Row { socket, client, cursors, extra: None, timer_start: self.now, flags, format, current: 0 };
-        if format == Format::Sse {
-            sockopt::give_up_after(&row.socket, self.timing.stall_timeout);
-            sse::hello(&gaps, positions.iter().flatten(), &mut first_bytes);
-            if several {
-                row.extra().positions = positions.into();
-            }
-        }
-        self.rows.insert(row);
-        if !first_bytes.is_empty() {
-            self.send(slot, first_bytes);
-        }
-        if let Some(end) = close_at_once {
-            self.close(slot, &end);
-        } else if behind {
-            self.queue_snapshots(slot);
-        }
-        if !leftover.is_empty() {
-            self.received(slot, &mut leftover);
-        }
     }
 
     /// The view of a channel. The shard attaches to the channel if this is its first client here.

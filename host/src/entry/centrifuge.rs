@@ -15,7 +15,6 @@ use std::{
 };
 
 use tokio::{
-    select,
     sync::{Notify, oneshot},
     task::{spawn_blocking, yield_now},
 };
@@ -30,11 +29,12 @@ use crate::{
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
     delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, StepList},
-    entry::admission::follow_given,
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
 };
+
+mod connect;
 
 /// Most publications in one answer about a channel's history.
 const MAX_HISTORY: usize = 1000;
@@ -244,62 +244,6 @@ impl CentrifugeSession {
         Ok(())
     }
 
-    async fn connect(
-        &self,
-        id: u32,
-        token: Option<String>,
-        data: Option<String>,
-        subs: &[(String, Recover)],
-        steps: &mut StepList,
-    ) -> Result<(), CommandRefusal> {
-        let (mut given, mut lease) = (Vec::new(), None);
-        let request = self.request.lock().take();
-        if let Some(handler) = &self.handler {
-            let mut request = request.ok_or(Error::PermissionDenied)?;
-            request.token = token.or(request.token);
-            request.data = data;
-            // A client that has left before its turn is not asked about.
-            let admission = select! {
-                biased;
-                () = self.left.notified() => Err(NotLetIn::Gone),
-                admission = handler.connect(self.id, *request, self.compression) => admission,
-            };
-            let admission = match admission {
-                Ok(admission) => admission,
-                Err(why) => {
-                    let end = refusal_end(&why);
-                    if let NotLetIn::Refused(status, reason) = why {
-                        let status = Some(status).filter(|status| (400..=599).contains(status)).unwrap_or(403);
-                        self.write_reply(steps, |out| reply::error(id, u32::from(status), &reason, out));
-                    }
-                    return Err(CommandRefusal::End(end));
-                }
-            };
-            lease = admission.lease;
-            // It cannot be set already: a second `connect` is refused.
-            let _ = self.session.set(admission.session);
-            // The client may have left while the handler was asked.
-            if let Some((session, reason)) = self.session.get().zip(self.reason.get()) {
-                session.note_leaving(reason);
-            }
-            if let Some(names) = admission.channels {
-                let channels = follow_given(&self.tenant, handler, names).await;
-                let internal =
-                    |_| CommandRefusal::End(End::Centrifuge(Disconnect::Internal, "no such channels".into()));
-                for channel in channels.map_err(internal)? {
-                    let recover = subs.iter().find(|(name, _)| **name == *channel.name).map(|(_, recover)| *recover);
-                    given.push(follow(channel, recover, true));
-                }
-            }
-        }
-        self.connected.store(true, Ordering::Relaxed);
-        steps.push(Step::Connected { id, expires_seconds: lease, given });
-        steps.push(expiry_step(lease));
-        // The reply need not wait for the other commands of the frame.
-        self.send_steps(steps.take());
-        Ok(())
-    }
-
     /// Asks the handler to renew the client's lease, with the new token that the client sent.
     async fn refresh(&self, id: u32, token: String, steps: &mut StepList) -> Result<(), CommandRefusal> {
         let renewed = match self.handler.as_ref().zip(self.session.get()) {
@@ -380,17 +324,6 @@ fn expiry_step(lease: Option<u32>) -> Step {
 fn follow(channel: Arc<Channel>, recover: Option<Recover>, given_by_tenant: bool) -> Follow {
     let start = recover.flatten().map_or(Start::Now, Start::After);
     Follow { channel, start, position_lost: recover == Some(None), given_by_tenant }
-}
-
-/// How the connection of a client that is not let in ends. SDKs reconnect by themselves, unless the tenant's code
-/// refused the client.
-fn refusal_end(why: &NotLetIn) -> End {
-    let disconnect = match why {
-        NotLetIn::Refused(..) => Disconnect::PermissionDenied,
-        NotLetIn::Broken(_) => Disconnect::Internal,
-        NotLetIn::Gone => Disconnect::Shutdown,
-    };
-    End::Centrifuge(disconnect, disconnect.reason().to_owned())
 }
 
 fn history(channel: &Channel, limit: usize, since: Option<Recover>, reverse: bool) -> Result<Page, CommandRefusal> {

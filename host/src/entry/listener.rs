@@ -24,6 +24,7 @@ use crate::{
         handshake::{Attempt, Handshake},
     },
     memory,
+    serve::ACCEPT_PAUSE,
     shutdown::Stop,
 };
 
@@ -31,8 +32,6 @@ use crate::{
 const BACKLOG: u32 = 4096;
 /// Most bytes of a request's line and headers.
 const MAX_REQUEST: usize = 16 << 10;
-/// Pause after `accept` failed. Usually the process has run out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a connection without a request is safe from being cut when the relay is crowded. An honest client sends its
 /// request within a second.
@@ -55,59 +54,43 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts connections until the relay stops. Handshakes under way are then cut, while clients stay in their shards.
 pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: Stop) {
-    let mut handshakes = JoinSet::new();
-    // Oldest first. A finished handshake is taken out when it gets to the front.
-    let mut under_way: VecDeque<UnderWay> = VecDeque::new();
-    let mut storm = false;
-    let mut trims = JoinSet::new();
+    let mut handshakes = Handshakes::new(context);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             // Without a handshake to wait for, this branch is off, and the select waits for the others.
-            Some(_) = handshakes.join_next(), if storm => {
-                if handshakes.len() < CALM {
-                    storm = false;
-                    trims.spawn_blocking(memory::trim);
-                }
+            Some(_) = handshakes.tasks.join_next(), if handshakes.storm => {
+                handshakes.end_storm();
                 continue;
             }
-            () = stop.wait() => return handshakes.shutdown().await,
+            () = stop.wait() => return handshakes.tasks.shutdown().await,
         };
-        while handshakes.try_join_next().is_some() {}
-        while trims.try_join_next().is_some() {}
-        while under_way.front().is_some_and(|oldest| oldest.task.is_finished()) {
-            under_way.pop_front();
-        }
+        handshakes.forget_finished();
         match accepted {
-            Ok((socket, peer)) => {
-                let crowded =
-                    handshakes.len() >= context.max_handshakes && !cut_silent(&mut under_way, PATIENCE, &context);
-                // Clients that are told to come again later take a handshake, too, so their number has a bound.
-                if handshakes.len() >= 2 * context.max_handshakes
-                    && !cut_silent(&mut under_way, Duration::ZERO, &context)
-                {
-                    context.metrics.handshake_refused("crowded");
-                    continue;
-                }
-                if under_way.len() > 2 * handshakes.len().max(CALM) {
-                    under_way.retain(|under_way| !under_way.task.is_finished());
-                }
-                let attempt = Arc::new(Attempt::new(Arc::clone(&context), peer.ip(), crowded));
-                let task = handshakes.spawn(handshake(socket, Arc::clone(&attempt)));
-                under_way.push_back(UnderWay { task, attempt, since: Instant::now() });
-                storm |= handshakes.len() >= STORM;
-            }
+            Ok((socket, peer)) => handshakes.begin(socket, peer),
             Err(error) => {
-                context.metrics.handshake_refused("accept");
+                handshakes.context.metrics.handshake_refused("accept");
                 // If only this connection is gone, there is no reason to wait.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tracing::warn!(%error, "a connection could not be accepted");
-                    cut_silent(&mut under_way, Duration::ZERO, &context);
+                    handshakes.cut_silent(Duration::ZERO);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
+}
+
+/// The handshakes of a listener.
+struct Handshakes {
+    context: Arc<EntryContext>,
+    tasks: JoinSet<()>,
+    /// Oldest first. A finished handshake is taken out when it gets to the front.
+    under_way: VecDeque<UnderWay>,
+    /// Whether there has been a storm, and no calm since.
+    storm: bool,
+    /// Gives memory back after a storm.
+    trims: JoinSet<()>,
 }
 
 /// A handshake that was under way when it was last looked at.
@@ -117,19 +100,58 @@ struct UnderWay {
     since: Instant,
 }
 
-/// Makes room by cutting the oldest connection that has sent no request for `patience`. Returns whether there was one.
-/// Connections with a request are left alone: they wait for the tenant's code, or for their turn. If all have one, a
-/// new client is told to come again later.
-fn cut_silent(under_way: &mut VecDeque<UnderWay>, patience: Duration, context: &EntryContext) -> bool {
-    let silent = |under_way: &UnderWay| {
-        !under_way.task.is_finished() && !under_way.attempt.has_requested() && under_way.since.elapsed() >= patience
-    };
-    let Some(oldest) = under_way.iter().position(silent).and_then(|oldest| under_way.remove(oldest)) else {
-        return false;
-    };
-    oldest.task.abort();
-    context.metrics.handshake_refused("crowded");
-    true
+impl Handshakes {
+    fn new(context: Arc<EntryContext>) -> Self {
+        Self { context, tasks: JoinSet::new(), under_way: VecDeque::new(), storm: false, trims: JoinSet::new() }
+    }
+
+    /// Begins a connection's handshake. While there are very many, the connection is closed.
+    fn begin(&mut self, socket: TcpStream, peer: SocketAddr) {
+        let most = self.context.max_handshakes;
+        let crowded = self.tasks.len() >= most && !self.cut_silent(PATIENCE);
+        // Clients that are told to come again later take a handshake, too, so their number has a bound.
+        if self.tasks.len() >= 2 * most && !self.cut_silent(Duration::ZERO) {
+            self.context.metrics.handshake_refused("crowded");
+            return;
+        }
+        if self.under_way.len() > 2 * self.tasks.len().max(CALM) {
+            self.under_way.retain(|under_way| !under_way.task.is_finished());
+        }
+        let attempt = Arc::new(Attempt::new(Arc::clone(&self.context), peer.ip(), crowded));
+        let task = self.tasks.spawn(handshake(socket, Arc::clone(&attempt)));
+        self.under_way.push_back(UnderWay { task, attempt, since: Instant::now() });
+        self.storm |= self.tasks.len() >= STORM;
+    }
+
+    /// Makes room by cutting the oldest connection that has sent no request for `patience`. Returns whether there was
+    /// one. Connections with a request are left alone: they wait for the tenant's code, or for their turn. If all have
+    /// one, a new client is told to come again later.
+    fn cut_silent(&mut self, patience: Duration) -> bool {
+        let silent = |under_way: &UnderWay| {
+            !under_way.task.is_finished() && !under_way.attempt.has_requested() && under_way.since.elapsed() >= patience
+        };
+        let oldest = self.under_way.iter().position(silent);
+        let Some(oldest) = oldest.and_then(|oldest| self.under_way.remove(oldest)) else { return false };
+        oldest.task.abort();
+        self.context.metrics.handshake_refused("crowded");
+        true
+    }
+
+    fn forget_finished(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        while self.trims.try_join_next().is_some() {}
+        while self.under_way.front().is_some_and(|oldest| oldest.task.is_finished()) {
+            self.under_way.pop_front();
+        }
+    }
+
+    /// Gives a storm's memory back, once few of its handshakes are left.
+    fn end_storm(&mut self) {
+        if self.tasks.len() < CALM {
+            self.storm = false;
+            self.trims.spawn_blocking(memory::trim);
+        }
+    }
 }
 
 async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {

@@ -50,11 +50,7 @@ impl Refusal {
     /// The refusal of a client that the handler did not let in.
     pub fn by_handler(why: NotLetIn) -> Self {
         match why {
-            NotLetIn::Refused(status, message) => {
-                let status = Some(status).filter(|status| (400..=599).contains(status));
-                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-                Self::new(status.unwrap_or(StatusCode::FORBIDDEN), "rejected", &message)
-            }
+            NotLetIn::Refused(status, message) => Self::new(error_status(status), "rejected", &message),
             NotLetIn::Broken(Broken::Deadline(_)) => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "handler", "the tenant's code did not answer in time")
             }
@@ -108,6 +104,13 @@ impl Refusal {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
         response
     }
+}
+
+/// The status with which a handler refuses a client. One that is no error's becomes 403.
+pub fn error_status(status: u16) -> StatusCode {
+    let status = StatusCode::from_u16(status).ok();
+    let status = status.filter(|status| status.is_client_error() || status.is_server_error());
+    status.unwrap_or(StatusCode::FORBIDDEN)
 }
 
 pub fn channel_message(why: Refused, name: &str) -> String {

@@ -19,8 +19,8 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, migrate,
-        mysql::{InsertError, Inserter, Rows},
-        reader::Readers,
+        mysql::{InsertError, Inserter, RecordTable},
+        reader::ReadConnections,
         record::{RecordId, Row},
         sqlite,
         writer::{Freed, Writer},
@@ -32,15 +32,15 @@ const PAUSES: Pauses =
     Pauses { free: 0, first: Duration::from_millis(100), longest: Duration::from_secs(5), jitter: false };
 
 pub struct Drain {
-    pub mysql: Arc<Rows>,
+    pub mysql: Arc<RecordTable>,
     pub writer: Arc<Writer>,
-    pub readers: Arc<Readers>,
+    pub readers: Arc<ReadConnections>,
     pub metrics: Arc<Metrics>,
 }
 
 /// Why a batch is still in the outbox.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum DrainError {
     #[error("MySQL: {0}")]
     MySql(#[from] mysql_async::Error),
     #[error("MySQL does not take records: {0}")]
@@ -85,7 +85,7 @@ impl Drain {
     }
 
     /// Moves the oldest rows. False: there are none.
-    async fn batch(&self, connection: &mut Option<Inserter>) -> Result<bool, Failure> {
+    async fn batch(&self, connection: &mut Option<Inserter>) -> Result<bool, DrainError> {
         let batch = self.readers.read(sqlite::oldest).await?;
         let oldest = batch.first().map(|(_, row)| row.id.at());
         self.metrics.records_oldest_seconds.set(oldest.map_or(0.0, age));
@@ -121,12 +121,12 @@ impl Drain {
         connection: &mut Inserter,
         rows: &[Row],
         refused: &mut Vec<(Row, String)>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), DrainError> {
         let mut parts = vec![rows];
         while let Some(part) = parts.pop() {
             match (connection.insert(part).await, part) {
                 (Ok(()), _) => {}
-                (Err(InsertError::Later(why)), _) => return Err(Failure::Insert(why)),
+                (Err(InsertError::Later(why)), _) => return Err(DrainError::Insert(why)),
                 (Err(InsertError::Row(error)), [row]) => {
                     tracing::error!(
                         tenant.name = %row.collection.tenant,

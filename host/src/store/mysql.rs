@@ -7,12 +7,14 @@ use mysql_async::{
     Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, SslOpts, Value,
     prelude::{Query as _, Queryable, WithParams},
 };
-use rustls::{RootCertStore, pki_types::CertificateDer};
 use tokio::time::timeout;
 
-use crate::store::{
-    StoreError,
-    record::{Collection, Query, Record, RecordId, Row},
+use crate::{
+    store::{
+        StoreError,
+        record::{Collection, Query, Record, RecordId, Row},
+    },
+    tls,
 };
 
 /// Most connections at once.
@@ -53,11 +55,11 @@ pub fn parse_url(url: &str) -> Option<MySqlUrl> {
 }
 
 /// The table of records.
-pub struct Rows {
+pub struct RecordTable {
     pool: Pool,
 }
 
-impl Rows {
+impl RecordTable {
     /// Connects when it is first used.
     pub fn new(url: &Secret) -> Result<Self, BadUrl> {
         let opts = Opts::from_url(url.reveal()).map_err(|_| BadUrl)?;
@@ -92,11 +94,12 @@ impl Rows {
         match self.try_select(collection, query).await {
             // There are no rows before there is a table: the drain makes it.
             Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => Ok(Vec::new()),
-            selected => selected.map_err(unavailable),
+            selected => selected.map_err(unavailable)?.into_iter().map(record).collect(),
         }
     }
 
-    async fn try_select(&self, collection: &Collection, query: &Query) -> Result<Vec<Record>, Error> {
+    /// The ids and data of the records that a query finds.
+    async fn try_select(&self, collection: &Collection, query: &Query) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
         let mut connection = self.connect().await?;
         let (from, to) = query.bounds();
         let order = if query.newest_first() { "DESC" } else { "ASC" };
@@ -112,10 +115,7 @@ impl Rows {
         let count = query.fitting(within(QUERY_DEADLINE, lengths).await?);
         let rows = format!("SELECT id, data {of} {order} LIMIT ?");
         let rows = rows.with(parameters(count)).fetch::<(Vec<u8>, Vec<u8>), _>(&mut connection);
-        let rows = within(QUERY_DEADLINE, rows).await?;
-        let record =
-            |(id, data): (Vec<u8>, Vec<u8>)| Some(Record { id: RecordId::from(<[u8; 16]>::try_from(id).ok()?), data });
-        Ok(rows.into_iter().filter_map(record).collect())
+        within(QUERY_DEADLINE, rows).await
     }
 
     /// The first collection of a tenant whose name is at least `from` and below `to`.
@@ -150,18 +150,23 @@ impl Rows {
     }
 }
 
-/// TLS to MySQL trusts the same roots as TLS to upstreams: the machine's, or those in `SSL_CERT_FILE`.
+/// TLS to MySQL trusts the same roots as TLS to upstreams.
 fn trusting(tls: SslOpts) -> SslOpts {
-    let roots = rustls_native_certs::load_native_certs();
-    roots.errors.iter().for_each(|error| tracing::warn!(%error, "a root certificate cannot be read"));
-    // The driver fails on a root that it cannot parse.
-    let parsable = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
-    let roots = roots.certs.into_iter().filter(parsable).map(|root| root.to_vec().into()).collect();
+    // The driver would fail on a root that it cannot parse.
+    let roots = tls::roots().into_iter().map(|root| root.to_vec().into()).collect();
     tls.with_disable_built_in_roots(true).with_root_certs(roots)
 }
 
 fn unavailable(error: Error) -> StoreError {
     StoreError::Unavailable(format!("MySQL: {error}"))
+}
+
+/// Makes a record of its id and data. An id that has not its 16 bytes was written by somebody else, into a table that
+/// somebody else has changed.
+fn record((id, data): (Vec<u8>, Vec<u8>)) -> Result<Record, StoreError> {
+    let foreign = |id: Vec<u8>| format!("MySQL: the id of a record is not a UUID of 16 bytes: {}", id.escape_ascii());
+    let id = <[u8; 16]>::try_from(id).map_err(|id| StoreError::Unavailable(foreign(id)))?;
+    Ok(Record { id: RecordId::from(id), data })
 }
 
 /// A connection to insert with. After [`InsertError::Later`] it must not be used again.
@@ -228,5 +233,18 @@ impl From<Error> for InsertError {
             _ => false,
         };
         if of_row { Self::Row(error.to_string()) } else { Self::Later(error.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_none_is_named() {
+        assert_eq!(record((vec![7; 16], b"data".to_vec())).unwrap().id.bytes(), [7; 16]);
+        let error = record((b"short\x01".to_vec(), Vec::new())).unwrap_err();
+        assert_eq!(error.reason(), "unavailable");
+        assert!(error.to_string().ends_with(": short\\x01"), "{error}");
     }
 }

@@ -14,13 +14,13 @@ use crate::{
 pub const MAX_READERS: usize = 8;
 
 /// Connections to read with.
-pub struct Readers {
+pub struct ReadConnections {
     file: PathBuf,
     runtime: Handle,
     idle: Mutex<Vec<Connection>>,
 }
 
-impl Readers {
+impl ReadConnections {
     /// `runtime` has the threads that may wait for the disk, at most [`MAX_READERS`].
     pub fn new(file: PathBuf, runtime: Handle) -> Self {
         Self { file, runtime, idle: Mutex::default() }

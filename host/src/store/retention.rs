@@ -12,8 +12,8 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError,
-        mysql::Rows,
-        reader::Readers,
+        mysql::RecordTable,
+        reader::ReadConnections,
         record::{Collection, RecordId, Row},
         writer::{Freed, Writer},
     },
@@ -50,8 +50,8 @@ pub struct Retention {
     /// The rules of all tenants. They may be replaced at any time.
     pub keep: Arc<ArcSwap<Vec<Keep>>>,
     pub writer: Arc<Writer>,
-    pub readers: Arc<Readers>,
-    pub mysql: Option<Arc<Rows>>,
+    pub readers: Arc<ReadConnections>,
+    pub mysql: Option<Arc<RecordTable>>,
 }
 
 impl Retention {
@@ -79,7 +79,7 @@ impl Retention {
         let before = RecordId::first_of(u64::try_from(millis).unwrap_or(u64::MAX));
         // The collections are taken one by one: the oldest rows of one are found without looking at the others.
         let (mut from, to) = keep.names();
-        while let Some(collection) = self.here(keep, &from, &to).await? {
+        while let Some(collection) = self.first_in_file(keep, &from, &to).await? {
             loop {
                 let of = collection.clone();
                 let deleted = self.writer.change(move |rows| delete(rows, &of, before)).await?;
@@ -88,7 +88,7 @@ impl Retention {
                 }
                 tokio::time::sleep(PAUSE).await;
             }
-            from = behind(&collection);
+            from = name_after(&collection);
         }
         let Some(mysql) = &self.mysql else { return Ok(()) };
         let (mut from, to) = keep.names();
@@ -96,13 +96,13 @@ impl Retention {
             while mysql.delete_before(&collection, before, BATCH).await? == BATCH as u64 {
                 tokio::time::sleep(PAUSE).await;
             }
-            from = behind(&collection);
+            from = name_after(&collection);
         }
         Ok(())
     }
 
     /// The first collection in the file whose name is at least `from` and below `to`.
-    async fn here(&self, keep: &Keep, from: &str, to: &str) -> Result<Option<Collection>, StoreError> {
+    async fn first_in_file(&self, keep: &Keep, from: &str, to: &str) -> Result<Option<Collection>, StoreError> {
         let (tenant, from, to) = (Arc::clone(&keep.tenant), from.to_owned(), to.to_owned());
         let name = self.readers.read(move |connection| {
             let sql = "SELECT collection FROM records WHERE tenant = ?1 AND collection >= ?2 AND collection < ?3 \
@@ -115,7 +115,7 @@ impl Retention {
 }
 
 /// The smallest name after a collection's.
-fn behind(collection: &Collection) -> String {
+fn name_after(collection: &Collection) -> String {
     format!("{}\0", collection.name)
 }
 

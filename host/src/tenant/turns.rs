@@ -40,7 +40,7 @@ type TurnFuture = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, Acqui
 /// Whether a call has its turn.
 enum Turn {
     None,
-    TurnFuture(TurnFuture),
+    Waits(TurnFuture),
     Has { _permit: OwnedSemaphorePermit },
 }
 
@@ -91,11 +91,11 @@ impl Turn {
         if matches!(self, Self::None) {
             *self = match Arc::clone(&turns.0).try_acquire_owned() {
                 Ok(permit) => Self::Has { _permit: permit },
-                Err(_) => Self::TurnFuture(Box::pin(Arc::clone(&turns.0).acquire_owned())),
+                Err(_) => Self::Waits(Box::pin(Arc::clone(&turns.0).acquire_owned())),
             };
         }
         // The semaphore is never closed.
-        if let Self::TurnFuture(waiting) = self
+        if let Self::Waits(waiting) = self
             && let Poll::Ready(Ok(permit)) = waiting.as_mut().poll(context)
         {
             *self = Self::Has { _permit: permit };

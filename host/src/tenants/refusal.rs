@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum TenantRefusal {
     #[error("it cannot be checked: {0}")]
     Unchecked(#[from] EngineError),
     #[error(transparent)]
@@ -30,18 +30,21 @@ pub enum Refusal {
     Store(#[from] store::Unusable),
     #[error("the guests' threads do not start: {0}")]
     Threads(#[from] io::Error),
-    /// A panic of the host's own code.
+    /// A panic of the host's own code, in a task of the check.
     #[error(transparent)]
     Task(#[from] JoinError),
+    /// A panic of the host's own code, in the check itself.
+    #[error("the check of it panicked")]
+    Panicked,
 }
 
-impl From<Vec<CodeProblem>> for Refusal {
+impl From<Vec<CodeProblem>> for TenantRefusal {
     fn from(problems: Vec<CodeProblem>) -> Self {
         Self::Code(problems)
     }
 }
 
-impl From<TrialError> for Refusal {
+impl From<TrialError> for TenantRefusal {
     fn from(error: TrialError) -> Self {
         match error {
             TrialError::Host(error) => Self::NoTrial(error),

@@ -4,12 +4,14 @@
 //! one step of this task. A tenant that does not pass is refused with its reason, and the version before runs on.
 
 use std::{
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use config::{TenantConfig, TenantsFolder};
+use futures_util::FutureExt;
 use tokio::{
     sync::Semaphore,
     task::{JoinSet, spawn_blocking},
@@ -22,7 +24,7 @@ use crate::{
     store::Store,
     tenants::{
         TenantCode, Tenants, keep,
-        refusal::{Conflict, Refusal},
+        refusal::{Conflict, TenantRefusal},
         trial,
         watch::{Fingerprint, FolderChange, Outcome, Watch},
     },
@@ -35,7 +37,7 @@ const REST: Duration = Duration::from_secs(1);
 const LOADS: usize = 8;
 
 /// A tenant that may be taken into service, or why it may not.
-type Checked = Result<(TenantConfig, TenantCode), Refusal>;
+type Checked = Result<(TenantConfig, TenantCode), TenantRefusal>;
 
 /// A tenant that has changed.
 struct Candidate {
@@ -48,7 +50,7 @@ struct Candidate {
 }
 
 /// Where changed tenants are checked, each in a task of its own.
-struct Workshop {
+struct CheckTasks {
     engine: EngineSource,
     /// Limits how many are loaded and tried at once.
     loads: Arc<Semaphore>,
@@ -66,7 +68,7 @@ struct Check {
 impl Tenants {
     /// Follows the changes in the tenants' folder, if there is one, until told to stop.
     pub async fn run(&mut self, mut watch: Option<Watch>, engine: EngineSource, mut stop: Stop) {
-        let mut workshop = Workshop { engine, loads: Arc::new(Semaphore::new(LOADS)), candidates: JoinSet::new() };
+        let mut checks = CheckTasks { engine, loads: Arc::new(Semaphore::new(LOADS)), candidates: JoinSet::new() };
         let (places, mut crowded) = (Arc::clone(&self.host.places), Instant::now());
         let mut rest = interval(REST);
         rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,10 +77,11 @@ impl Tenants {
                 () = stop.wait() => return,
                 changes = next(watch.as_mut()) => {
                     let Some(watch) = &mut watch else { continue };
-                    changes.into_iter().for_each(|change| self.follow(change, watch, &mut workshop));
+                    changes.into_iter().for_each(|change| self.follow(change, watch, &mut checks));
                 }
-                Some(Ok(candidate)) = workshop.candidates.join_next() => {
-                    let Some(watch) = &mut watch else { continue };
+                Some(candidate) = checks.candidates.join_next() => {
+                    // It cannot be an error: nothing cancels these tasks, and they catch panics.
+                    let (Ok(candidate), Some(watch)) = (candidate, &mut watch) else { continue };
                     self.settle(candidate, watch).await;
                 }
                 _ = rest.tick() => {
@@ -94,15 +97,18 @@ impl Tenants {
     }
 
     /// Begins to check a tenant that has changed, or removes one that has gone.
-    fn follow(&mut self, change: FolderChange, watch: &mut Watch, workshop: &mut Workshop) {
+    fn follow(&mut self, change: FolderChange, watch: &mut Watch, checks: &mut CheckTasks) {
         match change {
             FolderChange::Gone(folder) => {
                 self.remove(&folder);
                 self.publish();
                 watch.retry();
             }
-            FolderChange::Changed(folder, fingerprint) => match self.check(watch.folder(), workshop) {
-                Ok(check) => drop(workshop.candidates.spawn(check.run(folder, fingerprint))),
+            FolderChange::Changed(folder, fingerprint) => match self.check(watch.folder(), checks) {
+                Ok(check) => {
+                    let checking = check.run(folder.clone(), fingerprint.clone());
+                    checks.candidates.spawn(refuse_panic(checking, folder, fingerprint));
+                }
                 Err(error) => {
                     let outcome = self.refuse(&folder, &error);
                     watch.settled(&folder, fingerprint, None, outcome);
@@ -129,18 +135,18 @@ impl Tenants {
     }
 
     /// Gathers what a check needs. The engine and the guests' threads are made when they are first needed.
-    fn check(&mut self, tenants: &TenantsFolder, workshop: &mut Workshop) -> Result<Check, Refusal> {
-        let engine = Arc::clone(workshop.engine.get()?);
+    fn check(&mut self, tenants: &TenantsFolder, checks: &mut CheckTasks) -> Result<Check, TenantRefusal> {
+        let engine = Arc::clone(checks.engine.get()?);
         let guests = match &self.guests {
             Some(guests) => guests,
             None => self.guests.insert(Guests::start()?),
         };
-        let loads = Arc::clone(&workshop.loads);
+        let loads = Arc::clone(&checks.loads);
         Ok(Check { tenants: tenants.clone(), engine, tasks: guests.tasks(), loads })
     }
 
     /// Takes a tenant that has passed all checks into service, unless another tenant has what it claims.
-    async fn take(&mut self, config: TenantConfig, code: TenantCode) -> Result<(), Refusal> {
+    async fn take(&mut self, config: TenantConfig, code: TenantCode) -> Result<(), TenantRefusal> {
         if let Some(conflict) = self.running.values().find_map(|other| Conflict::find(&config, &other.config)) {
             return Err(conflict.into());
         }
@@ -159,7 +165,7 @@ impl Tenants {
         Ok(())
     }
 
-    async fn open_store(&mut self, config: &TenantConfig) -> Result<(), Refusal> {
+    async fn open_store(&mut self, config: &TenantConfig) -> Result<(), TenantRefusal> {
         let Some(store) = self.records.unopened() else { return Ok(()) };
         let metrics = Arc::clone(&self.host.metrics);
         let keep = self.keep().into_iter().chain(keep(config)).collect();
@@ -169,7 +175,7 @@ impl Tenants {
     }
 
     /// Refuses what is in a tenant's folder. What runs goes on.
-    fn refuse(&mut self, folder: &Path, why: &Refusal) -> Outcome {
+    fn refuse(&mut self, folder: &Path, why: &TenantRefusal) -> Outcome {
         let running = self.running.get(folder);
         let name: Arc<str> = match running {
             Some(running) => Arc::clone(&running.tenant.name),
@@ -181,7 +187,7 @@ impl Tenants {
         if let Some(running) = running {
             *running.tenant.refused() = Some(why.to_string());
         }
-        if matches!(why, Refusal::Conflict(_)) { Outcome::Conflict } else { Outcome::Refused }
+        if matches!(why, TenantRefusal::Conflict(_)) { Outcome::Conflict } else { Outcome::Refused }
     }
 }
 
@@ -190,6 +196,22 @@ async fn next(watch: Option<&mut Watch>) -> Vec<FolderChange> {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// Runs the check of a changed tenant. A panic is a refusal like any other: the tenant is settled, and may change
+/// again.
+async fn refuse_panic(
+    checking: impl Future<Output = Candidate>,
+    folder: PathBuf,
+    fingerprint: Fingerprint,
+) -> Candidate {
+    // As in the tasks that it starts: what they share with others has locks that ignore poison.
+    AssertUnwindSafe(checking).catch_unwind().await.unwrap_or_else(|_| Candidate {
+        folder,
+        fingerprint,
+        files: None,
+        checked: Err(TenantRefusal::Panicked),
+    })
 }
 
 impl Check {
@@ -203,7 +225,8 @@ impl Check {
             let fingerprint = fingerprint.clone();
             spawn_blocking(move || load(&tenants, &folder, fingerprint, &engine)).await
         };
-        let Loaded { files, code } = loaded.unwrap_or_else(|error| Loaded { files: None, code: Err(error.into()) });
+        let LoadedTenant { files, code } =
+            loaded.unwrap_or_else(|error| LoadedTenant { files: None, code: Err(error.into()) });
         let (files, fingerprint) = files.map_or((None, fingerprint.clone()), |(files, found)| (Some(files), found));
         let checked = match code {
             Ok((config, code)) => {
@@ -222,20 +245,36 @@ impl Check {
 }
 
 /// A changed tenant that has not had its trial.
-struct Loaded {
+struct LoadedTenant {
     /// The files that its manifest names, and the tenant's fingerprint with them, taken before the code was loaded.
     files: Option<(Vec<PathBuf>, Fingerprint)>,
     code: Checked,
 }
 
 /// Reads a tenant's manifest and loads its code.
-fn load(tenants: &TenantsFolder, folder: &Path, fingerprint: Fingerprint, engine: &Arc<Engine>) -> Loaded {
+fn load(tenants: &TenantsFolder, folder: &Path, fingerprint: Fingerprint, engine: &Arc<Engine>) -> LoadedTenant {
     let config = match tenants.tenant(folder) {
         Ok(config) => config,
-        Err(problems) => return Loaded { files: None, code: Err(problems.into()) },
+        Err(problems) => return LoadedTenant { files: None, code: Err(problems.into()) },
     };
     let files = config.files();
     let fingerprint = fingerprint.naming(&files);
-    let code = TenantCode::load(&config, engine).map(|code| (config, code)).map_err(Refusal::Code);
-    Loaded { files: Some((files, fingerprint)), code }
+    let code = TenantCode::load(&config, engine).map(|code| (config, code)).map_err(TenantRefusal::Code);
+    LoadedTenant { files: Some((files, fingerprint)), code }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_check_that_panics_is_a_refusal_of_its_folder() {
+        let folder = Path::new("/tenants/t");
+        let fingerprint = Fingerprint::of(folder, &[]);
+        let checking = async { panic!("a mistake in the check") };
+        let candidate = refuse_panic(checking, folder.to_owned(), fingerprint.clone()).await;
+        assert_eq!((candidate.folder.as_path(), &candidate.fingerprint), (folder, &fingerprint));
+        assert!(candidate.files.is_none());
+        assert!(matches!(candidate.checked, Err(TenantRefusal::Panicked)));
+    }
 }

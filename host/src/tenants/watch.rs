@@ -67,15 +67,15 @@ pub struct Watch {
     /// SIGHUP has come since the last look.
     at_once: bool,
     /// A look under way. It goes on when the future that waits for it is dropped.
-    looking: Option<JoinHandle<io::Result<Found>>>,
-    known: BTreeMap<PathBuf, Known>,
+    looking: Option<JoinHandle<io::Result<Fingerprints>>>,
+    known: BTreeMap<PathBuf, WatchedFolder>,
 }
 
-type Found = BTreeMap<PathBuf, Fingerprint>;
+type Fingerprints = BTreeMap<PathBuf, Fingerprint>;
 
 /// What is known of a tenant's folder.
 #[derive(Clone, Default)]
-struct Known {
+struct WatchedFolder {
     /// The files that its manifest names.
     files: Vec<PathBuf>,
     /// The fingerprint of what was last taken into service, or refused.
@@ -97,7 +97,7 @@ impl Watch {
         let known = tenants.iter().map(|config| {
             let files = config.files();
             let settled = Some(Fingerprint::of(&config.folder, &files));
-            (config.folder.clone(), Known { files, settled, ..Known::default() })
+            (config.folder.clone(), WatchedFolder { files, settled, ..WatchedFolder::default() })
         });
         let mut looks = interval_at(Instant::now() + INTERVAL, INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -155,7 +155,7 @@ impl Watch {
         self.known.values_mut().filter(|known| known.conflicts).for_each(|known| known.settled = None);
     }
 
-    fn compare(&mut self, found: Found, at_once: bool) -> Vec<FolderChange> {
+    fn compare(&mut self, found: Fingerprints, at_once: bool) -> Vec<FolderChange> {
         let mut changes = Vec::new();
         self.known.retain(|folder, known| {
             let there = found.contains_key(folder);
@@ -184,7 +184,7 @@ impl Watch {
     }
 }
 
-fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<Found> {
+fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, WatchedFolder>) -> io::Result<Fingerprints> {
     let fingerprint = |folder: PathBuf| {
         let files = known.get(&folder).map_or(&[][..], |known| &known.files);
         let fingerprint = Fingerprint::of(&folder, files);
@@ -193,7 +193,7 @@ fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, Known>) -> io::Result<
     Ok(folder.folders()?.into_iter().map(fingerprint).collect())
 }
 
-impl Known {
+impl WatchedFolder {
     /// Whether what was found differs from what was settled. For a refused tenant the folder counts too: its manifest
     /// may be refused for a file that is missing, and then nobody knows which files it names.
     fn is_new(&self, found: &Fingerprint) -> bool {
@@ -203,7 +203,7 @@ impl Known {
 }
 
 impl Fingerprint {
-    fn of(folder: &Path, files: &[PathBuf]) -> Self {
+    pub fn of(folder: &Path, files: &[PathBuf]) -> Self {
         let manifest = state(&TenantsFolder::manifest(folder));
         Self { folder: state(folder), manifest, files: Vec::new() }.naming(files)
     }

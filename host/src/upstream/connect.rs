@@ -22,7 +22,7 @@ use crate::{
 /// How long TCP, TLS and the WebSocket handshake may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub type Socket = WebSocketStream<MaybeTlsStream<Listening<TcpStream>>>;
+pub type PartnerSocket = WebSocketStream<MaybeTlsStream<Listening<TcpStream>>>;
 
 /// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -65,11 +65,11 @@ impl Connector {
         Ok(Self { tls: tls::client()? })
     }
 
-    pub async fn connect(&self, config: &UpstreamConfig) -> Result<(Socket, LastRead), ConnectError> {
+    pub async fn connect(&self, config: &UpstreamConfig) -> Result<(PartnerSocket, LastRead), ConnectError> {
         timeout(CONNECT_TIMEOUT, self.open(config)).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
-    async fn open(&self, config: &UpstreamConfig) -> Result<(Socket, LastRead), ConnectError> {
+    async fn open(&self, config: &UpstreamConfig) -> Result<(PartnerSocket, LastRead), ConnectError> {
         let (address, secure) = address(&config.url);
         let tcp = TcpStream::connect(&address)
             .await

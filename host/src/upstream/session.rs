@@ -21,7 +21,7 @@ use wire::{Frame, Kind};
 use crate::{
     metrics::UpstreamMetrics,
     shutdown::Stop,
-    upstream::{Need, Outbound, Sink, connect::Socket, last_read::LastRead},
+    upstream::{Need, Outbound, Sink, connect::PartnerSocket, last_read::LastRead},
 };
 
 /// Pings go out this many times within the idle limit: one lost packet is no lost partner.
@@ -45,7 +45,7 @@ pub struct Silence {
 
 /// A connection, and what it works with.
 pub struct Session<'u> {
-    pub socket: Socket,
+    pub socket: PartnerSocket,
     pub silence: Silence,
     pub sink: &'u Sink,
     pub metrics: &'u UpstreamMetrics,
@@ -162,7 +162,7 @@ impl Session<'_> {
 }
 
 /// Takes all that has arrived already, so that nobody is woken for each message. Returns it, and the end if that came.
-fn take_burst(socket: &mut Socket, first: Option<tungstenite::Result<Message>>) -> (Vec<Frame>, Option<Lost>) {
+fn take_burst(socket: &mut PartnerSocket, first: Option<tungstenite::Result<Message>>) -> (Vec<Frame>, Option<Lost>) {
     let mut burst = Vec::new();
     let mut bytes = 0;
     let mut next = Some(first);
@@ -189,7 +189,7 @@ fn take_burst(socket: &mut Socket, first: Option<tungstenite::Result<Message>>) 
     (burst, None)
 }
 
-async fn send(socket: &mut Socket, message: Message) -> Result<(), Lost> {
+async fn send(socket: &mut PartnerSocket, message: Message) -> Result<(), Lost> {
     timeout(SEND_TIMEOUT, socket.send(message)).await.map_err(|_| Lost::Stuck)??;
     Ok(())
 }
@@ -206,7 +206,7 @@ fn message(frame: Frame) -> Message {
 }
 
 /// Ends the connection as RFC 6455 section 7 says, if the partner may still be listening.
-async fn farewell(socket: &mut Socket, lost: &Lost) {
+async fn farewell(socket: &mut PartnerSocket, lost: &Lost) {
     let code = match lost {
         Lost::Idle(_) | Lost::Stuck => return,
         // The library has the answer ready: closing sends it.

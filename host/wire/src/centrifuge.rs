@@ -71,7 +71,6 @@ impl Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     Internal,
-    Unauthorized,
     UnknownChannel,
     PermissionDenied,
     MethodNotFound,
@@ -79,8 +78,6 @@ pub enum Error {
     LimitExceeded,
     BadRequest,
     NotAvailable,
-    TokenExpired,
-    Expired,
     TooManyRequests,
     UnrecoverablePosition,
 }
@@ -97,7 +94,6 @@ impl Error {
     fn row(self) -> (u32, &'static str) {
         match self {
             Self::Internal => (100, "internal server error"),
-            Self::Unauthorized => (101, "unauthorized"),
             Self::UnknownChannel => (102, "unknown channel"),
             Self::PermissionDenied => (103, "permission denied"),
             Self::MethodNotFound => (104, "method not found"),
@@ -105,8 +101,6 @@ impl Error {
             Self::LimitExceeded => (106, "limit exceeded"),
             Self::BadRequest => (107, "bad request"),
             Self::NotAvailable => (108, "not available"),
-            Self::TokenExpired => (109, "token expired"),
-            Self::Expired => (110, "expired"),
             Self::TooManyRequests => (111, "too many requests"),
             Self::UnrecoverablePosition => (112, "unrecoverable position"),
         }
@@ -127,7 +121,6 @@ pub enum Disconnect {
     InvalidToken,
     BadRequest,
     Stale,
-    Force,
     ChannelLimit,
     PermissionDenied,
     NotAvailable,
@@ -154,7 +147,6 @@ impl Disconnect {
             Self::InvalidToken => (3500, "invalid token"),
             Self::BadRequest => (3501, "bad request"),
             Self::Stale => (3502, "stale"),
-            Self::Force => (3503, "force disconnect"),
             Self::ChannelLimit => (3505, "channel limit"),
             Self::PermissionDenied => (3507, "permission denied"),
             Self::NotAvailable => (3508, "not available"),
@@ -171,14 +163,14 @@ pub enum Unsubscribed {
 }
 
 impl Unsubscribed {
-    pub fn code(self) -> u32 {
+    fn code(self) -> u32 {
         match self {
             Self::Server => 2000,
             Self::InsufficientState => 2500,
         }
     }
 
-    pub fn reason(self) -> &'static str {
+    fn reason(self) -> &'static str {
         match self {
             Self::Server => "server unsubscribe",
             Self::InsufficientState => "insufficient state",

@@ -17,7 +17,7 @@ pub use crate::deflate::{
 };
 
 /// The largest window, in bits: 32 KiB.
-pub const MAX_WINDOW_BITS: u8 = 15;
+const MAX_WINDOW_BITS: u8 = 15;
 /// zlib's smallest raw window, in bits. The RFC allows 8 too.
 const MIN_WINDOW_BITS: u8 = 9;
 

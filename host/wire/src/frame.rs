@@ -3,7 +3,7 @@
 use crate::Kind;
 
 /// Opcodes, RFC 6455 section 11.8.
-pub const CONTINUATION: u8 = 0x0;
+pub(crate) const CONTINUATION: u8 = 0x0;
 pub const TEXT: u8 = 0x1;
 pub const BINARY: u8 = 0x2;
 pub const CLOSE: u8 = 0x8;
@@ -14,7 +14,7 @@ pub const PONG: u8 = 0xA;
 pub const MAX_CONTROL: usize = 125;
 
 /// A bit beside the opcode: the message's payload is compressed (RSV1, RFC 7692 section 6).
-pub const COMPRESSED: u8 = 0x40;
+pub(crate) const COMPRESSED: u8 = 0x40;
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
@@ -58,6 +58,11 @@ pub fn decode(encoded: &[u8]) -> Option<(Kind, &[u8])> {
     Some((kind, encoded.get(header..)?))
 }
 
+/// Whether an endpoint may send this close code, RFC 6455 section 7.4.
+pub fn may_close_with(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
 /// A close frame. A reason too long for the frame is cut.
 pub fn close(code: u16, reason: &str) -> Vec<u8> {
     let mut payload = code.to_be_bytes().to_vec();
@@ -92,7 +97,7 @@ impl Violation {
 
 /// The header of the client's frame at the start of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
+pub(crate) struct Head {
     pub fin: bool,
     /// Whether the message is compressed. Only its first frame says so.
     pub compressed: bool,
@@ -156,7 +161,7 @@ impl Head {
 }
 
 /// Applies a mask (section 5.3) in place.
-pub fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let word = u64::from_ne_bytes([mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3]]);
     let (words, rest) = payload.as_chunks_mut::<8>();
     for bytes in words {

@@ -22,7 +22,6 @@ pub mod sse;
 pub use compression::{Compression, SHARED_WINDOW_BITS, encode};
 pub use payload::{Entry, Frame, Key, Kind, Page};
 pub use position::{Epoch, NotAPosition, Position};
-pub use raw::ErrorCode;
 
 /// The most channels that one client may follow.
 pub const MAX_CHANNELS: usize = 64;

@@ -142,7 +142,7 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
         [_] => Err(Violation::Protocol("a close code has two bytes")),
         [high, low, ref reason @ ..] => {
             let code = u16::from_be_bytes([high, low]);
-            if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+            if !frame::may_close_with(code) {
                 return Err(Violation::Protocol("not a close code that may be sent"));
             }
             if std::str::from_utf8(reason).is_err() {

@@ -36,7 +36,7 @@ impl fmt::Display for Position {
 
 impl Position {
     /// Appends the position's text.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         // Writing to a vector cannot fail.
         let _ = write!(out, "{self}");
     }

@@ -2,15 +2,6 @@
 
 use crate::{Compression, Frame, Kind, encode, frame};
 
-/// An error's code. The numbers are the Centrifuge protocol's for the same errors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorCode {
-    /// The tenant's handler broke.
-    Internal = 100,
-    /// Too many messages wait for the handler, or the client sends too many.
-    TooManyRequests = 111,
-}
-
 /// The opcode of a message of this kind.
 pub fn opcode(kind: Kind) -> u8 {
     match kind {
@@ -29,7 +20,8 @@ pub fn reply(frame: &Frame, compression: Option<Compression>, out: &mut Vec<u8>)
     encode(compression, opcode(frame.kind), &frame.bytes, out);
 }
 
-/// Appends an error, which is a text message: `{"error":{"code":111,"message":"…"}}`.
+/// Appends an error, which is a text message: `{"error":{"code":111,"message":"…"}}`. The relay's own codes are the
+/// Centrifuge protocol's for the same errors ([`crate::centrifuge::Error`]), a tenant has its own.
 pub fn error(code: u32, message: &str, out: &mut Vec<u8>) {
     let envelope = serde_json::json!({ "error": { "code": code, "message": message } });
     frame::encode(frame::TEXT, envelope.to_string().as_bytes(), out);

@@ -16,7 +16,7 @@ use crate::{Kind, MAX_CHANNELS, NotAPosition, Position};
 pub const KEEP_ALIVE: &[u8] = b":\n\n";
 /// How long a client waits before it reconnects, in milliseconds. All clients at once are let in within a second or
 /// two.
-pub const RETRY: &[u8] = b"retry: 2000\n";
+const RETRY: &[u8] = b"retry: 2000\n";
 
 pub const CONTENT_TYPE: &str = "text/event-stream";
 
@@ -85,7 +85,7 @@ pub fn gap(channel: &str, position: Option<Position>, out: &mut Vec<u8>) {
 }
 
 /// Appends the `id` line with the client's positions. There is no line without a position.
-pub fn ids<'p>(positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>) {
+fn ids<'p>(positions: impl Iterator<Item = &'p Position>, out: &mut Vec<u8>) {
     let mut before: &[u8] = b"id: ";
     for position in positions {
         out.extend_from_slice(before);

@@ -24,7 +24,7 @@ pub enum Destination {
 }
 
 /// The port of an entry. `None`: the default ports.
-pub type Port = Option<u16>;
+pub(crate) type Port = Option<u16>;
 
 impl FromIterator<(Destination, Port)> for Destinations {
     fn from_iter<I: IntoIterator<Item = (Destination, Port)>>(entries: I) -> Self {

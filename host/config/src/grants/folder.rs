@@ -22,7 +22,7 @@ pub struct Folder {
 
 impl Folder {
     /// Opens a folder. Its `path` is then looked up from the opened folder, so that the two always match.
-    pub fn open(path: &Path, guest: String, write: bool) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, guest: String, write: bool) -> io::Result<Self> {
         // With the dot, a pipe is an error; without it, opening one would wait.
         let opened = File::open(path.join("."))?;
         let path = real_path(&opened)?;
@@ -37,12 +37,12 @@ impl Folder {
 
 /// The path of an open file or folder, with all links followed. It is safe to check, unlike a path that is looked up
 /// first: that could change before it is opened.
-pub fn real_path(opened: &File) -> io::Result<PathBuf> {
+pub(crate) fn real_path(opened: &File) -> io::Result<PathBuf> {
     by_descriptor(opened.as_raw_fd()).read_link()
 }
 
 /// Whether one of two paths is the other or within it. Both have their links followed.
-pub fn meet(one: &Path, other: &Path) -> bool {
+pub(crate) fn meet(one: &Path, other: &Path) -> bool {
     one.starts_with(other) || other.starts_with(one)
 }
 

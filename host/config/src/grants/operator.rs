@@ -43,7 +43,7 @@ pub struct AllowedNetwork {
 
 impl Allowed {
     /// Whether a tenant may be granted what is at `path`, which has its links followed.
-    pub fn has_folder(&self, tenant: &str, path: &Path, write: bool) -> bool {
+    pub(crate) fn has_folder(&self, tenant: &str, path: &Path, write: bool) -> bool {
         let covers = |folder: &AllowedFolder| {
             path.starts_with(&folder.path) && (folder.write || !write) && includes(&folder.tenants, tenant)
         };
@@ -51,12 +51,12 @@ impl Allowed {
     }
 
     /// Whether a tenant may claim a host name.
-    pub fn has_host(&self, tenant: &str, host: &str) -> bool {
+    pub(crate) fn has_host(&self, tenant: &str, host: &str) -> bool {
         self.hosts.iter().any(|allowed| allowed.host == host && includes(&allowed.tenants, tenant))
     }
 
     /// Whether a tenant may be granted a whole network.
-    pub fn has_network(&self, tenant: &str, network: &IpNet) -> bool {
+    pub(crate) fn has_network(&self, tenant: &str, network: &IpNet) -> bool {
         let covers = |allowed: &AllowedNetwork| allowed.network.contains(network) && includes(&allowed.tenants, tenant);
         self.networks.iter().any(covers)
     }

@@ -48,7 +48,7 @@ pub(super) fn is_special(address: IpAddr) -> bool {
 }
 
 /// Whether any address of a network is not public.
-pub fn overlaps_special(network: &IpNet) -> bool {
+pub(crate) fn overlaps_special(network: &IpNet) -> bool {
     SPECIAL.iter().any(|special| special.contains(network) || network.contains(special))
 }
 

@@ -8,15 +8,54 @@ use std::{
 
 use crate::{
     ApiConfig,
-    document::{Value, quote},
+    document::{Table, Value, quote},
 };
 
 /// Above the range an instance would never be replaced.
 const REUSE: RangeInclusive<u64> = 1..=1_000_000_000;
 
+/// The components of a tenant, each in its role.
+pub(super) struct Components {
+    pub(super) filter: Option<PathBuf>,
+    pub(super) client: Option<PathBuf>,
+    pub(super) api: Option<ApiConfig>,
+    pub(super) job: Option<PathBuf>,
+    /// All their files, as the manifest names them.
+    pub(super) named: Vec<PathBuf>,
+}
+
+impl Components {
+    /// Reads `[components]`. A filter needs an upstream. A job needs the key `schedule`, and that key a job.
+    pub(super) fn read(mut table: Table<'_>, folder: &Path, has_upstream: bool, schedule: Option<&Value<'_>>) -> Self {
+        let mut named = Vec::new();
+        let filter = table.take("filter");
+        if let Some(value) = filter.as_ref().filter(|_| !has_upstream) {
+            value.problem("needs an [[upstream]]; add one, or remove the filter");
+        }
+        let filter = filter.and_then(|value| component(&value, folder, &mut named));
+        let client = table.take("client").and_then(|value| component(&value, folder, &mut named));
+        let api = table.take("api").and_then(|value| api(value, folder, &mut named));
+        let job = table.take("job");
+        table.finish();
+        match (&job, schedule) {
+            (Some(job), None) => job.problem("needs a [[schedule]]; add one, or remove the job"),
+            (None, Some(listed)) => listed.problem("needs a job; write for example components.job = \"job.wasm\""),
+            _ => {}
+        }
+        let job = job.and_then(|value| component(&value, folder, &mut named));
+        Self { filter, client, api, job, named }
+    }
+
+    /// Their files, links followed.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let api = self.api.as_ref().map(|api| &api.file);
+        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten()
+    }
+}
+
 /// A component's file with its links followed, so that the file that was checked is the one that is loaded. It must be
 /// within `folder`. Its path as written is added to `named`, to be watched for changes.
-pub(super) fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<PathBuf> {
+fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<PathBuf> {
     let text = value.str()?;
     let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.is_empty() || !Path::new(text).components().all(inside) {
@@ -44,7 +83,7 @@ pub(super) fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBu
 }
 
 /// The API: a file's name, or a table with more keys.
-pub(super) fn api(value: Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<ApiConfig> {
+fn api(value: Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<ApiConfig> {
     if value.value.is_str() {
         return component(&value, folder, named).map(|file| ApiConfig { file, reuse: ApiConfig::REUSE });
     }

@@ -27,8 +27,10 @@ pub(super) fn grants(
     settings: &[(String, String)],
     code: &[&PathBuf],
 ) -> Grants {
-    let mut grants =
-        Grants { folders: folders::folders(few(table.section("folders")), secrets, code), ..Grants::default() };
+    let mut grants = Grants {
+        folders: folders::folders(bounded_entries(table.section("folders")), secrets, code),
+        ..Grants::default()
+    };
     let listed = table.take("http").and_then(|value| value.array("an array of hosts in quotes"));
     if let Some(value) = listed.iter().flatten().nth(MAX_ENTRIES) {
         value.problem(format!(
@@ -37,7 +39,7 @@ pub(super) fn grants(
     }
     let listed = listed.iter().flatten().take(MAX_ENTRIES);
     grants.http = listed.filter_map(|value| http::destination(value, secrets)).collect();
-    for (name, value) in few(table.section("environment")) {
+    for (name, value) in bounded_entries(table.section("environment")) {
         if is_name(&name, &value, "a variable's name")
             && let Some(value) = variable(value, secrets, &mut grants.files)
         {
@@ -45,7 +47,7 @@ pub(super) fn grants(
         }
     }
     let taken: BTreeSet<_> = settings.iter().map(|(name, _)| name.as_str()).collect();
-    for (name, value) in few(table.section("secrets")) {
+    for (name, value) in bounded_entries(table.section("secrets")) {
         if taken.contains(name.as_str()) {
             value.problem("is the name of a setting too; rename one: guests read both through wasi:config");
         } else if is_name(&name, &value, "a secret's name") {
@@ -64,7 +66,7 @@ pub(super) fn grants(
 }
 
 /// A table's entries, cut after [`MAX_ENTRIES`].
-fn few<'d>(table: Table<'d>) -> Vec<(String, Value<'d>)> {
+fn bounded_entries<'d>(table: Table<'d>) -> Vec<(String, Value<'d>)> {
     let place = table.place.clone();
     let mut entries: Vec<_> = table.entries().collect();
     if entries.len() > MAX_ENTRIES {

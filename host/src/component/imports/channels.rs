@@ -96,7 +96,7 @@ pub fn from_guest(frame: FrameResult) -> Frame {
 /// is cut here to what a frame can carry, so that the rest does not wait in memory.
 pub fn closing(close: Close) -> Step {
     let Close { code, reason: mut text } = close;
-    let code = if matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) { code } else { 1008 };
+    let code = if wire::frame::may_close_with(code) { code } else { 1008 };
     text.truncate(text.floor_char_boundary(MAX_CONTROL));
     text.shrink_to_fit();
     Step::Close(End::Handler { code, text })

@@ -8,7 +8,7 @@
 //! their way. A message over them is refused, and the client is told. A call that fails loses its message, and the
 //! client is told.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
@@ -25,7 +25,8 @@ use crate::{
             client::{
                 ClientComponent, ClientComponentPre,
                 exports::edge_relay::tenant::client_handler::{
-                    Acceptance, Action, Client, Kind, Request as GuestRequest, Transport as GuestTransport,
+                    Acceptance, Action, Client, Kind, Refusal as GuestRefusal, Request as GuestRequest,
+                    Transport as GuestTransport,
                 },
             },
             lease::{ClientLeaseComponent, ClientLeaseComponentPre},
@@ -154,9 +155,16 @@ impl ActivePool {
     }
 }
 
-/// Returns how long a call of the slot's version may take.
-fn deadline(slot: &Slot<ClientHandler>) -> Duration {
-    slot.guest().version.limits.client_call
+/// Calls the guest about a client, within the deadline of the slot's version.
+async fn call<T>(
+    slot: Slot<ClientHandler>,
+    id: ClientId,
+    identity: Option<&str>,
+    call: impl AsyncFnOnce(&mut Store<Host>, &ClientHandler, Client<'_>) -> wasmtime::Result<T>,
+) -> Result<T, Broken> {
+    let (id, deadline) = (id.to_string(), slot.guest().version.limits.client_call);
+    let called = slot.call(deadline, async |store, handler| call(store, handler, Client { id: &id, identity }).await);
+    called.await
 }
 
 impl Handler {
@@ -272,7 +280,6 @@ impl Handler {
         id: ClientId,
         request: &ConnectRequest,
     ) -> Result<Acceptance, NotLetIn> {
-        let id = id.to_string();
         let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let request = GuestRequest {
             path: &request.path,
@@ -287,17 +294,11 @@ impl Handler {
             token: request.token.as_deref(),
             data: request.data.as_deref(),
         };
-        let deadline = deadline(&slot);
-        let called = slot.call(deadline, async |store, handler| {
-            handler.own.edge_relay_tenant_client_handler().call_on_connect(store, &id, request).await
+        let called = call(slot, id, None, async |store, handler, client| {
+            handler.own.edge_relay_tenant_client_handler().call_on_connect(store, client.id, request).await
         });
-        let refused = match called.await {
-            Ok(Ok(acceptance)) => return Ok(acceptance),
-            Ok(Err(refused)) => refused,
-            Err(broken) => return Err(NotLetIn::Broken(broken)),
-        };
-        self.metrics.failed(Blame::GuestSaidNo, "connect");
-        Err(NotLetIn::Refused(refused.status, refused.reason))
+        let refusal = |refused: GuestRefusal| NotLetIn::Refused(refused.status, refused.reason);
+        self.answer(called.await, "connect", refusal)
     }
 
     async fn on_subscribe(
@@ -307,42 +308,41 @@ impl Handler {
         channel: &str,
         data: Option<&str>,
     ) -> Result<(), NotLetIn> {
-        let id = session.id.to_string();
-        let deadline = deadline(&slot);
-        let called = slot.call(deadline, async |store, handler| {
-            let client = Client { id: &id, identity: session.identity.as_deref() };
+        let called = call(slot, session.id, session.identity.as_deref(), async |store, handler, client| {
             handler.own.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
         });
-        let refused = match called.await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(refused)) => refused,
-            Err(broken) => return Err(NotLetIn::Broken(broken)),
-        };
-        self.metrics.failed(Blame::GuestSaidNo, "subscribe");
-        Err(NotLetIn::Refused(refused.status, refused.reason))
+        let refusal = |refused: GuestRefusal| NotLetIn::Refused(refused.status, refused.reason);
+        self.answer(called.await, "subscribe", refusal)
     }
 
     async fn on_renew(&self, session: &ClientSession, token: Option<&str>) -> Result<Option<u32>, NotLetIn> {
         if !self.active.load().leases {
             return Ok(None);
         }
-        let id = session.id.to_string();
         let slot = self.pool().slot().await;
-        let deadline = deadline(&slot);
-        let called = slot.call(deadline, async |store, handler| match &handler.lease {
-            Some(lease) => {
-                let lease = lease.edge_relay_tenant_client_lease();
-                lease.call_renew(store, &id, session.identity.as_deref(), token).await
-            }
-            None => Ok(Ok(None)),
-        });
-        let refused = match called.await {
-            Ok(Ok(lease)) => return Ok(lease),
-            Ok(Err(refused)) => refused,
-            Err(broken) => return Err(NotLetIn::Broken(broken)),
-        };
-        self.metrics.failed(Blame::GuestSaidNo, "renew");
-        Err(NotLetIn::Refused(UNAUTHORIZED, refused))
+        let called =
+            call(slot, session.id, session.identity.as_deref(), async |store, handler, client| match &handler.lease {
+                Some(lease) => {
+                    let lease = lease.edge_relay_tenant_client_lease();
+                    lease.call_renew(store, client.id, client.identity, token).await
+                }
+                None => Ok(Ok(None)),
+            });
+        self.answer(called.await, "renew", |reason| NotLetIn::Refused(UNAUTHORIZED, reason))
+    }
+
+    /// What the guest has said to a question. A no is counted by what it was about.
+    fn answer<T, R>(
+        &self,
+        called: Result<Result<T, R>, Broken>,
+        question: &'static str,
+        refusal: impl FnOnce(R) -> NotLetIn,
+    ) -> Result<T, NotLetIn> {
+        let answer = called.map_err(NotLetIn::Broken)?;
+        answer.map_err(|refused| {
+            self.metrics.failed(Blame::GuestSaidNo, question);
+            refusal(refused)
+        })
     }
 
     async fn on_message(
@@ -351,16 +351,13 @@ impl Handler {
         meaning: Meaning<'_>,
         frame: &Frame,
     ) -> Result<Vec<Action>, Broken> {
-        let id = session.id.to_string();
         let kind = match meaning {
             Meaning::Message => Kind::Message,
             Meaning::Rpc(method) => Kind::Rpc(method),
             Meaning::Publish(channel) => Kind::Publish(channel),
         };
         let slot = self.pool().slot().await;
-        let deadline = deadline(&slot);
-        let called = slot.call(deadline, async |store, handler| {
-            let client = Client { id: &id, identity: session.identity.as_deref() };
+        let called = call(slot, session.id, session.identity.as_deref(), async |store, handler, client| {
             let handler = handler.own.edge_relay_tenant_client_handler();
             handler.call_on_message(store, client, kind, to_guest(frame)).await
         });
@@ -383,11 +380,8 @@ impl Handler {
     }
 
     async fn on_disconnect(&self, session: &ClientSession, reason: &str) {
-        let id = session.id.to_string();
         let slot = self.pool().slot().await;
-        let deadline = deadline(&slot);
-        let called = slot.call(deadline, async |store, handler| {
-            let client = Client { id: &id, identity: session.identity.as_deref() };
+        let called = call(slot, session.id, session.identity.as_deref(), async |store, handler, client| {
             handler.own.edge_relay_tenant_client_handler().call_on_disconnect(store, client, reason).await
         });
         // A failed call has been counted and logged, and nobody is left to be told.

@@ -6,11 +6,7 @@
 //! and counted too: the partner does not wait for code that does not work. A filter that follows demand is told of
 //! channels between its frames (`demand`).
 
-use std::{
-    future::pending,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::pending, sync::Arc, time::Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wasmtime::{
@@ -94,7 +90,7 @@ impl Worker {
         let mut held = None;
         loop {
             self.update();
-            self.tell().await;
+            self.tell_of_channels().await;
             let idle_at = self.idle_at();
             let event = match held.take() {
                 Some(event) => Some(event),
@@ -146,10 +142,6 @@ impl Worker {
         }
     }
 
-    fn deadline(&self) -> Duration {
-        self.filter.guest().version.limits.filter_call
-    }
-
     /// When the idle instance is to go. While there is a connection it stays, however little comes.
     fn idle_at(&self) -> Option<Instant> {
         self.filter.idle_at().filter(|_| self.connection.is_none())
@@ -195,20 +187,16 @@ impl Worker {
     /// Calls `on-open`, after the pause if there is one: a connection without its subscription is of no use.
     async fn on_open(&mut self) -> Option<Vec<Frame>> {
         self.filter.pause().await;
-        let upstream = Arc::clone(&self.filter.guest().name);
-        let frames = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
-            let made = filter.own.edge_relay_tenant_filter().call_on_open(&mut *store, &upstream).await?;
-            Ok(made)
+        let frames = self.call(async |store, filter, upstream| {
+            filter.own.edge_relay_tenant_filter().call_on_open(store, upstream).await
         });
         frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
     }
 
     async fn on_frames(&mut self, frames: &[Frame]) -> Option<Vec<GuestPublication>> {
-        let upstream = Arc::clone(&self.filter.guest().name);
         let frames: Vec<FrameParam<'_>> = frames.iter().map(to_guest).collect();
-        let made = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
-            let made = filter.own.edge_relay_tenant_filter().call_on_frames(&mut *store, &upstream, &frames).await?;
-            Ok(made)
+        let made = self.call(async |store, filter, upstream| {
+            filter.own.edge_relay_tenant_filter().call_on_frames(store, upstream, &frames).await
         });
         made.await
     }
@@ -216,12 +204,17 @@ impl Worker {
     /// Calls `on-close`, after the pause if there is one: a loss is told once, and clients may depend on it.
     async fn on_close(&mut self, reason: &str) -> Option<Vec<GuestPublication>> {
         self.filter.pause().await;
-        let upstream = Arc::clone(&self.filter.guest().name);
-        let made = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
-            let made = filter.own.edge_relay_tenant_filter().call_on_close(&mut *store, &upstream, reason).await?;
-            Ok(made)
+        let made = self.call(async |store, filter, upstream| {
+            filter.own.edge_relay_tenant_filter().call_on_close(store, upstream, reason).await
         });
         made.await
+    }
+
+    /// Calls a function of the filter, which is told its upstream's name. `None`: see [`Warm::call`].
+    async fn call<T>(&mut self, call: impl AsyncFnOnce(&mut Store<Host>, &Filter, &str) -> Result<T>) -> Option<T> {
+        let guest = self.filter.guest();
+        let (upstream, deadline) = (Arc::clone(&guest.name), guest.version.limits.filter_call);
+        self.filter.call(deadline, async |store, filter| call(store, filter, &upstream).await).await
     }
 }
 

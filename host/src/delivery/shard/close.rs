@@ -161,9 +161,9 @@ impl Shard {
     fn ping(&mut self, slot: usize, ping: &[u8]) {
         let Some(row) = self.rows.get_mut(slot) else { return };
         if row.is(flag::PINGED) {
-            return match row.format {
-                Format::Centrifuge | Format::CentrifugeDeflated => self.close(slot, &End::NoPong),
-                _ => self.remove(slot, "no_pong"),
+            return match row.is_centrifuge() {
+                true => self.close(slot, &End::NoPong),
+                false => self.remove(slot, "no_pong"),
             };
         }
         row.flags |= flag::PINGED;

@@ -14,7 +14,7 @@ use crate::{
         shard::{
             Shard, index,
             pending::{Piece, Preface},
-            row::{WriteOutcome, flag},
+            row::{Row, WriteOutcome, flag},
             view::Subscriber,
         },
     },
@@ -139,8 +139,7 @@ impl Shard {
 
     /// Ends a client's subscription if that is how its protocol tells of a gap. True: the subscription goes on.
     fn continues_after_gap(&mut self, slot: usize, nth: u16) -> bool {
-        let format = self.rows.get(slot).map(|row| row.format);
-        if !matches!(format, Some(Format::Centrifuge | Format::CentrifugeDeflated)) {
+        if !self.rows.get(slot).is_some_and(Row::is_centrifuge) {
             return true;
         }
         self.interrupt(slot, nth);

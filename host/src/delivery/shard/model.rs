@@ -14,7 +14,10 @@ use wire::{Frame, Kind, Position, frame};
 
 use crate::{
     channel::{Channels, Publication, Resumed, resume},
-    delivery::{ClientSources, queue, shard::*},
+    delivery::{
+        ClientSources, queue,
+        shard::{row::flag, *},
+    },
     metrics::{Metrics, TenantMetrics},
 };
 

@@ -5,7 +5,12 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use wire::{centrifuge, frame, message::Incoming};
+use wire::{
+    centrifuge,
+    deflate::Inflater,
+    frame,
+    message::{Assembly, Incoming},
+};
 
 use crate::{
     channel::Format,
@@ -63,44 +68,23 @@ impl Shard {
             None => Default::default(),
         };
         let waited = !partial.is_empty();
-        let mut rest = if waited {
+        let arrived = if waited {
             partial.extend_from_slice(bytes);
             partial.as_mut_slice()
         } else {
-            bytes
+            &mut *bytes
         };
         let mut pongs = Vec::new();
-        let mut ended = false;
-        loop {
-            let taken = match assembly.next(rest, max_message, inflater.as_mut()) {
-                Ok(None) => break,
-                Ok(Some((event, taken))) => {
-                    ended = !self.handle(slot, &event, &mut pongs);
-                    taken
-                }
-                Err(violation) => {
-                    self.close(slot, &End::Violation(violation));
-                    ended = true;
-                    0
-                }
-            };
-            if ended {
-                break;
-            }
-            rest = rest.get_mut(taken..).unwrap_or_default();
-        }
+        let taken = self.handle_frames(slot, arrived, max_message, &mut assembly, inflater.as_mut(), &mut pongs);
         if inflater.is_some() {
             self.inflater = inflater;
         }
-        if ended {
-            return;
-        }
+        let Some(taken) = taken else { return };
         if waited {
             // The bytes stay in this buffer, for a large frame comes in many reads.
-            let left = rest.len();
-            partial.drain(..partial.len() - left);
+            partial.drain(..taken);
         } else {
-            partial = rest.to_vec();
+            partial = bytes.get(taken..).unwrap_or_default().to_vec();
         }
         if !pongs.is_empty() {
             self.control(slot, pongs);
@@ -112,6 +96,36 @@ impl Shard {
             extra.assembly = assembly;
         }
         row.tidy();
+    }
+
+    /// Cuts bytes into frames, and handles each. Returns how many bytes the whole frames have. `None`: the client is
+    /// being closed.
+    fn handle_frames(
+        &mut self,
+        slot: usize,
+        bytes: &mut [u8],
+        max_message: usize,
+        assembly: &mut Assembly,
+        mut inflater: Option<&mut Inflater>,
+        pongs: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let mut taken = 0;
+        loop {
+            let rest = bytes.get_mut(taken..).unwrap_or_default();
+            match assembly.next(rest, max_message, inflater.as_deref_mut()) {
+                Ok(None) => return Some(taken),
+                Ok(Some((event, length))) => {
+                    if !self.handle(slot, &event, pongs) {
+                        return None;
+                    }
+                    taken += length;
+                }
+                Err(violation) => {
+                    self.close(slot, &End::Violation(violation));
+                    return None;
+                }
+            }
+        }
     }
 
     /// Handles one event. False: the client is being closed, so what else it sent does not count.

@@ -148,7 +148,7 @@ impl Row {
     }
 
     pub fn is_centrifuge(&self) -> bool {
-        matches!(self.format, Format::Centrifuge | Format::CentrifugeDeflated)
+        is_centrifuge(self.format)
     }
 
     pub fn is(&self, flags: u8) -> bool {
@@ -258,7 +258,7 @@ impl Row {
         while cursor.seq < view.log.next_seq() {
             let (offered, result) = write(&mut self.socket, cursor, view, format);
             match result {
-                Ok(0) if offered == 0 && stops_at_gaps(format) => return WriteOutcome::Gap,
+                Ok(0) if offered == 0 && is_centrifuge(format) => return WriteOutcome::Gap,
                 Ok(0) if offered > 0 => return WriteOutcome::Gone,
                 Ok(written) => {
                     cursor.step(written, view, format, delivered);
@@ -282,14 +282,15 @@ impl Row {
     }
 }
 
-/// Whether a gap ends a subscription in this format, so that the client must ask for the channel again.
-fn stops_at_gaps(format: Format) -> bool {
+/// Whether this format is of the Centrifuge protocol. In that protocol a gap ends a subscription, and the client must
+/// ask for the channel again.
+fn is_centrifuge(format: Format) -> bool {
     matches!(format, Format::Centrifuge | Format::CentrifugeDeflated)
 }
 
 /// Makes one write, from a cursor on. Returns how many bytes were offered, and the socket's result.
 fn write(socket: &mut TcpStream, cursor: &Cursor, view: &View, format: Format) -> (usize, io::Result<usize>) {
-    let stops = stops_at_gaps(format);
+    let stops = is_centrifuge(format);
     let chunks = view.log.from(cursor.seq).take_while(|chunk| !(stops && chunk.is_gap()));
     let mut chunks = chunks.map(|chunk| chunk.encoded(format, &view.channel).bytes());
     let first = chunks.next().and_then(|bytes| bytes.get(cursor.position as usize..)).unwrap_or_default();

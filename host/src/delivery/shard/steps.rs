@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use wire::{
-    ErrorCode, MAX_CHANNELS, Position, centrifuge,
+    MAX_CHANNELS, Position, centrifuge,
     centrifuge::{Subscribed, Unsubscribed},
     raw,
 };
@@ -81,7 +81,7 @@ impl Shard {
     pub(super) fn refuse(&mut self, slot: usize, limit: LimitReached) {
         if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
             let mut out = Vec::new();
-            raw::error(ErrorCode::TooManyRequests as u32, limit.message(), &mut out);
+            raw::error(centrifuge::Error::TooManyRequests.code(), limit.message(), &mut out);
             self.send(slot, out);
         }
     }
@@ -109,7 +109,7 @@ impl Shard {
     fn subscribe(&mut self, slot: usize, follow: &Follow, notify: NotifyBy) {
         let followed = self.follow(slot, follow);
         let name = &*follow.channel.name;
-        let centrifuge = self.rows.get(slot).is_some_and(|row| row.is_centrifuge());
+        let centrifuge = self.rows.get(slot).is_some_and(Row::is_centrifuge);
         match (&followed, notify) {
             _ if !centrifuge => {}
             (Ok((subscribed, _)), NotifyBy::Reply(id)) => self.answer(slot, centrifuge::subscribe(id, subscribed)),

@@ -114,21 +114,21 @@ impl Command {
 struct Wire<'a> {
     id: u32,
     #[serde(borrow)]
-    connect: Option<ConnectRequest<'a>>,
+    connect: Option<ConnectParams<'a>>,
     #[serde(borrow)]
-    subscribe: Option<SubscribeRequest<'a>>,
-    unsubscribe: Option<UnsubscribeRequest>,
+    subscribe: Option<SubscribeParams<'a>>,
+    unsubscribe: Option<UnsubscribeParams>,
     #[serde(borrow)]
-    publish: Option<PublishRequest<'a>>,
+    publish: Option<PublishParams<'a>>,
     presence: Option<Unread>,
     presence_stats: Option<Unread>,
-    history: Option<HistoryRequest>,
+    history: Option<HistoryParams>,
     ping: Option<Unread>,
     #[serde(borrow)]
-    send: Option<SendRequest<'a>>,
+    send: Option<SendParams<'a>>,
     #[serde(borrow)]
-    rpc: Option<RpcRequest<'a>>,
-    refresh: Option<RefreshRequest>,
+    rpc: Option<RpcParams<'a>>,
+    refresh: Option<RefreshParams>,
     sub_refresh: Option<Unread>,
 }
 
@@ -138,17 +138,17 @@ struct Unread {}
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct ConnectRequest<'a> {
+struct ConnectParams<'a> {
     token: String,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     #[serde(borrow)]
-    subs: BTreeMap<String, SubscribeRequest<'a>>,
+    subs: BTreeMap<String, SubscribeParams<'a>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct SubscribeRequest<'a> {
+struct SubscribeParams<'a> {
     channel: String,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
@@ -164,13 +164,13 @@ struct SubscribeRequest<'a> {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct UnsubscribeRequest {
+struct UnsubscribeParams {
     channel: String,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct PublishRequest<'a> {
+struct PublishParams<'a> {
     channel: String,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
@@ -181,7 +181,7 @@ struct PublishRequest<'a> {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct HistoryRequest {
+struct HistoryParams {
     channel: String,
     limit: i32,
     since: Option<StreamPosition>,
@@ -197,14 +197,14 @@ struct StreamPosition {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct SendRequest<'a> {
+struct SendParams<'a> {
     #[serde(borrow)]
     data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RpcRequest<'a> {
+struct RpcParams<'a> {
     method: String,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
@@ -212,37 +212,37 @@ struct RpcRequest<'a> {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RefreshRequest {
+struct RefreshParams {
     token: String,
 }
 
 impl Wire<'_> {
     fn request(self) -> Request {
-        if let Some(ConnectRequest { token, data, subs }) = self.connect {
-            let wanted = |(channel, asked): (String, SubscribeRequest)| Some((channel, asked.recover()?));
+        if let Some(ConnectParams { token, data, subs }) = self.connect {
+            let wanted = |(channel, asked): (String, SubscribeParams)| Some((channel, asked.recover()?));
             let token = Some(token).filter(|token| !token.is_empty());
             Request::Connect { token, data: data.map(text), subs: subs.into_iter().filter_map(wanted).collect() }
         } else if let Some(asked) = self.subscribe {
             let recover = asked.recover();
-            let SubscribeRequest { channel, data, kind: 0, tf: None, .. } = asked else { return Request::NotAvailable };
+            let SubscribeParams { channel, data, kind: 0, tf: None, .. } = asked else { return Request::NotAvailable };
             Request::Subscribe { channel, data: data.map(text), recover }
-        } else if let Some(UnsubscribeRequest { channel }) = self.unsubscribe {
+        } else if let Some(UnsubscribeParams { channel }) = self.unsubscribe {
             Request::Unsubscribe { channel }
         } else if let Some(asked) = self.publish {
-            let PublishRequest { channel, data, kind: 0 } = asked else { return Request::NotAvailable };
+            let PublishParams { channel, data, kind: 0 } = asked else { return Request::NotAvailable };
             Request::Publish { channel, data: or_null(data) }
         } else if self.presence.is_some() || self.presence_stats.is_some() {
             Request::NotAvailable
-        } else if let Some(HistoryRequest { channel, limit, since, reverse }) = self.history {
+        } else if let Some(HistoryParams { channel, limit, since, reverse }) = self.history {
             let since = since.map(|StreamPosition { offset, epoch }| position(&epoch, offset));
             Request::History { channel, limit, since, reverse }
         } else if self.ping.is_some() {
             Request::Ping
-        } else if let Some(SendRequest { data }) = self.send {
+        } else if let Some(SendParams { data }) = self.send {
             Request::Send { data: or_null(data) }
-        } else if let Some(RpcRequest { method, data }) = self.rpc {
+        } else if let Some(RpcParams { method, data }) = self.rpc {
             Request::Rpc { method, data: or_null(data) }
-        } else if let Some(RefreshRequest { token }) = self.refresh {
+        } else if let Some(RefreshParams { token }) = self.refresh {
             Request::Refresh { token }
         } else if self.sub_refresh.is_some() {
             Request::NotAvailable
@@ -252,7 +252,7 @@ impl Wire<'_> {
     }
 }
 
-impl SubscribeRequest<'_> {
+impl SubscribeParams<'_> {
     fn recover(&self) -> Option<Recover> {
         self.recover.then(|| position(&self.epoch, self.offset))
     }

@@ -4,12 +4,9 @@ use std::time::Duration;
 
 use crate::{
     MAX_CHANNELS,
-    centrifuge::{Error, Subscribed, Unsubscribed, reply},
+    centrifuge::{Error, Subscribed, Unsubscribed, reply, reply::PING},
     frame,
 };
-
-/// A ping. The pong has the same bytes.
-const PING: &[u8] = b"{}";
 
 pub fn ping() -> Vec<u8> {
     framed(|out| out.extend_from_slice(PING))

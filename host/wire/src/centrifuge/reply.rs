@@ -10,7 +10,7 @@ use serde::{Serialize, de::IgnoredAny};
 use crate::{Entry, Frame, Kind, Page, Position, centrifuge::Error};
 
 /// A ping, and its pong.
-pub const PING: &[u8] = b"{}";
+pub(super) const PING: &[u8] = b"{}";
 
 /// A subscription that has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Subscribed {
 
 /// Answers `connect`: the client is let in. It gets a ping every `ping_seconds` and must answer each. `subs` are its
 /// server-side subscriptions.
-pub fn connect(
+pub(super) fn connect(
     id: u32,
     client: &str,
     ping_seconds: u32,
@@ -50,7 +50,7 @@ pub fn connect(
 }
 
 /// Answers `subscribe`. The publications that are recovered follow the answer, like new ones.
-pub fn subscribe(id: u32, begun: &Subscribed, out: &mut Vec<u8>) {
+pub(super) fn subscribe(id: u32, begun: &Subscribed, out: &mut Vec<u8>) {
     answers(id, "subscribe", out);
     subscribed(begun, out);
     put(out, "}");
@@ -129,14 +129,14 @@ pub fn publication(
 }
 
 /// Pushes a server-side subscription: the client follows the channel from now on, though it has not asked.
-pub fn subscribed_push(channel: &str, begun: &Subscribed, out: &mut Vec<u8>) {
+pub(super) fn subscribed_push(channel: &str, begun: &Subscribed, out: &mut Vec<u8>) {
     pushed(channel, "subscribe", out);
     subscribed(begun, out);
     put(out, "}}");
 }
 
 /// Pushes the end of a subscription.
-pub fn unsubscribed_push(channel: &str, code: u32, reason: &str, out: &mut Vec<u8>) {
+pub(super) fn unsubscribed_push(channel: &str, code: u32, reason: &str, out: &mut Vec<u8>) {
     pushed(channel, "unsubscribe", out);
     put(out, r#"{"code":"#);
     value(out, code);

@@ -108,7 +108,7 @@ struct Departing {
     body: UnsyncBoxBody<Bytes, Error>,
     /// The few frames that the guest had made, and the connection had not taken, when the call ended.
     rest: VecDeque<Frame<Bytes>>,
-    end: Option<End>,
+    end: Option<BodyEnd>,
     /// Whether the body was cut off. Outlives the body.
     cut: Arc<AtomicBool>,
     /// Wakes the connection when there is a next frame.
@@ -118,7 +118,7 @@ struct Departing {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum BodyEnd {
     Whole,
     /// The connection must end with it, so that it never looks whole.
     Cut,
@@ -156,14 +156,14 @@ impl Making {
             // Without tokio's budget for this task: once that is spent, channels look empty.
             match unconstrained(body.frame()).now_or_never() {
                 Some(Some(Ok(frame))) => rest.push_back(frame),
-                Some(None) => *end = Some(End::Whole),
-                Some(Some(Err(_))) | None => *end = Some(End::Cut),
+                Some(None) => *end = Some(BodyEnd::Whole),
+                Some(Some(Err(_))) | None => *end = Some(BodyEnd::Cut),
             }
         }
         if let Some(waker) = waker.take() {
             waker.wake();
         }
-        *end == Some(End::Whole)
+        *end == Some(BodyEnd::Whole)
     }
 }
 
@@ -181,13 +181,13 @@ impl Body for Download {
             match ready!(Pin::new(&mut departing.body).poll_frame(context)) {
                 Some(Ok(frame)) => return Poll::Ready(Some(Ok(frame))),
                 Some(Err(_)) => {
-                    departing.end = Some(End::Cut);
+                    departing.end = Some(BodyEnd::Cut);
                     departing.cut.store(true, Ordering::Relaxed);
                 }
-                None => departing.end = Some(End::Whole),
+                None => departing.end = Some(BodyEnd::Whole),
             }
         }
-        if departing.end == Some(End::Whole) {
+        if departing.end == Some(BodyEnd::Whole) {
             return Poll::Ready(None);
         }
         if departing.flushed {
@@ -201,7 +201,9 @@ impl Body for Download {
 
     fn is_end_stream(&self) -> bool {
         let departing = self.0.lock();
-        departing.rest.is_empty() && departing.end.is_none_or(|end| end == End::Whole) && departing.body.is_end_stream()
+        departing.rest.is_empty()
+            && departing.end.is_none_or(|end| end == BodyEnd::Whole)
+            && departing.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

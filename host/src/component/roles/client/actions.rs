@@ -1,7 +1,7 @@
 //! Carries out, in order, what a handler wants done after a message.
 
 use tokio::sync::oneshot;
-use wire::{ErrorCode, Frame, centrifuge, frame, raw};
+use wire::{Frame, centrifuge, frame, raw};
 
 use crate::{
     channel::Start,
@@ -154,7 +154,7 @@ impl Plan<'_> {
             }
             ReplyMode::Command { by: ReplyKind::Rpc, .. } => {
                 self.guest.metrics.failed(Blame::GuestBroke, "unanswered");
-                self.error(ErrorCode::Internal as u32, "the tenant's code gives no answer");
+                self.error(centrifuge::Error::Internal.code(), "the tenant's code gives no answer");
             }
             ReplyMode::Command { by: ReplyKind::None, .. } | ReplyMode::Message => {}
         }

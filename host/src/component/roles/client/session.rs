@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use wire::{Compression, ErrorCode, Frame, Kind, raw};
+use wire::{Compression, Frame, Kind, centrifuge, raw};
 
 use crate::{
     component::roles::client::{Handler, Meaning, actions, actions::ReplyMode},
@@ -68,7 +68,7 @@ impl ClientSession {
             Err(_) => {
                 self.handler.metrics.lost.inc();
                 let mut out = Vec::new();
-                raw::error(ErrorCode::Internal as u32, "the message could not be handled", &mut out);
+                raw::error(centrifuge::Error::Internal.code(), "the message could not be handled", &mut out);
                 self.handler.take_steps(self.id, vec![Step::Send(out, share)]);
             }
         }

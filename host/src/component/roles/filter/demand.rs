@@ -6,15 +6,10 @@
 use std::{collections::VecDeque, future::pending, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
-use wasmtime::Store;
 use wire::Frame;
 
 use crate::{
-    component::{
-        imports::channels::from_guest,
-        roles::filter::{Filter, Worker},
-        run::host::Host,
-    },
+    component::{imports::channels::from_guest, roles::filter::Worker},
     demand::{ChannelChange, Follower},
     metrics::Blame,
     upstream::MAX_OUTBOUND,
@@ -87,7 +82,7 @@ impl Following {
 
 impl Worker {
     /// Tells the filter of channels, if there is something to tell, for one turn.
-    pub(super) async fn tell(&mut self) {
+    pub(super) async fn tell_of_channels(&mut self) {
         if self.following.is_none() {
             return;
         }
@@ -124,16 +119,14 @@ impl Worker {
     }
 
     async fn on_channel(&mut self, change: &ChannelChange) -> Option<Vec<Frame>> {
-        let upstream = self.filter.guest().name.clone();
-        let frames = self.filter.call(self.deadline(), async |store: &mut Store<Host>, filter: &Filter| {
+        let frames = self.call(async |store, filter, upstream| {
             // Only a filter that follows demand gets here.
             let Some(functions) = &filter.demand else { return Ok(Vec::new()) };
             let functions = functions.edge_relay_tenant_filter_demand();
-            let frames = match change.active {
-                true => functions.call_on_channel_active(&mut *store, &upstream, &change.channel).await?,
-                false => functions.call_on_channel_idle(&mut *store, &upstream, &change.channel).await?,
-            };
-            Ok(frames)
+            match change.active {
+                true => functions.call_on_channel_active(store, upstream, &change.channel).await,
+                false => functions.call_on_channel_idle(store, upstream, &change.channel).await,
+            }
         });
         frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
     }
