@@ -161,7 +161,7 @@ impl Head {
 }
 
 /// Applies a mask (section 5.3) in place.
-pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+pub fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let word = u64::from_ne_bytes([mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3]]);
     let (words, rest) = payload.as_chunks_mut::<8>();
     for bytes in words {
