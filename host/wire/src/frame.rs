@@ -14,7 +14,7 @@ pub const PONG: u8 = 0xA;
 pub const MAX_CONTROL: usize = 125;
 
 /// A bit beside the opcode: the message's payload is compressed (RSV1, RFC 7692 section 6).
-pub(crate) const COMPRESSED: u8 = 0x40;
+pub const COMPRESSED: u8 = 0x40;
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
