@@ -11,20 +11,41 @@ use hyper::{
 };
 use tokio::net::TcpListener;
 
-use crate::{http_error, metrics::Metrics, routes::Routes, serve, shutdown::Stop, tenant::Tenant};
+use crate::{
+    http_error,
+    metrics::Metrics,
+    routes::Routes,
+    serve,
+    shutdown::Stop,
+    tenant::{Refusals, Tenant, TenantRefused},
+};
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until told to stop.
-pub async fn run(listener: TcpListener, routes: Arc<Routes>, metrics: Arc<Metrics>, stop: Stop) {
-    serve::short_answers(listener, "admin", stop, move |request| answer(request, &routes, &metrics)).await;
+pub async fn run(
+    listener: TcpListener,
+    routes: Arc<Routes>,
+    refusals: Arc<Refusals>,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+) {
+    serve::short_answers(listener, "admin", stop, move |request| answer(request, &routes, &refusals, &metrics)).await;
 }
 
-fn answer(request: &Request<Incoming>, routes: &Routes, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    routes: &Routes,
+    refusals: &Refusals,
+    metrics: &Metrics,
+) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return http_error::only_get();
     }
     match request.uri().path() {
         "/healthz" => http_error::json(StatusCode::OK, serde_json::json!({ "status": "ok" }).to_string()),
-        "/readyz" => http_error::json(StatusCode::OK, readiness(&routes.tenants()).to_string()),
+        "/readyz" => {
+            let (status, ready) = readiness(&routes.tenants(), &refusals.all());
+            http_error::json(status, ready.to_string())
+        }
         "/metrics" => match metrics.encode() {
             Ok(text) => {
                 let mut response = Response::new(Full::from(text));
@@ -40,9 +61,10 @@ fn answer(request: &Request<Incoming>, routes: &Routes, metrics: &Metrics) -> Re
     }
 }
 
-/// Shows the upstreams' states and the records that wait for MySQL. The relay is ready because it listens: an upstream
-/// that is down is the partner's matter.
-fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
+/// Shows the upstreams' states, the refused tenants, and the records that wait for MySQL. The relay is ready because it
+/// listens: an upstream that is down is the partner's matter, and what a tenant has wrong is that tenant's. It is not
+/// ready while there are tenants and none of them is served.
+fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode, serde_json::Value) {
     let by_name: serde_json::Map<_, _> = tenants
         .iter()
         .map(|tenant| {
@@ -51,17 +73,25 @@ fn readiness(tenants: &[Arc<Tenant>]) -> serde_json::Value {
                 version.upstreams.iter().map(|upstream| (upstream.name.to_string(), upstream.state().into())).collect();
             let mut state = serde_json::json!({ "upstreams": upstreams });
             // Its folder has something newer than what runs.
-            if let (Some(why), Some(state)) = (&*tenant.refused(), state.as_object_mut()) {
-                state.insert("refused".into(), why.as_str().into());
+            let newer = refused.iter().find(|refused| refused.runs && refused.name == tenant.name);
+            if let (Some(newer), Some(state)) = (newer, state.as_object_mut()) {
+                state.insert("refused".into(), newer.why.as_str().into());
             }
             (tenant.name.to_string(), state)
         })
         .collect();
-    let mut ready = serde_json::json!({ "status": "ready", "tenants": by_name });
+    let out_of_service = refused.iter().filter(|refused| !refused.runs);
+    let out_of_service: serde_json::Map<_, _> =
+        out_of_service.map(|refused| (refused.name.to_string(), refused.why.as_str().into())).collect();
+    let (status, word) = match tenants.is_empty() && !out_of_service.is_empty() {
+        true => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        false => (StatusCode::OK, "ready"),
+    };
+    let mut ready = serde_json::json!({ "status": word, "tenants": by_name, "refused": out_of_service });
     // All tenants share one store.
     let backlog = tenants.iter().find_map(|tenant| tenant.version().store.as_ref()?.backlog());
     if let (Some((rows, seconds)), Some(ready)) = (backlog, ready.as_object_mut()) {
         ready.insert("records".into(), serde_json::json!({ "waiting": rows, "oldest_seconds": seconds }));
     }
-    ready
+    (status, ready)
 }

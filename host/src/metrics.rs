@@ -131,6 +131,7 @@ metrics! {
     outbound_requests: Counter by TenantOutcome,
         "HTTP requests of components: answered, denied, or how else they ended";
     pub tenants: Gauge, "Tenants in service now";
+    pub tenants_refused: Gauge, "Tenants whose folder has what was refused, whether or not an earlier version runs";
 }
 
 fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {

@@ -1,8 +1,8 @@
 //! The relay as a whole: what starts in which order, and what stops in which.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use config::{HostLimits, Listen, RelayConfig, StoreConfig, TenantConfig, TenantsFolder};
+use config::{HostLimits, Listen, RefusedTenant, RelayConfig, StoreConfig, TenantConfig, TenantsFolder};
 use ipnet::IpNet;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
@@ -26,6 +26,15 @@ use crate::{
 mod capacity;
 
 use crate::relay::capacity::Capacity;
+
+/// What becomes of the start if a tenant cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strictness {
+    /// The relay does not start.
+    Strict,
+    /// The tenant is refused, and the others are served.
+    Lenient,
+}
 
 /// Why the relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -62,14 +71,18 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Loads every component, then binds every listener. Nothing listens if anything is wrong.
-    pub fn bind(config: RelayConfig) -> Result<Self, StartError> {
-        let RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: configs, folder } = config;
+    /// Loads every component, then binds every listener. Nothing listens if anything of the host's is wrong, or, when
+    /// strict, anything of a tenant's.
+    pub fn bind(config: RelayConfig, strictness: Strictness) -> Result<Self, StartError> {
+        let RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: configs, refused, folder } = config;
         let metrics = Arc::new(Metrics::new());
         let mut engine = EngineSource::new(limits, cache, Arc::clone(&metrics));
         // Watched before the code is loaded: what is written meanwhile is a change.
-        let watch = folder.and_then(|folder| watch(folder, &configs));
-        let codes = load_code(&configs, &mut engine)?;
+        let mut watch = folder.and_then(|folder| watch(folder, &configs, &refused));
+        let Loaded { sound, broken } = load_code(configs, &mut engine)?;
+        if strictness == Strictness::Strict && !broken.is_empty() {
+            return Err(StartError::Components(broken.into_iter().flat_map(|(_, problems)| problems).collect()));
+        }
         let listeners = Listeners::bind(&listen)?;
         let capacity = Capacity::of_process(&limits);
         let host = HostResources {
@@ -78,10 +91,19 @@ impl Relay {
             clients: Arc::default(),
             places: HostPlaces::new(limits.instances),
         };
-        let records = open_records(store, &configs, &codes, &metrics)?;
+        let records = open_records(store, &sound, &metrics)?;
         let mut tenants = Tenants::new(host.clone(), Connector::new()?, records);
-        for (config, code) in configs.into_iter().zip(&codes) {
-            tenants.apply(config, code)?;
+        for (config, code) in sound {
+            tenants.apply(config, &code)?;
+        }
+        for RefusedTenant { folder, problems, .. } in refused {
+            tenants.refuse(&folder, &problems.into());
+        }
+        for (folder, problems) in broken {
+            tenants.refuse(&folder, &problems.into());
+            if let Some(watch) = &mut watch {
+                watch.refused(&folder);
+            }
         }
         tenants.publish();
         let routes = tenants.routes();
@@ -109,8 +131,8 @@ impl Relay {
             listeners.spawn(api::run(api.listener, self.api_context, stop.clone()));
         }
         if let Some(admin) = admin {
-            let routes = Arc::clone(self.tenants.routes());
-            listeners.spawn(admin::run(admin.listener, routes, self.metrics, stop.clone()));
+            let (routes, refusals) = (Arc::clone(self.tenants.routes()), Arc::clone(self.tenants.refusals()));
+            listeners.spawn(admin::run(admin.listener, routes, refusals, self.metrics, stop.clone()));
         }
         self.tenants.run(self.watch, self.engine, stop.clone()).await;
         stop.wait().await;
@@ -152,32 +174,42 @@ impl Listeners {
     }
 }
 
-fn watch(folder: TenantsFolder, tenants: &[TenantConfig]) -> Option<Watch> {
-    let watch = Watch::new(folder, tenants);
+fn watch(folder: TenantsFolder, tenants: &[TenantConfig], refused: &[RefusedTenant]) -> Option<Watch> {
+    let watch = Watch::new(folder, tenants, refused);
     watch.inspect_err(|error| tracing::error!(%error, "the tenants' folder is not watched")).ok()
 }
 
 /// Checks the components of these tenants, for a host whose configuration cannot be read.
 pub fn check_components(tenants: &[TenantConfig]) -> Result<(), StartError> {
     let mut engine = EngineSource::new(HostLimits::default(), None, Arc::new(Metrics::new()));
-    load_code(tenants, &mut engine).map(drop)
+    let Loaded { broken, .. } = load_code(tenants.to_vec(), &mut engine)?;
+    let problems: Vec<_> = broken.into_iter().flat_map(|(_, problems)| problems).collect();
+    if problems.is_empty() { Ok(()) } else { Err(StartError::Components(problems)) }
 }
 
-fn load_code(tenants: &[TenantConfig], engine: &mut EngineSource) -> Result<Vec<TenantCode>, StartError> {
+/// Tenants with their code.
+#[derive(Default)]
+struct Loaded {
+    sound: Vec<(TenantConfig, TenantCode)>,
+    /// Folders of tenants whose code cannot be used.
+    broken: Vec<(PathBuf, Vec<CodeProblem>)>,
+}
+
+fn load_code(tenants: Vec<TenantConfig>, engine: &mut EngineSource) -> Result<Loaded, StartError> {
     // Without code there is no engine and no guests' runtime.
     if !tenants.iter().any(TenantConfig::has_code) {
-        return Ok(tenants.iter().map(|_| TenantCode::default()).collect());
+        let sound = tenants.into_iter().map(|config| (config, TenantCode::default()));
+        return Ok(Loaded { sound: sound.collect(), ..Loaded::default() });
     }
     let engine = engine.get().map_err(StartError::Engine)?;
-    let mut codes = Vec::new();
-    let mut problems = Vec::new();
-    for loaded in tenants::load_all(tenants, engine) {
-        match loaded {
-            Ok(code) => codes.push(code),
-            Err(found) => problems.extend(found),
+    let mut loaded = Loaded::default();
+    for (code, config) in tenants::load_all(&tenants, engine).into_iter().zip(tenants) {
+        match code {
+            Ok(code) => loaded.sound.push((config, code)),
+            Err(problems) => loaded.broken.push((config.folder, problems)),
         }
     }
-    if problems.is_empty() { Ok(codes) } else { Err(StartError::Components(problems)) }
+    Ok(loaded)
 }
 
 fn start_shards(limits: &HostLimits) -> io::Result<Arc<Shards>> {
@@ -188,13 +220,12 @@ fn start_shards(limits: &HostLimits) -> io::Result<Arc<Shards>> {
 /// Opens the store if any tenant's code keeps records.
 fn open_records(
     store: Option<StoreConfig>,
-    tenants: &[TenantConfig],
-    codes: &[TenantCode],
+    tenants: &[(TenantConfig, TenantCode)],
     metrics: &Arc<Metrics>,
 ) -> Result<Records, store::Unusable> {
     let mut records = Records::new(store);
-    if codes.iter().any(TenantCode::keeps_records) {
-        records.open(tenants.iter().flat_map(tenants::keep).collect(), metrics)?;
+    if tenants.iter().any(|(_, code)| code.keeps_records()) {
+        records.open(tenants.iter().flat_map(|(config, _)| tenants::keep(config)).collect(), metrics)?;
     }
     Ok(records)
 }

@@ -3,7 +3,7 @@
 //! The [`Tenant`] outlives its code: it has the channels, the state, the clients and the metrics. A [`TenantVersion`]
 //! is what the manifest says now, and is replaced as a whole. Guests hold the version that their code came with.
 
-use std::sync::{Arc, MutexGuard, atomic::AtomicUsize};
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use arc_swap::ArcSwap;
 use config::{TenantConfig, TenantLimits, grants::Grants};
@@ -15,19 +15,20 @@ use crate::{
     rate::Rate,
     state::State,
     store::Store,
-    sync::Mutex,
     upstream,
 };
 
 mod log_lines;
 mod outbound_limit;
 pub mod places;
+mod refusals;
 mod requests;
 pub mod turns;
 
 pub use log_lines::LogLines;
 pub use outbound_limit::{OutboundLimit, OutboundRefused};
 pub use places::{HostPlaces, Places};
+pub use refusals::{Refusals, TenantRefused};
 pub use requests::Requests;
 pub use turns::{Turns, guest_threads};
 
@@ -64,8 +65,6 @@ pub struct Tenant {
     /// Its guests' requests to HTTP servers.
     pub requests: Requests,
     pub version: ArcSwap<TenantVersion>,
-    /// Why what its folder has now was refused. `None`: it runs.
-    pub refused: Mutex<Option<String>>,
 }
 
 /// What a tenant's manifest says.
@@ -108,7 +107,6 @@ impl Tenant {
             requests: Requests::default(),
             metrics,
             version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None)),
-            refused: Mutex::default(),
         })
     }
 
@@ -128,10 +126,6 @@ impl Tenant {
     /// Returns the version that begins to run now.
     pub fn version(&self) -> Arc<TenantVersion> {
         self.version.load_full()
-    }
-
-    pub fn refused(&self) -> MutexGuard<'_, Option<String>> {
-        self.refused.lock()
     }
 
     /// Takes over what another manifest says. Channels, state and clients stay.

@@ -22,7 +22,7 @@ use crate::{
     shutdown,
     shutdown::{Stop, Trigger},
     store::{Keep, Store},
-    tenant::{HostResources, Tenant, TenantVersion},
+    tenant::{HostResources, Refusals, Tenant, TenantVersion},
     upstream::{Connector, Need, Sink, Upstream},
 };
 
@@ -63,6 +63,7 @@ pub struct Tenants {
     records: Records,
     /// By folder.
     running: BTreeMap<PathBuf, RunningTenant>,
+    refusals: Arc<Refusals>,
     /// Instances that have gone since memory was given back to the system, and when that was.
     rested: usize,
     trimmed: Instant,
@@ -122,6 +123,7 @@ impl Tenants {
             guests: None,
             records,
             running: BTreeMap::new(),
+            refusals: Arc::default(),
             rested: 0,
             trimmed: Instant::now(),
             upstreams: JoinSet::new(),
@@ -130,6 +132,10 @@ impl Tenants {
 
     pub fn routes(&self) -> &Arc<Routes> {
         &self.routes
+    }
+
+    pub fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
     }
 
     /// Takes a tenant, or another version of one, into service. [`Tenants::publish`] makes it known.
@@ -147,12 +153,14 @@ impl Tenants {
         let keeps = code.keeps_records();
         let store = self.records.store().filter(|_| keeps).cloned();
         let running = self.begin(before, config, code, store);
+        self.refusals.remove(&running.config.folder);
         self.running.insert(running.config.folder.clone(), running);
         Ok(())
     }
 
     /// Removes a tenant from service, and closes its clients.
     pub fn remove(&mut self, folder: &Path) {
+        self.refusals.remove(folder);
         if let Some(running) = self.running.remove(folder) {
             tracing::info!(tenant.name = %running.tenant.name, "tenant gone");
             self.stop(running);
@@ -163,9 +171,14 @@ impl Tenants {
     pub fn publish(&self) {
         self.routes.set(self.running.values().map(|running| Arc::clone(&running.route)));
         self.host.metrics.tenants.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));
+        self.count_refused();
         if let Some(store) = self.records.store() {
             store.set_keep(self.keep());
         }
+    }
+
+    fn count_refused(&self) {
+        self.host.metrics.tenants_refused.set(i64::try_from(self.refusals.count()).unwrap_or(i64::MAX));
     }
 
     /// How long all tenants' records are kept.

@@ -2,15 +2,21 @@
 //! that are left at the end are unknown.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     path::{Path, PathBuf},
 };
 
 use toml::de::{DeTable, DeValue};
 
+/// Most mistakes of one file that are listed. The others are counted.
+const MAX_PROBLEMS: usize = 50;
+
 /// The most characters of a key or a value that a problem repeats.
 pub(super) const MAX_QUOTED_CHARS: usize = 60;
+
+/// The most characters of a dotted path of keys that a problem shows.
+const MAX_KEY_CHARS: usize = 200;
 
 /// One mistake: where it is, what it is, what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,12 +75,14 @@ pub(super) struct Document<'t> {
     /// The offset after each line's end.
     ends: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
+    /// How many more there are.
+    unlisted: Cell<usize>,
 }
 
 impl<'t> Document<'t> {
     pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
         let ends = text.match_indices('\n').map(|(offset, _)| offset + 1).collect();
-        Self { file, text, ends, problems: RefCell::default() }
+        Self { file, text, ends, problems: RefCell::default(), unlisted: Cell::new(0) }
     }
 
     /// Parses the text. `Err` has the part that could be read of a text with syntax errors. Only the first error of a
@@ -103,6 +111,11 @@ impl<'t> Document<'t> {
             Some(value) if problems.is_empty() => Ok(value),
             _ => {
                 problems.sort_by_key(|problem| problem.line);
+                let unlisted = self.unlisted.get();
+                if unlisted > 0 {
+                    let message = format!("has {unlisted} more mistakes, which are not listed");
+                    problems.push(Problem { file: self.file.into(), line: None, key: String::new(), message });
+                }
                 Err(Problems(problems))
             }
         }
@@ -113,7 +126,12 @@ impl<'t> Document<'t> {
     }
 
     fn report(&self, line: Option<usize>, key: &str, message: String) {
-        self.problems.borrow_mut().push(Problem { file: self.file.into(), line, key: key.into(), message });
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() == MAX_PROBLEMS {
+            return self.unlisted.update(|unlisted| unlisted + 1);
+        }
+        let key = key.chars().take(MAX_KEY_CHARS).collect();
+        problems.push(Problem { file: self.file.into(), line, key, message });
     }
 }
 

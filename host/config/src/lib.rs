@@ -33,7 +33,7 @@ pub use crate::{
     document::{Problem, Problems},
     limits::{TenantCaps, TenantLimits},
     relay::{Invalid, MySqlParser, MySqlUrl, load, load_host},
-    tenants::{TenantsFolder, meet},
+    tenants::{PassedOver, RefusedTenant, Tenants, TenantsFolder, meet},
     units::duration,
 };
 
@@ -48,7 +48,9 @@ pub struct RelayConfig {
     pub store: Option<StoreConfig>,
     /// The folder for compiled code. `None`: there are no components, or compiled code is not kept.
     pub cache: Option<PathBuf>,
+    /// The tenants without mistakes.
     pub tenants: Vec<TenantConfig>,
+    pub refused: Vec<RefusedTenant>,
     /// The folder that the tenants come from and may change in. `None`: they do not come from files.
     pub folder: Option<TenantsFolder>,
 }

@@ -86,10 +86,19 @@ pub struct Invalid {
     pub sound: Vec<TenantConfig>,
 }
 
-/// Reads `relay.toml` at `path` and every tenant it names, with secrets from the process's environment.
+impl Invalid {
+    /// What is wrong with a configuration if no tenant may be refused. `None`: nothing.
+    pub fn strictly(config: &RelayConfig) -> Option<Self> {
+        let problems: Vec<_> = config.refused.iter().flat_map(|refused| refused.problems.0.clone()).collect();
+        (!problems.is_empty()).then(|| Self { problems: Problems(problems), sound: config.tenants.clone() })
+    }
+}
+
+/// Reads `relay.toml` at `path` and every tenant it names, with secrets from the process's environment. A tenant's
+/// mistakes are its own: it is refused, and the others are read.
 ///
 /// # Errors
-/// Every mistake found in every file.
+/// Every mistake in `relay.toml`. If there is one, those of all tenants too.
 pub fn load(path: &Path, mysql: MySqlParser) -> Result<RelayConfig, Invalid> {
     load_with(path, &|variable| std::env::var(variable).ok(), mysql)
 }
@@ -121,12 +130,15 @@ fn load_with(
             (None, folder.and_then(read).unwrap_or_default())
         }
     };
-    let mut problems = Vec::new();
-    let config = document.conclude(config).map_err(|Problems(found)| problems.extend(found)).ok();
-    problems.extend(tenants.problems);
-    match config {
-        Some(config) if problems.is_empty() => Ok(RelayConfig { tenants: tenants.configs, ..config }),
-        _ => Err(Invalid { problems: Problems(problems), sound: tenants.configs }),
+    match document.conclude(config) {
+        Ok(config) => {
+            let Tenants { configs, refused, .. } = tenants;
+            Ok(RelayConfig { tenants: configs, refused, ..config })
+        }
+        Err(Problems(mut problems)) => {
+            problems.extend(tenants.problems().cloned());
+            Err(Invalid { problems: Problems(problems), sound: tenants.configs })
+        }
     }
 }
 
@@ -155,7 +167,9 @@ fn relay(
     let limits = limits(root.section("limits"));
     root.finish();
     let (store, cache) = (Some(store), Some(cache));
-    (Some(RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: Vec::new(), folder }), tenants)
+    let config =
+        RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: Vec::new(), refused: Vec::new(), folder };
+    (Some(config), tenants)
 }
 
 fn listen(mut table: Table<'_>) -> Listen {
@@ -245,10 +259,14 @@ mod tests {
             load_with(&self.0.join("relay.toml"), &|_| None, |_| None)
         }
 
-        /// The problems, with paths relative to this folder.
+        /// The problems of the host's or of tenants, with paths relative to this folder.
         fn problems(&self) -> Vec<String> {
             let prefix = format!("{}/", self.0.display());
-            self.load().unwrap_err().problems.0.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect()
+            let invalid = match self.load() {
+                Ok(config) => Invalid::strictly(&config).unwrap(),
+                Err(invalid) => invalid,
+            };
+            invalid.problems.0.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect()
         }
     }
 
@@ -327,7 +345,6 @@ mod tests {
             "tenants/a/tenant.toml:1: name: \"A\" is not a name; write at most 63 lower-case letters, digits and hyphens, beginning with a letter or digit",
             "tenants/a/tenant.toml:2: paht: unknown key; did you mean `path`?",
             "tenants/b/tenant.toml:1: is not TOML: invalid literal string, expected `'`",
-            "tenants/c/tenant.toml: is missing; write it, or move tenants/c away",
         ];
         assert_eq!(Folder::new(&files).problems(), expected);
     }
@@ -383,8 +400,9 @@ mod tests {
         let folder = Folder::new(&[("relay.toml", "\ntenants = 'tenants'")]);
         assert!(folder.problems()[0].starts_with("relay.toml:2: tenants: \"tenants\" cannot be read ("));
         folder.write("tenants/README", b"");
-        let message = "relay.toml:2: tenants: \"tenants\" has no tenants; make a folder in it with a tenant.toml";
-        assert_eq!(folder.problems(), [message]);
+        fs::create_dir(folder.0.join("tenants/lost+found")).unwrap();
+        let config = folder.load().unwrap();
+        assert!(config.tenants.is_empty() && config.refused.is_empty(), "tenants may come later");
         folder.write("relay.toml", b"");
         assert!(folder.problems()[0].starts_with("relay.toml: tenants: is missing; "));
         folder.write("relay.toml", b"tenants = 1");
@@ -392,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_exclusive_even_in_wrong_manifests() {
+    fn claims_are_exclusive_and_those_of_wrong_manifests_come_last() {
         let files = [
             LEAST,
             ("tenants/1/tenant.toml", "name = 'a'\nwrong = 1\n"),
@@ -401,7 +419,7 @@ mod tests {
         ];
         let expected = [
             "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, components, schedule, cors, compression, channels, records, settings, grants, limits",
-            "tenants/2/tenant.toml:2: name: \"a\" is also the name in tenants/1/tenant.toml; give each tenant its own",
+            "tenants/1/tenant.toml:1: name: \"a\" is also the name in tenants/2/tenant.toml; give each tenant its own",
             "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
         ];
         assert_eq!(Folder::new(&files).problems(), expected);

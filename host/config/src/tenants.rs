@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,11 +26,42 @@ pub struct TenantsFolder {
     pub bounds: Arc<Bounds>,
 }
 
-/// The tenants read so far, and what was wrong with the others.
+/// What the folders of tenants have in them.
 #[derive(Default)]
-pub(super) struct Tenants {
-    pub(super) configs: Vec<TenantConfig>,
-    pub(super) problems: Vec<Problem>,
+pub struct Tenants {
+    /// The tenants without mistakes.
+    pub configs: Vec<TenantConfig>,
+    pub refused: Vec<RefusedTenant>,
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A tenant whose manifest has mistakes, or claims what another tenant has.
+#[derive(Clone, Debug)]
+pub struct RefusedTenant {
+    pub folder: PathBuf,
+    pub problems: Problems,
+    /// Nothing is wrong with it but its claims.
+    pub conflicts: bool,
+}
+
+/// A folder that is no tenant's.
+#[derive(Clone, Debug)]
+pub struct PassedOver {
+    pub folder: PathBuf,
+    pub why: String,
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is passed over: {}", self.folder.display(), self.why)
+    }
+}
+
+impl Tenants {
+    /// The mistakes of all refused tenants.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.refused.iter().flat_map(|refused| &refused.problems.0)
+    }
 }
 
 impl TenantsFolder {
@@ -40,53 +71,51 @@ impl TenantsFolder {
         Some(Self { path, bounds: Arc::new(bounds) })
     }
 
-    /// Reads every tenant. Problems with the folder itself are reported at the `value` that names it.
+    /// Reads every tenant. A problem with the folder itself is reported at the `value` that names it.
     pub(super) fn all(&self, value: &Value<'_>, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
-        let folders = match self.folders() {
-            Ok(folders) => folders,
+        match self.folders() {
+            Ok(folders) => read(&folders, &self.bounds, secrets),
             Err(error) => {
                 let name = quote(value.value.as_str().unwrap_or_default());
                 value.problem(format!("{name} cannot be read ({error}); name the tenants' folder"));
-                return Tenants::default();
+                Tenants::default()
             }
-        };
-        if folders.is_empty() {
-            let name = quote(value.value.as_str().unwrap_or_default());
-            value.problem(format!("{name} has no tenants; make a folder in it with a {MANIFEST}"));
         }
-        read(&folders, &self.bounds, secrets)
     }
 
     /// Reads the tenant of a folder. If the folder has no manifest, it is read as a folder of tenants. Secrets come
-    /// from the process's environment. Returns the tenants without mistakes, and the mistakes of the others.
-    pub fn at(path: &Path, bounds: &Bounds) -> (Vec<TenantConfig>, Problems) {
-        let problem = |message| {
-            let problem = Problem { file: path.into(), line: None, key: String::new(), message };
-            (Vec::new(), Problems(vec![problem]))
-        };
-        let folders = if Self::manifest(path).exists() {
-            vec![path.to_owned()]
-        } else {
-            match folders(path) {
-                Ok(folders) => folders,
-                Err(error) => return problem(format!("cannot be read ({error}); name a tenant's folder")),
+    /// from the process's environment.
+    ///
+    /// # Errors
+    /// There is no tenant, neither sound nor refused.
+    pub fn at(path: &Path, bounds: &Bounds) -> Result<Tenants, Problem> {
+        let problem = |message| Problem { file: path.into(), line: None, key: String::new(), message };
+        let folders = match manifest_in(path) {
+            Ok(()) => vec![path.to_owned()],
+            Err(_) => {
+                folders(path).map_err(|error| problem(format!("cannot be read ({error}); name a tenant's folder")))?
             }
         };
-        if folders.is_empty() {
-            return problem(format!("has no tenants; make a folder in it with a {MANIFEST}"));
+        let tenants = read(&folders, bounds, &|variable| std::env::var(variable).ok());
+        if tenants.configs.is_empty() && tenants.refused.is_empty() {
+            return Err(problem(format!("has no tenants; make a folder in it with a {MANIFEST}")));
         }
-        let Tenants { configs, problems } = read(&folders, bounds, &|variable| std::env::var(variable).ok());
-        (configs, Problems(problems))
+        Ok(tenants)
     }
 
     /// Reads the tenant of a folder, with secrets from the process's environment.
     pub fn tenant(&self, folder: &Path) -> Result<TenantConfig, Problems> {
         let secrets = |variable: &str| std::env::var(variable).ok();
-        let Tenants { mut configs, problems } = read(&[folder.to_owned()], &self.bounds, &secrets);
-        configs.pop().filter(|_| problems.is_empty()).ok_or(Problems(problems))
+        let Tenants { configs, refused, .. } = read(&[folder.to_owned()], &self.bounds, &secrets);
+        let missing = || {
+            let message = format!("is missing; write it, or move {} away", folder.display());
+            Problems(vec![Problem { file: Self::manifest(folder), line: None, key: String::new(), message }])
+        };
+        let refused = || refused.into_iter().next().map_or_else(missing, |refused| refused.problems);
+        configs.into_iter().next().ok_or_else(refused)
     }
 
-    /// The tenants' folders, sorted by name. Hidden folders are left out.
+    /// The folders that may be tenants', sorted by name. Hidden folders are left out.
     pub fn folders(&self) -> io::Result<Vec<PathBuf>> {
         folders(&self.path)
     }
@@ -94,6 +123,20 @@ impl TenantsFolder {
     /// The manifest of the tenant in a folder.
     pub fn manifest(folder: &Path) -> PathBuf {
         folder.join(MANIFEST)
+    }
+
+    /// Why a folder is no tenant's. `None`: it has a manifest.
+    pub fn passed_over(folder: &Path) -> Option<PassedOver> {
+        manifest_in(folder).err().map(|why| PassedOver { folder: folder.into(), why })
+    }
+}
+
+/// Checks that a folder has a manifest, which need not be readable. `Err` says why there is none.
+fn manifest_in(folder: &Path) -> Result<(), String> {
+    match TenantsFolder::manifest(folder).symlink_metadata() {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!("it has no {MANIFEST}")),
+        Err(error) => Err(format!("it cannot be read ({error})")),
     }
 }
 
@@ -112,28 +155,43 @@ fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
     let mut tenants = Tenants::default();
-    let mut claimed = Claimed::default();
+    let mut sound = Vec::new();
+    let mut refused = Vec::new();
     for folder in folders {
-        let file = TenantsFolder::manifest(folder);
-        if !file.exists() {
-            let message = format!("is missing; write it, or move {} away", folder.display());
-            tenants.problems.push(Problem { file, line: None, key: String::new(), message });
+        if let Some(passed_over) = TenantsFolder::passed_over(folder) {
+            tenants.passed_over.push(passed_over);
             continue;
         }
+        let file = TenantsFolder::manifest(folder);
         let text = match read_file(&file) {
             Ok(text) => text,
             Err(problem) => {
-                tenants.problems.push(problem);
+                refused.push((folder, Claims::default(), vec![problem]));
                 continue;
             }
         };
-        let (claims, config) = manifest::read(&text, &file, bounds, secrets);
-        match config {
-            Ok(config) => tenants.configs.push(config),
-            Err(Problems(problems)) => tenants.problems.extend(problems),
+        match manifest::read(&text, &file, bounds, secrets) {
+            (claims, Ok(config)) => sound.push((folder, claims, config)),
+            (claims, Err(Problems(problems))) => refused.push((folder, claims, problems)),
         }
-        tenants.problems.extend(claimed.by(claims, &file));
     }
+    // What a sound tenant claims is its own before anything that a refused one claims.
+    let mut claimed = Claimed::default();
+    for (folder, claims, config) in sound {
+        match claimed.by(claims, &TenantsFolder::manifest(folder)) {
+            problems if problems.is_empty() => tenants.configs.push(config),
+            problems => {
+                let problems = Problems(problems);
+                tenants.refused.push(RefusedTenant { folder: folder.clone(), problems, conflicts: true });
+            }
+        }
+    }
+    for (folder, claims, mut problems) in refused {
+        problems.extend(claimed.by(claims, &TenantsFolder::manifest(folder)));
+        let problems = Problems(problems);
+        tenants.refused.push(RefusedTenant { folder: folder.clone(), problems, conflicts: false });
+    }
+    tenants.refused.sort_by(|one, other| one.folder.cmp(&other.folder));
     tenants
 }
 

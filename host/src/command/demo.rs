@@ -13,7 +13,7 @@ use crate::{
     component::build::componentize,
     entry, feed,
     feed::{Feed, FeedSource, Sent},
-    relay::Relay,
+    relay::{Relay, Strictness},
     shutdown,
     shutdown::on_signals,
     store, telemetry,
@@ -67,6 +67,7 @@ impl Demo {
         let files = Files::write(address).map_err(Failure::failed)?;
         let relay = Relay::bind(
             config::load(&files.folder.join("relay.toml"), store::parse_mysql_url).map_err(Failure::failed)?,
+            Strictness::Strict,
         )?;
         let (clients, api, admin) = (relay.clients, relay.api, relay.admin);
         announce(&format!("page               http://{page_address}/"))?;

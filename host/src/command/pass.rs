@@ -11,7 +11,7 @@ use hyper::{
 
 use crate::{
     command::{Failure, announce, io_runtime},
-    relay::Relay,
+    relay::{Relay, Strictness},
     shutdown,
     shutdown::on_signals,
     telemetry,
@@ -50,7 +50,7 @@ impl Pass {
         let runtime = io_runtime()?;
         let _entered = runtime.enter();
         let (trigger, stop) = shutdown::stop();
-        let relay = Relay::bind(self.config())?;
+        let relay = Relay::bind(self.config(), Strictness::Strict)?;
         on_signals(trigger).map_err(Failure::failed)?;
         announce(&format!("listening clients={}", relay.clients))?;
         runtime.block_on(relay.run(stop));
@@ -76,6 +76,7 @@ impl Pass {
             store: None,
             cache: None,
             tenants: vec![tenant],
+            refused: Vec::new(),
             folder: None,
         }
     }

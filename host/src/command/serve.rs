@@ -8,7 +8,7 @@ use config;
 use crate::{
     command::{Failure, announce, io_runtime},
     relay,
-    relay::Relay,
+    relay::{Relay, Strictness},
     shutdown,
     shutdown::on_signals,
     store, telemetry,
@@ -18,30 +18,40 @@ use crate::{
 ///
 /// Prints `listening clients=ADDR api=ADDR admin=ADDR` once it is ready, and logs to standard error. At SIGTERM or
 /// SIGINT it tells its clients and ends; a second signal ends it at once. EDGE_RELAY_LOG sets the log's level (default:
-/// info). Exit code 2: the configuration has mistakes. All of them are printed, and nothing has been opened.
+/// info). Exit code 2: relay.toml has mistakes. All of them are printed, and nothing has been opened. A tenant with
+/// mistakes is refused, in the log and at /readyz, and the others are served; with --strict it is exit code 2, too.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   edge-relay serve --config relay.toml
+  edge-relay serve --config relay.toml --strict
   EDGE_RELAY_LOG=debug edge-relay serve --config relay.toml")]
 pub struct Serve {
     /// The host's configuration; its tenants are folders beside it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Does not start if any tenant has mistakes.
+    #[arg(long)]
+    strict: bool,
 }
 
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("info").map_err(Failure::usage)?;
-        let config = config::load(&self.config, store::parse_mysql_url).map_err(|invalid| {
+        let strictness = if self.strict { Strictness::Strict } else { Strictness::Lenient };
+        let mistaken = |invalid: config::Invalid| {
             // One run reports every mistake, so the components are checked too.
             let components = relay::check_components(&invalid.sound);
             Failure::usage(components.map_or_else(|error| format!("{invalid}\n{error}"), |()| invalid.to_string()))
-        })?;
+        };
+        let config = config::load(&self.config, store::parse_mysql_url).map_err(mistaken)?;
+        if let Some(invalid) = config::Invalid::strictly(&config).filter(|_| self.strict) {
+            return Err(mistaken(invalid));
+        }
         let runtime = io_runtime()?;
         let entered = runtime.enter();
         let (trigger, stop) = shutdown::stop();
-        let relay = Relay::bind(config)?;
+        let relay = Relay::bind(config, strictness)?;
         on_signals(trigger).map_err(Failure::failed)?;
         let also = |name: &str, address: Option<SocketAddr>| {
             address.map(|address| format!(" {name}={address}")).unwrap_or_default()

@@ -67,8 +67,12 @@ impl Tenants {
 }
 
 fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<(), Failure> {
-    let (tenants, problems) = TenantsFolder::at(folder, bounds);
-    let mut problems: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
+    let found = TenantsFolder::at(folder, bounds).map_err(|problem| Failure::usage(problem.to_string()))?;
+    let mut problems: Vec<String> = found.problems().map(ToString::to_string).collect();
+    for passed_over in &found.passed_over {
+        announce(&passed_over.to_string())?;
+    }
+    let tenants = found.configs;
     let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
     // Trials need deadlines, but no sockets.
     let runtime = io_runtime()?;

@@ -1,9 +1,8 @@
 //! The code of many tenants at once, as the host loads it when it starts.
 //!
-//! A component that cannot be used ends the host's start with exit code 2, because the next start would find it the
-//! same. Unlike for a tenant that changes, there is no trial. A trial runs the tenant's own start-up code, which may
-//! fail at one start and not at the next, and must not decide whether other tenants come up. Instances that fail later
-//! are counted and logged.
+//! A tenant with a component that cannot be used is refused, and the others are served. Unlike for a tenant that
+//! changes, there is no trial: it runs the tenant's own start-up code, which may fail at one start and not at the next.
+//! Instances that fail later are counted and logged.
 
 use std::{
     sync::{

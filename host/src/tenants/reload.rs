@@ -22,6 +22,7 @@ use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
     shutdown::Stop,
     store::Store,
+    tenant::TenantRefused,
     tenants::{
         TenantCode, Tenants, keep,
         refusal::{Conflict, TenantRefusal},
@@ -157,9 +158,6 @@ impl Tenants {
         let is_new = !self.running.contains_key(&folder);
         self.apply(config, &code)?;
         self.publish();
-        if let Some(running) = self.running.get(&folder) {
-            *running.tenant.refused() = None;
-        }
         self.host.metrics.swapped(&name, true);
         tracing::info!(tenant.name = %name, "{}", if is_new { "tenant taken into service" } else { "tenant swapped" });
         Ok(())
@@ -175,18 +173,18 @@ impl Tenants {
     }
 
     /// Refuses what is in a tenant's folder. What runs goes on.
-    fn refuse(&mut self, folder: &Path, why: &TenantRefusal) -> Outcome {
+    pub fn refuse(&mut self, folder: &Path, why: &TenantRefusal) -> Outcome {
         let running = self.running.get(folder);
         let name: Arc<str> = match running {
             Some(running) => Arc::clone(&running.tenant.name),
             None => folder.file_name().unwrap_or_default().to_string_lossy().into(),
         };
         self.host.metrics.swapped(&name, false);
-        let goes_on = if running.is_some() { "the version before runs on" } else { "it is not in service" };
+        let runs = running.is_some();
+        let goes_on = if runs { "the version before runs on" } else { "it is not in service" };
         tracing::error!(tenant.name = %name, folder = %folder.display(), error = %why, "tenant refused; {goes_on}");
-        if let Some(running) = running {
-            *running.tenant.refused() = Some(why.to_string());
-        }
+        self.refusals.insert(folder, TenantRefused { name, runs, why: why.to_string() });
+        self.count_refused();
         if matches!(why, TenantRefusal::Conflict(_)) { Outcome::Conflict } else { Outcome::Refused }
     }
 }

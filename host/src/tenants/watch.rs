@@ -6,14 +6,14 @@
 //! its manifest names may have come.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use config::{TenantConfig, TenantsFolder};
+use config::{PassedOver, RefusedTenant, TenantConfig, TenantsFolder};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::{JoinHandle, spawn_blocking},
@@ -67,8 +67,10 @@ pub struct Watch {
     /// SIGHUP has come since the last look.
     at_once: bool,
     /// A look under way. It goes on when the future that waits for it is dropped.
-    looking: Option<JoinHandle<io::Result<Fingerprints>>>,
+    looking: Option<JoinHandle<io::Result<Looked>>>,
     known: BTreeMap<PathBuf, WatchedFolder>,
+    /// Folders that are no tenants', as the log has said.
+    passed_over: BTreeSet<PathBuf>,
 }
 
 type Fingerprints = BTreeMap<PathBuf, Fingerprint>;
@@ -81,6 +83,8 @@ struct WatchedFolder {
     /// The fingerprint of what was last taken into service, or refused.
     settled: Option<Fingerprint>,
     refused: bool,
+    /// It is in service, in this version or an earlier one.
+    runs: bool,
     /// It was refused because another tenant has what it claims.
     conflicts: bool,
     /// What the last look found, if it was new.
@@ -91,18 +95,32 @@ struct WatchedFolder {
 }
 
 impl Watch {
-    /// Watches for changes to tenants that are about to run. Their manifests have been read, their code has not, so
-    /// what is written while it is loaded is a change.
-    pub fn new(folder: TenantsFolder, tenants: &[TenantConfig]) -> io::Result<Self> {
+    /// Watches for changes to tenants that are about to run, and to those that were refused. Their manifests have been
+    /// read, their code has not, so what is written while it is loaded is a change.
+    pub fn new(folder: TenantsFolder, tenants: &[TenantConfig], refused: &[RefusedTenant]) -> io::Result<Self> {
+        let refused = refused.iter().map(|tenant| {
+            let settled = Some(Fingerprint::of(&tenant.folder, &[]));
+            let known =
+                WatchedFolder { settled, refused: true, conflicts: tenant.conflicts, ..WatchedFolder::default() };
+            (tenant.folder.clone(), known)
+        });
         let known = tenants.iter().map(|config| {
             let files = config.files();
             let settled = Some(Fingerprint::of(&config.folder, &files));
-            (config.folder.clone(), WatchedFolder { files, settled, ..WatchedFolder::default() })
+            (config.folder.clone(), WatchedFolder { files, settled, runs: true, ..WatchedFolder::default() })
         });
         let mut looks = interval_at(Instant::now() + INTERVAL, INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Self { folder, hangup, looks, at_once: false, looking: None, known: known.collect() })
+        let known = known.chain(refused).collect();
+        Ok(Self { folder, hangup, looks, at_once: false, looking: None, known, passed_over: BTreeSet::new() })
+    }
+
+    /// Notes that the code of a tenant that was about to run cannot be used.
+    pub fn refused(&mut self, folder: &Path) {
+        if let Some(known) = self.known.get_mut(folder) {
+            (known.refused, known.runs) = (true, false);
+        }
     }
 
     pub fn folder(&self) -> &TenantsFolder {
@@ -127,7 +145,10 @@ impl Watch {
         self.looking = None;
         let at_once = std::mem::take(&mut self.at_once);
         match looked {
-            Ok(Ok(found)) => self.compare(found, at_once),
+            Ok(Ok(Looked { found, passed_over })) => {
+                self.tell_passed_over(passed_over);
+                self.compare(found, at_once)
+            }
             Ok(Err(error)) => {
                 tracing::warn!(folder = %self.folder.path.display(), %error, "the tenants' folder cannot be read");
                 Vec::new()
@@ -144,6 +165,7 @@ impl Watch {
         known.files = files.unwrap_or_else(|| std::mem::take(&mut known.files));
         known.settled = Some(fingerprint);
         known.refused = outcome != Outcome::Taken;
+        known.runs |= outcome == Outcome::Taken;
         known.conflicts = outcome == Outcome::Conflict;
         known.seen = None;
         known.busy = false;
@@ -153,6 +175,17 @@ impl Watch {
     /// may be free.
     pub fn retry(&mut self) {
         self.known.values_mut().filter(|known| known.conflicts).for_each(|known| known.settled = None);
+    }
+
+    /// Logs each folder that is no tenant's, once.
+    fn tell_passed_over(&mut self, passed_over: Vec<PassedOver>) {
+        let there: BTreeSet<_> = passed_over.iter().map(|passed| passed.folder.clone()).collect();
+        for PassedOver { folder, why } in passed_over {
+            if !self.passed_over.contains(&folder) {
+                tracing::info!(folder = %folder.display(), why, "a folder is passed over");
+            }
+        }
+        self.passed_over = there;
     }
 
     fn compare(&mut self, found: Fingerprints, at_once: bool) -> Vec<FolderChange> {
@@ -184,13 +217,30 @@ impl Watch {
     }
 }
 
-fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, WatchedFolder>) -> io::Result<Fingerprints> {
-    let fingerprint = |folder: PathBuf| {
-        let files = known.get(&folder).map_or(&[][..], |known| &known.files);
-        let fingerprint = Fingerprint::of(&folder, files);
-        (folder, fingerprint)
-    };
-    Ok(folder.folders()?.into_iter().map(fingerprint).collect())
+/// What one look has found.
+#[derive(Default)]
+struct Looked {
+    found: Fingerprints,
+    passed_over: Vec<PassedOver>,
+}
+
+fn look(folder: &TenantsFolder, known: &BTreeMap<PathBuf, WatchedFolder>) -> io::Result<Looked> {
+    let mut looked = Looked::default();
+    for folder in folder.folders()? {
+        let known = known.get(&folder);
+        // A tenant that runs does not go because its manifest is being replaced.
+        let passed_over =
+            if known.is_some_and(|known| known.runs) { None } else { TenantsFolder::passed_over(&folder) };
+        match passed_over {
+            Some(passed_over) => looked.passed_over.push(passed_over),
+            None => {
+                let files = known.map_or(&[][..], |known| &known.files);
+                let fingerprint = Fingerprint::of(&folder, files);
+                looked.found.insert(folder, fingerprint);
+            }
+        }
+    }
+    Ok(looked)
 }
 
 impl WatchedFolder {
@@ -256,7 +306,7 @@ mod tests {
         }
 
         fn watch(&self) -> Watch {
-            Watch::new(TenantsFolder { path: self.0.clone(), bounds: Arc::default() }, &[]).unwrap()
+            Watch::new(TenantsFolder { path: self.0.clone(), bounds: Arc::default() }, &[], &[]).unwrap()
         }
     }
 
@@ -268,8 +318,8 @@ mod tests {
 
     /// What a look finds.
     fn look(watch: &mut Watch, at_once: bool) -> Vec<FolderChange> {
-        let found = super::look(&watch.folder, &watch.known).unwrap();
-        watch.compare(found, at_once)
+        let looked = super::look(&watch.folder, &watch.known).unwrap();
+        watch.compare(looked.found, at_once)
     }
 
     /// The change that two checks of the folder find.
