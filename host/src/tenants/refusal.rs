@@ -38,6 +38,21 @@ pub enum TenantRefusal {
     Panicked,
 }
 
+/// Most bytes of a reason that are logged, and shown at `/readyz`: fifty long mistakes.
+const MAX_REASON: usize = 32 << 10;
+
+impl TenantRefusal {
+    /// The reason, cut if it is very long: its author decides how long it is.
+    pub fn reason(&self) -> String {
+        let mut reason = self.to_string();
+        if reason.len() > MAX_REASON {
+            reason.truncate(reason.floor_char_boundary(MAX_REASON));
+            reason.push('…');
+        }
+        reason
+    }
+}
+
 impl From<Vec<CodeProblem>> for TenantRefusal {
     fn from(problems: Vec<CodeProblem>) -> Self {
         Self::Code(problems)

@@ -182,8 +182,9 @@ impl Tenants {
         self.host.metrics.swapped(&name, false);
         let runs = running.is_some();
         let goes_on = if runs { "the version before runs on" } else { "it is not in service" };
-        tracing::error!(tenant.name = %name, folder = %folder.display(), error = %why, "tenant refused; {goes_on}");
-        self.refusals.insert(folder, TenantRefused { name, runs, why: why.to_string() });
+        let reason = why.reason();
+        tracing::error!(tenant.name = %name, folder = %folder.display(), error = %reason.replace('\n', "; "), "tenant refused; {goes_on}");
+        self.refusals.insert(folder, TenantRefused { name, runs, why: reason });
         self.count_refused();
         if matches!(why, TenantRefusal::Conflict(_)) { Outcome::Conflict } else { Outcome::Refused }
     }

@@ -57,6 +57,9 @@ pub enum CompileError {
     Memory(u64),
     #[error("compiles to more than {} MiB of code; make it smaller", MAX_CODE >> 20)]
     Size,
+    /// The kernel does this when the machine, or the relay's cgroup, has no memory left.
+    #[error("is not compiled: the compiler was killed, most likely because the machine ran out of memory")]
+    Killed,
     #[error("is not compiled: the compiler ended early ({status}) {said}")]
     Died { status: ExitStatus, said: String },
     #[error("is not compiled: the compiler could not run: {0}")]
@@ -73,6 +76,7 @@ impl CompileError {
             Self::Time(_) => "time",
             Self::Memory(_) => "memory",
             Self::Size => "size",
+            Self::Killed => "killed",
             Self::Died { .. } => "died",
             Self::Run(_) | Self::Unusable(_) => "host",
         }
@@ -159,6 +163,8 @@ impl Compiler {
             CompileError::Time(self.time)
         } else if killed_by(Signal::XFSZ) {
             CompileError::Size
+        } else if killed_by(Signal::KILL) {
+            CompileError::Killed
         } else {
             CompileError::Died { status, said }
         }
@@ -254,7 +260,8 @@ mod tests {
         assert_eq!(blame(Signal::ABORT.as_raw(), "thread panicked"), "died");
         assert_eq!(blame(Signal::XCPU.as_raw(), ""), "time");
         assert_eq!(blame(Signal::XFSZ.as_raw(), ""), "size");
-        assert_eq!(blame(Signal::KILL.as_raw(), ""), "died");
+        assert_eq!(blame(Signal::KILL.as_raw(), ""), "killed");
+        assert_eq!(blame(Signal::SEGV.as_raw(), ""), "died");
         assert_eq!(blame(exited(1), "edge-relay: no standard input"), "died");
     }
 

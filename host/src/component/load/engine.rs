@@ -172,7 +172,7 @@ impl Engine {
     pub fn role_code<R: Role>(&self, loaded: Arc<Loaded>) -> Result<RoleCode<R>, LoadError> {
         let report = &loaded.report;
         if !report.roles.contains(&R::KIND) {
-            let exports = if report.exports.is_empty() { "none".into() } else { report.exports.join(", ") };
+            let exports = inspect::shown(&report.exports);
             return Err(LoadError::Role { role: R::KIND, exports });
         }
         let pre = loaded.linked()?.clone();
@@ -220,7 +220,7 @@ impl Engine {
         let linked = if report.missing.is_empty() {
             self.linker.instantiate_pre(component).map_err(|error| LinkError::Types(format!("{error:#}")))
         } else {
-            Err(LinkError::Imports(report.missing.join(", ")))
+            Err(LinkError::Imports(inspect::shown(&report.missing)))
         };
         Loaded { size, report, linked }
     }

@@ -13,6 +13,10 @@ pub const FILTER_DEMAND: &str = "edge-relay:tenant/filter-demand@0.1.0";
 /// The interface that a client handler also exports if it lets clients in for a limited time.
 pub const CLIENT_LEASE: &str = "edge-relay:tenant/client-lease@0.1.0";
 
+/// Most names that an error lists, and most characters of each.
+const MAX_NAMES: usize = 20;
+const MAX_NAME_CHARS: usize = 200;
+
 /// What a component exports and imports.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {
@@ -56,4 +60,33 @@ fn is_provided(import: &str) -> bool {
 /// The lines of all capabilities' tables.
 fn all(tables: &[&'static [(&'static str, &'static str)]]) -> impl Iterator<Item = (&'static str, &'static str)> {
     tables.iter().flat_map(|table| table.iter().copied())
+}
+
+/// Names for an error. A component may have a hundred thousand of them, and each may be as long.
+pub fn shown(names: &[String]) -> String {
+    let cut = |name: &String| match name.char_indices().nth(MAX_NAME_CHARS) {
+        Some((end, _)) => format!("{}…", name.get(..end).unwrap_or_default()),
+        None => name.clone(),
+    };
+    let mut shown = names.iter().take(MAX_NAMES).map(cut).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => shown.push_str("none"),
+        ..=MAX_NAMES => {}
+        more => shown.push_str(&format!(" and {} more", more - MAX_NAMES)),
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_thousand_long_names_are_a_short_text() {
+        assert_eq!(shown(&[]), "none");
+        assert_eq!(shown(&["a:b/c@1.0.0".into(), "d".into()]), "a:b/c@1.0.0, d");
+        let many = vec!["é".repeat(100_000); 30];
+        let text = shown(&many);
+        assert!(text.ends_with("… and 10 more") && text.len() < 10_000, "{}", text.len());
+    }
 }

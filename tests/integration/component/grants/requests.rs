@@ -115,6 +115,7 @@ async fn what_is_wrong_is_an_error_of_wasi_http() {
         ("/close", "ErrorCode::HttpResponseIncomplete"),
         ("/nonsense", "ErrorCode::HttpProtocolError"),
         ("/heads", "ErrorCode::HttpResponseHeaderSectionSize"),
+        ("/large-head", "ErrorCode::HttpResponseHeaderSectionSize"),
         ("/half", "broken behind 4:"),
         ("/silent&first=50", "ErrorCode::ConnectionReadTimeout"),
         ("/stalls&between=50", "broken behind 4:"),
@@ -125,11 +126,11 @@ async fn what_is_wrong_is_an_error_of_wasi_http() {
         assert!(said.starts_with(error), "{path}: {said}");
     }
     for (outcome, count) in
-        [("refused", 1.0), ("dns", 1.0), ("invalid", 2.0), ("broken", 3.0), ("timeout", 1.0), ("answered", 2.0)]
+        [("refused", 1.0), ("dns", 1.0), ("invalid", 2.0), ("broken", 4.0), ("timeout", 1.0), ("answered", 2.0)]
     {
         relay.metric_is(REQUESTS, &[("tenant", "t"), ("outcome", outcome)], count).await;
     }
-    origin.served(6).await;
+    origin.served(7).await;
     // A guest's mistakes are for the guest to log.
     assert_eq!(relay.log().matches("WARN").count(), 0, "{}", relay.log());
 }

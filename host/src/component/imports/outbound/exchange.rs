@@ -6,6 +6,7 @@ use http_body_util::BodyExt as _;
 use hyper::{
     Request, Response, Uri,
     client::conn::http1,
+    header::{HeaderName, HeaderValue},
     rt::{Read, Write},
 };
 use hyper_util::rt::TokioIo;
@@ -79,6 +80,12 @@ impl Connection {
     }
 }
 
+/// Bytes of an answer's header fields, as they are written (RFC 9112, section 5).
+fn head_bytes<B>(answer: &Response<B>) -> usize {
+    let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    answer.headers().iter().map(field).sum()
+}
+
 async fn exchange(
     stream: impl Read + Write + Unpin + Send + 'static,
     mut request: Request<WasiBody>,
@@ -104,6 +111,11 @@ async fn exchange(
         }
     };
     let answer = answer.map_err(|_| RequestFailure::Code(Error::ConnectionReadTimeout))?.map_err(broken)?;
+    // hyper takes a head that is larger than its buffer if the rest of it comes in one read.
+    let head = head_bytes(&answer);
+    if head > MAX_BUFFER {
+        return Err(RequestFailure::Code(Error::HttpResponseHeaderSectionSize(u32::try_from(head).ok())));
+    }
     let answer = answer.map(|body| ArrivingAnswer::new(body, times.between, stop.clone()).boxed_unsync());
     let transmitted = async move {
         if open {

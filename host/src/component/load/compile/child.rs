@@ -42,7 +42,10 @@ pub enum ChildError {
 pub fn run(limits: &ChildLimits) -> Result<(), ChildError> {
     limit(limits)?;
     let mut component = Vec::new();
-    io::stdin().lock().read_to_end(&mut component)?;
+    io::stdin().lock().read_to_end(&mut component).map_err(|error| match error.kind() {
+        io::ErrorKind::OutOfMemory => ChildError::NoMemory(error.to_string()),
+        _ => ChildError::Io(error),
+    })?;
     let code = wasmtime::Engine::new(&engine::config()).and_then(|engine| engine.precompile_component(&component));
     let code = code.map_err(|error| {
         let why = format!("{error:#}");
