@@ -1,4 +1,5 @@
-//! Compiles the sample tenant, which `edge-relay demo` carries in its own binary.
+//! Compiles the sample tenant, which `edge-relay demo` carries in its own binary. Has the linker compress the line tables
+//! of a release.
 
 use std::{
     env,
@@ -15,6 +16,11 @@ const MARKET: &str = "../components/market";
 const COMPONENTS: [&str; 4] = ["filter", "client", "api", "job"];
 
 fn main() -> ExitCode {
+    let is = |variable: &str, value: &str| env::var(variable).is_ok_and(|set| set == value);
+    if is("PROFILE", "release") && is("CARGO_CFG_TARGET_OS", "linux") {
+        // Line tables and names for backtraces take more room than the code. They are read only after a panic.
+        println!("cargo::rustc-link-arg-bins=-Wl,--compress-debug-sections=zlib");
+    }
     for input in ["../wit", "../Cargo.toml", "../Cargo.lock", "toolchain/src/lib.rs"] {
         println!("cargo::rerun-if-changed={input}");
     }

@@ -4,6 +4,8 @@
 //! mistake in every file: see [`Problem`].
 
 use std::{
+    fs::File,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,6 +23,7 @@ use crate::grants::{Allowed, Grants, Secret};
 mod document;
 mod file;
 pub mod grants;
+mod held;
 mod limits;
 mod manifest;
 mod names;
@@ -31,6 +34,7 @@ mod units;
 
 pub use crate::{
     document::{Problem, Problems},
+    held::{FolderId, open_file},
     limits::{TenantCaps, TenantLimits},
     relay::{Invalid, MySqlParser, MySqlUrl, load, load_host},
     tenants::{PassedOver, RefusedTenant, Tenants, TenantsFolder, meet},
@@ -140,6 +144,8 @@ pub struct TenantConfig {
     pub name: Arc<str>,
     /// Where its files are.
     pub folder: PathBuf,
+    /// The folder that this path led to when the manifest was read. `None`: it does not come from a folder.
+    pub home: Option<FolderId>,
     /// Host names that clients must use, in lower case. Empty: any will do.
     pub hosts: Vec<String>,
     /// The path clients connect to. Without `path` in the manifest it is `/<name>`, or `/` if the tenant has hosts of
@@ -171,11 +177,22 @@ pub struct TenantConfig {
 }
 
 impl TenantConfig {
+    /// Opens one of its components' files, beneath the very folder that its manifest was read from.
+    pub fn open(&self, file: &Path) -> io::Result<File> {
+        let held = HeldFolder::open(&self.folder)?;
+        if Some(held.id()?) != self.home {
+            return Err(io::Error::other("the tenant's folder was exchanged while it was read"));
+        }
+        let name = file.strip_prefix(held.real_path()?).map_err(io::Error::other)?;
+        Ok(held.file(name)?)
+    }
+
     /// A tenant with a name and nothing else, at `/`.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
             folder: PathBuf::new(),
+            home: None,
             hosts: Vec::new(),
             path: "/".into(),
             upstreams: Vec::new(),

@@ -1,6 +1,13 @@
 //! A tenant's `tenant.toml`.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::header::{HeaderName, HeaderValue};
 use toml::de::DeValue;
@@ -8,13 +15,16 @@ use toml::de::DeValue;
 use crate::{
     Bounds, ScheduleConfig, TenantConfig, TenantLimits, UpstreamConfig,
     document::{Document, Problems, Table, Value, quote},
+    grants::{Folder, Grants, real_path},
+    held::HeldFolder,
     manifest::{
         channels::{channel, origin},
-        components::Components,
+        components::{Components, Home},
         grants::grants,
     },
     names::{Claim, host, name, path, url},
     secrets::Secrets,
+    tenants::MANIFEST,
 };
 
 mod channels;
@@ -62,17 +72,18 @@ pub(super) struct Claims {
     pub(super) hosts: Vec<Claim>,
 }
 
-/// Reads a manifest and its claims. Components are looked for in the folder of `file`. `secrets` returns the value of
-/// an environment variable. `bounds` are what the operator allows.
+/// Reads a manifest and its claims. Components and secrets are looked for in the folder of `file`, which is `held`.
+/// `secrets` returns the value of an environment variable. `bounds` are what the operator allows.
 pub(super) fn read(
     text: &str,
     file: &Path,
+    held: &HeldFolder,
     bounds: &Bounds,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Result<TenantConfig, Problems>) {
     let document = Document::new(file, text);
     let (claims, config) = match document.parse() {
-        Ok(root) => tenant(root, file, bounds, secrets),
+        Ok(root) => tenant(root, file, held, bounds, secrets),
         Err(_) => (Claims::default(), None),
     };
     (claims, document.conclude(config))
@@ -81,20 +92,21 @@ pub(super) fn read(
 fn tenant(
     mut root: Table<'_>,
     file: &Path,
+    held: &HeldFolder,
     bounds: &Bounds,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Option<TenantConfig>) {
     let claims = claims(&mut root, bounds);
     let folder = file.parent().unwrap_or(Path::new(""));
     let tenant = claims.name.as_ref().map(|name| name.value.as_str());
-    let secrets = Secrets { tenant, folder, allowed: &bounds.allowed, read: secrets };
+    let secrets = Secrets { tenant, folder, held, allowed: &bounds.allowed, read: secrets };
     let listed = root.take("upstream").and_then(|value| value.array("an array of tables, each headed [[upstream]]"));
     let listed = listed.unwrap_or_default();
     let has_upstream = !listed.is_empty();
     let upstreams = upstreams(listed, &secrets);
     let components = root.section("components");
     let listed = root.take("schedule");
-    let components = Components::read(components, folder, has_upstream, listed.as_ref());
+    let components = Components::read(components, Home { folder, held }, has_upstream, listed.as_ref());
     let schedules = listed.map(schedules).unwrap_or_default();
     let cors = root.take("cors").and_then(|value| value.array("an array of origins in quotes")).unwrap_or_default();
     let cors = cors.iter().filter_map(origin).collect();
@@ -104,9 +116,10 @@ fn tenant(
     let settings: Vec<_> =
         root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
     // The manifest may be a link into one of the tenant's folders.
-    let manifest = file.canonicalize().ok();
+    let manifest = held.file(Path::new(MANIFEST)).ok().and_then(|manifest| real_path(&manifest).ok());
     let code: Vec<_> = manifest.iter().chain(components.files()).collect();
     let grants = Arc::new(grants(root.section("grants"), &secrets, &settings, &code));
+    refuse_hard_links(&root, &grants, &code);
     let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
     root.finish();
 
@@ -114,6 +127,7 @@ fn tenant(
     let config = claims.name.as_ref().zip(claims.path.as_ref()).map(|(name, path)| TenantConfig {
         name: name.value.as_str().into(),
         folder: folder.into(),
+        home: held.id().ok(),
         hosts: claims.hosts.iter().map(|host| host.value.clone()).collect(),
         path: path.value.clone(),
         upstreams,
@@ -132,6 +146,24 @@ fn tenant(
         limits,
     });
     (claims, config)
+}
+
+/// No guest may write what its tenant is made of. A file with several hard links may have one in a folder that guests
+/// write to, if that is on the same device.
+fn refuse_hard_links(root: &Table<'_>, grants: &Grants, code: &[&PathBuf]) {
+    for file in code.iter().copied().chain(&grants.files) {
+        // One that is gone by now is looked for again when it is loaded.
+        let Ok(found) = file.metadata() else { continue };
+        let writable = |folder: &&Folder| folder.write && folder.device().is_ok_and(|device| device == found.dev());
+        if let Some(folder) = grants.folders.iter().find(writable).filter(|_| found.nlink() > 1) {
+            root.place.problem(format!(
+                "{} has {} hard links, and guests may write to {}, where one of them may be; copy the file",
+                quote(&file.file_name().unwrap_or_default().to_string_lossy()),
+                found.nlink(),
+                folder.path.display()
+            ));
+        }
+    }
 }
 
 /// What a tenant claims for itself: its name, its host names and its path.
@@ -381,7 +413,8 @@ api-body = 0
     }
 
     fn parsed(text: &str) -> Result<TenantConfig, Problems> {
-        read(text, Path::new("tenant.toml"), &Bounds::default(), &environment).1
+        let held = HeldFolder::open(Path::new(".")).unwrap();
+        read(text, Path::new("tenant.toml"), &held, &Bounds::default(), &environment).1
     }
 
     fn problems(text: &str) -> Vec<String> {

@@ -226,7 +226,7 @@ fn limits(mut table: Table<'_>) -> HostLimits {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use std::{
-        fs,
+        fs, io,
         path::PathBuf,
         sync::atomic::{AtomicUsize, Ordering},
     };
@@ -510,6 +510,36 @@ mod tests {
             let expected = format!("tenants/one/tenant.toml:6: components.filter: {filter:?} {message}");
             assert_eq!(folder.problems(), [expected]);
         }
+    }
+
+    /// Otherwise a link in the folder's place could have another tenant's component run.
+    #[test]
+    fn a_component_is_opened_beneath_the_folder_that_its_manifest_was_read_from() {
+        let folder = Folder::new(&[LEAST]);
+        let manifest = "name = 'one'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n[components]\nfilter = 'filter.wasm'\n";
+        for (name, code) in [("one", "its own"), ("two", "another's")] {
+            folder.write(&format!("{name}/tenant.toml"), manifest.as_bytes());
+            folder.write(&format!("{name}/filter.wasm"), code.as_bytes());
+        }
+        fs::create_dir(folder.0.join("tenants")).unwrap();
+        let (link, lead) = (folder.0.join("tenants/t"), |to: &str| {
+            let next = folder.0.join("next");
+            std::os::unix::fs::symlink(to, &next).unwrap();
+            fs::rename(next, folder.0.join("tenants/t")).unwrap();
+        });
+        lead("../one");
+        let tenant = folder.load().unwrap().tenants.remove(0);
+        let filter = tenant.filter.clone().unwrap();
+        let text = io::read_to_string(tenant.open(&filter).unwrap()).unwrap();
+        assert_eq!(text, "its own");
+        lead("../two");
+        let error = tenant.open(&filter).unwrap_err().to_string();
+        assert!(error.contains("exchanged"), "{error}");
+        lead("../one");
+        fs::remove_file(folder.0.join("one/filter.wasm")).unwrap();
+        std::os::unix::fs::symlink("../two/filter.wasm", folder.0.join("one/filter.wasm")).unwrap();
+        let error = tenant.open(&filter).unwrap_err().to_string();
+        assert!(error.contains("leads out"), "{error} {}", link.display());
     }
 
     #[test]

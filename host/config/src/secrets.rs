@@ -10,6 +10,7 @@ use std::{
 use crate::{
     document::{Value, quote},
     grants::{Allowed, Secret, meet, real_path},
+    held::{HeldFolder, OpenError},
     units::show_size,
 };
 
@@ -20,8 +21,10 @@ const MAX_SECRET_BYTES: u64 = 64 << 10;
 pub(super) struct Secrets<'s> {
     /// `None`: its name is wrong, so that nothing can be read.
     pub(super) tenant: Option<&'s str>,
-    /// The tenant's own folder.
+    /// The path of the tenant's own folder.
     pub(super) folder: &'s Path,
+    /// The folder itself.
+    pub(super) held: &'s HeldFolder,
     pub(super) allowed: &'s Allowed,
     /// Returns the value of a variable of the host's environment.
     pub(super) read: &'s dyn Fn(&str) -> Option<String>,
@@ -30,8 +33,7 @@ pub(super) struct Secrets<'s> {
 impl Secrets<'_> {
     /// The tenant's folder, links followed.
     pub(super) fn own_folder(&self) -> io::Result<PathBuf> {
-        let folder = if self.folder.as_os_str().is_empty() { Path::new(".") } else { self.folder };
-        folder.canonicalize()
+        self.held.real_path()
     }
 
     /// Whether the tenant may have what is at a path that is not its own, with links followed. Whatever the operator
@@ -76,23 +78,34 @@ impl Secrets<'_> {
     pub(super) fn file(&self, value: &Value<'_>) -> Option<(Secret, PathBuf)> {
         let (name, tenant) = (value.str()?, self.tenant?);
         let path = self.folder.join(name);
-        let found = self.own_folder().and_then(|own| Ok((own, open(&path)?)));
-        let message = match found {
-            Ok((own, (_, real)))
-                if !real.starts_with(&own) && !self.may_have(tenant, &real, false).unwrap_or_default() =>
-            {
-                "is neither in the tenant's folder nor in one that the operator allows; put it there, or have its folder \
-                 listed in relay.toml's [grants] folders"
-                    .to_owned()
-            }
-            Ok((_, (file, _))) => match read(file) {
+        let opened = match self.held.file(Path::new(name)) {
+            Err(OpenError::LeadsOut) => self.allowed_file(tenant, &path),
+            opened => opened,
+        };
+        let message = match opened {
+            Ok(file) => match read(file) {
                 Ok(secret) => return Some((secret, path)),
                 Err(error) => format!("cannot be used: {error}"),
             },
+            Err(OpenError::LeadsOut) => {
+                "is neither in the tenant's folder nor in one that the operator allows; put it there, or have its \
+                 folder listed in relay.toml's [grants] folders"
+                    .to_owned()
+            }
             Err(error) => format!("cannot be read ({error}); put the secret there, for the host to read"),
         };
         value.problem(format!("{} {message}", quote(name)));
         None
+    }
+
+    /// Opens a file beneath a folder that the operator lists for this tenant.
+    fn allowed_file(&self, tenant: &str, path: &Path) -> Result<File, OpenError> {
+        // Where it is now. It is opened beneath the operator's folder, so it cannot lead elsewhere in the meantime.
+        let real = path.canonicalize()?;
+        let folder = self.allowed.folder_of(tenant, &real, false).ok_or(OpenError::LeadsOut)?;
+        let name = real.strip_prefix(folder).map_err(|_| OpenError::LeadsOut)?;
+        let file = HeldFolder::open(folder)?.file(name)?;
+        if self.may_have(tenant, &real_path(&file)?, false)? { Ok(file) } else { Err(OpenError::LeadsOut) }
     }
 }
 
@@ -107,17 +120,6 @@ fn linked(tenants: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(folders)
-}
-
-/// The file, and where it really is.
-fn open(path: &Path) -> io::Result<(File, PathBuf)> {
-    // Checked before the file is opened: opening a pipe would wait for its other end.
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    let file = File::open(path)?;
-    let real = real_path(&file)?;
-    Ok((file, real))
 }
 
 fn read(file: File) -> io::Result<Secret> {

@@ -10,14 +10,15 @@ use std::{
 use crate::{
     Bounds, TenantConfig,
     document::{Problem, Problems, Value, quote},
-    file::read_file,
+    file::read_opened,
+    held::{HeldFolder, OpenError},
     manifest,
     manifest::Claims,
     names::Claim,
 };
 
 /// The manifest's name in each tenant's folder.
-const MANIFEST: &str = "tenant.toml";
+pub(crate) const MANIFEST: &str = "tenant.toml";
 
 /// The folder that has the tenants' folders.
 #[derive(Clone, Debug)]
@@ -163,14 +164,20 @@ fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<S
             continue;
         }
         let file = TenantsFolder::manifest(folder);
-        let text = match read_file(&file) {
-            Ok(text) => text,
-            Err(problem) => {
+        // Held while it is read: all of its files are of this folder, even if its path leads to another meanwhile.
+        let held = HeldFolder::open(folder);
+        let opened = held.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()));
+        let text = read_opened(&file, opened.map_err(OpenError::Io).and_then(|held| held.file(Path::new(MANIFEST))));
+        let (held, text) = match (held, text) {
+            (Ok(held), Ok(text)) => (held, text),
+            (_, Err(problem)) => {
                 refused.push((folder, Claims::default(), vec![problem]));
                 continue;
             }
+            // There is no text without the folder.
+            (Err(_), Ok(_)) => continue,
         };
-        match manifest::read(&text, &file, bounds, secrets) {
+        match manifest::read(&text, &file, &held, bounds, secrets) {
             (claims, Ok(config)) => sound.push((folder, claims, config)),
             (claims, Err(Problems(problems))) => refused.push((folder, claims, problems)),
         }

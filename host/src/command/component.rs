@@ -68,7 +68,8 @@ fn check(path: &Path) -> Result<(), Failure> {
     let problem = |what: String| Failure::usage(format!("{}: {what}", path.display()));
     let mut engine = EngineSource::new(HostLimits::default(), None, Arc::new(Metrics::new()));
     let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
-    let loaded = engine.load(path).map_err(|error| problem(error.to_string()))?;
+    let loaded =
+        engine.load(path, config::open_file(path).map_err(Into::into)).map_err(|error| problem(error.to_string()))?;
     let (size, report) = (loaded.size, &loaded.report);
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
     let roles = shown_roles(report);

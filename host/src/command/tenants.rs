@@ -80,7 +80,7 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
         announce(&format!("tenant: {}", config.name))?;
         for file in files(config) {
             // A component that does not load is among the problems.
-            let Ok(loaded) = engine.load(file) else { continue };
+            let Ok(loaded) = engine.load(file, config.open(file)) else { continue };
             let roles = shown_roles(&loaded.report).join(", ");
             let name = file.strip_prefix(&config.folder).unwrap_or(file).display();
             announce(&format!(

@@ -54,10 +54,10 @@ impl TenantCode {
     pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, Vec<CodeProblem>> {
         let mut problems = Vec::new();
         let code = Self {
-            filter: load_role(config.filter.as_deref(), engine, &mut problems),
-            client: load_role(config.client.as_deref(), engine, &mut problems),
-            api: load_role(config.api.as_ref().map(|api| api.file.as_path()), engine, &mut problems),
-            job: load_role(config.job.as_deref(), engine, &mut problems),
+            filter: load_role(config, config.filter.as_deref(), engine, &mut problems),
+            client: load_role(config, config.client.as_deref(), engine, &mut problems),
+            api: load_role(config, config.api.as_ref().map(|api| api.file.as_path()), engine, &mut problems),
+            job: load_role(config, config.job.as_deref(), engine, &mut problems),
         };
         if problems.is_empty() { Ok(code) } else { Err(problems) }
     }
@@ -65,12 +65,13 @@ impl TenantCode {
 
 /// Loads the component for one role.
 fn load_role<R: Role>(
+    config: &TenantConfig,
     file: Option<&Path>,
     engine: &Arc<Engine>,
     problems: &mut Vec<CodeProblem>,
 ) -> Option<Arc<RoleCode<R>>> {
     let file = file?;
-    let code = engine.load(file).and_then(|loaded| engine.role_code(loaded));
+    let code = engine.load(file, config.open(file)).and_then(|loaded| engine.role_code(loaded));
     code.map(Arc::new)
         .map_err(|error| problems.push(CodeProblem { file: file.into(), role: R::KIND, error: error.into() }))
         .ok()

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -27,6 +30,11 @@ impl Folder {
         let opened = File::open(path.join("."))?;
         let path = real_path(&opened)?;
         Ok(Self { guest, write, path, opened: Arc::new(opened) })
+    }
+
+    /// The device that it is on.
+    pub(crate) fn device(&self) -> io::Result<u64> {
+        Ok(self.opened.metadata()?.dev())
     }
 
     /// A path that leads to the opened folder and nowhere else, as long as `self` lives.

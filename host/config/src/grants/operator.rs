@@ -44,10 +44,15 @@ pub struct AllowedNetwork {
 impl Allowed {
     /// Whether a tenant may be granted what is at `path`, which has its links followed.
     pub(crate) fn has_folder(&self, tenant: &str, path: &Path, write: bool) -> bool {
-        let covers = |folder: &AllowedFolder| {
+        self.folder_of(tenant, path, write).is_some()
+    }
+
+    /// The listed folder that has what is at `path`, if a tenant may be granted that.
+    pub(crate) fn folder_of(&self, tenant: &str, path: &Path, write: bool) -> Option<&Path> {
+        let covers = |folder: &&AllowedFolder| {
             path.starts_with(&folder.path) && (folder.write || !write) && includes(&folder.tenants, tenant)
         };
-        self.folders.iter().any(covers)
+        self.folders.iter().find(covers).map(|folder| folder.path.as_path())
     }
 
     /// Whether a tenant may claim a host name.

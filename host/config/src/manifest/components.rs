@@ -9,6 +9,8 @@ use std::{
 use crate::{
     ApiConfig,
     document::{Table, Value, quote},
+    grants::real_path,
+    held::{HeldFolder, OpenError},
 };
 
 /// Above the range an instance would never be replaced.
@@ -26,15 +28,15 @@ pub(super) struct Components {
 
 impl Components {
     /// Reads `[components]`. A filter needs an upstream. A job needs the key `schedule`, and that key a job.
-    pub(super) fn read(mut table: Table<'_>, folder: &Path, has_upstream: bool, schedule: Option<&Value<'_>>) -> Self {
+    pub(super) fn read(mut table: Table<'_>, home: Home<'_>, has_upstream: bool, schedule: Option<&Value<'_>>) -> Self {
         let mut named = Vec::new();
         let filter = table.take("filter");
         if let Some(value) = filter.as_ref().filter(|_| !has_upstream) {
             value.problem("needs an [[upstream]]; add one, or remove the filter");
         }
-        let filter = filter.and_then(|value| component(&value, folder, &mut named));
-        let client = table.take("client").and_then(|value| component(&value, folder, &mut named));
-        let api = table.take("api").and_then(|value| api(value, folder, &mut named));
+        let filter = filter.and_then(|value| component(&value, home, &mut named));
+        let client = table.take("client").and_then(|value| component(&value, home, &mut named));
+        let api = table.take("api").and_then(|value| api(value, home, &mut named));
         let job = table.take("job");
         table.finish();
         match (&job, schedule) {
@@ -42,7 +44,7 @@ impl Components {
             (None, Some(listed)) => listed.problem("needs a job; write for example components.job = \"job.wasm\""),
             _ => {}
         }
-        let job = job.and_then(|value| component(&value, folder, &mut named));
+        let job = job.and_then(|value| component(&value, home, &mut named));
         Self { filter, client, api, job, named }
     }
 
@@ -53,42 +55,47 @@ impl Components {
     }
 }
 
-/// A component's file with its links followed, so that the file that was checked is the one that is loaded. It must be
-/// within `folder`. Its path as written is added to `named`, to be watched for changes.
-fn component(value: &Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<PathBuf> {
+/// A tenant's folder: the path that leads to it, and what is held open of it.
+#[derive(Clone, Copy)]
+pub(super) struct Home<'h> {
+    pub(super) folder: &'h Path,
+    pub(super) held: &'h HeldFolder,
+}
+
+/// A component's file with its links followed. It must be within the tenant's folder. Its path as written is added to
+/// `named`, to be watched for changes.
+fn component(value: &Value<'_>, home: Home<'_>, named: &mut Vec<PathBuf>) -> Option<PathBuf> {
     let text = value.str()?;
     let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.is_empty() || !Path::new(text).components().all(inside) {
         value.problem(format!("{} is not within the tenant's folder; write for example \"filter.wasm\"", quote(text)));
         return None;
     }
-    let path = folder.join(text);
-    let base = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let message = match base.canonicalize().and_then(|base| Ok((base, path.canonicalize()?))) {
-        Ok((base, real)) if !real.starts_with(&base) => {
-            "leads out of the tenant's folder; put the file itself there".into()
-        }
-        Ok((_, real)) if real.is_file() => {
-            named.push(path);
+    let opened = home.held.file(Path::new(text)).and_then(|file| Ok(real_path(&file)?));
+    let message = match opened {
+        Ok(real) => {
+            named.push(home.folder.join(text));
             return Some(real);
         }
-        Ok(_) => "is not a file; name the component's .wasm".into(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            format!("is not in {}; build the component and put it there", base.display())
+        Err(OpenError::LeadsOut) => "leads out of the tenant's folder; put the file itself there".into(),
+        Err(OpenError::NotAFile) => "is not a file; name the component's .wasm".into(),
+        Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = home.held.real_path().unwrap_or_else(|_| home.folder.into());
+            format!("is not in {}; build the component and put it there", folder.display())
         }
-        Err(error) => format!("cannot be read ({error}); check its rights"),
+        Err(OpenError::Io(error)) => format!("cannot be read ({error}); check its rights"),
     };
     value.problem(format!("{} {message}", quote(text)));
     None
 }
 
 /// The API: a file's name, or a table with more keys.
-fn api(value: Value<'_>, folder: &Path, named: &mut Vec<PathBuf>) -> Option<ApiConfig> {
+fn api(value: Value<'_>, home: Home<'_>, named: &mut Vec<PathBuf>) -> Option<ApiConfig> {
     if value.value.is_str() {
-        return component(&value, folder, named).map(|file| ApiConfig { file, reuse: ApiConfig::REUSE });
+        return component(&value, home, named).map(|file| ApiConfig { file, reuse: ApiConfig::REUSE });
     }
     let mut table = value.table("a file's name, or { file = \"api.wasm\", isolation = \"call\" }")?;
-    let file = table.require("file", "file = \"api.wasm\"").and_then(|value| component(&value, folder, named));
+    let file = table.require("file", "file = \"api.wasm\"").and_then(|value| component(&value, home, named));
     let reuse = table.count("reuse", &REUSE);
     let isolation = table.take("isolation");
     let fresh = isolation.as_ref().and_then(Value::str).is_some_and(|isolation| isolation == "call");

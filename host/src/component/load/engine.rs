@@ -150,9 +150,9 @@ impl Engine {
         })
     }
 
-    /// Loads the component in a file.
-    pub fn load(&self, path: &Path) -> Result<Arc<Loaded>, LoadError> {
-        let loaded = read(path).and_then(|bytes| {
+    /// Loads the component in a file, which was opened at this path.
+    pub fn load(&self, path: &Path, opened: io::Result<File>) -> Result<Arc<Loaded>, LoadError> {
+        let loaded = opened.map_err(LoadError::Read).and_then(read).and_then(|bytes| {
             let hash = hash(&bytes);
             Ok(self.library.get(&hash, || self.make(path, &bytes, &hash))?)
         });
@@ -254,8 +254,7 @@ impl EngineSource {
 }
 
 /// Reads a component's bytes. The binary format's preamble (magic, version, layer) must say that it is one.
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    let file = File::open(path)?;
+fn read(file: File) -> Result<Vec<u8>, LoadError> {
     let size = file.metadata()?.len();
     let mut bytes = Vec::new();
     // The file may grow while it is read.

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     Bounds, TenantConfig,
     grants::{Allowed, AllowedFolder, AllowedNetwork},
+    held::HeldFolder,
     manifest,
 };
 
@@ -73,7 +74,8 @@ impl Place {
              settings.taken = 1\n[grants]\n{grants}\n"
         );
         let bounds = Bounds { allowed: self.allowed.clone(), ..Bounds::default() };
-        let (_, read) = manifest::read(&text, &file, &bounds, &environment);
+        let held = HeldFolder::open(&self.root.join("tenants/t")).unwrap();
+        let (_, read) = manifest::read(&text, &file, &held, &bounds, &environment);
         read.map_err(|problems| {
             let shown = problems.to_string();
             assert!(!shown.contains("hunter"), "{shown}");
@@ -324,4 +326,26 @@ fn unknown_and_mistyped_keys() {
     place.refuses("folders = { '/data' = { path = 'data', write = 'yes' } }", "must be true or false");
     let many: Vec<_> = (0..=super::MAX_ENTRIES).map(|index| format!("'h{index}'")).collect();
     place.refuses(&format!("http = [{}]", many.join(", ")), "lists too many hosts");
+}
+
+/// A guest could write its own manifest, code or secrets through another link to the same file.
+#[test]
+fn no_file_of_the_tenant_may_have_another_link_where_guests_write_on_its_device() {
+    let mut place = Place::new();
+    place.allowed.write = true;
+    place.write("tenants/t/tenant.toml", "");
+    let writable = "folders = { '/data' = { path = 'data', write = true } }";
+    assert!(place.read(writable).is_ok());
+    let link = place.root.join("tenants/t/data/other");
+    for file in ["tenant.toml", "code/job.wasm", "key"] {
+        fs::hard_link(place.root.join("tenants/t").join(file), &link).unwrap();
+        let secret = "\nsecrets = { key = { file = 'key' } }";
+        let problems = place.read(&format!("{writable}{secret}")).unwrap_err();
+        let name = file.rsplit('/').next().unwrap();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains(&format!("\"{name}\" has 2 hard links")), "{problems:?}");
+        // Without a right to write it does no harm.
+        assert!(place.read(&format!("folders = {{ '/data' = 'data' }}{secret}")).is_ok());
+        fs::remove_file(&link).unwrap();
+    }
 }

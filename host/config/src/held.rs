@@ -1,0 +1,305 @@
+//! Files beneath a folder that is held open.
+//!
+//! Whoever can write to a folder can exchange a file for a link or a pipe between a look at it and its opening. So a
+//! folder is opened once, each file is opened beneath it, and what was opened is looked at. Links inside the folder are
+//! followed, as orchestrators make them (`..data`, `live/`); a link that leads out of it is an error.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStringExt, fs::MetadataExt},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, readlinkat},
+    io::Errno,
+};
+
+use crate::grants::real_path;
+
+/// Links that one name may lead through, as the kernel has it (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+/// Times that the kernel is asked again while something beneath the folder is being renamed.
+const MAX_RETRIES: usize = 100;
+
+/// For reading, whatever it turns out to be: a pipe or a terminal makes nobody wait.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// Why a file beneath a folder is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("it leads out of the folder")]
+    LeadsOut,
+    #[error("it is not a file")]
+    NotAFile,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for OpenError {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::XDEV => Self::LeadsOut,
+            error => Self::Io(error.into()),
+        }
+    }
+}
+
+impl From<OpenError> for io::Error {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Io(error) => error,
+            error => Self::other(error),
+        }
+    }
+}
+
+/// Which folder it is, whatever path leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FolderId {
+    device: u64,
+    inode: u64,
+}
+
+/// A folder that is held open.
+#[derive(Debug)]
+pub struct HeldFolder(File);
+
+impl HeldFolder {
+    /// Opens a folder. The path may lead through links: it is the operator's.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let opened = open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self(opened.into()))
+    }
+
+    pub fn id(&self) -> io::Result<FolderId> {
+        let found = self.0.metadata()?;
+        Ok(FolderId { device: found.dev(), inode: found.ino() })
+    }
+
+    /// Where it is now, links followed.
+    pub fn real_path(&self) -> io::Result<PathBuf> {
+        real_path(&self.0)
+    }
+
+    /// Opens a regular file beneath the folder.
+    pub fn file(&self, name: &Path) -> Result<File, OpenError> {
+        let file = File::from(beneath(self.0.as_fd(), name)?);
+        if file.metadata()?.is_file() { Ok(file) } else { Err(OpenError::NotAFile) }
+    }
+}
+
+/// Opens a regular file, wherever the path leads: it is the operator's.
+pub fn open_file(path: &Path) -> Result<File, OpenError> {
+    let file = File::from(open(path, READ, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(OpenError::NotAFile) }
+}
+
+fn beneath(folder: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError> {
+    for _ in 0..MAX_RETRIES {
+        match openat2(folder, name, READ, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // A kernel before 5.6, or a sandbox that does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => return part_by_part(folder, name),
+            // No other side reads the socket, or has the pipe open.
+            Err(Errno::NXIO) => return Err(OpenError::NotAFile),
+            opened => return Ok(opened?),
+        }
+    }
+    Err(Errno::AGAIN.into())
+}
+
+/// The same without `openat2`: opens each part of the name in turn, and follows links by hand.
+fn part_by_part(base: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError> {
+    let mut folders: Vec<OwnedFd> = Vec::new();
+    let mut rest = parts(name)?;
+    let mut links = 0;
+    while let Some(part) = rest.pop() {
+        if part == ".." {
+            folders.pop().ok_or(OpenError::LeadsOut)?;
+            continue;
+        }
+        let at = folders.last().map_or(base, AsFd::as_fd);
+        let found = openat(at, &part, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        match FileType::from_raw_mode(fstat(&found)?.st_mode) {
+            FileType::Symlink => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(Errno::LOOP.into());
+                }
+                let target = readlinkat(&found, "", Vec::new())?;
+                rest.extend(parts(Path::new(&OsString::from_vec(target.into_bytes())))?);
+            }
+            FileType::Directory => folders.push(found),
+            FileType::RegularFile if rest.is_empty() => {
+                return Ok(openat(at, &part, READ | OFlags::NOFOLLOW, Mode::empty())?);
+            }
+            _ if rest.is_empty() => return Err(OpenError::NotAFile),
+            _ => return Err(Errno::NOTDIR.into()),
+        }
+    }
+    Err(OpenError::NotAFile)
+}
+
+/// A name's parts, the last one first.
+fn parts(name: &Path) -> Result<Vec<OsString>, OpenError> {
+    let part = |part: Component<'_>| match part {
+        Component::Normal(part) => Some(Ok(part.to_owned())),
+        Component::ParentDir => Some(Ok("..".into())),
+        Component::CurDir => None,
+        Component::RootDir | Component::Prefix(_) => Some(Err(OpenError::LeadsOut)),
+    };
+    let mut parts = name.components().filter_map(part).collect::<Result<Vec<_>, _>>()?;
+    parts.reverse();
+    Ok(parts)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{
+        fs,
+        io::Read,
+        os::unix::fs::symlink,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    /// A folder `own` with files and links, and one beside it; removed after the test.
+    struct Scene(PathBuf);
+
+    impl Scene {
+        fn new() -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let name = format!("edge-relay-held-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let root = std::env::temp_dir().join(name);
+            for folder in ["own/..2024", "own/deep/deeper", "other"] {
+                fs::create_dir_all(root.join(folder)).unwrap();
+            }
+            for file in ["own/file", "own/..2024/key", "own/deep/file", "other/file"] {
+                fs::write(root.join(file), file).unwrap();
+            }
+            for (link, to) in [
+                ("own/..data", "..2024"),
+                ("own/key", "..data/key"),
+                ("own/deep/up", "../file"),
+                ("own/deep/deeper/down-and-up", "../../deep/./file"),
+                ("own/out", "../other/file"),
+                ("own/out-folder", "../other"),
+                ("own/absolute", "/etc/passwd"),
+                ("own/magic", "/proc/self/fd/0"),
+                ("own/dangling", "nothing"),
+                ("own/loop", "loop"),
+            ] {
+                symlink(to, root.join(link)).unwrap();
+            }
+            rustix::fs::mknodat(rustix::fs::CWD, root.join("own/pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+            drop(std::os::unix::net::UnixListener::bind(root.join("own/socket")).unwrap());
+            Self(root)
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// What a name leads to: a file's content, or an error's first word.
+    fn read(opened: Result<OwnedFd, OpenError>) -> String {
+        let file = opened
+            .map(File::from)
+            .and_then(|file| if file.metadata()?.is_file() { Ok(file) } else { Err(OpenError::NotAFile) });
+        match file {
+            Ok(mut file) => {
+                let mut text = String::new();
+                file.read_to_string(&mut text).unwrap();
+                text
+            }
+            Err(OpenError::LeadsOut) => "out".into(),
+            Err(OpenError::NotAFile) => "no file".into(),
+            Err(OpenError::Io(error)) => format!("{:?}", error.kind()),
+        }
+    }
+
+    #[test]
+    fn files_are_opened_beneath_their_folder_with_openat2_and_without() {
+        let scene = Scene::new();
+        let held = HeldFolder::open(&scene.0.join("own")).unwrap();
+        for (name, leads) in [
+            ("file", "own/file"),
+            ("./deep/../file", "own/file"),
+            ("key", "own/..2024/key"),
+            ("..data/key", "own/..2024/key"),
+            ("deep/up", "own/file"),
+            ("deep/deeper/down-and-up", "own/deep/file"),
+            ("out", "out"),
+            ("out-folder/file", "out"),
+            ("../other/file", "out"),
+            ("deep/../../other/file", "out"),
+            ("absolute", "out"),
+            ("magic", "out"),
+            ("/etc/passwd", "out"),
+            ("pipe", "no file"),
+            ("socket", "no file"),
+            ("deep", "no file"),
+            (".", "no file"),
+            ("file/more", "NotADirectory"),
+            ("dangling", "NotFound"),
+            ("nothing", "NotFound"),
+            ("loop", "FilesystemLoop"),
+        ] {
+            assert_eq!(read(beneath(held.0.as_fd(), Path::new(name))), leads, "openat2: {name}");
+            assert_eq!(read(part_by_part(held.0.as_fd(), Path::new(name))), leads, "part by part: {name}");
+        }
+    }
+
+    /// A file that turns into a pipe, a link out, and back, all the time.
+    #[test]
+    fn an_exchange_makes_nobody_wait_and_leads_nowhere_else() {
+        let scene = Scene::new();
+        let held = HeldFolder::open(&scene.0.join("own")).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let name = scene.0.join("own/flips");
+                while !stop.load(Ordering::Relaxed) {
+                    for other in ["file", "pipe", "out", "socket"] {
+                        let link = scene.0.join("own/next");
+                        symlink(other, &link).unwrap();
+                        fs::rename(&link, &name).unwrap();
+                    }
+                }
+            });
+            for _ in 0..3_000 {
+                for opened in
+                    [beneath(held.0.as_fd(), Path::new("flips")), part_by_part(held.0.as_fd(), Path::new("flips"))]
+                {
+                    let found = read(opened);
+                    assert!(["own/file", "no file", "out", "NotFound"].contains(&found.as_str()), "{found}");
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_folder_that_was_exchanged_is_another() {
+        let scene = Scene::new();
+        let link = scene.0.join("link");
+        symlink("own", &link).unwrap();
+        let first = HeldFolder::open(&link).unwrap();
+        fs::remove_file(&link).unwrap();
+        symlink("other", &link).unwrap();
+        let second = HeldFolder::open(&link).unwrap();
+        assert_ne!(first.id().unwrap(), second.id().unwrap());
+        assert!(first.real_path().unwrap().ends_with("own"));
+    }
+}
