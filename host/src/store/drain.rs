@@ -206,6 +206,8 @@ mod tests {
         assert_eq!(leave(&transaction, &places, &read, &[]).unwrap().rows, 0);
         transaction.commit().unwrap();
         assert_eq!(sqlite::oldest(&connection).unwrap()[0].1.data, b"another");
+        // The last connection takes the write-ahead log with it.
+        drop(connection);
         std::fs::remove_file(file).unwrap();
     }
 }
