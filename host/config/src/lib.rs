@@ -32,6 +32,7 @@ mod secrets;
 mod tenants;
 mod units;
 
+use crate::held::HeldFolder;
 pub use crate::{
     document::{Problem, Problems},
     held::{FolderId, open_file},

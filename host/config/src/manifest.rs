@@ -626,7 +626,9 @@ api-body = 0
                 text.push_str(&line.replace("{}", &index.to_string()));
             }
             let started = std::time::Instant::now();
-            assert!(parsed(&text).unwrap_err().0.len() > 10_000);
+            let Problems(listed) = parsed(&text).unwrap_err();
+            let unlisted = listed.last().unwrap().message.split(' ').nth(1).unwrap().parse::<usize>().unwrap();
+            assert!(unlisted > 10_000 && listed.len() == 51, "{} and {unlisted}", listed.len());
             // Far more than it takes, and far less than it would take to compare each line with every other.
             assert!(started.elapsed() < Duration::from_secs(60), "{line}");
         }

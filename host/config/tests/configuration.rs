@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use config::MySqlUrl;
+use config::{Invalid, MySqlUrl};
 
 /// A key that no table has, and that is near to none.
 const UNKNOWN: &str = "zzzzzzzzzzzz";
@@ -88,6 +88,8 @@ impl Files {
         fs::write(self.0.join("tenants/t/tenant.toml"), tenant).unwrap();
         let loaded =
             config::load(&self.0.join("relay.toml"), |_| Some(MySqlUrl { has_database: true, has_password: false }));
+        // A tenant's mistakes count too.
+        let loaded = loaded.and_then(|config| Invalid::strictly(&config).map_or(Ok(config), Err));
         // The numbers of opened files are no configuration.
         let without_descriptors = |config: String| {
             let mut parts = config.split("fd: ");

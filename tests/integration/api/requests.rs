@@ -320,11 +320,12 @@ async fn calls_their_time_and_their_instances_are_counted() {
 }
 
 #[tokio::test]
-async fn what_is_no_api_is_refused_at_start() {
+async fn what_is_no_api_is_refused_at_a_strict_start() {
     let folder =
         Folder::new("").api_as("t", "{ file = \"api.wasm\", reuse = 0, isolaton = \"call\" }", "").api("u", "");
     folder.copy(guests::probe(), "tenants/u/api.wasm");
-    let output = process::run(&["serve".as_ref(), "--config".as_ref(), folder.config().as_os_str()]).await;
+    let output =
+        process::run(&["serve".as_ref(), "--strict".as_ref(), "--config".as_ref(), folder.config().as_os_str()]).await;
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{errors}");
     for expected in [

@@ -214,7 +214,8 @@ async fn bombs_do_not_start_and_all_of_them_are_named() {
     folder.write("tenants/large/filter.wasm", compile_bombs::of_memory());
     let (config, tenants) = (folder.config(), folder.path("tenants"));
     let (config, tenants) = (config.to_str().unwrap(), tenants.to_str().unwrap());
-    let commands: [&[&str]; 2] = [&["serve", "--config", config], &["tenants", "check", tenants, "--config", config]];
+    let commands: [&[&str]; 2] =
+        [&["serve", "--strict", "--config", config], &["tenants", "check", tenants, "--config", config]];
     for command in commands {
         let output = run(command).await;
         let shown = shown(&output);

@@ -122,7 +122,7 @@ async fn writing_is_a_grant_and_the_operators_to_allow() {
     );
     let place = tenant(place, "t", &grants);
     place.write("tenants/t/data/old", "old");
-    let output = run(&["serve".as_ref(), "--config".as_ref(), place.config().as_os_str()]).await;
+    let output = run(&["serve".as_ref(), "--strict".as_ref(), "--config".as_ref(), place.config().as_os_str()]).await;
     let said = shown(&output);
     assert_eq!(output.status.code(), Some(2), "{said}");
     for words in [

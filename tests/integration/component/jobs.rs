@@ -78,7 +78,8 @@ async fn a_schedule_and_a_job_need_each_other() {
         "name = \"w\"\n[components]\njob = \"job.wasm\"\n[[schedule]]\nname = \"a\"\nevery = \"5s\"",
     );
     folder.copy(guests::hostile(), "tenants/w/job.wasm");
-    let output = process::run(&["serve".as_ref(), "--config".as_ref(), folder.config().as_os_str()]).await;
+    let output =
+        process::run(&["serve".as_ref(), "--strict".as_ref(), "--config".as_ref(), folder.config().as_os_str()]).await;
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{errors}");
     for expected in [

@@ -13,10 +13,10 @@ use crate::tenants::limits::{Manifest, ask};
 const CAPS: &str = "[tenant-limits]\nmemory = \"32MiB\"\nclient-message = \"1KiB\"\n";
 
 #[tokio::test]
-async fn a_manifest_that_asks_for_more_does_not_start() {
+async fn a_manifest_that_asks_for_more_is_refused() {
     let folder = Folder::new("").handled("t", guests::handler(), "[limits]\nmemory = \"64MiB\"\nclient-message = 1025");
     folder.append("relay.toml", CAPS);
-    let output = run(&["serve", "--config", folder.config().to_str().unwrap()]).await;
+    let output = run(&["serve", "--strict", "--config", folder.config().to_str().unwrap()]).await;
     let shown = shown_of(&output);
     assert_eq!(output.status.code(), Some(2), "{shown}");
     let errors = String::from_utf8(output.stderr).unwrap();
