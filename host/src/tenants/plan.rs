@@ -1,4 +1,4 @@
-//! Plans how one version of a tenant becomes the next: which upstreams and schedules are kept, changed, added, removed.
+//! Plans how one version of a tenant becomes the next: which upstreams and schedules are kept, replaced, added, removed.
 //!
 //! Two manifests go in, a value comes out. Nothing runs here. The code of the roles is not planned: each new version
 //! swaps all of it.
@@ -13,7 +13,7 @@ pub enum Change {
     /// It goes on as it is, with the new version's code.
     Keep,
     /// It ends, and one with the same name begins in its place.
-    Change,
+    Replace,
     Add,
     Remove,
 }
@@ -56,7 +56,7 @@ fn changes<T>(before: &[T], now: &[T], name: impl Fn(&T) -> &Arc<str>, same: imp
     for new in now {
         let change = match before.iter().find(|old| name(old) == name(new)) {
             Some(old) if same(old, new) => Change::Keep,
-            Some(_) => Change::Change,
+            Some(_) => Change::Replace,
             None => Change::Add,
         };
         changes.insert(Arc::clone(name(new)), change);
@@ -111,7 +111,7 @@ mod tests {
         let before = tenant(&[("same", 1), ("other", 2), ("gone", 3)], &[("same", 1), ("other", 2), ("gone", 3)]);
         let now = tenant(&[("new", 3), ("other", 4), ("same", 1)], &[("other", 5), ("new", 3), ("same", 1)]);
         let expected =
-            [("gone", Change::Remove), ("new", Change::Add), ("other", Change::Change), ("same", Change::Keep)];
+            [("gone", Change::Remove), ("new", Change::Add), ("other", Change::Replace), ("same", Change::Keep)];
         let plan = Plan::new(Some(&before), &now);
         assert_eq!(shown(&plan.upstreams), expected);
         assert_eq!(shown(&plan.schedules), expected);
@@ -122,7 +122,7 @@ mod tests {
         let without = tenant(&[("a", 1)], &[]);
         let with = TenantConfig { filter: Some("filter.wasm".into()), ..without.clone() };
         for (before, now, change) in
-            [(&without, &with, Change::Change), (&with, &without, Change::Change), (&with, &with, Change::Keep)]
+            [(&without, &with, Change::Replace), (&with, &without, Change::Replace), (&with, &with, Change::Keep)]
         {
             assert_eq!(shown(&Plan::new(Some(before), now).upstreams), [("a", change)]);
         }

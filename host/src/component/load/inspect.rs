@@ -71,7 +71,7 @@ pub fn shown(names: &[String]) -> String {
     let mut shown = names.iter().take(MAX_NAMES).map(cut).collect::<Vec<_>>().join(", ");
     match names.len() {
         0 => shown.push_str("none"),
-        ..=MAX_NAMES => {}
+        1..=MAX_NAMES => {}
         more => shown.push_str(&format!(" and {} more", more - MAX_NAMES)),
     }
     shown
