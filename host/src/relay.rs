@@ -2,7 +2,9 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use config::{HostLimits, Listen, RefusedTenant, RelayConfig, StoreConfig, TenantConfig, TenantsFolder};
+use config::{
+    HostLimits, Listen, Problem, Problems, RefusedTenant, RelayConfig, StoreConfig, TenantConfig, TenantsFolder,
+};
 use ipnet::IpNet;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
@@ -42,6 +44,9 @@ pub enum StartError {
     /// Every component that cannot be used, each on a line of its own.
     #[error("{}", tenants::listed(.0, "\n"))]
     Components(Vec<CodeProblem>),
+    /// Every mistake of every manifest.
+    #[error("{}", Problems(.0.clone()))]
+    Manifests(Vec<Problem>),
     #[error("cannot listen on {address} for {listener}: {error}")]
     Bind { listener: &'static str, address: SocketAddr, error: io::Error },
     #[error("the WebAssembly engine does not start: {0}")]
@@ -78,6 +83,9 @@ impl Relay {
         let metrics = Arc::new(Metrics::new());
         let mut engine = EngineSource::new(limits, cache, Arc::clone(&metrics));
         // Watched before the code is loaded: what is written meanwhile is a change.
+        if strictness == Strictness::Strict && !refused.is_empty() {
+            return Err(StartError::Manifests(refused.into_iter().flat_map(|refused| refused.problems.0).collect()));
+        }
         let mut watch = folder.and_then(|folder| watch(folder, &configs, &refused));
         let Loaded { sound, broken } = load_code(configs, &mut engine)?;
         if strictness == Strictness::Strict && !broken.is_empty() {

@@ -9,7 +9,7 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
-/// Most mistakes of one file that are listed. The others are counted.
+/// Most mistakes of one manifest that are listed. The others are counted.
 const MAX_PROBLEMS: usize = 50;
 
 /// The most characters of a key or a value that a problem repeats.
@@ -75,14 +75,20 @@ pub(super) struct Document<'t> {
     /// The offset after each line's end.
     ends: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
-    /// How many more there are.
+    /// Most problems that are listed, and how many more there are.
+    most: usize,
     unlisted: Cell<usize>,
 }
 
 impl<'t> Document<'t> {
     pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
         let ends = text.match_indices('\n').map(|(offset, _)| offset + 1).collect();
-        Self { file, text, ends, problems: RefCell::default(), unlisted: Cell::new(0) }
+        Self { file, text, ends, problems: RefCell::default(), most: usize::MAX, unlisted: Cell::new(0) }
+    }
+
+    /// A tenant's file: its author may make as many mistakes as the file has bytes, and not all are listed.
+    pub(super) fn of_tenant(file: &'t Path, text: &'t str) -> Self {
+        Self { most: MAX_PROBLEMS, ..Self::new(file, text) }
     }
 
     /// Parses the text. `Err` has the part that could be read of a text with syntax errors. Only the first error of a
@@ -127,7 +133,7 @@ impl<'t> Document<'t> {
 
     fn report(&self, line: Option<usize>, key: &str, message: String) {
         let mut problems = self.problems.borrow_mut();
-        if problems.len() == MAX_PROBLEMS {
+        if problems.len() == self.most {
             return self.unlisted.update(|unlisted| unlisted + 1);
         }
         let key = key.chars().take(MAX_KEY_CHARS).collect();

@@ -16,20 +16,24 @@ pub(super) fn read_file(file: &Path) -> Result<String, Problem> {
     read_opened(file, open_file(file))
 }
 
+/// The problem with a file that cannot be read.
+pub(super) fn unreadable(file: &Path, error: &io::Error) -> Problem {
+    let message = format!("cannot be read ({error}); check the path and its rights");
+    Problem { file: file.into(), line: None, key: String::new(), message }
+}
+
 /// Reads a configuration file, which must be a regular file of UTF-8 within [`MAX_FILE_BYTES`].
 pub(super) fn read_opened(file: &Path, opened: Result<File, OpenError>) -> Result<String, Problem> {
     let problem = |line, message| Problem { file: file.into(), line, key: String::new(), message };
-    let unreadable =
-        |error: io::Error| problem(None, format!("cannot be read ({error}); check the path and its rights"));
     let opened = opened.map_err(|error| match error {
         OpenError::NotAFile => problem(None, "is not a file; write the settings in a regular file".into()),
         OpenError::LeadsOut => {
             problem(None, "is a link that leads out of the tenant's folder; put the file itself there".into())
         }
-        OpenError::Io(error) => unreadable(error),
+        OpenError::Io(error) => unreadable(file, &error),
     })?;
     let mut bytes = Vec::new();
-    opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| unreadable(file, &error))?;
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
         return Err(problem(None, format!("is larger than {}; make it smaller", show_size(MAX_FILE_BYTES))));
     }

@@ -24,6 +24,10 @@ use crate::grants::real_path;
 
 /// Links that one name may lead through, as the kernel has it (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+/// Longest name or target of a link, in bytes: the kernel's own limit (PATH_MAX).
+const MAX_NAME: usize = 4096;
+/// Most folders on the way to a file that are held open at once.
+const MAX_DEPTH: usize = 256;
 /// Times that the kernel is asked again while something beneath the folder is being renamed.
 const MAX_RETRIES: usize = 100;
 
@@ -39,6 +43,12 @@ pub enum OpenError {
     NotAFile,
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl OpenError {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 impl From<Errno> for OpenError {
@@ -74,7 +84,8 @@ impl HeldFolder {
     /// Opens a folder. The path may lead through links: it is the operator's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let opened = open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // It need not be a folder that the host may list.
+        let opened = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self(opened.into()))
     }
 
@@ -90,8 +101,19 @@ impl HeldFolder {
 
     /// Opens a regular file beneath the folder.
     pub fn file(&self, name: &Path) -> Result<File, OpenError> {
-        let file = File::from(beneath(self.0.as_fd(), name)?);
+        let opened = match beneath(self.0.as_fd(), name) {
+            Err(OpenError::LeadsOut) => beneath(self.0.as_fd(), &self.absolute(name).ok_or(OpenError::LeadsOut)?),
+            opened => opened,
+        };
+        let file = File::from(opened?);
         if file.metadata()?.is_file() { Ok(file) } else { Err(OpenError::NotAFile) }
+    }
+
+    /// The name beneath the folder of what an absolute path, or a link with one, leads to. The kernel takes these for
+    /// names that lead out.
+    fn absolute(&self, name: &Path) -> Option<PathBuf> {
+        let own = self.real_path().ok()?;
+        Some(own.join(name).canonicalize().ok()?.strip_prefix(own).ok()?.to_owned())
     }
 }
 
@@ -127,6 +149,9 @@ fn part_by_part(base: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError>
         }
         let at = folders.last().map_or(base, AsFd::as_fd);
         let found = openat(at, &part, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        if folders.len() > MAX_DEPTH {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         match FileType::from_raw_mode(fstat(&found)?.st_mode) {
             FileType::Symlink => {
                 links += 1;
@@ -149,6 +174,9 @@ fn part_by_part(base: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError>
 
 /// A name's parts, the last one first.
 fn parts(name: &Path) -> Result<Vec<OsString>, OpenError> {
+    if name.as_os_str().len() > MAX_NAME {
+        return Err(Errno::NAMETOOLONG.into());
+    }
     let part = |part: Component<'_>| match part {
         Component::Normal(part) => Some(Ok(part.to_owned())),
         Component::ParentDir => Some(Ok("..".into())),
@@ -288,6 +316,31 @@ mod tests {
             }
             stop.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn absolute_links_that_stay_inside_are_followed() {
+        let scene = Scene::new();
+        let own = scene.0.join("own").canonicalize().unwrap();
+        symlink(own.join("deep/file"), own.join("inside")).unwrap();
+        symlink(own.join("../other/file"), own.join("outside")).unwrap();
+        let held = HeldFolder::open(&own).unwrap();
+        let text = |name: &Path| held.file(name).map(|file| io::read_to_string(file).unwrap());
+        assert_eq!(text(Path::new("inside")).unwrap(), "own/deep/file");
+        assert_eq!(text(&own.join("file")).unwrap(), "own/file");
+        assert!(matches!(text(Path::new("outside")), Err(OpenError::LeadsOut)));
+        assert!(matches!(text(Path::new("/etc/passwd")), Err(OpenError::LeadsOut)));
+    }
+
+    #[test]
+    fn a_folder_need_not_be_listed_and_a_long_way_is_refused() {
+        let scene = Scene::new();
+        let held = HeldFolder::open(&scene.0.join("own")).unwrap();
+        assert!(held.file(Path::new("file")).is_ok());
+        for name in ["x".repeat(MAX_NAME + 1), "deep/../".repeat(MAX_NAME)] {
+            let error = part_by_part(held.0.as_fd(), Path::new(&name)).unwrap_err();
+            assert!(matches!(error, OpenError::Io(_)), "{error}");
+        }
     }
 
     #[test]

@@ -31,6 +31,9 @@ mod channels;
 mod components;
 mod grants;
 
+/// Most host names of one tenant.
+const MAX_HOSTS: usize = 256;
+
 /// Most headers of one upstream; common servers refuse requests with a hundred.
 const MAX_HEADERS: usize = 64;
 
@@ -81,7 +84,7 @@ pub(super) fn read(
     bounds: &Bounds,
     secrets: &dyn Fn(&str) -> Option<String>,
 ) -> (Claims, Result<TenantConfig, Problems>) {
-    let document = Document::new(file, text);
+    let document = Document::of_tenant(file, text);
     let (claims, config) = match document.parse() {
         Ok(root) => tenant(root, file, held, bounds, secrets),
         Err(_) => (Claims::default(), None),
@@ -116,8 +119,15 @@ fn tenant(
     let settings: Vec<_> =
         root.section("settings").entries().filter_map(|(key, value)| Some((key, setting(&value)?))).collect();
     // The manifest may be a link into one of the tenant's folders.
-    let manifest = held.file(Path::new(MANIFEST)).ok().and_then(|manifest| real_path(&manifest).ok());
-    let code: Vec<_> = manifest.iter().chain(components.files()).collect();
+    let manifest = held.file(Path::new(MANIFEST)).and_then(|manifest| Ok(real_path(&manifest)?));
+    // One that is gone can be in no granted folder; what comes in its place is read anew.
+    if let Err(error) = &manifest
+        && !error.is_not_found()
+    {
+        root.place.problem(format!("cannot be looked at again ({error}); leave the file in its place"));
+    }
+    let code: BTreeSet<_> = manifest.iter().chain(components.files()).collect();
+    let code: Vec<_> = code.into_iter().collect();
     let grants = Arc::new(grants(root.section("grants"), &secrets, &settings, &code));
     refuse_hard_links(&root, &grants, &code);
     let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
@@ -152,8 +162,14 @@ fn tenant(
 /// write to, if that is on the same device.
 fn refuse_hard_links(root: &Table<'_>, grants: &Grants, code: &[&PathBuf]) {
     for file in code.iter().copied().chain(&grants.files) {
-        // One that is gone by now is looked for again when it is loaded.
-        let Ok(found) = file.metadata() else { continue };
+        let found = match file.metadata() {
+            Ok(found) => found,
+            Err(error) => {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                root.place.problem(format!("{} cannot be looked at ({error}); leave it in its place", quote(&name)));
+                continue;
+            }
+        };
         let writable = |folder: &&Folder| folder.write && folder.device().is_ok_and(|device| device == found.dev());
         if let Some(folder) = grants.folders.iter().find(writable).filter(|_| found.nlink() > 1) {
             root.place.problem(format!(
@@ -178,7 +194,10 @@ fn claims(root: &mut Table<'_>, bounds: &Bounds) -> Claims {
         }
         Some(host)
     };
-    let hosts: Vec<Claim> = listed.into_iter().flatten().filter_map(|value| allowed(&value)).collect();
+    if let Some(value) = listed.iter().flatten().nth(MAX_HOSTS) {
+        value.problem(format!("lists too many host names; write at most {MAX_HOSTS}"));
+    }
+    let hosts: Vec<Claim> = listed.into_iter().flatten().take(MAX_HOSTS).filter_map(|value| allowed(&value)).collect();
     let path = match root.take("path") {
         Some(value) => path(&value),
         None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),

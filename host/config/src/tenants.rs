@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs, io,
+    fmt, fs, io, iter,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,8 +10,8 @@ use std::{
 use crate::{
     Bounds, TenantConfig,
     document::{Problem, Problems, Value, quote},
-    file::read_opened,
-    held::{HeldFolder, OpenError},
+    file::{read_opened, unreadable},
+    held::HeldFolder,
     manifest,
     manifest::Claims,
     names::Claim,
@@ -107,12 +107,13 @@ impl TenantsFolder {
     /// Reads the tenant of a folder, with secrets from the process's environment.
     pub fn tenant(&self, folder: &Path) -> Result<TenantConfig, Problems> {
         let secrets = |variable: &str| std::env::var(variable).ok();
-        let Tenants { configs, refused, .. } = read(&[folder.to_owned()], &self.bounds, &secrets);
-        let missing = || {
-            let message = format!("is missing; write it, or move {} away", folder.display());
-            Problems(vec![Problem { file: Self::manifest(folder), line: None, key: String::new(), message }])
+        let Tenants { configs, refused, passed_over } = read(&[folder.to_owned()], &self.bounds, &secrets);
+        let passed_over = || {
+            let why = passed_over.into_iter().next().map(|passed_over| passed_over.why).unwrap_or_default();
+            let message = format!("{why}; write it, or move {} away", folder.display());
+            Problems(vec![Problem { file: folder.into(), line: None, key: String::new(), message }])
         };
-        let refused = || refused.into_iter().next().map_or_else(missing, |refused| refused.problems);
+        let refused = || refused.into_iter().next().map_or_else(passed_over, |refused| refused.problems);
         configs.into_iter().next().ok_or_else(refused)
     }
 
@@ -154,6 +155,18 @@ fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
+/// Opens a tenant's folder and reads its manifest. The folder is held while it is read, so that all of the tenant's files
+/// are of this folder, even if its path leads to another one meanwhile.
+fn open(folder: &Path, file: &Path) -> Result<(HeldFolder, String), Problem> {
+    match HeldFolder::open(folder) {
+        Ok(held) => {
+            let text = read_opened(file, held.file(Path::new(MANIFEST)))?;
+            Ok((held, text))
+        }
+        Err(error) => Err(unreadable(file, &error)),
+    }
+}
+
 fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<String>) -> Tenants {
     let mut tenants = Tenants::default();
     let mut sound = Vec::new();
@@ -164,18 +177,12 @@ fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<S
             continue;
         }
         let file = TenantsFolder::manifest(folder);
-        // Held while it is read: all of its files are of this folder, even if its path leads to another meanwhile.
-        let held = HeldFolder::open(folder);
-        let opened = held.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()));
-        let text = read_opened(&file, opened.map_err(OpenError::Io).and_then(|held| held.file(Path::new(MANIFEST))));
-        let (held, text) = match (held, text) {
-            (Ok(held), Ok(text)) => (held, text),
-            (_, Err(problem)) => {
+        let (held, text) = match open(folder, &file) {
+            Ok(opened) => opened,
+            Err(problem) => {
                 refused.push((folder, Claims::default(), vec![problem]));
                 continue;
             }
-            // There is no text without the folder.
-            (Err(_), Ok(_)) => continue,
         };
         match manifest::read(&text, &file, &held, bounds, secrets) {
             (claims, Ok(config)) => sound.push((folder, claims, config)),
@@ -211,35 +218,34 @@ struct Claimed {
 }
 
 impl Claimed {
-    /// Records the name, and the path on each host, that the tenant of `file` claims. Returns a problem for each that
-    /// another tenant has already.
+    /// Returns a problem for each thing that the tenant of `file` claims and another tenant has already. If there is
+    /// none, records its name, and its path on each host.
     fn by(&mut self, claims: Claims, file: &Path) -> Vec<Problem> {
         let Claims { name, path, hosts } = claims;
         let mut problems = Vec::new();
-        if let Some(Claim { value, line }) = name {
-            match self.names.get(&value) {
-                Some(first) => {
-                    problems.push(claimed(&format!("{} is also the name", quote(&value)), "name", first, line, file));
-                }
-                None => drop(self.names.insert(value, file.into())),
+        if let Some(Claim { value, line }) = &name
+            && let Some(first) = self.names.get(value)
+        {
+            problems.push(claimed(&format!("{} is also the name", quote(value)), "name", first, *line, file));
+        }
+        let any = path.iter().map(|path| Claim { value: String::new(), line: path.line }).collect();
+        let (key, hosts) = if hosts.is_empty() { ("path", any) } else { ("hosts", hosts) };
+        let pairs = || hosts.iter().zip(iter::repeat(&path)).filter_map(|(host, path)| Some((host, path.as_ref()?)));
+        for (host, path) in pairs() {
+            let shown = format!("{}{}", host.value, path.value);
+            if let Some((other, first)) = self.paths.get(&host.value).and_then(|paths| meeting(paths, &path.value)) {
+                let is = if *other == path.value {
+                    format!("{} is also the path", quote(&shown))
+                } else {
+                    format!("{} overlaps {other:?}, which is the path", quote(&shown))
+                };
+                problems.push(claimed(&is, key, first, host.line, file));
             }
         }
-        let Some(path) = path else { return problems };
-        let any = [Claim { value: String::new(), line: path.line }];
-        let (key, hosts) = if hosts.is_empty() { ("path", &any[..]) } else { ("hosts", &hosts[..]) };
-        for host in hosts {
-            let paths = self.paths.entry(host.value.clone()).or_default();
-            let shown = format!("{}{}", host.value, path.value);
-            match meeting(paths, &path.value) {
-                Some((other, first)) => {
-                    let is = if *other == path.value {
-                        format!("{} is also the path", quote(&shown))
-                    } else {
-                        format!("{} overlaps {other:?}, which is the path", quote(&shown))
-                    };
-                    problems.push(claimed(&is, key, first, host.line, file));
-                }
-                None => drop(paths.insert(path.value.clone(), file.into())),
+        if problems.is_empty() {
+            self.names.extend(name.map(|name| (name.value, file.into())));
+            for (host, path) in pairs() {
+                self.paths.entry(host.value.clone()).or_default().insert(path.value.clone(), file.into());
             }
         }
         problems

@@ -31,7 +31,7 @@ enum Action {
     ///
     /// It checks the manifests, with their secrets from the environment, and the components: their sizes, roles and
     /// imports, that they compile within the host's limits, and that an instance of each can be made. Prints what each
-    /// tenant consists of. Exit code 2: something is wrong. All mistakes are listed.
+    /// tenant consists of. Exit code 2: something is wrong. All mistakes are listed, of one manifest at most fifty.
     #[command(after_help = "\
 Examples:
   edge-relay tenants check tenants

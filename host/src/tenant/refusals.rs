@@ -32,6 +32,11 @@ impl Refusals {
         self.0.lock().remove(folder);
     }
 
+    /// Why the tenant of a folder is refused.
+    pub fn reason(&self, folder: &Path) -> Option<String> {
+        self.0.lock().get(folder).map(|refused| refused.why.clone())
+    }
+
     pub fn count(&self) -> usize {
         self.0.lock().len()
     }

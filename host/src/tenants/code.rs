@@ -36,6 +36,17 @@ pub enum CodeError {
     Trial(#[from] Broken),
 }
 
+impl CodeProblem {
+    /// Whether it may pass although the file stays the same.
+    pub fn may_pass(&self) -> bool {
+        match &self.error {
+            CodeError::Load(LoadError::Read(_)) => true,
+            CodeError::Load(LoadError::Compile(error)) => !error.is_lasting(),
+            CodeError::Load(_) | CodeError::Trial(_) => false,
+        }
+    }
+}
+
 /// The problems as text, with a separator between them.
 pub fn listed(problems: &[CodeProblem], separator: &str) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)

@@ -42,12 +42,23 @@ pub enum TenantRefusal {
 const MAX_REASON: usize = 32 << 10;
 
 impl TenantRefusal {
+    /// Whether it may pass without a change of the tenant's files: another try is worth it after a while. What takes
+    /// much to find out, such as a compilation's time, is not tried again.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Manifest(_) | Self::Store(_) | Self::Threads(_) | Self::Unchecked(_) | Self::NoTrial(_) => true,
+            Self::Code(problems) => problems.iter().all(CodeProblem::may_pass),
+            Self::Conflict(_) | Self::Task(_) | Self::Panicked => false,
+        }
+    }
+
     /// The reason, cut if it is very long: its author decides how long it is.
     pub fn reason(&self) -> String {
         let mut reason = self.to_string();
         if reason.len() > MAX_REASON {
             reason.truncate(reason.floor_char_boundary(MAX_REASON));
             reason.push('…');
+            reason.shrink_to_fit();
         }
         reason
     }

@@ -183,10 +183,18 @@ impl Tenants {
         let runs = running.is_some();
         let goes_on = if runs { "the version before runs on" } else { "it is not in service" };
         let reason = why.reason();
-        tracing::error!(tenant.name = %name, folder = %folder.display(), error = %reason.replace('\n', "; "), "tenant refused; {goes_on}");
+        // What is tried again and again is told once.
+        if self.refusals.reason(folder).as_deref() != Some(&reason) {
+            let error = reason.replace('\n', "; ");
+            tracing::error!(tenant.name = %name, folder = %folder.display(), error, "tenant refused; {goes_on}");
+        }
         self.refusals.insert(folder, TenantRefused { name, runs, why: reason });
         self.count_refused();
-        if matches!(why, TenantRefusal::Conflict(_)) { Outcome::Conflict } else { Outcome::Refused }
+        match why {
+            TenantRefusal::Conflict(_) => Outcome::Conflict,
+            why if why.may_pass() => Outcome::RefusedForNow,
+            _ => Outcome::Refused,
+        }
     }
 }
 

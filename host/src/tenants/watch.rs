@@ -22,6 +22,8 @@ use tokio::{
 
 /// Time between two checks of the folder. A check takes some milliseconds for a thousand tenants.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Time after which a tenant is tried again that was refused for what may pass: memory, a secret's file, a mount.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// The state of a tenant's files. That a file is missing is part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub enum FolderChange {
 pub enum Outcome {
     Taken,
     Refused,
+    /// Refused for what may pass without a change of its files.
+    RefusedForNow,
     /// Refused because another tenant has what it claims.
     Conflict,
 }
@@ -87,6 +91,8 @@ struct WatchedFolder {
     runs: bool,
     /// It was refused because another tenant has what it claims.
     conflicts: bool,
+    /// It was refused at this time for what may pass.
+    refused_for_now: Option<Instant>,
     /// What the last look found, if it was new.
     seen: Option<Fingerprint>,
     /// It is being loaded and tried.
@@ -99,9 +105,9 @@ impl Watch {
     /// read, their code has not, so what is written while it is loaded is a change.
     pub fn new(folder: TenantsFolder, tenants: &[TenantConfig], refused: &[RefusedTenant]) -> io::Result<Self> {
         let refused = refused.iter().map(|tenant| {
-            let settled = Some(Fingerprint::of(&tenant.folder, &[]));
-            let known =
-                WatchedFolder { settled, refused: true, conflicts: tenant.conflicts, ..WatchedFolder::default() };
+            // It is looked at once more: what it lacked may have come since, and what it claims may be free, for its
+            // owner may not run.
+            let known = WatchedFolder { refused: true, conflicts: tenant.conflicts, ..WatchedFolder::default() };
             (tenant.folder.clone(), known)
         });
         let known = tenants.iter().map(|config| {
@@ -120,6 +126,8 @@ impl Watch {
     pub fn refused(&mut self, folder: &Path) {
         if let Some(known) = self.known.get_mut(folder) {
             (known.refused, known.runs) = (true, false);
+            // It is looked at once more, as the others that were refused.
+            known.settled = None;
         }
     }
 
@@ -167,6 +175,7 @@ impl Watch {
         known.refused = outcome != Outcome::Taken;
         known.runs |= outcome == Outcome::Taken;
         known.conflicts = outcome == Outcome::Conflict;
+        known.refused_for_now = (outcome == Outcome::RefusedForNow).then(Instant::now);
         known.seen = None;
         known.busy = false;
     }
@@ -202,6 +211,9 @@ impl Watch {
         });
         for (folder, fingerprint) in found {
             let known = self.known.entry(folder.clone()).or_default();
+            if known.refused_for_now.is_some_and(|since| since.elapsed() >= RETRY) {
+                (known.refused_for_now, known.settled) = (None, None);
+            }
             let is_new = known.is_new(&fingerprint);
             if known.busy || !(is_new || at_once && known.refused) {
                 known.seen = None;

@@ -125,6 +125,18 @@ async fn a_tenant_whose_claim_was_anothers_is_served_once_that_is_gone() {
 }
 
 #[tokio::test]
+async fn a_claim_of_a_tenant_that_cannot_be_served_is_free() {
+    let folder = Folder::new("");
+    folder.write("text.wasm", "not WebAssembly");
+    let text = folder.path("text.wasm");
+    let folder = folder.filtered("a", NOWHERE, &text, "");
+    folder.write("tenants/b/tenant.toml", "name = \"a\"\n");
+    let relay = Relay::serve(folder).await;
+    readiness(&relay, |_, ready| ready["tenants"]["a"].is_object() && ready["refused"]["a"].is_string()).await;
+    drop(relay.client("/a").await);
+}
+
+#[tokio::test]
 async fn a_check_passes_over_what_is_no_tenant() {
     let folder = Folder::new("").tenant("t", NOWHERE, "");
     fs::create_dir(folder.path("tenants/lost+found")).unwrap();
