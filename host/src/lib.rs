@@ -6,84 +6,84 @@
 
 // The way of a message, from a partner to clients; requests, and what is kept.
 
-/// Connections to partners' WebSocket servers.
+// Connections to partners' WebSocket servers.
 mod upstream;
 
-/// Tenants' WebAssembly: loads it, runs it, gives it imports, calls its roles.
+// Tenants' WebAssembly: loads it, runs it, gives it imports, calls its roles.
 mod component;
 
-/// Channels: logs of publications, snapshots, history.
+// Channels: logs of publications, snapshots, history.
 mod channel;
 
-/// Shards: the threads that write to clients' sockets.
+// Shards: the threads that write to clients' sockets.
 mod delivery;
 
-/// The clients' listener: handshakes, admission, reading channels over HTTP.
+// The clients' listener: handshakes, admission, reading channels over HTTP.
 mod entry;
 
-/// The API listener.
+// The API listener.
 mod api;
 
-/// A tenant's key-value data in memory.
+// A tenant's key-value data in memory.
 mod state;
 
-/// Records: rows on disk, and their way to MySQL.
+// Records: rows on disk, and their way to MySQL.
 mod store;
 
 // What the parts above belong to, and what runs them.
 
-/// The unit of isolation, and its limits at run time.
+// The unit of isolation, and its limits at run time.
 mod tenant;
 
-/// All tenants: loads, changes and removes them while clients stay connected.
+// All tenants: loads, changes and removes them while clients stay connected.
 mod tenants;
 
-/// Which tenant a request is for.
+// Which tenant a request is for.
 mod routes;
 
-/// Which upstreams and channels clients need now.
+// Which upstreams and channels clients need now.
 mod demand;
 
-/// Starts everything in order, and stops it in order.
+// Starts everything in order, and stops it in order.
 mod relay;
 
-/// The admin listener.
+// The admin listener.
 mod admin;
 
-/// The commands of the program.
+// The commands of the program.
 pub mod command;
 
-/// A WebSocket server that plays a partner.
+// A WebSocket server that plays a partner.
 mod feed;
 
 // Tools with one job.
 
-/// Growing pauses with jitter between attempts.
+// Growing pauses with jitter between attempts.
 mod backoff;
 
-/// HTTP answers in one JSON shape.
+// HTTP answers in one JSON shape.
 mod http_error;
 
-/// Gives freed memory back to the system.
+// Gives freed memory back to the system.
 mod memory;
 
-/// Counters, gauges and histograms, and their text for Prometheus.
+// Counters, gauges and histograms, and their text for Prometheus.
 mod metrics;
 
-/// Token buckets for the limits that count per second.
+// Token buckets for the limits that count per second.
 mod rate;
 
-/// Accepts connections and serves each in a task.
+// Accepts connections and serves each in a task.
 mod serve;
 
-/// Tells tasks to stop, by signal or by a trigger.
+// Tells tasks to stop, by signal or by a trigger.
 mod shutdown;
 
-/// A mutex that ignores poison.
+// A mutex that ignores poison.
 mod sync;
 
-/// Sets up the log.
+// Sets up the log.
 mod telemetry;
 
-/// TLS for connections that the relay opens.
+// TLS for connections that the relay opens.
 mod tls;
