@@ -1,5 +1,5 @@
-//! Compiles the sample tenant, which `edge-relay demo` carries in its own binary. Has the linker compress the line tables
-//! of a release.
+//! Compiles the sample tenant, which `edge-relay demo` carries in its own binary. Has the linker compress the line
+//! tables of a release.
 
 use std::{
     env,

@@ -155,8 +155,8 @@ fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Opens a tenant's folder and reads its manifest. The folder is held while it is read, so that all of the tenant's files
-/// are of this folder, even if its path leads to another one meanwhile.
+/// Opens a tenant's folder and reads its manifest. The folder is held while it is read, so that all of the tenant's
+/// files are of this folder, even if its path leads to another one meanwhile.
 fn open(folder: &Path, file: &Path) -> Result<(HeldFolder, String), Problem> {
     match HeldFolder::open(folder) {
         Ok(held) => {

@@ -54,8 +54,8 @@ impl FromStr for ClientId {
     }
 }
 
-/// Takes the shards in turn. Each tenant has its own turn and begins anywhere, because a client's id tells its shard: with
-/// one turn for all, a tenant could count the others' clients.
+/// Takes the shards in turn. Each tenant has its own turn and begins anywhere, because a client's id tells its shard:
+/// with one turn for all, a tenant could count the others' clients.
 pub struct ShardTurn(AtomicUsize);
 
 impl Default for ShardTurn {

@@ -183,7 +183,7 @@ impl Tenants {
         let runs = running.is_some();
         let goes_on = if runs { "the version before runs on" } else { "it is not in service" };
         let reason = why.reason();
-        // What is tried again and again is told once.
+        // A refusal that comes again and again is logged once.
         if self.refusals.reason(folder).as_deref() != Some(&reason) {
             let error = reason.replace('\n', "; ");
             tracing::error!(tenant.name = %name, folder = %folder.display(), error, "tenant refused; {goes_on}");

@@ -71,8 +71,8 @@ fn code(source: &str) -> String {
     lines.map(|line| line.split_once(" //").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join("\n")
 }
 
-/// The paths that follow `PREFIX` in a source, braces written out: after `crate::`, `crate::{channel::{Log, Chunk}, api}`
-/// has `channel::Log`, `channel::Chunk` and `api`.
+/// The paths that follow `PREFIX` in a source, braces written out: after `crate::`, the line
+/// `use crate::{channel::{Log, Chunk}, api}` has `channel::Log`, `channel::Chunk` and `api`.
 fn paths(prefix: &str, source: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, _) in source.match_indices(prefix) {

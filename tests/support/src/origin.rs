@@ -129,7 +129,7 @@ async fn serve(socket: &mut BufReader<impl AsyncRead + AsyncWrite + Unpin>, coun
             socket.write_all(b"HTTP/1.1 200 OK\r\nX: ").await?;
             body(socket, usize::MAX, counts).await
         }
-        // In one write, so that whoever reads it may get all of it at once.
+        // In one write, so that one read may get all of it.
         "/large-head" => {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: {}\r\n\r\n", "x".repeat(90 << 10));
             socket.write_all(head.as_bytes()).await
