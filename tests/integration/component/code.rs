@@ -278,7 +278,7 @@ async fn while_a_bomb_compiles_everybody_is_served_and_its_end_is_no_hang() {
 
     kill_process(child, Signal::KILL).unwrap();
     relay.logged(&["tenant refused; the version before runs on", "t/filter.wasm", "the compiler was killed"]).await;
-    assert_eq!(relay.metric(REFUSED, &[("reason", "died")]).await, 1.0);
+    assert_eq!(relay.metric(REFUSED, &[("reason", "killed")]).await, 1.0);
     works(&relay, &mut peer, "3").await;
 
     // The component was not at fault, so it is tried again. The child ends with the relay, however the relay ends.
