@@ -17,12 +17,18 @@ use arc_swap::ArcSwap;
 use config::{ChannelRule, Slow};
 use wire::{Epoch, Frame, Position};
 
-use crate::{demand::Demand, metrics::TenantMetrics, sync::Mutex};
+use crate::{
+    account::{Account, Part},
+    demand::Demand,
+    metrics::TenantMetrics,
+    sync::Mutex,
+};
 
 mod channels;
 mod chunk;
 mod encoding;
 mod history;
+mod ledger;
 mod log;
 mod publication;
 mod readers;
@@ -44,6 +50,7 @@ pub use crate::channel::{
     snapshot::Since,
 };
 use crate::channel::{
+    ledger::LogLedger,
     readers::Readers,
     sequence::{Sequenced, Sequencer, new_epoch},
     snapshot::Snapshot,
@@ -67,12 +74,8 @@ pub struct Channel {
     /// How many clients follow it now, in all shards.
     subscribers: AtomicUsize,
     demand: Arc<Demand>,
-    /// Bytes of all the tenant's logs and snapshots now.
-    total: Arc<AtomicUsize>,
-    /// Bytes of its chunks in formats other than the raw one.
-    encoded_bytes: Arc<AtomicUsize>,
-    /// The most that `total` may be.
-    max_total: Arc<AtomicUsize>,
+    /// Counts its chunks' bytes, in all formats, on the tenant's account.
+    ledger: Arc<LogLedger>,
     state: Mutex<ChannelState>,
 }
 
@@ -131,7 +134,7 @@ impl Channel {
         let mut rest = publications.as_slice();
         while !rest.is_empty() {
             let position = Position { offset: state.next_offset, ..first };
-            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), position, rest, limit);
+            let (chunk, encoded) = Chunk::encode(state.log.next_seq(), position, rest, limit, &self.ledger);
             rest = rest.get(encoded..).unwrap_or_default();
             self.apply(state, chunk, keep);
         }
@@ -152,9 +155,9 @@ impl Channel {
         }
         self.resized(before, state.snapshot.bytes());
         state.next_offset = chunk.last_offset() + 1;
-        self.total.fetch_add(chunk.size(), Ordering::Relaxed);
+        chunk.charge();
         state.bytes += chunk.bytes() as u64;
-        state.log.push(Arc::new(chunk), keep, |gone| self.forget(&gone));
+        state.log.push(Arc::new(chunk), keep, |gone| gone.forget());
     }
 
     /// Drops chunks before the position `newest` until the log, and all logs of the tenant together, are within their
@@ -162,26 +165,25 @@ impl Channel {
     fn trim(&self, state: &mut ChannelState, newest: u64) {
         while state.log.excess() > MAX_UNREAD {
             let Some(gone) = state.log.pop_before(newest) else { break };
-            self.forget(&gone);
+            gone.forget();
         }
-        while self.total.load(Ordering::Relaxed) > self.max_total.load(Ordering::Relaxed) {
+        while self.account().logs_excess() > 0 {
             let Some(gone) = state.log.pop_before(newest) else { break };
-            self.forget(&gone);
+            gone.forget();
         }
-    }
-
-    fn forget(&self, gone: &Chunk) {
-        gone.forget();
-        self.total.fetch_sub(gone.size(), Ordering::Relaxed);
     }
 
     /// Updates the byte total after the snapshot changed size.
     fn resized(&self, before: usize, now: usize) {
         if now > before {
-            self.total.fetch_add(now - before, Ordering::Relaxed);
+            self.account().add(Part::Logs, now - before);
         } else {
-            self.total.fetch_sub(before - now, Ordering::Relaxed);
+            self.account().give_back(Part::Logs, before - now);
         }
+    }
+
+    fn account(&self) -> &Arc<Account> {
+        self.ledger.account()
     }
 
     /// Adds a reader, which is notified of all chunks from now on. Returns a log without the older chunks, and the
@@ -240,17 +242,22 @@ impl Channel {
         state.next_offset > 1 && (self.rule.load().history.kept || !state.snapshot.is_empty())
     }
 
-    /// Drops an eighth of the log, but not the newest chunk. `false`: there is no other chunk.
-    fn drop_oldest(&self) -> bool {
+    /// Drops an eighth of the log, but not the newest chunk unless `all` may go. `false`: there is no other chunk.
+    fn drop_oldest(&self, all: bool) -> bool {
         let mut state = self.state.lock();
-        let newest = state.log.next_seq().saturating_sub(1);
+        let next = state.log.next_seq();
+        let newest = if all { next } else { next.saturating_sub(1) };
         let enough = state.log.bytes() - state.log.bytes() / 8;
         let mut dropped = false;
         while state.log.bytes() > enough
             && let Some(gone) = state.log.pop_before(newest)
         {
-            self.forget(&gone);
+            gone.forget();
             dropped = true;
+        }
+        if dropped {
+            // So that they let go of these chunks, too.
+            state.readers.notify(next);
         }
         dropped
     }
@@ -271,14 +278,14 @@ impl Channel {
 
     /// Bytes that its log has, in all formats.
     fn log_bytes(&self) -> usize {
-        self.state.lock().log.bytes() + self.encoded_bytes.load(Ordering::Relaxed)
+        self.ledger.bytes()
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
         let state = self.state.lock();
-        state.log.from(0).for_each(|chunk| self.forget(chunk));
+        state.log.from(0).for_each(|chunk| chunk.forget());
         self.resized(state.snapshot.bytes(), 0);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! `load` turns `.wasm` files into compiled code: it checks and compiles each content once. `run` makes instances of
 //! that code, each with its own memory and limits, on threads apart from every socket. `imports` holds what the host
-//! gives to guests, `roles` what they do for it: filter, client handler, API, job. Each call has a deadline. A call
+//! gives to guests, `roles` what they do for it: filter, client handler, API, job. `shape` counts what a component is made
+//! of. Each call has a deadline. A call
 //! that traps or misses it costs that call and its instance, nothing else.
 
 mod bindings;
@@ -12,6 +13,7 @@ pub mod load;
 mod role;
 pub mod roles;
 mod run;
+mod shape;
 
 pub use load::engine::{Engine, EngineError, EngineSource, LoadError};
 pub use role::RoleKind;
@@ -27,7 +29,7 @@ pub use roles::{
 pub use run::{
     call::Broken,
     host::Guest,
-    instance::{Role, RoleCode},
+    instance::{LoadedCode, Role, RoleCode},
     runtime::{Guests, Tasks},
     swap::Live,
 };

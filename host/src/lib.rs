@@ -64,6 +64,9 @@ mod backoff;
 // HTTP answers in one JSON shape.
 mod http_error;
 
+// A tenant's account of the host's memory.
+mod account;
+
 // Gives freed memory back to the system.
 mod memory;
 

@@ -40,6 +40,7 @@ labels! {
     /// `limit` is its key in the manifest's `[limits]`, or names a constant of the code.
     TenantLimit { tenant: Arc<str>, limit: &'static str }
     TenantOutcome { tenant: Arc<str>, outcome: &'static str }
+    TenantPart { tenant: Arc<str>, part: &'static str }
     UpstreamLabel { tenant: Arc<str>, upstream: Arc<str> }
     UpstreamReason { #[prometheus(flatten)] upstream: UpstreamLabel, reason: &'static str }
     /// `name` is what the component works on: a filter's upstream, a job's schedule, else the role again.
@@ -128,6 +129,8 @@ metrics! {
     code_cache_removed: Counter, "Entries of the cache of compiled code that made room for others";
     limit_refusals: Counter by TenantLimit,
         "Times that a limit of a tenant refused something, or made a component wait for an instance, by limit";
+    tenant_memory_bytes: Gauge by TenantPart,
+        "Memory that the host keeps for a tenant, by what it is for; all parts together are within memory-total";
     outbound_requests: Counter by TenantOutcome,
         "HTTP requests of components: answered, denied, or how else they ended";
     pub tenants: Gauge, "Tenants in service now";
@@ -308,6 +311,15 @@ impl TenantMetrics {
     /// Counts a client that has gone.
     pub fn closed(&self, reason: &'static str) {
         self.all.clients_closed.get_or_create(&self.because(reason)).inc();
+    }
+
+    /// The memory that a tenant has of one part.
+    pub fn memory(&self, part: &'static str) -> Gauge {
+        self.all.tenant_memory_bytes.get_or_create_owned(&TenantPart { tenant: self.tenant(), part })
+    }
+
+    pub fn tenant_name(&self) -> &str {
+        &self.label.tenant
     }
 
     fn because(&self, reason: &'static str) -> TenantReason {

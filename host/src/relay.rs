@@ -19,7 +19,7 @@ use crate::{
     routes::Routes,
     shutdown::Stop,
     store,
-    tenant::{HostPlaces, HostResources},
+    tenant::{HostPlaces, HostResources, ProcessLimits},
     tenants,
     tenants::{CodeProblem, Records, TenantCode, Tenants, Watch},
     upstream::Connector,
@@ -98,6 +98,7 @@ impl Relay {
             shards: start_shards(&limits)?,
             clients: Arc::default(),
             places: HostPlaces::new(limits.instances),
+            process: ProcessLimits::of_process(),
         };
         let records = open_records(store, &sound, &metrics)?;
         let mut tenants = Tenants::new(host.clone(), Connector::new()?, records);

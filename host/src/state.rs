@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use config::Quota;
 
-use crate::sync::Mutex;
+use crate::{
+    account::{Account, Charge, Part},
+    sync::Mutex,
+};
 
 /// Most buckets of a tenant.
 const MAX_BUCKETS: usize = 64;
@@ -36,6 +39,8 @@ pub enum StateError {
     Keys { limit: usize },
     #[error("the tenant's state is full: {limit} bytes, with keys, values and {KEY_OVERHEAD} for each key")]
     Bytes { limit: usize },
+    #[error("all that the tenant may have of the host's memory is taken (memory-total)")]
+    Memory,
     #[error("one call names at most {MAX_BATCH} keys")]
     Batch,
     #[error("the answer would be larger than all that the tenant may keep: {limit} bytes; ask for each key once")]
@@ -54,6 +59,8 @@ struct Inner {
     buckets: BTreeMap<Arc<str>, BTreeMap<String, Vec<u8>>>,
     keys: usize,
     bytes: usize,
+    /// The bytes again, on the tenant's account.
+    charge: Charge,
 }
 
 /// A part of the keys, and where the next part begins.
@@ -71,8 +78,9 @@ pub struct Bucket {
 }
 
 impl State {
-    pub fn new(quota: Quota) -> Self {
-        Self { inner: Mutex::new(Inner { quota, buckets: BTreeMap::new(), keys: 0, bytes: 0 }) }
+    pub fn new(quota: Quota, account: &Arc<Account>) -> Self {
+        let charge = Charge::new(account, Part::State);
+        Self { inner: Mutex::new(Inner { quota, buckets: BTreeMap::new(), keys: 0, bytes: 0, charge }) }
     }
 
     /// Changes the quota from now on. What is kept already stays.
@@ -140,6 +148,9 @@ impl Inner {
         if bytes > quota.bytes && bytes > self.bytes {
             return Err(StateError::Bytes { limit: quota.bytes });
         }
+        if !self.charge.set(bytes) {
+            return Err(StateError::Memory);
+        }
         map.extend(pairs);
         (self.keys, self.bytes) = (keys, bytes);
         Ok(())
@@ -153,6 +164,8 @@ impl Inner {
                 self.bytes -= key.len() + value.len() + KEY_OVERHEAD;
             }
         }
+        // It is less than before.
+        self.charge.set(self.bytes);
     }
 }
 
@@ -238,7 +251,7 @@ mod tests {
     const DEFAULT_BUCKET: &str = "default";
 
     fn state(keys: usize, bytes: usize) -> Arc<State> {
-        Arc::new(State::new(Quota { keys, bytes }))
+        Arc::new(State::new(Quota { keys, bytes }, &Account::of_test()))
     }
 
     fn pair(key: &str, value: &str) -> (String, Vec<u8>) {

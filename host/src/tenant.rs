@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use config::{TenantConfig, TenantLimits, grants::Grants};
 
 use crate::{
+    account::{Account, Charge, Part, Reserve},
     channel::Channels,
     delivery::{ClientId, ClientLimits, ClientSources, Shards, Step},
     metrics::{Metrics, TenantMetrics},
@@ -21,6 +22,7 @@ use crate::{
 mod log_lines;
 mod outbound_limit;
 pub mod places;
+mod process_share;
 mod refusals;
 mod requests;
 pub mod turns;
@@ -28,6 +30,7 @@ pub mod turns;
 pub use log_lines::LogLines;
 pub use outbound_limit::{OutboundLimit, OutboundRefused};
 pub use places::{HostPlaces, Places};
+pub use process_share::{MappingShare, ProcessLimits, ProcessShare};
 pub use refusals::{Refusals, TenantRefused};
 pub use requests::Requests;
 pub use turns::{Turns, guest_threads};
@@ -41,11 +44,15 @@ pub struct HostResources {
     pub clients: Arc<AtomicUsize>,
     /// Limits the instances of all tenants.
     pub places: Arc<HostPlaces>,
+    /// Limits their mappings and files.
+    pub process: Arc<ProcessLimits>,
 }
 
 /// What a tenant's clients and guests and the listeners share.
 pub struct Tenant {
     pub name: Arc<str>,
+    /// Limits its memory in all.
+    pub account: Arc<Account>,
     pub channels: Arc<Channels>,
     pub client_limits: Arc<ClientLimits>,
     /// Counts its clients by the addresses they come from.
@@ -58,6 +65,8 @@ pub struct Tenant {
     pub turns: Turns,
     /// Limits its guests' instances.
     pub places: Places,
+    /// Limits its guests' mappings and files.
+    pub process: ProcessShare,
     /// Limits how often its guests publish.
     pub publications: Rate,
     pub log_lines: LogLines,
@@ -80,6 +89,8 @@ pub struct TenantVersion {
     pub limits: TenantLimits,
     /// Payloads of this many bytes and more are compressed for clients that accept it. `None`: none are.
     pub compress_above: Option<usize>,
+    /// What its code takes of the tenant's memory.
+    _code: Charge,
 }
 
 impl Tenant {
@@ -88,9 +99,14 @@ impl Tenant {
         let metrics = Arc::new(host.metrics.tenant(&config.name));
         let limits = &config.limits;
         let rules = config.channels.clone();
-        let channels = Arc::new(Channels::new(rules, limits, config.compress_above, Arc::clone(&metrics)));
+        let account = Account::new(limits, Arc::clone(&metrics));
+        let shares = (Arc::clone(&metrics), Arc::clone(&account));
+        let channels = Arc::new(Channels::new(rules, limits, config.compress_above, shares.0, shares.1));
+        let reserve: Arc<dyn Reserve> = Arc::<Channels>::clone(&channels);
+        account.set_reserve(Arc::downgrade(&reserve));
         let (total, demand) = (Arc::clone(&host.clients), Arc::clone(&channels.demand));
-        let client_limits = Arc::new(ClientLimits::new(Arc::clone(&metrics), limits, total, demand));
+        let shares = (Arc::clone(&metrics), Arc::clone(&account));
+        let client_limits = Arc::new(ClientLimits::new(shares.0, limits, total, demand, shares.1));
         let outbound = (limits.outbound_requests, limits.outbound_requests_per_second);
         Arc::new(Self {
             name: Arc::clone(&config.name),
@@ -98,15 +114,17 @@ impl Tenant {
             sources: ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address),
             client_limits,
             shards: Arc::clone(&host.shards),
-            state: Arc::new(State::new(limits.quota())),
+            state: Arc::new(State::new(limits.quota(), &account)),
             turns: Turns::new(guest_threads()),
             places: Places::new(limits.instances, &host.places, Arc::clone(&metrics)),
+            process: host.process.share(),
             publications: Rate::new(limits.publications_per_second),
             log_lines: LogLines::new(Arc::clone(&config.name), limits.log_lines_per_second, Arc::clone(&metrics)),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             requests: Requests::default(),
             metrics,
-            version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None)),
+            version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None, Charge::new(&account, Part::Code))),
+            account,
         })
     }
 
@@ -131,6 +149,7 @@ impl Tenant {
     /// Takes over what another manifest says. Channels, state and clients stay.
     pub fn reconfigure(&self, config: &TenantConfig, version: Arc<TenantVersion>) {
         let limits = &config.limits;
+        self.account.set(limits);
         self.channels.reconfigure(config.channels.clone(), limits, config.compress_above);
         self.state.set_quota(limits.quota());
         self.client_limits.set(limits);
@@ -144,7 +163,13 @@ impl Tenant {
 }
 
 impl TenantVersion {
-    pub fn new(config: &TenantConfig, upstreams: Vec<Arc<upstream::Handle>>, store: Option<Arc<Store>>) -> Arc<Self> {
+    /// `code`: what its code takes of the tenant's memory.
+    pub fn new(
+        config: &TenantConfig,
+        upstreams: Vec<Arc<upstream::Handle>>,
+        store: Option<Arc<Store>>,
+        code: Charge,
+    ) -> Arc<Self> {
         Arc::new(Self {
             cors: config.cors.clone(),
             upstreams,
@@ -153,6 +178,7 @@ impl TenantVersion {
             grants: Arc::clone(&config.grants),
             limits: config.limits,
             compress_above: config.compress_above,
+            _code: code,
         })
     }
 

@@ -16,6 +16,7 @@ use config::{ScheduleConfig, TenantConfig};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
+    account::{Charge, Part},
     component::{Api, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
     memory,
     routes::{Route, Routes},
@@ -244,8 +245,12 @@ impl Tenants {
     ) -> RunningTenant {
         let Before { tenant, config: before, upstreams, handler, api, jobs } = before;
         let plan = Plan::new(before.as_ref(), &config);
-        let upstreams = NextUpstream::all(&plan, &config, &tenant.channels.demand, upstreams);
-        let version = TenantVersion::new(&config, upstreams.iter().map(NextUpstream::handle).collect(), store);
+        let upstreams = NextUpstream::all(&plan, &config, &tenant, upstreams);
+        // The code is loaded already. Until the version before has gone, both count.
+        let mut memory = Charge::new(&tenant.account, Part::Code);
+        memory.add(code.bytes());
+        let handles = upstreams.iter().map(NextUpstream::handle).collect();
+        let version = TenantVersion::new(&config, handles, store, memory);
         tenant.reconfigure(&config, Arc::clone(&version));
         let metrics = Arc::clone(&self.host.metrics);
         let guest = |role: RoleKind, name: &Arc<str>| Guest {
@@ -329,6 +334,7 @@ impl Tenants {
             metrics,
             handle: Arc::clone(&handle),
             need,
+            account: Arc::clone(&tenant.account),
         };
         let connector = self.connector.clone();
         while self.upstreams.try_join_next().is_some() {}

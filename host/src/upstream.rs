@@ -17,6 +17,7 @@ use tracing::{Span, error_span};
 use wire::Frame;
 
 use crate::{
+    account::{Account, Charge, Part},
     backoff::{Backoff, Pauses},
     channel::{Channels, MAIN, Publication},
     demand::Demand,
@@ -31,7 +32,7 @@ mod last_read;
 mod on_demand;
 mod session;
 
-pub use filter_queue::{FilterEvent, FilterQueue};
+pub use filter_queue::{FilterEvent, FilterQueue, QueueRoom};
 
 use crate::upstream::session::{Session, Silence};
 pub use crate::upstream::{connect::Connector, on_demand::Need, session::Lost};
@@ -55,6 +56,8 @@ pub struct Upstream {
     pub metrics: Arc<UpstreamMetrics>,
     pub handle: Arc<Handle>,
     pub need: Need,
+    /// The tenant's, for what is read and not whole yet.
+    pub account: Arc<Account>,
 }
 
 /// Where messages go.
@@ -64,19 +67,34 @@ pub enum Sink {
     Filter(FilterQueue),
 }
 
+/// A frame that a component wants sent, on the tenant's account while it waits.
+pub struct OutboundFrame {
+    frame: Frame,
+    _charge: Charge,
+}
+
+impl OutboundFrame {
+    /// `None`: the tenant's memory is full.
+    pub fn new(frame: Frame, account: &Arc<Account>) -> Option<Self> {
+        let charge = Charge::take(account, Part::Queues, frame.bytes.len() + size_of::<Self>())?;
+        Some(Self { frame, _charge: charge })
+    }
+}
+
 /// What others may know of an upstream, and how they reach it.
 pub struct Handle {
     pub name: Arc<str>,
     /// `None`: the upstream is always connected.
     demand: Option<Arc<Demand>>,
     /// The way to the connection for what components want sent. `None`: there is no connection.
-    outbound: Mutex<Option<mpsc::Sender<Frame>>>,
+    outbound: Mutex<Option<mpsc::Sender<OutboundFrame>>>,
+    account: Arc<Account>,
 }
 
 /// What components want sent on one connection. What is left at its end is dropped.
 struct Outbound {
-    sender: mpsc::Sender<Frame>,
-    frames: mpsc::Receiver<Frame>,
+    sender: mpsc::Sender<OutboundFrame>,
+    frames: mpsc::Receiver<OutboundFrame>,
 }
 
 /// How a connection ended.
@@ -96,14 +114,16 @@ pub enum SendError {
     Disconnected,
     #[error("too many frames wait already")]
     Full,
+    #[error("the tenant's memory is full")]
+    Memory,
     #[error("a frame is too large")]
     TooLarge,
 }
 
 impl Handle {
     /// `demand`: whose clients it is connected for. `None`: it is always to be connected.
-    pub fn new(name: Arc<str>, demand: Option<Arc<Demand>>) -> Self {
-        Self { name, demand, outbound: Mutex::default() }
+    pub fn new(name: Arc<str>, demand: Option<Arc<Demand>>, account: Arc<Account>) -> Self {
+        Self { name, demand, outbound: Mutex::default(), account }
     }
 
     fn is_up(&self) -> bool {
@@ -135,6 +155,8 @@ impl Handle {
         if frames.iter().any(|frame| frame.bytes.len() > MAX_OUTBOUND) {
             return Err(SendError::TooLarge);
         }
+        let frames: Option<Vec<_>> = frames.into_iter().map(|frame| OutboundFrame::new(frame, &self.account)).collect();
+        let frames = frames.ok_or(SendError::Memory)?;
         let outbound = self.outbound();
         let outbound = outbound.as_ref().ok_or(SendError::Disconnected)?;
         let room = outbound.try_reserve_many(frames.len()).map_err(|_| SendError::Full)?;
@@ -144,7 +166,7 @@ impl Handle {
         Ok(())
     }
 
-    fn outbound(&self) -> MutexGuard<'_, Option<mpsc::Sender<Frame>>> {
+    fn outbound(&self) -> MutexGuard<'_, Option<mpsc::Sender<OutboundFrame>>> {
         self.outbound.lock()
     }
 }
@@ -188,7 +210,7 @@ impl Upstream {
     /// Runs one connection from its opening to its end.
     async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> Ended {
         let connected = tokio::select! {
-            connected = connector.connect(&self.config) => connected,
+            connected = connector.connect(&self.config, &self.account) => connected,
             () = stop.wait() => return Ended { healthy: Duration::ZERO, failure: None },
         };
         let (socket, last_read) = match connected {
@@ -253,7 +275,7 @@ impl Sink {
     /// Returns the frames to send first on a new connection. `None`: the filter's call failed.
     ///
     /// `outbound` is for what is to be sent later.
-    async fn opening(&self, outbound: &mpsc::Sender<Frame>) -> Option<Vec<Frame>> {
+    async fn opening(&self, outbound: &mpsc::Sender<OutboundFrame>) -> Option<Vec<Frame>> {
         match self {
             Self::Channel(..) => Some(Vec::new()),
             Self::Filter(filter) => filter.open(outbound.clone()).await,

@@ -101,8 +101,10 @@ impl HeldFolder {
 
     /// Opens a regular file beneath the folder.
     pub fn file(&self, name: &Path) -> Result<File, OpenError> {
-        let opened = match beneath(self.0.as_fd(), name) {
-            Err(OpenError::LeadsOut) => beneath(self.0.as_fd(), &self.absolute(name).ok_or(OpenError::LeadsOut)?),
+        let opened = match beneath(self.0.as_fd(), name, How::READ) {
+            Err(OpenError::LeadsOut) => {
+                beneath(self.0.as_fd(), &self.absolute(name).ok_or(OpenError::LeadsOut)?, How::READ)
+            }
             opened => opened,
         };
         let file = File::from(opened?);
@@ -123,12 +125,35 @@ pub fn open_file(path: &Path) -> Result<File, OpenError> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(OpenError::NotAFile) }
 }
 
-fn beneath(folder: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError> {
+/// How a file or folder is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    pub flags: OFlags,
+    /// The permissions of a file that is made.
+    pub mode: Mode,
+}
+
+impl How {
+    const READ: Self = Self { flags: READ, mode: Mode::empty() };
+}
+
+/// Opens what a name beneath an open folder leads to: a regular file or a folder. Nobody waits for a pipe.
+///
+/// # Errors
+/// There is nothing of this name, it leads out of the folder, or it is a pipe, a socket or a device.
+pub fn open_beneath(folder: BorrowedFd<'_>, name: &Path, how: How) -> Result<File, OpenError> {
+    let flags = how.flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(beneath(folder, name, How { flags, ..how })?);
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_dir() { Ok(file) } else { Err(OpenError::NotAFile) }
+}
+
+fn beneath(folder: BorrowedFd<'_>, name: &Path, how: How) -> Result<OwnedFd, OpenError> {
     for _ in 0..MAX_RETRIES {
-        match openat2(folder, name, READ, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
+        match openat2(folder, name, how.flags, how.mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             // A kernel before 5.6, or a sandbox that does not know the call.
-            Err(Errno::NOSYS | Errno::PERM) => return part_by_part(folder, name),
+            Err(Errno::NOSYS | Errno::PERM) => return part_by_part(folder, name, how),
             // No other side reads the socket, or has the pipe open.
             Err(Errno::NXIO) => return Err(OpenError::NotAFile),
             opened => return Ok(opened?),
@@ -138,7 +163,8 @@ fn beneath(folder: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError> {
 }
 
 /// The same without `openat2`: opens each part of the name in turn, and follows links by hand.
-fn part_by_part(base: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError> {
+fn part_by_part(base: BorrowedFd<'_>, name: &Path, how: How) -> Result<OwnedFd, OpenError> {
+    let last_flags = how.flags | OFlags::NOFOLLOW;
     let mut folders: Vec<OwnedFd> = Vec::new();
     let mut rest = parts(name)?;
     let mut links = 0;
@@ -148,11 +174,19 @@ fn part_by_part(base: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError>
             continue;
         }
         let at = folders.last().map_or(base, AsFd::as_fd);
-        let found = openat(at, &part, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let found = match openat(at, &part, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Err(Errno::NOENT) if rest.is_empty() && how.flags.contains(OFlags::CREATE) => {
+                return Ok(openat(at, &part, last_flags, how.mode)?);
+            }
+            found => found?,
+        };
         if folders.len() > MAX_DEPTH {
             return Err(Errno::NAMETOOLONG.into());
         }
         match FileType::from_raw_mode(fstat(&found)?.st_mode) {
+            FileType::Symlink if rest.is_empty() && how.flags.contains(OFlags::NOFOLLOW) => {
+                return Err(Errno::LOOP.into());
+            }
             FileType::Symlink => {
                 links += 1;
                 if links > MAX_LINKS {
@@ -162,14 +196,13 @@ fn part_by_part(base: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, OpenError>
                 rest.extend(parts(Path::new(&OsString::from_vec(target.into_bytes())))?);
             }
             FileType::Directory => folders.push(found),
-            FileType::RegularFile if rest.is_empty() => {
-                return Ok(openat(at, &part, READ | OFlags::NOFOLLOW, Mode::empty())?);
-            }
+            FileType::RegularFile if rest.is_empty() => return Ok(openat(at, &part, last_flags, how.mode)?),
             _ if rest.is_empty() => return Err(OpenError::NotAFile),
             _ => return Err(Errno::NOTDIR.into()),
         }
     }
-    Err(OpenError::NotAFile)
+    // It is a folder.
+    Ok(openat(folders.last().map_or(base, AsFd::as_fd), ".", how.flags - OFlags::NOFOLLOW, how.mode)?)
 }
 
 /// A name's parts, the last one first.
@@ -284,8 +317,8 @@ mod tests {
             ("nothing", "NotFound"),
             ("loop", "FilesystemLoop"),
         ] {
-            assert_eq!(read(beneath(held.0.as_fd(), Path::new(name))), leads, "openat2: {name}");
-            assert_eq!(read(part_by_part(held.0.as_fd(), Path::new(name))), leads, "part by part: {name}");
+            assert_eq!(read(beneath(held.0.as_fd(), Path::new(name), How::READ)), leads, "openat2: {name}");
+            assert_eq!(read(part_by_part(held.0.as_fd(), Path::new(name), How::READ)), leads, "part by part: {name}");
         }
     }
 
@@ -307,15 +340,61 @@ mod tests {
                 }
             });
             for _ in 0..3_000 {
-                for opened in
-                    [beneath(held.0.as_fd(), Path::new("flips")), part_by_part(held.0.as_fd(), Path::new("flips"))]
-                {
+                for opened in [beneath, part_by_part].map(|open| open(held.0.as_fd(), Path::new("flips"), How::READ)) {
                     let found = read(opened);
                     assert!(["own/file", "no file", "out", "NotFound"].contains(&found.as_str()), "{found}");
                 }
             }
             stop.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn what_guests_open_is_a_file_or_a_folder_beneath_theirs_with_openat2_and_without() {
+        let scene = Scene::new();
+        let held = HeldFolder::open(&scene.0.join("own")).unwrap();
+        let (read, write) = (OFlags::RDONLY, OFlags::RDWR | OFlags::CREATE);
+        for open in [beneath, part_by_part] {
+            let opened = |name: &str, flags: OFlags| {
+                let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
+                let file = File::from(open(held.0.as_fd(), Path::new(name), How { flags, mode })?);
+                let kind = file.metadata()?.file_type();
+                Ok::<_, OpenError>(if kind.is_dir() {
+                    "folder"
+                } else if kind.is_file() {
+                    "file"
+                } else {
+                    "other"
+                })
+            };
+            for (name, flags, kind) in [
+                (".", read, "folder"),
+                ("deep", read | OFlags::DIRECTORY, "folder"),
+                ("..data", read, "folder"),
+                ("deep/up", read, "file"),
+                ("new", write, "file"),
+                ("new", write, "file"),
+            ] {
+                assert_eq!(opened(name, flags).unwrap(), kind, "{name}");
+            }
+            fs::remove_file(scene.0.join("own/new")).unwrap();
+            for (name, flags) in [
+                ("key", read | OFlags::NOFOLLOW),
+                ("out", read),
+                ("out-folder/new", write),
+                ("../other/file", read),
+                ("pipe", OFlags::WRONLY),
+                ("socket", read),
+                ("file", read | OFlags::DIRECTORY),
+                ("file", write | OFlags::EXCL),
+                ("nothing", read),
+            ] {
+                assert!(opened(name, flags).is_err(), "{name}");
+            }
+        }
+        let pipe = open_beneath(held.0.as_fd(), Path::new("pipe"), How::READ);
+        assert!(matches!(pipe, Err(OpenError::NotAFile)));
     }
 
     #[test]
@@ -338,7 +417,7 @@ mod tests {
         let held = HeldFolder::open(&scene.0.join("own")).unwrap();
         assert!(held.file(Path::new("file")).is_ok());
         for name in ["x".repeat(MAX_NAME + 1), "deep/../".repeat(MAX_NAME)] {
-            let error = part_by_part(held.0.as_fd(), Path::new(&name)).unwrap_err();
+            let error = part_by_part(held.0.as_fd(), Path::new(&name), How::READ).unwrap_err();
             assert!(matches!(error, OpenError::Io(_)), "{error}");
         }
     }

@@ -18,7 +18,7 @@ use http::{
 };
 use ipnet::IpNet;
 
-use crate::grants::{Allowed, Grants, Secret};
+use crate::grants::{Allowed, Folder, Grants, Secret};
 
 mod document;
 mod file;
@@ -35,7 +35,7 @@ mod units;
 use crate::held::HeldFolder;
 pub use crate::{
     document::{Problem, Problems},
-    held::{FolderId, open_file},
+    held::{FolderId, How, OpenError, open_beneath, open_file},
     limits::{TenantCaps, TenantLimits},
     relay::{Invalid, MySqlParser, MySqlUrl, load, load_host},
     tenants::{PassedOver, RefusedTenant, Tenants, TenantsFolder, meet},
@@ -147,6 +147,8 @@ pub struct TenantConfig {
     pub folder: PathBuf,
     /// The folder that this path led to when the manifest was read. `None`: it does not come from a folder.
     pub home: Option<FolderId>,
+    /// Where that folder was, links followed.
+    pub real_folder: PathBuf,
     /// Host names that clients must use, in lower case. Empty: any will do.
     pub hosts: Vec<String>,
     /// The path clients connect to. Without `path` in the manifest it is `/<name>`, or `/` if the tenant has hosts of
@@ -194,6 +196,7 @@ impl TenantConfig {
             name: name.into(),
             folder: PathBuf::new(),
             home: None,
+            real_folder: PathBuf::new(),
             hosts: Vec::new(),
             path: "/".into(),
             upstreams: Vec::new(),
@@ -211,6 +214,13 @@ impl TenantConfig {
             grants: Arc::default(),
             limits: TenantLimits::default(),
         }
+    }
+
+    /// The folder granted to another tenant's guests that this tenant's own folder would be in, or around.
+    pub fn folder_granted_to(&self, other: &Self) -> Option<&Path> {
+        let own = |folder: &&Folder| grants::meet(&folder.path, &self.real_folder);
+        let granted = self.home.is_some().then(|| other.grants.folders.iter().find(own)).flatten();
+        granted.map(|_| self.real_folder.as_path())
     }
 
     /// Whether it has any component.

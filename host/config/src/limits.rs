@@ -122,6 +122,9 @@ limits! {
     /// Most bytes of linear memory in one instance. The range is from what a small guest starts with to all that 32
     /// bits can address.
     memory "memory" Bytes: 64 << 20, 1 << 20 => 4 << 30;
+    /// Most bytes of the host's memory that the tenant has in all: its instances, code, logs, queues, unfinished
+    /// messages and state. The range is from one small instance to more memory than most hosts have.
+    memory_total "memory-total" Bytes: 1 << 30, 16 << 20 => 1 << 40;
     /// Most instances of all components at once; each may have as much memory as `memory` says.
     instances "instances" Count: 100, 1 => 10_000;
     /// How long an instance may be idle before it is dropped. Below the range instances would be made all the time;

@@ -138,6 +138,7 @@ fn tenant(
         name: name.value.as_str().into(),
         folder: folder.into(),
         home: held.id().ok(),
+        real_folder: held.real_path().unwrap_or_default(),
         hosts: claims.hosts.iter().map(|host| host.value.clone()).collect(),
         path: path.value.clone(),
         upstreams,

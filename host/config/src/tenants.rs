@@ -191,8 +191,12 @@ fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<S
     }
     // What a sound tenant claims is its own before anything that a refused one claims.
     let mut claimed = Claimed::default();
-    for (folder, claims, config) in sound {
-        match claimed.by(claims, &TenantsFolder::manifest(folder)) {
+    let granted: Vec<_> =
+        sound.iter().map(|(_, _, config)| granted(config, sound.iter().map(|(_, _, other)| other))).collect();
+    for ((folder, claims, config), granted) in sound.into_iter().zip(granted) {
+        let mut problems = claimed.by(claims, &TenantsFolder::manifest(folder));
+        problems.extend(granted);
+        match problems {
             problems if problems.is_empty() => tenants.configs.push(config),
             problems => {
                 let problems = Problems(problems);
@@ -207,6 +211,17 @@ fn read(folders: &[PathBuf], bounds: &Bounds, secrets: &dyn Fn(&str) -> Option<S
     }
     tenants.refused.sort_by(|one, other| one.folder.cmp(&other.folder));
     tenants
+}
+
+/// A problem if a tenant's folder is where another tenant's guests may read or write.
+fn granted<'t>(config: &TenantConfig, mut all: impl Iterator<Item = &'t TenantConfig>) -> Option<Problem> {
+    let other = all.find(|other| other.folder != config.folder && config.folder_granted_to(other).is_some())?;
+    let message = format!(
+        "is, with links followed, {}, where the guests of {} have a folder; move one of them away",
+        config.real_folder.display(),
+        other.folder.display()
+    );
+    Some(Problem { file: config.folder.clone(), line: None, key: String::new(), message })
 }
 
 /// What tenants have claimed for themselves alone, and in which file.

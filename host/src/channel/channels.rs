@@ -14,9 +14,10 @@ use config::{ChannelRule, TenantLimits};
 use wire::Frame;
 
 use crate::{
+    account::{Account, LIMIT, Part, Reserve},
     channel::{
-        Channel, ChannelState, Chunk, MAIN, Publication, Refused, check_name, chunk_limit, publication::check,
-        snapshot::Snapshot,
+        Channel, ChannelState, Chunk, MAIN, Publication, Refused, check_name, chunk_limit, ledger::LogLedger,
+        publication::check, snapshot::Snapshot,
     },
     demand::Demand,
     metrics::TenantMetrics,
@@ -36,10 +37,8 @@ pub struct Channels {
     /// Notified when a channel gets its first subscriber, or loses its last.
     pub demand: Arc<Demand>,
     open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
-    /// Bytes of all logs and snapshots now.
-    bytes: Arc<AtomicUsize>,
-    /// The most that `bytes` may be.
-    max_bytes: Arc<AtomicUsize>,
+    /// Has the bytes of all logs and snapshots.
+    account: Arc<Account>,
     /// Most channels that exist at once, published to or subscribed to.
     max_channels: AtomicUsize,
     /// When channels that nobody reads were last dropped.
@@ -53,21 +52,21 @@ struct Rules {
 }
 
 impl Channels {
-    /// `limits`: how many channels there may be, and how many bytes all their logs may have. `compress_above`: payloads
-    /// from this many bytes on are compressed, for clients that accept compression; `None`: none are.
+    /// `compress_above`: payloads from this many bytes on are compressed, for clients that accept compression; `None`:
+    /// none are. `account`: what limits the bytes of all logs.
     pub fn new(
         rules: Vec<ChannelRule>,
         limits: &TenantLimits,
         compress_above: Option<usize>,
         metrics: Arc<TenantMetrics>,
+        account: Arc<Account>,
     ) -> Self {
         Self {
             rules: ArcSwap::from_pointee(Rules::new(rules, compress_above)),
             metrics,
             demand: Arc::default(),
             open: Mutex::default(),
-            bytes: Arc::default(),
-            max_bytes: Arc::new(AtomicUsize::new(limits.logs)),
+            account,
             max_channels: AtomicUsize::new(limits.channels),
             last_sweep: Mutex::default(),
         }
@@ -78,7 +77,6 @@ impl Channels {
     pub fn reconfigure(&self, rules: Vec<ChannelRule>, limits: &TenantLimits, compress_above: Option<usize>) {
         let open = self.open.lock();
         let rules = Rules::new(rules, compress_above);
-        self.max_bytes.store(limits.logs, Ordering::Relaxed);
         self.max_channels.store(limits.channels, Ordering::Relaxed);
         for channel in open.values() {
             channel.reconfigure(rules.rule_for(&channel.name).cloned().unwrap_or_default(), rules.compress_above);
@@ -148,8 +146,8 @@ impl Channels {
         }
         let mut taken = 0;
         for (channel, burst) in bursts.into_values().flatten() {
-            if !self.has_room(&channel, &burst) {
-                self.metrics.limited("logs", burst.len());
+            if let Err(limit) = self.make_room(&channel, &burst) {
+                self.metrics.limited(limit, burst.len());
                 refused.extend(burst.iter().map(|_| Refused::Bytes));
                 continue;
             }
@@ -168,8 +166,7 @@ impl Channels {
     /// Begins a new epoch in every channel that has publications of an upstream. Called when that upstream, or a part
     /// of what it sent, is lost.
     pub fn lost(&self, upstream: &Arc<str>) {
-        let channels: Vec<_> = self.open.lock().values().map(Arc::clone).collect();
-        for channel in channels {
+        for channel in self.all() {
             channel.lost(upstream);
         }
     }
@@ -203,9 +200,7 @@ impl Channels {
             compress_above: AtomicUsize::new(rules.compress_above),
             subscribers: AtomicUsize::new(0),
             demand: Arc::clone(&self.demand),
-            total: Arc::clone(&self.bytes),
-            encoded_bytes: Arc::default(),
-            max_total: Arc::clone(&self.max_bytes),
+            ledger: LogLedger::new(&self.account),
             state: Mutex::new(ChannelState::new(&rule)),
             rule: ArcSwap::from_pointee(rule),
         });
@@ -234,31 +229,40 @@ impl Channels {
         self.max_channels.load(Ordering::Relaxed)
     }
 
-    /// Whether the tenant's logs have room for a burst, if need be in the place of older chunks.
-    fn has_room(&self, channel: &Channel, burst: &[Publication]) -> bool {
+    /// Has the tenant's logs make room for a burst, if need be in the place of older chunks. `Err` names the limit that
+    /// leaves no room.
+    fn make_room(&self, channel: &Channel, burst: &[Publication]) -> Result<(), &'static str> {
         let keys: usize = burst.iter().map(Snapshot::cost).sum();
         let burst = Chunk::max_size(burst, chunk_limit(channel.log_limit())) + keys;
-        let fits = |own| self.bytes.load(Ordering::Relaxed) + burst <= self.max_bytes.load(Ordering::Relaxed) + own;
+        let logs_fit = |own| self.account.bytes(Part::Logs) + burst <= self.account.max_logs() + own;
+        let fits = |own| logs_fit(own) && self.account.excess(burst) <= own;
         if fits(0) {
-            return true;
+            return Ok(());
         }
         self.sweep(&mut self.open.lock());
-        fits(channel.log_bytes()) || self.shrink_largest_logs(channel, fits)
+        if fits(channel.log_bytes()) || self.shrink_largest_logs(channel, fits) {
+            return Ok(());
+        }
+        Err(if logs_fit(channel.log_bytes()) { LIMIT } else { "logs" })
     }
 
     /// Has the largest logs drop their oldest chunks until a burst fits. Returns whether it does.
     fn shrink_largest_logs(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
-        let others = self.open.lock().values().map(Arc::clone).collect::<Vec<_>>();
+        let others = self.all();
         loop {
             let own = channel.log_bytes();
             if fits(own) {
                 return true;
             }
             let largest = others.iter().max_by_key(|other| other.log_bytes());
-            if !largest.is_some_and(|largest| largest.log_bytes() > own && largest.drop_oldest()) {
+            if !largest.is_some_and(|largest| largest.log_bytes() > own && largest.drop_oldest(false)) {
                 return false;
             }
         }
+    }
+
+    fn all(&self) -> Vec<Arc<Channel>> {
+        self.open.lock().values().map(Arc::clone).collect()
     }
 
     /// Drops the channels that nobody reads, to make room for others. Does so once a second at most. Returns whether
@@ -271,7 +275,23 @@ impl Channels {
         *last_sweep = Some(Instant::now());
         // A channel that is held elsewhere has readers, or a handshake or a publication uses it now.
         open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
-        open.len() < self.max_channels() && self.bytes.load(Ordering::Relaxed) < self.max_bytes.load(Ordering::Relaxed)
+        open.len() < self.max_channels() && self.account.logs_excess() == 0
+    }
+}
+
+/// The logs let go when the tenant needs their memory elsewhere, and when formats that clients need make them too large:
+/// the largest first, and in the end also the newest chunks.
+impl Reserve for Channels {
+    fn let_go(&self, bytes: usize) {
+        self.sweep(&mut self.open.lock());
+        let enough = self.account.bytes(Part::Logs).saturating_sub(bytes);
+        let all = self.all();
+        while self.account.bytes(Part::Logs) > enough {
+            let largest = all.iter().max_by_key(|channel| channel.log_bytes());
+            if !largest.is_some_and(|largest| largest.drop_oldest(true)) {
+                return;
+            }
+        }
     }
 }
 
@@ -292,6 +312,8 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Weak;
+
     use wire::{Frame, Kind};
 
     use super::*;
@@ -311,7 +333,17 @@ mod tests {
         };
         let rules = rules.iter().map(rule);
         let limits = TenantLimits { logs: max_bytes, channels: MOST, ..TenantLimits::default() };
-        Channels::new(rules.collect(), &limits, None, Arc::new(Arc::new(Metrics::new()).tenant(&"t".into())))
+        let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
+        let account = Account::new(&limits, Arc::clone(&metrics));
+        Channels::new(rules.collect(), &limits, None, metrics, account)
+    }
+
+    /// The same, letting go when its account says so, as a tenant's channels do.
+    fn channels_in_reserve(rules: &[(&str, usize)], max_bytes: usize) -> Arc<Channels> {
+        let channels = Arc::new(channels(rules, max_bytes));
+        let reserve: Weak<dyn Reserve> = Arc::downgrade(&(Arc::clone(&channels) as Arc<dyn Reserve>));
+        channels.account.set_reserve(reserve);
+        channels
     }
 
     fn publication(channel: &str, bytes: usize) -> Publication {
@@ -345,7 +377,7 @@ mod tests {
         for _ in 0..20 {
             for name in ["a", "b", "c"] {
                 channels.publish(vec![publication(name, 20_000)], None).await;
-                assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
+                assert!(channels.account.bytes(Part::Logs) <= 100_000);
             }
         }
         // A channel's newest chunk never makes room for another channel: a burst that does not fit is refused.
@@ -368,7 +400,7 @@ mod tests {
         for _ in 0..100 {
             for name in ["b", "c"] {
                 assert_eq!(channels.publish(vec![publication(name, 1000)], None).await.0, 1);
-                assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
+                assert!(channels.account.bytes(Part::Logs) <= 100_000);
             }
         }
         assert!(["b", "c"].iter().all(|name| channels.get(name).unwrap().log_bytes() > 5_000));
@@ -416,18 +448,18 @@ mod tests {
             |key: usize, bytes| Publication { key: Some(format!("{key:0>250}").into()), ..publication("a", bytes) };
         for round in 0..100 {
             channels.publish((0..10).map(|key| keyed(key, 100)).collect(), None).await;
-            let bytes = channels.bytes.load(Ordering::Relaxed);
+            let bytes = channels.account.bytes(Part::Logs);
             // Names count too. Each of them is an allocation.
             assert!(bytes >= (round + 1) * 10 * (100 + 250) && bytes <= 1_000_000, "{bytes} in round {round}");
         }
         let channel = channels.get("a").unwrap();
         // The encoded snapshot takes no more: its bytes were counted with the keys.
-        let before = channels.bytes.load(Ordering::Relaxed);
+        let before = channels.account.bytes(Part::Logs);
         assert_eq!(channel.snapshot(Since::Nothing, 0).unwrap().after(0).count(), 10);
-        assert_eq!(channels.bytes.load(Ordering::Relaxed), before);
+        assert_eq!(channels.account.bytes(Part::Logs), before);
         drop(channel);
         channels.open.lock().clear();
-        assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(channels.account.bytes(Part::Logs), 0);
     }
 
     #[tokio::test]
@@ -437,18 +469,18 @@ mod tests {
         for _ in 0..50 {
             channels.publish(vec![publication("a", 300)], None).await;
         }
-        assert_eq!(channels.bytes.load(Ordering::Relaxed), held.log_bytes());
+        assert_eq!(channels.account.bytes(Part::Logs), held.log_bytes());
         assert!(held.log_bytes() <= 1000);
         drop(held);
         channels.sweep(&mut channels.open.lock());
-        assert_eq!(channels.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(channels.account.bytes(Part::Logs), 0);
     }
 
     #[tokio::test]
-    async fn what_is_made_for_a_door_is_bytes_of_the_tenant_as_long_as_the_log_has_it() {
+    async fn what_is_made_for_a_transport_is_bytes_of_the_tenant_as_long_as_the_log_has_it() {
         let channels = channels(&[("a", 10_000)], 1_000_000);
         let channel = channels.open("a").unwrap();
-        let bytes = || channels.bytes.load(Ordering::Relaxed);
+        let bytes = || channels.account.bytes(Part::Logs);
         channels.publish(vec![publication("a", 9_000)], None).await;
         let mut first = None;
         channel.state.lock().log.from(0).for_each(|chunk| first = Some(Arc::clone(chunk)));
@@ -470,23 +502,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_made_for_doors_keeps_nobody_from_publishing() {
-        let channels = channels(&[("a", 60_000)], 100_000);
+    async fn what_is_made_for_transports_stays_within_the_tenants_bytes_and_keeps_nobody_from_publishing() {
+        let channels = channels_in_reserve(&[("a", 2_000_000)], 3_000_000);
         let channel = channels.open("a").unwrap();
         for _ in 0..50 {
-            channels.publish(vec![publication("a", 1000)], None).await;
+            channels.publish(vec![publication("a", 30_000)], None).await;
         }
         let mut chunks = Vec::new();
         channel.state.lock().log.from(0).for_each(|chunk| chunks.push(Arc::clone(chunk)));
         for chunk in &chunks {
             chunk.encoded(Format::Sse, &channel);
             chunk.encoded(Format::Centrifuge, &channel);
+            assert!(channels.account.bytes(Part::Logs) <= 3_000_000);
+        }
+        // The log has let go of chunks that this reader holds.
+        assert!(channels.account.bytes(Part::Pinned) > 2_000_000);
+        for _ in 0..50 {
+            assert_eq!(channels.publish(vec![publication("a", 30_000)], None).await.0, 1);
+            assert!(channels.account.bytes(Part::Logs) <= 3_000_000);
         }
         drop(chunks);
-        assert!(channels.bytes.load(Ordering::Relaxed) > 150_000);
-        for _ in 0..50 {
-            assert_eq!(channels.publish(vec![publication("a", 1000)], None).await.0, 1);
-        }
-        assert!(channels.bytes.load(Ordering::Relaxed) <= 100_000);
+        assert_eq!(channels.account.bytes(Part::Pinned), 0);
     }
 }

@@ -11,10 +11,11 @@ use wire::{Entry, Epoch, Frame, Key, Kind, Position, frame, raw};
 use crate::channel::{
     Publication,
     encoding::{EncodedBytes, Encodings},
+    ledger::{ChunkCharge, LogLedger},
 };
 
 /// Bytes that a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
-const OVERHEAD: usize = 160;
+const OVERHEAD: usize = 176;
 
 /// Bytes that the allocator adds to an allocation.
 const ALLOCATION: usize = 16;
@@ -23,7 +24,6 @@ const NO_KEY: Key = Key { name: None, remove: false };
 
 /// Publications of one epoch, one after another. A chunk never changes, and is shared by reference. A chunk without
 /// publications stands for the gap before its epoch.
-#[derive(Debug)]
 pub struct Chunk {
     /// Its position in the channel's log. Positions have no gaps.
     pub seq: u64,
@@ -35,10 +35,10 @@ pub struct Chunk {
     pub(super) encodings: OnceLock<Box<Encodings>>,
     /// The publications' keys. `None`: no publication here has one.
     keys: Option<Box<[Key]>>,
+    pub(super) charge: ChunkCharge,
 }
 
 /// The publications' offsets, increasing.
-#[derive(Debug)]
 enum Offsets {
     /// Consecutive ones, from this one on.
     From(u64),
@@ -58,7 +58,13 @@ pub(super) struct Item<'c> {
 impl Chunk {
     /// Encodes publications until the chunk has `limit` bytes or none are left. Returns how many it took, which is one
     /// at least. `first`: the position of the first publication.
-    pub fn encode(seq: u64, first: Position, publications: &[Publication], limit: usize) -> (Self, usize) {
+    pub fn encode(
+        seq: u64,
+        first: Position,
+        publications: &[Publication],
+        limit: usize,
+        ledger: &Arc<LogLedger>,
+    ) -> (Self, usize) {
         let mut size = 0;
         let mut count = 0;
         for Publication { data, .. } in publications {
@@ -72,27 +78,40 @@ impl Chunk {
         let raw = EncodedBytes::new(taken().map(|publication| &publication.data), size, raw::write);
         let keyed = taken().any(|publication| publication.key.is_some());
         let keys = keyed.then(|| taken().map(Publication::key).collect());
-        (Self::new(seq, first.epoch, Offsets::From(first.offset), raw, keys), count)
+        (Self::new(seq, first.epoch, Offsets::From(first.offset), raw, keys, ledger), count)
     }
 
     /// Encodes a snapshot, whose publications are ordered by offset. It comes before the chunk at position `seq`.
-    pub fn snapshot<'e>(seq: u64, epoch: Epoch, entries: impl Iterator<Item = (u64, Key, &'e Frame)> + Clone) -> Self {
+    pub fn snapshot<'e>(
+        seq: u64,
+        epoch: Epoch,
+        entries: impl Iterator<Item = (u64, Key, &'e Frame)> + Clone,
+        ledger: &Arc<LogLedger>,
+    ) -> Self {
         let size = |frame: &Frame| frame::header_len(frame.bytes.len()) + frame.bytes.len();
         let size = entries.clone().map(|(.., data)| size(data)).sum();
         let raw = EncodedBytes::new(entries.clone().map(|(.., data)| data), size, raw::write);
         let offsets = Offsets::Each(entries.clone().map(|(offset, ..)| offset).collect());
         let keys = Some(entries.map(|(_, key, _)| key).collect());
-        Self::new(seq, epoch, offsets, raw, keys)
+        Self::new(seq, epoch, offsets, raw, keys, ledger)
     }
 
     /// A chunk that stands for what may be missing before the position `first`, where an epoch begins.
-    pub fn gap(seq: u64, first: Position) -> Self {
+    pub fn gap(seq: u64, first: Position, ledger: &Arc<LogLedger>) -> Self {
         let raw = EncodedBytes { bytes: Box::default(), ends: Box::default() };
-        Self::new(seq, first.epoch, Offsets::From(first.offset), raw, None)
+        Self::new(seq, first.epoch, Offsets::From(first.offset), raw, None, ledger)
     }
 
-    fn new(seq: u64, epoch: Epoch, offsets: Offsets, raw: EncodedBytes, keys: Option<Box<[Key]>>) -> Self {
-        Self { seq, at: Instant::now(), epoch, offsets, raw, encodings: OnceLock::new(), keys }
+    fn new(
+        seq: u64,
+        epoch: Epoch,
+        offsets: Offsets,
+        raw: EncodedBytes,
+        keys: Option<Box<[Key]>>,
+        ledger: &Arc<LogLedger>,
+    ) -> Self {
+        let charge = ChunkCharge::new(ledger);
+        Self { seq, at: Instant::now(), epoch, offsets, raw, encodings: OnceLock::new(), keys, charge }
     }
 
     /// The most bytes of memory that the chunks of a burst can take, cut at `limit`.
@@ -109,10 +128,10 @@ impl Chunk {
 
     /// A copy at another position, for another log.
     #[cfg(test)]
-    pub fn copied(&self, seq: u64) -> Self {
+    pub fn copied(&self, seq: u64, ledger: &Arc<LogLedger>) -> Self {
         let Offsets::From(first) = &self.offsets else { unreachable!("a snapshot is no part of a log") };
         let raw = EncodedBytes { bytes: self.raw.bytes.clone(), ends: self.raw.ends.clone() };
-        Self::new(seq, self.epoch, Offsets::From(*first), raw, self.keys.clone())
+        Self::new(seq, self.epoch, Offsets::From(*first), raw, self.keys.clone(), ledger)
     }
 
     /// Whether it stands for a gap.
@@ -174,11 +193,16 @@ impl Chunk {
         self.raw.bytes.len() + size_of_val(&*self.raw.ends) + offsets + keys + OVERHEAD
     }
 
-    /// Notes that its log has dropped it. The bytes of its other formats no longer count as the log's.
+    /// Charges the bytes that it takes to its log.
+    pub fn charge(&self) {
+        self.charge.add(self.size());
+    }
+
+    /// Notes that its channel has dropped it. From now on its bytes count as its holders'.
     pub fn forget(&self) {
-        if let Some(encodings) = self.encodings.get() {
-            encodings.forget();
-        }
+        // A snapshot's own bytes are counted with its keys while the channel has it.
+        let more = if matches!(self.offsets, Offsets::Each(_)) { self.size() } else { 0 };
+        self.charge.pin(more);
     }
 
     fn len(&self) -> usize {
@@ -227,7 +251,11 @@ fn key_size(name: Option<&Arc<str>>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::Format;
+    use crate::{account::Account, channel::Format};
+
+    fn ledger() -> Arc<LogLedger> {
+        LogLedger::new(&Account::of_test())
+    }
 
     fn text(payload: &'static str) -> Publication {
         let data = Frame { kind: Kind::Text, bytes: payload.into() };
@@ -240,7 +268,7 @@ mod tests {
 
     #[test]
     fn frames_stand_one_after_another_and_the_index_knows_their_ends() {
-        let (chunk, count) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
+        let (chunk, count) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000, &ledger());
         assert_eq!(count, 3);
         let raw = chunk.get_encoded(Format::Raw).unwrap();
         assert_eq!(raw.bytes(), b"\x81\x02ab\x81\x00\x81\x03cde");
@@ -254,13 +282,13 @@ mod tests {
         assert_eq!(raw.rest(8), Some(8..11));
         assert_eq!(raw.rest(11), None);
         assert_eq!(chunk.last(), Some(text("cde").data));
-        let (chunk, _) = Chunk::encode(7, first(), &[text("ab")], 1000);
+        let (chunk, _) = Chunk::encode(7, first(), &[text("ab")], 1000, &ledger());
         assert_eq!(chunk.last(), Some(text("ab").data));
     }
 
     #[test]
     fn positions_and_offsets_belong_together() {
-        let (chunk, _) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000);
+        let (chunk, _) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000, &ledger());
         let raw = chunk.get_encoded(Format::Raw).unwrap();
         let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.last_begun(position));
         assert_eq!(begun, [None, Some(41), Some(41), Some(42), Some(42), Some(43), Some(43)]);
@@ -272,7 +300,7 @@ mod tests {
         assert_eq!(next, [Some((4, 41)), Some((6, 42)), Some((11, 43)), None]);
         let frames = [text("x").data, text("yz").data];
         let entries = [(3, &frames[0]), (9, &frames[1])].map(|(offset, frame)| (offset, Key::default(), frame));
-        let chunk = Chunk::snapshot(7, first().epoch, entries.into_iter());
+        let chunk = Chunk::snapshot(7, first().epoch, entries.into_iter(), &ledger());
         let raw = chunk.get_encoded(Format::Raw).unwrap();
         assert_eq!([2, 3, 8, 9].map(|offset| raw.position_after(offset)), [0, 3, 3, 7]);
         assert_eq!([0, 1, 3, 4].map(|position| raw.last_begun(position)), [None, Some(3), Some(3), Some(9)]);
@@ -281,19 +309,19 @@ mod tests {
     #[test]
     fn a_burst_over_the_limit_is_cut_between_publications() {
         let burst = [text("0123456789"), text("0123456789"), text("0123456789")];
-        let (_, count) = Chunk::encode(0, first(), &burst, 20);
+        let (_, count) = Chunk::encode(0, first(), &burst, 20, &ledger());
         assert_eq!(count, 2);
-        let (one, count) = Chunk::encode(0, first(), &burst, 1);
+        let (one, count) = Chunk::encode(0, first(), &burst, 1, &ledger());
         assert_eq!(count, 1);
         assert_eq!(Chunk::max_size(&burst, 1), 3 * one.size());
-        assert_eq!(Chunk::max_size(&burst, 1000), Chunk::encode(0, first(), &burst, 1000).0.size());
+        assert_eq!(Chunk::max_size(&burst, 1000), Chunk::encode(0, first(), &burst, 1000, &ledger()).0.size());
     }
 
     #[test]
     fn a_gap_stands_between_what_is_before_and_behind_it() {
-        let (before, _) = Chunk::encode(7, first(), &[text("ab")], 1000);
-        let gap = Chunk::gap(8, "2:42".parse().unwrap());
-        let (after, _) = Chunk::encode(9, "2:42".parse().unwrap(), &[text("cd")], 1000);
+        let (before, _) = Chunk::encode(7, first(), &[text("ab")], 1000, &ledger());
+        let gap = Chunk::gap(8, "2:42".parse().unwrap(), &ledger());
+        let (after, _) = Chunk::encode(9, "2:42".parse().unwrap(), &[text("cd")], 1000, &ledger());
         assert!(gap.is_gap() && !before.is_gap());
         assert_eq!(
             (before.last_offset(), gap.last_offset(), gap.first_offset(), after.first_offset()),

@@ -3,10 +3,7 @@
 
 use std::{
     ops::Range,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{OnceLock, atomic::Ordering},
 };
 
 use wire::{Compression, Position, SHARED_WINDOW_BITS, centrifuge, frame, raw, sse};
@@ -30,12 +27,11 @@ pub enum Format {
 }
 
 /// Bytes that a format takes besides its frames and their index: its allocations, and its part of [`Encodings`].
-const OVERHEAD: usize = 128;
+const OVERHEAD: usize = 96;
 /// How many formats there are besides [`Format::Raw`].
 const LATER_FORMATS: usize = 4;
 
 /// Encoded publications, one after another.
-#[derive(Debug)]
 pub(super) struct EncodedBytes {
     pub bytes: Box<[u8]>,
     /// Where each publication ends in `bytes`. In a chunk that stands for a gap: where its mark ends, if the format has
@@ -76,53 +72,9 @@ impl EncodedBytes {
 }
 
 /// A chunk in the formats besides [`Format::Raw`], as far as they were needed.
-#[derive(Debug)]
+#[derive(Default)]
 pub(super) struct Encodings {
     by_format: [OnceLock<EncodedBytes>; LATER_FORMATS],
-    /// The tenant's total, which includes these bytes.
-    total: Arc<AtomicUsize>,
-    /// The channel's total of such bytes, which includes these, too.
-    encoded_bytes: Arc<AtomicUsize>,
-    /// How many bytes were added to both totals. [`FORGOTTEN`]: they were taken off, and no more are added.
-    charged: AtomicUsize,
-}
-
-const FORGOTTEN: usize = usize::MAX;
-
-impl Encodings {
-    fn new(channel: &Channel) -> Self {
-        let (total, encoded_bytes) = (Arc::clone(&channel.total), Arc::clone(&channel.encoded_bytes));
-        Self { by_format: Default::default(), total, encoded_bytes, charged: AtomicUsize::new(0) }
-    }
-
-    fn charge(&self, bytes: usize) {
-        // Added before it is known whether they count: the total must not be too small, not even for a moment.
-        self.total.fetch_add(bytes, Ordering::Relaxed);
-        self.encoded_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let add = |charged| (charged != FORGOTTEN).then(|| charged + bytes);
-        if self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
-            self.give_back(bytes);
-        }
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.total.fetch_sub(bytes, Ordering::Relaxed);
-        self.encoded_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// Takes the bytes off the totals, because the log has dropped the chunk. Readers may still hold it.
-    pub fn forget(&self) {
-        let charged = self.charged.swap(FORGOTTEN, Ordering::Relaxed);
-        if charged != FORGOTTEN {
-            self.give_back(charged);
-        }
-    }
-}
-
-impl Drop for Encodings {
-    fn drop(&mut self) {
-        self.forget();
-    }
 }
 
 /// A chunk in one format.
@@ -133,14 +85,16 @@ pub struct Encoded<'c> {
 }
 
 impl Chunk {
-    /// The chunk in a format, which is encoded now if nobody has needed it yet. `channel`: its own.
+    /// The chunk in a format, which is encoded now if nobody has needed it yet. `channel`: its own, which must not be
+    /// locked: if the tenant's logs are full now, they let go of older chunks.
     pub fn encoded(&self, format: Format, channel: &Channel) -> Encoded<'_> {
         let Some(index) = index(format) else { return Encoded { chunk: self, encoded: &self.raw } };
-        let encodings = self.encodings.get_or_init(|| Box::new(Encodings::new(channel)));
+        let encodings = self.encodings.get_or_init(Box::default);
         let encoded = encodings.by_format.get(index).map_or(&self.raw, |encoded| {
             encoded.get_or_init(|| {
                 let encoded = self.write(format, channel);
-                encodings.charge(encoded.size());
+                self.charge.add(encoded.size());
+                self.charge.relieve();
                 encoded
             })
         });

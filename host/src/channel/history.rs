@@ -49,7 +49,7 @@ impl Channel {
         let mut state = self.state.lock();
         let min_seq = min_seq.max(state.log.oldest_seq());
         let end = LogEnd { next: state.log.next_seq(), bytes: state.bytes, epoch: state.epoch };
-        state.snapshot.chunk(since, end, min_seq)
+        state.snapshot.chunk(since, end, min_seq, &self.ledger)
     }
 
     /// Whether new clients get a snapshot first.
@@ -124,7 +124,7 @@ impl Channel {
         self.metrics.epochs.inc();
         let seq = state.log.next_seq();
         let keep = state.keep(seq);
-        self.apply(state, Chunk::gap(seq, first), keep);
+        self.apply(state, Chunk::gap(seq, first, &self.ledger), keep);
         state.readers.notify(seq);
     }
 

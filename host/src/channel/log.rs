@@ -6,7 +6,7 @@ use crate::channel::Chunk;
 
 /// A window on a channel's chunks. The channel has one. Each shard that reads the channel has its own, with the same
 /// chunks.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Log {
     chunks: VecDeque<Arc<Chunk>>,
     next_seq: u64,
@@ -104,12 +104,16 @@ mod tests {
     use wire::{Epoch, Frame, Kind, Position};
 
     use super::*;
-    use crate::channel::Publication;
+    use crate::{
+        account::Account,
+        channel::{Publication, ledger::LogLedger},
+    };
 
     fn chunk(seq: u64, size: usize) -> Arc<Chunk> {
         let data = Frame { kind: Kind::Binary, bytes: vec![0; size - 2].into() };
         let publication = Publication { channel: "c".into(), key: None, remove: false, data };
-        Arc::new(Chunk::encode(seq, Position { epoch: Epoch(1), offset: seq }, &[publication], usize::MAX).0)
+        let ledger = LogLedger::new(&Account::of_test());
+        Arc::new(Chunk::encode(seq, Position { epoch: Epoch(1), offset: seq }, &[publication], usize::MAX, &ledger).0)
     }
 
     #[test]

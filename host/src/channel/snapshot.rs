@@ -11,7 +11,7 @@ use std::{
 
 use wire::{Entry, Epoch, Frame, Key};
 
-use crate::channel::{Chunk, Publication};
+use crate::channel::{Chunk, Publication, ledger::LogLedger};
 
 /// Bytes that a key takes besides its name and its payload.
 const OVERHEAD: usize = 160;
@@ -52,6 +52,13 @@ struct EncodedSnapshot {
     chunk: Arc<Chunk>,
     /// The channel's [`LogEnd::bytes`] when it was encoded.
     log_bytes: u64,
+}
+
+/// Clients may hold an older one for a while.
+impl Drop for EncodedSnapshot {
+    fn drop(&mut self) {
+        self.chunk.forget();
+    }
 }
 
 /// Where a channel's log ends.
@@ -179,7 +186,7 @@ impl Snapshot {
     /// The snapshot of this moment or of a little earlier, encoded. The chunk's `seq` is the position at which a reader
     /// goes on in the log. It is `min_seq` or later. `None`: a removal that the reader has missed may have been
     /// forgotten.
-    pub fn chunk(&mut self, since: Since, end: LogEnd, min_seq: u64) -> Option<Arc<Chunk>> {
+    pub fn chunk(&mut self, since: Since, end: LogEnd, min_seq: u64, ledger: &Arc<LogLedger>) -> Option<Arc<Chunk>> {
         if let Since::Offset(offset) = since
             && offset < self.forgotten
         {
@@ -200,7 +207,7 @@ impl Snapshot {
             let key = Key { name: Some(Arc::clone(&latest.key)), remove: self.removals.contains(offset) };
             (*offset, key, &latest.data)
         });
-        let chunk = Arc::new(Chunk::snapshot(end.next, end.epoch, entries));
+        let chunk = Arc::new(Chunk::snapshot(end.next, end.epoch, entries, ledger));
         if let Some(place) = self.encoded.get_mut(usize::from(with_removals)) {
             *place = Some(EncodedSnapshot { chunk: Arc::clone(&chunk), log_bytes: end.bytes });
         }

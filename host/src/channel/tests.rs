@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 
 fn channels() -> Channels {
     let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
-    Channels::new(Vec::new(), &config::TenantLimits::default(), None, metrics)
+    Channels::new(Vec::new(), &config::TenantLimits::default(), None, metrics, Account::of_test())
 }
 
 fn publication(key: Option<&str>, remove: bool, text: &'static str) -> Publication {
@@ -32,7 +32,7 @@ async fn chunks_applied_in_another_place_make_the_same_channel() {
         for chunk in here.log.from(0) {
             let seq = there.log.next_seq();
             let keep = there.keep(seq);
-            to.apply(&mut there, chunk.copied(seq), keep);
+            to.apply(&mut there, chunk.copied(seq, &to.ledger), keep);
         }
     }
     let page = |channel: &Channel| {

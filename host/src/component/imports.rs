@@ -9,6 +9,7 @@ use wasmtime::{Result, component::Linker};
 use crate::component::{Guest, run::host::Host};
 
 pub mod channels;
+mod files;
 pub mod keyvalue;
 mod logging;
 pub mod outbound;

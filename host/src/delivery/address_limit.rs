@@ -99,12 +99,18 @@ fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::{account::Account, metrics::Metrics};
 
     fn sources(max_per_address: usize) -> ClientSources {
         let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
         ClientSources::new(
-            Arc::new(ClientLimits::new(metrics, &TenantLimits::default(), Arc::default(), Arc::default())),
+            Arc::new(ClientLimits::new(
+                metrics,
+                &TenantLimits::default(),
+                Arc::default(),
+                Arc::default(),
+                Account::of_test(),
+            )),
             max_per_address,
         )
     }

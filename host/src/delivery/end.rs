@@ -30,6 +30,8 @@ pub enum End {
     NoPong,
     /// It sends more messages than its limits allow.
     TooMany,
+    /// The memory that its tenant may have does not suffice for what it sends.
+    Memory,
     /// The tenant's code closes it.
     Handler { code: u16, text: String },
     /// The Centrifuge protocol demands it.
@@ -54,6 +56,7 @@ impl End {
             Self::Stale => "stale",
             Self::NoPong => "no_pong",
             Self::TooMany => "too_many",
+            Self::Memory => "memory",
             Self::Handler { .. } => "handler",
             Self::Centrifuge(..) | Self::Violation(Violation::Protocol(_)) => "protocol",
             Self::Violation(Violation::Utf8) => "utf8",
@@ -100,6 +103,7 @@ impl End {
             Self::Stale => (1008, "the client did not send its first command in time"),
             Self::NoPong => (1008, "the client did not answer a ping"),
             Self::TooMany => (1013, "too many messages wait"),
+            Self::Memory => (1013, "the tenant's memory is full"),
             Self::Handler { code, text } => (*code, text.as_str()),
             Self::Centrifuge(disconnect, why) => (disconnect.code(), why.as_str()),
             Self::Violation(violation) => return (violation.close_code(), violation.to_string()),
@@ -118,7 +122,7 @@ impl End {
             Self::Expired => Disconnect::Expired,
             Self::Stale => Disconnect::Stale,
             Self::NoPong => Disconnect::NoPong,
-            Self::TooMany => Disconnect::TooManyRequests,
+            Self::TooMany | Self::Memory => Disconnect::TooManyRequests,
             Self::Handler { code, text } => return (*code, readable(text)),
             Self::Centrifuge(disconnect, why) => return (disconnect.code(), readable(why)),
             Self::Violation(_) | Self::Client(_) => return self.websocket_close(),

@@ -8,6 +8,7 @@ use std::sync::{
 use config::TenantLimits;
 
 use crate::{
+    account::Account,
     delivery::{budget::Budget, id::ShardTurn, inbox::SendLimits},
     demand::Demand,
     metrics::TenantMetrics,
@@ -18,7 +19,9 @@ pub struct ClientLimits {
     pub metrics: Arc<TenantMetrics>,
     /// Largest message accepted, in bytes.
     pub max_message: AtomicUsize,
-    /// The memory for messages that wait for the handler and replies that wait for sockets.
+    /// The tenant's account, for what waits for its clients' sockets.
+    pub account: Arc<Account>,
+    /// The memory for messages that wait for the handler, what that wants done, and replies that wait for sockets.
     pub budget: Arc<Budget>,
     /// How many clients the whole host has.
     pub total: Arc<AtomicUsize>,
@@ -42,11 +45,13 @@ impl ClientLimits {
         limits: &TenantLimits,
         total: Arc<AtomicUsize>,
         demand: Arc<Demand>,
+        account: Arc<Account>,
     ) -> Self {
         let client_limits = Self {
             metrics,
             max_message: AtomicUsize::default(),
-            budget: Budget::new(0),
+            budget: Budget::new(0, Arc::clone(&account)),
+            account,
             total,
             clients: AtomicUsize::new(0),
             max_clients: AtomicUsize::default(),

@@ -18,7 +18,13 @@ pub enum ShardCommand {
     /// shard is behind, the channel's log bounds what waits for it.
     NewChunks(usize),
     /// What a tenant does with one of its clients. Ignored if the client is gone.
-    TakeSteps { client: ClientId, client_limits: Arc<ClientLimits>, steps: Vec<Step> },
+    TakeSteps {
+        client: ClientId,
+        client_limits: Arc<ClientLimits>,
+        steps: Vec<Step>,
+        /// The steps' own share of the tenant's budget. `None`: there was no room, and they say so.
+        share: Option<BudgetShare>,
+    },
     /// A tenant is gone: close its clients.
     TenantGone(Arc<ClientLimits>),
     /// Close every client with 1001 and end.
@@ -44,6 +50,19 @@ pub enum Step {
     Close(End),
     /// Tells the receiver that the steps before this one are done. If it is dropped unsent, they never will be.
     ReportDone(oneshot::Sender<()>),
+}
+
+impl Step {
+    /// Bytes of memory that it takes while it waits, besides those of replies, which hold shares of their own.
+    pub fn size(&self) -> usize {
+        let more = match self {
+            Self::Unsubscribe(channel, _) => channel.len(),
+            Self::Close(End::Handler { text, .. }) => text.len(),
+            Self::Connected { given, .. } => given.len() * size_of::<Follow>(),
+            _ => 0,
+        };
+        size_of::<Self>() + more
+    }
 }
 
 /// A channel that a client is to follow.

@@ -155,7 +155,9 @@ impl Shards {
     /// Takes steps with a client of this tenant, in the order of the calls. A client that is gone is left alone.
     pub fn take_steps(&self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
         if let Some(queue) = self.queues.get(client.shard()) {
-            queue.push(ShardCommand::TakeSteps { client, client_limits: Arc::clone(client_limits), steps });
+            let share = client_limits.budget.take(steps.iter().map(Step::size).sum());
+            let steps = if share.is_some() { steps } else { vec![Step::Overflow] };
+            queue.push(ShardCommand::TakeSteps { client, client_limits: Arc::clone(client_limits), steps, share });
         }
     }
 
@@ -284,8 +286,9 @@ impl Shard {
             match command {
                 ShardCommand::Client(newcomer) => self.adopt(*newcomer),
                 ShardCommand::NewChunks(view) => self.fan_out(view),
-                ShardCommand::TakeSteps { client, client_limits, steps } => {
-                    self.take_steps(client, &client_limits, steps)
+                ShardCommand::TakeSteps { client, client_limits, steps, share } => {
+                    self.take_steps(client, &client_limits, steps);
+                    drop(share);
                 }
                 ShardCommand::TenantGone(client_limits) => self.close_all_of(&client_limits),
                 ShardCommand::Shutdown => self.begin_shutdown(now),

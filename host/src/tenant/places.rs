@@ -149,11 +149,16 @@ impl Places {
     pub async fn take(&self) -> Place {
         let waits = |limit| {
             self.metrics.limited(limit, 1);
-            self.host.crowded.notify_one();
+            self.crowd();
         };
         let own = self.own.take(|| waits("instances")).await;
         let host = self.host.room.take(|| waits("host-instances")).await;
         Place { _own: own, _host: host }
+    }
+
+    /// Has instances that are idle looked for now.
+    pub fn crowd(&self) {
+        self.host.crowded.notify_one();
     }
 
     /// Whether a call waits for a place that an instance of this tenant could give back.

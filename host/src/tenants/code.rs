@@ -1,13 +1,16 @@
 //! A tenant's code: its components, each in its role.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use config::TenantConfig;
 
-use crate::component::{ApiCode, Broken, ClientCode, Engine, FilterCode, JobCode, LoadError, Role, RoleCode, RoleKind};
+use crate::component::{
+    ApiCode, Broken, ClientCode, Engine, FilterCode, JobCode, LoadError, LoadedCode, Role, RoleCode, RoleKind,
+};
 
 /// A tenant's code, checked and compiled. Nothing of it runs yet.
 #[derive(Clone, Default)]
@@ -34,6 +37,12 @@ pub enum CodeError {
     Load(#[from] LoadError),
     #[error("a trial of it fails: {0}")]
     Trial(#[from] Broken),
+    #[error(
+        "takes {} KiB of memory, with the tenant's other components; memory-total allows {} KiB: make them smaller, or \
+         raise limits.memory-total",
+        .needed >> 10, .most >> 10
+    )]
+    Memory { needed: usize, most: usize },
 }
 
 impl CodeProblem {
@@ -42,7 +51,7 @@ impl CodeProblem {
         match &self.error {
             CodeError::Load(LoadError::Read(_)) => true,
             CodeError::Load(LoadError::Compile(error)) => !error.is_lasting(),
-            CodeError::Load(_) | CodeError::Trial(_) => false,
+            CodeError::Load(_) | CodeError::Trial(_) | CodeError::Memory { .. } => false,
         }
     }
 }
@@ -70,7 +79,40 @@ impl TenantCode {
             api: load_role(config, config.api.as_ref().map(|api| api.file.as_path()), engine, &mut problems),
             job: load_role(config, config.job.as_deref(), engine, &mut problems),
         };
+        let (needed, most) = (code.bytes(), config.limits.memory_total);
+        if needed > most
+            && let Some((file, role)) = code.largest(config)
+        {
+            problems.push(CodeProblem { file, role, error: CodeError::Memory { needed, most } });
+        }
         if problems.is_empty() { Ok(code) } else { Err(problems) }
+    }
+
+    /// Bytes of memory that the code takes. A component in several roles counts once.
+    pub fn bytes(&self) -> usize {
+        self.loaded().values().map(|(_, loaded)| loaded.bytes()).sum()
+    }
+
+    /// The component that takes most of that, and one of its roles.
+    fn largest(&self, config: &TenantConfig) -> Option<(PathBuf, RoleKind)> {
+        let (role, _) = self.loaded().into_values().max_by_key(|(_, loaded)| loaded.bytes())?;
+        let file = match role {
+            RoleKind::Filter => config.filter.clone(),
+            RoleKind::Client => config.client.clone(),
+            RoleKind::Api => config.api.as_ref().map(|api| api.file.clone()),
+            RoleKind::Job => config.job.clone(),
+        };
+        Some((file?, role))
+    }
+
+    /// What was loaded, each content once, by its address.
+    fn loaded(&self) -> HashMap<usize, (RoleKind, &dyn LoadedCode)> {
+        fn of<R: Role>(code: Option<&Arc<RoleCode<R>>>) -> Option<(usize, (RoleKind, &dyn LoadedCode))> {
+            let loaded = &code?.loaded;
+            Some((Arc::as_ptr(loaded).addr(), (R::KIND, &**loaded)))
+        }
+        let all = [of(self.filter.as_ref()), of(self.client.as_ref()), of(self.api.as_ref()), of(self.job.as_ref())];
+        all.into_iter().flatten().collect()
     }
 }
 

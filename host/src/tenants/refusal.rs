@@ -86,6 +86,11 @@ pub enum Conflict {
     Name { name: Arc<str>, other: PathBuf },
     #[error("the path {path} meets {taken}, that of the tenant in {}; give each its own", .other.display())]
     Path { path: String, taken: String, other: PathBuf },
+    #[error(
+        "its folder is, with links followed, {}, where the guests of the tenant in {} have a folder; move one of them away",
+        .folder.display(), .other.display()
+    )]
+    Granted { folder: PathBuf, other: PathBuf },
 }
 
 impl Conflict {
@@ -93,6 +98,9 @@ impl Conflict {
     pub fn find(new: &TenantConfig, other: &TenantConfig) -> Option<Self> {
         if new.folder == other.folder {
             return None;
+        }
+        if let Some(folder) = new.folder_granted_to(other) {
+            return Some(Self::Granted { folder: folder.into(), other: other.folder.clone() });
         }
         if new.name == other.name {
             return Some(Self::Name { name: Arc::clone(&new.name), other: other.folder.clone() });

@@ -8,7 +8,7 @@ use crate::{
     component::{Guest, Role, RoleCode},
     delivery::{Shards, Timing},
     metrics::Metrics,
-    tenant::{HostPlaces, HostResources, Tenant},
+    tenant::{HostPlaces, HostResources, ProcessLimits, Tenant},
     tenants::{
         TenantCode,
         code::{CodeProblem, listed},
@@ -71,6 +71,7 @@ fn scratch(config: &TenantConfig) -> io::Result<(Arc<Tenant>, Arc<Metrics>)> {
         shards: Arc::new(Shards::start(0, Timing { ping_interval, stall_timeout, shutdown_timeout })?),
         clients: Arc::default(),
         places: HostPlaces::new(1),
+        process: ProcessLimits::of_process(),
     };
     let config = &TenantConfig { grants: Arc::new(config.grants.read_only()), ..config.clone() };
     Ok((Tenant::new(config, &host), metrics))

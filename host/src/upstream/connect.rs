@@ -15,6 +15,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
+    account::Account,
     tls,
     upstream::last_read::{LastRead, Listening},
 };
@@ -65,11 +66,20 @@ impl Connector {
         Ok(Self { tls: tls::client()? })
     }
 
-    pub async fn connect(&self, config: &UpstreamConfig) -> Result<(PartnerSocket, LastRead), ConnectError> {
-        timeout(CONNECT_TIMEOUT, self.open(config)).await.unwrap_or(Err(ConnectError::Timeout))
+    /// What is read of it counts on the tenant's account.
+    pub async fn connect(
+        &self,
+        config: &UpstreamConfig,
+        account: &Arc<Account>,
+    ) -> Result<(PartnerSocket, LastRead), ConnectError> {
+        timeout(CONNECT_TIMEOUT, self.open(config, account)).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
-    async fn open(&self, config: &UpstreamConfig) -> Result<(PartnerSocket, LastRead), ConnectError> {
+    async fn open(
+        &self,
+        config: &UpstreamConfig,
+        account: &Arc<Account>,
+    ) -> Result<(PartnerSocket, LastRead), ConnectError> {
         let (address, secure) = address(&config.url);
         let tcp = TcpStream::connect(&address)
             .await
@@ -89,7 +99,7 @@ impl Connector {
             .max_message_size(Some(config.max_message))
             .max_frame_size(Some(config.max_message));
         let tls = tokio_tungstenite::Connector::Rustls(Arc::clone(&self.tls));
-        let last_read = LastRead::now();
+        let last_read = LastRead::now(account);
         match client_async_tls_with_config(request, Listening::new(tcp, last_read.clone()), Some(limits), Some(tls))
             .await
         {

@@ -1,6 +1,6 @@
-//! A socket that remembers when bytes last came from it.
+//! A socket that remembers when bytes last came from it, and charges them to the tenant.
 //!
-//! So a large message on a slow line is a sign of life before it is whole.
+//! So a large message on a slow line is a sign of life before it is whole, and its bytes are the tenant's.
 
 use std::{
     io,
@@ -15,23 +15,50 @@ use tokio::{
     time::Instant,
 };
 
-use crate::sync::Mutex;
+use crate::{
+    account::{Account, Charge, Part},
+    sync::Mutex,
+};
 
-/// When bytes last came. Clones share it.
+/// When bytes last came, and those of them that are not a whole message yet. Clones share it.
 #[derive(Clone)]
-pub struct LastRead(Arc<Mutex<Instant>>);
+pub struct LastRead(Arc<Mutex<Reading>>);
+
+struct Reading {
+    at: Instant,
+    /// How many bytes the last read brought.
+    last: usize,
+    /// Bytes that were read since the last message: at least those of the message that is on its way.
+    unfinished: Charge,
+}
 
 impl LastRead {
-    pub fn now() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
+    pub fn now(account: &Arc<Account>) -> Self {
+        let unfinished = Charge::new(account, Part::Sockets);
+        Self(Arc::new(Mutex::new(Reading { at: Instant::now(), last: 0, unfinished })))
     }
 
     pub fn elapsed(&self) -> Duration {
-        self.0.lock().elapsed()
+        self.0.lock().at.elapsed()
     }
 
-    pub fn note(&self) {
-        *self.0.lock() = Instant::now();
+    /// Notes that all messages are taken that were whole. What is left of them is no more than the last read brought:
+    /// nothing is read while there is a whole message.
+    pub fn messages_taken(&self) {
+        let mut reading = self.0.lock();
+        reading.at = Instant::now();
+        let left = reading.unfinished.bytes().min(reading.last);
+        // It is no more than before.
+        reading.unfinished.set(left);
+    }
+
+    /// Notes that bytes have come.
+    fn received(&self, bytes: usize) -> io::Result<()> {
+        let mut reading = self.0.lock();
+        (reading.at, reading.last) = (Instant::now(), bytes);
+        let all = reading.unfinished.bytes() + bytes;
+        let fits = reading.unfinished.set(all);
+        fits.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "the tenant's memory is full"))
     }
 }
 
@@ -51,8 +78,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.socket).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.last_read.note();
+        let bytes = buffer.filled().len() - before;
+        if bytes > 0 {
+            self.last_read.received(bytes)?;
         }
         polled
     }

@@ -95,6 +95,7 @@ pub fn reason(error: &tungstenite::Error) -> &'static str {
         Error::ConnectionClosed | Error::AlreadyClosed => "closed",
         Error::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => "reset",
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => "reset",
+        Error::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => "memory",
         Error::Io(_) => "io",
         Error::Tls(_) => "tls",
         Error::Http(_) => "http_status",
@@ -134,7 +135,7 @@ impl Session<'_> {
                 () = stop.wait() => return Err(Lost::Stopped),
                 () = &mut unneeded => return Err(Lost::Unneeded),
                 Some(frame) = outbound.frames.recv() => {
-                    send(socket, message(frame)).await?;
+                    send(socket, message(frame.frame)).await?;
                     continue;
                 }
                 _ = ping.tick() => {
@@ -153,7 +154,7 @@ impl Session<'_> {
                 sink.accept(burst).await;
             }
             // What the partner sent while this waited for the filter is yet to be read.
-            silence.last_read.note();
+            silence.last_read.messages_taken();
             if let Some(lost) = end {
                 return Err(lost);
             }

@@ -37,6 +37,11 @@ impl Assembly {
         self.kind.is_none()
     }
 
+    /// Bytes of memory that it has taken.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Takes the frame at the start of `buffer`. Returns what it is and how many bytes it has. `None`: it is not whole
     /// yet. Without an `inflater`, a compressed message is a violation, since compression was not agreed on.
     pub fn next<'a>(

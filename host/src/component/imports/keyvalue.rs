@@ -36,7 +36,8 @@ impl Host {
             StateError::Buckets => Some("state-buckets"),
             StateError::Batch => Some("state-batch"),
             StateError::Answer { .. } => Some("state-answer"),
-            StateError::BucketName | StateError::Key | StateError::NotANumber => None,
+            // Counted where it was refused, or no limit.
+            StateError::Memory | StateError::BucketName | StateError::Key | StateError::NotANumber => None,
         };
         limit.into_iter().for_each(|limit| self.tenant().metrics.limited(limit, 1));
         match error {

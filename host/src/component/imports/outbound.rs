@@ -244,7 +244,7 @@ mod tests {
         component::RoleKind,
         delivery::{Shards, Timing},
         metrics::Metrics,
-        tenant::{HostPlaces, HostResources, Tenant},
+        tenant::{HostPlaces, HostResources, ProcessLimits, Tenant},
     };
 
     /// A guest of the tenant `t` that may send requests to 127.0.0.1, port 1, where nothing listens.
@@ -264,7 +264,13 @@ mod tests {
         };
         let shards = Arc::new(Shards::start(0, timing).unwrap());
         let (clients, places) = (Arc::default(), HostPlaces::new(1));
-        let host = HostResources { metrics: Arc::clone(metrics), shards, clients, places };
+        let host = HostResources {
+            metrics: Arc::clone(metrics),
+            shards,
+            clients,
+            places,
+            process: ProcessLimits::of_process(),
+        };
         let tenant = Tenant::new(&config, &host);
         let (version, name) = (tenant.version(), Arc::from("api"));
         let metrics = metrics.guest(&tenant.name, "api", &name);

@@ -29,7 +29,7 @@ impl upstreams::Host for Host {
         upstream.send(frames.into_iter().map(from_guest).collect()).await.map_err(|error| match error {
             SendError::Unknown => Error::Unknown,
             SendError::Disconnected => Error::Disconnected,
-            SendError::Full => Error::Full,
+            SendError::Full | SendError::Memory => Error::Full,
             SendError::TooLarge => Error::TooLarge,
         })
     }

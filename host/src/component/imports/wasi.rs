@@ -5,6 +5,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx};
 
 use crate::component::{
     Guest,
+    imports::files,
     run::{host::Host, output::Output},
 };
 
@@ -27,7 +28,8 @@ pub const GRANTED: &[(&str, &str)] = &[
 
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    wasmtime_wasi::p2::add_to_linker_async(linker)
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    files::link(linker)
 }
 
 /// Gives no arguments, no sockets and no look-up of names, and only the folders and environment that the manifest

@@ -35,9 +35,10 @@ use crate::{
         run::{
             host,
             host::Host,
-            instance::{Role, RoleCode},
+            instance::{LoadedCode, Role, RoleCode},
             ticker::Ticker,
         },
+        shape::{Shape, ShapeError},
     },
     metrics::{CodeMetrics, Metrics},
 };
@@ -60,6 +61,8 @@ pub enum LoadError {
     #[error("is a core module, not a component; make one with `edge-relay component build`")]
     CoreModule,
     #[error(transparent)]
+    Shape(#[from] ShapeError),
+    #[error(transparent)]
     Compile(#[from] CompileError),
     #[error("has not the role of {role}: it does not export {}; its exports are: {exports}", .role.interface())]
     Role { role: RoleKind, exports: String },
@@ -80,8 +83,21 @@ pub enum LinkError {
 pub struct Loaded {
     /// The size of the `.wasm`, in bytes.
     pub size: usize,
+    shape: Shape,
+    /// Bytes of memory that the code takes.
+    bytes: usize,
     pub report: Report,
     linked: Result<InstancePre<Host>, LinkError>,
+}
+
+impl LoadedCode for Loaded {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Loaded {
@@ -153,11 +169,15 @@ impl Engine {
     /// Loads the component in a file, which was opened at this path.
     pub fn load(&self, path: &Path, opened: io::Result<File>) -> Result<Arc<Loaded>, LoadError> {
         let loaded = opened.map_err(LoadError::Read).and_then(read).and_then(|bytes| {
-            let hash = hash(&bytes);
-            Ok(self.library.get(&hash, || self.make(path, &bytes, &hash))?)
+            let (shape, hash) = (Shape::of(&bytes)?, hash(&bytes));
+            Ok(self.library.get(&hash, || self.make(path, &bytes, &hash, shape))?)
         });
         let (loaded, origin) = loaded.inspect_err(|error| {
-            self.metrics.refused(if let LoadError::Compile(error) = error { error.reason() } else { "file" });
+            self.metrics.refused(match error {
+                LoadError::Compile(error) => error.reason(),
+                LoadError::Shape(_) => "shape",
+                _ => "file",
+            });
         })?;
         let counter = match origin {
             None => &self.metrics.shared,
@@ -179,13 +199,13 @@ impl Engine {
         R::check(&pre).map_err(|error| LinkError::Types(format!("{error:#}")))?;
         let &Report { keeps_records, follows_demand, leases, .. } = report;
         let ticker = Arc::clone(&self.ticker);
-        Ok(RoleCode { pre, ticker, _loaded: loaded, keeps_records, follows_demand, leases, role: PhantomData })
+        Ok(RoleCode { pre, ticker, loaded, keeps_records, follows_demand, leases, role: PhantomData })
     }
 
     /// Finds the code in the cache, or compiles it.
-    fn make(&self, path: &Path, bytes: &[u8], hash: &Hash) -> Result<(Loaded, Origin), CompileError> {
+    fn make(&self, path: &Path, bytes: &[u8], hash: &Hash, shape: Shape) -> Result<(Loaded, Origin), CompileError> {
         if let Some(component) = self.kept(path, hash) {
-            return Ok((self.link(&component, bytes.len()), Origin::Cache));
+            return Ok((self.link(&component, bytes.len(), shape), Origin::Cache));
         }
         let code = self.compiler.compile(bytes, &self.metrics)?;
         if let Some(cache) = &self.cache
@@ -198,7 +218,7 @@ impl Engine {
         // again.
         let component = self.kept(path, hash).map_or_else(|| code.component(&self.wasmtime), Ok);
         let component = component.map_err(|error| CompileError::Unusable(format!("{error:#}")))?;
-        Ok((self.link(&component, bytes.len()), Origin::Compiler))
+        Ok((self.link(&component, bytes.len(), shape), Origin::Compiler))
     }
 
     /// The code that the cache has, if it can be trusted.
@@ -215,14 +235,16 @@ impl Engine {
     }
 
     /// Reads what a component imports and exports, and resolves its imports.
-    fn link(&self, component: &Component, size: usize) -> Loaded {
+    fn link(&self, component: &Component, size: usize, shape: Shape) -> Loaded {
         let report = inspect::report(&self.wasmtime, component);
         let linked = if report.missing.is_empty() {
             self.linker.instantiate_pre(component).map_err(|error| LinkError::Types(format!("{error:#}")))
         } else {
             Err(LinkError::Imports(inspect::shown(&report.missing)))
         };
-        Loaded { size, report, linked }
+        let image = component.image_range();
+        let bytes = image.end.addr() - image.start.addr() + shape.loaded_bytes();
+        Loaded { size, shape, bytes, report, linked }
     }
 }
 

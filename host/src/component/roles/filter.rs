@@ -8,7 +8,7 @@
 
 use std::{future::pending, sync::Arc, time::Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use wasmtime::{
     Result, Store,
     component::{Instance, InstancePre},
@@ -31,7 +31,7 @@ use crate::{
             warm::Warm,
         },
     },
-    upstream::{FilterEvent, FilterQueue, filter_queue::signed},
+    upstream::{FilterEvent, FilterQueue, OutboundFrame, QueueRoom, filter_queue::signed},
 };
 
 mod demand;
@@ -72,7 +72,8 @@ pub type LiveFilter = Live<Filter>;
 
 /// Makes a queue, and the worker to run on the guests' runtime. The worker ends when the queue is dropped and empty.
 pub fn worker(live: Arc<LiveFilter>) -> (FilterQueue, impl Future<Output = ()>) {
-    let (queue, queued) = FilterQueue::new(live.version().guest.metrics.queue.clone());
+    let (queue, queued) =
+        FilterQueue::new(live.version().guest.metrics.queue.clone(), Arc::clone(&live.version().guest.tenant.account));
     let worker = Worker { filter: Warm::new(Arc::clone(&live)), following: None, connection: None };
     (queue, worker.run(live, queued))
 }
@@ -82,7 +83,7 @@ struct Worker {
     /// `None`: the filter does not follow demand.
     following: Option<Following>,
     /// The way to the connection while there is one.
-    connection: Option<mpsc::Sender<Frame>>,
+    connection: Option<mpsc::Sender<OutboundFrame>>,
 }
 
 impl Worker {
@@ -151,7 +152,7 @@ impl Worker {
     async fn batch(
         &mut self,
         mut batch: Vec<Frame>,
-        mut room: OwnedSemaphorePermit,
+        mut room: QueueRoom,
         queued: &mut mpsc::Receiver<FilterEvent>,
     ) -> Option<FilterEvent> {
         let mut bytes: usize = batch.iter().map(|frame| frame.bytes.len()).sum();

@@ -14,6 +14,9 @@ use crate::{
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
 
+/// What wasmtime says when the component model's tables are full.
+const HANDLES_FULL: &str = "store handle limit exceeded";
+
 /// How a guest's call failed. Its instance must not be used again.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
@@ -25,6 +28,10 @@ pub enum Broken {
     Instantiate(String),
     #[error("holds more than {MAX_HANDLES} handles: drop those that are no longer needed")]
     Handles,
+    #[error("no memory for an instance: the tenant has all that memory-total allows")]
+    Memory,
+    #[error("no room for an instance: the tenant's instances have as many memory mappings as they may")]
+    Mappings,
     #[error("no place for an instance within {} ms: the tenant, or the host, has as many as it may", .0.as_millis())]
     Busy(Duration),
 }
@@ -37,12 +44,13 @@ impl Broken {
             Self::Deadline(_) => "deadline",
             Self::Instantiate(_) => "instantiate",
             Self::Busy(_) => "busy",
+            Self::Memory | Self::Mappings => "memory",
         }
     }
 
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Busy(_) => Blame::HostFailed,
+            Self::Busy(_) | Self::Memory | Self::Mappings => Blame::HostFailed,
             _ => Blame::GuestBroke,
         }
     }
@@ -69,6 +77,7 @@ pub async fn within<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => match error.root_cause().downcast_ref() {
             Some(ResourceTableError::Full) => Err(Broken::Handles),
+            _ if error.root_cause().to_string().contains(HANDLES_FULL) => Err(Broken::Handles),
             _ => Err(Broken::Trap(describe(&error))),
         },
         Err(_) => Err(Broken::Deadline(deadline)),

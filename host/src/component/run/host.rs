@@ -5,29 +5,34 @@ use std::sync::Arc;
 use config::TenantLimits;
 use prometheus_client::metrics::gauge::Gauge;
 use wasmtime::{
-    ResourceLimiter, Result, Store, UpdateDeadline,
+    ResourceLimiterAsync, Result, Store, UpdateDeadline,
     component::{Linker, ResourceTable},
 };
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, async_trait};
 
 use crate::{
+    account::{Charge, Part},
     component::{
         RoleKind,
         imports::{self, Capabilities},
-        run::output::Output,
+        run::{call::Broken, output::Output},
+        shape,
+        shape::Shape,
     },
     metrics::GuestMetrics,
-    tenant::{Tenant, TenantVersion, places::Place, turns::TurnShare},
+    tenant::{MappingShare, Tenant, TenantVersion, places::Place, turns::TurnShare},
 };
 
-/// How many core instances, memories or tables a component instance may have. The toolchains of some languages need a
-/// few.
-const MAX_PARTS: usize = 64;
 /// Most entries in all tables of an instance.
 const MAX_TABLE: usize = 100_000;
 /// Most handles that an instance holds at once: streams, buckets, requests, header fields. A handle may take about 100
 /// KiB of the host's memory, which the limit `memory` does not count.
 pub(super) const MAX_HANDLES: usize = 1_000;
+/// Most entries in the component model's own tables: the handles of an instance, its streams and futures, and what it
+/// has lent. Each of the host's handles may be lent once at a time.
+const MAX_ENTRIES: usize = 2 * MAX_HANDLES;
+/// Bytes that an entry of a table takes.
+const TABLE_ENTRY: usize = 16;
 /// Bytes that one call may pass to the host, besides the largest publication or value. That is enough for some hundred
 /// thousand small publications, or for the records of one append. The host copies these bytes, and a guest's list may
 /// name the same memory a thousand times.
@@ -55,6 +60,9 @@ pub struct Host {
     share: TurnShare,
     stderr: Output,
     _counted: CountedInstance,
+    /// What the instance takes besides its memories and tables.
+    _charge: Charge,
+    _mappings: MappingShare,
     place: Place,
 }
 
@@ -107,12 +115,27 @@ impl Host {
     }
 }
 
-/// A store for a new instance, with its limits, the WASI that its grants allow, and its capabilities.
-pub fn store(engine: &wasmtime::Engine, guest: &Guest, place: Place) -> Result<Store<Host>> {
+/// A store for a new instance of a component of this shape, with its limits, the WASI that its grants allow, and its
+/// capabilities. Waits for a moment if the tenant's memory is full.
+pub async fn store(
+    engine: &wasmtime::Engine,
+    shape: &Shape,
+    guest: &Guest,
+    place: Place,
+) -> Result<Store<Host>, Broken> {
+    let account = &guest.tenant.account;
+    let mut charge = Charge::new(account, Part::Instances);
+    let mappings = guest.tenant.process.mappings(shape.mappings()).ok_or(Broken::Mappings)?;
+    if !charge.grow(shape.instance_bytes()).await {
+        // Idle instances of the tenant go, for the next try.
+        guest.tenant.places.crowd();
+        return Err(Broken::Memory);
+    }
     let stderr = Output::new(guest, "stderr");
-    let wasi = imports::wasi::context(guest, &stderr)?;
+    let wasi = imports::wasi::context(guest, &stderr).map_err(|error| Broken::Instantiate(format!("{error:#}")))?;
     let memory = guest.version.limits.memory;
-    let limits = InstanceLimits { memory, table: MAX_TABLE, guest: guest.clone(), told: false };
+    let grown = Charge::new(account, Part::Guests);
+    let limits = InstanceLimits { memory, table: MAX_TABLE, grown, guest: guest.clone(), told: false };
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
     let host = Host {
@@ -124,10 +147,13 @@ pub fn store(engine: &wasmtime::Engine, guest: &Guest, place: Place) -> Result<S
         share: guest.tenant.turns.share(),
         stderr,
         _counted: CountedInstance::new(&guest.metrics.instances),
+        _charge: charge,
+        _mappings: mappings,
         place,
     };
     let mut store = Store::new(engine, host);
-    store.limiter(|host| &mut host.limits);
+    store.limiter_async(|host| &mut host.limits);
+    store.set_max_component_handles(MAX_ENTRIES);
     let TenantLimits { publication, state, .. } = guest.version.limits;
     store.set_hostcall_fuel(publication.max(state).saturating_add(MAX_TRANSFER));
     store.epoch_deadline_callback(|store| {
@@ -150,6 +176,8 @@ struct InstanceLimits {
     memory: usize,
     /// Entries that its tables may still grow.
     table: usize,
+    /// What both have grown, on the tenant's account.
+    grown: Charge,
     guest: Guest,
     /// Whether the log has said that a limit was reached.
     told: bool,
@@ -167,6 +195,15 @@ impl InstanceLimits {
         }
         granted
     }
+
+    /// Charges growth to the tenant.
+    async fn charge(&mut self, bytes: usize) -> bool {
+        let granted = self.grown.grow(bytes).await;
+        if !granted {
+            self.guest.tenant.places.crowd();
+        }
+        granted
+    }
 }
 
 /// Takes growth off what is left. `false`: there is not enough left.
@@ -176,27 +213,28 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
     rest.is_some()
 }
 
-impl ResourceLimiter for InstanceLimits {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        let granted = grow(&mut self.memory, current, desired);
-        Ok(self.answer(granted, "memory"))
+#[async_trait]
+impl ResourceLimiterAsync for InstanceLimits {
+    async fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        let within = grow(&mut self.memory, current, desired);
+        Ok(self.answer(within, "memory") && self.charge(desired.saturating_sub(current)).await)
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        let granted = grow(&mut self.table, current, desired);
-        Ok(self.answer(granted, "tables"))
+    async fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        let within = grow(&mut self.table, current, desired);
+        Ok(self.answer(within, "tables") && self.charge(desired.saturating_sub(current) * TABLE_ENTRY).await)
     }
 
     fn instances(&self) -> usize {
-        MAX_PARTS
+        shape::MAX_INSTANCES
     }
 
     fn tables(&self) -> usize {
-        MAX_PARTS
+        shape::MAX_TABLES
     }
 
     fn memories(&self) -> usize {
-        MAX_PARTS
+        shape::MAX_MEMORIES
     }
 }
 

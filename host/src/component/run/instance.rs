@@ -17,6 +17,7 @@ use crate::{
             host::Host,
             ticker::Ticker,
         },
+        shape::Shape,
     },
     tenant::places::Place,
 };
@@ -35,12 +36,20 @@ pub trait Role: Sized + Send {
     fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()>;
 }
 
+/// Code that was loaded, whoever has it.
+pub trait LoadedCode: Send + Sync {
+    fn shape(&self) -> &Shape;
+
+    /// Bytes of memory that it takes.
+    fn bytes(&self) -> usize;
+}
+
 /// A component's code, linked and known to have a role: what instances are made from.
 pub struct RoleCode<R> {
     pub pre: InstancePre<Host>,
     pub ticker: Arc<Ticker>,
     /// What the code was loaded as. Kept, so that others with the same content find it.
-    pub _loaded: Arc<dyn Send + Sync>,
+    pub loaded: Arc<dyn LoadedCode>,
     /// It needs a store.
     pub keeps_records: bool,
     /// It wants to be told which channels are active.
@@ -53,8 +62,7 @@ pub struct RoleCode<R> {
 impl<R: Role> RoleCode<R> {
     /// A fresh instance.
     pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
-        let store = host::store(self.pre.engine(), guest, place);
-        let mut store = store.map_err(|error| Broken::Instantiate(format!("{error:#}")))?;
+        let mut store = host::store(self.pre.engine(), self.loaded.shape(), guest, place).await?;
         store.set_epoch_deadline(1);
         let share = store.data().share().clone();
         let made = async {
@@ -119,7 +127,8 @@ pub fn call_failed(guest: &Guest, broken: &Broken, pause: Duration) {
         Broken::Deadline(_) => guest.tenant.metrics.limited(guest.role.call_limit(), 1),
         Broken::Handles => guest.tenant.metrics.limited("handles", 1),
         // Other limits were counted where they refused something.
-        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) => {}
+        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) | Broken::Memory => {}
+        Broken::Mappings => guest.tenant.metrics.limited("mappings", 1),
     }
     guest.log(|| tracing::warn!(error = %broken, pause_ms = pause.as_millis(), "component call failed"));
 }

@@ -93,9 +93,10 @@ impl<R: Role> Pool<R> {
     }
 
     /// Takes out the instances that have been idle for a while, for the caller to drop. While others wait for a place,
-    /// takes out all idle ones.
+    /// or the tenant's memory is nearly full, takes out all idle ones.
     pub fn rest(&self) -> Vec<impl Send + use<R>> {
-        let waited_for = self.guest.tenant.places.are_waited_for();
+        let tenant = &self.guest.tenant;
+        let waited_for = tenant.places.are_waited_for() || tenant.account.is_nearly_full();
         let idle = if waited_for { Duration::ZERO } else { self.guest.version.limits.instance_idle };
         let mut kept = self.idle();
         let Some(instances) = kept.as_mut() else { return Vec::new() };

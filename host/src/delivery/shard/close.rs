@@ -11,6 +11,7 @@ use rand::RngExt as _;
 use wire::{centrifuge, centrifuge::Unsubscribed, frame, sse};
 
 use crate::{
+    account,
     channel::Format,
     delivery::{
         end::End,
@@ -49,6 +50,9 @@ impl Shard {
         // A client that takes no bytes has as much time as any client that is behind.
         let time = if row.is(flag::BEHIND) { self.timing.stall_timeout.max(CLOSE_TIMEOUT) } else { CLOSE_TIMEOUT };
         row.extra().close_by = self.now.wrapping_add(millis(time));
+        if row.pins_too_much() {
+            return self.remove(slot, end.reason());
+        }
         self.closing.push(slot);
         self.send(slot, last);
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
@@ -134,6 +138,10 @@ impl Shard {
         let age = self.now.wrapping_sub(row.timer_start);
         if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) {
             return self.remove(slot, "stalled");
+        }
+        if row.pins_too_much() {
+            row.client.client_limits().metrics.limited(account::LIMIT, 1);
+            return self.remove(slot, "memory");
         }
         match row.client.pings() {
             Some(pings) => {

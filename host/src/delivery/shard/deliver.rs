@@ -241,6 +241,8 @@ impl Shard {
         row.flags &= !(flag::BEHIND | flag::ARMED);
         row.timer_start = self.now;
         row.tidy();
+        // It has less than before.
+        row.settle();
         if row.is(flag::CLOSING) {
             self.close_sent(slot);
         } else if armed {
@@ -264,12 +266,23 @@ impl Shard {
         let Some(row) = self.rows.get_mut(slot) else { return };
         row.queue(frames);
         if row.is(flag::BEHIND) {
-            return;
+            return self.settle(slot);
         }
         match row.flush(self.now) {
             WriteOutcome::Done => row.tidy(),
             WriteOutcome::Gone => self.remove(slot, "io"),
-            outcome => self.hold(slot, &outcome),
+            outcome => {
+                self.hold(slot, &outcome);
+                self.settle(slot);
+            }
+        }
+    }
+
+    /// Charges what waits for a client to its tenant. If that does not fit, the client is dropped: it does not take what
+    /// it is sent.
+    fn settle(&mut self, slot: usize) {
+        if self.rows.get_mut(slot).is_some_and(|row| !row.settle()) {
+            self.remove(slot, "memory");
         }
     }
 

@@ -13,6 +13,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use wire::{Frame, Kind, Position, frame};
 
 use crate::{
+    account::Account,
     channel::{Channels, Publication, Resumed, resume},
     delivery::{
         ClientSources, queue,
@@ -117,14 +118,16 @@ impl World {
         let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
         let rule =
             ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, slow: Some(policy), ..ChannelRule::default() };
+        let limits = TenantLimits { logs: usize::MAX / 4, memory_total: usize::MAX / 4, ..TenantLimits::default() };
         Self {
             shard: Shard::new(timing).unwrap(),
             events: Events::with_capacity(64),
             channels: Channels::new(
                 vec![rule],
-                &TenantLimits { logs: usize::MAX / 2, ..TenantLimits::default() },
+                &limits,
                 None,
                 Arc::clone(&metrics),
+                Account::new(&limits, Arc::clone(&metrics)),
             ),
             metrics,
             upstream: "feed".into(),
@@ -224,8 +227,9 @@ impl World {
         served.set_nonblocking(true).unwrap();
         let served = OwnedFd::from(served).into();
         let limits = TenantLimits::default();
+        let account = Account::new(&limits, Arc::clone(&self.metrics));
         let client_limits =
-            Arc::new(ClientLimits::new(Arc::clone(&self.metrics), &limits, Arc::default(), Arc::default()));
+            Arc::new(ClientLimits::new(Arc::clone(&self.metrics), &limits, Arc::default(), Arc::default(), account));
         let source = ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address)
             .source_for([127, 0, 0, 1].into());
         let client = Connected::new(source.unwrap(), None);

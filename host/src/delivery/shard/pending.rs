@@ -27,6 +27,14 @@ impl Rest {
         bytes.get(self.range.clone()).unwrap_or_default()
     }
 
+    /// Bytes that it has for itself.
+    pub fn size(&self) -> usize {
+        match &self.piece {
+            Piece::Shared(..) => 0,
+            Piece::Own(bytes) => bytes.len(),
+        }
+    }
+
     /// The same, with its bytes copied.
     pub fn copied(&self) -> Self {
         let bytes: Box<[u8]> = self.bytes().into();

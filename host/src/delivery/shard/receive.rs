@@ -96,6 +96,9 @@ impl Shard {
             extra.assembly = assembly;
         }
         row.tidy();
+        if !row.settle() {
+            self.close(slot, &End::Memory);
+        }
     }
 
     /// Cuts bytes into frames, and handles each. Returns how many bytes the whole frames have. `None`: the client is

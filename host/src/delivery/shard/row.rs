@@ -11,6 +11,7 @@ use mio::net::TcpStream;
 use wire::{Position, message::Assembly};
 
 use crate::{
+    account::{Charge, Part},
     channel::{Format, Since},
     delivery::{
         BudgetShare, Connected,
@@ -75,6 +76,8 @@ pub struct Extra {
     pub controls: usize,
     /// The share of the tenant's budget that the replies in `out` hold.
     pub share: Option<BudgetShare>,
+    /// What the rest of this takes of the tenant's account.
+    pub charge: Option<Charge>,
     /// Received bytes that are not a whole frame yet.
     pub partial: Vec<u8>,
     pub assembly: Assembly,
@@ -87,6 +90,18 @@ pub struct Extra {
 }
 
 impl Extra {
+    /// Bytes of memory that it takes, besides those of `share`.
+    fn size(&self) -> usize {
+        let queued = self.out.capacity().saturating_sub(self.share.as_ref().map_or(0, BudgetShare::bytes));
+        let rest = self.rest.as_ref().map_or(0, Rest::size);
+        rest + queued + self.partial.capacity() + self.assembly.capacity() + size_of_val(&*self.positions)
+    }
+
+    /// Whether it keeps a chunk in memory.
+    pub fn pins(&self) -> bool {
+        !self.prefaces.is_empty() || self.rest.as_ref().is_some_and(|rest| matches!(rest.piece, Piece::Shared(..)))
+    }
+
     fn is_empty(&self) -> bool {
         self.rest.is_none()
             && self.prefaces.is_empty()
@@ -178,6 +193,24 @@ impl Row {
         extra.out.extend_from_slice(&bytes);
         if let Some(share) = &mut extra.share {
             share.shrink_to(extra.out.len());
+        }
+    }
+
+    /// Charges what the row has besides its cursors to its tenant's account. `false`: it does not fit, and the client
+    /// has to go.
+    pub fn settle(&mut self) -> bool {
+        let Some(extra) = &mut self.extra else { return true };
+        let size = extra.size();
+        let account = &self.client.client_limits().account;
+        extra.charge.get_or_insert_with(|| Charge::new(account, Part::Sockets)).set(size)
+    }
+
+    /// Whether it keeps chunks in memory that its tenant needs elsewhere.
+    pub fn pins_too_much(&self) -> bool {
+        let pins = self.extra.as_ref().is_some_and(|extra| extra.pins());
+        pins && {
+            let account = &self.client.client_limits().account;
+            account.bytes(Part::Pinned) > account.max_logs() || account.is_nearly_full()
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     component::{
         bindings::{
             client::exports::edge_relay::tenant::client_handler::{Action, Error},
-            edge_relay::tenant::types::Publication,
+            edge_relay::tenant::types::{FrameResult as GuestFrame, Publication},
         },
         imports::channels::{closing, from_guest, publish_all},
         roles::client::{ClientSession, Guest, Handler, Meaning},
@@ -55,7 +55,14 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         guest.metrics.failed(Blame::GuestBroke, "actions");
         guest.log(|| tracing::warn!(actions = actions.len(), most = MAX_ACTIONS, "a handler's actions are cut off"));
     }
-    let steps = StepList::new(&guest.tenant.client_limits.budget);
+    let budget = &guest.tenant.client_limits.budget;
+    // They may wait for the shard, and so may those of many other clients.
+    let Some(mut share) = budget.take_alone(actions.iter().map(size).sum()) else {
+        guest.metrics.failed(Blame::HostFailed, "backlog");
+        guest.tenant.metrics.limited("client-backlog", 1);
+        return handler.take_steps(session.id, vec![Step::Overflow]);
+    };
+    let steps = StepList::new(budget);
     let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
     for action in actions.into_iter().take(MAX_ACTIONS) {
         // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
@@ -65,11 +72,32 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         } else {
             plan.publish().await;
         }
+        // What it becomes has a share of its own.
+        share.shrink_to(share.bytes() - size(&action));
         plan.add(action).await;
     }
     plan.publish().await;
     plan.answer();
     plan.send_steps();
+}
+
+/// Bytes of memory that an action takes.
+fn size(action: &Action) -> usize {
+    let bytes = |frame: &GuestFrame| match frame {
+        GuestFrame::Text(text) => text.len(),
+        GuestFrame::Binary(bytes) => bytes.len(),
+    };
+    let more = match action {
+        Action::Reply(frame) | Action::RpcResult(frame) => bytes(frame),
+        Action::Error(error) => error.message.len(),
+        Action::Publish(publication) => {
+            publication.channel.len() + publication.key.as_ref().map_or(0, String::len) + bytes(&publication.data)
+        }
+        Action::Upstream(to) => to.upstream.len() + bytes(&to.frame),
+        Action::Subscribe(channel) | Action::Unsubscribe(channel) => channel.len(),
+        Action::Disconnect(close) => close.reason.len(),
+    };
+    size_of::<Action>() + more
 }
 
 /// The actions that are yet to be carried out: either steps for the shard or publications.

@@ -12,7 +12,7 @@ use crate::{
     component::{imports::channels::from_guest, roles::filter::Worker},
     demand::{ChannelChange, Follower},
     metrics::Blame,
-    upstream::MAX_OUTBOUND,
+    upstream::{MAX_OUTBOUND, OutboundFrame},
 };
 
 /// How long calls about channels go on before frames have their turn. The last of them may take longer.
@@ -22,9 +22,9 @@ const TURN: Duration = Duration::from_millis(2);
 pub(super) struct Following {
     follower: Follower,
     /// `None`: there is no connection.
-    outbound: Option<mpsc::Sender<Frame>>,
-    /// What the last call returned and the connection has not taken. The instance's memory bounds it.
-    unsent: VecDeque<Frame>,
+    outbound: Option<mpsc::Sender<OutboundFrame>>,
+    /// What the last call returned and the connection has not taken.
+    unsent: VecDeque<OutboundFrame>,
 }
 
 impl Following {
@@ -33,7 +33,7 @@ impl Following {
     }
 
     /// Begins anew with a new connection.
-    pub(super) fn begin(&mut self, outbound: &mpsc::Sender<Frame>) {
+    pub(super) fn begin(&mut self, outbound: &mpsc::Sender<OutboundFrame>) {
         self.unsent.clear();
         self.outbound = Some(outbound.clone());
         self.follower.begin();
@@ -53,7 +53,7 @@ impl Following {
     }
 
     /// Sends as much as there is room for.
-    fn send(&mut self, frames: Vec<Frame>) {
+    fn send(&mut self, frames: Vec<OutboundFrame>) {
         self.unsent.extend(frames);
         while let Some(outbound) = &self.outbound
             && let Ok(place) = outbound.try_reserve()
@@ -101,7 +101,10 @@ impl Worker {
                 guest.tenant.channels.interrupted(&change.channel, &guest.name);
             }
             frames.retain(|frame| self.fits(frame));
-            self.following.iter_mut().for_each(|following| following.send(std::mem::take(&mut frames)));
+            let charged = frames.into_iter().filter_map(|frame| self.charged(frame)).collect();
+            if let Some(following) = &mut self.following {
+                following.send(charged);
+            }
         }
     }
 
@@ -129,6 +132,16 @@ impl Worker {
             }
         });
         frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
+    }
+
+    /// The frame, with its bytes on the tenant's account. `None`: they do not fit, and it is left out.
+    fn charged(&self, frame: Frame) -> Option<OutboundFrame> {
+        let guest = self.filter.guest();
+        let charged = OutboundFrame::new(frame, &guest.tenant.account);
+        if charged.is_none() {
+            guest.metrics.failed(Blame::HostFailed, "memory");
+        }
+        charged
     }
 
     /// Whether a frame is small enough to wait for the connection.
