@@ -13,4 +13,5 @@ mod api;
 mod client;
 mod filter;
 mod job;
+mod memory;
 mod start;

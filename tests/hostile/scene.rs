@@ -14,7 +14,7 @@ use support::{
 };
 use tokio::{
     sync::{Mutex, MutexGuard},
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 
@@ -110,14 +110,33 @@ impl Scene {
         panic!("99th percentile during the attack to that without, each time over {WITHIN} times: {seen:?}");
     }
 
-    /// The 99th percentile of the neighbour's latencies in one window, during which `meanwhile` runs.
-    async fn p99(&mut self, meanwhile: impl Future<Output = Infallible>) -> Duration {
+    /// Checks that the relay's memory stays within what this many tenants may have, that `attack` takes no more from the
+    /// neighbour than time, and that the neighbour loses nothing. `total`: the `memory-total` of each. Prints the
+    /// memory, and the neighbour's latencies before the attack and during it.
+    pub async fn memory_within(&mut self, total: usize, tenants: usize, attack: impl Future<Output = ()>) {
+        let idle = self.relay.resident_memory();
+        let before = self.latencies(sleep(WINDOW)).await;
+        let during = self.latencies(attack).await;
+        let peak = self.relay.peak_memory();
+        let shown = |[p50, p99]: [Duration; 2]| format!("p50 {p50:.1?}, p99 {p99:.1?}");
+        let (idle_mib, peak_mib) = (idle >> 20, peak >> 20);
+        eprintln!(
+            "memory {idle_mib} MiB before, {peak_mib} MiB at most; {} before, {} during",
+            shown(before),
+            shown(during)
+        );
+        let most = idle + tenants * total * 11 / 10;
+        assert!(peak <= most, "{peak_mib} MiB; at most {} MiB", most >> 20);
+        self.nothing_is_lost().await;
+    }
+
+    /// The 50th and the 99th percentile of the neighbour's latencies while `meanwhile` runs.
+    async fn latencies(&mut self, meanwhile: impl Future<Output = ()>) -> [Duration; 2] {
         let Self { crowd, peer, .. } = self;
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let end = Instant::now() + WINDOW;
         let send = async {
-            while Instant::now() < end {
+            loop {
                 pace.tick().await;
                 send(crowd, peer).await;
             }
@@ -125,14 +144,26 @@ impl Scene {
         let mut latencies = crowd
             .latencies(async {
                 tokio::select! {
-                    () = send => {}
-                    never = meanwhile => match never {},
+                    () = meanwhile => {}
+                    never = send => never,
                 }
             })
             .await;
         latencies.sort_unstable();
         assert!(latencies.len() > CLIENTS, "there were hardly any deliveries");
-        latencies[latencies.len() * 99 / 100]
+        [50, 99].map(|percent| latencies[latencies.len() * percent / 100])
+    }
+
+    /// The 99th percentile of the neighbour's latencies in one window, during which `meanwhile` runs.
+    async fn p99(&mut self, meanwhile: impl Future<Output = Infallible>) -> Duration {
+        let window = async {
+            tokio::select! {
+                () = sleep(WINDOW) => {}
+                never = meanwhile => match never {},
+            }
+        };
+        let [_, p99] = self.latencies(window).await;
+        p99
     }
 
     /// Checks that what is sent after the attack arrives too.

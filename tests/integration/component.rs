@@ -13,3 +13,4 @@ mod imports;
 mod foreign;
 mod languages;
 mod market;
+mod shapes;

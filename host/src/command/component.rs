@@ -10,7 +10,7 @@ use config::HostLimits;
 
 use crate::{
     command::{Failure, announce},
-    component::{EngineSource, RoleKind, build, load::inspect::Report},
+    component::{EngineSource, LoadedCode, RoleKind, build, load::inspect::Report},
     metrics::Metrics,
 };
 
@@ -74,8 +74,11 @@ fn check(path: &Path) -> Result<(), Failure> {
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
     let roles = shown_roles(report);
     announce(&format!(
-        "component: {}\nsize:      {size} bytes\nroles:     {}\nimports:   {}\nmay ask:   {}",
+        "component: {}\nsize:      {size} bytes\nmemory:    code {} KiB, an instance {} KiB besides its linear memory\nroles:     {}\n\
+         imports:   {}\nmay ask:   {}",
         path.display(),
+        loaded.bytes().div_ceil(1 << 10),
+        loaded.shape().instance_bytes().div_ceil(1 << 10),
         list(&roles),
         list(&report.imports),
         list(&report.grants)

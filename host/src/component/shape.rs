@@ -6,8 +6,6 @@
 //! give what the code and an instance take of the tenant's memory. These factors were measured by resident memory, and
 //! `tests/integration/guests/shapes.rs` holds them against it.
 
-use std::fmt;
-
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, Encoding, Instance, Parser,
     Payload,
@@ -57,13 +55,6 @@ macro_rules! parts {
                 0 $(+ self.$field * $loaded)*
             }
         }
-
-        impl fmt::Display for Parts {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                $(write!(f, "{} {}, ", self.$field, $name)?;)*
-                Ok(())
-            }
-        }
     };
 }
 
@@ -71,23 +62,23 @@ parts! {
     instances "instances of core modules": MAX_INSTANCES, 4 << 10, 0;
     memories "memories": MAX_MEMORIES, 4 << 10, 128;
     tables "tables": MAX_TABLES, 256, 128;
-    globals "globals": 100_000, 32, 64;
+    globals "globals": 10_000, 32, 64;
     /// Defined and imported ones.
-    functions "functions": 500_000, 48, 160;
-    elements "element segments": 20_000, 64, 128;
-    /// Their entries, estimated from above: each takes one byte of the file at least.
-    element_bytes "bytes of element segments": 16 << 20, 8, 24;
+    functions "functions": 200_000, 48, 160;
+    elements "element segments": 1_000, 64, 128;
+    /// Their entries. Each takes one byte of the file at least.
+    element_bytes "bytes of element segments": 1 << 20, 16, 24;
     data "data segments": 100_000, 16, 128;
     /// Types of core modules and of components.
-    type_bytes "bytes of types": 1 << 20, 0, 128;
-    modules "core modules": 1000, 0, 8 << 10;
-    components "components": 1000, 256, 4 << 10;
+    type_bytes "bytes of types": 512 << 10, 0, 128;
+    modules "core modules": 200, 0, 8 << 10;
+    components "components": 200, 256, 4 << 10;
     imports "imports": 50_000, 64, 256;
-    exports "exports": 100_000, 0, 256;
+    exports "exports": 50_000, 0, 256;
     /// Names of imports and exports, with their types.
-    name_bytes "bytes of imports and exports": 16 << 20, 0, 4;
+    name_bytes "bytes of imports and exports": 4 << 20, 0, 4;
     /// Functions that go from one component to another, or to the host.
-    adapters "lifted and lowered functions": 50_000, 64, 512;
+    adapters "lifted and lowered functions": 5_000, 64, 512;
 }
 
 /// Why a component is not compiled. The tenant's developer reads it.

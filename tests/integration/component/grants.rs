@@ -9,6 +9,7 @@ use support::{
     tenant::Folder,
 };
 
+mod files;
 mod requests;
 mod streams;
 

@@ -46,6 +46,29 @@ pub fn list(path: &str) -> Done {
     Ok(names.join(" "))
 }
 
+/// Begins many listings of a folder, and keeps them all.
+pub fn listings(path: &str, count: u64) -> Done {
+    let (folder, path) = within(path)?;
+    let opened = folder.open_at(PathFlags::SYMLINK_FOLLOW, path, OpenFlags::DIRECTORY, DescriptorFlags::READ);
+    let folder = opened.map_err(shown)?;
+    for _ in 0..count {
+        let listing = folder.read_directory().map_err(shown)?;
+        listing.read_directory_entry().map_err(shown)?;
+        std::mem::forget(listing);
+    }
+    Ok("kept".to_owned())
+}
+
+/// Opens a file many times, and keeps all handles.
+pub fn open(path: &str, count: u64) -> Done {
+    let (folder, path) = within(path)?;
+    for _ in 0..count {
+        let file = folder.open_at(PathFlags::SYMLINK_FOLLOW, path, OpenFlags::empty(), DescriptorFlags::READ);
+        std::mem::forget(file.map_err(shown)?);
+    }
+    Ok("kept".to_owned())
+}
+
 pub fn write(path: &str, text: &str) -> Done {
     let (folder, path) = within(path)?;
     let how = OpenFlags::CREATE | OpenFlags::TRUNCATE;

@@ -50,6 +50,8 @@ fn answer(path: &str, query: &Query<'_>) -> String {
         "/folders" => Ok(files::folders()),
         "/read" => files::read(query.get("path")),
         "/list" => files::list(query.get("path")),
+        "/listings" => files::listings(query.get("path"), query.number("count").unwrap_or_default()),
+        "/open" => files::open(query.get("path"), query.number("count").unwrap_or_default()),
         "/write" => files::write(query.get("path"), query.get("text")),
         "/remove" => files::remove(query.get("path")),
         "/link" => files::link(query.get("path"), query.get("to")),
