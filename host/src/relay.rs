@@ -15,6 +15,7 @@ use crate::{
     delivery::{Shards, Timing},
     entry,
     entry::EntryContext,
+    memory,
     metrics::Metrics,
     routes::Routes,
     shutdown::Stop,
@@ -80,6 +81,7 @@ impl Relay {
     /// strict, anything of a tenant's.
     pub fn bind(config: RelayConfig, strictness: Strictness) -> Result<Self, StartError> {
         let RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: configs, refused, folder } = config;
+        memory::return_large_blocks();
         let metrics = Arc::new(Metrics::new());
         let mut engine = EngineSource::new(limits, cache, Arc::clone(&metrics));
         // Watched before the code is loaded: what is written meanwhile is a change.

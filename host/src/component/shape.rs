@@ -4,7 +4,7 @@
 //! in the file, and a module can be instantiated many times. So the parts are counted, those of modules and components
 //! inside it as often as they are instantiated, and held against limits far above what toolchains make. The counts also
 //! give what the code and an instance take of the tenant's memory. These factors were measured by resident memory, and
-//! `tests/integration/guests/shapes.rs` holds them against it.
+//! `tests/integration/component/shapes.rs` holds them against it.
 
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, Encoding, Instance, Parser,
@@ -64,7 +64,7 @@ parts! {
     tables "tables": MAX_TABLES, 256, 128;
     globals "globals": 10_000, 32, 64;
     /// Defined and imported ones.
-    functions "functions": 200_000, 48, 160;
+    functions "functions": 200_000, 32, 96;
     elements "element segments": 1_000, 64, 128;
     /// Their entries. Each takes one byte of the file at least.
     element_bytes "bytes of element segments": 1 << 20, 16, 24;

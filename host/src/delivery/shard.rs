@@ -155,7 +155,7 @@ impl Shards {
     /// Takes steps with a client of this tenant, in the order of the calls. A client that is gone is left alone.
     pub fn take_steps(&self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
         if let Some(queue) = self.queues.get(client.shard()) {
-            let share = client_limits.budget.take(steps.iter().map(Step::size).sum());
+            let share = client_limits.budget.take_alone(steps.iter().map(Step::size).sum());
             let steps = if share.is_some() { steps } else { vec![Step::Overflow] };
             queue.push(ShardCommand::TakeSteps { client, client_limits: Arc::clone(client_limits), steps, share });
         }

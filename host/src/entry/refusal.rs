@@ -54,6 +54,9 @@ impl Refusal {
             NotLetIn::Broken(Broken::Deadline(_)) => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "handler", "the tenant's code did not answer in time")
             }
+            NotLetIn::Broken(Broken::Memory | Broken::Mappings) => {
+                Self::unavailable("memory", "the tenant's memory is full")
+            }
             NotLetIn::Broken(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", "the tenant's code broke"),
             NotLetIn::Gone => Self::unavailable("shutdown", "the relay is shutting down"),
         }

@@ -29,13 +29,25 @@ struct Reading {
     /// How many bytes the last read brought.
     last: usize,
     /// Bytes that were read since the last message: at least those of the message that is on its way.
-    unfinished: Charge,
+    unfinished: usize,
+    /// The most that this ever was. The WebSocket library keeps a buffer as large as the largest frame.
+    most: usize,
+    /// Both, on the tenant's account.
+    charge: Charge,
+}
+
+impl Reading {
+    /// Charges what there is now. `false`: it does not fit.
+    fn settle(&mut self) -> bool {
+        self.most = self.most.max(self.unfinished);
+        self.charge.set(self.unfinished + self.most)
+    }
 }
 
 impl LastRead {
     pub fn now(account: &Arc<Account>) -> Self {
-        let unfinished = Charge::new(account, Part::Sockets);
-        Self(Arc::new(Mutex::new(Reading { at: Instant::now(), last: 0, unfinished })))
+        let charge = Charge::new(account, Part::Sockets);
+        Self(Arc::new(Mutex::new(Reading { at: Instant::now(), last: 0, unfinished: 0, most: 0, charge })))
     }
 
     pub fn elapsed(&self) -> Duration {
@@ -47,18 +59,20 @@ impl LastRead {
     pub fn messages_taken(&self) {
         let mut reading = self.0.lock();
         reading.at = Instant::now();
-        let left = reading.unfinished.bytes().min(reading.last);
+        reading.unfinished = reading.unfinished.min(reading.last);
         // It is no more than before.
-        reading.unfinished.set(left);
+        reading.settle();
     }
 
     /// Notes that bytes have come.
     fn received(&self, bytes: usize) -> io::Result<()> {
         let mut reading = self.0.lock();
         (reading.at, reading.last) = (Instant::now(), bytes);
-        let all = reading.unfinished.bytes() + bytes;
-        let fits = reading.unfinished.set(all);
-        fits.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "the tenant's memory is full"))
+        reading.unfinished += bytes;
+        reading
+            .settle()
+            .then_some(())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "the tenant's memory is full"))
     }
 }
 

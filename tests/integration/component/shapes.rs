@@ -2,12 +2,13 @@
 
 use support::{
     appended::{with_component, with_module},
-    bombs::bomb,
+    bombs::{ON_MESSAGE, WAIT, bomb},
     client::Client,
     process::{run, shown},
     relay::Relay,
     tenant::Folder,
 };
+use tokio_tungstenite::tungstenite::Message;
 
 /// Core modules, each with far more of something than a component may have, and how often they are instantiated.
 fn modules() -> Vec<(&'static str, String, u32)> {
@@ -101,4 +102,71 @@ async fn handles_of_the_component_model_are_limited() {
         assert!(Client::try_connect(&relay.url("/t")).await.is_err(), "{start}");
         relay.metric_is("edge_relay_limit_refusals_total", &[("tenant", "t"), ("limit", "handles")], 1.0).await;
     }
+}
+
+/// Modules with many of each part, within what a component may have, and how often they are instantiated.
+fn allowed() -> Vec<(&'static str, String, u32)> {
+    let many = |part: &str, times: usize| part.repeat(times);
+    let exports = (0..20_000).map(|nth| format!("(export \"{nth:0>100}\" (func 0))")).collect::<String>();
+    vec![
+        ("globals", many("(global i64 (i64.const 0))", 150), 58),
+        ("functions", format!("(type (func)) {} (table 1000 funcref)", many("(func (type 0))", 20_000)), 2),
+        ("exports", format!("(func) {exports}"), 1),
+        ("types", many("(type (func (param i32 i64) (result i32)))", 30_000), 1),
+        ("one group of types", format!("(rec {})", many("(type (func))", 100_000)), 1),
+        ("element segments", format!("(func) {}", many("(elem func 0)", 15)), 58),
+        ("entries of element segments", format!("(func) (elem func {})", many("0 ", 50_000)), 2),
+        ("data segments", many("(data \"x\")", 40_000), 2),
+        ("instances", "(memory 1)".into(), 10),
+        ("tables", many("(table 1000 funcref)", 30), 2),
+    ]
+}
+
+/// What a component and its instances take of the host's memory is never more than what its tenant is charged.
+#[tokio::test]
+async fn no_shape_takes_more_than_is_charged() {
+    const INSTANCES: usize = 6;
+    /// What the allocator keeps, and the pages that others touch meanwhile.
+    const SLACK: f64 = 3.0 * (1 << 20) as f64;
+    let folder = Folder::new("");
+    let code = bomb(&[ON_MESSAGE], WAIT);
+    folder.write("plain.wasm", &code);
+    let plain = folder.path("plain.wasm");
+    let limits = "[limits]\nclient-call = \"60s\"\n";
+    let relay = Relay::serve(folder.handled("plain", &plain, limits)).await;
+    let mut clients = Vec::new();
+    let mut busy = async |tenant: &str| {
+        for _ in 0..INSTANCES {
+            let mut client = relay.client(&format!("/{tenant}")).await;
+            client.send(Message::text("go")).await;
+            clients.push(client);
+        }
+        relay.metric_is("edge_relay_guest_instances", &[("tenant", tenant)], INSTANCES as f64).await;
+    };
+    // The first component takes more: the engine is made with it.
+    busy("plain").await;
+    let (modules, mut under) = (allowed(), Vec::new());
+    for (nth, (what, module, times)) in modules.iter().enumerate() {
+        let (name, before) = (format!("t{nth}"), relay.resident_memory());
+        let file = format!("tenants/{name}/client.wasm");
+        relay.folder().write(&file, with_module(&code, module, *times));
+        let manifest = format!("name = \"{name}\"\n[components]\nclient = \"client.wasm\"\n{limits}");
+        relay.folder().write(&format!("tenants/{name}/tenant.toml"), manifest);
+        relay.signal(rustix::process::Signal::HUP);
+        relay.metric_is("edge_relay_tenants", &[], nth as f64 + 2.0).await;
+        busy(&name).await;
+        let (grown, label) = (relay.resident_memory().saturating_sub(before) as f64, ("tenant", name.as_str()));
+        let charged = relay.metric("edge_relay_tenant_memory_bytes", &[label]).await;
+        let code = relay.metric("edge_relay_tenant_memory_bytes", &[label, ("part", "code")]).await;
+        let instances = relay.metric("edge_relay_tenant_memory_bytes", &[label, ("part", "instances")]).await;
+        let kib = [grown, charged, code, instances].map(|bytes| bytes as u64 >> 10);
+        eprintln!(
+            "{what}: {} KiB resident, {} KiB charged: {} of code, {} of instances",
+            kib[0], kib[1], kib[2], kib[3]
+        );
+        if grown > charged + SLACK {
+            under.push(what);
+        }
+    }
+    assert!(under.is_empty(), "more is resident than charged for {under:?}");
 }

@@ -78,6 +78,8 @@ pub struct Api {
 pub enum NoAnswer {
     #[error("too many requests wait for the tenant's API")]
     Busy,
+    #[error("the tenant's memory is full")]
+    Full,
     #[error("the request's body is larger than the tenant's API takes")]
     TooLarge,
     /// The guest gave an error instead of an answer.
@@ -182,6 +184,7 @@ impl Api {
                 NoAnswer::Broke
             }
             Err(Broken::Deadline(_)) => NoAnswer::Late,
+            Err(Broken::Memory | Broken::Mappings) => NoAnswer::Full,
             Err(_) => NoAnswer::Broke,
         };
         metrics.lost.inc();
