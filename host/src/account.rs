@@ -5,12 +5,14 @@
 //! tenant's logs let go of chunks first. A charge that does not fit is refused and counted, and whoever asked says what
 //! that means: a call fails, a client is closed, a message waits.
 //!
-//! A charge is a number of bytes: exact for buffers, and never less than the truth for what can only be estimated.
+//! A charge is a number of bytes: exact for buffers, and never less than the truth for what can only be estimated. What
+//! cannot be refused any more is added, even over the total: chunks in a format that a client needs, for which the logs
+//! let go, and code that is loaded, of which less than the total was checked before.
 
 use std::{
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -32,8 +34,9 @@ const PATIENCE: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(1);
 /// Shortest time between two lines of the log that say that a tenant's memory is full.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
-/// Bytes by which logs that had nothing to let go must have grown before they are asked again.
-const WORTH_ASKING: usize = 64 << 10;
+/// The logs may let go for a tenth of the time, and not again before readers have had a moment to let go, too.
+const RELIEF_SHARE: u32 = 10;
+const RELIEF_PAUSE: Duration = Duration::from_millis(2);
 
 /// What memory is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,26 +100,39 @@ pub trait Reserve: Send + Sync {
 pub struct Account {
     /// Bytes of all parts.
     used: AtomicUsize,
-    parts: [Gauge; Part::ALL.len()],
+    parts: [PartBytes; Part::ALL.len()],
     max: AtomicUsize,
     max_logs: AtomicUsize,
     metrics: Arc<TenantMetrics>,
     reserve: OnceLock<Weak<dyn Reserve>>,
-    /// Bytes of the logs when they had nothing more to let go.
-    exhausted_at: AtomicUsize,
+    /// When the logs may let go again.
+    next_relief: Mutex<Option<Instant>>,
     last_told: Mutex<Option<Instant>>,
+}
+
+/// The bytes of one part, and the metric that shows them. The metric outlives a tenant that comes again.
+struct PartBytes {
+    bytes: AtomicI64,
+    shown: Gauge,
+}
+
+impl PartBytes {
+    fn add(&self, bytes: i64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shown.inc_by(bytes);
+    }
 }
 
 impl Account {
     pub fn new(limits: &TenantLimits, metrics: Arc<TenantMetrics>) -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
-            parts: Part::ALL.map(|part| metrics.memory(part.name())),
+            parts: Part::ALL.map(|part| PartBytes { bytes: AtomicI64::new(0), shown: metrics.memory(part.name()) }),
             max: AtomicUsize::new(limits.memory_total),
             max_logs: AtomicUsize::new(limits.logs),
             metrics,
             reserve: OnceLock::new(),
-            exhausted_at: AtomicUsize::new(0),
+            next_relief: Mutex::default(),
             last_told: Mutex::default(),
         })
     }
@@ -143,7 +159,7 @@ impl Account {
     /// Bytes of a part now.
     pub fn bytes(&self, part: Part) -> usize {
         // While two threads move the same bytes a part may be less than nothing for a moment.
-        self.gauge(part).map_or(0, |gauge| usize::try_from(gauge.get()).unwrap_or(0))
+        self.part(part).map_or(0, |part| usize::try_from(part.bytes.load(Ordering::Relaxed)).unwrap_or(0))
     }
 
     /// Bytes that the logs may have.
@@ -202,24 +218,37 @@ impl Account {
         self.count(Part::Pinned, signed(bytes));
     }
 
-    /// Has the logs let go of what is over a limit.
+    /// Has the logs let go of what is over a limit, unless that cannot be enough, or they have just done so.
     pub fn relieve(&self, excess: usize) {
-        let logs = self.bytes(Part::Logs);
-        if excess == 0 || logs < self.exhausted_at.load(Ordering::Relaxed) + WORTH_ASKING {
+        if excess == 0 || excess > self.bytes(Part::Logs) {
             return;
         }
         let Some(reserve) = self.reserve.get().and_then(Weak::upgrade) else { return };
+        let began = Instant::now();
+        {
+            let mut next = self.next_relief.lock();
+            if next.is_some_and(|next| began < next) {
+                return;
+            }
+            // Nobody else begins meanwhile.
+            *next = Some(began + TELL_INTERVAL);
+        }
         reserve.let_go(excess);
-        let left = self.bytes(Part::Logs);
-        let gone = logs.saturating_sub(left);
-        self.exhausted_at.store(if gone < excess { left } else { 0 }, Ordering::Relaxed);
+        let ended = Instant::now();
+        *self.next_relief.lock() = Some(ended + RELIEF_PAUSE.max((ended - began) * RELIEF_SHARE));
     }
 
     fn try_charge(&self, part: Part, bytes: usize) -> bool {
         // Added before it is known whether they fit: two callers must not both take the last bytes.
         self.used.fetch_add(bytes, Ordering::Relaxed);
-        let reserve = self.max.load(Ordering::Relaxed) / RESERVE;
-        self.relieve(self.excess(reserve));
+        match self.excess(0) {
+            // Early, so that there is room by the time that it is needed. Logs of the reserve's size may stay.
+            0 => {
+                let reserve = self.max.load(Ordering::Relaxed) / RESERVE;
+                self.relieve(self.excess(reserve).min(self.bytes(Part::Logs).saturating_sub(reserve)));
+            }
+            over => self.relieve(over),
+        }
         let fits = self.excess(0) == 0;
         if fits {
             self.count(part, signed(bytes));
@@ -243,12 +272,12 @@ impl Account {
     }
 
     fn count(&self, part: Part, bytes: i64) {
-        if let Some(gauge) = self.gauge(part) {
-            gauge.inc_by(bytes);
+        if let Some(part) = self.part(part) {
+            part.add(bytes);
         }
     }
 
-    fn gauge(&self, part: Part) -> Option<&Gauge> {
+    fn part(&self, part: Part) -> Option<&PartBytes> {
         self.parts.get(part as usize)
     }
 }
@@ -296,6 +325,13 @@ impl Charge {
         let fits = self.account.charge_patiently(self.part, bytes).await;
         self.bytes += if fits { bytes } else { 0 };
         fits
+    }
+
+    /// Takes some of its bytes out, as a charge of their own.
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { account: Arc::clone(&self.account), part: self.part, bytes }
     }
 
     /// Adds bytes that are taken already.
@@ -365,7 +401,12 @@ mod tests {
         account.add(Part::Logs, 90 << 20);
         assert!(account.charge(Part::Guests, 20 << 20));
         assert_eq!(account.bytes(Part::Logs), 60 << 20);
-        assert!(account.charge(Part::Guests, 20 << 20));
-        assert!(!account.charge(Part::Guests, 61 << 20));
+        // Not again at once, and not for what cannot fit in any case.
+        assert!(!account.charge(Part::Guests, 30 << 20));
+        std::thread::sleep(RELIEF_PAUSE);
+        assert!(!account.charge(Part::Guests, 81 << 20));
+        assert_eq!(account.bytes(Part::Logs), 60 << 20);
+        assert!(account.charge(Part::Guests, 30 << 20));
+        assert_eq!(account.bytes(Part::Logs), 30 << 20);
     }
 }

@@ -130,7 +130,7 @@ metrics! {
     limit_refusals: Counter by TenantLimit,
         "Times that a limit of a tenant refused something, or made a component wait for an instance, by limit";
     tenant_memory_bytes: Gauge by TenantPart,
-        "Memory that the host keeps for a tenant, by what it is for; all parts together are within memory-total";
+        "Memory that the host keeps for a tenant, by what it is for";
     outbound_requests: Counter by TenantOutcome,
         "HTTP requests of components: answered, denied, or how else they ended";
     pub tenants: Gauge, "Tenants in service now";

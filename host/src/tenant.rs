@@ -138,7 +138,7 @@ impl Tenant {
     /// Async for the day when the client may be at another node; here it never waits.
     #[allow(clippy::unused_async)]
     pub async fn take_steps(&self, client: ClientId, steps: Vec<Step>) {
-        self.shards.take_steps(client, &self.client_limits, steps);
+        self.shards.take_steps(client, &self.client_limits, steps, None);
     }
 
     /// Returns the version that begins to run now.

@@ -260,13 +260,15 @@ fn reset_if_healthy(backoff: &mut Backoff, healthy: Duration) {
 }
 
 impl Sink {
-    /// Passes a burst on, in order.
-    async fn accept(&self, burst: Vec<Frame>) {
+    /// Passes a burst on, in order. `false`: there is no memory for it.
+    async fn accept(&self, burst: Vec<Frame>) -> bool {
         match self {
             Self::Channel(channels, upstream) => {
                 let main: Arc<str> = MAIN.into();
                 let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data };
+                // What is refused has been counted.
                 channels.publish(burst.into_iter().map(publish).collect(), Some(upstream)).await;
+                true
             }
             Self::Filter(filter) => filter.frames(burst).await,
         }

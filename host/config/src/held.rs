@@ -207,6 +207,9 @@ fn part_by_part(base: BorrowedFd<'_>, name: &Path, how: How) -> Result<OwnedFd, 
 
 /// A name's parts, the last one first.
 fn parts(name: &Path) -> Result<Vec<OsString>, OpenError> {
+    if name.as_os_str().is_empty() {
+        return Err(Errno::NOENT.into());
+    }
     if name.as_os_str().len() > MAX_NAME {
         return Err(Errno::NAMETOOLONG.into());
     }

@@ -219,7 +219,8 @@ impl TenantConfig {
     /// The folder granted to another tenant's guests that this tenant's own folder would be in, or around.
     pub fn folder_granted_to(&self, other: &Self) -> Option<&Path> {
         let own = |folder: &&Folder| grants::meet(&folder.path, &self.real_folder);
-        let granted = self.home.is_some().then(|| other.grants.folders.iter().find(own)).flatten();
+        let is_known = self.home.is_some() && !self.real_folder.as_os_str().is_empty();
+        let granted = is_known.then(|| other.grants.folders.iter().find(own)).flatten();
         granted.map(|_| self.real_folder.as_path())
     }
 

@@ -248,14 +248,13 @@ impl Channels {
 
     /// Has the largest logs drop their oldest chunks until a burst fits. Returns whether it does.
     fn shrink_largest_logs(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
-        let others = self.all();
+        let mut others = self.all();
         loop {
             let own = channel.log_bytes();
             if fits(own) {
                 return true;
             }
-            let largest = others.iter().max_by_key(|other| other.log_bytes());
-            if !largest.is_some_and(|largest| largest.log_bytes() > own && largest.drop_oldest(false)) {
+            if !drop_from_largest(&mut others, own, false) {
                 return false;
             }
         }
@@ -285,14 +284,25 @@ impl Reserve for Channels {
     fn let_go(&self, bytes: usize) {
         self.sweep(&mut self.open.lock());
         let enough = self.account.bytes(Part::Logs).saturating_sub(bytes);
-        let all = self.all();
-        while self.account.bytes(Part::Logs) > enough {
-            let largest = all.iter().max_by_key(|channel| channel.log_bytes());
-            if !largest.is_some_and(|largest| largest.drop_oldest(true)) {
-                return;
-            }
-        }
+        let mut all = self.all();
+        while self.account.bytes(Part::Logs) > enough && drop_from_largest(&mut all, 0, true) {}
     }
+}
+
+/// Has the largest log drop its oldest chunks, if it has more than `least` bytes. A channel that has nothing to drop is
+/// left out from now on. `false`: no channel is left.
+fn drop_from_largest(channels: &mut Vec<Arc<Channel>>, least: usize, all: bool) -> bool {
+    let bytes = |channels: &[Arc<Channel>], nth: usize| channels.get(nth).map_or(0, |channel| channel.log_bytes());
+    while let Some(largest) = (0..channels.len()).max_by_key(|nth| bytes(channels, *nth)) {
+        if bytes(channels, largest) <= least {
+            return false;
+        }
+        if channels.get(largest).is_some_and(|channel| channel.drop_oldest(all)) {
+            return true;
+        }
+        channels.swap_remove(largest);
+    }
+    false
 }
 
 impl Rules {

@@ -205,6 +205,11 @@ impl Chunk {
         self.charge.pin(more);
     }
 
+    /// Whether its channel has dropped it, so that only its holders keep it.
+    pub fn is_pinned(&self) -> bool {
+        self.charge.is_pinned()
+    }
+
     fn len(&self) -> usize {
         self.raw.ends.len()
     }

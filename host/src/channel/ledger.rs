@@ -46,12 +46,17 @@ impl ChunkCharge {
     /// Charges bytes that the chunk takes now.
     pub fn add(&self, bytes: usize) {
         let LogLedger { account, bytes: log } = &*self.ledger;
-        if self.state.fetch_add(bytes, Ordering::Relaxed) & PINNED == 0 {
-            account.add(Part::Logs, bytes);
-            log.fetch_add(bytes, Ordering::Relaxed);
-        } else {
-            account.add(Part::Pinned, bytes);
+        // Added before it is known whose they are: a total must not be too small, not even for a moment.
+        account.add(Part::Logs, bytes);
+        log.fetch_add(bytes, Ordering::Relaxed);
+        if self.state.fetch_add(bytes, Ordering::Relaxed) & PINNED != 0 {
+            account.pin(bytes);
+            log.fetch_sub(bytes, Ordering::Relaxed);
         }
+    }
+
+    pub fn is_pinned(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & PINNED != 0
     }
 
     /// Has the logs let go of what they have over their limits. No channel may be locked.

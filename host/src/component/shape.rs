@@ -7,14 +7,17 @@
 //! `tests/integration/component/shapes.rs` holds them against it.
 
 use wasmparser::{
-    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, Encoding, Instance, Parser,
-    Payload,
+    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef, Encoding,
+    Instance, Parser, Payload,
 };
 
 /// Most core modules instantiated in an instance. The toolchains of some languages need a few.
 pub const MAX_INSTANCES: usize = 64;
 pub const MAX_TABLES: usize = 64;
 pub const MAX_MEMORIES: usize = 16;
+
+const MODULE: &str = "core module";
+const COMPONENT: &str = "component";
 
 /// The mappings of an instance without memories: its stack and the guard before that.
 const MAPPINGS: usize = 4;
@@ -88,6 +91,10 @@ pub enum ShapeError {
     TooMany { part: &'static str, found: usize, most: usize },
     #[error("has a component within it that imports a {0}; compose it so that each component has its own")]
     Imports(&'static str),
+    #[error("takes a {0} out of an instance; compose it so that each component has its own")]
+    Exports(&'static str),
+    #[error("does not compile: it instantiates a {0} that it does not have")]
+    Missing(&'static str),
     #[error("does not compile: {0}")]
     Invalid(#[from] wasmparser::BinaryReaderError),
 }
@@ -217,15 +224,15 @@ fn follow(payload: &Payload<'_>, scopes: &mut [Scope]) -> Result<(), ShapeError>
         Payload::ComponentImportSection(imports) => {
             for import in imports.clone() {
                 match import?.ty {
-                    wasmparser::ComponentTypeRef::Module(_) => return Err(ShapeError::Imports("core module")),
-                    wasmparser::ComponentTypeRef::Component(_) => return Err(ShapeError::Imports("component")),
+                    ComponentTypeRef::Module(_) => return Err(ShapeError::Imports(MODULE)),
+                    ComponentTypeRef::Component(_) => return Err(ShapeError::Imports(COMPONENT)),
                     _ => {}
                 }
             }
         }
         Payload::ComponentAliasSection(aliases) => {
             for alias in aliases.clone() {
-                alias_of(&alias?, scopes);
+                alias_of(&alias?, scopes)?;
             }
         }
         Payload::ComponentExportSection(exports) => {
@@ -234,8 +241,10 @@ fn follow(payload: &Payload<'_>, scopes: &mut [Scope]) -> Result<(), ShapeError>
                 let (Some(scope), index) = (scopes.last_mut(), export.index as usize) else { continue };
                 // An export is one more name for what it exports.
                 match export.kind {
-                    ComponentExternalKind::Module => scope.modules.extend(scope.modules.get(index).copied()),
-                    ComponentExternalKind::Component => scope.components.extend(scope.components.get(index).copied()),
+                    ComponentExternalKind::Module => scope.modules.push(found(&scope.modules, index, MODULE)?),
+                    ComponentExternalKind::Component => {
+                        scope.components.push(found(&scope.components, index, COMPONENT)?)
+                    }
                     _ => {}
                 }
             }
@@ -243,7 +252,7 @@ fn follow(payload: &Payload<'_>, scopes: &mut [Scope]) -> Result<(), ShapeError>
         Payload::InstanceSection(instances) => {
             for instance in instances.clone() {
                 if let (Instance::Instantiate { module_index, .. }, Some(scope)) = (instance?, scopes.last_mut()) {
-                    let module = scope.modules.get(module_index as usize).copied().unwrap_or_default();
+                    let module = found(&scope.modules, module_index as usize, MODULE)?;
                     scope.instantiated.add(&module);
                     scope.instantiated.check()?;
                 }
@@ -254,7 +263,7 @@ fn follow(payload: &Payload<'_>, scopes: &mut [Scope]) -> Result<(), ShapeError>
                 if let (ComponentInstance::Instantiate { component_index, .. }, Some(scope)) =
                     (instance?, scopes.last_mut())
                 {
-                    let component = scope.components.get(component_index as usize).copied().unwrap_or_default();
+                    let component = found(&scope.components, component_index as usize, COMPONENT)?;
                     scope.instantiated.add(&component);
                     scope.instantiated.check()?;
                 }
@@ -265,30 +274,36 @@ fn follow(payload: &Payload<'_>, scopes: &mut [Scope]) -> Result<(), ShapeError>
     Ok(())
 }
 
-/// Adds what an alias names to the innermost component.
-fn alias_of(alias: &ComponentAlias<'_>, scopes: &mut [Scope]) {
-    let (module, component) = match alias {
-        ComponentAlias::Outer { kind, count, index } => {
-            let outer = scopes.len().checked_sub(1 + *count as usize).and_then(|outer| scopes.get(outer));
-            let index = *index as usize;
-            match kind {
-                ComponentOuterAliasKind::CoreModule => (outer.and_then(|outer| outer.modules.get(index)), None),
-                ComponentOuterAliasKind::Component => (None, outer.and_then(|outer| outer.components.get(index))),
-                _ => return,
-            }
-        }
-        // What a component instance exports was defined before it: it is no larger than the largest.
+/// Adds what an alias names to the innermost component. What comes out of an instance may be anything that was ever put
+/// into it, so modules and components do not.
+fn alias_of(alias: &ComponentAlias<'_>, scopes: &mut [Scope]) -> Result<(), ShapeError> {
+    let (kind, count, index) = match alias {
+        ComponentAlias::Outer { kind, count, index } => (kind, *count as usize, *index as usize),
         ComponentAlias::InstanceExport { kind: ComponentExternalKind::Module, .. } => {
-            (scopes.iter().flat_map(|scope| &scope.modules).max_by_key(|parts| parts.instance_bytes()), None)
+            return Err(ShapeError::Exports(MODULE));
         }
         ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => {
-            (None, scopes.iter().flat_map(|scope| &scope.components).max_by_key(|parts| parts.instance_bytes()))
+            return Err(ShapeError::Exports(COMPONENT));
         }
-        _ => return,
+        _ => return Ok(()),
     };
-    let (module, component) = (module.copied(), component.copied());
-    if let Some(scope) = scopes.last_mut() {
-        scope.modules.extend(module);
-        scope.components.extend(component);
+    let outer = scopes.len().checked_sub(1 + count).and_then(|outer| scopes.get(outer));
+    let (modules, components) = outer.map(|outer| (&*outer.modules, &*outer.components)).unwrap_or_default();
+    match kind {
+        ComponentOuterAliasKind::CoreModule => {
+            let module = found(modules, index, MODULE)?;
+            scopes.iter_mut().next_back().into_iter().for_each(|scope| scope.modules.push(module));
+        }
+        ComponentOuterAliasKind::Component => {
+            let component = found(components, index, COMPONENT)?;
+            scopes.iter_mut().next_back().into_iter().for_each(|scope| scope.components.push(component));
+        }
+        _ => {}
     }
+    Ok(())
+}
+
+/// The parts at an index. No index is ever taken for an empty one.
+fn found(all: &[Parts], index: usize, what: &'static str) -> Result<Parts, ShapeError> {
+    all.get(index).copied().ok_or(ShapeError::Missing(what))
 }

@@ -67,6 +67,11 @@ impl BudgetShare {
         self.charge.add(bytes);
     }
 
+    /// Takes some of its bytes out, as a share of their own.
+    pub fn split(&mut self, bytes: usize) -> Self {
+        Self { budget: Arc::clone(&self.budget), charge: self.charge.split(bytes) }
+    }
+
     /// Gives back what the share has over `bytes` bytes.
     pub fn shrink_to(&mut self, bytes: usize) {
         let over = self.bytes().saturating_sub(bytes);

@@ -21,8 +21,10 @@ pub struct ClientLimits {
     pub max_message: AtomicUsize,
     /// The tenant's account, for what waits for its clients' sockets.
     pub account: Arc<Account>,
-    /// The memory for messages that wait for the handler, what that wants done, and replies that wait for sockets.
+    /// The memory for messages that wait for the handler and replies that wait for sockets.
     pub budget: Arc<Budget>,
+    /// The memory for what handlers want done, and the shards have not done yet.
+    pub actions: Arc<Budget>,
     /// How many clients the whole host has.
     pub total: Arc<AtomicUsize>,
     /// How many clients the tenant has, and how many it may have.
@@ -51,6 +53,7 @@ impl ClientLimits {
             metrics,
             max_message: AtomicUsize::default(),
             budget: Budget::new(0, Arc::clone(&account)),
+            actions: Budget::new(0, Arc::clone(&account)),
             account,
             total,
             clients: AtomicUsize::new(0),
@@ -69,6 +72,7 @@ impl ClientLimits {
         self.max_message.store(limits.client_message, Ordering::Relaxed);
         self.max_clients.store(limits.clients, Ordering::Relaxed);
         self.budget.set_max(limits.client_backlog);
+        self.actions.set_max(limits.client_backlog);
         self.send_limits.set(limits);
     }
 

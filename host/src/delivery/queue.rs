@@ -22,7 +22,7 @@ pub enum ShardCommand {
         client: ClientId,
         client_limits: Arc<ClientLimits>,
         steps: Vec<Step>,
-        /// The steps' own share of the tenant's budget. `None`: there was no room, and they say so.
+        /// Their share of the tenant's budget. `None`: they are few.
         share: Option<BudgetShare>,
     },
     /// A tenant is gone: close its clients.

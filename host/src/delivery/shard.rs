@@ -28,7 +28,7 @@ pub use crate::delivery::shard::deadlines::Due;
 use crate::{
     channel::{Channel, Format, Reader, Start},
     delivery::{
-        ClientId, ClientLimits, Connected,
+        BudgetShare, ClientId, ClientLimits, Connected,
         end::End,
         queue::{Queue, ShardCommand, Step},
         shard::{deadlines::Deadlines, row::Row, view::View},
@@ -153,10 +153,15 @@ impl Shards {
     }
 
     /// Takes steps with a client of this tenant, in the order of the calls. A client that is gone is left alone.
-    pub fn take_steps(&self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
+    /// `share`: what they take of the tenant's budget while they wait, besides replies, which have shares of their own.
+    pub fn take_steps(
+        &self,
+        client: ClientId,
+        client_limits: &Arc<ClientLimits>,
+        steps: Vec<Step>,
+        share: Option<BudgetShare>,
+    ) {
         if let Some(queue) = self.queues.get(client.shard()) {
-            let share = client_limits.budget.take_alone(steps.iter().map(Step::size).sum());
-            let steps = if share.is_some() { steps } else { vec![Step::Overflow] };
             queue.push(ShardCommand::TakeSteps { client, client_limits: Arc::clone(client_limits), steps, share });
         }
     }

@@ -148,7 +148,7 @@ impl CentrifugeSession {
 
     fn send_steps(&self, steps: Vec<Step>) {
         if !steps.is_empty() {
-            self.tenant.shards.take_steps(self.id, &self.tenant.client_limits, steps);
+            self.tenant.shards.take_steps(self.id, &self.tenant.client_limits, steps, None);
         }
     }
 

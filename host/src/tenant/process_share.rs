@@ -14,23 +14,34 @@ use crate::sync::Mutex;
 
 /// The kernel's default number of mappings (`vm.max_map_count`), for systems that do not say theirs.
 const MAPPINGS: usize = 65_530;
-/// Mappings and files that the host keeps for itself: an eighth.
-const OWN_PART: usize = 8;
-/// A tenant may have a quarter of what the others leave. It is more than any tenant needs within its other limits.
+/// Mappings that the host keeps for itself: an eighth. Files that guests may have: an eighth, since clients need them.
+const PART: usize = 8;
+/// A tenant may have a quarter of what guests may have.
 const TENANT_PART: usize = 4;
+/// Files that are noted before those that are closed are looked for the first time.
+const FIRST_LOOK: usize = 64;
 
 /// The process's mappings and files that guests may have.
 pub struct ProcessLimits {
     mappings: usize,
     mappings_used: AtomicUsize,
     files: usize,
+    files_noted: AtomicUsize,
 }
 
 /// A tenant's share.
 pub struct ProcessShare {
     limits: Arc<ProcessLimits>,
     mappings_used: Arc<AtomicUsize>,
-    files: Mutex<Vec<Weak<File>>>,
+    files: Mutex<NotedFiles>,
+}
+
+/// Files that guests have opened. Those that are closed are forgotten now and then.
+#[derive(Default)]
+struct NotedFiles {
+    files: Vec<Weak<File>>,
+    /// How many there may be before closed ones are looked for.
+    look_at: usize,
 }
 
 /// Mappings of one instance, given back when this is dropped.
@@ -49,8 +60,12 @@ impl ProcessLimits {
     }
 
     fn new(mappings: usize, files: usize) -> Self {
-        let guests = |all: usize| all - all / OWN_PART;
-        Self { mappings: guests(mappings), mappings_used: AtomicUsize::new(0), files: guests(files) }
+        Self {
+            mappings: mappings - mappings / PART,
+            mappings_used: AtomicUsize::new(0),
+            files: files / PART,
+            files_noted: AtomicUsize::new(0),
+        }
     }
 
     pub fn share(self: &Arc<Self>) -> ProcessShare {
@@ -68,18 +83,36 @@ impl ProcessShare {
         (own <= self.limits.mappings / TENANT_PART && all <= self.limits.mappings).then_some(share)
     }
 
-    /// Notes a file that a guest has opened. `false`: the tenant has as many open as it may.
-    pub fn opened(&self, file: &Arc<File>) -> bool {
-        let most = self.limits.files / TENANT_PART;
-        let mut files = self.files.lock();
-        if files.len() >= most {
-            files.retain(|file| file.strong_count() > 0);
+    /// Whether the next instance with a few memories may have no mappings.
+    pub fn lacks_mappings(&self) -> bool {
+        let most = self.limits.mappings / TENANT_PART;
+        self.mappings_used.load(Ordering::Relaxed) > most - most / PART
+    }
+
+    /// Whether a guest may open another file.
+    pub fn has_room_for_file(&self) -> bool {
+        let (own, all) = (self.limits.files / TENANT_PART, self.limits.files);
+        let mut noted = self.files.lock();
+        let count = noted.files.len();
+        let is_full = |count| count >= own || self.limits.files_noted.load(Ordering::Relaxed) >= all;
+        if is_full(count) || count >= noted.look_at {
+            noted.files.retain(|file| file.strong_count() > 0);
+            self.limits.files_noted.fetch_sub(count - noted.files.len(), Ordering::Relaxed);
+            noted.look_at = FIRST_LOOK.max(2 * noted.files.len());
         }
-        let fits = files.len() < most;
-        if fits {
-            files.push(Arc::downgrade(file));
-        }
-        fits
+        !is_full(noted.files.len())
+    }
+
+    /// Notes a file that a guest has opened.
+    pub fn opened(&self, file: &Arc<File>) {
+        self.files.lock().files.push(Arc::downgrade(file));
+        self.limits.files_noted.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for ProcessShare {
+    fn drop(&mut self) {
+        self.limits.files_noted.fetch_sub(self.files.lock().files.len(), Ordering::Relaxed);
     }
 }
 
@@ -111,12 +144,26 @@ mod tests {
 
     #[test]
     fn files_that_are_closed_make_room_for_others() {
-        let share = Arc::new(ProcessLimits::new(80, 80)).share();
-        let open = || Arc::new(File::open("/dev/null").unwrap());
-        let mut files: Vec<_> = (0..17).map(|_| open()).collect();
-        assert!(files.iter().all(|file| share.opened(file)));
-        assert!(!share.opened(&open()));
+        let limits = Arc::new(ProcessLimits::new(80, 640));
+        let (share, other) = (limits.share(), limits.share());
+        let open = |share: &ProcessShare| {
+            let file = Arc::new(File::open("/dev/null").unwrap());
+            share.has_room_for_file().then(|| share.opened(&file)).map(|()| file)
+        };
+        let mut files: Vec<_> = (0..20).map(|_| open(&share).unwrap()).collect();
+        assert!(open(&share).is_none());
         files.pop();
-        assert!(share.opened(&open()));
+        files.push(open(&share).unwrap());
+        assert!(open(&share).is_none());
+        // However many are opened and closed, few are noted.
+        (0..10_000).for_each(|_| drop(open(&other).unwrap()));
+        assert!(other.files.lock().files.len() <= 20);
+        drop(other);
+        let more: Vec<_> = (0..4).map(|_| limits.share()).collect();
+        let held: Vec<_> = more.iter().take(3).flat_map(|share| (0..20).map(|_| open(share).unwrap())).collect();
+        let last = more.last().unwrap();
+        assert!(open(last).is_none(), "all together have as many as they may");
+        drop((held, files, share));
+        assert!(open(last).is_some());
     }
 }

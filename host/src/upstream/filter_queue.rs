@@ -19,8 +19,9 @@ use crate::{
 const QUEUE_BYTES: usize = 64 << 20;
 /// Bytes that a queued frame takes besides its payload.
 const FRAME_OVERHEAD: usize = 64;
-/// Time between two tries when the tenant's memory is full.
+/// Time between two tries when the tenant's memory is full, and how many there are.
 const MEMORY_PAUSE: Duration = Duration::from_millis(100);
+const MEMORY_TRIES: u32 = 20;
 /// The most bursts that wait. The bytes usually bound them sooner.
 const QUEUE_BURSTS: usize = 4096;
 
@@ -72,19 +73,26 @@ impl FilterQueue {
         answered.await.ok().flatten()
     }
 
-    /// Passes a burst on. Waits while the queue, or the tenant's memory, is full: the partner waits, too.
-    pub async fn frames(&self, burst: Vec<Frame>) {
+    /// Passes a burst on. Waits while the queue is full, and for a while if the tenant's memory is: the partner waits,
+    /// too. `false`: there is no memory for the burst, which is lost.
+    pub async fn frames(&self, burst: Vec<Frame>) -> bool {
         let bytes: usize = burst.iter().map(|frame| frame.bytes.len() + FRAME_OVERHEAD).sum();
         let permits = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         if let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(permits).await {
             let mut charge = Charge::new(&self.account, Part::Queues);
+            let mut tries = MEMORY_TRIES;
             while !charge.grow(bytes).await {
+                tries -= 1;
+                if tries == 0 {
+                    return false;
+                }
                 sleep(MEMORY_PAUSE).await;
             }
             self.waiting.inc_by(signed(burst.len()));
             self.send(FilterEvent::Frames(burst, QueueRoom { permit, charge })).await;
         }
+        true
     }
 
     /// Tells the filter that the connection is lost.

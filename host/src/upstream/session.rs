@@ -65,6 +65,8 @@ pub enum Lost {
     Stuck,
     #[error("the filter's on-open failed")]
     Filter,
+    #[error("the tenant's memory is full")]
+    Memory,
     #[error("the relay is shutting down")]
     Stopped,
     #[error("no client needs it")]
@@ -81,6 +83,7 @@ impl Lost {
             Self::Idle(_) => "idle",
             Self::Stuck => "timeout",
             Self::Filter => "filter",
+            Self::Memory => "memory",
             Self::Stopped => "shutdown",
             Self::Unneeded => "unneeded",
             Self::Socket(error) => reason(error),
@@ -151,7 +154,11 @@ impl Session<'_> {
             if !burst.is_empty() {
                 metrics.messages.inc_by(burst.len() as u64);
                 metrics.bytes.inc_by(burst.iter().map(|frame| frame.bytes.len() as u64).sum());
-                sink.accept(burst).await;
+                // From here on the burst is the queue's, or the channel's.
+                silence.last_read.messages_taken();
+                if !sink.accept(burst).await {
+                    return Err(Lost::Memory);
+                }
             }
             // What the partner sent while this waited for the filter is yet to be read.
             silence.last_read.messages_taken();
@@ -214,6 +221,7 @@ async fn farewell(socket: &mut PartnerSocket, lost: &Lost) {
         Lost::Closed(_) | Lost::Unneeded => CloseCode::Normal,
         Lost::Stopped => CloseCode::Away,
         Lost::Filter => CloseCode::Error,
+        Lost::Memory => CloseCode::Again,
         Lost::Socket(tungstenite::Error::Capacity(_)) => CloseCode::Size,
         Lost::Socket(tungstenite::Error::Protocol(_)) => CloseCode::Protocol,
         Lost::Socket(tungstenite::Error::Utf8(_)) => CloseCode::Invalid,

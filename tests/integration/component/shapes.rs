@@ -41,6 +41,12 @@ fn components() -> Vec<(&'static str, String)> {
     let outer = "(core module $m (memory 1)) (component $c (alias outer 1 $m (core module $n)) \
          (core instance (instantiate $n))) "
         .to_owned();
+    let exported = "(component $c (core module $m (memory 1)) (export \"m\" (core module $m)))
+         (instance $i (instantiate $c)) (alias export $i \"m\" (core module $n))"
+        .to_owned();
+    let taken = "(component $c (component $d) (export \"d\" (component $d)))
+         (instance $i (instantiate $c)) (alias export $i \"d\" (component $e))"
+        .to_owned();
     vec![
         // 8 in each of 8 in each of 8.
         ("instances of core modules", nest(nest(module, 8), 8)),
@@ -49,6 +55,8 @@ fn components() -> Vec<(&'static str, String)> {
         ("components", "(component)".repeat(300)),
         ("bytes of types", "(type (tuple u8 u8 u8 u8 u8 u8 u8 u8))".repeat(60_000)),
         ("imports a core module", "(component (import \"m\" (core module)))".to_owned()),
+        ("takes a core module out of an instance", exported.clone() + &"(core instance (instantiate $n))".repeat(60)),
+        ("takes a component out of an instance", taken),
         ("imports a component", "(component (import \"c\" (component)))".to_owned()),
     ]
 }
@@ -67,7 +75,7 @@ async fn each_is_refused_by_what_it_has_too_much_of() {
         let output = run(&["component".as_ref(), "check".as_ref(), file.as_os_str()]).await;
         let said = shown(&output);
         assert_eq!(output.status.code(), Some(2), "{part}: {said}");
-        let limit = part.starts_with("imports") || said.contains("the most accepted is");
+        let limit = part.starts_with("imports") || part.starts_with("takes") || said.contains("the most accepted is");
         assert!(limit && said.contains(part), "{part}: {said}");
     }
 }
@@ -126,6 +134,7 @@ fn allowed() -> Vec<(&'static str, String, u32)> {
 #[tokio::test]
 async fn no_shape_takes_more_than_is_charged() {
     const INSTANCES: usize = 6;
+    const CODE_MAPPINGS: usize = 20;
     /// What the allocator keeps, and the pages that others touch meanwhile.
     const SLACK: f64 = 3.0 * (1 << 20) as f64;
     let folder = Folder::new("");
@@ -147,7 +156,7 @@ async fn no_shape_takes_more_than_is_charged() {
     busy("plain").await;
     let (modules, mut under) = (allowed(), Vec::new());
     for (nth, (what, module, times)) in modules.iter().enumerate() {
-        let (name, before) = (format!("t{nth}"), relay.resident_memory());
+        let (name, before, mappings) = (format!("t{nth}"), relay.resident_memory(), relay.mappings());
         let file = format!("tenants/{name}/client.wasm");
         relay.folder().write(&file, with_module(&code, module, *times));
         let manifest = format!("name = \"{name}\"\n[components]\nclient = \"client.wasm\"\n{limits}");
@@ -167,6 +176,9 @@ async fn no_shape_takes_more_than_is_charged() {
         if grown > charged + SLACK {
             under.push(what);
         }
+        let (grown, memories) = (relay.mappings() - mappings, 1 + module.matches("(memory").count() * *times as usize);
+        // As `component/shape` has it, and the mappings of the code.
+        assert!(grown <= CODE_MAPPINGS + INSTANCES * (4 + 5 * memories), "{what}: {grown} mappings");
     }
     assert!(under.is_empty(), "more is resident than charged for {under:?}");
 }

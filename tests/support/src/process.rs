@@ -148,6 +148,11 @@ impl Process {
         self.memory("VmRSS:")
     }
 
+    /// How many memory mappings the process has now.
+    pub fn mappings(&self) -> usize {
+        std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap().lines().count()
+    }
+
     fn memory(&self, name: &str) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

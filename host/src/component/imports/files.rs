@@ -100,6 +100,7 @@ async fn open(
     if perms.write_not_permitted() && mode.contains(OpenMode::WRITE) {
         return Err(ErrorCode::NotPermitted.into());
     }
+    check_room(store.data())?;
     let opened = spawn_blocking(move || {
         let file = open_beneath(folder.dir.as_fd(), &path, how)?;
         let is_folder = file.metadata()?.is_dir();
@@ -115,7 +116,7 @@ async fn open(
         let file = Arc::clone(&opened.file);
         (Descriptor::File(opened), file)
     };
-    count(store.data(), &file)?;
+    store.data().tenant().process.opened(&file);
     Ok(store.data_mut().table().push(descriptor)?)
 }
 
@@ -158,9 +159,10 @@ async fn read_directory(
     let folder = folder_of(store.data_mut().table(), &folder)?;
     // A handle of its own, whose position is the listing's.
     let how = How { flags: OFlags::RDONLY | OFlags::DIRECTORY, mode: Mode::empty() };
+    check_room(store.data())?;
     let opened = spawn_blocking(move || open_beneath(folder.dir.as_fd(), ".".as_ref(), how));
     let folder = Arc::new(opened.await.map_err(error_code)?);
-    count(store.data(), &folder)?;
+    store.data().tenant().process.opened(&folder);
     let charge = Charge::take(&store.data().tenant().account, Part::Listings, LISTING);
     let charge = charge.ok_or(ErrorCode::InsufficientMemory)?;
     let listing = Listing { folder, entries: VecDeque::new(), is_read: false, _charge: charge };
@@ -231,9 +233,9 @@ fn folder_of(table: &mut ResourceTable, folder: &Resource<Descriptor>) -> FsResu
     }
 }
 
-/// Counts an open file as one of the tenant's.
-fn count(host: &Host, file: &Arc<File>) -> FsResult<()> {
-    if host.tenant().process.opened(file) {
+/// Checks that the tenant may have another file open, before it is opened: a file must not be made or emptied in vain.
+fn check_room(host: &Host) -> FsResult<()> {
+    if host.tenant().process.has_room_for_file() {
         return Ok(());
     }
     host.tenant().metrics.limited("open-files", 1);

@@ -40,7 +40,7 @@ use crate::{
             pool::{Pool, Slot},
         },
     },
-    delivery::{ClientId, Step},
+    delivery::{BudgetShare, ClientId, Step},
     metrics::{Blame, GuestMetrics},
     tenant::Tenant,
 };
@@ -205,8 +205,8 @@ impl Handler {
     }
 
     /// Sends steps to the client's shard.
-    fn take_steps(&self, client: ClientId, steps: Vec<Step>) {
-        self.tenant.shards.take_steps(client, &self.tenant.client_limits, steps);
+    fn take_steps(&self, client: ClientId, steps: Vec<Step>, share: Option<BudgetShare>) {
+        self.tenant.shards.take_steps(client, &self.tenant.client_limits, steps, share);
     }
 
     /// Asks whether a client is to be let in. A client that is let in when nobody waits for the answer any more leaves

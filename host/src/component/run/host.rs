@@ -125,7 +125,10 @@ pub async fn store(
 ) -> Result<Store<Host>, Broken> {
     let account = &guest.tenant.account;
     let mut charge = Charge::new(account, Part::Instances);
-    let mappings = guest.tenant.process.mappings(shape.mappings()).ok_or(Broken::Mappings)?;
+    let Some(mappings) = guest.tenant.process.mappings(shape.mappings()) else {
+        guest.tenant.places.crowd();
+        return Err(Broken::Mappings);
+    };
     if !charge.grow(shape.instance_bytes()).await {
         // Idle instances of the tenant go, for the next try.
         guest.tenant.places.crowd();
@@ -215,14 +218,33 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
 
 #[async_trait]
 impl ResourceLimiterAsync for InstanceLimits {
-    async fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+    async fn memory_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> Result<bool> {
+        // What the memory's own maximum forbids is not taken.
+        if most.is_some_and(|most| desired > most) {
+            return Ok(false);
+        }
         let within = grow(&mut self.memory, current, desired);
-        Ok(self.answer(within, "memory") && self.charge(desired.saturating_sub(current)).await)
+        let more = desired.saturating_sub(current);
+        if !self.answer(within, "memory") {
+            return Ok(false);
+        }
+        let charged = self.charge(more).await;
+        self.memory += if charged { 0 } else { more };
+        Ok(charged)
     }
 
-    async fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+    async fn table_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> Result<bool> {
+        if most.is_some_and(|most| desired > most) {
+            return Ok(false);
+        }
         let within = grow(&mut self.table, current, desired);
-        Ok(self.answer(within, "tables") && self.charge(desired.saturating_sub(current) * TABLE_ENTRY).await)
+        let more = desired.saturating_sub(current);
+        if !self.answer(within, "tables") {
+            return Ok(false);
+        }
+        let charged = self.charge(more * TABLE_ENTRY).await;
+        self.table += if charged { 0 } else { more };
+        Ok(charged)
     }
 
     fn instances(&self) -> usize {

@@ -93,10 +93,11 @@ impl<R: Role> Pool<R> {
     }
 
     /// Takes out the instances that have been idle for a while, for the caller to drop. While others wait for a place,
-    /// or the tenant's memory is nearly full, takes out all idle ones.
+    /// or the tenant's memory or mappings are nearly used up, takes out all idle ones.
     pub fn rest(&self) -> Vec<impl Send + use<R>> {
         let tenant = &self.guest.tenant;
-        let waited_for = tenant.places.are_waited_for() || tenant.account.is_nearly_full();
+        let waited_for =
+            tenant.places.are_waited_for() || tenant.account.is_nearly_full() || tenant.process.lacks_mappings();
         let idle = if waited_for { Duration::ZERO } else { self.guest.version.limits.instance_idle };
         let mut kept = self.idle();
         let Some(instances) = kept.as_mut() else { return Vec::new() };

@@ -47,6 +47,9 @@ impl Shard {
         self.unsubscribe(slot);
         let Some(row) = self.rows.get_mut(slot) else { return };
         row.flags |= flag::CLOSING;
+        // What else it sends does not count.
+        let extra = row.extra();
+        (extra.partial, extra.assembly) = Default::default();
         // A client that takes no bytes has as much time as any client that is behind.
         let time = if row.is(flag::BEHIND) { self.timing.stall_timeout.max(CLOSE_TIMEOUT) } else { CLOSE_TIMEOUT };
         row.extra().close_by = self.now.wrapping_add(millis(time));
@@ -119,7 +122,7 @@ impl Shard {
         for slot in std::mem::take(&mut self.closing) {
             let Some(row) = self.rows.get(slot).filter(|row| row.is(flag::CLOSING)) else { continue };
             let close_by = row.extra.as_ref().map_or(self.now, |extra| extra.close_by);
-            if self.now.wrapping_sub(close_by) < u32::MAX / 2 {
+            if self.now.wrapping_sub(close_by) < u32::MAX / 2 || row.pins_too_much() {
                 self.remove(slot, "client");
             } else {
                 self.closing.push(slot);
@@ -139,7 +142,7 @@ impl Shard {
         if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) {
             return self.remove(slot, "stalled");
         }
-        if row.pins_too_much() {
+        if row.is(flag::BEHIND) && row.pins_too_much() {
             row.client.client_limits().metrics.limited(account::LIMIT, 1);
             return self.remove(slot, "memory");
         }

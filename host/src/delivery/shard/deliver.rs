@@ -39,6 +39,7 @@ impl Shard {
         let oldest = view.log.oldest_seq();
         let mut delivered = 0;
         let (mut held, mut lagged, mut gaps, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut full = Vec::new();
         for &Subscriber { slot, nth } in &view.subscribers {
             let Some(row) = self.rows.get_mut(slot as usize) else { continue };
             let Some(cursor) = row.cursors.as_slice().get(usize::from(nth)) else { continue };
@@ -49,6 +50,11 @@ impl Shard {
             } else if !row.is(flag::BEHIND) {
                 match row.advance(nth, view, self.now, &mut delivered) {
                     WriteOutcome::Done => {}
+                    // What is copied for one client is charged before the next has its turn.
+                    WriteOutcome::Blocked | WriteOutcome::Turn if !row.settle() => {
+                        row.extra = None;
+                        full.push(slot as usize);
+                    }
                     outcome @ (WriteOutcome::Blocked | WriteOutcome::Turn) => {
                         row.current = nth;
                         held.push((slot as usize, outcome));
@@ -71,6 +77,9 @@ impl Shard {
         for slot in gone {
             self.remove(slot, "io");
         }
+        for slot in full {
+            self.remove(slot, "memory");
+        }
         if let Some(view) = self.views.get_mut(view_slot) {
             view.evicted = Vec::new();
         }
@@ -82,6 +91,11 @@ impl Shard {
         if !row.is(flag::BEHIND) {
             row.flags = (row.flags | flag::BEHIND) & !flag::PINGED;
             row.timer_start = self.now;
+        }
+        // What waits for a client is its tenant's. If that does not fit, the client goes: it does not take what it is
+        // sent.
+        if !row.settle() {
+            return self.remove(slot, "memory");
         }
         if *outcome == WriteOutcome::Turn {
             self.unfinished.push(slot);
@@ -132,8 +146,9 @@ impl Shard {
             }
             _ => cursor.leave(has),
         }
-        if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
-            self.hold(slot, &WriteOutcome::Turn);
+        match self.rows.get(slot) {
+            Some(row) if row.is(flag::BEHIND) => self.settle(slot),
+            _ => self.hold(slot, &WriteOutcome::Turn),
         }
     }
 
@@ -241,8 +256,9 @@ impl Shard {
         row.flags &= !(flag::BEHIND | flag::ARMED);
         row.timer_start = self.now;
         row.tidy();
-        // It has less than before.
-        row.settle();
+        if !row.settle() {
+            return self.remove(slot, "memory");
+        }
         if row.is(flag::CLOSING) {
             self.close_sent(slot);
         } else if armed {
@@ -271,15 +287,11 @@ impl Shard {
         match row.flush(self.now) {
             WriteOutcome::Done => row.tidy(),
             WriteOutcome::Gone => self.remove(slot, "io"),
-            outcome => {
-                self.hold(slot, &outcome);
-                self.settle(slot);
-            }
+            outcome => self.hold(slot, &outcome),
         }
     }
 
-    /// Charges what waits for a client to its tenant. If that does not fit, the client is dropped: it does not take what
-    /// it is sent.
+    /// Charges what waits for a client that is behind, or drops the client.
     fn settle(&mut self, slot: usize) {
         if self.rows.get_mut(slot).is_some_and(|row| !row.settle()) {
             self.remove(slot, "memory");

@@ -94,12 +94,21 @@ impl Extra {
     fn size(&self) -> usize {
         let queued = self.out.capacity().saturating_sub(self.share.as_ref().map_or(0, BudgetShare::bytes));
         let rest = self.rest.as_ref().map_or(0, Rest::size);
-        rest + queued + self.partial.capacity() + self.assembly.capacity() + size_of_val(&*self.positions)
+        size_of::<Self>()
+            + rest
+            + queued
+            + self.partial.capacity()
+            + self.assembly.capacity()
+            + size_of_val(&*self.positions)
     }
 
-    /// Whether it keeps a chunk in memory.
+    /// Whether it keeps a chunk in memory that its channel has dropped.
     pub fn pins(&self) -> bool {
-        !self.prefaces.is_empty() || self.rest.as_ref().is_some_and(|rest| matches!(rest.piece, Piece::Shared(..)))
+        let rest = self.rest.as_ref().and_then(|rest| match &rest.piece {
+            Piece::Shared(chunk, _) => Some(chunk),
+            Piece::Own(_) => None,
+        });
+        self.prefaces.iter().map(|preface| &preface.chunk).chain(rest).any(|chunk| chunk.is_pinned())
     }
 
     fn is_empty(&self) -> bool {

@@ -52,9 +52,9 @@ async fn a_large_folder_is_listed_to_its_end_and_kinds_of_entries_are_known() {
 
 #[tokio::test]
 async fn a_tenant_has_a_share_of_the_files_that_the_process_may_open() {
-    const FILES: u32 = 400;
-    // A quarter of seven eighths.
-    const SHARE: u64 = 87;
+    const FILES: u32 = 3_200;
+    // A quarter of an eighth.
+    const SHARE: u64 = 100;
     let more = format!("{READS}[limits]\ninstance-idle = \"100ms\"");
     let place = tenant(tenant(folder(""), "t", &more), "u", &more);
     for name in ["t", "u"] {

@@ -13,7 +13,7 @@ use crate::{
         imports::channels::{closing, from_guest, publish_all},
         roles::client::{ClientSession, Guest, Handler, Meaning},
     },
-    delivery::{Follow, NotifyBy, Step, StepList},
+    delivery::{BudgetShare, Follow, NotifyBy, Step, StepList},
     metrics::Blame,
     upstream::SendError,
 };
@@ -55,15 +55,15 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         guest.metrics.failed(Blame::GuestBroke, "actions");
         guest.log(|| tracing::warn!(actions = actions.len(), most = MAX_ACTIONS, "a handler's actions are cut off"));
     }
-    let budget = &guest.tenant.client_limits.budget;
+    let client_limits = &guest.tenant.client_limits;
     // They may wait for the shard, and so may those of many other clients.
-    let Some(mut share) = budget.take_alone(actions.iter().map(size).sum()) else {
+    let Some(share) = client_limits.actions.take_alone(actions.iter().map(size).sum()) else {
         guest.metrics.failed(Blame::HostFailed, "backlog");
-        guest.tenant.metrics.limited("client-backlog", 1);
-        return handler.take_steps(session.id, vec![Step::Overflow]);
+        // It counts as a refusal when the client is closed for it.
+        return handler.take_steps(session.id, vec![Step::Overflow], None);
     };
-    let steps = StepList::new(budget);
-    let mut plan = Plan { handler, guest, session, asked, steps, publications: Vec::new() };
+    let steps = StepList::new(&client_limits.budget);
+    let mut plan = Plan { handler, guest, session, asked, steps, share, publications: Vec::new() };
     for action in actions.into_iter().take(MAX_ACTIONS) {
         // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
         // done. The other way round the shard's queue keeps the order.
@@ -72,8 +72,11 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         } else {
             plan.publish().await;
         }
-        // What it becomes has a share of its own.
-        share.shrink_to(share.bytes() - size(&action));
+        // What becomes a step keeps its share until that is done. Replies have shares of their own, and publications
+        // and frames for upstreams are charged where they go.
+        if !matches!(action, Action::Subscribe(_) | Action::Unsubscribe(_) | Action::Disconnect(_)) {
+            plan.share.shrink_to(plan.share.bytes().saturating_sub(size(&action)));
+        }
         plan.add(action).await;
     }
     plan.publish().await;
@@ -97,7 +100,7 @@ fn size(action: &Action) -> usize {
         Action::Subscribe(channel) | Action::Unsubscribe(channel) => channel.len(),
         Action::Disconnect(close) => close.reason.len(),
     };
-    size_of::<Action>() + more
+    size_of::<Action>() + size_of::<Step>() + more
 }
 
 /// The actions that are yet to be carried out: either steps for the shard or publications.
@@ -108,6 +111,8 @@ struct Plan<'a> {
     /// The reply that is still due.
     asked: ReplyMode,
     steps: StepList,
+    /// What the actions take of the tenant's budget.
+    share: BudgetShare,
     publications: Vec<Publication>,
 }
 
@@ -199,7 +204,8 @@ impl Plan<'_> {
     fn send_steps(&mut self) {
         let steps = self.steps.take();
         if !steps.is_empty() {
-            self.handler.take_steps(self.session.id, steps);
+            let share = self.share.split(steps.iter().map(Step::size).sum());
+            self.handler.take_steps(self.session.id, steps, Some(share));
         }
     }
 
@@ -209,7 +215,8 @@ impl Plan<'_> {
         if !steps.is_empty() {
             let (done, waits) = oneshot::channel();
             steps.push(Step::ReportDone(done));
-            self.handler.take_steps(self.session.id, steps);
+            let share = self.share.split(steps.iter().map(Step::size).sum());
+            self.handler.take_steps(self.session.id, steps, Some(share));
             // An error means that the client is gone.
             let _ = waits.await;
         }

@@ -69,7 +69,7 @@ impl ClientSession {
                 self.handler.metrics.lost.inc();
                 let mut out = Vec::new();
                 raw::error(centrifuge::Error::Internal.code(), "the message could not be handled", &mut out);
-                self.handler.take_steps(self.id, vec![Step::Send(out, share)]);
+                self.handler.take_steps(self.id, vec![Step::Send(out, share)], None);
             }
         }
     }
