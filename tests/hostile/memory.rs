@@ -1,4 +1,4 @@
-//! What a tenant can make the host keep for it: within its `memory-total`, which is 1 GiB unless its manifest says less.
+//! What a tenant can make the host keep for it: no more than its `memory-total`, which is 1 GiB by default.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -44,8 +44,9 @@ async fn globals_and_segments_of_many_instances() {
     instances_with(&format!("(func) {}", "(elem func 0)".repeat(100_000))).await;
 }
 
-/// Returns 9,001 actions that keep the shard busy and have 6 MiB: to follow a channel, to leave it, and to leave another
-/// with a name of 2 KiB, again and again. The last one publishes, and must wait until the shard has done the others.
+/// Returns 9,001 actions that keep the shard busy and have 6 MiB: to follow a channel, to leave it, and to leave
+/// another with a name of 2 KiB, again and again. The last one publishes, and must wait until the shard has done the
+/// others.
 const MANY_ACTIONS: &str = "(local $at i32)
     (if (i32.lt_u (memory.size) (i32.const 24)) (then (drop (memory.grow (i32.const 8)))))
     (local.set $at (i32.const 0x110000))

@@ -110,9 +110,9 @@ impl Scene {
         panic!("99th percentile during the attack to that without, each time over {WITHIN} times: {seen:?}");
     }
 
-    /// Checks that the relay's memory stays within what this many tenants may have, that `attack` takes no more from the
-    /// neighbour than time, and that the neighbour loses nothing. `total`: the `memory-total` of each. Prints the
-    /// memory, and the neighbour's latencies before the attack and during it.
+    /// Checks that the relay's memory stays within what this many tenants may have, and that the neighbour loses
+    /// nothing. `total`: what each may have. Prints the memory, and the neighbour's latencies before the attack and
+    /// during it.
     pub async fn memory_within(&mut self, total: usize, tenants: usize, attack: impl Future<Output = ()>) {
         let idle = self.relay.resident_memory();
         let before = self.latencies(sleep(WINDOW)).await;

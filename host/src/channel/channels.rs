@@ -278,8 +278,8 @@ impl Channels {
     }
 }
 
-/// The logs let go when the tenant needs their memory elsewhere, and when formats that clients need make them too large:
-/// the largest first, and in the end also the newest chunks.
+/// The logs let go when the tenant needs their memory elsewhere, and when formats that clients need make them too
+/// large: the largest first, and in the end also the newest chunks.
 impl Reserve for Channels {
     fn let_go(&self, bytes: usize) {
         self.sweep(&mut self.open.lock());

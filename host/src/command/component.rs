@@ -74,8 +74,9 @@ fn check(path: &Path) -> Result<(), Failure> {
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
     let roles = shown_roles(report);
     announce(&format!(
-        "component: {}\nsize:      {size} bytes\nmemory:    code {} KiB, an instance {} KiB besides its linear memory\nroles:     {}\n\
-         imports:   {}\nmay ask:   {}",
+        "component: {}\nsize:      {size} bytes\n\
+         memory:    code {} KiB, an instance {} KiB besides its linear memory\n\
+         roles:     {}\nimports:   {}\nmay ask:   {}",
         path.display(),
         loaded.bytes().div_ceil(1 << 10),
         loaded.shape().instance_bytes().div_ceil(1 << 10),

@@ -1,5 +1,5 @@
-//! Limits the memory that waits for a tenant's clients: messages for its handler, what that wants done, replies for slow
-//! sockets.
+//! Limits the memory that waits for a tenant's clients: messages for its handler, what that wants done, replies for
+//! slow sockets.
 
 use std::sync::{
     Arc,

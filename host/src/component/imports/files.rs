@@ -1,9 +1,9 @@
 //! Files and folders that guests open beneath what they are granted.
 //!
 //! wasmtime's own `open-at` waits for the other side of a pipe, on a thread that nobody gets back, and its
-//! `read-directory` keeps the whole listing of a folder in memory. The functions here take their place. What is opened is
-//! a regular file or a folder, and counts as one of the tenant's open files for as long as it is open. A listing is read
-//! part by part.
+//! `read-directory` keeps the whole listing of a folder in memory. The functions here take their place. A guest gets a
+//! regular file or a folder, which counts as one of the tenant's open files for as long as it is open. A listing is
+//! read part by part.
 
 use std::{collections::VecDeque, fs::File, io, mem::MaybeUninit, os::fd::AsFd, path::PathBuf, sync::Arc};
 
