@@ -4,10 +4,10 @@
 /// default glibc raises this to 32 MiB by itself. Then large messages are moved about as they grow, and leave holes that
 /// nobody else fits into: memory that no tenant's account has.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const OWN_MAPPING: libc::c_int = 4 << 20;
+const OWN_MAPPING: libc::c_int = 128 << 10;
 /// Bytes of free memory at the end of a heap that stay with the process.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const KEPT_FREE: libc::c_int = 16 << 20;
+const KEPT_FREE: libc::c_int = 512 << 10;
 
 /// Has large blocks of memory go back to the system when they are freed.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
