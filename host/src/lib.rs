@@ -61,6 +61,9 @@ mod feed;
 // Growing pauses with jitter between attempts.
 mod backoff;
 
+// TCP connections to one of several addresses.
+mod dial;
+
 // HTTP answers in one JSON shape.
 mod http_error;
 

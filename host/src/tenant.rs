@@ -3,13 +3,17 @@
 //! The [`Tenant`] outlives its code: it has the channels, the state, the clients and the metrics. A [`TenantVersion`]
 //! is what the manifest says now, and is replaced as a whole. Guests hold the version that their code came with.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::{
+    any::Any,
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use arc_swap::ArcSwap;
 use config::{TenantConfig, TenantLimits, grants::Grants};
 
 use crate::{
-    account::{Account, Charge, Part, Reserve},
+    account::{Account, Charge, Reserve},
     channel::Channels,
     delivery::{ClientId, ClientLimits, ClientSources, Shards, Step},
     metrics::{Metrics, TenantMetrics},
@@ -89,8 +93,24 @@ pub struct TenantVersion {
     pub limits: TenantLimits,
     /// Payloads of this many bytes and more are compressed for clients that accept it. `None`: none are.
     pub compress_above: Option<usize>,
-    /// What its code takes of the tenant's memory.
-    _code: Charge,
+    /// What its code takes of the tenant's memory, by the address of what was loaded. Versions share it.
+    pub code: CodeCharges,
+}
+
+/// The charges of code, each by the address of what was loaded.
+pub type CodeCharges = HashMap<usize, Arc<CodeCharge>>;
+
+/// What loaded code takes of a tenant's memory.
+pub struct CodeCharge {
+    _charge: Charge,
+    /// Kept, so that its address is nothing else's.
+    _loaded: Arc<dyn Any + Send + Sync>,
+}
+
+impl CodeCharge {
+    pub fn new(charge: Charge, loaded: Arc<dyn Any + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self { _charge: charge, _loaded: loaded })
+    }
 }
 
 impl Tenant {
@@ -123,7 +143,7 @@ impl Tenant {
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             requests: Requests::default(),
             metrics,
-            version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None, Charge::new(&account, Part::Code))),
+            version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None, CodeCharges::new())),
             account,
         })
     }
@@ -168,7 +188,7 @@ impl TenantVersion {
         config: &TenantConfig,
         upstreams: Vec<Arc<upstream::Handle>>,
         store: Option<Arc<Store>>,
-        code: Charge,
+        code: CodeCharges,
     ) -> Arc<Self> {
         Arc::new(Self {
             cors: config.cors.clone(),
@@ -178,7 +198,7 @@ impl TenantVersion {
             grants: Arc::clone(&config.grants),
             limits: config.limits,
             compress_above: config.compress_above,
-            _code: code,
+            code,
         })
     }
 

@@ -16,7 +16,6 @@ use config::{ScheduleConfig, TenantConfig};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
-    account::{Charge, Part},
     component::{Api, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
     memory,
     routes::{Route, Routes},
@@ -246,11 +245,8 @@ impl Tenants {
         let Before { tenant, config: before, upstreams, handler, api, jobs } = before;
         let plan = Plan::new(before.as_ref(), &config);
         let upstreams = NextUpstream::all(&plan, &config, &tenant, upstreams);
-        // The code is loaded already. Until the version before has gone, both count.
-        let mut memory = Charge::new(&tenant.account, Part::Code);
-        memory.add(code.bytes());
         let handles = upstreams.iter().map(NextUpstream::handle).collect();
-        let version = TenantVersion::new(&config, handles, store, memory);
+        let version = TenantVersion::new(&config, handles, store, code.charges(&tenant));
         tenant.reconfigure(&config, Arc::clone(&version));
         let metrics = Arc::clone(&self.host.metrics);
         let guest = |role: RoleKind, name: &Arc<str>| Guest {

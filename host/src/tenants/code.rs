@@ -8,8 +8,12 @@ use std::{
 
 use config::TenantConfig;
 
-use crate::component::{
-    ApiCode, Broken, ClientCode, Engine, FilterCode, JobCode, LoadError, LoadedCode, Role, RoleCode, RoleKind,
+use crate::{
+    account::{Charge, Part},
+    component::{
+        ApiCode, Broken, ClientCode, Engine, FilterCode, JobCode, LoadError, LoadedCode, Role, RoleCode, RoleKind,
+    },
+    tenant::{CodeCharge, CodeCharges, Tenant},
 };
 
 /// A tenant's code, checked and compiled. Nothing of it runs yet.
@@ -20,6 +24,9 @@ pub struct TenantCode {
     pub api: Option<Arc<ApiCode>>,
     pub job: Option<Arc<JobCode>>,
 }
+
+/// What was loaded, and for which role.
+type LoadedRole<'c> = (RoleKind, &'c Arc<dyn LoadedCode>);
 
 /// A component of a tenant that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +100,22 @@ impl TenantCode {
         self.loaded().values().map(|(_, loaded)| loaded.bytes()).sum()
     }
 
+    /// What the code takes of a tenant's memory. What the version before has charged for the same code is shared; other
+    /// code of that version counts until its last call has ended.
+    pub fn charges(&self, tenant: &Tenant) -> CodeCharges {
+        let before = tenant.version();
+        let charge = |(address, (_, loaded)): (usize, LoadedRole<'_>)| {
+            let charged = before.code.get(&address).cloned().unwrap_or_else(|| {
+                let mut charge = Charge::new(&tenant.account, Part::Code);
+                // It is loaded already.
+                charge.add(loaded.bytes());
+                CodeCharge::new(charge, Arc::<dyn LoadedCode>::clone(loaded))
+            });
+            (address, charged)
+        };
+        self.loaded().into_iter().map(charge).collect()
+    }
+
     /// The component that takes most of that, and one of its roles.
     fn largest(&self, config: &TenantConfig) -> Option<(PathBuf, RoleKind)> {
         let (role, _) = self.loaded().into_values().max_by_key(|(_, loaded)| loaded.bytes())?;
@@ -106,10 +129,10 @@ impl TenantCode {
     }
 
     /// What was loaded, each content once, by its address.
-    fn loaded(&self) -> HashMap<usize, (RoleKind, &dyn LoadedCode)> {
-        fn of<R: Role>(code: Option<&Arc<RoleCode<R>>>) -> Option<(usize, (RoleKind, &dyn LoadedCode))> {
+    fn loaded(&self) -> HashMap<usize, LoadedRole<'_>> {
+        fn of<R: Role>(code: Option<&Arc<RoleCode<R>>>) -> Option<(usize, LoadedRole<'_>)> {
             let loaded = &code?.loaded;
-            Some((Arc::as_ptr(loaded).addr(), (R::KIND, &**loaded)))
+            Some((Arc::as_ptr(loaded).addr(), (R::KIND, loaded)))
         }
         let all = [of(self.filter.as_ref()), of(self.client.as_ref()), of(self.api.as_ref()), of(self.job.as_ref())];
         all.into_iter().flatten().collect()

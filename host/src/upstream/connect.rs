@@ -8,7 +8,10 @@ use hyper::{
     header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
 };
 use rustls::ClientConfig;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, client_async_tls_with_config, tungstenite,
     tungstenite::{client::IntoClientRequest, protocol::WebSocketConfig},
@@ -16,7 +19,7 @@ use tokio_tungstenite::{
 
 use crate::{
     account::Account,
-    tls,
+    dial, tls,
     upstream::last_read::{LastRead, Listening},
 };
 
@@ -81,10 +84,11 @@ impl Connector {
         account: &Arc<Account>,
     ) -> Result<(PartnerSocket, LastRead), ConnectError> {
         let (address, secure) = address(&config.url);
-        let tcp = TcpStream::connect(&address)
-            .await
-            .map_err(|error| ConnectError::Tcp { address: address.clone(), error })?;
-        tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: address.clone(), error })?;
+        let tcp_error = |error| ConnectError::Tcp { address: address.clone(), error };
+        // Asked anew for each connection: partners move.
+        let addresses: Vec<_> = lookup_host(&address).await.map_err(tcp_error)?.collect();
+        let tcp = dial::connect(&addresses).await.map_err(tcp_error)?;
+        tcp.set_nodelay(true).map_err(tcp_error)?;
         let mut request = config.url.clone().into_client_request().map_err(Box::new)?;
         let headers = request.headers_mut();
         for (name, value) in &config.headers {

@@ -182,3 +182,27 @@ async fn no_shape_takes_more_than_is_charged() {
     }
     assert!(under.is_empty(), "more is resident than charged for {under:?}");
 }
+
+/// The version before may run on for long. Its code is the same, and is there once.
+#[tokio::test]
+async fn a_new_manifest_for_the_same_code_is_charged_nothing() {
+    let folder = Folder::new("");
+    folder.write("code.wasm", bomb(&[ON_MESSAGE], WAIT));
+    let code = folder.path("code.wasm");
+    let limits = "[limits]\nclient-call = \"60s\"\n";
+    let relay = Relay::serve(folder.handled("t", &code, limits)).await;
+    let charged = async || {
+        let part = [("tenant", "t"), ("part", "code")];
+        relay.metric("edge_relay_tenant_memory_bytes", &part).await
+    };
+    let before = charged().await;
+    let mut client = relay.client("/t").await;
+    client.send(Message::text("go")).await;
+    relay.metric_is("edge_relay_guest_instances", &[("tenant", "t")], 1.0).await;
+    relay.folder().append("tenants/t/tenant.toml", "log-lines-per-second = 10\n");
+    relay.signal(rustix::process::Signal::HUP);
+    let applied = [("tenant", "t"), ("outcome", "applied")];
+    relay.metric_is("edge_relay_tenant_swaps_total", &applied, 1.0).await;
+    assert!(before > 0.0);
+    assert_eq!(charged().await, before);
+}

@@ -1,6 +1,7 @@
 //! A component's code and its instances. An instance is called within a deadline, and dropped after a call that failed.
 
 use std::{
+    any::Any,
     marker::PhantomData,
     sync::Arc,
     time::{Duration, Instant},
@@ -37,7 +38,7 @@ pub trait Role: Sized + Send {
 }
 
 /// Code that was loaded, whoever has it.
-pub trait LoadedCode: Send + Sync {
+pub trait LoadedCode: Any + Send + Sync {
     fn shape(&self) -> &Shape;
 
     /// Bytes of memory that it takes.

@@ -22,6 +22,7 @@ use crate::{
         failure::{connecting, exchanging, securing},
         target::{Target, TargetHost},
     },
+    dial,
     shutdown::Stop,
 };
 
@@ -48,7 +49,7 @@ pub async fn connect(
     target: &Target,
     tls: impl FnOnce() -> Result<Arc<ClientConfig>, rustls::Error>,
 ) -> Result<Connection, RequestFailure> {
-    let stream = TcpStream::connect(addresses).await.map_err(|error| connecting(&error))?;
+    let stream = dial::connect(addresses).await.map_err(|error| connecting(&error))?;
     stream.set_nodelay(true).map_err(|error| connecting(&error))?;
     if !target.secure {
         return Ok(Connection::Plain(stream));
