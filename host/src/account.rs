@@ -1,13 +1,13 @@
 //! A tenant's account of the host's memory.
 //!
-//! Whatever the host keeps for a tenant is charged here, in one of several parts, before it is taken. A part may have a
-//! limit of its own; all of them together stay within the tenant's `memory-total`. When another part needs room, the
-//! tenant's logs let go of chunks first. A charge that does not fit is refused and counted, and whoever asked says what
-//! that means: a call fails, a client is closed, a message waits.
+//! Each part of the host charges here what it is about to keep for a tenant. A part may have a limit of its own; all of
+//! them together stay within the tenant's `memory-total`. When another part needs room, the tenant's logs let go of
+//! chunks first. A charge that does not fit is refused and counted, and the caller says what that means: a call fails, a
+//! client is closed, a message waits.
 //!
-//! A charge is a number of bytes: exact for buffers, and never less than the truth for what can only be estimated. What
-//! cannot be refused any more is added, even over the total: chunks in a format that a client needs, for which the logs
-//! let go, and code that is loaded, of which less than the total was checked before.
+//! A charge is a number of bytes: exact for buffers, and never less than the truth for what can only be estimated.
+//! Some bytes cannot be refused any more and are added even over the total: chunks in a format that a client needs, for
+//! which the logs let go, and code that is loaded, which was checked against the total before.
 
 use std::{
     sync::{

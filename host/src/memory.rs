@@ -1,8 +1,8 @@
 //! Returns memory to the system that the allocator keeps for later.
 
-/// Bytes from which on a block of memory is a mapping of its own, which goes back to the system when it is freed. By
-/// default glibc raises this to 32 MiB by itself. Then large messages are moved about as they grow, and leave holes that
-/// nobody else fits into: memory that no tenant's account has.
+/// Bytes from which on a block of memory is a mapping of its own, which goes back to the system when it is freed. glibc
+/// begins with this number and raises it to 32 MiB by itself. Then large messages are moved about as they grow, and
+/// leave holes that nobody else fits into: memory that no tenant's account has.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const OWN_MAPPING: libc::c_int = 128 << 10;
 /// Bytes of free memory at the end of a heap that stay with the process.

@@ -87,7 +87,8 @@ pub enum Conflict {
     #[error("the path {path} meets {taken}, that of the tenant in {}; give each its own", .other.display())]
     Path { path: String, taken: String, other: PathBuf },
     #[error(
-        "its folder is, with links followed, {}, where the guests of the tenant in {} have a folder; move one of them away",
+        "its folder is, with links followed, {}, where the guests of the tenant in {} have a folder; move one of \
+         them away",
         .folder.display(), .other.display()
     )]
     Granted { folder: PathBuf, other: PathBuf },

@@ -54,8 +54,8 @@ impl LastRead {
         self.0.lock().at.elapsed()
     }
 
-    /// Notes that all messages are taken that were whole. What is left of them is no more than the last read brought:
-    /// nothing is read while there is a whole message.
+    /// Notes that all whole messages are taken. The rest is no more than the last read brought, since nothing is read
+    /// while there is a whole message.
     pub fn messages_taken(&self) {
         let mut reading = self.0.lock();
         reading.at = Instant::now();

@@ -4,6 +4,8 @@
 //! Sections are put after those of a sound component byte by byte
 //! (<https://github.com/WebAssembly/component-model/blob/main/design/mvp/Binary.md>), so that it keeps its role.
 
+use crate::compile_bombs::{leb, section};
+
 const CORE_MODULE: u8 = 1;
 const CORE_INSTANCE: u8 = 2;
 const COMPONENT: u8 = 4;
@@ -44,18 +46,4 @@ fn count(component: &[u8], kind: u8) -> u32 {
         at += 1 + length;
     }
     found
-}
-
-fn section(id: u8, content: &[u8]) -> Vec<u8> {
-    [&[id], &leb(content.len().try_into().unwrap())[..], content].concat()
-}
-
-fn leb(mut value: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
 }

@@ -41,7 +41,7 @@ fn component(locals: u32, code: &[u8]) -> Vec<u8> {
     [b"\0asm\x0D\0\x01\0", &section(1, &module)[..]].concat()
 }
 
-fn section(id: u8, content: &[u8]) -> Vec<u8> {
+pub(crate) fn section(id: u8, content: &[u8]) -> Vec<u8> {
     [&[id], &leb(length(content))[..], content].concat()
 }
 
@@ -49,7 +49,7 @@ fn length(bytes: &[u8]) -> u32 {
     bytes.len().try_into().unwrap()
 }
 
-fn leb(mut value: u32) -> Vec<u8> {
+pub(crate) fn leb(mut value: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     while value >= 0x80 {
         bytes.push(value as u8 | 0x80);

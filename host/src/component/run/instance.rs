@@ -37,7 +37,7 @@ pub trait Role: Sized + Send {
     fn check(pre: &InstancePre<Host>) -> wasmtime::Result<()>;
 }
 
-/// Code that was loaded, whoever has it.
+/// Code that was loaded. All who have the same content share it.
 pub trait LoadedCode: Any + Send + Sync {
     fn shape(&self) -> &Shape;
 

@@ -50,7 +50,7 @@ impl Shard {
             } else if !row.is(flag::BEHIND) {
                 match row.advance(nth, view, self.now, &mut delivered) {
                     WriteOutcome::Done => {}
-                    // What is copied for one client is charged before the next has its turn.
+                    // A row is charged for its copies before the next has its turn.
                     WriteOutcome::Blocked | WriteOutcome::Turn if !row.settle() => {
                         row.extra = None;
                         full.push(slot as usize);

@@ -68,7 +68,7 @@ async fn a_tenant_has_a_share_of_the_files_that_the_process_may_open() {
     relay.metric_is("edge_relay_limit_refusals_total", &[("tenant", "t"), ("limit", "open-files")], 1.0).await;
     // Another tenant has its own.
     assert_eq!(says(&mut http, &open("u", SHARE - 10)).await, "kept");
-    // What is closed with its instance is free again.
+    // The files of an instance are closed with it, and make room for others.
     until("room for another file", async || {
         let said = says(&mut http, "/t/read?path=/data/prices").await;
         if said == "42" { Ok(()) } else { Err(said) }
