@@ -176,7 +176,8 @@ async fn no_shape_takes_more_than_is_charged() {
         if grown > charged + SLACK {
             under.push(what);
         }
-        let (grown, memories) = (relay.mappings() - mappings, 1 + module.matches("(memory").count() * *times as usize);
+        let (grown, memories) =
+            (relay.mappings().saturating_sub(mappings), 1 + module.matches("(memory").count() * *times as usize);
         // As `component/shape` has it, and the mappings of the code.
         assert!(grown <= CODE_MAPPINGS + INSTANCES * (4 + 5 * memories), "{what}: {grown} mappings");
     }

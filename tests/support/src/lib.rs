@@ -4,8 +4,8 @@
 //! connection. Next comes the [`relay`] with its [`tenant`]s and their components: [`guests`], those in other
 //! [`languages`], [`bombs`], [`compile_bombs`] and [`appended`]. Components send requests to an [`origin`]. The clients
 //! are a [`client`], a [`crowd`], a [`browser`], other people's programs ([`script`], [`javascript`]), or requests to
-//! the API ([`http`]). Tests of records use [`appends`], [`mariadb`], and a [`disk`] to fill. [`place`] finds the program and
-//! the folders. A test that cannot run says so with [`skip`].
+//! the API ([`http`]). Tests of records use [`appends`], [`mariadb`], and a [`disk`] to fill. [`place`] finds the program
+//! and the folders. A test that cannot run says so with [`skip`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{

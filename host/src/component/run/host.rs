@@ -1,6 +1,6 @@
 //! The host's side of an instance: its limits of memory, tables and handles, and the state of its imports.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use config::TenantLimits;
 use prometheus_client::metrics::gauge::Gauge;
@@ -199,6 +199,28 @@ impl InstanceLimits {
         granted
     }
 
+    /// Takes growth off what the instance has `left`, and charges it to the tenant, `size` bytes for each unit. What the
+    /// memory's or table's own maximum `most` forbids is not taken.
+    async fn take(
+        &mut self,
+        left: impl Fn(&mut Self) -> &mut usize,
+        limit: &'static str,
+        size: usize,
+        growth: Range<usize>,
+        most: Option<usize>,
+    ) -> bool {
+        if most.is_some_and(|most| growth.end > most) {
+            return false;
+        }
+        let within = grow(left(self), growth.start, growth.end);
+        if !self.answer(within, limit) {
+            return false;
+        }
+        let charged = self.charge(growth.len() * size).await;
+        *left(self) += if charged { 0 } else { growth.len() };
+        charged
+    }
+
     /// Charges growth to the tenant.
     async fn charge(&mut self, bytes: usize) -> bool {
         let granted = self.grown.grow(bytes).await;
@@ -219,32 +241,11 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
 #[async_trait]
 impl ResourceLimiterAsync for InstanceLimits {
     async fn memory_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> Result<bool> {
-        // What the memory's own maximum forbids is not taken.
-        if most.is_some_and(|most| desired > most) {
-            return Ok(false);
-        }
-        let within = grow(&mut self.memory, current, desired);
-        let more = desired.saturating_sub(current);
-        if !self.answer(within, "memory") {
-            return Ok(false);
-        }
-        let charged = self.charge(more).await;
-        self.memory += if charged { 0 } else { more };
-        Ok(charged)
+        Ok(self.take(|limits| &mut limits.memory, "memory", 1, current..desired, most).await)
     }
 
     async fn table_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> Result<bool> {
-        if most.is_some_and(|most| desired > most) {
-            return Ok(false);
-        }
-        let within = grow(&mut self.table, current, desired);
-        let more = desired.saturating_sub(current);
-        if !self.answer(within, "tables") {
-            return Ok(false);
-        }
-        let charged = self.charge(more * TABLE_ENTRY).await;
-        self.table += if charged { 0 } else { more };
-        Ok(charged)
+        Ok(self.take(|limits| &mut limits.table, "tables", TABLE_ENTRY, current..desired, most).await)
     }
 
     fn instances(&self) -> usize {

@@ -55,7 +55,7 @@ async fn a_tenant_has_a_share_of_the_files_that_the_process_may_open() {
     const FILES: u32 = 3_200;
     // A quarter of an eighth.
     const SHARE: u64 = 100;
-    let more = format!("{READS}[limits]\ninstance-idle = \"100ms\"");
+    let more = format!("{READS}[limits]\ninstance-idle = \"2s\"");
     let place = tenant(tenant(folder(""), "t", &more), "u", &more);
     for name in ["t", "u"] {
         place.write(&format!("tenants/{name}/data/prices"), "42");
@@ -82,7 +82,8 @@ fn writer() -> Folder {
     place.write("shared/late/prices", "42");
     let shared = place.path("shared");
     let grants = format!(
-        "grants.folders = {{ \"/s\" = {{ path = {:?}, write = true }}, \"/own\" = {{ path = \"data\", write = true }} }}",
+        "grants.folders = {{ \"/s\" = {{ path = {:?}, write = true }}, \
+         \"/own\" = {{ path = \"data\", write = true }} }}",
         shared.to_str().unwrap()
     );
     let place = tenant(place, "t", &grants);
