@@ -9,7 +9,7 @@ use hyper::{
     body::Incoming,
     header::{CONTENT_TYPE, HeaderValue},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
     http_error,
@@ -18,6 +18,7 @@ use crate::{
     serve,
     shutdown::Stop,
     tenant::{Refusals, Tenant, TenantRefused},
+    upstream::{Handle, Trouble},
 };
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until told to stop.
@@ -70,7 +71,7 @@ fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode,
         .map(|tenant| {
             let version = tenant.version();
             let upstreams: serde_json::Map<_, _> =
-                version.upstreams.iter().map(|upstream| (upstream.name.to_string(), upstream.state().into())).collect();
+                version.upstreams.iter().map(|upstream| (upstream.name.to_string(), state(upstream))).collect();
             let mut state = serde_json::json!({ "upstreams": upstreams });
             // Its folder has something newer than what runs.
             let newer = refused.iter().find(|refused| refused.runs && refused.name == tenant.name);
@@ -94,4 +95,15 @@ fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode,
         ready.insert("records".into(), serde_json::json!({ "waiting": rows, "oldest_seconds": seconds }));
     }
     (status, ready)
+}
+
+/// An upstream's state; if it could not be connected or was lost, why, and when the next attempt is.
+fn state(upstream: &Handle) -> serde_json::Value {
+    let mut state = serde_json::json!({ "state": upstream.state() });
+    if let (Some(Trouble { why, until }), Some(state)) = (upstream.trouble(), state.as_object_mut()) {
+        let retry_ms = until.saturating_duration_since(Instant::now()).as_millis();
+        state.insert("error".into(), why.into());
+        state.insert("retry_ms".into(), u64::try_from(retry_ms).unwrap_or(u64::MAX).into());
+    }
+    state
 }

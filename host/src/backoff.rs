@@ -30,7 +30,12 @@ impl Backoff {
 
     /// Counts a failure. Returns the pause before the next attempt.
     pub fn fail(&mut self) -> Duration {
-        let pause = self.full_pause();
+        self.fail_up_to(self.pauses.longest)
+    }
+
+    /// The same, with another pause that they grow to.
+    pub fn fail_up_to(&mut self, longest: Duration) -> Duration {
+        let pause = self.full_pause(longest);
         self.failures = self.failures.saturating_add(1);
         if self.pauses.jitter { pause.mul_f64(rand::random::<f64>()) } else { pause }
     }
@@ -40,8 +45,8 @@ impl Backoff {
         self.failures = 0;
     }
 
-    fn full_pause(&self) -> Duration {
-        let Pauses { free, first, longest, .. } = self.pauses;
+    fn full_pause(&self, longest: Duration) -> Duration {
+        let Pauses { free, first, .. } = self.pauses;
         let doublings = self.failures.checked_sub(free);
         doublings.map_or(Duration::ZERO, |times| first.saturating_mul(2_u32.saturating_pow(times)).min(longest))
     }

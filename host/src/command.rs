@@ -52,7 +52,9 @@ impl Failure {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
-            StartError::Components(_) | StartError::Manifests(_) => Self::usage(error),
+            StartError::Components(_) | StartError::Manifests(_) | StartError::Tls(_) | StartError::Proxy(_) => {
+                Self::usage(error)
+            }
             error => Self::failed(error),
         }
     }

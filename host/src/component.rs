@@ -2,8 +2,8 @@
 //!
 //! `load` turns `.wasm` files into compiled code: it checks and compiles each content once. `run` makes instances of
 //! that code, each with its own memory and limits, on threads apart from every socket. `imports` holds what the host
-//! gives to guests, `roles` what they do for it: filter, client handler, API, job. `shape` counts what a component is
-//! made of. Each call has a deadline. A call that traps or misses it costs that call and its instance, nothing else.
+//! gives to guests, `roles` what they do for it: dial, filter, client handler, API, job. `shape` counts what a component
+//! is made of. Each call has a deadline. A call that traps or misses it costs that call and its instance, nothing else.
 
 mod bindings;
 pub mod build;
@@ -22,6 +22,7 @@ pub use roles::{
         body::{Download, Upload},
     },
     client::{Admission, ClientCode, ConnectRequest, Handler, Meaning, NotLetIn, SessionGuard, Transport},
+    dial::{Dial, DialCode},
     filter::{FilterCode, LiveFilter},
     job::{Job, JobCode, LiveJob},
 };

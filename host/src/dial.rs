@@ -1,102 +1,149 @@
-//! Opens a TCP connection to one of several addresses, as RFC 8305 has it ("happy eyeballs").
+//! The ways out: TCP connections to partners and to the servers that guests ask, straight or through a proxy.
 //!
-//! The addresses are tried in turn, the families alternating. A try begins 250 ms after the one before, or as soon as
-//! that has failed, and the first that succeeds ends the others. So an address that swallows packets costs a quarter of
-//! a second, and not the deadline.
+//! In comes a host with a port; out comes a connected socket. A name is looked up anew for each connection, since
+//! servers move. The caller says which addresses it allows. Every address that a name leads to is checked, and the
+//! connection goes to one that was checked. Several addresses are tried as RFC 8305 has it ([`race`]). With a proxy, the
+//! same addresses are checked, and the proxy is asked for one of them; or, if the operator says so, for the name.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{net::TcpStream, time::sleep};
+use tokio::net::TcpStream;
 
-/// Time between the beginnings of two tries (RFC 8305 section 5).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+mod lookups;
+pub mod proxy;
+mod race;
+pub mod switch;
 
-/// Connects to the first of the addresses that accepts.
-///
-/// # Errors
-/// All have failed; the error is the last one's. Or there is none.
-pub async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut waiting = alternating(addresses).into_iter().peekable();
-    let mut tries = FuturesUnordered::new();
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no addresses");
-    loop {
-        match waiting.next() {
-            Some(address) => tries.push(TcpStream::connect(address)),
-            None if tries.is_empty() => return Err(failed),
-            None => {}
-        }
-        let more = waiting.peek().is_some();
-        tokio::select! {
-            Some(tried) = tries.next() => match tried {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failed = error,
-            },
-            () = sleep(ATTEMPT_DELAY), if more => {}
+pub use crate::dial::lookups::Lookups;
+use crate::dial::proxy::{Proxy, ProxyError};
+
+/// A server to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub host: ServerHost,
+    pub port: u16,
+    /// Whether TLS is to be spoken. It decides which of the environment's proxies counts.
+    pub secure: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerHost {
+    /// In lower case.
+    Name(String),
+    Address(IpAddr),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("the name {name} is not found: {error}")]
+    Lookup { name: String, error: io::Error },
+    /// The name leads to this address, or it is the host itself, and the caller does not allow it.
+    #[error("{address} is not allowed")]
+    NotAllowed { address: IpAddr },
+    #[error("{to}: {error}")]
+    Tcp { to: String, error: io::Error },
+    #[error("proxy {proxy}: {error}")]
+    Proxy { proxy: String, error: ProxyError },
+}
+
+/// Opens connections.
+#[derive(Default)]
+pub struct Dialer {
+    proxy: Option<Proxy>,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            ServerHost::Name(name) => write!(f, "{name}:{}", self.port),
+            ServerHost::Address(address) => SocketAddr::new(*address, self.port).fmt(f),
         }
     }
 }
 
-/// The addresses with their families in turn, beginning with that of the first. Otherwise they keep their order: the
-/// resolver has sorted them (RFC 6724).
-fn alternating(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (first, second): (Vec<_>, Vec<_>) =
-        addresses.iter().copied().partition(|address| address.is_ipv6() == first_is_v6);
-    let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let mut sorted = Vec::with_capacity(addresses.len());
-    loop {
-        let pair = [first.next(), second.next()];
-        if pair == [None, None] {
-            return sorted;
+impl Dialer {
+    pub fn new(proxy: Option<Proxy>) -> Self {
+        Self { proxy }
+    }
+
+    /// Connects to a server at an address that `allows` takes.
+    pub async fn open(
+        &self,
+        server: &Server,
+        lookups: &Lookups,
+        allows: impl Fn(IpAddr) -> bool,
+    ) -> Result<TcpStream, DialError> {
+        let stream = self.connect(server, lookups, allows).await?;
+        stream.set_nodelay(true).map_err(|error| DialError::Tcp { to: server.to_string(), error })?;
+        Ok(stream)
+    }
+
+    async fn connect(
+        &self,
+        server: &Server,
+        lookups: &Lookups,
+        allows: impl Fn(IpAddr) -> bool,
+    ) -> Result<TcpStream, DialError> {
+        let tunnel = self.proxy.as_ref().and_then(|proxy| proxy.tunnel(server));
+        let by_name = self.proxy.as_ref().is_some_and(Proxy::resolves) && matches!(server.host, ServerHost::Name(_));
+        if let Some(tunnel) = tunnel.as_ref().filter(|_| by_name) {
+            return tunnel.open(&server.to_string(), lookups).await;
         }
-        sorted.extend(pair.into_iter().flatten());
+        let addresses = match &server.host {
+            ServerHost::Name(name) => {
+                let looked_up = lookups.addresses(name).await;
+                looked_up.map_err(|error| DialError::Lookup { name: name.clone(), error })?
+            }
+            ServerHost::Address(address) => vec![*address],
+        };
+        if let Some(address) = addresses.iter().copied().find(|address| !allows(*address)) {
+            return Err(DialError::NotAllowed { address });
+        }
+        let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, server.port)).collect();
+        match tunnel {
+            Some(tunnel) => tunnel.open_first(&addresses, lookups).await,
+            None => {
+                let connected = race::connect(&addresses).await;
+                connected.map_err(|error| DialError::Tcp { to: server.to_string(), error })
+            }
+        }
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::time::Instant;
+    use std::net::Ipv4Addr;
 
-    use tokio::net::{TcpListener, TcpSocket};
+    use tokio::net::TcpListener;
 
     use super::*;
 
-    #[test]
-    fn families_alternate_and_keep_their_order() {
-        let parse = |all: &[&str]| all.iter().map(|address| address.parse().unwrap()).collect::<Vec<SocketAddr>>();
-        let resolved = parse(&["[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]);
-        let sorted = parse(&["[2001:db8::1]:1", "192.0.2.1:1", "[2001:db8::2]:1", "192.0.2.2:1", "192.0.2.3:1"]);
-        assert_eq!(alternating(&resolved), sorted);
-        assert_eq!(alternating(&[]), []);
-    }
-
-    /// A listener that accepts nothing more: its queue is full, so the system drops what else comes.
-    async fn deaf() -> (TcpListener, Vec<TcpStream>) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = socket.listen(1).unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut queued = Vec::new();
-        while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
-            queued.push(stream);
-        }
-        (listener, queued)
+    fn server(host: ServerHost, port: u16) -> Server {
+        Server { host, port, secure: false }
     }
 
     #[tokio::test]
-    async fn an_address_that_swallows_packets_costs_a_quarter_of_a_second_and_one_that_refuses_nothing() {
-        let (deaf, _queued) = deaf().await;
-        let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let (deaf, open) = (deaf.local_addr().unwrap(), open.local_addr().unwrap());
-        let began = Instant::now();
-        let connected = connect(&[closed, deaf, open]).await.unwrap();
-        assert_eq!(connected.peer_addr().unwrap(), open);
-        assert!(began.elapsed() >= ATTEMPT_DELAY);
-        let error = connect(&[closed]).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(connect(&[]).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    async fn every_address_is_asked_about() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (dialer, lookups) = (Dialer::default(), Lookups::default());
+        for host in [ServerHost::Name("localhost".into()), ServerHost::Address(Ipv4Addr::LOCALHOST.into())] {
+            let server = server(host, port);
+            assert!(dialer.open(&server, &lookups, |address| address.is_loopback()).await.is_ok());
+            let refused = dialer.open(&server, &lookups, |_| false).await;
+            assert!(matches!(&refused, Err(DialError::NotAllowed { address }) if address.is_loopback()), "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_may_end_in_a_dot() {
+        let lookups = Lookups::default();
+        assert!(lookups.addresses("localhost.").await.unwrap().iter().all(IpAddr::is_loopback));
+        assert!(lookups.addresses("nowhere.invalid.").await.is_err());
     }
 }

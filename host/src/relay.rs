@@ -13,6 +13,10 @@ use crate::{
     api::ApiContext,
     component::{EngineError, EngineSource, Tasks},
     delivery::{Shards, Timing},
+    dial::{
+        Dialer,
+        proxy::{Proxy, UnknownProxy},
+    },
     entry,
     entry::EntryContext,
     memory,
@@ -23,6 +27,7 @@ use crate::{
     tenant::{HostPlaces, HostResources, ProcessLimits},
     tenants,
     tenants::{CodeProblem, Records, TenantCode, Tenants, Watch},
+    tls::TlsError,
     upstream::Connector,
 };
 
@@ -52,8 +57,10 @@ pub enum StartError {
     Bind { listener: &'static str, address: SocketAddr, error: io::Error },
     #[error("the WebAssembly engine does not start: {0}")]
     Engine(EngineError),
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Proxy(#[from] UnknownProxy),
     #[error(transparent)]
     Store(#[from] store::Unusable),
     #[error("a thread or runtime does not start: {0}")]
@@ -80,7 +87,8 @@ impl Relay {
     /// Loads every component, then binds every listener. Nothing listens if anything of the host's is wrong, or, when
     /// strict, anything of a tenant's.
     pub fn bind(config: RelayConfig, strictness: Strictness) -> Result<Self, StartError> {
-        let RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: configs, refused, folder } = config;
+        let RelayConfig { listen, trusted_proxies, limits, proxy, store, cache, tenants: configs, refused, folder } =
+            config;
         memory::return_large_blocks();
         let metrics = Arc::new(Metrics::new());
         let mut engine = EngineSource::new(limits, cache, Arc::clone(&metrics));
@@ -93,6 +101,8 @@ impl Relay {
         if strictness == Strictness::Strict && !broken.is_empty() {
             return Err(StartError::Components(broken.into_iter().flat_map(|(_, problems)| problems).collect()));
         }
+        let connector = Connector::new()?;
+        let proxy = proxy.as_ref().map(Proxy::new).transpose()?.flatten();
         let listeners = Listeners::bind(&listen)?;
         let capacity = Capacity::of_process(&limits);
         let host = HostResources {
@@ -101,9 +111,10 @@ impl Relay {
             clients: Arc::default(),
             places: HostPlaces::new(limits.instances),
             process: ProcessLimits::of_process(),
+            dialer: Arc::new(Dialer::new(proxy)),
         };
         let records = open_records(store, &sound, &metrics)?;
-        let mut tenants = Tenants::new(host.clone(), Connector::new()?, records);
+        let mut tenants = Tenants::new(host.clone(), connector, records);
         for (config, code) in sound {
             tenants.apply(config, &code)?;
         }

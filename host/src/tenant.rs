@@ -16,6 +16,7 @@ use crate::{
     account::{Account, Charge, Reserve},
     channel::Channels,
     delivery::{ClientId, ClientLimits, ClientSources, Shards, Step},
+    dial::{Dialer, Lookups},
     metrics::{Metrics, TenantMetrics},
     rate::Rate,
     state::State,
@@ -50,6 +51,8 @@ pub struct HostResources {
     pub places: Arc<HostPlaces>,
     /// Limits their mappings and files.
     pub process: Arc<ProcessLimits>,
+    /// Opens connections to partners and to servers that guests ask.
+    pub dialer: Arc<Dialer>,
 }
 
 /// What a tenant's clients and guests and the listeners share.
@@ -75,6 +78,9 @@ pub struct Tenant {
     pub publications: Rate,
     pub log_lines: LogLines,
     pub outbound: Arc<OutboundLimit>,
+    pub dialer: Arc<Dialer>,
+    /// Looks up the names of its partners and of servers that its guests ask.
+    pub lookups: Arc<Lookups>,
     /// Its guests' requests to HTTP servers.
     pub requests: Requests,
     pub version: ArcSwap<TenantVersion>,
@@ -141,6 +147,8 @@ impl Tenant {
             publications: Rate::new(limits.publications_per_second),
             log_lines: LogLines::new(Arc::clone(&config.name), limits.log_lines_per_second, Arc::clone(&metrics)),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
+            dialer: Arc::clone(&host.dialer),
+            lookups: Arc::default(),
             requests: Requests::default(),
             metrics,
             version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None, CodeCharges::new())),

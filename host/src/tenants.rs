@@ -16,14 +16,14 @@ use config::{ScheduleConfig, TenantConfig};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
-    component::{Api, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
+    component::{Api, Dial, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
     memory,
     routes::{Route, Routes},
     shutdown,
     shutdown::{Stop, Trigger},
     store::{Keep, Store},
     tenant::{HostResources, Refusals, Tenant, TenantVersion},
-    upstream::{Connector, Need, Sink, Upstream},
+    upstream::{Connector, Credentials, Need, Sink, Upstream},
 };
 
 mod code;
@@ -75,6 +75,7 @@ struct RunningTenant {
     tenant: Arc<Tenant>,
     config: TenantConfig,
     upstreams: Vec<RunningUpstream>,
+    dial: Option<Arc<Dial>>,
     /// Stays for the clients that it has let in, even when the manifest no longer names one.
     handler: Option<Arc<Handler>>,
     api: Option<Arc<Api>>,
@@ -88,20 +89,21 @@ struct Before {
     /// `None`: the tenant is new.
     config: Option<TenantConfig>,
     upstreams: Vec<RunningUpstream>,
+    dial: Option<Arc<Dial>>,
     handler: Option<Arc<Handler>>,
     api: Option<Arc<Api>>,
     jobs: Vec<RunningJob>,
 }
 
 impl From<RunningTenant> for Before {
-    fn from(RunningTenant { tenant, config, upstreams, handler, api, jobs, .. }: RunningTenant) -> Self {
-        Self { tenant, config: Some(config), upstreams, handler, api, jobs }
+    fn from(RunningTenant { tenant, config, upstreams, dial, handler, api, jobs, .. }: RunningTenant) -> Self {
+        Self { tenant, config: Some(config), upstreams, dial, handler, api, jobs }
     }
 }
 
 impl From<Arc<Tenant>> for Before {
     fn from(tenant: Arc<Tenant>) -> Self {
-        Self { tenant, config: None, upstreams: Vec::new(), handler: None, api: None, jobs: Vec::new() }
+        Self { tenant, config: None, upstreams: Vec::new(), dial: None, handler: None, api: None, jobs: Vec::new() }
     }
 }
 
@@ -194,6 +196,7 @@ impl Tenants {
     /// Drops instances that nobody has needed for a while, or whose places others wait for.
     fn rest(&mut self) {
         for running in self.running.values() {
+            self.rested += running.dial.as_ref().map_or(0, |dial| dial.rest());
             self.rested += running.handler.as_ref().map_or(0, |handler| handler.rest());
             self.rested += running.api.as_ref().map_or(0, |api| api.rest());
         }
@@ -242,7 +245,7 @@ impl Tenants {
         code: &TenantCode,
         store: Option<Arc<Store>>,
     ) -> RunningTenant {
-        let Before { tenant, config: before, upstreams, handler, api, jobs } = before;
+        let Before { tenant, config: before, upstreams, dial, handler, api, jobs } = before;
         let plan = Plan::new(before.as_ref(), &config);
         let upstreams = NextUpstream::all(&plan, &config, &tenant, upstreams);
         let handles = upstreams.iter().map(NextUpstream::handle).collect();
@@ -256,8 +259,19 @@ impl Tenants {
             name: Arc::clone(name),
             metrics: metrics.guest(&tenant.name, role.name(), name),
         };
-        let upstreams = upstreams.into_iter().map(|next| self.upstream(next, &tenant, code, &guest)).collect();
         let tasks = self.guests.as_ref().map(Guests::tasks);
+        let dial = match (dial, code.dial.as_ref().map(Arc::clone), tasks.clone()) {
+            (None, Some(code), Some(tasks)) => {
+                Some(Dial::new(code, guest(RoleKind::Dial, &RoleKind::Dial.name().into()), tasks))
+            }
+            (Some(dial), Some(code), _) => {
+                dial.swap(code, guest(RoleKind::Dial, &RoleKind::Dial.name().into()));
+                Some(dial)
+            }
+            _ => None,
+        };
+        let begin = |next| self.upstream(next, &tenant, code, dial.as_ref(), &guest);
+        let upstreams = upstreams.into_iter().map(begin).collect();
         let handler = match (handler, code.client.as_ref().map(Arc::clone), tasks.clone()) {
             (None, Some(code), Some(tasks)) => {
                 Some(Handler::new(code, guest(RoleKind::Client, &RoleKind::Client.name().into()), tasks))
@@ -287,7 +301,7 @@ impl Tenants {
             hosts: config.hosts.clone(),
             path: config.path.clone(),
         };
-        RunningTenant { tenant, config, upstreams, handler, api, jobs, route: Arc::new(route) }
+        RunningTenant { tenant, config, upstreams, dial, handler, api, jobs, route: Arc::new(route) }
     }
 
     /// Keeps an upstream and gives its filter the new code, or starts one that begins when the one before it has ended.
@@ -296,6 +310,7 @@ impl Tenants {
         next: NextUpstream,
         tenant: &Arc<Tenant>,
         code: &TenantCode,
+        dial: Option<&Arc<Dial>>,
         guest: &impl Fn(RoleKind, &Arc<str>) -> Guest,
     ) -> RunningUpstream {
         let (config, handle, before) = match next {
@@ -323,6 +338,7 @@ impl Tenants {
         let need = Need::new(&tenant.channels.demand, config.linger);
         let metrics = Arc::new(self.host.metrics.upstream(&tenant.name, &config.name));
         let (trigger, stop) = shutdown::stop();
+        let credentials = dial.map(|dial| -> Arc<dyn Credentials> { Arc::<Dial>::clone(dial) });
         let upstream = Upstream {
             tenant: Arc::clone(&tenant.name),
             config: config.clone(),
@@ -331,6 +347,9 @@ impl Tenants {
             handle: Arc::clone(&handle),
             need,
             account: Arc::clone(&tenant.account),
+            dialer: Arc::clone(&tenant.dialer),
+            lookups: Arc::clone(&tenant.lookups),
+            credentials,
         };
         let connector = self.connector.clone();
         while self.upstreams.try_join_next().is_some() {}

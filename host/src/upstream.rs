@@ -21,21 +21,33 @@ use crate::{
     backoff::{Backoff, Pauses},
     channel::{Channels, MAIN, Publication},
     demand::Demand,
+    dial::{Dialer, Lookups},
     metrics::UpstreamMetrics,
     shutdown::Stop,
     sync::Mutex,
 };
 
 mod connect;
+mod files;
 pub mod filter_queue;
-mod last_read;
+mod handshake;
 mod on_demand;
+mod refusal;
 mod session;
+mod socket;
 
 pub use filter_queue::{FilterEvent, FilterQueue, QueueRoom};
 
-use crate::upstream::session::{Session, Silence};
-pub use crate::upstream::{connect::Connector, on_demand::Need, session::Lost};
+pub use crate::upstream::{
+    connect::{Attempt, Connector, Credentials, MadeCredentials},
+    on_demand::Need,
+    session::Lost,
+};
+use crate::upstream::{
+    connect::{ConnectError, Dialing, NotOpened},
+    files::FileContents,
+    session::Session,
+};
 
 /// Frames from components that wait to be sent.
 const OUTBOUND_FRAMES: usize = 256;
@@ -45,6 +57,12 @@ pub const MAX_OUTBOUND: usize = 1 << 20;
 /// Pauses between connections. With jitter, relays that lost a partner together do not come back together.
 const PAUSES: Pauses =
     Pauses { free: 0, first: Duration::from_millis(500), longest: Duration::from_secs(30), jitter: true };
+/// The pause that they grow to while the partner refuses for a reason that time alone does not mend.
+const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(300);
+/// The most that is added to what a partner asks for, so that those whom it refused together come back one by one.
+const SPREAD: Duration = Duration::from_secs(1);
+/// A partner that asks for more than this is worth a line of the log.
+const LONG_PAUSE: Duration = Duration::from_secs(3600);
 /// After a connection that was up for this long, the next failure is a first one.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -58,6 +76,10 @@ pub struct Upstream {
     pub need: Need,
     /// The tenant's, for what is read and not whole yet.
     pub account: Arc<Account>,
+    pub dialer: Arc<Dialer>,
+    pub lookups: Arc<Lookups>,
+    /// Makes credentials for each connection. `None`: the manifest has all of them.
+    pub credentials: Option<Arc<dyn Credentials>>,
 }
 
 /// Where messages go.
@@ -88,7 +110,16 @@ pub struct Handle {
     demand: Option<Arc<Demand>>,
     /// The way to the connection for what components want sent. `None`: there is no connection.
     outbound: Mutex<Option<mpsc::Sender<OutboundFrame>>>,
+    /// Why there is no connection.
+    trouble: Mutex<Option<Trouble>>,
     account: Arc<Account>,
+}
+
+/// Why an upstream is not connected, and when it is tried again.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    pub why: String,
+    pub until: Instant,
 }
 
 /// What components want sent on one connection. What is left at its end is dropped.
@@ -98,11 +129,22 @@ struct Outbound {
 }
 
 /// How a connection ended.
-struct Ended {
-    /// How long it was up.
-    healthy: Duration,
-    /// Why it failed. `None`: nobody needs it any more, or the relay stops.
-    failure: Option<String>,
+enum Ended {
+    /// It could not be opened.
+    NotOpened(NotOpened),
+    /// It was lost after this time.
+    Lost(Duration, String),
+    /// Nobody needs it any more, after this time.
+    Unneeded(Duration),
+    /// The relay stops.
+    Stopped,
+}
+
+/// The pause before the next connection.
+struct Pause {
+    time: Duration,
+    /// The files whose change ends it. `None`: nothing does.
+    files: Option<FileContents>,
 }
 
 /// Why none of the frames were taken.
@@ -123,7 +165,7 @@ pub enum SendError {
 impl Handle {
     /// `demand`: whose clients it is connected for. `None`: it is always to be connected.
     pub fn new(name: Arc<str>, demand: Option<Arc<Demand>>, account: Arc<Account>) -> Self {
-        Self { name, demand, outbound: Mutex::default(), account }
+        Self { name, demand, outbound: Mutex::default(), trouble: Mutex::default(), account }
     }
 
     fn is_up(&self) -> bool {
@@ -139,6 +181,11 @@ impl Handle {
         } else {
             "down"
         }
+    }
+
+    /// Why there is no connection, after an attempt that failed.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.trouble.lock().clone()
     }
 
     /// Whether there is a connection to the partner.
@@ -175,28 +222,53 @@ impl Upstream {
     /// Keeps the upstream connected while it is needed, until told to stop.
     pub async fn run(mut self, connector: Connector, mut stop: Stop) {
         let mut backoff = Backoff::new(PAUSES);
+        let mut attempts = Attempts::default();
         while !stop.is_set() {
             tokio::select! {
                 () = self.need.begins() => {}
                 () = stop.wait() => return,
             }
-            let Ended { healthy, failure } = self.connection(&connector, &mut stop).await;
+            let ended = self.connection(&connector, &mut attempts, &mut stop).await;
             if stop.is_set() {
                 return;
             }
-            reset_if_healthy(&mut backoff, healthy);
-            let Some(reason) = failure else {
-                self.span().in_scope(|| tracing::info!("upstream rests"));
-                continue;
+            let (reason, pause) = match ended {
+                Ended::Stopped => return,
+                Ended::Unneeded(healthy) => {
+                    reset_if_healthy(&mut backoff, healthy);
+                    self.span().in_scope(|| tracing::info!("upstream rests"));
+                    continue;
+                }
+                Ended::Lost(healthy, reason) => {
+                    reset_if_healthy(&mut backoff, healthy);
+                    (reason, Pause { time: backoff.fail(), files: None })
+                }
+                Ended::NotOpened(NotOpened { error, files }) => (error.to_string(), pause(&mut backoff, &error, files)),
             };
-            // A client that comes now waits too: the partner is in no better state for it.
-            let wait = backoff.fail();
-            let retry_ms = wait.as_millis();
-            self.span().in_scope(|| tracing::warn!(error = %reason, retry_ms, "upstream lost, reconnecting"));
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.wait() => {}
+            self.pause(reason, pause, &mut stop).await;
+        }
+    }
+
+    /// Waits before the next connection. A client that comes now waits too: the partner is in no better state for it.
+    async fn pause(&self, why: String, Pause { time, files }: Pause, stop: &mut Stop) {
+        let retry_ms = time.as_millis();
+        self.span().in_scope(|| {
+            tracing::warn!(error = %why, retry_ms, "upstream lost, reconnecting");
+            if time > LONG_PAUSE {
+                tracing::warn!(retry_s = time.as_secs(), "the partner asks to be left alone for more than an hour");
             }
+        });
+        *self.handle.trouble.lock() = Some(Trouble { why, until: Instant::now() + time });
+        let changed = async {
+            match files {
+                Some(files) => files.change(&self.config).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = changed => self.span().in_scope(|| tracing::info!("a secret file has changed, connecting")),
+            () = stop.wait() => {}
         }
     }
 
@@ -208,18 +280,30 @@ impl Upstream {
     }
 
     /// Runs one connection from its opening to its end.
-    async fn connection(&mut self, connector: &Connector, stop: &mut Stop) -> Ended {
-        let connected = tokio::select! {
-            connected = connector.connect(&self.config, &self.account) => connected,
-            () = stop.wait() => return Ended { healthy: Duration::ZERO, failure: None },
+    async fn connection(&mut self, connector: &Connector, attempts: &mut Attempts, stop: &mut Stop) -> Ended {
+        attempts.number = attempts.number.saturating_add(1);
+        let dialing = Dialing {
+            config: &self.config,
+            dialer: &self.dialer,
+            lookups: &self.lookups,
+            account: &self.account,
+            credentials: self.credentials.as_deref(),
+            number: attempts.number,
+            last_status: attempts.last_status,
         };
-        let (socket, last_read) = match connected {
-            Ok(connected) => connected,
-            Err(error) => {
-                self.metrics.failed(error.reason());
-                return Ended { healthy: Duration::ZERO, failure: Some(error.to_string()) };
+        let connected = tokio::select! {
+            connected = connector.connect(dialing) => connected,
+            () = stop.wait() => return Ended::Stopped,
+        };
+        let socket = match connected {
+            Ok(socket) => socket,
+            Err(not_opened) => {
+                self.metrics.failed(not_opened.error.reason());
+                attempts.last_status = not_opened.error.status();
+                return Ended::NotOpened(not_opened);
             }
         };
+        *attempts = Attempts::default();
         self.metrics.connections.inc();
         self.span().in_scope(|| tracing::info!("upstream connected"));
         let since = Instant::now();
@@ -227,7 +311,7 @@ impl Upstream {
         let up = Up::new(&self.metrics, &self.handle, &outbound);
         let session = Session {
             socket,
-            silence: Silence { last_read, limit: self.config.idle_timeout },
+            idle_timeout: self.config.idle_timeout,
             sink: &self.sink,
             metrics: &self.metrics,
             outbound: &mut outbound,
@@ -248,7 +332,35 @@ impl Upstream {
             Sink::Filter(filter) => filter.close(reason.clone()).await,
             Sink::Channel(channels, upstream) => channels.lost(upstream),
         }
-        Ended { healthy: since.elapsed(), failure: (!rests).then_some(reason) }
+        let healthy = since.elapsed();
+        if rests { Ended::Unneeded(healthy) } else { Ended::Lost(healthy, reason) }
+    }
+}
+
+/// The attempts since the last connection.
+#[derive(Default)]
+struct Attempts {
+    number: u32,
+    /// The status that the last one was answered with.
+    last_status: Option<u16>,
+}
+
+/// How long to wait after an attempt that failed.
+fn pause(backoff: &mut Backoff, error: &ConnectError, files: FileContents) -> Pause {
+    let refusal = match error {
+        ConnectError::Refused(refusal) => Some(refusal),
+        _ => None,
+    };
+    let after = refusal.and_then(|refusal| refusal.retry_after);
+    // A secret that cannot be used waits for another one, too.
+    let lasts = refusal.is_some_and(|refusal| refusal.is_lasting()) || matches!(error, ConnectError::Secret(_));
+    match after {
+        Some(after) => {
+            let time = after.max(backoff.fail()).saturating_add(SPREAD.mul_f64(rand::random()));
+            Pause { time, files: None }
+        }
+        None if lasts => Pause { time: backoff.fail_up_to(LONGEST_AFTER_REFUSAL), files: Some(files) },
+        None => Pause { time: backoff.fail(), files: None },
     }
 }
 
@@ -301,6 +413,7 @@ struct Up<'a> {
 impl<'a> Up<'a> {
     fn new(metrics: &'a UpstreamMetrics, handle: &'a Handle, outbound: &Outbound) -> Self {
         metrics.up.set(1);
+        *handle.trouble.lock() = None;
         *handle.outbound() = Some(outbound.sender.clone());
         Self { metrics, handle }
     }
@@ -314,8 +427,46 @@ impl Drop for Up<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use hyper::{Response, StatusCode, header::RETRY_AFTER};
+
     use super::*;
+    use crate::dial::switch::Refusal;
+
+    fn refused(status: u16, retry_after: Option<&str>) -> ConnectError {
+        let mut answer = Response::new(());
+        *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+        retry_after.map(|after| answer.headers_mut().insert(RETRY_AFTER, after.parse().unwrap()));
+        ConnectError::Refused(Refusal { head: answer.into_parts().0, body: Vec::new() }.into())
+    }
+
+    #[test]
+    fn a_partner_is_left_alone_for_as_long_as_it_asks() {
+        let fresh = || Backoff::new(Pauses { jitter: false, ..PAUSES });
+        for status in [429, 503, 418, 401, 301] {
+            let Pause { time, files } = pause(&mut fresh(), &refused(status, Some("7200")), FileContents::default());
+            assert!((7200.0..=7201.0).contains(&time.as_secs_f64()) && files.is_none(), "{status}: {time:?}");
+        }
+        let mut backoff = fresh();
+        for _ in 0..10 {
+            backoff.fail();
+        }
+        let Pause { time, .. } = pause(&mut backoff, &refused(429, Some("1")), FileContents::default());
+        assert!(time >= PAUSES.longest);
+    }
+
+    #[test]
+    fn credentials_that_are_refused_are_tried_less_and_less() {
+        for (status, longest, ends) in
+            [(401, 300, true), (403, 300, true), (404, 300, true), (500, 30, false), (429, 30, false)]
+        {
+            let mut backoff = Backoff::new(Pauses { jitter: false, ..PAUSES });
+            let last = (0..20).map(|_| pause(&mut backoff, &refused(status, None), FileContents::default())).last();
+            let Pause { time, files } = last.unwrap();
+            assert_eq!((time.as_secs(), files.is_some()), (longest, ends), "{status}");
+        }
+    }
 
     #[test]
     fn a_connection_that_was_up_for_a_minute_ends_the_row_of_failures() {

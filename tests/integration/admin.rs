@@ -28,9 +28,9 @@ async fn upstreams_that_are_down_are_in_the_body_of_a_ready_relay() {
 }
 
 async fn shows(relay: &Relay, tenants: &serde_json::Value) {
-    until(format!("{tenants} at /readyz"), async || match relay.ready().await {
-        ready if ready["tenants"] == *tenants => Ok(()),
-        ready => Err(ready.to_string()),
+    until(format!("{tenants} at /readyz"), async || match relay.states().await {
+        states if states == *tenants => Ok(()),
+        states => Err(states.to_string()),
     })
     .await;
 }

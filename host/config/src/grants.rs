@@ -21,7 +21,7 @@ pub(crate) use crate::grants::{
 pub use crate::grants::{
     destinations::{Destination, Destinations},
     folder::Folder,
-    operator::{Allowed, AllowedNetwork},
+    operator::{Allowed, AllowedNetwork, NotReached, Reach},
     secret::Secret,
 };
 

@@ -12,10 +12,6 @@ use std::{
     time::Duration,
 };
 
-use http::{
-    Uri,
-    header::{HeaderName, HeaderValue},
-};
 use ipnet::IpNet;
 
 use crate::grants::{Allowed, Folder, Grants, Secret};
@@ -27,10 +23,13 @@ mod held;
 mod limits;
 mod manifest;
 mod names;
+pub mod pem;
 mod relay;
 mod secrets;
 mod tenants;
 mod units;
+mod upstream;
+mod url;
 
 use crate::held::HeldFolder;
 pub use crate::{
@@ -38,8 +37,11 @@ pub use crate::{
     held::{FolderId, How, OpenError, open_beneath, open_file},
     limits::{TenantCaps, TenantLimits},
     relay::{Invalid, MySqlParser, MySqlUrl, load, load_host},
+    secrets::{SecretFile, secret},
     tenants::{PassedOver, RefusedTenant, Tenants, TenantsFolder, meet},
     units::duration,
+    upstream::{Credential, HeaderNames, Subprotocols, TlsConfig, UpstreamConfig, header_value},
+    url::{PartnerUrl, UrlError},
 };
 
 /// All that `serve` needs, from `relay.toml` and the tenants' folders.
@@ -49,6 +51,8 @@ pub struct RelayConfig {
     /// Peers whose forwarding headers name the real client.
     pub trusted_proxies: Vec<IpNet>,
     pub limits: HostLimits,
+    /// The proxy that connections to partners and guests' requests go through.
+    pub proxy: Option<ProxyConfig>,
     /// `None`: there are no components that could need one.
     pub store: Option<StoreConfig>,
     /// The folder for compiled code. `None`: there are no components, or compiled code is not kept.
@@ -73,6 +77,26 @@ pub struct StoreConfig {
 
 impl StoreConfig {
     pub(crate) const SIZE: u64 = 1 << 30;
+}
+
+/// `proxy` of `relay.toml`, and the keys that go with it.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    pub source: ProxySource,
+    /// `user:password`, for the proxy alone.
+    pub credentials: Option<Secret>,
+    /// Hosts that are connected to without the proxy: names with all below them, addresses, networks, or `*`.
+    pub no_proxy: Vec<String>,
+    /// Whether the proxy gets names rather than addresses.
+    pub resolves: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProxySource {
+    /// An `http://` URL.
+    Url(String),
+    /// `HTTPS_PROXY` and the variables that go with it.
+    Environment,
 }
 
 /// Where each listener binds; port 0 lets the system choose.
@@ -135,7 +159,7 @@ impl Default for HostLimits {
 #[derive(Clone, Debug, Default)]
 pub struct Bounds {
     pub caps: TenantCaps,
-    pub allowed: Allowed,
+    pub allowed: Arc<Allowed>,
 }
 
 /// One tenant: its `tenant.toml`.
@@ -155,6 +179,8 @@ pub struct TenantConfig {
     /// its own.
     pub path: String,
     pub upstreams: Vec<UpstreamConfig>,
+    /// The `.wasm` that makes credentials for each connection to a partner.
+    pub dial: Option<PathBuf>,
     /// The filter's `.wasm`, links followed.
     pub filter: Option<PathBuf>,
     /// The client handler's `.wasm`. One file may have several roles.
@@ -200,6 +226,7 @@ impl TenantConfig {
             hosts: Vec::new(),
             path: "/".into(),
             upstreams: Vec::new(),
+            dial: None,
             filter: None,
             client: None,
             api: None,
@@ -234,6 +261,7 @@ impl TenantConfig {
     pub fn components(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let api = self.api.as_ref().map(|api| &api.file);
         let files = [
+            ("dial", self.dial.as_ref()),
             ("filter", self.filter.as_ref()),
             ("client", self.client.as_ref()),
             ("api", api),
@@ -262,30 +290,6 @@ impl ApiConfig {
     /// Few enough that what leaks in an instance does not pile up. Making the next instance is a thousandth of the
     /// work.
     pub(crate) const REUSE: u32 = 1000;
-}
-
-/// One `[[upstream]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamConfig {
-    pub name: Arc<str>,
-    /// `ws://` or `wss://`.
-    pub url: Uri,
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    pub subprotocols: Vec<String>,
-    /// Longest time without a byte before the connection counts as dead.
-    pub idle_timeout: Duration,
-    /// Largest message accepted, in bytes. One frame may be as large.
-    pub max_message: usize,
-    /// `connect = "on-demand"`: how long it stays connected after its last client leaves. `None`: it is always
-    /// connected.
-    pub linger: Option<Duration>,
-}
-
-impl UpstreamConfig {
-    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-    pub const MAX_MESSAGE: usize = 16 << 20;
-    /// The default for an upstream that is connected on demand.
-    pub(crate) const LINGER: Duration = Duration::from_secs(30);
 }
 
 /// One `[[schedule]]`.

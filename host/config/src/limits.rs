@@ -133,6 +133,8 @@ limits! {
     /// Longest call of the filter, host calls included. The engine's clock ticks every millisecond. Above the range a
     /// guest that hangs would pass for a busy one.
     filter_call "filter-call" Time: Duration::from_secs(1), Duration::from_millis(10) => Duration::from_secs(60);
+    /// Longest call of the dial component, host calls included. It may ask other servers for a token.
+    dial_call "dial-call" Time: Duration::from_secs(10), Duration::from_millis(10) => Duration::from_secs(60);
     /// Longest call of the job, host calls included. A job may wait for other servers, but not for ever.
     job_call "job-call" Time: Duration::from_secs(10), Duration::from_millis(10) => Duration::from_secs(600);
     /// Longest call of the client handler, host calls included.

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use http::header::{HeaderName, HeaderValue};
 use toml::de::DeValue;
 
 use crate::{
@@ -21,8 +20,9 @@ use crate::{
         channels::{channel, origin},
         components::{Components, Home},
         grants::grants,
+        upstreams::upstreams,
     },
-    names::{Claim, host, name, path, url},
+    names::{Claim, host, name, path},
     secrets::Secrets,
     tenants::MANIFEST,
 };
@@ -30,22 +30,10 @@ use crate::{
 mod channels;
 mod components;
 mod grants;
+mod upstreams;
 
 /// Most host names of one tenant.
 const MAX_HOSTS: usize = 256;
-
-/// Most headers of one upstream; common servers refuse requests with a hundred.
-const MAX_HEADERS: usize = 64;
-
-/// Below the range a quiet feed would seem dead; above it nobody would notice a dead one.
-const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
-
-/// Each message is held whole in memory, and twice while it is filtered.
-const MAX_MESSAGE: RangeInclusive<u64> = 1 << 10..=64 << 20;
-
-/// Below the range each reload of a page would be a new connection for the partner; above it the connection may as well
-/// stay for good.
-const LINGER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
 /// Below the range a job is a loop. A year is longer than hosts run.
 const EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
@@ -59,13 +47,6 @@ const COMPRESS_ABOVE: RangeInclusive<u64> = 0..=1 << 20;
 /// A message is compressed once for all clients, so long ones cost next to nothing more. Shorter messages hardly get
 /// shorter.
 const DEFAULT_COMPRESS_ABOVE: usize = 64;
-
-/// Headers that the handshake sets itself, or that would give it a body. All with the prefix [`WEBSOCKET_HEADERS`] are
-/// refused too.
-const HANDSHAKE_HEADERS: [&str; 5] = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
-
-/// The prefix of the handshake's own headers.
-const WEBSOCKET_HEADERS: &str = "sec-websocket-";
 
 /// What a manifest claims for its tenant alone. This is known even when other parts of the manifest are wrong.
 #[derive(Default)]
@@ -129,11 +110,14 @@ fn tenant(
     let code: BTreeSet<_> = manifest.iter().chain(components.files()).collect();
     let code: Vec<_> = code.into_iter().collect();
     let grants = Arc::new(grants(root.section("grants"), &secrets, &settings, &code));
-    refuse_hard_links(&root, &grants, &code);
+    let kept = upstreams.iter().flat_map(UpstreamConfig::files).map(|file| file.path());
+    let own: Vec<_> =
+        code.iter().map(|file| file.as_path()).chain(grants.files.iter().map(PathBuf::as_path)).chain(kept).collect();
+    refuse_hard_links(&root, &grants, &own);
     let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
     root.finish();
 
-    let Components { filter, client, api, job, named } = components;
+    let Components { dial, filter, client, api, job, named } = components;
     let config = claims.name.as_ref().zip(claims.path.as_ref()).map(|(name, path)| TenantConfig {
         name: name.value.as_str().into(),
         folder: folder.into(),
@@ -142,6 +126,7 @@ fn tenant(
         hosts: claims.hosts.iter().map(|host| host.value.clone()).collect(),
         path: path.value.clone(),
         upstreams,
+        dial,
         filter,
         client,
         api,
@@ -161,8 +146,8 @@ fn tenant(
 
 /// No guest may write what its tenant is made of. A file with several hard links may have one in a folder that guests
 /// write to, if that is on the same device.
-fn refuse_hard_links(root: &Table<'_>, grants: &Grants, code: &[&PathBuf]) {
-    for file in code.iter().copied().chain(&grants.files) {
+fn refuse_hard_links(root: &Table<'_>, grants: &Grants, own: &[&Path]) {
+    for file in own {
         let found = match file.metadata() {
             Ok(found) => found,
             Err(error) => {
@@ -207,13 +192,6 @@ fn claims(root: &mut Table<'_>, bounds: &Bounds) -> Claims {
     Claims { name, path, hosts }
 }
 
-/// Reads every `[[upstream]]`.
-fn upstreams(listed: Vec<Value<'_>>, secrets: &Secrets<'_>) -> Vec<UpstreamConfig> {
-    let mut names = BTreeSet::new();
-    let tables = listed.into_iter().filter_map(|value| value.table("a table, headed [[upstream]]"));
-    tables.filter_map(|table| upstream(table, &mut names, secrets)).collect()
-}
-
 /// Reads every `[[schedule]]`.
 fn schedules(listed: Value<'_>) -> Vec<ScheduleConfig> {
     let listed = listed.array("an array of tables, each headed [[schedule]]").unwrap_or_default();
@@ -230,49 +208,6 @@ fn compression(value: Value<'_>) -> Option<usize> {
     Some(above)
 }
 
-fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secrets<'_>) -> Option<UpstreamConfig> {
-    let name = table.require("name", "name = \"feed\"").and_then(|value| {
-        let claim = name(&value)?;
-        if !names.insert(claim.value.clone()) {
-            value.problem(format!("{} is another upstream's name; give each its own", quote(&claim.value)));
-        }
-        Some(Arc::from(claim.value))
-    });
-    let url = table.require("url", "url = \"wss://feed.example.com/stream\"").and_then(|value| url(&value));
-    let headers = headers(table.section("headers"), secrets);
-    let listed = table.take("subprotocols").and_then(|value| value.array("an array of names in quotes"));
-    let mut offered = BTreeSet::new();
-    let subprotocols = listed.into_iter().flatten().filter_map(|value| subprotocol(&value, &mut offered)).collect();
-    let idle_timeout = table.duration("idle-timeout", &IDLE_TIMEOUT).unwrap_or(UpstreamConfig::IDLE_TIMEOUT);
-    let max_message = table.size("max-message", &MAX_MESSAGE).unwrap_or(UpstreamConfig::MAX_MESSAGE);
-    let linger = linger(&mut table);
-    table.finish();
-    Some(UpstreamConfig { name: name?, url: url?, headers, subprotocols, idle_timeout, max_message, linger })
-}
-
-/// How long an upstream that is connected on demand stays connected after its last client. `None`: it is always
-/// connected.
-fn linger(table: &mut Table<'_>) -> Option<Duration> {
-    let connect = table.take("connect");
-    let linger = table.take("linger");
-    match connect.as_ref().map(Value::str) {
-        Some(Some("on-demand")) => {
-            return Some(linger.and_then(|value| value.duration(&LINGER)).unwrap_or(UpstreamConfig::LINGER));
-        }
-        None | Some(Some("always")) => {
-            if let Some(value) = linger {
-                value.problem("needs connect = \"on-demand\"; write that too, or remove it");
-            }
-        }
-        Some(Some(other)) => {
-            let message = format!("{} is not known; write \"always\" or \"on-demand\"", quote(other));
-            connect.iter().for_each(|value| value.problem(message.as_str()));
-        }
-        Some(None) => {}
-    }
-    None
-}
-
 fn schedule(mut table: Table<'_>, names: &mut BTreeSet<String>) -> Option<ScheduleConfig> {
     let name = table.require("name", "name = \"summary\"").and_then(|value| {
         let claim = name(&value)?;
@@ -286,67 +221,6 @@ fn schedule(mut table: Table<'_>, names: &mut BTreeSet<String>) -> Option<Schedu
     let after = table.duration("after", &AFTER).or(every);
     table.finish();
     Some(ScheduleConfig { name: name?, every: every?, after: after? })
-}
-
-fn headers(table: Table<'_>, secrets: &Secrets<'_>) -> Vec<(HeaderName, HeaderValue)> {
-    let place = table.place.clone();
-    let mut names = Vec::new();
-    let mut headers = Vec::new();
-    for (name, value) in table.entries() {
-        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
-            value.problem("is not an HTTP header's name; write letters, digits and hyphens");
-            continue;
-        };
-        if HANDSHAKE_HEADERS.contains(&name.as_str()) || name.as_str().starts_with(WEBSOCKET_HEADERS) {
-            value.problem("is set by the handshake itself; remove it (`subprotocols` has its own key)");
-        } else if names.contains(&name) {
-            value.problem("is written twice: a header's name has no case; remove one");
-        } else if names.len() >= MAX_HEADERS {
-            place.problem(format!("has too many headers; write at most {MAX_HEADERS}"));
-            break;
-        } else if let Some(content) = header_value(value, secrets) {
-            headers.push((name.clone(), content));
-        }
-        names.push(name);
-    }
-    headers
-}
-
-/// A header's value, written out or `{ env = "NAME" }`. Problems do not repeat the value.
-fn header_value(value: Value<'_>, secrets: &Secrets<'_>) -> Option<HeaderValue> {
-    if let DeValue::String(text) = &value.value {
-        let header = HeaderValue::from_str(text).ok();
-        if header.is_none() {
-            value.problem("cannot be a header's value; remove line breaks and control characters");
-        }
-        return header;
-    }
-    let mut table = value.table("a string, or { env = \"VARIABLE\" }")?;
-    let variable = table.require("env", "{ env = \"MARKET__TOKEN\" }");
-    table.finish();
-    let variable = variable?;
-    let secret = secrets.variable(&variable)?;
-    let Ok(mut header) = HeaderValue::from_str(secret.reveal()) else {
-        let name = variable.str()?;
-        variable.problem(format!("{name} cannot be a header's value; remove line breaks and control characters"));
-        return None;
-    };
-    header.set_sensitive(true);
-    Some(header)
-}
-
-/// One of `subprotocols`: a token (RFC 9110, 5.6.2), each only once (RFC 6455, 4.1).
-fn subprotocol(value: &Value<'_>, offered: &mut BTreeSet<String>) -> Option<String> {
-    let text = value.str()?;
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if text.is_empty() || !text.bytes().all(token) {
-        value.problem(format!("{} is not a subprotocol; write letters, digits, '.', '-' or '_'", quote(text)));
-    } else if !offered.insert(text.into()) {
-        value.problem(format!("{} is listed twice; remove one", quote(text)));
-    } else {
-        return Some(text.into());
-    }
-    None
 }
 
 /// How long a collection's records are kept.
@@ -382,6 +256,10 @@ mod tests {
     use proptest::{prelude::*, sample::Index};
 
     use super::*;
+    use crate::{
+        Credential,
+        grants::{Allowed, AllowedNetwork},
+    };
 
     /// A manifest with every key but `components.filter`, which is tested in `relay.rs`.
     const GOOD: &str = r##"name = "my-market"
@@ -434,7 +312,9 @@ api-body = 0
 
     fn parsed(text: &str) -> Result<TenantConfig, Problems> {
         let held = HeldFolder::open(Path::new(".")).unwrap();
-        read(text, Path::new("tenant.toml"), &held, &Bounds::default(), &environment).1
+        let networks = vec![AllowedNetwork { network: "127.0.0.0/8".parse().unwrap(), tenants: Vec::new() }];
+        let allowed = Arc::new(Allowed { networks, ..Allowed::default() });
+        read(text, Path::new("tenant.toml"), &held, &Bounds { allowed, ..Bounds::default() }, &environment).1
     }
 
     fn problems(text: &str) -> Vec<String> {
@@ -456,10 +336,18 @@ api-body = 0
         let tenant = parsed(GOOD).unwrap();
         assert_eq!((&*tenant.name, tenant.path.as_str(), tenant.filter), ("my-market", "/", None));
         let feed = &tenant.upstreams[0];
-        assert_eq!((&*feed.name, feed.url.to_string().as_str()), ("feed", "wss://feed.example.com:443/stream?depth=5"));
-        let headers: Vec<_> =
-            feed.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap(), v.is_sensitive())).collect();
-        assert_eq!(headers, [("authorization", "Bearer hunter2", true), ("x-client", "edge", false)]);
+        assert_eq!(
+            (&*feed.name, feed.url.authority(), feed.url.target()),
+            ("feed", "feed.example.com", "/stream?depth=5")
+        );
+        let plain = |credential: &Credential| matches!(credential, Credential::Plain(_));
+        let value = |credential: &Credential| match credential {
+            Credential::Plain(text) => text.clone(),
+            Credential::Secret(secret) => secret.reveal().to_owned(),
+            Credential::File(file) => panic!("{file:?}"),
+        };
+        let headers: Vec<_> = feed.headers.iter().map(|(name, v)| (name.as_str(), value(v), plain(v))).collect();
+        assert_eq!(headers, [("authorization", "Bearer hunter2".into(), false), ("x-client", "edge".into(), true)]);
         assert_eq!(feed.subprotocols, ["v2.json", "v1"]);
         assert_eq!((feed.idle_timeout, feed.max_message), (Duration::from_secs(5), 1 << 20));
         assert_eq!((feed.linger, tenant.upstreams[1].linger), (None, Some(Duration::from_secs(1))));
@@ -530,7 +418,10 @@ api-body = 0
             ["name = 'a'\n[components]\nfilter = '../f'\n", "name = 'a'\nupstream = []\ncomponents.filter = '../f'\n"]
         {
             let found = problems(text);
-            assert_eq!(found[0], "3: components.filter: needs an [[upstream]]; add one, or remove the filter");
+            assert_eq!(
+                found[0],
+                "3: components.filter: needs an [[upstream]]; add one, or remove the filter component"
+            );
         }
         let found = problems("name = 'a'\n[upstream]\nname = 'f'\n");
         assert_eq!(found, ["2: upstream: must be an array of tables, each headed [[upstream]], not a table"]);
@@ -550,17 +441,21 @@ api-body = 0
             ("'a b' = 'hunter2'", "headers.\"a b\": is not an HTTP header's name"),
             ("'' = 'hunter2'", "headers.\"\": is not an HTTP header's name"),
             ("X = \"hunter2\\n\"", "headers.X: cannot be a header's value"),
-            ("X = 5", "headers.X: must be a string, or { env = \"VARIABLE\" }, not an integer"),
+            ("X = 5", "headers.X: must be a string, { env = \"VARIABLE\" } or { file = \"PATH\" }, not an integer"),
             ("X = 'hunter2', x = 'hunter2'", "headers.x: is written twice"),
-            ("X = {}", "headers.X.env: is missing"),
-            ("X = { env = 'MY_MARKET__TOKEN', file = 'hunter2' }", "headers.X.file: unknown key; known here: env"),
+            ("X = {}", "headers.X: names no value, or two"),
+            ("X = { env = 'MY_MARKET__TOKEN', file = 'hunter2' }", "headers.X: names no value, or two"),
         ] {
             let found = upstream_problem(&format!("headers = {{ {headers} }}"));
             assert!(found.starts_with(start), "{found}");
         }
-        let many: Vec<_> = (0..=MAX_HEADERS).map(|index| format!("X{index} = ''")).collect();
+        let many: Vec<_> = (0..=64).map(|index| format!("X{index} = ''")).collect();
         let found = upstream_problem(&format!("headers = {{ {} }}", many.join(", ")));
-        assert_eq!(found, "headers: has too many headers; write at most 64");
+        assert_eq!(found, "headers.X64: is one header too many; write at most 64");
+        let found = upstream_problem(&format!("query = {{ {} }}", many.join(", ")));
+        assert_eq!(found, "query.X64: is one parameter too many; write at most 64");
+        let found = upstream_problem("query = { x = \"hunter2\\n\" }");
+        assert!(found.starts_with("query.x: cannot be a parameter's value"), "{found}");
     }
 
     #[test]
@@ -595,6 +490,36 @@ api-body = 0
             let found = upstream_problem(&format!("subprotocols = {listed}"));
             assert!(found.starts_with(start), "{found}");
         }
+    }
+
+    #[test]
+    fn addresses_that_are_not_public_are_the_operators_to_allow() {
+        let url = |url: &str| format!("name = 'a'\n[[upstream]]\nname = 'f'\nurl = '{url}'\n");
+        for text in ["ws://127.0.0.1/", "ws://8.8.8.8/", "ws://[::ffff:127.0.0.1]/", "ws://localhost/", "ws://0x7f.1/"]
+        {
+            parsed(&url(text)).unwrap();
+        }
+        for (text, address) in
+            [("ws://10.0.0.1/", "10.0.0.1"), ("ws://[::1]/", "::1"), ("ws://0x0a000001/", "10.0.0.1")]
+        {
+            let line = format!("in relay.toml: grants.networks = [\"{address}\"]");
+            let found = problems(&url(text)).concat();
+            assert!(found.starts_with("4: upstream.url: ") && found.contains(&line), "{found}");
+        }
+    }
+
+    #[test]
+    fn tls_is_for_wss() {
+        let found = upstream_problem("tls = { server-name = 'a' }");
+        assert_eq!(found, "tls: needs a URL that begins with wss://; write that, or remove it");
+        let with = |tls: &str| {
+            problems(&format!("name = 'a'\n[[upstream]]\nname = 'f'\nurl = 'wss://f'\n[upstream.tls]\n{tls}\n"))
+                .concat()
+        };
+        assert!(with("server-name = 'a b'").contains("tls.server-name: \"a b\" is not a host name"));
+        assert!(with("roots = 'none.pem'").contains("tls.roots: \"none.pem\" cannot be read"));
+        assert!(with("roots = 'Cargo.toml'").contains("tls.roots: \"Cargo.toml\" has no certificate in it"));
+        assert!(with("key = 'Cargo.toml'").contains("tls.key: \"Cargo.toml\" has no private key in it"));
     }
 
     #[test]

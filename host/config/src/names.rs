@@ -1,13 +1,8 @@
-//! Names, host names, paths and URLs, as an operator or a tenant writes them.
-
-use std::net::Ipv6Addr;
+//! Names, host names and paths, as an operator or a tenant writes them.
 
 use http::Uri;
 
-use crate::{
-    document::{Value, quote},
-    units::digits,
-};
+use crate::document::{Value, quote};
 
 /// Most bytes of a tenant's or an upstream's name, the same as in a DNS label.
 const MAX_NAME_BYTES: usize = 63;
@@ -80,41 +75,6 @@ pub(super) fn path(value: &Value<'_>) -> Option<Claim> {
     None
 }
 
-/// An upstream's URL. Problems do not repeat it: partners put keys into queries.
-pub(super) fn url(value: &Value<'_>) -> Option<Uri> {
-    let text = value.str()?;
-    let uri = text.parse::<Uri>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_graphic()));
-    let scheme = text.starts_with("ws://") || text.starts_with("wss://");
-    let message = match (uri, text.contains('#')) {
-        _ if !scheme => "must begin with ws:// or wss://",
-        (_, true) => "must have no fragment; remove '#' and what follows",
-        (Some(uri), _) => match uri.authority() {
-            Some(authority) if authority.as_str().contains('@') => {
-                "must have no user or password; send them in headers.Authorization"
-            }
-            Some(authority) if host_and_port(authority.as_str(), authority.host()) => return Some(uri),
-            _ => "must have a host and, if any, a port from 1 to 65535",
-        },
-        (None, _) => "is not a URL; write for example \"wss://feed.example.com/stream\"",
-    };
-    value.problem(message);
-    None
-}
-
-/// Whether `authority` is a possible host, alone or with a port.
-fn host_and_port(authority: &str, host: &str) -> bool {
-    let port = match authority.strip_prefix(host) {
-        Some("") => true,
-        Some(rest) => rest.strip_prefix(':').and_then(digits).is_some_and(|port| (1..=65_535).contains(&port)),
-        None => false,
-    };
-    let host = match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
-        None => !host.is_empty(),
-    };
-    host && port
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,48 +123,6 @@ mod tests {
             &long,
         ] {
             assert!(!takes(text, path), "{text}");
-        }
-    }
-
-    #[test]
-    fn urls() {
-        for text in ["ws://a", "wss://feed.example.com/stream?x=1", "ws://127.0.0.1:80/", "wss://[::1]:8/a", "ws://a?b"]
-        {
-            assert!(takes(text, url), "{text}");
-        }
-        for text in [
-            "",
-            "a",
-            "/a",
-            "http://a",
-            "WS://a",
-            "ws:a",
-            "ws://",
-            "ws:///a",
-            "ws://:80",
-            "ws://a:",
-            "ws://a:0",
-            "ws://a:99999",
-            "ws://a:80:80",
-            "ws://a:+80",
-            "ws://u:p@a/",
-            "ws://a/#f",
-            "ws://a/é",
-            "ws://é/",
-            "ws://a b/",
-            "ws://[z]/",
-            "ws://[::1",
-            " ws://a",
-        ] {
-            assert!(!takes(text, url), "{text}");
-        }
-    }
-
-    #[test]
-    fn urls_are_not_repeated() {
-        for text in ["ws://hunter2@a/", "http://a/?key=hunter2", "ws://a:0/?key=hunter2", "ws://a/#hunter2"] {
-            let found = problems(&format!("k = {text:?}"), |mut root| assert!(url(&root.take("k").unwrap()).is_none()));
-            assert!(!found.concat().contains("hunter2"), "{found:?}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,12 +14,15 @@ use crate::{
     file::read_file,
     relay::{
         operator::{HostFiles, allowed, network},
+        proxy::proxy,
         store::store,
     },
     tenants::{Tenants, TenantsFolder},
 };
 
 mod operator;
+mod proxy;
+mod secret;
 mod store;
 
 /// Where clients connect by default.
@@ -144,7 +148,7 @@ fn load_with(
 
 fn bounds(root: &mut Table<'_>, files: &HostFiles<'_>) -> Bounds {
     let caps = TenantCaps::read(root.section("tenant-limits"), files.relay);
-    Bounds { caps, allowed: allowed(root.section("grants"), files) }
+    Bounds { caps, allowed: Arc::new(allowed(root.section("grants"), files)) }
 }
 
 /// Walks `relay.toml`. The tenants are returned apart, since their problems follow those of this file.
@@ -163,12 +167,13 @@ fn relay(
     let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
     let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
+    let proxy = proxy(&mut root, path.parent().unwrap_or(Path::new("")), secrets);
     let listen = listen(root.section("listen"));
     let limits = limits(root.section("limits"));
     root.finish();
     let (store, cache) = (Some(store), Some(cache));
-    let config =
-        RelayConfig { listen, trusted_proxies, limits, store, cache, tenants: Vec::new(), refused: Vec::new(), folder };
+    let (none, refused) = (Vec::new(), Vec::new());
+    let config = RelayConfig { listen, trusted_proxies, limits, proxy, store, cache, tenants: none, refused, folder };
     (Some(config), tenants)
 }
 

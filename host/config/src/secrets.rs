@@ -1,10 +1,12 @@
 //! Values that a tenant's manifest takes from the host's environment and from files.
 
 use std::{
+    fmt,
     fs::File,
     io,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
@@ -14,8 +16,10 @@ use crate::{
     units::show_size,
 };
 
-/// Largest file with a secret in it, in bytes. Keys and certificates are smaller.
+/// Largest file with a secret in it, in bytes.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
+/// Largest file with certificates in it. A system's bundle has a quarter of that.
+const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// The values of the host that one tenant may read.
 pub(super) struct Secrets<'s> {
@@ -25,7 +29,7 @@ pub(super) struct Secrets<'s> {
     pub(super) folder: &'s Path,
     /// The folder itself.
     pub(super) held: &'s HeldFolder,
-    pub(super) allowed: &'s Allowed,
+    pub(super) allowed: &'s Arc<Allowed>,
     /// Returns the value of a variable of the host's environment.
     pub(super) read: &'s dyn Fn(&str) -> Option<String>,
 }
@@ -39,12 +43,7 @@ impl Secrets<'_> {
     /// Whether the tenant may have what is at a path that is not its own, with links followed. Whatever the operator
     /// lists, this is never a folder of a tenant, or one within or above it.
     pub(super) fn may_have(&self, tenant: &str, path: &Path, write: bool) -> io::Result<bool> {
-        let tenants = self.folder.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !self.allowed.has_folder(tenant, path, write) {
-            return Ok(false);
-        }
-        let kept = [self.own_folder()?, tenants.canonicalize()?];
-        Ok(!kept.into_iter().chain(linked(tenants)?).any(|kept| meet(&kept, path)))
+        may_have(self.folder, self.held, self.allowed, tenant, path, write)
     }
 
     /// An environment variable that the tenant may read: `<TENANT>__<NAME>`. `<NAME>` has no leading or double
@@ -76,15 +75,31 @@ impl Secrets<'_> {
     /// The content of a file, without the line ends after it, and the file's path. The file must be the tenant's own,
     /// or in a folder that the operator lists.
     pub(super) fn file(&self, value: &Value<'_>) -> Option<(Secret, PathBuf)> {
+        self.kept_file(value).map(|(secret, file)| (secret, file.path().to_owned()))
+    }
+
+    /// The same, and the file to read again later.
+    pub(super) fn kept_file(&self, value: &Value<'_>) -> Option<(Secret, SecretFile)> {
+        self.kept(value, |file| secret(read(file, MAX_SECRET_BYTES)?))
+    }
+
+    /// The content of a file of certificates or with a key, and the file to read again later.
+    pub(super) fn kept_pem(&self, value: &Value<'_>) -> Option<(Vec<u8>, SecretFile)> {
+        self.kept(value, |file| read(file, MAX_PEM_BYTES))
+    }
+
+    fn kept<T>(&self, value: &Value<'_>, read: impl FnOnce(File) -> io::Result<T>) -> Option<(T, SecretFile)> {
         let (name, tenant) = (value.str()?, self.tenant?);
-        let path = self.folder.join(name);
-        let opened = match self.held.file(Path::new(name)) {
-            Err(OpenError::LeadsOut) => self.allowed_file(tenant, &path),
-            opened => opened,
+        let place = FilePlace {
+            tenant: tenant.to_owned(),
+            folder: self.folder.to_owned(),
+            path: self.folder.join(name),
+            name: PathBuf::from(name),
+            allowed: Arc::clone(self.allowed),
         };
-        let message = match opened {
+        let message = match place.open(self.held) {
             Ok(file) => match read(file) {
-                Ok(secret) => return Some((secret, path)),
+                Ok(content) => return Some((content, SecretFile(Arc::new(place)))),
                 Err(error) => format!("cannot be used: {error}"),
             },
             Err(OpenError::LeadsOut) => {
@@ -97,16 +112,83 @@ impl Secrets<'_> {
         value.problem(format!("{} {message}", quote(name)));
         None
     }
+}
 
-    /// Opens a file beneath a folder that the operator lists for this tenant.
-    fn allowed_file(&self, tenant: &str, path: &Path) -> Result<File, OpenError> {
+/// A file of a tenant's that is read whenever it is needed.
+#[derive(Clone)]
+pub struct SecretFile(Arc<FilePlace>);
+
+struct FilePlace {
+    tenant: String,
+    /// The path of the tenant's folder.
+    folder: PathBuf,
+    path: PathBuf,
+    /// As the manifest names it.
+    name: PathBuf,
+    allowed: Arc<Allowed>,
+}
+
+impl SecretFile {
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Its content now.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        read(self.0.open(&HeldFolder::open(&self.0.folder)?)?, MAX_PEM_BYTES)
+    }
+}
+
+impl PartialEq for SecretFile {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.0.tenant, &self.0.path) == (&other.0.tenant, &other.0.path)
+    }
+}
+
+impl Eq for SecretFile {}
+
+impl fmt::Debug for SecretFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SecretFile").field(&self.0.path).finish()
+    }
+}
+
+impl FilePlace {
+    /// Opens it in the tenant's folder, or else in one that the operator lists.
+    fn open(&self, held: &HeldFolder) -> Result<File, OpenError> {
+        match held.file(&self.name) {
+            Err(OpenError::LeadsOut) => self.open_allowed(held),
+            opened => opened,
+        }
+    }
+
+    /// Opens it beneath a folder that the operator lists for this tenant.
+    fn open_allowed(&self, held: &HeldFolder) -> Result<File, OpenError> {
         // Where it is now. It is opened beneath the operator's folder, so it cannot lead elsewhere in the meantime.
-        let real = path.canonicalize()?;
-        let folder = self.allowed.folder_of(tenant, &real, false).ok_or(OpenError::LeadsOut)?;
+        let real = self.path.canonicalize()?;
+        let folder = self.allowed.folder_of(&self.tenant, &real, false).ok_or(OpenError::LeadsOut)?;
         let name = real.strip_prefix(folder).map_err(|_| OpenError::LeadsOut)?;
         let file = HeldFolder::open(folder)?.file(name)?;
-        if self.may_have(tenant, &real_path(&file)?, false)? { Ok(file) } else { Err(OpenError::LeadsOut) }
+        let may_have = may_have(&self.folder, held, &self.allowed, &self.tenant, &real_path(&file)?, false)?;
+        if may_have { Ok(file) } else { Err(OpenError::LeadsOut) }
     }
+}
+
+/// Whether a tenant may have what is at `path`, which is not its own: see [`Secrets::may_have`].
+fn may_have(
+    folder: &Path,
+    held: &HeldFolder,
+    allowed: &Allowed,
+    tenant: &str,
+    path: &Path,
+    write: bool,
+) -> io::Result<bool> {
+    let tenants = folder.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !allowed.has_folder(tenant, path, write) {
+        return Ok(false);
+    }
+    let kept = [held.real_path()?, tenants.canonicalize()?];
+    Ok(!kept.into_iter().chain(linked(tenants)?).any(|kept| meet(&kept, path)))
 }
 
 /// The targets of the tenants' folders that are links. The others are in the folder of tenants itself.
@@ -122,13 +204,18 @@ fn linked(tenants: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-fn read(file: File) -> io::Result<Secret> {
-    let mut text = String::new();
-    let read = file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text)?;
-    let text = text.trim_end_matches(['\r', '\n']);
-    if read as u64 > MAX_SECRET_BYTES {
-        return Err(io::Error::other(format!("it is larger than {}", show_size(MAX_SECRET_BYTES))));
+fn read(file: File, most: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    if file.take(most + 1).read_to_end(&mut content)? as u64 > most {
+        return Err(io::Error::other(format!("it is larger than {}", show_size(most))));
     }
+    Ok(content)
+}
+
+/// The secret that a file holds: its text without the line ends after it.
+pub fn secret(content: Vec<u8>) -> io::Result<Secret> {
+    let text = String::from_utf8(content).map_err(|_| io::Error::other("it is not UTF-8"))?;
+    let text = text.trim_end_matches(['\r', '\n']);
     if text.is_empty() {
         return Err(io::Error::other("it is empty"));
     }

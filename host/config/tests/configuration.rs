@@ -114,10 +114,16 @@ impl Section {
             missing.map(|(key, value)| format!("{key} = {value}\n")).collect()
         };
         let table = |required: String| format!("{}\n{required}{lines}\n", self.header);
-        let upstream = "[[upstream]]\nname = \"u\"\nurl = \"ws://h\"\n";
+        let upstream = "[[upstream]]\nname = \"u\"\nurl = \"wss://h\"\n";
         let (relay, tenant) = ("tenants = \"tenants\"\n", "name = \"t\"\n");
+        let proxy = "proxy = \"http://p\"\n";
         match (&*self.file, &*self.header) {
-            ("relay.toml", "") => (format!("{}{lines}\n", required(&[("tenants", "\"tenants\"")])), tenant.into()),
+            ("relay.toml", "") => {
+                // They need the proxy.
+                let proxy = if lines.starts_with("no-proxy") || lines.starts_with("proxy-") { proxy } else { "" };
+                (format!("{}{proxy}{lines}\n", required(&[("tenants", "\"tenants\"")])), tenant.into())
+            }
+            ("relay.toml", "[proxy-credentials]") => (format!("{relay}{proxy}{}", table(String::new())), tenant.into()),
             ("relay.toml", _) => (format!("{relay}{}", table(String::new())), tenant.into()),
             (_, "") => (relay.into(), format!("{}{lines}\n", required(&[("name", "\"t\"")]))),
             (_, "[[upstream]]") => {
@@ -240,6 +246,10 @@ fn a_documented_default_changes_nothing() {
             // The same table, should it need another key beside this one.
             let without = match &*row.key {
                 "linger" => load("connect = \"on-demand\""),
+                "no-proxy" | "proxy-resolves" => {
+                    let (relay, tenant) = section.files("");
+                    files.load(&format!("proxy = \"http://p\"\n{relay}"), &tenant)
+                }
                 _ => load(""),
             };
             let at = format!("{}: {} = {default}", section.title(), row.key);

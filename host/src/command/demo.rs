@@ -153,7 +153,9 @@ impl Files {
         DirBuilder::new().mode(0o700).create(&files.folder)?;
         fs::create_dir_all(&tenant)?;
         let listen = ["clients", "api", "admin"].map(|name| format!("{name} = \"{LOOPBACK}\"\n")).concat();
-        let relay = format!("tenants = \"tenants\"\n[listen]\n{listen}");
+        // The simulated exchange is on this machine.
+        let grants = "[grants]\nnetworks = [\"127.0.0.1\"]\n";
+        let relay = format!("tenants = \"tenants\"\n[listen]\n{listen}{grants}");
         fs::write(files.folder.join("relay.toml"), relay)?;
         fs::write(tenant.join("tenant.toml"), MANIFEST.replace(PARTNER, &format!("ws://{exchange}")))?;
         for (role, module) in [("filter", FILTER), ("client", CLIENT), ("api", API), ("job", JOB)] {

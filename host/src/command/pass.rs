@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use clap::Args;
-use config::{ChannelRule, HostLimits, Listen, RelayConfig, TenantConfig, UpstreamConfig};
-use hyper::{
-    Uri,
-    header::{HeaderName, HeaderValue},
+use config::{
+    ChannelRule, Credential, HeaderNames, HostLimits, Listen, PartnerUrl, RelayConfig, Subprotocols, TenantConfig,
+    UpstreamConfig, header_value,
 };
+use hyper::header::HeaderName;
 
 use crate::{
     command::{Failure, announce, io_runtime},
@@ -31,14 +31,14 @@ Examples:
   edge-relay pass --upstream ws://127.0.0.1:9000 --listen 127.0.0.1:8080 --header 'Authorization: Bearer abc'")]
 pub struct Pass {
     /// The partner's ws:// or wss:// address.
-    #[arg(long, value_name = "URL", value_parser = upstream_url)]
-    upstream: Uri,
+    #[arg(long, value_name = "URL", value_parser = PartnerUrl::parse)]
+    upstream: PartnerUrl,
     /// Where clients connect; port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
     /// A header for the upstream's handshake; may be given several times.
-    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
-    headers: Vec<(HeaderName, HeaderValue)>,
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
     /// A subprotocol to offer the upstream; may be given several times.
     #[arg(long = "subprotocol", value_name = "NAME")]
     subprotocols: Vec<String>,
@@ -50,49 +50,46 @@ impl Pass {
         let runtime = io_runtime()?;
         let _entered = runtime.enter();
         let (trigger, stop) = shutdown::stop();
-        let relay = Relay::bind(self.config(), Strictness::Strict)?;
+        let relay = Relay::bind(self.config().map_err(Failure::usage)?, Strictness::Strict)?;
         on_signals(trigger).map_err(Failure::failed)?;
         announce(&format!("listening clients={}", relay.clients))?;
         runtime.block_on(relay.run(stop));
         Ok(())
     }
 
-    fn config(self) -> RelayConfig {
-        let upstream = UpstreamConfig {
-            name: "upstream".into(),
-            url: self.upstream,
-            headers: self.headers,
-            subprotocols: self.subprotocols,
-            idle_timeout: UpstreamConfig::IDLE_TIMEOUT,
-            max_message: UpstreamConfig::MAX_MESSAGE,
-            linger: None,
-        };
+    /// Checks what the manifest of a tenant would be checked for.
+    fn config(self) -> Result<RelayConfig, String> {
+        let mut upstream = UpstreamConfig::new("upstream", self.upstream);
+        let mut names = HeaderNames::default();
+        for written in &self.headers {
+            upstream.headers.push(header(written, &mut names)?);
+        }
+        let mut offered = Subprotocols::default();
+        for text in &self.subprotocols {
+            offered.add(text).map_err(|why| format!("--subprotocol {text:?} {why}"))?;
+        }
+        upstream.subprotocols = offered.into_offered();
         let channel = ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, ..ChannelRule::default() };
         let tenant = TenantConfig { upstreams: vec![upstream], channels: vec![channel], ..TenantConfig::new("pass") };
-        RelayConfig {
+        Ok(RelayConfig {
             listen: Listen { clients: self.listen, api: None, admin: None },
             trusted_proxies: Vec::new(),
             limits: HostLimits::default(),
+            proxy: None,
             store: None,
             cache: None,
             tenants: vec![tenant],
             refused: Vec::new(),
             folder: None,
-        }
+        })
     }
 }
 
-fn upstream_url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|error| format!("{error}"))?;
-    match (url.scheme_str(), url.host()) {
-        (Some("ws" | "wss"), Some(_)) => Ok(url),
-        _ => Err("it must begin with ws:// or wss:// and name a host".into()),
-    }
-}
-
-fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let (name, value) = text.split_once(':').ok_or("write it as 'Name: value'")?;
-    let name = name.trim().parse().map_err(|error| format!("{error}"))?;
-    let value = value.trim().parse().map_err(|error| format!("{error}"))?;
-    Ok((name, value))
+/// Problems do not repeat the value.
+fn header(written: &str, names: &mut HeaderNames) -> Result<(HeaderName, Credential), String> {
+    let (name, value) = written.split_once(':').ok_or("--header: write it as 'Name: value'")?;
+    let named = names.add(name.trim()).map_err(|why| format!("--header {:?} {why}", name.trim()))?;
+    let value = value.trim();
+    header_value(value).map_err(|why| format!("--header {named}: the value {why}"))?;
+    Ok((named, Credential::Plain(value.into())))
 }

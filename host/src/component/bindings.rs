@@ -42,6 +42,7 @@ macro_rules! world {
 }
 
 world!(demand, "filter-demand-component");
+world!(dial, "dial-component");
 world!(job, "job-component");
 world!(client, "client-component");
 world!(lease, "client-lease-component");

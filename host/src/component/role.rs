@@ -5,6 +5,8 @@ use std::fmt;
 /// What a component is to the host. One component may have several roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleKind {
+    /// Makes credentials for each connection to a partner.
+    Dial,
     /// Turns an upstream's messages into publications.
     Filter,
     /// Lets clients in and answers their messages.
@@ -16,11 +18,12 @@ pub enum RoleKind {
 }
 
 impl RoleKind {
-    pub const ALL: [Self; 4] = [Self::Filter, Self::Client, Self::Api, Self::Job];
+    pub const ALL: [Self; 5] = [Self::Dial, Self::Filter, Self::Client, Self::Api, Self::Job];
 
     /// The role's key in the manifest's `[components]`, and the value of the metrics' label `role`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Dial => "dial",
             Self::Filter => "filter",
             Self::Client => "client",
             Self::Api => "api",
@@ -31,6 +34,7 @@ impl RoleKind {
     /// The interface that a component of this role exports. For an API the patch version is left out: any will do.
     pub fn interface(self) -> &'static str {
         match self {
+            Self::Dial => "edge-relay:tenant/dialer@0.1.0",
             Self::Filter => "edge-relay:tenant/filter@0.1.0",
             Self::Client => "edge-relay:tenant/client-handler@0.1.0",
             Self::Api => "wasi:http/incoming-handler@0.2.",
@@ -41,6 +45,7 @@ impl RoleKind {
     /// The manifest's key of the limit on how long a call may take.
     pub fn call_limit(self) -> &'static str {
         match self {
+            Self::Dial => "dial-call",
             Self::Filter => "filter-call",
             Self::Client => "client-call",
             Self::Api => "api-call",

@@ -1,6 +1,7 @@
-//! The roles of components: filter, client handler, API, job.
+//! The roles of components: dial, filter, client handler, API, job.
 
 pub mod api;
 pub mod client;
+pub mod dial;
 pub mod filter;
 pub mod job;

@@ -11,7 +11,8 @@ use config::TenantConfig;
 use crate::{
     account::{Charge, Part},
     component::{
-        ApiCode, Broken, ClientCode, Engine, FilterCode, JobCode, LoadError, LoadedCode, Role, RoleCode, RoleKind,
+        ApiCode, Broken, ClientCode, DialCode, Engine, FilterCode, JobCode, LoadError, LoadedCode, Role, RoleCode,
+        RoleKind,
     },
     tenant::{CodeCharge, CodeCharges, Tenant},
 };
@@ -19,6 +20,7 @@ use crate::{
 /// A tenant's code, checked and compiled. Nothing of it runs yet.
 #[derive(Clone, Default)]
 pub struct TenantCode {
+    pub dial: Option<Arc<DialCode>>,
     pub filter: Option<Arc<FilterCode>>,
     pub client: Option<Arc<ClientCode>>,
     pub api: Option<Arc<ApiCode>>,
@@ -71,7 +73,8 @@ pub fn listed(problems: &[CodeProblem], separator: &str) -> String {
 impl TenantCode {
     /// Whether any component appends records or reads them.
     pub fn keeps_records(&self) -> bool {
-        self.filter.as_ref().is_some_and(|code| code.keeps_records)
+        self.dial.as_ref().is_some_and(|code| code.keeps_records)
+            || self.filter.as_ref().is_some_and(|code| code.keeps_records)
             || self.client.as_ref().is_some_and(|code| code.keeps_records)
             || self.api.as_ref().is_some_and(|code| code.keeps_records)
             || self.job.as_ref().is_some_and(|code| code.keeps_records)
@@ -81,6 +84,7 @@ impl TenantCode {
     pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, Vec<CodeProblem>> {
         let mut problems = Vec::new();
         let code = Self {
+            dial: load_role(config, config.dial.as_deref(), engine, &mut problems),
             filter: load_role(config, config.filter.as_deref(), engine, &mut problems),
             client: load_role(config, config.client.as_deref(), engine, &mut problems),
             api: load_role(config, config.api.as_ref().map(|api| api.file.as_path()), engine, &mut problems),
@@ -120,6 +124,7 @@ impl TenantCode {
     fn largest(&self, config: &TenantConfig) -> Option<(PathBuf, RoleKind)> {
         let (role, _) = self.loaded().into_values().max_by_key(|(_, loaded)| loaded.bytes())?;
         let file = match role {
+            RoleKind::Dial => config.dial.clone(),
             RoleKind::Filter => config.filter.clone(),
             RoleKind::Client => config.client.clone(),
             RoleKind::Api => config.api.as_ref().map(|api| api.file.clone()),
@@ -134,8 +139,9 @@ impl TenantCode {
             let loaded = &code?.loaded;
             Some((Arc::as_ptr(loaded).addr(), (R::KIND, loaded)))
         }
-        let all = [of(self.filter.as_ref()), of(self.client.as_ref()), of(self.api.as_ref()), of(self.job.as_ref())];
-        all.into_iter().flatten().collect()
+        let for_upstreams = [of(self.dial.as_ref()), of(self.filter.as_ref())];
+        let others = [of(self.client.as_ref()), of(self.api.as_ref()), of(self.job.as_ref())];
+        for_upstreams.into_iter().chain(others).flatten().collect()
     }
 }
 

@@ -31,14 +31,16 @@ pub struct Plan {
 impl Plan {
     /// `before`: the version that runs. `None`: the tenant is new.
     pub fn new(before: Option<&TenantConfig>, now: &TenantConfig) -> Self {
-        // A filter says what is sent first on a connection, so an upstream begins anew when a filter comes or goes.
-        let filter_stays = before.is_some_and(|before| before.filter.is_some() == now.filter.is_some());
+        // A filter says what is sent first on a connection, and a dial component what it is opened with. So an upstream
+        // begins anew when one of them comes or goes.
+        let has = |config: &TenantConfig| (config.filter.is_some(), config.dial.is_some());
+        let code_stays = before.is_some_and(|before| has(before) == has(now));
         Self {
             upstreams: changes(
                 before.map(|before| before.upstreams.as_slice()).unwrap_or_default(),
                 &now.upstreams,
                 |upstream| &upstream.name,
-                |before, now| filter_stays && before == now,
+                |before, now| code_stays && before == now,
             ),
             schedules: changes(
                 before.map(|before| before.schedules.as_slice()).unwrap_or_default(),
@@ -69,20 +71,14 @@ fn changes<T>(before: &[T], now: &[T], name: impl Fn(&T) -> &Arc<str>, same: imp
 mod tests {
     use std::time::Duration;
 
-    use config::{ScheduleConfig, UpstreamConfig};
+    use config::{PartnerUrl, ScheduleConfig, UpstreamConfig};
 
     use super::*;
 
     /// A tenant with these upstreams (name and port) and schedules (name and minutes).
     fn tenant(upstreams: &[(&str, u16)], schedules: &[(&str, u64)]) -> TenantConfig {
-        let upstream = |(name, port): &(&str, u16)| UpstreamConfig {
-            name: (*name).into(),
-            url: format!("ws://127.0.0.1:{port}/").parse().unwrap(),
-            headers: Vec::new(),
-            subprotocols: Vec::new(),
-            idle_timeout: UpstreamConfig::IDLE_TIMEOUT,
-            max_message: UpstreamConfig::MAX_MESSAGE,
-            linger: None,
+        let upstream = |(name, port): &(&str, u16)| {
+            UpstreamConfig::new(name, PartnerUrl::parse(&format!("ws://127.0.0.1:{port}/")).unwrap())
         };
         let schedule = |(name, minutes): &(&str, u64)| {
             let every = Duration::from_secs(60 * minutes);
@@ -118,13 +114,16 @@ mod tests {
     }
 
     #[test]
-    fn upstreams_begin_anew_when_a_filter_comes_or_goes() {
+    fn upstreams_begin_anew_when_a_filter_or_a_dial_component_comes_or_goes() {
         let without = tenant(&[("a", 1)], &[]);
-        let with = TenantConfig { filter: Some("filter.wasm".into()), ..without.clone() };
-        for (before, now, change) in
-            [(&without, &with, Change::Replace), (&with, &without, Change::Replace), (&with, &with, Change::Keep)]
-        {
-            assert_eq!(shown(&Plan::new(Some(before), now).upstreams), [("a", change)]);
+        let filter = TenantConfig { filter: Some("filter.wasm".into()), ..without.clone() };
+        let dial = TenantConfig { dial: Some("dial.wasm".into()), ..without.clone() };
+        for with in [&filter, &dial] {
+            for (before, now, change) in
+                [(&without, with, Change::Replace), (with, &without, Change::Replace), (with, with, Change::Keep)]
+            {
+                assert_eq!(shown(&Plan::new(Some(before), now).upstreams), [("a", change)]);
+            }
         }
     }
 }

@@ -30,6 +30,7 @@ pub enum TrialError {
 pub async fn trial(config: &TenantConfig, code: &TenantCode) -> Result<(), TrialError> {
     let (tenant, metrics) = scratch(config)?;
     let mut trial = Trial { tenant: &tenant, metrics: &metrics, problems: Vec::new() };
+    trial.run(config.dial.as_deref(), code.dial.as_deref()).await;
     trial.run(config.filter.as_deref(), code.filter.as_deref()).await;
     trial.run(config.client.as_deref(), code.client.as_deref()).await;
     trial.run(config.api.as_ref().map(|api| api.file.as_path()), code.api.as_deref()).await;
@@ -72,6 +73,7 @@ fn scratch(config: &TenantConfig) -> io::Result<(Arc<Tenant>, Arc<Metrics>)> {
         clients: Arc::default(),
         places: HostPlaces::new(1),
         process: ProcessLimits::of_process(),
+        dialer: Arc::default(),
     };
     let config = &TenantConfig { grants: Arc::new(config.grants.read_only()), ..config.clone() };
     Ok((Tenant::new(config, &host), metrics))

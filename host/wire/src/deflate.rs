@@ -1,8 +1,8 @@
 //! permessage-deflate, RFC 7692, which compresses each message by itself.
 //!
-//! No context is kept from one message to the next, in either direction. So a message that is compressed once fits
-//! every client, and a client costs no memory for it: one compressor per thread and one [`Inflater`] per shard are
-//! enough.
+//! With clients no context is kept from one message to the next, in either direction. So a message that is compressed
+//! once fits every client, and a client costs no memory for it: one compressor per thread and one [`Inflater`] per shard
+//! are enough. A server that this side is the client of may keep its context, which takes an inflater of its own.
 
 use std::cell::RefCell;
 
@@ -13,7 +13,7 @@ mod negotiation;
 
 pub use crate::deflate::{
     inflater::Inflater,
-    negotiation::{Agreed, negotiate},
+    negotiation::{Agreed, OFFER, ServerAgreed, agreed_by_server, negotiate},
 };
 
 /// The largest window, in bits: 32 KiB.

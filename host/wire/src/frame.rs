@@ -1,4 +1,4 @@
-//! WebSocket frames, RFC 6455 section 5.2: encodes the relay's frames and parses the clients'.
+//! WebSocket frames, RFC 6455 section 5.2: encodes the relay's frames, and parses those of clients and of partners.
 
 use crate::Kind;
 
@@ -29,22 +29,34 @@ pub fn header_len(payload: usize) -> usize {
     }
 }
 
-/// Appends one whole unmasked frame.
+/// Appends one whole unmasked frame, as a server sends it.
 pub fn encode(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
+    encode_header(opcode, 0, payload.len(), out);
+    out.extend_from_slice(payload);
+}
+
+/// Appends one whole frame as a client sends it. Nobody may be able to predict its mask (section 10.3).
+pub fn encode_masked(opcode: u8, payload: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {
+    encode_header(opcode, MASKED, payload.len(), out);
+    out.extend_from_slice(&mask);
+    let start = out.len();
+    out.extend_from_slice(payload);
+    unmask(out.get_mut(start..).unwrap_or_default(), mask);
+}
+
+fn encode_header(opcode: u8, masked: u8, length: usize, out: &mut Vec<u8>) {
     out.push(FIN | opcode);
-    let length = payload.len();
     match (u8::try_from(length), u16::try_from(length)) {
-        (Ok(short), _) if short <= 125 => out.push(short),
+        (Ok(short), _) if short <= 125 => out.push(masked | short),
         (_, Ok(medium)) => {
-            out.push(126);
+            out.push(masked | 126);
             out.extend_from_slice(&medium.to_be_bytes());
         }
         _ => {
-            out.push(127);
+            out.push(masked | 127);
             out.extend_from_slice(&(length as u64).to_be_bytes());
         }
     }
-    out.extend_from_slice(payload);
 }
 
 /// Reads back a data frame that [`encode`] wrote.
@@ -65,14 +77,29 @@ pub fn may_close_with(code: u16) -> bool {
 
 /// A close frame. A reason too long for the frame is cut.
 pub fn close(code: u16, reason: &str) -> Vec<u8> {
-    let mut payload = code.to_be_bytes().to_vec();
-    payload.extend_from_slice(reason.get(..reason.floor_char_boundary(MAX_CONTROL - 2)).unwrap_or_default().as_bytes());
+    let payload = close_payload(code, reason);
     let mut out = Vec::with_capacity(2 + payload.len());
     encode(CLOSE, &payload, &mut out);
     out
 }
 
-/// How a client broke the protocol. Each has its close code (RFC 6455 section 7.4.1).
+/// What a close frame carries.
+pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
+    let mut payload = code.to_be_bytes().to_vec();
+    payload.extend_from_slice(reason.get(..reason.floor_char_boundary(MAX_CONTROL - 2)).unwrap_or_default().as_bytes());
+    payload
+}
+
+/// Who sends the frames that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// It masks every frame (RFC 6455 section 5.1).
+    Client,
+    /// It masks none.
+    Server,
+}
+
+/// How the other side broke the protocol. Each has its close code (RFC 6455 section 7.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error("{0}")]
@@ -95,14 +122,15 @@ impl Violation {
     }
 }
 
-/// The header of the client's frame at the start of a buffer.
+/// The header of the frame at the start of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub fin: bool,
     /// Whether the message is compressed. Only its first frame says so.
     pub compressed: bool,
     pub opcode: u8,
-    pub mask: [u8; 4],
+    /// `None`: a server has sent it.
+    pub mask: Option<[u8; 4]>,
     /// Where the payload begins in the buffer.
     pub start: usize,
     /// Where the payload ends, which is the length of the whole frame.
@@ -112,7 +140,12 @@ pub(crate) struct Head {
 impl Head {
     /// Parses a frame's header. `None`: more bytes are needed. A payload over `max_payload` is refused here, before any
     /// of it is stored. A message may be compressed only if that was agreed on (`may_compress`).
-    pub fn parse(buffer: &[u8], max_payload: usize, may_compress: bool) -> Result<Option<Self>, Violation> {
+    pub fn parse(
+        buffer: &[u8],
+        max_payload: usize,
+        may_compress: bool,
+        sender: Sender,
+    ) -> Result<Option<Self>, Violation> {
         let [first, second, ..] = *buffer else { return Ok(None) };
         let (fin, opcode) = (first & FIN != 0, first & 0x0F);
         let compressed = match first & RESERVED {
@@ -120,8 +153,10 @@ impl Head {
             COMPRESSED if may_compress && matches!(opcode, TEXT | BINARY) => true,
             _ => return Err(Violation::Protocol("a reserved bit is set")),
         };
-        if second & MASKED == 0 {
-            return Err(Violation::Protocol("a client's frame must be masked"));
+        match (sender, second & MASKED) {
+            (Sender::Client, 0) => return Err(Violation::Protocol("a client's frame must be masked")),
+            (Sender::Client, _) | (Sender::Server, 0) => {}
+            (Sender::Server, _) => return Err(Violation::Protocol("a server's frame must not be masked")),
         }
         let control = match opcode {
             CONTINUATION | TEXT | BINARY => false,
@@ -152,10 +187,11 @@ impl Head {
         if !control && length > max_payload {
             return Err(Violation::TooLarge);
         }
-        let Some(mask) = buffer.get(mask_at..mask_at + 4).and_then(|bytes| bytes.try_into().ok()) else {
-            return Ok(None);
+        let (mask, start) = match (sender, buffer.get(mask_at..mask_at + 4).map(TryInto::try_into)) {
+            (Sender::Server, _) => (None, mask_at),
+            (Sender::Client, Some(Ok(mask))) => (Some(mask), mask_at + 4),
+            (Sender::Client, _) => return Ok(None),
         };
-        let start = mask_at + 4;
         Ok(Some(Self { fin, compressed, opcode, mask, start, end: start + length }))
     }
 }
@@ -191,7 +227,7 @@ mod tests {
 
     #[test]
     fn violations_are_found_in_the_header() {
-        let check = |bytes: &[u8]| Head::parse(bytes, 1000, false);
+        let check = |bytes: &[u8]| Head::parse(bytes, 1000, false, Sender::Client);
         assert_eq!(check(&[0x81]), Ok(None));
         assert_eq!(check(&[0x81, 0xFE, 0x00]), Ok(None));
         assert!(matches!(check(&[0xC1, 0x80]), Err(Violation::Protocol(_))));
@@ -206,9 +242,19 @@ mod tests {
     }
 
     #[test]
+    fn a_server_masks_nothing() {
+        let check = |bytes: &[u8]| Head::parse(bytes, 1000, false, Sender::Server);
+        assert_eq!(check(&[0x81, 0x82]), Err(Violation::Protocol("a server's frame must not be masked")));
+        let head = check(&[0x81, 0x02]).unwrap().unwrap();
+        assert_eq!((head.mask, head.start, head.end), (None, 2, 4));
+        let head = check(&[0x82, 126, 0x03, 0xE8]).unwrap().unwrap();
+        assert_eq!((head.start, head.end), (4, 1004));
+    }
+
+    #[test]
     fn only_the_first_frame_of_a_message_is_marked_as_compressed() {
         let compressed = |first: u8, agreed| {
-            Head::parse(&[first, 0x80, 0, 0, 0, 0], 10, agreed).map(|head| head.unwrap().compressed)
+            Head::parse(&[first, 0x80, 0, 0, 0, 0], 10, agreed, Sender::Client).map(|head| head.unwrap().compressed)
         };
         for first in [0xC1, 0xC2, 0x41, 0x42] {
             assert_eq!(compressed(first, true), Ok(true));
@@ -245,11 +291,23 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, max in 0usize..100_000, agreed: bool) {
-            if let Ok(Some(head)) = Head::parse(&bytes, max, agreed) {
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, max in 0usize..100_000, agreed: bool, masked: bool) {
+            let sender = if masked { Sender::Client } else { Sender::Server };
+            if let Ok(Some(head)) = Head::parse(&bytes, max, agreed, sender) {
                 prop_assert!(head.start <= head.end);
                 prop_assert!(head.end - head.start <= max.max(MAX_CONTROL));
             }
+        }
+
+        #[test]
+        fn another_implementation_reads_what_is_masked(payload: Vec<u8>, mask: [u8; 4]) {
+            let mut out = Vec::new();
+            encode_masked(TEXT, &payload, mask, &mut out);
+            let head = Head::parse(&out, payload.len(), false, Sender::Client).unwrap().unwrap();
+            prop_assert_eq!((head.end, head.mask), (out.len(), Some(mask)));
+            let mut frame = FrameSocket::new(std::io::Cursor::new(out)).read(None).unwrap().unwrap().into_payload().to_vec();
+            unmask(&mut frame, mask);
+            prop_assert_eq!(frame, payload);
         }
 
         #[test]

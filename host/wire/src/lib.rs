@@ -1,6 +1,6 @@
-//! The bytes between the relay and its clients, and nothing else: no socket, no runtime, no tenant.
+//! The bytes between the relay and its clients and partners, and nothing else: no socket, no runtime, no tenant.
 //!
-//! - Plain WebSockets: [`frame`] encodes and parses RFC 6455 frames, [`message`] joins a client's frames into messages,
+//! - Plain WebSockets: [`frame`] encodes and parses RFC 6455 frames, [`message`] joins frames into messages,
 //!   [`deflate`] compresses them (RFC 7692), [`raw`] writes the relay's own replies and errors.
 //! - [`sse`]: server-sent events.
 //! - [`centrifuge`]: the Centrifuge client protocol in JSON.

@@ -1,10 +1,12 @@
-//! Turns a client's frames into messages: joins fragments, checks text, and lets control frames come in between.
+//! Turns frames into messages: joins fragments, checks text, and lets control frames come in between.
+
+use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::{
-    Kind, deflate,
+    Frame, Kind, deflate,
     deflate::Inflater,
     frame,
-    frame::{Head, Violation},
+    frame::{Head, Sender, Violation},
 };
 
 /// What a client sent.
@@ -19,6 +21,26 @@ pub enum Incoming<'a> {
     Fragment,
 }
 
+/// What a server sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    Message(Frame),
+    Ping(Bytes),
+    Pong,
+    /// With the server's code and reason, if it gave a code.
+    Close(Option<(u16, String)>),
+    /// A part of a message; the rest is still to come.
+    Fragment,
+}
+
+/// What is at the start of a buffer with a server's frames.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    Received(Received),
+    /// A frame that is not whole. It has this many bytes with its header, or more if that is not whole either.
+    Unfinished(usize),
+}
+
 /// Joins a message from its fragments.
 #[derive(Debug, Default)]
 pub struct Assembly {
@@ -29,6 +51,14 @@ pub struct Assembly {
     bytes: Vec<u8>,
     /// How many bytes of a text are known to be UTF-8.
     checked: usize,
+}
+
+/// A message whose last frame has come.
+struct Whole {
+    kind: Kind,
+    compressed: bool,
+    /// Its bytes are those of several frames, in the assembly. Else they are the last frame's payload.
+    joined: bool,
 }
 
 impl Assembly {
@@ -42,34 +72,73 @@ impl Assembly {
         self.bytes.capacity()
     }
 
-    /// Takes the frame at the start of `buffer`. Returns what it is and how many bytes it has. `None`: it is not whole
-    /// yet. Without an `inflater`, a compressed message is a violation, since compression was not agreed on.
+    /// Takes a client's frame at the start of `buffer`. Returns what it is and how many bytes it has. `None`: it is not
+    /// whole yet. Without an `inflater`, a compressed message is a violation, since compression was not agreed on.
     pub fn next<'a>(
         &'a mut self,
         buffer: &'a mut [u8],
         max_message: usize,
         inflater: Option<&'a mut Inflater>,
     ) -> Result<Option<(Incoming<'a>, usize)>, Violation> {
-        let max_payload = if inflater.is_some() { deflate::bound(max_message) } else { max_message };
-        let Some(head) = Head::parse(buffer, max_payload, inflater.is_some())? else { return Ok(None) };
+        let max_payload = max_payload(max_message, inflater.is_some());
+        let Some(head) = Head::parse(buffer, max_payload, inflater.is_some(), Sender::Client)? else {
+            return Ok(None);
+        };
         let Some(payload) = buffer.get_mut(head.start..head.end) else { return Ok(None) };
-        frame::unmask(payload, head.mask);
+        frame::unmask(payload, head.mask.unwrap_or_default());
         let event = match head.opcode {
             frame::PING => Incoming::Ping(payload),
             frame::PONG => Incoming::Pong,
-            frame::CLOSE => Incoming::Close(close_code(payload)?),
-            _ => self.data(head, payload, max_message, inflater)?,
+            frame::CLOSE => Incoming::Close(close(payload)?.map(|(code, _)| code)),
+            _ => match self.data(&head, payload, max_message)? {
+                Some(whole) => {
+                    let bytes = if whole.joined { &self.bytes } else { &*payload };
+                    Incoming::Message(whole.kind, whole.read(bytes, max_message, inflater)?)
+                }
+                None => Incoming::Fragment,
+            },
         };
         Ok(Some((event, head.end)))
     }
 
-    fn data<'a>(
-        &'a mut self,
-        head: Head,
-        payload: &'a [u8],
+    /// Takes a server's frame out of `buffer`, if it is whole. Its payload is not copied, unless it is a fragment or
+    /// compressed.
+    pub fn take(
+        &mut self,
+        buffer: &mut BytesMut,
         max_message: usize,
-        inflater: Option<&'a mut Inflater>,
-    ) -> Result<Incoming<'a>, Violation> {
+        inflater: Option<&mut Inflater>,
+    ) -> Result<Taken, Violation> {
+        let max_payload = max_payload(max_message, inflater.is_some());
+        let Some(head) = Head::parse(buffer, max_payload, inflater.is_some(), Sender::Server)? else {
+            return Ok(Taken::Unfinished(0));
+        };
+        if buffer.len() < head.end {
+            return Ok(Taken::Unfinished(head.end));
+        }
+        let mut payload = buffer.split_to(head.end);
+        payload.advance(head.start);
+        Ok(Taken::Received(match head.opcode {
+            frame::PING => Received::Ping(payload.freeze()),
+            frame::PONG => Received::Pong,
+            frame::CLOSE => Received::Close(close(&payload)?.map(|(code, reason)| (code, reason.to_owned()))),
+            _ => match self.data(&head, &payload, max_message)? {
+                Some(whole) => {
+                    let bytes = match whole.joined {
+                        true => std::mem::take(&mut self.bytes).into(),
+                        false => payload.freeze(),
+                    };
+                    let message = whole.read(&bytes, max_message, inflater)?;
+                    let bytes = if whole.compressed { Bytes::copy_from_slice(message) } else { bytes };
+                    Received::Message(Frame { kind: whole.kind, bytes })
+                }
+                None => Received::Fragment,
+            },
+        }))
+    }
+
+    /// Takes a frame of a message. Returns the message if this was its last frame.
+    fn data(&mut self, head: &Head, payload: &[u8], max_message: usize) -> Result<Option<Whole>, Violation> {
         let starts = match head.opcode {
             frame::TEXT => Some(Kind::Text),
             frame::BINARY => Some(Kind::Binary),
@@ -79,8 +148,7 @@ impl Assembly {
             (Some(_), Some(_)) => return Err(Violation::Protocol("a message begins inside another")),
             (None, None) => return Err(Violation::Protocol("a continuation of no message")),
             (Some(kind), None) if head.fin => {
-                let inflater = inflater.filter(|_| head.compressed);
-                return Ok(Incoming::Message(kind, whole(kind, payload, max_message, inflater)?));
+                return Ok(Some(Whole { kind, compressed: head.compressed, joined: false }));
             }
             (Some(kind), None) => {
                 self.kind = Some(kind);
@@ -90,8 +158,7 @@ impl Assembly {
             }
             (None, Some(_)) => {}
         }
-        let max_bytes = if self.compressed { deflate::bound(max_message) } else { max_message };
-        if self.bytes.len() + payload.len() > max_bytes {
+        if self.bytes.len() + payload.len() > max_payload(max_message, self.compressed) {
             return Err(Violation::TooLarge);
         }
         self.bytes.extend_from_slice(payload);
@@ -99,13 +166,10 @@ impl Assembly {
             self.check_text(head.fin)?;
         }
         if !head.fin {
-            return Ok(Incoming::Fragment);
+            return Ok(None);
         }
         let kind = self.kind.take().unwrap_or(Kind::Binary);
-        if self.compressed {
-            return Ok(Incoming::Message(kind, whole(kind, &self.bytes, max_message, inflater)?));
-        }
-        Ok(Incoming::Message(kind, &self.bytes))
+        Ok(Some(Whole { kind, compressed: self.compressed, joined: true }))
     }
 
     /// Checks the bytes of a text that are new. A fragment may end within a character; the message may not.
@@ -120,28 +184,37 @@ impl Assembly {
     }
 }
 
-/// Checks a message that came in one frame, or compressed in fragments. With an inflater it is compressed.
-fn whole<'a>(
-    kind: Kind,
-    payload: &'a [u8],
-    max_message: usize,
-    inflater: Option<&'a mut Inflater>,
-) -> Result<&'a [u8], Violation> {
-    let message = match inflater {
-        Some(inflater) => inflater.inflate(payload, max_message)?,
-        None => payload,
-    };
-    if message.len() > max_message {
-        return Err(Violation::TooLarge);
+/// The most bytes of payload that a message of `max_message` bytes comes in.
+fn max_payload(max_message: usize, compressed: bool) -> usize {
+    if compressed { deflate::bound(max_message) } else { max_message }
+}
+
+impl Whole {
+    /// Inflates the message if it is compressed, and checks it.
+    fn read<'a>(
+        &self,
+        bytes: &'a [u8],
+        max_message: usize,
+        inflater: Option<&'a mut Inflater>,
+    ) -> Result<&'a [u8], Violation> {
+        let message = match inflater.filter(|_| self.compressed) {
+            Some(inflater) => inflater.inflate(bytes, max_message)?,
+            None => bytes,
+        };
+        if message.len() > max_message {
+            return Err(Violation::TooLarge);
+        }
+        // What was joined was checked meanwhile, unless it was compressed.
+        let is_checked = self.joined && !self.compressed;
+        if self.kind == Kind::Text && !is_checked && std::str::from_utf8(message).is_err() {
+            return Err(Violation::Utf8);
+        }
+        Ok(message)
     }
-    if kind == Kind::Text && std::str::from_utf8(message).is_err() {
-        return Err(Violation::Utf8);
-    }
-    Ok(message)
 }
 
 /// Reads the payload of a close frame, RFC 6455 section 7.4.
-fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
+fn close(payload: &[u8]) -> Result<Option<(u16, &str)>, Violation> {
     match *payload {
         [] => Ok(None),
         [_] => Err(Violation::Protocol("a close code has two bytes")),
@@ -150,10 +223,8 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
             if !frame::may_close_with(code) {
                 return Err(Violation::Protocol("not a close code that may be sent"));
             }
-            if std::str::from_utf8(reason).is_err() {
-                return Err(Violation::Utf8);
-            }
-            Ok(Some(code))
+            let reason = std::str::from_utf8(reason).map_err(|_| Violation::Utf8)?;
+            Ok(Some((code, reason)))
         }
     }
 }
@@ -270,7 +341,84 @@ mod tests {
         assert_eq!(agreed(&[masked(0xC2, &compressed)]), [format!("Message(Binary, {noise:?})")]);
     }
 
+    /// Feeds whole frames of a server, and returns how each was taken.
+    fn received(frames: &[(u8, &[u8])], mut inflater: Option<&mut Inflater>) -> Vec<String> {
+        let mut assembly = Assembly::default();
+        let mut buffer = BytesMut::new();
+        for (first, payload) in frames {
+            buffer.extend_from_slice(&[*first, u8::try_from(payload.len()).unwrap()]);
+            buffer.extend_from_slice(payload);
+        }
+        let mut out = Vec::new();
+        loop {
+            match assembly.take(&mut buffer, 50, inflater.as_deref_mut()) {
+                Ok(Taken::Received(received)) => out.push(format!("{received:?}")),
+                Ok(Taken::Unfinished(length)) => {
+                    assert_eq!((length, buffer.len()), (0, 0));
+                    return out;
+                }
+                Err(why) => {
+                    out.push(why.close_code().to_string());
+                    return out;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_servers_frames_are_joined_too() {
+        let frames: [(u8, &[u8]); 6] =
+            [(0x81, b"a"), (0x01, b"a\xC3"), (0x89, b"hi"), (0x80, b"\xA9"), (0x8A, b""), (0x88, b"\x03\xE8bye")];
+        let message = |text: &'static [u8]| Frame { kind: Kind::Text, bytes: Bytes::from_static(text) };
+        let expected = [
+            Received::Message(message(b"a")),
+            Received::Fragment,
+            Received::Ping(Bytes::from_static(b"hi")),
+            Received::Message(message("a\u{e9}".as_bytes())),
+            Received::Pong,
+            Received::Close(Some((1000, "bye".into()))),
+        ];
+        assert_eq!(received(&frames, None), expected.map(|received| format!("{received:?}")));
+        assert_eq!(received(&[(0x81, b"\xFF")], None), ["1007"]);
+        assert_eq!(received(&[(0x82, &[0; 51])], None), ["1009"]);
+        assert_eq!(received(&[(0xC1, b"a")], None), ["1002"]);
+    }
+
+    #[test]
+    fn a_server_may_keep_its_window() {
+        // RFC 7692 section 7.2.3.2: "Hello" twice, the second time with the first one's window.
+        let (first, second): (&[u8], &[u8]) =
+            (&[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00], &[0xf2, 0x00, 0x11, 0x00, 0x00]);
+        let twice = [(0xC1, first), (0xC1, second), (0x41, &second[..2]), (0x80, &second[2..])];
+        let hello = format!("{:?}", Received::Message(Frame { kind: Kind::Text, bytes: Bytes::from_static(b"Hello") }));
+        let taken = received(&twice, Some(&mut Inflater::with_context()));
+        assert_eq!(taken, [&*hello, &*hello, "Fragment", &*hello]);
+        assert_eq!(received(&twice[..2], Some(&mut Inflater::default())), [&*hello, "1007"]);
+    }
+
+    #[test]
+    fn a_frame_that_is_not_whole_says_how_long_it_is() {
+        let mut assembly = Assembly::default();
+        let mut buffer = BytesMut::from(&[0x82, 126, 0x10][..]);
+        assert_eq!(assembly.take(&mut buffer, 10_000, None), Ok(Taken::Unfinished(0)));
+        buffer.extend_from_slice(&[0x00, 1, 2]);
+        assert_eq!(assembly.take(&mut buffer, 10_000, None), Ok(Taken::Unfinished(4 + 0x1000)));
+        assert_eq!(buffer.len(), 6);
+    }
+
     proptest! {
+        #[test]
+        fn a_servers_arbitrary_bytes_never_panic_nor_hang(bytes: Vec<u8>, agreed: bool) {
+            let mut assembly = Assembly::default();
+            let mut inflater = agreed.then(Inflater::with_context);
+            let mut buffer = BytesMut::from(&bytes[..]);
+            let mut left = buffer.len();
+            while let Ok(Taken::Received(_)) = assembly.take(&mut buffer, 64, inflater.as_mut()) {
+                prop_assert!(buffer.len() <= left - 2);
+                left = buffer.len();
+            }
+        }
+
         #[test]
         fn arbitrary_bytes_never_panic_nor_hang(mut bytes: Vec<u8>, agreed: bool) {
             let mut assembly = Assembly::default();

@@ -9,7 +9,7 @@ use support::{
     tenant::Folder,
 };
 
-const UPSTREAM: &str = "[[upstream]]\nname = \"feed\"\nurl = \"ws://127.0.0.1:1/\"\n";
+const UPSTREAM: &str = "[[upstream]]\nname = \"feed\"\nurl = \"wss://feed.example/\"\n";
 
 /// Checks that `serve` refuses the folder's configuration, with one line for each of these reasons. A reason is given
 /// by its words.

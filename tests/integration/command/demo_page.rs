@@ -170,10 +170,10 @@ async fn a_page_whose_network_was_cut_gets_all_that_it_missed() {
         .iter()
         .map(|publication| publication["data"].as_str().unwrap())
         .collect();
-    // All that was published between the first and the last arrived once and in order.
-    let first =
-        published.iter().position(|text| *text == got[0]).expect("the first publication is among the last 1,000");
-    assert_eq!(published.get(first..first + got.len()), Some(got.as_slice()));
+    // All that was published between the first and the last arrived once and in order. A price may come back, so the
+    // first one's text alone does not say where that is.
+    let is_part = published.windows(got.len()).any(|part| part == got);
+    assert!(is_part, "{got:?} is no part of {published:?}");
 }
 
 #[tokio::test]

@@ -39,14 +39,24 @@ async fn wrong_usage_is_exit_code_2_and_named() {
     let broken = folder.path("broken.jsonl");
     fs::write(&broken, "{\"t\":0,\"from\":\"upstream\",\"text\":\"\"}\n{\"t\":1").unwrap();
     let broken = broken.to_str().unwrap();
-    let cases: [(&[&str], &str); 13] = [
+    let url = "ws://h/";
+    let cases: [(&[&str], &str); 22] = [
         (&["relay"], "relay"),
         (&["serve"], "--config"),
         (&["serve", "--config", "x", "--verbose"], "--verbose"),
         (&["pass"], "--upstream"),
         (&["pass", "--upstream", "http://127.0.0.1/"], "ws://"),
-        (&["pass", "--upstream", "ws://127.0.0.1/", "--header", "no colon"], "no colon"),
+        (&["pass", "--upstream", "ws://127.0.0.1/", "--header", "no colon"], "Name: value"),
         (&["pass", "--upstream", "ws://127.0.0.1/", "--listen", "here"], "here"),
+        (&["pass", "--upstream", "ws://host:99999/"], "a port from 1 to 65535"),
+        (&["pass", "--upstream", "ws://u:p@h/"], "no user or password"),
+        (&["pass", "--upstream", "ws://h/#f"], "no fragment"),
+        (&["pass", "--upstream", url, "--header", "Host: other"], "\"Host\" is set by the handshake itself"),
+        (&["pass", "--upstream", url, "--header", "Sec-WebSocket-Key: a"], "is set by the handshake itself"),
+        (&["pass", "--upstream", url, "--header", "X: 1", "--header", "x: 2"], "is written twice"),
+        (&["pass", "--upstream", url, "--header", "X: a\nb"], "x: the value cannot be a header's value"),
+        (&["pass", "--upstream", url, "--subprotocol", "a b"], "\"a b\" is not a subprotocol"),
+        (&["pass", "--upstream", url, "--subprotocol", "a\nb"], "is not a subprotocol"),
         (&["feed", "--speed", "-1", "--file", broken], "-1"),
         (&["feed", "--file", broken], "broken.jsonl:2:"),
         (&["feed", "--file", "/nowhere.jsonl"], "/nowhere.jsonl"),

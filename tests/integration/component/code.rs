@@ -328,8 +328,11 @@ async fn a_bomb_in_the_place_of_a_good_component_is_refused() {
 
 #[tokio::test]
 async fn tenants_are_checked_beforehand() {
-    let folder =
-        Folder::with_own_cache("").filtered("a", NOWHERE, guests::demand(), "").handled("b", guests::handler(), "");
+    let folder = Folder::with_own_cache("").filtered("a", "wss://feed.example/", guests::demand(), "").handled(
+        "b",
+        guests::handler(),
+        "",
+    );
     let check = async |path: &str| run(&["tenants", "check", folder.path(path).to_str().unwrap()]).await;
     let output = check("tenants").await;
     let all = shown(&output);

@@ -16,7 +16,7 @@ mod streams;
 /// A relay.toml with this `[grants]`.
 fn folder(allowed: &str) -> Folder {
     let folder = Folder::new("");
-    folder.append("relay.toml", &format!("[grants]\n{allowed}\n"));
+    folder.allow(allowed);
     folder
 }
 

@@ -140,7 +140,7 @@ fn shell(folder: &Folder, commands: &str) {
 async fn works(folder: Folder) -> Relay {
     let mut commands = commands("## Check it, run it");
     shell(&folder, commands.next().unwrap());
-    let mut partner = Partner::start().await;
+    let mut partner = Partner::local().await;
     let manifest = fs::read_to_string(folder.path(MANIFEST)).unwrap();
     assert!(manifest.contains(EXCHANGE) && GUIDE.contains("edge-relay feed --listen 127.0.0.1:9000\n"));
     folder.write(MANIFEST, manifest.replace(EXCHANGE, &partner.url()));

@@ -117,10 +117,17 @@ async fn its_configuration_is_accepted() {
     let listen = listen.replace("0.0.0.0:8081", "127.0.0.1:0").replace(":9090", ":0");
     // The lines that are commented out must be accepted too.
     let srv = format!("{}/srv/", folder.path("").display());
-    let listen =
-        listen.replace("# folders = ", "folders = ").replace("# networks = ", "networks = ").replace("/srv/", &srv);
+    // The partner is on this machine.
+    let listen = listen.replace("# folders = ", "folders = ").replace("# networks = ", "networks = ");
+    let listen = listen.replace("\"10.1.0.0/16\"", "\"10.1.0.0/16\", \"127.0.0.0/8\"").replace("/srv/", &srv);
     folder.write("relay.toml", listen);
-    for file in ["srv/prices/now", "srv/shared/now", "tenants/market/data/now", "tenants/market/signing.key"] {
+    for file in [
+        "srv/prices/now",
+        "srv/shared/now",
+        "tenants/market/data/now",
+        "tenants/market/signing.key",
+        "tenants/market/listen.key",
+    ] {
         folder.write(file, "42");
     }
     let manifest =
@@ -128,7 +135,7 @@ async fn its_configuration_is_accepted() {
     let manifest = manifest.replace("# idle", "idle").replace("# max", "max").replace("# path", "path");
     let manifest = manifest.replace("# connect", "connect").replace("# linger", "linger").replace("/srv/", &srv);
     let manifest = manifest.replace("# folders", "folders").replace("# http", "http").replace("# envir", "envir");
-    let manifest = manifest.replace("# secrets", "secrets");
+    let manifest = manifest.replace("# secrets", "secrets").replace("# query", "query");
     let partner = Partner::start().await;
     folder.write("tenants/market/tenant.toml", manifest.replace("wss://ws-feed.exchange.coinbase.com", &partner.url()));
     for role in guests::MARKET {

@@ -138,7 +138,7 @@ async fn a_claim_of_a_tenant_that_cannot_be_served_is_free() {
 
 #[tokio::test]
 async fn a_check_passes_over_what_is_no_tenant() {
-    let folder = Folder::new("").tenant("t", NOWHERE, "");
+    let folder = Folder::new("").tenant("t", "wss://feed.example/", "");
     fs::create_dir(folder.path("tenants/lost+found")).unwrap();
     let tenants = folder.path("tenants");
     let output = run(&["tenants", "check", tenants.to_str().unwrap()]).await;

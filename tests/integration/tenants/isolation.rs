@@ -16,10 +16,7 @@ const CLIENT: &str = "components.client = \"client.wasm\"\ncomponents.api = \"ap
 /// Serves tenants whose handler and API do what clients tell them, each with these keys in its manifest.
 async fn serve(tenants: &[(&str, &str)]) -> Relay {
     let folder = Folder::new("");
-    folder.append(
-        "relay.toml",
-        "[grants]\nhosts = [\"feed.example\", { host = \"other.example\", tenants = [\"by-host\"] }]\n",
-    );
+    folder.allow("hosts = [\"feed.example\", { host = \"other.example\", tenants = [\"by-host\"] }]");
     for (name, keys) in tenants {
         folder.write(&format!("tenants/{name}/tenant.toml"), format!("name = \"{name}\"\n{keys}\n{CLIENT}"));
         folder.copy(guests::handler(), &format!("tenants/{name}/client.wasm"));

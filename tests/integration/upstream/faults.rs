@@ -108,18 +108,16 @@ async fn an_upstream_that_is_not_there_at_the_start() {
     let mut client = relay.client("/t").await;
     relay.upstream_failed("refused", 2.0).await;
     // The relay is not at fault: it is ready, and names the upstream that is down.
-    assert_eq!(relay.ready().await["tenants"]["t"]["upstreams"]["feed"], json!("down"));
+    assert_eq!(relay.states().await["t"]["upstreams"]["feed"], json!("down"));
     assert_eq!(relay.get("/healthz").await.0, 200);
     assert_eq!(relay.metric("edge_relay_upstream_up", &[("upstream", "feed")]).await, 0.0);
     partner.resume().await;
     let mut peer = partner.accept().await;
     peer.text("at last").await;
     assert_eq!(client.text().await, "at last");
-    until("the upstream shown as up", async || {
-        match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].clone() {
-            state if state == "up" => Ok(()),
-            state => Err(state.to_string()),
-        }
+    until("the upstream shown as up", async || match relay.states().await["t"]["upstreams"]["feed"].clone() {
+        state if state == "up" => Ok(()),
+        state => Err(state.to_string()),
     })
     .await;
 }

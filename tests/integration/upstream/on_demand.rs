@@ -42,9 +42,9 @@ async fn leaves(relay: &Relay, client: Client, others: f64) {
 
 /// Waits until `/readyz` shows these states of the upstreams.
 async fn shows(relay: &Relay, upstreams: &serde_json::Value) {
-    until(format!("{upstreams} at /readyz"), async || match relay.ready().await {
-        ready if ready["tenants"]["t"]["upstreams"] == *upstreams => Ok(()),
-        ready => Err(ready.to_string()),
+    until(format!("{upstreams} at /readyz"), async || match relay.states().await {
+        states if states["t"]["upstreams"] == *upstreams => Ok(()),
+        states => Err(states.to_string()),
     })
     .await;
 }

@@ -56,6 +56,12 @@ pub fn demand() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/demand"))
 }
 
+/// A dial component that does what its settings say.
+pub fn dialer() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/dialer"))
+}
+
 /// A client handler that does what clients tell it.
 pub fn handler() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

@@ -1,7 +1,7 @@
 //! What the tests stand on: the real program as a child process, and fakes of everything around it.
 //!
 //! In the order data flows: recorded [`feeds`] or a scripted [`partner`], then [`chaos`], which disturbs the
-//! connection. Next comes the [`relay`] with its [`tenant`]s and their components: [`guests`], those in other
+//! connection, a [`proxy`], and the names of [`hosts`]. Next comes the [`relay`] with its [`tenant`]s and their components: [`guests`], those in other
 //! [`languages`], [`bombs`], [`compile_bombs`] and [`appended`]. Components send requests to an [`origin`]. The clients
 //! are a [`client`], a [`crowd`], a [`browser`], other people's programs ([`script`], [`javascript`]), or requests to
 //! the API ([`http`]). Tests of records use [`appends`], [`mariadb`], and a [`disk`] to fill. [`place`] finds the program
@@ -29,6 +29,7 @@ pub mod crowd;
 pub mod disk;
 pub mod feeds;
 pub mod guests;
+pub mod hosts;
 pub mod http;
 pub mod javascript;
 pub mod languages;
@@ -38,6 +39,7 @@ pub mod partner;
 pub mod place;
 pub mod probe;
 pub mod process;
+pub mod proxy;
 pub mod raw;
 pub mod relay;
 pub mod script;

@@ -12,7 +12,7 @@ use mysql_async::{Conn, Error, OptsBuilder, Row, Value, prelude::Queryable};
 use rustix::process::{Signal, geteuid};
 
 use super::{
-    certificates::Authority,
+    certificates::{Authority, Issued},
     disk::Disk,
     loopback,
     process::{Process, shown},
@@ -86,7 +86,7 @@ impl MariaDb {
     pub async fn start_tls(authority: &Authority) -> Option<Self> {
         let folder = Folder::empty();
         let address = IpAddr::from(loopback());
-        let (certificate, key) = authority.certificate(address);
+        let Issued { certificate, key } = authority.certificate(&address.to_string());
         folder.write("certificate.pem", certificate.pem());
         folder.write("key.pem", key.serialize_pem());
         let file = |option: &str, name: &str| format!("--{option}={}", folder.path(name).display());

@@ -1,7 +1,7 @@
 //! A partner whose faults the test decides for each connection.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,7 +20,10 @@ use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async,
     tungstenite::{
         Message,
-        handshake::server::{Callback, ErrorResponse, Request, Response},
+        handshake::{
+            derive_accept_key,
+            server::{Callback, ErrorResponse, Request, Response},
+        },
         http::{HeaderMap, HeaderValue},
         protocol::{
             CloseFrame,
@@ -44,10 +47,19 @@ pub struct Partner {
 
 impl Partner {
     pub async fn start() -> Self {
+        Self::start_at(loopback(), 0).await
+    }
+
+    /// Starts at the address that `localhost` leads to.
+    pub async fn local() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, 0).await
+    }
+
+    pub async fn start_at(address: Ipv4Addr, port: u16) -> Self {
         let mut listening = JoinSet::new();
         let (sender, arrivals) = mpsc::unbounded_channel();
         let connections = Arc::new(AtomicUsize::new(0));
-        let listener = TcpListener::bind((loopback(), 0)).await.unwrap();
+        let listener = TcpListener::bind((address, port)).await.unwrap();
         let address = listener.local_addr().unwrap();
         listening.spawn(listen(listener, sender, Arc::clone(&connections)));
         Self { address, arrivals, connections, listening }
@@ -55,6 +67,11 @@ impl Partner {
 
     pub fn url(&self) -> String {
         format!("ws://{}/feed?key=1", self.address)
+    }
+
+    /// The URL with the name `localhost` in it. The partner must have been started with [`Partner::local`].
+    pub fn named_url(&self) -> String {
+        format!("ws://localhost:{}/feed?key=1", self.address.port())
     }
 
     pub fn tls_url(&self) -> String {
@@ -116,18 +133,36 @@ impl Arrival {
         upgrade(socket, None).await
     }
 
-    /// Tries a TLS handshake that the relay must not accept.
+    /// Does a TLS handshake that fails on one side or the other.
     pub async fn refused_tls(self, acceptor: &TlsAcceptor) {
-        within("an end of the TLS handshake", acceptor.accept(self.0)).await.unwrap_err();
+        assert!(self.try_tls(acceptor).await.is_none(), "the relay accepts it");
+    }
+
+    /// Does the TLS handshake and reads the request. `None`: one side does not want the other's certificate.
+    pub async fn try_tls(self, acceptor: &TlsAcceptor) -> Option<RawPeer<TlsStream<TcpStream>>> {
+        let socket = within("an end of the TLS handshake", acceptor.accept(self.0)).await.ok()?;
+        Some(RawPeer::read(socket).await)
+    }
+
+    /// Sends these bytes before it has read anything.
+    pub async fn write(mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+        self.0.shutdown().await.unwrap();
     }
 
     /// Reads the request and answers it with these bytes instead.
-    pub async fn answer(mut self, bytes: &[u8]) {
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") {
-            request.push(within("a request", self.0.read_u8()).await.unwrap());
-        }
-        self.0.write_all(bytes).await.unwrap();
+    pub async fn answer(self, bytes: &[u8]) {
+        self.request().await.write(bytes).await;
+    }
+
+    /// Reads the request.
+    pub async fn request(self) -> RawPeer {
+        RawPeer::read(self.0).await
+    }
+
+    /// Does the TLS handshake, and reads the request.
+    pub async fn request_tls(self, acceptor: &TlsAcceptor) -> RawPeer<TlsStream<TcpStream>> {
+        RawPeer::read(within("a TLS handshake", acceptor.accept(self.0)).await.unwrap()).await
     }
 
     /// Ends with a reset.
@@ -135,6 +170,77 @@ impl Arrival {
         self.0.set_zero_linger().unwrap();
     }
 }
+
+/// The partner's end of a connection, byte by byte. Dropped, it ends without a close frame.
+pub struct RawPeer<S = TcpStream> {
+    /// The request's lines.
+    pub request: Vec<String>,
+    socket: S,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> RawPeer<S> {
+    async fn read(mut socket: S) -> Self {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(within("a request", socket.read_u8()).await.unwrap());
+        }
+        let request = String::from_utf8(request).unwrap();
+        Self { request: request.lines().filter(|line| !line.is_empty()).map(String::from).collect(), socket }
+    }
+
+    /// What the request asks for.
+    pub fn target(&self) -> &str {
+        self.request[0].split(' ').nth(1).unwrap()
+    }
+
+    /// The value of a header of the request.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let fields = self.request.iter().skip(1).filter_map(|line| line.split_once(": "));
+        fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
+    }
+
+    /// What `Sec-WebSocket-Accept` must say.
+    pub fn accept_key(&self) -> String {
+        derive_accept_key(self.header("sec-websocket-key").unwrap().as_bytes())
+    }
+
+    /// Answers with 101 and these lines, in which `ACCEPT` stands for the key, and then with `tail`.
+    pub async fn switch(&mut self, lines: &[&str], tail: &[u8]) {
+        let head = format!("HTTP/1.1 101 Switching Protocols\r\n{}\r\n\r\n", lines.join("\r\n"));
+        let mut bytes = head.replace("ACCEPT", &self.accept_key()).into_bytes();
+        bytes.extend_from_slice(tail);
+        self.write(&bytes).await;
+    }
+
+    /// Agrees to the handshake, with more lines in the answer.
+    pub async fn agree(&mut self, more: &[&str]) {
+        self.switch(&[&HANDSHAKE, more].concat(), b"").await;
+    }
+
+    pub async fn write(&mut self, bytes: &[u8]) {
+        within("room to send", self.socket.write_all(bytes)).await.unwrap();
+        within("room to send", self.socket.flush()).await.unwrap();
+    }
+
+    /// Sends a frame whose first byte is this, with less than 126 bytes of payload.
+    pub async fn frame(&mut self, first: u8, payload: &[u8]) {
+        let mut frame = vec![first, u8::try_from(payload.len()).unwrap()];
+        assert!(payload.len() < 126);
+        frame.extend_from_slice(payload);
+        self.write(&frame).await;
+    }
+
+    /// Reads to the end of the connection.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A reset is an end, too.
+        let _ = within("an end of the connection", self.socket.read_to_end(&mut rest)).await;
+        rest
+    }
+}
+
+/// The lines of an answer that agrees to a handshake.
+pub const HANDSHAKE: [&str; 3] = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: ACCEPT"];
 
 async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(socket: S, subprotocol: Option<&'static str>) -> Peer<S> {
     let mut peer = Peer { path: String::new(), headers: HeaderMap::new(), socket: None };

@@ -24,6 +24,9 @@ pub struct Process {
 pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(program());
     command.args(arguments).env_remove("EDGE_RELAY_LOG").env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+    for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+        command.env_remove(variable).env_remove(variable.to_lowercase());
+    }
     command.stdin(Stdio::null());
     command
 }

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     client::Client,
+    hosts::with_hosts,
     http::Http,
     process::{Process, command, with_file_limit},
     tenant::Folder,
@@ -40,6 +41,12 @@ impl Relay {
     pub async fn serve_with(folder: Folder, environment: &[(&str, &str)]) -> Self {
         let mut command = serve(&folder);
         command.envs(environment.iter().copied());
+        Self::start(Process::spawn(command), Some(folder)).await
+    }
+
+    /// Starts `edge-relay serve` with the folder's own file of hosts.
+    pub async fn serve_with_hosts(folder: Folder) -> Self {
+        let command = with_hosts(&serve(&folder), &folder);
         Self::start(Process::spawn(command), Some(folder)).await
     }
 
@@ -117,6 +124,17 @@ impl Relay {
         let (status, body) = self.get("/readyz").await;
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).unwrap()
+    }
+
+    /// What `/readyz` says of each tenant, with the word for each upstream's state alone.
+    pub async fn states(&self) -> Value {
+        let mut tenants = self.ready().await["tenants"].take();
+        for tenant in tenants.as_object_mut().unwrap().values_mut() {
+            for upstream in tenant["upstreams"].as_object_mut().unwrap().values_mut() {
+                *upstream = upstream["state"].take();
+            }
+        }
+        tenants
     }
 
     /// Returns the sum of a metric's series that have all these labels, or 0 if there is none.

@@ -11,6 +11,9 @@ use std::{
 
 use super::{disk, guests, place::temporary};
 
+/// The fakes around the relay are on this machine, which tenants reach only if the operator allows it.
+const GRANTS: &str = "grants.networks = [\"127.0.0.0/8\", \"::1\"]\n";
+
 /// A folder that is removed with the test.
 pub struct Folder(PathBuf);
 
@@ -25,8 +28,14 @@ impl Folder {
     pub fn with_own_cache(limits: &str) -> Self {
         let folder = Self::empty();
         let listen = ["clients", "api", "admin"].map(|name| format!("{name} = \"127.0.0.1:0\"")).join("\n");
-        folder.write("relay.toml", format!("tenants = \"tenants\"\n[listen]\n{listen}\n[limits]\n{limits}\n"));
+        folder.write("relay.toml", format!("tenants = \"tenants\"\n{GRANTS}[listen]\n{listen}\n[limits]\n{limits}\n"));
         folder
+    }
+
+    /// Has this `[grants]` in relay.toml, and nothing else allowed.
+    pub fn allow(&self, allowed: &str) {
+        let host = fs::read_to_string(self.config()).unwrap().replace(GRANTS, "");
+        self.write("relay.toml", format!("{host}[grants]\n{allowed}\n"));
     }
 
     pub fn empty() -> Self {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::grants::special_use::is_special;
+use crate::grants::special_use::{covers, is_special};
 
 /// The ports of an entry without one.
 const DEFAULT_PORTS: [u16; 2] = [80, 443];
@@ -61,7 +61,7 @@ impl Destinations {
     fn networks(&self, address: IpAddr) -> impl Iterator<Item = Port> {
         let address = address.to_canonical();
         self.0.iter().filter_map(move |(destination, own)| match destination {
-            Destination::Network(network) if network.contains(&address) => Some(*own),
+            Destination::Network(network) if covers(network, &address.into()) => Some(*own),
             _ => None,
         })
     }
@@ -126,12 +126,33 @@ mod tests {
     }
 
     #[test]
+    fn a_large_network_has_no_metadata_service() {
+        let large: Destinations = [(Destination::Network("169.0.0.0/8".parse().unwrap()), None)].into_iter().collect();
+        let address = "169.254.169.254".parse().unwrap();
+        assert!(!large.has_address(address, 80) && !large.may_lead_to(address, 80));
+        let own: Destinations =
+            [(Destination::Network("169.254.169.254/32".parse().unwrap()), None)].into_iter().collect();
+        assert!(own.has_address(address, 80) && own.may_lead_to(address, 80));
+    }
+
+    #[test]
     fn names_lead_to_what_is_public_or_covered() {
         let reach = reach();
         let may = |address: &str, port| reach.may_lead_to(address.parse().unwrap(), port);
         assert!(may("8.8.8.8", 443) && may("2606:4700::1111", 8443) && may("::ffff:8.8.8.8", 443));
         assert!(may("10.1.2.3", 443) && may("10.1.2.3", 8443) && may("::ffff:10.1.2.3", 443) && may("10.2.0.1", 8000));
-        for address in ["127.0.0.1", "10.2.0.1", "10.3.0.1", "::1", "::ffff:127.0.0.1", "fe80::1", "169.254.169.254"] {
+        for address in [
+            "127.0.0.1",
+            "10.2.0.1",
+            "10.3.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "fd00::1",
+            "0.0.0.0",
+            "fe80::1",
+            "169.254.169.254",
+        ] {
             assert!(!may(address, 443), "{address}");
         }
     }

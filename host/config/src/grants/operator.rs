@@ -1,8 +1,13 @@
 //! What the operator allows tenants to ask for: `[grants]` of `relay.toml`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
+
+use crate::grants::special_use::{covers, is_special};
 
 /// What tenants may be granted. By default that is their own folders, to read only, and public servers.
 #[derive(Clone, Debug, Default)]
@@ -62,8 +67,42 @@ impl Allowed {
 
     /// Whether a tenant may be granted a whole network.
     pub(crate) fn has_network(&self, tenant: &str, network: &IpNet) -> bool {
-        let covers = |allowed: &AllowedNetwork| allowed.network.contains(network) && includes(&allowed.tenants, tenant);
-        self.networks.iter().any(covers)
+        let fits = |allowed: &AllowedNetwork| covers(&allowed.network, network) && includes(&allowed.tenants, tenant);
+        self.networks.iter().any(fits)
+    }
+
+    /// Where a tenant's upstreams may lead.
+    pub(crate) fn reach(&self, tenant: &str) -> Reach {
+        let listed = self.networks.iter().filter(|allowed| includes(&allowed.tenants, tenant));
+        Reach::Listed(listed.map(|allowed| allowed.network).collect())
+    }
+}
+
+/// Which addresses an upstream may lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All: it is the operator's own.
+    Anywhere,
+    /// Public ones, and those in networks that the operator lists for the tenant.
+    Listed(Vec<IpNet>),
+}
+
+/// An address that an upstream may not lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "leads to {0}, which is not on the public Internet; have the operator list it in relay.toml: \
+     grants.networks = [\"{0}\"]"
+)]
+pub struct NotReached(IpAddr);
+
+impl Reach {
+    pub fn check(&self, address: IpAddr) -> Result<(), NotReached> {
+        let address = address.to_canonical();
+        let is_listed = match self {
+            Self::Anywhere => true,
+            Self::Listed(networks) => networks.iter().any(|listed| covers(listed, &address.into())),
+        };
+        if is_listed || !is_special(address) { Ok(()) } else { Err(NotReached(address)) }
     }
 }
 

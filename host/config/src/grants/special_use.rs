@@ -7,11 +7,12 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// Networks that are not public: the IANA registries of special-purpose addresses, multicast, and reserved addresses.
 /// In IPv6 that is everything outside 2000::/3, the only block that global addresses are given from, and the special
 /// networks within it. So every form of an IPv4 address within an IPv6 address is here too.
-const SPECIAL: [IpNet; 21] = [
+const SPECIAL: [IpNet; 22] = [
     v4([0, 0, 0, 0], 8),
     v4([10, 0, 0, 0], 8),
     v4([100, 64, 0, 0], 10),
     v4([127, 0, 0, 0], 8),
+    METADATA_AZURE,
     v4([169, 254, 0, 0], 16),
     v4([172, 16, 0, 0], 12),
     v4([192, 0, 0, 0], 24),
@@ -33,6 +34,33 @@ const SPECIAL: [IpNet; 21] = [
     v6([0x2002, 0], 16),
     v6([0x3fff, 0], 20),
 ];
+
+/// Azure's platform service, which is at a public address.
+const METADATA_AZURE: IpNet = v4([168, 63, 129, 16], 32);
+
+/// Addresses that a cloud's metadata service has, and all link-local ones, where most clouds have theirs. Whoever gets
+/// an answer there often has the machine's own credentials. So an entry for a larger network does not count for them.
+const GUARDED: [IpNet; 10] = [
+    v4([169, 254, 0, 0], 16),
+    METADATA_AZURE,
+    // Alibaba, Oracle.
+    v4([100, 100, 100, 200], 32),
+    v4([192, 0, 0, 192], 32),
+    v6([0xfe80, 0], 10),
+    // AWS, Google.
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), 128)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254), 128)),
+    // IPv4's link-local addresses within IPv6: translated (RFC 6052), compatible (RFC 4291), 6to4 (RFC 3056).
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xa9fe, 0), 112)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0xa9fe, 0), 112)),
+    v6([0x2002, 0xa9fe], 32),
+];
+
+/// Whether an entry for a network counts for this address, or this smaller network.
+pub(super) fn covers(listed: &IpNet, network: &IpNet) -> bool {
+    listed.contains(network)
+        && GUARDED.iter().filter(|guarded| guarded.contains(network)).all(|guarded| guarded.contains(listed))
+}
 
 const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
@@ -67,6 +95,7 @@ mod tests {
             "100.127.255.255",
             "127.0.0.1",
             "127.255.255.254",
+            "168.63.129.16",
             "169.254.169.254",
             "172.16.0.1",
             "172.31.255.255",
@@ -128,6 +157,38 @@ mod tests {
             "3ffe::1",
         ] {
             assert!(!is_special(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_large_network_does_not_cover_link_local_and_metadata_addresses() {
+        let covered = |listed: &str, network: &str| covers(&listed.parse().unwrap(), &network.parse().unwrap());
+        for (listed, network) in [
+            ("0.0.0.0/0", "10.0.0.1/32"),
+            ("169.0.0.0/8", "169.253.0.1/32"),
+            ("169.254.0.0/16", "169.254.169.254/32"),
+            ("169.254.169.254/32", "169.254.169.254/32"),
+            ("fe80::/10", "fe80::1/128"),
+            ("fd00::/8", "fd00::1/128"),
+            ("100.100.100.200/32", "100.100.100.200/32"),
+            ("169.0.0.0/8", "169.0.0.0/8"),
+        ] {
+            assert!(covered(listed, network), "{listed} {network}");
+        }
+        for (listed, network) in [
+            ("0.0.0.0/0", "169.254.169.254/32"),
+            ("169.0.0.0/8", "169.254.0.0/16"),
+            ("::/0", "fe80::1/128"),
+            ("fd00::/8", "fd00:ec2::254/128"),
+            ("fd20::/16", "fd20:ce::254/128"),
+            ("100.64.0.0/10", "100.100.100.200/32"),
+            ("192.0.0.0/24", "192.0.0.192/32"),
+            ("168.63.0.0/16", "168.63.129.16/32"),
+            ("64:ff9b::/96", "64:ff9b::a9fe:a9fe/128"),
+            ("2002::/16", "2002:a9fe:a9fe::1/128"),
+            ("10.0.0.0/8", "11.0.0.1/32"),
+        ] {
+            assert!(!covered(listed, network), "{listed} {network}");
         }
     }
 

@@ -18,6 +18,7 @@ const REUSE: RangeInclusive<u64> = 1..=1_000_000_000;
 
 /// The components of a tenant, each in its role.
 pub(super) struct Components {
+    pub(super) dial: Option<PathBuf>,
     pub(super) filter: Option<PathBuf>,
     pub(super) client: Option<PathBuf>,
     pub(super) api: Option<ApiConfig>,
@@ -27,14 +28,17 @@ pub(super) struct Components {
 }
 
 impl Components {
-    /// Reads `[components]`. A filter needs an upstream. A job needs the key `schedule`, and that key a job.
+    /// Reads `[components]`. A filter and a dial component need an upstream. A job needs the key `schedule`, and that key a job.
     pub(super) fn read(mut table: Table<'_>, home: Home<'_>, has_upstream: bool, schedule: Option<&Value<'_>>) -> Self {
         let mut named = Vec::new();
-        let filter = table.take("filter");
-        if let Some(value) = filter.as_ref().filter(|_| !has_upstream) {
-            value.problem("needs an [[upstream]]; add one, or remove the filter");
-        }
-        let filter = filter.and_then(|value| component(&value, home, &mut named));
+        let mut for_upstreams = |key| {
+            let value = table.take(key)?;
+            if !has_upstream {
+                value.problem(format!("needs an [[upstream]]; add one, or remove the {key} component"));
+            }
+            component(&value, home, &mut named)
+        };
+        let (filter, dial) = (for_upstreams("filter"), for_upstreams("dial"));
         let client = table.take("client").and_then(|value| component(&value, home, &mut named));
         let api = table.take("api").and_then(|value| api(value, home, &mut named));
         let job = table.take("job");
@@ -45,13 +49,13 @@ impl Components {
             _ => {}
         }
         let job = job.and_then(|value| component(&value, home, &mut named));
-        Self { filter, client, api, job, named }
+        Self { dial, filter, client, api, job, named }
     }
 
     /// Their files, links followed.
     pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let api = self.api.as_ref().map(|api| &api.file);
-        [self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten()
+        [self.dial.as_ref(), self.filter.as_ref(), self.client.as_ref(), api, self.job.as_ref()].into_iter().flatten()
     }
 }
 

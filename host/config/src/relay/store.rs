@@ -6,9 +6,9 @@ use toml::de::DeValue;
 
 use crate::{
     StoreConfig,
-    document::{Location, Table, Value, quote},
+    document::{Location, Table, Value},
     grants::Secret,
-    relay::{MySqlParser, MySqlUrl},
+    relay::{MySqlParser, MySqlUrl, secret::secret},
 };
 
 /// The default file, beside relay.toml.
@@ -65,33 +65,7 @@ fn source(
         }
         return Some(source);
     }
-    let mut table = value.table("a URL in quotes, { env = \"VARIABLE\" } or { file = \"PATH\" }")?;
-    let (variable, file) = (table.take("env"), table.take("file"));
-    table.finish();
-    let url = match (variable, file) {
-        (Some(variable), None) => {
-            let name = variable.str()?;
-            let url = secrets(name);
-            if url.is_none() {
-                variable.problem(format!("{} is not in the host's environment; set it", quote(name)));
-            }
-            url?
-        }
-        (None, Some(file)) => {
-            let name = file.str()?;
-            match std::fs::read_to_string(folder.join(name)) {
-                Ok(url) => url,
-                Err(error) => {
-                    file.problem(format!("{} cannot be read ({error})", quote(name)));
-                    return None;
-                }
-            }
-        }
-        _ => {
-            place.problem("names no URL, or two; write either env or file");
-            return None;
-        }
-    };
+    let url = secret(value, folder, secrets, "a URL in quotes, { env = \"VARIABLE\" } or { file = \"PATH\" }")?;
     parse(&place, url.trim(), mysql)
 }
 
@@ -199,8 +173,8 @@ mod tests {
             ("url = { env = \"BAD\" }", "store.url: is not a MySQL URL"),
             ("url = { env = \"NONE\" }", "\"NONE\" is not in the host's environment"),
             ("url = { file = \"missing\" }", "\"missing\" cannot be read"),
-            ("url = { env = \"TLS\", file = \"x\" }", "store.url: names no URL, or two"),
-            ("url = {}", "store.url: names no URL, or two"),
+            ("url = { env = \"TLS\", file = \"x\" }", "store.url: names no value, or two"),
+            ("url = {}", "store.url: names no value, or two"),
             ("url = { variable = \"TLS\" }", "store.url.variable: unknown key"),
             ("url = 5", "store.url"),
             ("url = \"sqlite:a\"\nfile = \"b\"", "store.file: is named by url already"),

@@ -2,9 +2,8 @@
 //! manifest grants, and a request ends with the call that sent it.
 //!
 //! A request comes with its body still being written, and its answer goes back with its body still arriving. The
-//! request's host is checked against the grants ([`target`]). Then its name is looked up (by its tenant's `Requests`),
-//! and each address is checked, too. The connection goes to the addresses that were checked, so that a second answer of
-//! a name server changes nothing. Redirects are left to the guest, whose next request is checked like any other. Each
+//! request's host is checked against the grants ([`target`]). Then its name is looked up, and each address is checked,
+//! too. The connection goes to the addresses that were checked, so that a second answer of a name server changes nothing. Redirects are left to the guest, whose next request is checked like any other. Each
 //! request has a connection of its own ([`exchange`]).
 //!
 //! wasmtime runs each request as a task on the guests' runtime. The task ends when the guest drops the answer, or the
@@ -24,6 +23,7 @@ use crate::{
         host::{Guest, Host},
         output::line,
     },
+    dial::ServerHost,
     shutdown::{Stop, Trigger, stop},
     tls,
 };
@@ -34,10 +34,7 @@ mod failure;
 mod parts;
 mod target;
 
-use crate::component::imports::outbound::{
-    failure::RequestFailure,
-    target::{Denied, Target, TargetHost},
-};
+use crate::component::imports::outbound::{failure::RequestFailure, target::Denied};
 
 /// Longest time for the look-up, the connection and TLS together. A guest may ask for less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -161,8 +158,10 @@ impl OutgoingRequest {
         };
         counted.outcome = sent.as_ref().map_or_else(RequestFailure::outcome, |_| "answered");
         sent.map_err(|failure| {
-            if let RequestFailure::Denied(denied) = &failure {
-                self.log(denied);
+            match &failure {
+                RequestFailure::Denied(denied) => self.log(denied.host(), denied.reason()),
+                RequestFailure::Proxy { to, status } => self.log(to, failure::by_proxy(*status)),
+                RequestFailure::Limited(_) | RequestFailure::Code(_) => {}
             }
             failure.into()
         })
@@ -178,17 +177,17 @@ impl OutgoingRequest {
             return Err(RequestFailure::Code(Error::HttpRequestMethodInvalid));
         }
         let destinations = &version.grants.http;
-        let target = Target::from_uri(request.uri(), destinations)?;
+        let server = target::server(request.uri(), destinations)?;
         let permit = tenant.outbound.begin()?;
         let connecting = async {
-            let answers = async {
-                match &target.host {
-                    TargetHost::Name(name) => tenant.requests.look_up(name).await,
-                    TargetHost::Address(address) => Ok(vec![*address]),
-                }
+            // An address in the URL was listed itself.
+            let allows = |address| match server.host {
+                ServerHost::Name(_) => destinations.may_lead_to(address, server.port),
+                ServerHost::Address(_) => true,
             };
-            let addresses = target.addresses(destinations, answers).await?;
-            exchange::connect(&addresses, &target, tls::client).await
+            let opened = tenant.dialer.open(&server, &tenant.lookups, allows).await;
+            let stream = opened.map_err(|error| failure::dialing(&server, error))?;
+            exchange::connect(stream, &server, tls::client).await
         };
         let within = |most: Duration, asked: Option<Duration>| asked.map_or(most, |asked| asked.min(most));
         let connecting = timeout(within(CONNECT_TIMEOUT, self.options.connect_timeout), connecting).await;
@@ -207,8 +206,8 @@ impl OutgoingRequest {
     }
 
     /// Logs a denial, once for each host and for a bounded number of hosts, since a guest may go on asking.
-    fn log(&self, denied: &Denied) {
-        let (host, reason) = (line(denied.host()), denied.reason());
+    fn log(&self, host: &str, reason: &'static str) {
+        let host = line(host);
         if self.guest.tenant.requests.is_news(&self.guest.version, &host, reason) {
             let write = || tracing::warn!(outbound.host = host, reason, "component's request denied");
             self.guest.span().in_scope(write);
@@ -253,7 +252,7 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         fs::write(TenantsFolder::manifest(&folder), "name = 't'\ngrants.http = ['127.0.0.1:1']").unwrap();
         let networks = vec![AllowedNetwork { network: "127.0.0.0/8".parse().unwrap(), tenants: Vec::new() }];
-        let allowed = Allowed { networks, ..Allowed::default() };
+        let allowed = Arc::new(Allowed { networks, ..Allowed::default() });
         let bounds = Arc::new(Bounds { allowed, ..Bounds::default() });
         let config = TenantsFolder { path: PathBuf::new(), bounds }.tenant(&folder).unwrap();
         fs::remove_dir_all(folder).unwrap();
@@ -270,6 +269,7 @@ mod tests {
             clients,
             places,
             process: ProcessLimits::of_process(),
+            dialer: Arc::default(),
         };
         let tenant = Tenant::new(&config, &host);
         let (version, name) = (tenant.version(), Arc::from("api"));

@@ -2,19 +2,27 @@
 
 use zlib_rs::{Inflate, InflateFlush, Status};
 
-use crate::{deflate::MAX_WINDOW_BITS, frame::Violation};
+use crate::{
+    deflate::{MAX_WINDOW_BITS, TAIL},
+    frame::Violation,
+};
 
 /// The bytes that a message is sent without (`TAIL`), then an empty final block (RFC 1951 section 3.2.4). The stream
 /// ends there if the message was whole.
 const END: [u8; 9] = [0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF];
 
+/// Bytes of memory that zlib takes to inflate with the largest window.
+const STATE: usize = 50 << 10;
+
 /// The buffer's size in bytes, at first and again after a larger message.
 const KEPT: usize = 64 << 10;
 
-/// Reads compressed messages. One inflater serves any number of connections.
+/// Reads compressed messages. One inflater serves any number of connections, unless it keeps their context.
 #[derive(Default)]
 pub struct Inflater {
-    /// Made when first needed. It takes some 50 KiB.
+    /// Each message may refer to those before it (section 7.1.1, "context takeover").
+    keeps_context: bool,
+    /// Made when first needed.
     state: Option<Inflate>,
     buffer: Vec<u8>,
     /// How many bytes of the buffer are the message.
@@ -22,13 +30,31 @@ pub struct Inflater {
 }
 
 impl Inflater {
+    /// Makes an inflater for one connection, whose other side goes on compressing where the message before has ended.
+    pub fn with_context() -> Self {
+        Self { keeps_context: true, ..Self::default() }
+    }
+
+    /// Bytes of memory that it has taken.
+    pub fn memory(&self) -> usize {
+        self.state.as_ref().map_or(0, |_| STATE) + self.buffer.capacity()
+    }
+
     /// Returns the message that a compressed payload holds. A message of more than `max` bytes is
     /// [`Violation::TooLarge`]; it takes no more memory than one of `max` bytes.
     pub fn inflate(&mut self, compressed: &[u8], max: usize) -> Result<&[u8], Violation> {
         self.buffer.truncate(KEPT);
         self.buffer.shrink_to_fit();
         self.length = 0;
-        self.state.get_or_insert_with(|| Inflate::new(false, MAX_WINDOW_BITS)).reset(false);
+        let state = self.state.get_or_insert_with(|| Inflate::new(false, MAX_WINDOW_BITS));
+        if self.keeps_context {
+            // After a final block there is no window to refer to: zlib, which most senders use, begins anew as well.
+            if !self.read(compressed, max)? {
+                self.read(&TAIL, max)?;
+            }
+            return Ok(self.buffer.get(..self.length).unwrap_or_default());
+        }
+        state.reset(false);
         // A block with its final bit set ends a stream (section 7.2.3.4). A payload that ends with one does not need
         // `END`.
         if self.read(compressed, max)? || self.read(&END, max)? {

@@ -28,24 +28,45 @@ pub struct Agreed {
 /// The answer always says that no context is kept for a client, asked for or not (section 7.1.1.2). The client's own
 /// window does not matter: messages are inflated with the largest.
 pub fn negotiate(headers: &HeaderMap) -> Option<Agreed> {
-    let mut taken = None;
-    for header in headers.get_all(SEC_WEBSOCKET_EXTENSIONS) {
-        let mut list = List { rest: header.to_str().ok()? };
-        loop {
-            let offer = list.extension()?;
-            taken = taken.or(offer);
-            if !list.eat(',') {
-                break;
-            }
-        }
-        if !list.rest.is_empty() {
-            return None;
-        }
-    }
-    let asked = taken?.server_window;
+    let named = extensions(headers)?;
+    // zlib has no raw stream with a window of 8 bits, so this side cannot send one.
+    let can_send = |offer: &Offer| offer.server_window.is_none_or(|bits| bits >= MIN_WINDOW_BITS);
+    let mut offers = named.iter().filter(|extension| extension.is_deflate()).filter_map(Extension::offer);
+    let asked = offers.find(can_send)?.server_window;
     let window = asked.map(|bits| format!("; {SERVER_WINDOW}={bits}")).unwrap_or_default();
     let answer = HeaderValue::try_from(format!("{NAME}; {SERVER_NO_CONTEXT}; {CLIENT_NO_CONTEXT}{window}")).ok()?;
     Some(Agreed { window_bits: asked.unwrap_or(MAX_WINDOW_BITS), answer })
+}
+
+/// What this side offers as a client. It compresses nothing itself, so a server need keep no context for it.
+pub const OFFER: &str = "permessage-deflate; client_no_context_takeover";
+
+/// What a server has agreed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerAgreed {
+    /// Each of its messages may refer to those before it.
+    pub keeps_context: bool,
+}
+
+/// Reads a server's answer. `None`: it will not compress. Anything that was not offered is an error, and the connection
+/// has to be given up (RFC 6455 section 4.1, RFC 7692 section 7.1).
+pub fn agreed_by_server(headers: &HeaderMap, offered: bool) -> Result<Option<ServerAgreed>, String> {
+    let named = extensions(headers).ok_or("Sec-WebSocket-Extensions cannot be read")?;
+    let mut agreed = None;
+    for extension in named {
+        let name = extension.name;
+        if !offered || !extension.is_deflate() {
+            return Err(format!("the extension {name:.64?}, which was not offered"));
+        }
+        if agreed.is_some() {
+            return Err(format!("the extension {NAME} twice"));
+        }
+        // The largest window of a client was not offered, so a server must not answer with one.
+        let answer = extension.offer().filter(|answer| !answer.seen.contains(&CLIENT_WINDOW));
+        let answer = answer.ok_or_else(|| format!("{NAME} with parameters that were not offered, or are wrong"))?;
+        agreed = Some(ServerAgreed { keeps_context: !answer.seen.contains(&SERVER_NO_CONTEXT) });
+    }
+    Ok(agreed)
 }
 
 /// An offer that is acceptable as far as it has been read.
@@ -68,10 +89,7 @@ impl Offer {
             (SERVER_NO_CONTEXT | CLIENT_NO_CONTEXT | CLIENT_WINDOW, None) => {}
             // The client's own window may have any size.
             (CLIENT_WINDOW, Some(bits)) => drop(window_bits(bits)?),
-            // zlib has no raw stream with a window of 8 bits.
-            (SERVER_WINDOW, Some(bits)) => {
-                self.server_window = Some(window_bits(bits).filter(|bits| *bits >= MIN_WINDOW_BITS)?)
-            }
+            (SERVER_WINDOW, Some(bits)) => self.server_window = Some(window_bits(bits)?),
             _ => return None,
         }
         Some(self)
@@ -88,26 +106,60 @@ fn is_token(char: char) -> bool {
     char.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(char)
 }
 
+/// An extension that a header names, with its parameters.
+struct Extension<'a> {
+    name: &'a str,
+    parameters: Vec<(&'a str, Option<&'a str>)>,
+}
+
+impl Extension<'_> {
+    fn is_deflate(&self) -> bool {
+        self.name.eq_ignore_ascii_case(NAME)
+    }
+
+    /// `None`: it has to be declined.
+    fn offer(&self) -> Option<Offer> {
+        self.parameters.iter().try_fold(Offer::default(), |offer, (name, value)| offer.with(name, *value))
+    }
+}
+
+/// All extensions that the headers name. `None`: they cannot be read.
+fn extensions(headers: &HeaderMap) -> Option<Vec<Extension<'_>>> {
+    let mut found = Vec::new();
+    for header in headers.get_all(SEC_WEBSOCKET_EXTENSIONS) {
+        let mut list = List { rest: header.to_str().ok()? };
+        loop {
+            found.extend(list.extension()?);
+            if !list.eat(',') {
+                break;
+            }
+        }
+        if !list.rest.is_empty() {
+            return None;
+        }
+    }
+    Some(found)
+}
+
 /// Reads `Sec-WebSocket-Extensions`, RFC 6455 section 9.1. A method that returns `None` could not read on.
 struct List<'a> {
     rest: &'a str,
 }
 
 impl<'a> List<'a> {
-    /// Reads the next extension. `Some(None)`: it is another extension, or an offer that has to be declined.
-    fn extension(&mut self) -> Option<Option<Offer>> {
+    /// Reads the next extension. `Some(None)`: the element is empty, RFC 9110 section 5.6.1.2.
+    fn extension(&mut self) -> Option<Option<Extension<'a>>> {
         self.skip_space();
-        // Lists may have empty elements, RFC 9110 section 5.6.1.2.
         if self.rest.is_empty() || self.rest.starts_with(',') {
             return Some(None);
         }
-        let mut offer = self.token()?.eq_ignore_ascii_case(NAME).then(Offer::default);
+        let mut extension = Extension { name: self.token()?, parameters: Vec::new() };
         while self.eat(';') {
             let name = self.token()?;
             let value = if self.eat('=') { Some(self.value()?) } else { None };
-            offer = offer.and_then(|offer| offer.with(name, value));
+            extension.parameters.push((name, value));
         }
-        Some(offer)
+        Some(Some(extension))
     }
 
     fn token(&mut self) -> Option<&'a str> {
@@ -239,6 +291,42 @@ mod tests {
         assert_eq!(agreed(&["foo", "permessage-deflate; server_max_window_bits=12"]).unwrap().window_bits, 12);
         let first = agreed(&["permessage-deflate; server_max_window_bits=13", "permessage-deflate"]);
         assert_eq!(first.unwrap().window_bits, 13);
+    }
+
+    #[test]
+    fn a_servers_answer_has_nothing_that_was_not_offered() {
+        let answered = |headers: &[&str], offered| {
+            let mut map = HeaderMap::new();
+            for header in headers {
+                map.append(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_bytes(header.as_bytes()).unwrap());
+            }
+            agreed_by_server(&map, offered)
+        };
+        let keeps = |keeps_context| Ok(Some(ServerAgreed { keeps_context }));
+        for (answer, expected) in [
+            ("permessage-deflate", keeps(true)),
+            ("Permessage-Deflate; client_no_context_takeover, ", keeps(true)),
+            ("permessage-deflate; server_no_context_takeover; server_max_window_bits=8", keeps(false)),
+            ("", Ok(None)),
+            (" , ", Ok(None)),
+        ] {
+            assert_eq!(answered(&[answer], true), expected, "{answer}");
+        }
+        assert_eq!(answered(&[], true), Ok(None));
+        assert_eq!(answered(&[", "], false), Ok(None));
+        for (answer, offered) in [
+            ("permessage-deflate", false),
+            ("x-webkit-deflate-frame", false),
+            ("x-webkit-deflate-frame", true),
+            ("permessage-deflate, permessage-deflate", true),
+            ("permessage-deflate, bzip", true),
+            ("permessage-deflate; client_max_window_bits=12", true),
+            ("permessage-deflate; server_max_window_bits=7", true),
+            ("permessage-deflate; x", true),
+            ("permessage-deflate;", true),
+        ] {
+            assert!(answered(&[answer], offered).is_err(), "{answer}");
+        }
     }
 
     proptest! {

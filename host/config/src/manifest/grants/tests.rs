@@ -73,7 +73,7 @@ impl Place {
             "name = 't'\ncomponents.job = 'code/job.wasm'\nschedule = [{{ name = 'x', every = '1s' }}]\n\
              settings.taken = 1\n[grants]\n{grants}\n"
         );
-        let bounds = Bounds { allowed: self.allowed.clone(), ..Bounds::default() };
+        let bounds = Bounds { allowed: self.allowed.clone().into(), ..Bounds::default() };
         let held = HeldFolder::open(&self.root.join("tenants/t")).unwrap();
         let (_, read) = manifest::read(&text, &file, &held, &bounds, &environment);
         read.map_err(|problems| {

@@ -1,6 +1,6 @@
 //! One request on a connection of its own: HTTP/1.1, over TLS if its URL says so.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use http_body_util::BodyExt as _;
 use hyper::{
@@ -19,11 +19,11 @@ use crate::{
     component::imports::outbound::{
         RequestFailure, Transmitted,
         body::ArrivingAnswer,
-        failure::{connecting, exchanging, securing},
-        target::{Target, TargetHost},
+        failure::{exchanging, securing},
     },
-    dial,
+    dial::{Server, ServerHost},
     shutdown::Stop,
+    tls::TlsError,
 };
 
 /// Most bytes that are read and not parsed yet: an answer's head, or a part of its body that waits for the guest.
@@ -43,23 +43,21 @@ pub enum Connection {
     Secure(Box<TlsStream<TcpStream>>),
 }
 
-/// Opens a connection to the first of the addresses that accepts one.
+/// Speaks TLS on a connection if the server wants it.
 pub async fn connect(
-    addresses: &[SocketAddr],
-    target: &Target,
-    tls: impl FnOnce() -> Result<Arc<ClientConfig>, rustls::Error>,
+    stream: TcpStream,
+    server: &Server,
+    tls: impl FnOnce() -> Result<Arc<ClientConfig>, TlsError>,
 ) -> Result<Connection, RequestFailure> {
-    let stream = dial::connect(addresses).await.map_err(|error| connecting(&error))?;
-    stream.set_nodelay(true).map_err(|error| connecting(&error))?;
-    if !target.secure {
+    if !server.secure {
         return Ok(Connection::Plain(stream));
     }
     let tls = tls().map_err(|_| RequestFailure::Code(Error::ConfigurationError))?;
-    let name = match &target.host {
-        TargetHost::Name(name) => {
+    let name = match &server.host {
+        ServerHost::Name(name) => {
             ServerName::try_from(name.clone()).map_err(|_| RequestFailure::Code(Error::HttpRequestUriInvalid))?
         }
-        TargetHost::Address(address) => ServerName::from(*address),
+        ServerHost::Address(address) => ServerName::from(*address),
     };
     let secure = TlsConnector::from(tls).connect(name, stream).await.map_err(|error| securing(&error))?;
     Ok(Connection::Secure(Box::new(secure)))

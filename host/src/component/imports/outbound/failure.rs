@@ -4,12 +4,21 @@ use std::{error::Error as _, io};
 
 use wasmtime_wasi_http::Error;
 
-use crate::{component::imports::outbound::target::Denied, tenant::OutboundRefused};
+use crate::{
+    component::imports::outbound::target::Denied,
+    dial::{DialError, Server, proxy::ProxyError},
+    tenant::OutboundRefused,
+};
 
 #[derive(Debug)]
 pub enum RequestFailure {
     Denied(Denied),
     Limited(OutboundRefused),
+    /// The operator's proxy opens no connection there. It said so with this HTTP status, if any.
+    Proxy {
+        to: String,
+        status: Option<u16>,
+    },
     Code(Error),
 }
 
@@ -19,6 +28,7 @@ impl RequestFailure {
         match self {
             Self::Denied(_) => "denied",
             Self::Limited(_) => "limited",
+            Self::Proxy { .. } => "proxy",
             Self::Code(Error::DnsError { .. } | Error::DnsTimeout) => "dns",
             Self::Code(Error::ConnectionRefused | Error::DestinationUnavailable) => "refused",
             Self::Code(Error::ConnectionTimeout | Error::ConnectionReadTimeout | Error::HttpResponseTimeout) => {
@@ -43,17 +53,43 @@ impl From<RequestFailure> for Error {
             RequestFailure::Denied(Denied::Private(_)) => Self::DestinationIpProhibited,
             RequestFailure::Denied(_) => Self::HttpRequestDenied,
             RequestFailure::Limited(_) => Self::ConnectionLimitReached,
+            RequestFailure::Proxy { .. } => Self::DestinationUnavailable,
             RequestFailure::Code(error) => error,
         }
     }
 }
 
-/// The failure for the system's error in a connection attempt.
-pub fn connecting(error: &io::Error) -> RequestFailure {
-    RequestFailure::Code(match error.kind() {
-        io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
-        io::ErrorKind::TimedOut => Error::ConnectionTimeout,
-        _ => Error::DestinationUnavailable,
+/// What the operator is told when the proxy opens no connection.
+pub fn by_proxy(status: Option<u16>) -> &'static str {
+    match status {
+        None => "the proxy of relay.toml cannot be reached, or does not answer CONNECT",
+        Some(403) => "the proxy of relay.toml refuses it (403); have it allow CONNECT to this host and port",
+        Some(407) => "the proxy of relay.toml wants other credentials (407); write proxy-credentials that it takes",
+        Some(_) => "the proxy of relay.toml answers CONNECT with an error",
+    }
+}
+
+/// The failure for a connection that was not opened.
+pub fn dialing(server: &Server, error: DialError) -> RequestFailure {
+    RequestFailure::Code(match error {
+        DialError::Lookup { error, .. } => {
+            let why = if error.kind() == io::ErrorKind::NotFound {
+                "the name has no address"
+            } else {
+                "the name was not found"
+            };
+            Error::DnsError { rcode: Some(why.into()), info_code: None }
+        }
+        DialError::NotAllowed { .. } => return RequestFailure::Denied(Denied::Private(server.to_string())),
+        DialError::Proxy { error, .. } => {
+            let status = if let ProxyError::Refused { status, .. } = error { Some(status) } else { None };
+            return RequestFailure::Proxy { to: server.to_string(), status };
+        }
+        DialError::Tcp { error, .. } => match error.kind() {
+            io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
+            io::ErrorKind::TimedOut => Error::ConnectionTimeout,
+            _ => Error::DestinationUnavailable,
+        },
     })
 }
 

@@ -1,0 +1,193 @@
+//! Connections through an HTTP proxy: CONNECT (RFC 9110 section 9.3.6).
+
+use std::{io, net::SocketAddr};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use config::{ProxyConfig, ProxySource};
+use http_body_util::Empty;
+use hyper::{
+    Request, Uri,
+    header::{HOST, HeaderValue, PROXY_AUTHORIZATION},
+};
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use tokio::net::TcpStream;
+
+use crate::dial::{
+    DialError, Lookups, Server, ServerHost, race,
+    switch::{Answered, NoAnswer, ask},
+};
+
+/// The port of an `http://` URL without one.
+const DEFAULT_PORT: u16 = 80;
+
+/// The proxy that the operator has set, and what it is not for.
+pub struct Proxy {
+    matcher: Matcher,
+    /// From the configuration. `None`: what the environment's URL has.
+    credentials: Option<HeaderValue>,
+    resolves: bool,
+}
+
+/// Why the operator's proxy cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy {0} in the environment is none that is known here: write one that begins with http://")]
+pub struct UnknownProxy(String);
+
+/// Why a proxy opened no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    #[error("{0}")]
+    Connect(io::Error),
+    #[error("no answer to CONNECT {to}: {error}")]
+    Answer { to: String, error: NoAnswer },
+    #[error("it answered CONNECT {to} with HTTP status {status}{}", hint(*.status))]
+    Refused { to: String, status: u16 },
+    #[error("it sent something before it was asked")]
+    Spoke,
+}
+
+fn hint(status: u16) -> &'static str {
+    match status {
+        403 => "; have it allow CONNECT to this host and port",
+        407 => "; write proxy-credentials that it takes into relay.toml",
+        _ => "",
+    }
+}
+
+impl Proxy {
+    /// `None`: the environment names none.
+    pub fn new(config: &ProxyConfig) -> Result<Option<Self>, UnknownProxy> {
+        let matcher = match &config.source {
+            ProxySource::Url(url) => Matcher::builder().all(url.clone()).no(config.no_proxy.join(",")).build(),
+            ProxySource::Environment => Matcher::from_env(),
+        };
+        let credentials = config.credentials.as_ref().and_then(|credentials| {
+            let encoded = BASE64_STANDARD.encode(credentials.reveal());
+            let mut value = HeaderValue::try_from(format!("Basic {encoded}")).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        let any = |scheme: &str| Uri::builder().scheme(scheme).authority("proxy.test").path_and_query("/").build().ok();
+        let found: Vec<_> =
+            ["http", "https"].into_iter().filter_map(any).filter_map(|uri| matcher.intercept(&uri)).collect();
+        if let Some(other) = found.iter().find(|found| found.uri().scheme_str() != Some("http")) {
+            return Err(UnknownProxy(other.uri().to_string()));
+        }
+        Ok((!found.is_empty() || config.source != ProxySource::Environment).then_some(Self {
+            matcher,
+            credentials,
+            resolves: config.resolves,
+        }))
+    }
+
+    /// Whether it is asked for names.
+    pub fn resolves(&self) -> bool {
+        self.resolves
+    }
+
+    /// The way to a server through the proxy. `None`: it is connected to without.
+    pub fn tunnel(&self, server: &Server) -> Option<Tunnel> {
+        let scheme = if server.secure { "https" } else { "http" };
+        let host = match &server.host {
+            // Exceptions are written without the dot.
+            ServerHost::Name(name) => name.trim_end_matches('.').to_owned(),
+            ServerHost::Address(address) => SocketAddr::new(*address, 1).to_string().trim_end_matches(":1").to_owned(),
+        };
+        let uri = Uri::builder().scheme(scheme).authority(host).path_and_query("/").build().ok()?;
+        let proxy = self.matcher.intercept(&uri)?;
+        let credentials = self.credentials.clone().or_else(|| proxy.basic_auth().cloned());
+        Some(Tunnel { proxy, credentials })
+    }
+}
+
+/// The way to one server.
+pub struct Tunnel {
+    proxy: Intercept,
+    credentials: Option<HeaderValue>,
+}
+
+impl Tunnel {
+    /// Asks for the first of these addresses that the proxy reaches.
+    pub async fn open_first(&self, addresses: &[SocketAddr], lookups: &Lookups) -> Result<TcpStream, DialError> {
+        let mut failed = None;
+        for address in addresses {
+            match self.open(&address.to_string(), lookups).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| self.error(ProxyError::Connect(io::ErrorKind::NotFound.into()))))
+    }
+
+    /// Asks for a host and port.
+    pub async fn open(&self, to: &str, lookups: &Lookups) -> Result<TcpStream, DialError> {
+        let stream = self.connect(lookups).await.map_err(|error| self.error(ProxyError::Connect(error)))?;
+        self.ask(stream, to).await.map_err(|error| self.error(error))
+    }
+
+    /// Connects to the proxy, which is the operator's: no address of it is refused.
+    async fn connect(&self, lookups: &Lookups) -> io::Result<TcpStream> {
+        let uri = self.proxy.uri();
+        let port = uri.port_u16().unwrap_or(DEFAULT_PORT);
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let addresses = match host.parse() {
+            Ok(address) => vec![address],
+            Err(_) => lookups.addresses(host).await?,
+        };
+        let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        let stream = race::connect(&addresses).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    async fn ask(&self, stream: TcpStream, to: &str) -> Result<TcpStream, ProxyError> {
+        let mut request = Request::connect(to).header(HOST, to);
+        if let Some(credentials) = &self.credentials {
+            request = request.header(PROXY_AUTHORIZATION, credentials.clone());
+        }
+        // A host and a port are a request's target and a header's value.
+        let request = request.body(Empty::new()).map_err(|error| ProxyError::Connect(io::Error::other(error)))?;
+        let answered = ask(stream, request).await.map_err(|error| ProxyError::Answer { to: to.into(), error })?;
+        match answered {
+            // Neither TLS nor HTTP lets the server speak first.
+            Answered::Switched { rest, .. } if !rest.is_empty() => Err(ProxyError::Spoke),
+            Answered::Switched { stream, .. } => Ok(stream),
+            Answered::Refused(refusal) => {
+                Err(ProxyError::Refused { to: to.into(), status: refusal.head.status.as_u16() })
+            }
+        }
+    }
+
+    fn error(&self, error: ProxyError) -> DialError {
+        let proxy = self.proxy.uri().authority().map_or_else(String::new, ToString::to_string);
+        DialError::Proxy { proxy, error }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn server(host: ServerHost) -> Server {
+        Server { host, port: 443, secure: true }
+    }
+
+    #[test]
+    fn exceptions_are_connected_to_without_it() {
+        let no_proxy = ["example.com", "10.0.0.0/8", "::1", "2001:db8::/32"].map(String::from).to_vec();
+        let source = ProxySource::Url("http://proxy.test:3128/".into());
+        let proxy = Proxy::new(&ProxyConfig { source, credentials: None, no_proxy, resolves: false }).unwrap().unwrap();
+        let name = |name: &str| ServerHost::Name(name.into());
+        let address = |address: &str| ServerHost::Address(address.parse().unwrap());
+        for host in
+            [name("example.com"), name("a.example.com."), address("10.1.2.3"), address("::1"), address("2001:db8::7")]
+        {
+            assert!(proxy.tunnel(&server(host.clone())).is_none(), "{host:?}");
+        }
+        for host in [name("example.org"), name("notexample.com"), address("11.0.0.1"), address("2001:db9::7")] {
+            let tunnel = proxy.tunnel(&server(host.clone())).unwrap();
+            assert_eq!(tunnel.proxy.uri().authority().unwrap(), "proxy.test:3128", "{host:?}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! A partner's WebSocket: reads its frames, joins them into messages, writes the relay's.
+//!
+//! The socket remembers when bytes last came. So a large message on a slow line is a sign of life before it is whole.
+//! All that it keeps is the tenant's: the buffer, fragments, and what inflating takes. A message that is handed out is
+//! no longer its own.
+
+use std::{io, sync::Arc};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::FutureExt as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::Instant,
+};
+use wire::{
+    Frame, Kind,
+    deflate::{Inflater, ServerAgreed},
+    frame::{self, Violation},
+    message::{Assembly, Received, Taken},
+};
+
+use crate::{
+    account::{Account, Charge, Part},
+    upstream::connect::Transport,
+};
+
+/// The buffer's usual size. A longer frame has one of its own.
+const BUFFER: usize = 64 << 10;
+/// The least room that is worth a read.
+const LEAST_ROOM: usize = 16 << 10;
+/// The most bytes that are read and dropped at the end.
+const FAREWELL_BYTES: u64 = 1 << 20;
+
+/// Why a socket can be read no more.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error("the partner ended the connection without a close frame")]
+    Ended,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the partner broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    #[error("the tenant's memory is full")]
+    Memory,
+}
+
+impl SocketError {
+    /// The value of the metric's label `reason`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Ended => "reset",
+            Self::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => "reset",
+            // A TLS partner that goes without a word.
+            Self::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => "reset",
+            Self::Io(_) => "io",
+            Self::Violation(Violation::TooLarge) => "too_large",
+            Self::Violation(_) => "protocol",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+pub struct PartnerSocket {
+    stream: Transport,
+    /// What was read and not taken yet.
+    buffer: BytesMut,
+    /// Whether the buffer is one long frame's own.
+    is_long: bool,
+    /// Bytes of the frame at the buffer's start, as far as known.
+    needed: usize,
+    assembly: Assembly,
+    /// `None`: compression was not agreed on.
+    inflater: Option<Inflater>,
+    max_message: usize,
+    last_read: Instant,
+    charge: Charge,
+}
+
+impl PartnerSocket {
+    /// `rest`: what the partner has sent behind its answer to the handshake. `None`: the tenant's memory is full.
+    pub fn new(
+        stream: Transport,
+        rest: Bytes,
+        agreed: Option<ServerAgreed>,
+        max_message: usize,
+        account: &Arc<Account>,
+    ) -> Option<Self> {
+        let inflater =
+            agreed.map(|agreed| if agreed.keeps_context { Inflater::with_context() } else { Inflater::default() });
+        let mut socket = Self {
+            stream,
+            buffer: BytesMut::from(rest),
+            is_long: false,
+            needed: 0,
+            assembly: Assembly::default(),
+            inflater,
+            max_message,
+            last_read: Instant::now(),
+            charge: Charge::new(account, Part::Sockets),
+        };
+        socket.settle().then_some(socket)
+    }
+
+    /// When bytes last came.
+    pub fn last_read(&self) -> Instant {
+        self.last_read
+    }
+
+    /// Notes that what has come until now is yet to be read.
+    pub fn was_not_read(&mut self) {
+        self.last_read = Instant::now();
+    }
+
+    /// Returns what comes next. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Result<Received, SocketError> {
+        loop {
+            match self.take()? {
+                Some(received) => return Ok(received),
+                None => self.fill().await?,
+            }
+        }
+    }
+
+    /// Returns what comes next if it is there already.
+    pub fn next_now(&mut self) -> Option<Result<Received, SocketError>> {
+        self.next().now_or_never()
+    }
+
+    /// Takes a frame out of the buffer.
+    fn take(&mut self) -> Result<Option<Received>, SocketError> {
+        match self.assembly.take(&mut self.buffer, self.max_message, self.inflater.as_mut())? {
+            Taken::Received(received) => {
+                self.needed = 0;
+                if self.buffer.is_empty() && self.is_long {
+                    (self.buffer, self.is_long) = (BytesMut::new(), false);
+                }
+                Ok(Some(received))
+            }
+            Taken::Unfinished(needed) => {
+                self.needed = needed;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads once.
+    async fn fill(&mut self) -> Result<(), SocketError> {
+        let room = self.make_room();
+        if !self.settle() {
+            return Err(SocketError::Memory);
+        }
+        let read = self.stream.read_buf(&mut (&mut self.buffer).limit(room)).await?;
+        if read == 0 {
+            return Err(SocketError::Ended);
+        }
+        self.last_read = Instant::now();
+        Ok(())
+    }
+
+    /// Makes room in the buffer, and returns how much of it is to be used. A long frame's buffer grows as it comes, and
+    /// has nothing behind the frame: whoever gets the message gets all of its buffer and nothing more.
+    fn make_room(&mut self) -> usize {
+        let length = self.buffer.len();
+        if self.needed <= BUFFER {
+            if self.buffer.capacity() - length < LEAST_ROOM {
+                self.buffer.reserve(BUFFER);
+            }
+            return self.buffer.capacity() - length;
+        }
+        let missing = self.needed.saturating_sub(length);
+        if !self.is_long {
+            let mut own = BytesMut::with_capacity(self.needed.min(length + BUFFER));
+            own.extend_from_slice(&self.buffer);
+            (self.buffer, self.is_long) = (own, true);
+        } else if self.buffer.capacity() == length {
+            self.buffer.reserve(missing.min(length));
+        }
+        missing.min(self.buffer.capacity() - length)
+    }
+
+    /// Charges what it has taken. `false`: it does not fit.
+    fn settle(&mut self) -> bool {
+        let inflater = self.inflater.as_ref().map_or(0, Inflater::memory);
+        self.charge.set(self.buffer.capacity() + self.assembly.capacity() + inflater)
+    }
+
+    /// Sends a message.
+    pub async fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        let opcode = match frame.kind {
+            // Text is checked where it enters. What is not UTF-8 all the same goes out as binary.
+            Kind::Text if std::str::from_utf8(&frame.bytes).is_ok() => frame::TEXT,
+            Kind::Text | Kind::Binary => frame::BINARY,
+        };
+        self.write(opcode, &frame.bytes).await
+    }
+
+    pub async fn ping(&mut self) -> io::Result<()> {
+        self.write(frame::PING, &[]).await
+    }
+
+    pub async fn pong(&mut self, payload: &[u8]) -> io::Result<()> {
+        self.write(frame::PONG, payload).await
+    }
+
+    async fn write(&mut self, opcode: u8, payload: &[u8]) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(frame::header_len(payload.len()) + 4 + payload.len());
+        frame::encode_masked(opcode, payload, rand::random(), &mut bytes);
+        self.stream.write_all(&bytes).await?;
+        self.stream.flush().await
+    }
+
+    /// Sends a close frame and ends the connection (RFC 6455 section 7.1.1). Without a code the frame is empty.
+    pub async fn close(&mut self, code: Option<u16>) -> io::Result<()> {
+        let payload = code.map_or_else(Vec::new, |code| frame::close_payload(code, ""));
+        self.write(frame::CLOSE, &payload).await?;
+        // A socket that is closed over unread bytes is reset, and the reset may overtake the close frame. So what the
+        // partner still sends is read and dropped.
+        self.stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut self.stream).take(FAREWELL_BYTES), &mut tokio::io::sink()).await?;
+        Ok(())
+    }
+}
