@@ -100,7 +100,9 @@ fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode,
 /// An upstream's state; if it could not be connected or was lost, why, and when the next attempt is.
 fn state(upstream: &Handle) -> serde_json::Value {
     let mut state = serde_json::json!({ "state": upstream.state() });
-    if let (Some(Trouble { why, until }), Some(state)) = (upstream.trouble(), state.as_object_mut()) {
+    // One that rests has no next attempt.
+    let trouble = upstream.trouble().filter(|_| upstream.state() == "down");
+    if let (Some(Trouble { why, until }), Some(state)) = (trouble, state.as_object_mut()) {
         let retry_ms = until.saturating_duration_since(Instant::now()).as_millis();
         state.insert("error".into(), why.into());
         state.insert("retry_ms".into(), u64::try_from(retry_ms).unwrap_or(u64::MAX).into());

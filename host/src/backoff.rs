@@ -30,14 +30,14 @@ impl Backoff {
 
     /// Counts a failure. Returns the pause before the next attempt.
     pub fn fail(&mut self) -> Duration {
-        self.fail_up_to(self.pauses.longest)
+        self.fail_between(0.0, self.pauses.longest)
     }
 
-    /// The same, with another pause that they grow to.
-    pub fn fail_up_to(&mut self, longest: Duration) -> Duration {
+    /// The same, with another pause that they grow to, and with at least this part of each even with jitter.
+    pub fn fail_between(&mut self, least: f64, longest: Duration) -> Duration {
         let pause = self.full_pause(longest);
         self.failures = self.failures.saturating_add(1);
-        if self.pauses.jitter { pause.mul_f64(rand::random::<f64>()) } else { pause }
+        if self.pauses.jitter { pause.mul_f64(least + (1.0 - least) * rand::random::<f64>()) } else { pause }
     }
 
     /// Ends the row of failures.

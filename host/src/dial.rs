@@ -10,6 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 
 mod lookups;
@@ -65,6 +66,21 @@ impl fmt::Display for Server {
     }
 }
 
+impl Server {
+    /// The name that a certificate must have. `None`: no certificate can have it.
+    pub fn tls_name(&self) -> Option<ServerName<'static>> {
+        match &self.host {
+            ServerHost::Name(name) => tls_name(name),
+            ServerHost::Address(address) => Some(ServerName::from(address.to_canonical())),
+        }
+    }
+}
+
+/// A host's name as a certificate has it: without the dot that may end it.
+pub fn tls_name(name: &str) -> Option<ServerName<'static>> {
+    ServerName::try_from(name.strip_suffix('.').unwrap_or(name).to_owned()).ok()
+}
+
 impl Dialer {
     pub fn new(proxy: Option<Proxy>) -> Self {
         Self { proxy }
@@ -88,7 +104,7 @@ impl Dialer {
         lookups: &Lookups,
         allows: impl Fn(IpAddr) -> bool,
     ) -> Result<TcpStream, DialError> {
-        let tunnel = self.proxy.as_ref().and_then(|proxy| proxy.tunnel(server));
+        let tunnel = self.proxy.as_ref().map(|proxy| proxy.tunnel(server)).transpose()?.flatten();
         let by_name = self.proxy.as_ref().is_some_and(Proxy::resolves) && matches!(server.host, ServerHost::Name(_));
         if let Some(tunnel) = tunnel.as_ref().filter(|_| by_name) {
             return tunnel.open(&server.to_string(), lookups).await;

@@ -13,7 +13,10 @@ use std::{
 };
 
 use config::{ScheduleConfig, TenantConfig};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinSet, spawn_blocking},
+};
 
 use crate::{
     component::{Api, Dial, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
@@ -350,6 +353,7 @@ impl Tenants {
             dialer: Arc::clone(&tenant.dialer),
             lookups: Arc::clone(&tenant.lookups),
             credentials,
+            reading: Arc::new(Semaphore::new(1)),
         };
         let connector = self.connector.clone();
         while self.upstreams.try_join_next().is_some() {}

@@ -30,20 +30,37 @@ pub enum TlsError {
     Unreadable { path: PathBuf, error: io::Error },
     #[error("{FILE}: {} {error}", path.display())]
     Pem { path: PathBuf, error: PemError },
+    #[error("{FILE}: {} has no certificate that can be a root", path.display())]
+    NoRoot { path: PathBuf },
     #[error("TLS cannot be set up: {0}")]
     Setup(#[from] rustls::Error),
     #[error("TLS cannot be set up: {0}")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 
-/// Reads the certificate roots that connections trust: the system's, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR`
-/// name. What is no root is left out.
-pub fn roots() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificate roots that connections trust: the system's, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+/// They are read once.
+pub fn roots() -> Result<&'static [CertificateDer<'static>], TlsError> {
+    static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    if let Some(read) = ROOTS.get() {
+        return Ok(read);
+    }
+    let read = read_roots()?;
+    Ok(ROOTS.get_or_init(|| read))
+}
+
+/// What is no root is left out.
+fn read_roots() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let is_root = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
     let named = env::var_os(FILE).filter(|path| !path.is_empty()).map(PathBuf::from);
     let mut found = match &named {
         Some(path) => {
             let file = fs::read(path).map_err(|error| TlsError::Unreadable { path: path.clone(), error })?;
-            certificates(&file).map_err(|error| TlsError::Pem { path: path.clone(), error })?
+            let found = certificates(&file).map_err(|error| TlsError::Pem { path: path.clone(), error })?;
+            if !found.iter().any(is_root) {
+                return Err(TlsError::NoRoot { path: path.clone() });
+            }
+            found
         }
         None => Vec::new(),
     };
@@ -64,23 +81,18 @@ pub fn roots() -> Result<Vec<CertificateDer<'static>>, TlsError> {
         tracing::warn!(%error, "a certificate root cannot be read");
     }
     found.extend(others.into_iter().flat_map(|others| others.certs));
-    found.retain(|root| RootCertStore::empty().add(root.clone()).is_ok());
+    found.retain(is_root);
     Ok(found)
 }
 
-/// The roots of the process, read once.
-fn process_roots() -> Result<Arc<RootCertStore>, TlsError> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    if let Some(read) = ROOTS.get() {
-        return Ok(Arc::clone(read));
-    }
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(self::roots()?);
+/// The roots of the process, for webpki.
+fn root_store() -> Result<RootCertStore, TlsError> {
+    let mut store = RootCertStore::empty();
+    let (added, _) = store.add_parsable_certificates(roots()?.iter().cloned());
     if added == 0 {
         tracing::warn!("no certificate roots found: wss:// and https:// will fail; install ca-certificates");
     }
-    let roots = Arc::new(roots);
-    Ok(Arc::clone(ROOTS.get_or_init(|| roots)))
+    Ok(store)
 }
 
 /// Trusts the roots of the process. It is made once.
@@ -112,14 +124,12 @@ pub fn client_of(
 }
 
 fn verifier(more: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Result<Verifier, TlsError> {
-    let mut roots = process_roots()?;
-    if !more.is_empty() {
-        Arc::make_mut(&mut roots).add_parsable_certificates(more.iter().cloned());
-    }
+    let mut roots = root_store()?;
+    roots.add_parsable_certificates(more.iter().cloned());
     // webpki's builder refuses to make one that trusts nobody.
     let webpki = match roots.is_empty() {
         true => None,
-        false => Some(WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider)).build()?),
+        false => Some(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build()?),
     };
     Ok(Verifier { webpki, given: more, algorithms: provider.signature_verification_algorithms })
 }

@@ -7,18 +7,22 @@
 //! queue bounded in bytes, and behind that in the partner's socket.
 
 use std::{
+    future::pending,
     sync::{Arc, MutexGuard},
     time::Duration,
 };
 
 use config::UpstreamConfig;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 use tracing::{Span, error_span};
 use wire::Frame;
 
 use crate::{
     account::{Account, Charge, Part},
-    backoff::{Backoff, Pauses},
+    backoff::Backoff,
     channel::{Channels, MAIN, Publication},
     demand::Demand,
     dial::{Dialer, Lookups},
@@ -28,24 +32,29 @@ use crate::{
 };
 
 mod connect;
+mod failure;
 mod files;
 pub mod filter_queue;
 mod handshake;
 mod on_demand;
+mod pause;
 mod refusal;
+mod request;
 mod session;
 mod socket;
 
 pub use filter_queue::{FilterEvent, FilterQueue, QueueRoom};
 
 pub use crate::upstream::{
-    connect::{Attempt, Connector, Credentials, MadeCredentials},
+    connect::Connector,
     on_demand::Need,
+    request::{Attempt, Credentials, MadeCredentials},
     session::Lost,
 };
 use crate::upstream::{
-    connect::{ConnectError, Dialing, NotOpened},
-    files::FileContents,
+    connect::{Dialing, NotOpened},
+    files::FilesDigest,
+    pause::{PAUSES, Pause},
     session::Session,
 };
 
@@ -54,13 +63,6 @@ const OUTBOUND_FRAMES: usize = 256;
 /// Largest of them, in bytes: subscriptions are small.
 pub const MAX_OUTBOUND: usize = 1 << 20;
 
-/// Pauses between connections. With jitter, relays that lost a partner together do not come back together.
-const PAUSES: Pauses =
-    Pauses { free: 0, first: Duration::from_millis(500), longest: Duration::from_secs(30), jitter: true };
-/// The pause that they grow to while the partner refuses for a reason that time alone does not mend.
-const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(300);
-/// The most that is added to what a partner asks for, so that those whom it refused together come back one by one.
-const SPREAD: Duration = Duration::from_secs(1);
 /// A partner that asks for more than this is worth a line of the log.
 const LONG_PAUSE: Duration = Duration::from_secs(3600);
 /// After a connection that was up for this long, the next failure is a first one.
@@ -80,6 +82,8 @@ pub struct Upstream {
     pub lookups: Arc<Lookups>,
     /// Makes credentials for each connection. `None`: the manifest has all of them.
     pub credentials: Option<Arc<dyn Credentials>>,
+    /// One permit, for whoever reads its files.
+    pub reading: Arc<Semaphore>,
 }
 
 /// Where messages go.
@@ -138,13 +142,6 @@ enum Ended {
     Unneeded(Duration),
     /// The relay stops.
     Stopped,
-}
-
-/// The pause before the next connection.
-struct Pause {
-    time: Duration,
-    /// The files whose change ends it. `None`: nothing does.
-    files: Option<FileContents>,
 }
 
 /// Why none of the frames were taken.
@@ -232,7 +229,7 @@ impl Upstream {
             if stop.is_set() {
                 return;
             }
-            let (reason, pause) = match ended {
+            let (reason, pause, files) = match ended {
                 Ended::Stopped => return,
                 Ended::Unneeded(healthy) => {
                     reset_if_healthy(&mut backoff, healthy);
@@ -241,35 +238,52 @@ impl Upstream {
                 }
                 Ended::Lost(healthy, reason) => {
                     reset_if_healthy(&mut backoff, healthy);
-                    (reason, Pause { time: backoff.fail(), files: None })
+                    let pause = Pause::after_loss(&mut backoff);
+                    let retry_ms = pause.time.as_millis();
+                    self.span().in_scope(|| tracing::warn!(error = %reason, retry_ms, "upstream lost, reconnecting"));
+                    (reason, pause, None)
                 }
-                Ended::NotOpened(NotOpened { error, files }) => (error.to_string(), pause(&mut backoff, &error, files)),
+                Ended::NotOpened(NotOpened { error, files }) => {
+                    let pause = Pause::after(&error, &mut backoff);
+                    let retry_ms = pause.time.as_millis();
+                    self.span().in_scope(|| {
+                        tracing::warn!(%error, retry_ms, "upstream not connected, trying again");
+                        if error.retry_after().is_some_and(|after| after > LONG_PAUSE) {
+                            tracing::warn!(retry_ms, "the partner asks to be left alone for more than an hour");
+                        }
+                    });
+                    (error.to_string(), pause, Some(files.digest()))
+                }
             };
-            self.pause(reason, pause, &mut stop).await;
+            self.pause(reason, &pause, files, &mut stop).await;
         }
     }
 
     /// Waits before the next connection. A client that comes now waits too: the partner is in no better state for it.
-    async fn pause(&self, why: String, Pause { time, files }: Pause, stop: &mut Stop) {
-        let retry_ms = time.as_millis();
-        self.span().in_scope(|| {
-            tracing::warn!(error = %why, retry_ms, "upstream lost, reconnecting");
-            if time > LONG_PAUSE {
-                tracing::warn!(retry_s = time.as_secs(), "the partner asks to be left alone for more than an hour");
-            }
-        });
-        *self.handle.trouble.lock() = Some(Trouble { why, until: Instant::now() + time });
-        let changed = async {
+    async fn pause(&self, why: String, pause: &Pause, files: Option<FilesDigest>, stop: &mut Stop) {
+        *self.handle.trouble.lock() = Some(Trouble { why, until: Instant::now() + pause.time });
+        let other_files = async {
             match files {
-                Some(files) => files.change(&self.config).await,
-                None => std::future::pending().await,
+                Some(files) => files.change(&self.config, &self.reading).await,
+                None => pending().await,
+            }
+        };
+        let other_code = async {
+            match &self.credentials {
+                Some(credentials) => credentials.changed().await,
+                None => pending().await,
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(time) => {}
-            () = changed => self.span().in_scope(|| tracing::info!("a secret file has changed, connecting")),
+            () = tokio::time::sleep(pause.time) => {}
+            () = other_files, if pause.ends_with_credentials => self.connects_anew("a secret file has changed"),
+            () = other_code, if pause.ends_with_credentials => self.connects_anew("the dial component has changed"),
             () = stop.wait() => {}
         }
+    }
+
+    fn connects_anew(&self, why: &str) {
+        self.span().in_scope(|| tracing::info!(why, "upstream waits no longer"));
     }
 
     /// Names tenant and upstream in a line that is written within it. It is made for each line, because the task would
@@ -288,6 +302,7 @@ impl Upstream {
             lookups: &self.lookups,
             account: &self.account,
             credentials: self.credentials.as_deref(),
+            reading: &self.reading,
             number: attempts.number,
             last_status: attempts.last_status,
         };
@@ -343,25 +358,6 @@ struct Attempts {
     number: u32,
     /// The status that the last one was answered with.
     last_status: Option<u16>,
-}
-
-/// How long to wait after an attempt that failed.
-fn pause(backoff: &mut Backoff, error: &ConnectError, files: FileContents) -> Pause {
-    let refusal = match error {
-        ConnectError::Refused(refusal) => Some(refusal),
-        _ => None,
-    };
-    let after = refusal.and_then(|refusal| refusal.retry_after);
-    // A secret that cannot be used waits for another one, too.
-    let lasts = refusal.is_some_and(|refusal| refusal.is_lasting()) || matches!(error, ConnectError::Secret(_));
-    match after {
-        Some(after) => {
-            let time = after.max(backoff.fail()).saturating_add(SPREAD.mul_f64(rand::random()));
-            Pause { time, files: None }
-        }
-        None if lasts => Pause { time: backoff.fail_up_to(LONGEST_AFTER_REFUSAL), files: Some(files) },
-        None => Pause { time: backoff.fail(), files: None },
-    }
 }
 
 /// Ends the row of failures if the connection was healthy.
@@ -427,46 +423,9 @@ impl Drop for Up<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
-    use hyper::{Response, StatusCode, header::RETRY_AFTER};
-
     use super::*;
-    use crate::dial::switch::Refusal;
-
-    fn refused(status: u16, retry_after: Option<&str>) -> ConnectError {
-        let mut answer = Response::new(());
-        *answer.status_mut() = StatusCode::from_u16(status).unwrap();
-        retry_after.map(|after| answer.headers_mut().insert(RETRY_AFTER, after.parse().unwrap()));
-        ConnectError::Refused(Refusal { head: answer.into_parts().0, body: Vec::new() }.into())
-    }
-
-    #[test]
-    fn a_partner_is_left_alone_for_as_long_as_it_asks() {
-        let fresh = || Backoff::new(Pauses { jitter: false, ..PAUSES });
-        for status in [429, 503, 418, 401, 301] {
-            let Pause { time, files } = pause(&mut fresh(), &refused(status, Some("7200")), FileContents::default());
-            assert!((7200.0..=7201.0).contains(&time.as_secs_f64()) && files.is_none(), "{status}: {time:?}");
-        }
-        let mut backoff = fresh();
-        for _ in 0..10 {
-            backoff.fail();
-        }
-        let Pause { time, .. } = pause(&mut backoff, &refused(429, Some("1")), FileContents::default());
-        assert!(time >= PAUSES.longest);
-    }
-
-    #[test]
-    fn credentials_that_are_refused_are_tried_less_and_less() {
-        for (status, longest, ends) in
-            [(401, 300, true), (403, 300, true), (404, 300, true), (500, 30, false), (429, 30, false)]
-        {
-            let mut backoff = Backoff::new(Pauses { jitter: false, ..PAUSES });
-            let last = (0..20).map(|_| pause(&mut backoff, &refused(status, None), FileContents::default())).last();
-            let Pause { time, files } = last.unwrap();
-            assert_eq!((time.as_secs(), files.is_some()), (longest, ends), "{status}");
-        }
-    }
+    use crate::backoff::Pauses;
 
     #[test]
     fn a_connection_that_was_up_for_a_minute_ends_the_row_of_failures() {

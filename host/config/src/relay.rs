@@ -172,8 +172,17 @@ fn relay(
     let limits = limits(root.section("limits"));
     root.finish();
     let (store, cache) = (Some(store), Some(cache));
-    let (none, refused) = (Vec::new(), Vec::new());
-    let config = RelayConfig { listen, trusted_proxies, limits, proxy, store, cache, tenants: none, refused, folder };
+    let config = RelayConfig {
+        listen,
+        trusted_proxies,
+        limits,
+        proxy,
+        store,
+        cache,
+        tenants: Vec::new(),
+        refused: Vec::new(),
+        folder,
+    };
     (Some(config), tenants)
 }
 

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     document::{Value, quote},
     grants::{Allowed, Secret, meet, real_path},
-    held::{HeldFolder, OpenError},
+    held::{FolderId, HeldFolder, OpenError},
     units::show_size,
 };
 
@@ -32,6 +32,30 @@ pub(super) struct Secrets<'s> {
     pub(super) allowed: &'s Arc<Allowed>,
     /// Returns the value of a variable of the host's environment.
     pub(super) read: &'s dyn Fn(&str) -> Option<String>,
+}
+
+/// Where a value comes from: `{ env = "VARIABLE" }` or `{ file = "PATH" }`.
+pub(super) enum Source<'d> {
+    Env(Value<'d>),
+    File(Value<'d>),
+}
+
+impl<'d> Source<'d> {
+    /// Reads the table. `wanted` says what may be written.
+    pub(super) fn read(value: Value<'d>, wanted: &str) -> Option<Self> {
+        let place = value.place.clone();
+        let mut table = value.table(wanted)?;
+        let (variable, file) = (table.take("env"), table.take("file"));
+        table.finish();
+        match (variable, file) {
+            (Some(variable), None) => Some(Self::Env(variable)),
+            (None, Some(file)) => Some(Self::File(file)),
+            _ => {
+                place.problem("names no value, or two; write either env or file");
+                None
+            }
+        }
+    }
 }
 
 impl Secrets<'_> {
@@ -80,25 +104,32 @@ impl Secrets<'_> {
 
     /// The same, and the file to read again later.
     pub(super) fn kept_file(&self, value: &Value<'_>) -> Option<(Secret, SecretFile)> {
-        self.kept(value, |file| secret(read(file, MAX_SECRET_BYTES)?))
+        self.kept(value, MAX_SECRET_BYTES, secret)
     }
 
     /// The content of a file of certificates or with a key, and the file to read again later.
     pub(super) fn kept_pem(&self, value: &Value<'_>) -> Option<(Vec<u8>, SecretFile)> {
-        self.kept(value, |file| read(file, MAX_PEM_BYTES))
+        self.kept(value, MAX_PEM_BYTES, Ok)
     }
 
-    fn kept<T>(&self, value: &Value<'_>, read: impl FnOnce(File) -> io::Result<T>) -> Option<(T, SecretFile)> {
+    fn kept<T>(
+        &self,
+        value: &Value<'_>,
+        most: u64,
+        understand: impl FnOnce(Vec<u8>) -> io::Result<T>,
+    ) -> Option<(T, SecretFile)> {
         let (name, tenant) = (value.str()?, self.tenant?);
         let place = FilePlace {
             tenant: tenant.to_owned(),
             folder: self.folder.to_owned(),
+            home: self.held.id().ok()?,
+            most,
             path: self.folder.join(name),
             name: PathBuf::from(name),
             allowed: Arc::clone(self.allowed),
         };
         let message = match place.open(self.held) {
-            Ok(file) => match read(file) {
+            Ok(file) => match read(file, most).and_then(understand) {
                 Ok(content) => return Some((content, SecretFile(Arc::new(place)))),
                 Err(error) => format!("cannot be used: {error}"),
             },
@@ -120,8 +151,11 @@ pub struct SecretFile(Arc<FilePlace>);
 
 struct FilePlace {
     tenant: String,
-    /// The path of the tenant's folder.
+    /// The path of the tenant's folder, and the folder that it led to.
     folder: PathBuf,
+    home: FolderId,
+    /// Most bytes of the file.
+    most: u64,
     path: PathBuf,
     /// As the manifest names it.
     name: PathBuf,
@@ -134,14 +168,23 @@ impl SecretFile {
     }
 
     /// Its content now.
+    ///
+    /// # Errors
+    /// Among others, the path of the tenant's folder leads to another folder by now: what is there may be somebody
+    /// else's.
     pub fn read(&self) -> io::Result<Vec<u8>> {
-        read(self.0.open(&HeldFolder::open(&self.0.folder)?)?, MAX_PEM_BYTES)
+        let held = HeldFolder::open(&self.0.folder)?;
+        if held.id()? != self.0.home {
+            return Err(io::Error::other("the tenant's folder was exchanged, and is not loaded yet"));
+        }
+        read(self.0.open(&held)?, self.0.most)
     }
 }
 
 impl PartialEq for SecretFile {
     fn eq(&self, other: &Self) -> bool {
-        (&self.0.tenant, &self.0.path) == (&other.0.tenant, &other.0.path)
+        let place = |file: &Self| (file.0.home, file.0.most);
+        (&self.0.tenant, &self.0.path) == (&other.0.tenant, &other.0.path) && place(self) == place(other)
     }
 }
 

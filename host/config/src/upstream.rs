@@ -66,7 +66,7 @@ impl UpstreamConfig {
         }
     }
 
-    /// The files that are read anew for each connection.
+    /// The files that are read anew for each connection. One may be there several times.
     pub fn files(&self) -> impl Iterator<Item = &SecretFile> {
         let credentials = self.headers.iter().map(|(_, value)| value).chain(self.query.iter().map(|(_, value)| value));
         let credentials = credentials.filter_map(|value| match value {
@@ -137,7 +137,9 @@ impl HeaderNames {
 /// # Errors
 /// What is wrong with it, and what to do. It is not repeated.
 pub fn header_value(text: &str) -> Result<HeaderValue, &'static str> {
-    HeaderValue::from_str(text).map_err(|_| "cannot be a header's value; remove line breaks and control characters")
+    // Beyond ASCII it is sent as UTF-8 (`obs-text`, RFC 9110 section 5.5).
+    let value = HeaderValue::from_bytes(text.as_bytes());
+    value.map_err(|_| "cannot be a header's value; remove line breaks and control characters")
 }
 
 /// Subprotocols to offer, checked one by one.

@@ -1,6 +1,6 @@
 //! Connections through an HTTP proxy: CONNECT (RFC 9110 section 9.3.6).
 
-use std::{io, net::SocketAddr};
+use std::{env, io, net::SocketAddr};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use config::{ProxyConfig, ProxySource};
@@ -28,10 +28,16 @@ pub struct Proxy {
     resolves: bool,
 }
 
-/// Why the operator's proxy cannot be used.
+/// A variable whose proxy cannot be used. Without an error its connections would go out without a proxy.
 #[derive(Debug, thiserror::Error)]
-#[error("the proxy {0} in the environment is none that is known here: write one that begins with http://")]
-pub struct UnknownProxy(String);
+#[error("{0} in the environment names no proxy that is known here: write http://HOST:PORT")]
+pub struct UnknownProxy(&'static str);
+
+/// The environment's variables, each with its other spelling.
+const HTTP: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
+const HTTPS: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
+const ALL: [&str; 2] = ["ALL_PROXY", "all_proxy"];
+const NONE: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// Why a proxy opened no connection.
 #[derive(Debug, thiserror::Error)]
@@ -44,12 +50,16 @@ pub enum ProxyError {
     Refused { to: String, status: u16 },
     #[error("it sent something before it was asked")]
     Spoke,
+    #[error("{0} is no host that it can be asked for")]
+    Host(String),
 }
 
 fn hint(status: u16) -> &'static str {
     match status {
         403 => "; have it allow CONNECT to this host and port",
-        407 => "; write proxy-credentials that it takes into relay.toml",
+        401 | 407 => {
+            "; give it credentials that it takes: proxy-credentials in relay.toml, or in the environment's URL"
+        }
         _ => "",
     }
 }
@@ -59,7 +69,14 @@ impl Proxy {
     pub fn new(config: &ProxyConfig) -> Result<Option<Self>, UnknownProxy> {
         let matcher = match &config.source {
             ProxySource::Url(url) => Matcher::builder().all(url.clone()).no(config.no_proxy.join(",")).build(),
-            ProxySource::Environment => Matcher::from_env(),
+            ProxySource::Environment => {
+                let (http, https, all) = (proxy_of(HTTP)?, proxy_of(HTTPS)?, proxy_of(ALL)?);
+                if [&http, &https, &all].into_iter().all(String::is_empty) {
+                    return Ok(None);
+                }
+                let no = variable(NONE).map(|(_, value)| value).unwrap_or_default();
+                Matcher::builder().http(http).https(https).all(all).no(no).build()
+            }
         };
         let credentials = config.credentials.as_ref().and_then(|credentials| {
             let encoded = BASE64_STANDARD.encode(credentials.reveal());
@@ -67,17 +84,7 @@ impl Proxy {
             value.set_sensitive(true);
             Some(value)
         });
-        let any = |scheme: &str| Uri::builder().scheme(scheme).authority("proxy.test").path_and_query("/").build().ok();
-        let found: Vec<_> =
-            ["http", "https"].into_iter().filter_map(any).filter_map(|uri| matcher.intercept(&uri)).collect();
-        if let Some(other) = found.iter().find(|found| found.uri().scheme_str() != Some("http")) {
-            return Err(UnknownProxy(other.uri().to_string()));
-        }
-        Ok((!found.is_empty() || config.source != ProxySource::Environment).then_some(Self {
-            matcher,
-            credentials,
-            resolves: config.resolves,
-        }))
+        Ok(Some(Self { matcher, credentials, resolves: config.resolves }))
     }
 
     /// Whether it is asked for names.
@@ -86,18 +93,35 @@ impl Proxy {
     }
 
     /// The way to a server through the proxy. `None`: it is connected to without.
-    pub fn tunnel(&self, server: &Server) -> Option<Tunnel> {
+    ///
+    /// # Errors
+    /// A host that cannot be told from others must not pass by the proxy.
+    pub fn tunnel(&self, server: &Server) -> Result<Option<Tunnel>, DialError> {
         let scheme = if server.secure { "https" } else { "http" };
         let host = match &server.host {
             // Exceptions are written without the dot.
             ServerHost::Name(name) => name.trim_end_matches('.').to_owned(),
             ServerHost::Address(address) => SocketAddr::new(*address, 1).to_string().trim_end_matches(":1").to_owned(),
         };
-        let uri = Uri::builder().scheme(scheme).authority(host).path_and_query("/").build().ok()?;
-        let proxy = self.matcher.intercept(&uri)?;
+        let uri = Uri::builder().scheme(scheme).authority(host).path_and_query("/").build();
+        let unknown = |_| DialError::Proxy { proxy: String::new(), error: ProxyError::Host(server.to_string()) };
+        let Some(proxy) = self.matcher.intercept(&uri.map_err(unknown)?) else { return Ok(None) };
         let credentials = self.credentials.clone().or_else(|| proxy.basic_auth().cloned());
-        Some(Tunnel { proxy, credentials })
+        Ok(Some(Tunnel { proxy, credentials }))
     }
+}
+
+/// The first of these variables that is set, with its name.
+fn variable(names: [&'static str; 2]) -> Option<(&'static str, String)> {
+    names.into_iter().find_map(|name| Some((name, env::var(name).ok().filter(|value| !value.is_empty())?)))
+}
+
+/// The proxy that a variable names. Empty: it is not set.
+fn proxy_of(names: [&'static str; 2]) -> Result<String, UnknownProxy> {
+    let Some((name, value)) = variable(names) else { return Ok(String::new()) };
+    let any = Matcher::builder().all(value.clone()).build().intercept(&Uri::from_static("http://any.invalid/"));
+    let is_known = any.is_some_and(|proxy| proxy.uri().scheme_str() == Some("http"));
+    if is_known { Ok(value) } else { Err(UnknownProxy(name)) }
 }
 
 /// The way to one server.
@@ -109,14 +133,8 @@ pub struct Tunnel {
 impl Tunnel {
     /// Asks for the first of these addresses that the proxy reaches.
     pub async fn open_first(&self, addresses: &[SocketAddr], lookups: &Lookups) -> Result<TcpStream, DialError> {
-        let mut failed = None;
-        for address in addresses {
-            match self.open(&address.to_string(), lookups).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failed = Some(error),
-            }
-        }
-        Err(failed.unwrap_or_else(|| self.error(ProxyError::Connect(io::ErrorKind::NotFound.into()))))
+        let none = self.error(ProxyError::Connect(io::ErrorKind::NotFound.into()));
+        race::first(addresses, |address| async move { self.open(&address.to_string(), lookups).await }, none).await
     }
 
     /// Asks for a host and port.
@@ -183,11 +201,12 @@ mod tests {
         for host in
             [name("example.com"), name("a.example.com."), address("10.1.2.3"), address("::1"), address("2001:db8::7")]
         {
-            assert!(proxy.tunnel(&server(host.clone())).is_none(), "{host:?}");
+            assert!(proxy.tunnel(&server(host.clone())).unwrap().is_none(), "{host:?}");
         }
         for host in [name("example.org"), name("notexample.com"), address("11.0.0.1"), address("2001:db9::7")] {
-            let tunnel = proxy.tunnel(&server(host.clone())).unwrap();
+            let tunnel = proxy.tunnel(&server(host.clone())).unwrap().unwrap();
             assert_eq!(tunnel.proxy.uri().authority().unwrap(), "proxy.test:3128", "{host:?}");
         }
+        assert!(proxy.tunnel(&server(name("{example.com"))).is_err(), "nothing passes by it");
     }
 }

@@ -17,19 +17,29 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// # Errors
 /// All have failed; the error is the last one's. Or there is none.
 pub async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let none = io::Error::new(io::ErrorKind::NotFound, "the name has no addresses");
+    first(addresses, TcpStream::connect, none).await
+}
+
+/// The first success of `attempt` with one of the addresses. `none`: the error if there are no addresses.
+pub async fn first<T, E, A: Future<Output = Result<T, E>>>(
+    addresses: &[SocketAddr],
+    attempt: impl Fn(SocketAddr) -> A,
+    none: E,
+) -> Result<T, E> {
     let mut waiting = alternating(addresses).into_iter().peekable();
     let mut tries = FuturesUnordered::new();
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no addresses");
+    let mut failed = none;
     loop {
         match waiting.next() {
-            Some(address) => tries.push(TcpStream::connect(address)),
+            Some(address) => tries.push(attempt(address)),
             None if tries.is_empty() => return Err(failed),
             None => {}
         }
         let more = waiting.peek().is_some();
         tokio::select! {
             Some(tried) = tries.next() => match tried {
-                Ok(stream) => return Ok(stream),
+                Ok(value) => return Ok(value),
                 Err(error) => failed = error,
             },
             () = sleep(ATTEMPT_DELAY), if more => {}

@@ -17,6 +17,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
     client::conn::http1,
+    header::LOCATION,
     http::response::Parts,
 };
 use hyper_util::rt::TokioIo;
@@ -109,6 +110,11 @@ where
 {
     let (head, mut incoming) = answer.into_parts();
     let mut body = Vec::new();
+    // Whoever is sent elsewhere reads no further.
+    if head.status.is_redirection() && head.headers.contains_key(LOCATION) {
+        return Refusal { head, body };
+    }
+    let mut has_ended = false;
     let reading = poll_fn(|cx| {
         loop {
             match Pin::new(&mut incoming).poll_frame(cx) {
@@ -120,10 +126,11 @@ where
                 }
                 // The status says enough.
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
+                Poll::Pending if has_ended => return Poll::Ready(()),
                 Poll::Pending => match connection.poll_without_shutdown(cx) {
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(())) if !incoming.is_end_stream() => return Poll::Ready(()),
-                    Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
+                    // What it has read before its end is in the body.
+                    Poll::Ready(_) => has_ended = true,
+                    Poll::Pending => return Poll::Pending,
                 },
             }
         }

@@ -153,8 +153,8 @@ impl RecordTable {
 /// TLS to MySQL trusts the same roots as TLS to upstreams.
 fn trusting(tls: SslOpts) -> SslOpts {
     // The driver would fail on a root that it cannot parse.
-    // Unreadable roots have ended the start.
-    let roots = tls::roots().unwrap_or_default().into_iter().map(|root| root.to_vec().into()).collect();
+    // `serve` has read them before, and has ended with an error if it could not.
+    let roots = tls::roots().unwrap_or_default().iter().map(|root| root.to_vec().into()).collect();
     tls.with_disable_built_in_roots(true).with_root_certs(roots)
 }
 

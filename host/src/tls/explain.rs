@@ -21,21 +21,31 @@ pub struct Untrusted {
     /// The certificate's SHA-256, as `openssl x509 -noout -fingerprint -sha256` prints it, without colons.
     fingerprint: String,
     server: String,
+    /// Whether it came with certificates of its issuers, which may be the ones that are meant.
+    has_chain: bool,
     error: CertificateError,
 }
 
 impl Untrusted {
-    pub fn new(certificate: &CertificateDer<'_>, server: &ServerName<'_>, error: CertificateError) -> Self {
+    pub fn new(
+        certificate: &CertificateDer<'_>,
+        has_chain: bool,
+        server: &ServerName<'_>,
+        error: CertificateError,
+    ) -> Self {
         let bytes = digest(&SHA256, certificate);
         let fingerprint = bytes.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
-        Self { fingerprint, server: server.to_str().into_owned(), error }
+        Self { fingerprint, server: server.to_str().into_owned(), has_chain, error }
     }
 }
 
 impl fmt::Display for Untrusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { fingerprint, server, error } = self;
-        write!(f, "the certificate of {server} (SHA-256 {fingerprint}) ")?;
+        let Self { fingerprint, server, has_chain, error } = self;
+        let of_its_issuer = *has_chain
+            && !matches!(error, CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. });
+        let or = if of_its_issuer { ", or one of its issuers' that came with it," } else { "" };
+        write!(f, "the certificate of {server} (SHA-256 {fingerprint}){or} ")?;
         let give_it =
             "if it is to be trusted, write it into a PEM file and name that: [upstream.tls] roots = \"partner.pem\"";
         match error {
@@ -57,7 +67,12 @@ impl fmt::Display for Untrusted {
                 let key = "[upstream.tls] server-name = \"…\"";
                 write!(f, "is for {names}{more}; if that is the right server, write one of its names: {key}")
             }
-            CertificateError::NotValidForName => write!(f, "is for another name"),
+            CertificateError::NotValidForName => {
+                write!(
+                    f,
+                    "is for another name; if that is the right server, write it: [upstream.tls] server-name = \"…\""
+                )
+            }
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 write!(f, "is not made for servers; the partner has to use another")
             }
@@ -65,7 +80,7 @@ impl fmt::Display for Untrusted {
                 write!(f, "is signed by another than the issuer of that name who is trusted here; {give_it}")
             }
             error if is_authority(error) => write!(f, "is self-signed; {give_it}"),
-            error => write!(f, "cannot be used: {error:?}"),
+            error => write!(f, "cannot be used ({error:?}); the partner has to use another"),
         }
     }
 }
@@ -133,7 +148,10 @@ pub fn explain(error: &Error) -> String {
         }
         Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
         | Error::PeerIncompatible(_) => {
-            format!("the partner has no version or cipher in common with TLS 1.2 and 1.3 here ({error})")
+            format!(
+                "the partner has no version or cipher in common with TLS 1.2 and 1.3 here, or wants a certificate of this \
+                 side ({error}); for that, {own}"
+            )
         }
         Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => {
             "the partner does not speak TLS at this port; write its port for TLS, or ws:// if it has none".into()

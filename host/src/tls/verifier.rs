@@ -46,7 +46,7 @@ impl ServerCertVerifier for Verifier {
         };
         verified.map_err(|error| match error {
             Error::InvalidCertificate(error) => {
-                let why = Untrusted::new(end_entity, server_name, error);
+                let why = Untrusted::new(end_entity, !intermediates.is_empty(), server_name, error);
                 Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
             }
             error => error,

@@ -1,15 +1,15 @@
-//! Opening a connection to a partner: credentials, TCP, TLS where the URL asks, the WebSocket handshake, redirects.
+//! Opening a connection to a partner: TCP, TLS where the URL asks, the WebSocket handshake, redirects.
 //!
 //! In comes what the manifest says; out comes a socket that is a WebSocket, or why there is none. Each connection has
 //! its own look-up of the name, its own reading of secret files, and its own call of the dial component. Every address
 //! is checked, that of a redirect, too.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use config::{Credential, PartnerUrl, TlsConfig, UpstreamConfig, UrlError, pem, secret};
-use hyper::header::{HeaderName, HeaderValue, LOCATION};
-use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
+use config::{UpstreamConfig, UrlError};
+use hyper::header::LOCATION;
+use rustls::ClientConfig;
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
@@ -17,132 +17,36 @@ use crate::{
     account::Account,
     dial::{
         DialError, Dialer, Lookups, Server, ServerHost,
-        switch::{Answered, NoAnswer, ask},
+        switch::{Answered, Refusal, ask},
+        tls_name,
     },
     tls,
     tls::TlsError,
     upstream::{
+        failure::ConnectError,
         files::FileContents,
-        handshake::{BadAnswer, Handshake},
+        handshake::Handshake,
         refusal::PartnerRefusal,
+        request::{Attempt, Credentials, MadeCredentials, PartnerRequest},
         socket::PartnerSocket,
     },
 };
 
-/// How long TCP, TLS and the WebSocket handshake may take together, with all redirects.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long TCP, TLS and the WebSocket handshake may take together, with all redirects; and how long reading files may
+/// take before.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most redirects of one connection.
 const MAX_REDIRECTS: usize = 3;
+/// The redirects that keep the request's method (RFC 9110 section 15.4), and those that browsers keep it for.
+const FOLLOWED: [u16; 4] = [301, 302, 307, 308];
 
 /// A socket to a partner, or to whoever stands before it.
 pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// Makes path, query and headers for each connection: the tenant's dial component.
-pub trait Credentials: Send + Sync {
-    /// # Errors
-    /// Why there are none.
-    fn make(&self, attempt: Attempt) -> Pin<Box<dyn Future<Output = Result<MadeCredentials, String>> + Send>>;
-}
-
-/// What the dial component is told.
-pub struct Attempt {
-    pub upstream: Arc<str>,
-    /// 1 for the first attempt after a connection that came about.
-    pub number: u32,
-    /// The URL of the manifest.
-    pub url: String,
-    /// The HTTP status that the attempt before was answered with. `None`: there was none, or no answer.
-    pub last_status: Option<u16>,
-}
-
-/// What the dial component says.
-#[derive(Default)]
-pub struct MadeCredentials {
-    /// `None`: the URL's.
-    pub path: Option<String>,
-    /// `None`: the URL's.
-    pub query: Option<String>,
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-/// Why a connection could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
-    Timeout,
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    /// It leads to an address that the tenant may not connect to.
-    #[error("{0}")]
-    NotAllowed(String),
-    #[error("TLS handshake with {server}: {why}")]
-    Tls { server: String, why: String },
-    /// A file with a secret or a certificate cannot be used.
-    #[error("{0}")]
-    Secret(String),
-    #[error("the dial component: {0}")]
-    Component(String),
-    #[error("{0}")]
-    Refused(PartnerRefusal),
-    #[error("the partner redirects with HTTP status {status} to {to}, which is not followed: {why}")]
-    Redirect { status: u16, to: String, why: String },
-    #[error("WebSocket handshake: {0}")]
-    NoAnswer(#[from] NoAnswer),
-    #[error(transparent)]
-    Handshake(#[from] BadAnswer),
-    #[error("the tenant's memory is full")]
-    Memory,
-}
-
-impl ConnectError {
-    /// The value of the metric's label `reason`.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Timeout => "timeout",
-            Self::Dial(DialError::Lookup { .. }) => "dns",
-            Self::Dial(DialError::NotAllowed { .. }) | Self::NotAllowed(_) => "denied",
-            Self::Dial(DialError::Tcp { error, .. }) => io_reason(error),
-            Self::Dial(DialError::Proxy { .. }) => "proxy",
-            Self::Tls { .. } => "tls",
-            Self::Secret(_) => "secret",
-            Self::Component(_) => "dial",
-            Self::Refused(_) => "http_status",
-            Self::Redirect { .. } => "redirect",
-            Self::NoAnswer(error) => match error.io() {
-                Some(error) if error.kind() == io::ErrorKind::InvalidData => "protocol",
-                Some(error) => io_reason(error),
-                None if error.is_end() => "reset",
-                None => "protocol",
-            },
-            Self::Handshake(_) => "protocol",
-            Self::Memory => "memory",
-        }
-    }
-}
-
-impl ConnectError {
-    /// The HTTP status that the partner has answered with.
-    pub fn status(&self) -> Option<u16> {
-        match self {
-            Self::Refused(refusal) => Some(refusal.status),
-            Self::Redirect { status, .. } => Some(*status),
-            _ => None,
-        }
-    }
-}
-
-fn io_reason(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "refused",
-        io::ErrorKind::ConnectionReset => "reset",
-        _ => "io",
-    }
-}
-
 /// Opens connections. It is made once, because it holds the trusted roots.
 #[derive(Clone)]
 pub struct Connector {
-    tls: Arc<ClientConfig>,
+    roots: Arc<ClientConfig>,
 }
 
 /// What a connection is opened with.
@@ -152,6 +56,8 @@ pub struct Dialing<'d> {
     pub lookups: &'d Lookups,
     pub account: &'d Arc<Account>,
     pub credentials: Option<&'d dyn Credentials>,
+    /// One permit, for whoever reads the upstream's files.
+    pub reading: &'d Arc<Semaphore>,
     pub number: u32,
     pub last_status: Option<u16>,
 }
@@ -163,27 +69,23 @@ pub struct NotOpened {
     pub files: FileContents,
 }
 
-/// What is sent to the partner's own origin, and to no other.
-struct Request {
-    url: PartnerUrl,
-    headers: Vec<(HeaderName, HeaderValue)>,
-    tls: Arc<ClientConfig>,
-    /// The name that the certificate must have. `None`: the URL's host.
-    server_name: Option<String>,
-}
-
 enum Opened {
     Socket(Box<PartnerSocket>),
-    Redirected { status: u16, location: String },
+    /// The URL that the partner points to.
+    Elsewhere(Refusal, String),
 }
 
 impl Connector {
     pub fn new() -> Result<Self, TlsError> {
-        Ok(Self { tls: tls::client()? })
+        Ok(Self { roots: tls::client()? })
     }
 
     pub async fn connect(&self, dialing: Dialing<'_>) -> Result<PartnerSocket, NotOpened> {
-        let files = FileContents::read(dialing.config).await;
+        let read = timeout(CONNECT_TIMEOUT, FileContents::read(dialing.config, dialing.reading)).await;
+        let Ok(files) = read else {
+            let error = ConnectError::Secret("the files with its secrets could not be read in time".into());
+            return Err(NotOpened { error, files: FileContents::default() });
+        };
         match self.try_connect(&dialing, &files).await {
             Ok(socket) => Ok(socket),
             Err(error) => Err(NotOpened { error, files }),
@@ -203,74 +105,8 @@ impl Connector {
             }
             None => MadeCredentials::default(),
         };
-        let request = self.request(dialing.config, files, made)?;
+        let request = PartnerRequest::new(dialing.config, files, made, &self.roots)?;
         timeout(CONNECT_TIMEOUT, self.follow(dialing, files, request)).await.unwrap_or(Err(ConnectError::Timeout))
-    }
-
-    /// Puts together what the manifest, the files and the dial component say.
-    fn request(
-        &self,
-        config: &UpstreamConfig,
-        files: &FileContents,
-        made: MadeCredentials,
-    ) -> Result<Request, ConnectError> {
-        let value = |credential: &Credential| match credential {
-            Credential::Plain(text) => Ok(text.clone()),
-            Credential::Secret(secret) => Ok(secret.reveal().to_owned()),
-            Credential::File(file) => {
-                let content = files.of(file)?.to_owned();
-                let read = secret(content).map_err(|error| format!("{}: {error}", file.path().display()))?;
-                Ok(read.reveal().to_owned())
-            }
-        };
-        let mut headers = Vec::with_capacity(config.headers.len() + made.headers.len());
-        for (name, credential) in &config.headers {
-            // What the dial component says is newer.
-            if made.headers.iter().all(|(other, _)| other != name) {
-                let text = value(credential).map_err(ConnectError::Secret)?;
-                let mut value = config::header_value(&text)
-                    .map_err(|why| ConnectError::Secret(format!("headers.{name}: what the file has {why}")))?;
-                value.set_sensitive(!matches!(credential, Credential::Plain(_)));
-                headers.push((name.clone(), value));
-            }
-        }
-        headers.extend(made.headers);
-        let query: Result<Vec<_>, _> =
-            config.query.iter().map(|(name, credential)| Ok((name.clone(), value(credential)?))).collect();
-        let query = query.map_err(ConnectError::Secret)?;
-        let wrong = |error: UrlError| ConnectError::Component(format!("the URL {error}"));
-        let url = config.url.with(made.path.as_deref(), made.query.as_deref(), &query).map_err(wrong)?;
-        let tls = self.tls(&config.tls, files, true)?;
-        Ok(Request { url, headers, tls, server_name: config.tls.server_name.clone() })
-    }
-
-    /// The settings of TLS. The client's own certificate is shown to no other origin.
-    fn tls(&self, config: &TlsConfig, files: &FileContents, own: bool) -> Result<Arc<ClientConfig>, ConnectError> {
-        let identity = config.certificate.as_ref().filter(|_| own);
-        if config.roots.is_none() && identity.is_none() {
-            return Ok(Arc::clone(&self.tls));
-        }
-        let roots = match &config.roots {
-            Some(file) => {
-                let found = pem::certificates(files.of(file).map_err(ConnectError::Secret)?);
-                found.map_err(|error| ConnectError::Secret(format!("{} {error}", file.path().display())))?
-            }
-            None => Vec::new(),
-        };
-        let identity = identity.map(|(certificate, key)| {
-            let chain = pem::certificates(files.of(certificate)?);
-            let chain = chain.map_err(|error| format!("{} {error}", certificate.path().display()))?;
-            let secret = pem::private_key(files.of(key)?);
-            Ok((chain, secret.map_err(|error| format!("{} {error}", key.path().display()))?))
-        });
-        let identity = identity.transpose().map_err(ConnectError::Secret)?;
-        tls::client_of(roots, identity).map_err(|error| {
-            let why = match error {
-                TlsError::Setup(error) => tls::explain(&error),
-                error => error.to_string(),
-            };
-            ConnectError::Secret(why)
-        })
     }
 
     /// Asks for the URL, and for those that the partner redirects to.
@@ -278,36 +114,43 @@ impl Connector {
         &self,
         dialing: &Dialing<'_>,
         files: &FileContents,
-        mut request: Request,
+        mut request: PartnerRequest,
     ) -> Result<PartnerSocket, ConnectError> {
         let mut redirects = 0;
         loop {
-            let (status, location) = match open(dialing, &request).await? {
+            let (refusal, location) = match open(dialing, &request).await? {
                 Opened::Socket(socket) => return Ok(*socket),
-                Opened::Redirected { status, location } => (status, location),
+                Opened::Elsewhere(refusal, location) => (PartnerRefusal::from(refusal), location),
             };
-            let refused = |to: String, why: &str| ConnectError::Redirect { status, to, why: why.to_owned() };
-            let unread = |error: UrlError| refused("a URL that cannot be read".into(), &format!("it {error}"));
-            let next = request.url.redirected(&location).map_err(unread)?;
+            let next = match request.url.redirected(&location) {
+                Ok(next) => next,
+                Err(error) => return Err(not_followed(refusal, &location, &error)),
+            };
             redirects += 1;
-            if redirects > MAX_REDIRECTS {
-                return Err(refused(next.to_string(), "these are too many redirects"));
-            }
-            if request.url.is_secure() && !next.is_secure() {
-                return Err(refused(next.to_string(), "it is without TLS"));
-            }
-            if !request.url.has_same_origin(&next) {
-                request.headers.clear();
-                request.server_name = None;
-                request.tls = self.tls(&dialing.config.tls, files, false)?;
-            }
-            request.url = next;
+            let why = if !FOLLOWED.contains(&refusal.status) {
+                "only 301, 302, 307 and 308 are"
+            } else if redirects > MAX_REDIRECTS {
+                "these are too many redirects"
+            } else if request.url.is_secure() && !next.is_secure() {
+                "it is without TLS"
+            } else {
+                request.redirect(next, &dialing.config.tls, files, &self.roots)?;
+                continue;
+            };
+            return Err(ConnectError::Redirect { refusal, to: next.to_string(), why: why.into() });
         }
     }
 }
 
+/// A redirect to what cannot be dialed. The query is not shown, since it may have keys in it.
+fn not_followed(refusal: PartnerRefusal, location: &str, error: &UrlError) -> ConnectError {
+    let shown = location.split(['?', '#']).next().unwrap_or_default();
+    let shown: String = shown.chars().take(200).flat_map(char::escape_debug).collect();
+    ConnectError::Redirect { refusal, to: format!("\"{shown}\""), why: format!("the URL {error}") }
+}
+
 /// Asks one server.
-async fn open(dialing: &Dialing<'_>, request: &Request) -> Result<Opened, ConnectError> {
+async fn open(dialing: &Dialing<'_>, request: &PartnerRequest) -> Result<Opened, ConnectError> {
     let Dialing { config, dialer, lookups, account, .. } = *dialing;
     let url = &request.url;
     let host = url.host().map_or_else(|name| ServerHost::Name(name.into()), ServerHost::Address);
@@ -320,14 +163,31 @@ async fn open(dialing: &Dialing<'_>, request: &Request) -> Result<Opened, Connec
         }
         error => error.into(),
     })?;
-    let transport =
-        if server.secure { Either::Right(Box::new(secure(tcp, &server, request).await?)) } else { Either::Left(tcp) };
+    let shown = config.tls.certificate.as_ref().map(|(file, _)| file.path());
+    let failed = |error: &rustls::Error| {
+        let mut why = tls::explain(error);
+        if let (Some(file), rustls::Error::AlertReceived(_)) = (shown, error) {
+            why = format!("{why} ({} is what it has)", file.display());
+        }
+        ConnectError::Tls { server: server.to_string(), why }
+    };
+    let transport = if server.secure {
+        let name = request.server_name.as_deref().map_or_else(|| server.tls_name(), tls_name);
+        let unnamed = || ConnectError::Tls { server: server.to_string(), why: "it is no name of a server".into() };
+        let connecting = TlsConnector::from(Arc::clone(&request.tls)).connect(name.ok_or_else(unnamed)?, tcp);
+        let secure = connecting.await.map_err(|error| match tls::find(&error) {
+            Some(why) => failed(why),
+            None => ConnectError::Tls { server: server.to_string(), why: error.to_string() },
+        })?;
+        Either::Right(Box::new(secure))
+    } else {
+        Either::Left(tcp)
+    };
     let handshake = Handshake::new(&config.subprotocols, config.compression);
-    let asked = handshake.request(url, &request.headers);
     // A URL and headers that were checked make a request.
-    let asked = asked.map_err(|error| ConnectError::Component(error.to_string()))?;
+    let asked = handshake.request(url, &request.headers).map_err(|error| ConnectError::Secret(error.to_string()))?;
     let answered = ask(transport, asked).await.map_err(|error| match tls::find(&error) {
-        Some(why) => ConnectError::Tls { server: server.to_string(), why: tls::explain(why) },
+        Some(why) => failed(why),
         None => error.into(),
     })?;
     match answered {
@@ -336,30 +196,12 @@ async fn open(dialing: &Dialing<'_>, request: &Request) -> Result<Opened, Connec
             let socket = PartnerSocket::new(stream, rest, agreed, config.max_message, account);
             socket.map(|socket| Opened::Socket(Box::new(socket))).ok_or(ConnectError::Memory)
         }
-        Answered::Refused(refusal) => {
-            let status = refusal.head.status.as_u16();
-            let location = refusal.head.headers.get(LOCATION).filter(|_| matches!(status, 301 | 302 | 307 | 308));
-            match location {
-                Some(location) => {
-                    let location = String::from_utf8_lossy(location.as_bytes()).into_owned();
-                    Ok(Opened::Redirected { status, location })
-                }
-                None => Err(ConnectError::Refused(refusal.into())),
+        Answered::Refused(refusal) => match refusal.head.headers.get(LOCATION) {
+            Some(location) if refusal.head.status.is_redirection() => {
+                let location = String::from_utf8_lossy(location.as_bytes()).into_owned();
+                Ok(Opened::Elsewhere(refusal, location))
             }
-        }
+            _ => Err(ConnectError::Refused(refusal.into())),
+        },
     }
-}
-
-/// Does the TLS handshake.
-async fn secure(tcp: TcpStream, server: &Server, request: &Request) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let failed = |why: String| ConnectError::Tls { server: server.to_string(), why };
-    let name = match (&request.server_name, &server.host) {
-        (Some(name), _) | (None, ServerHost::Name(name)) => {
-            let name = name.strip_suffix('.').unwrap_or(name);
-            ServerName::try_from(name.to_owned()).map_err(|_| failed(format!("{name} is no name of a server")))?
-        }
-        (None, ServerHost::Address(address)) => ServerName::from(address.to_canonical()),
-    };
-    let connected = TlsConnector::from(Arc::clone(&request.tls)).connect(name, tcp).await;
-    connected.map_err(|error| failed(tls::find(&error).map_or_else(|| error.to_string(), tls::explain)))
 }

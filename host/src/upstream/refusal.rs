@@ -12,6 +12,9 @@ use crate::dial::switch::Refusal;
 /// The longest that is counted. A relay that waits for ten years waits for its operator.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// What a date leaves out at most.
+const FRACTION: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub struct PartnerRefusal {
     pub status: u16,
@@ -31,13 +34,6 @@ impl From<Refusal> for PartnerRefusal {
     }
 }
 
-impl PartnerRefusal {
-    /// Whether another try is of no use until someone has done something: the credentials or the URL are wrong.
-    pub fn is_lasting(&self) -> bool {
-        matches!(self.status, 401 | 403 | 404)
-    }
-}
-
 impl fmt::Display for PartnerRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the partner answered the handshake with HTTP status {}", self.status)?;
@@ -48,7 +44,8 @@ impl fmt::Display for PartnerRefusal {
     }
 }
 
-/// Reads `Retry-After`: seconds, or a date. A date is held against the answer's own, since clocks differ.
+/// Reads `Retry-After`: seconds, or a date. A date is held against the answer's own, since clocks differ. It has whole
+/// seconds, so the partner may mean almost a second more.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -56,7 +53,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     }
     let until = httpdate::parse_http_date(text).ok()?;
     let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
-    Some(until.duration_since(date.unwrap_or(now)).unwrap_or_default().min(LONGEST))
+    let after = until.duration_since(date.unwrap_or(now)).map_or(Duration::ZERO, |after| after + FRACTION);
+    Some(after.min(LONGEST))
 }
 
 #[cfg(test)]
@@ -78,12 +76,12 @@ mod tests {
             ("0", None, Some(0)),
             (" 120 ", None, Some(120)),
             ("99999999999999999999", None, Some(LONGEST.as_secs())),
-            ("Fri, 27 Nov 2026 08:01:00 GMT", None, Some(60)),
-            ("Friday, 27-Nov-26 08:01:00 GMT", None, Some(60)),
-            ("Fri Nov 27 08:01:00 2026", None, Some(60)),
+            ("Fri, 27 Nov 2026 08:01:00 GMT", None, Some(61)),
+            ("Friday, 27-Nov-26 08:01:00 GMT", None, Some(61)),
+            ("Fri Nov 27 08:01:00 2026", None, Some(61)),
             ("Fri, 27 Nov 2026 07:00:00 GMT", None, Some(0)),
             // The partner's clock is an hour late.
-            ("Fri, 27 Nov 2026 07:00:30 GMT", Some("Fri, 27 Nov 2026 07:00:00 GMT"), Some(30)),
+            ("Fri, 27 Nov 2026 07:00:30 GMT", Some("Fri, 27 Nov 2026 07:00:00 GMT"), Some(31)),
             ("-5", None, None),
             ("soon", None, None),
             ("", None, None),

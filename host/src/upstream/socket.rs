@@ -98,7 +98,7 @@ impl PartnerSocket {
             last_read: Instant::now(),
             charge: Charge::new(account, Part::Sockets),
         };
-        socket.settle().then_some(socket)
+        socket.settle(0).then_some(socket)
     }
 
     /// When bytes last came.
@@ -128,10 +128,10 @@ impl PartnerSocket {
 
     /// Takes a frame out of the buffer.
     fn take(&mut self) -> Result<Option<Received>, SocketError> {
-        match self.assembly.take(&mut self.buffer, self.max_message, self.inflater.as_mut())? {
+        match self.assembly.take(&mut self.buffer, self.is_long, self.max_message, self.inflater.as_mut())? {
             Taken::Received(received) => {
                 self.needed = 0;
-                if self.buffer.is_empty() && self.is_long {
+                if self.is_long {
                     (self.buffer, self.is_long) = (BytesMut::new(), false);
                 }
                 Ok(Some(received))
@@ -145,10 +145,7 @@ impl PartnerSocket {
 
     /// Reads once.
     async fn fill(&mut self) -> Result<(), SocketError> {
-        let room = self.make_room();
-        if !self.settle() {
-            return Err(SocketError::Memory);
-        }
+        let room = self.make_room()?;
         let read = self.stream.read_buf(&mut (&mut self.buffer).limit(room)).await?;
         if read == 0 {
             return Err(SocketError::Ended);
@@ -158,30 +155,44 @@ impl PartnerSocket {
     }
 
     /// Makes room in the buffer, and returns how much of it is to be used. A long frame's buffer grows as it comes, and
-    /// has nothing behind the frame: whoever gets the message gets all of its buffer and nothing more.
-    fn make_room(&mut self) -> usize {
+    /// has nothing behind the frame, so that the message goes with all of it and no more.
+    fn make_room(&mut self) -> Result<usize, SocketError> {
         let length = self.buffer.len();
-        if self.needed <= BUFFER {
-            if self.buffer.capacity() - length < LEAST_ROOM {
-                self.buffer.reserve(BUFFER);
+        if self.needed > BUFFER {
+            if !self.is_long || self.buffer.capacity() == length {
+                self.renew(self.needed.min((2 * length).max(BUFFER)))?;
+                self.is_long = true;
             }
-            return self.buffer.capacity() - length;
+        } else if length == 0 {
+            // Begins at the front again.
+            self.buffer.reserve(BUFFER);
+        } else if self.buffer.capacity() - length < LEAST_ROOM {
+            self.renew(BUFFER)?;
         }
-        let missing = self.needed.saturating_sub(length);
-        if !self.is_long {
-            let mut own = BytesMut::with_capacity(self.needed.min(length + BUFFER));
-            own.extend_from_slice(&self.buffer);
-            (self.buffer, self.is_long) = (own, true);
-        } else if self.buffer.capacity() == length {
-            self.buffer.reserve(missing.min(length));
+        if !self.settle(0) {
+            return Err(SocketError::Memory);
         }
-        missing.min(self.buffer.capacity() - length)
+        let room = self.buffer.capacity() - length;
+        Ok(if self.is_long { room.min(self.needed.saturating_sub(length)) } else { room })
     }
 
-    /// Charges what it has taken. `false`: it does not fit.
-    fn settle(&mut self) -> bool {
+    /// Puts what is in the buffer into another of this size.
+    fn renew(&mut self, size: usize) -> Result<(), SocketError> {
+        if !self.settle(size) {
+            return Err(SocketError::Memory);
+        }
+        let mut renewed = BytesMut::with_capacity(size);
+        renewed.extend_from_slice(&self.buffer);
+        self.buffer = renewed;
+        Ok(())
+    }
+
+    /// Charges what it has taken, and what it is about to take. `false`: it does not fit.
+    fn settle(&mut self, more: usize) -> bool {
+        // A buffer that was read from in part still has its whole size.
+        let buffer = if self.is_long { self.buffer.capacity() } else { BUFFER.max(self.buffer.capacity()) };
         let inflater = self.inflater.as_ref().map_or(0, Inflater::memory);
-        self.charge.set(self.buffer.capacity() + self.assembly.capacity() + inflater)
+        self.charge.set(buffer + more + self.assembly.capacity() + inflater)
     }
 
     /// Sends a message.
@@ -218,5 +229,66 @@ impl PartnerSocket {
         self.stream.shutdown().await?;
         tokio::io::copy(&mut (&mut self.stream).take(FAREWELL_BYTES), &mut tokio::io::sink()).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::either::Either;
+
+    use super::*;
+
+    async fn pair(account: &Arc<Account>, agreed: Option<ServerAgreed>) -> (PartnerSocket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let partner = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let socket = PartnerSocket::new(Either::Left(stream), Bytes::new(), agreed, 1 << 20, account).unwrap();
+        (socket, partner)
+    }
+
+    fn frame_of(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        frame::encode(first, payload, &mut frame);
+        frame
+    }
+
+    #[tokio::test]
+    async fn what_it_keeps_is_charged_and_what_it_hands_out_is_not() {
+        let account = Account::of_test();
+        let (mut socket, mut partner) = pair(&account, None).await;
+        let long = frame_of(frame::BINARY, &vec![7; 900_000]);
+        let (most, rest) = long.split_at(800_000);
+        partner.write_all(most).await.unwrap();
+        while socket.buffer.len() < most.len() {
+            assert!(tokio::time::timeout(std::time::Duration::from_millis(50), socket.next()).await.is_err());
+        }
+        // It has been read in full, and its buffer is the frame's.
+        assert_eq!(account.bytes(Part::Sockets), long.len());
+        partner.write_all(rest).await.unwrap();
+        partner.write_all(&frame_of(frame::TEXT, b"short")).await.unwrap();
+        let Ok(Received::Message(message)) = socket.next().await else { panic!() };
+        assert_eq!(message.bytes.len(), 900_000);
+        let Ok(Received::Message(message)) = socket.next().await else { panic!() };
+        assert_eq!(&message.bytes[..], b"short");
+        assert_eq!(account.bytes(Part::Sockets), BUFFER);
+        assert!(message.bytes.is_unique(), "whoever keeps a message keeps no buffer");
+        drop(socket);
+        assert_eq!(account.bytes(Part::Sockets), 0);
+    }
+
+    #[tokio::test]
+    async fn inflating_is_charged() {
+        let account = Account::of_test();
+        let (mut socket, mut partner) = pair(&account, Some(ServerAgreed { keeps_context: true })).await;
+        partner
+            .write_all(&frame_of(frame::TEXT | frame::COMPRESSED, &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00]))
+            .await
+            .unwrap();
+        let Ok(Received::Message(message)) = socket.next().await else { panic!() };
+        assert_eq!(&message.bytes[..], b"Hello");
+        assert!(socket.next_now().is_none());
+        assert!(account.bytes(Part::Sockets) > BUFFER + (32 << 10), "{}", account.bytes(Part::Sockets));
     }
 }

@@ -33,6 +33,12 @@ pub enum Received {
     Fragment,
 }
 
+impl Received {
+    fn message(kind: Kind, bytes: Bytes) -> Self {
+        Self::Message(Frame { kind, bytes })
+    }
+}
+
 /// What is at the start of a buffer with a server's frames.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -101,11 +107,12 @@ impl Assembly {
         Ok(Some((event, head.end)))
     }
 
-    /// Takes a server's frame out of `buffer`, if it is whole. Its payload is not copied, unless it is a fragment or
-    /// compressed.
+    /// Takes a server's frame out of `buffer`, if it is whole. The payload is copied, so that nobody who has it keeps the
+    /// buffer; `hands_out` says that the buffer has this frame and nothing else, and goes with it.
     pub fn take(
         &mut self,
         buffer: &mut BytesMut,
+        hands_out: bool,
         max_message: usize,
         inflater: Option<&mut Inflater>,
     ) -> Result<Taken, Violation> {
@@ -116,25 +123,40 @@ impl Assembly {
         if buffer.len() < head.end {
             return Ok(Taken::Unfinished(head.end));
         }
-        let mut payload = buffer.split_to(head.end);
-        payload.advance(head.start);
-        Ok(Taken::Received(match head.opcode {
-            frame::PING => Received::Ping(payload.freeze()),
+        let payload = buffer.get(head.start..head.end).unwrap_or_default();
+        let received = match head.opcode {
+            frame::PING => Received::Ping(Bytes::copy_from_slice(payload)),
             frame::PONG => Received::Pong,
-            frame::CLOSE => Received::Close(close(&payload)?.map(|(code, reason)| (code, reason.to_owned()))),
-            _ => match self.data(&head, &payload, max_message)? {
+            frame::CLOSE => Received::Close(close(payload)?.map(|(code, reason)| (code, reason.to_owned()))),
+            _ => match self.data(&head, payload, max_message)? {
                 Some(whole) => {
-                    let bytes = match whole.joined {
-                        true => std::mem::take(&mut self.bytes).into(),
-                        false => payload.freeze(),
+                    let joined = if whole.joined { std::mem::take(&mut self.bytes) } else { Vec::new() };
+                    let bytes = if whole.joined { &joined } else { payload };
+                    let bytes = match inflater.filter(|_| whole.compressed) {
+                        Some(inflater) => {
+                            whole.read(bytes, max_message, Some(&mut *inflater))?;
+                            inflater.hand_out().into()
+                        }
+                        None => {
+                            whole.read(bytes, max_message, None)?;
+                            match (whole.joined, hands_out) {
+                                (true, _) => joined.into(),
+                                (false, true) => {
+                                    let mut own = std::mem::take(buffer);
+                                    own.advance(head.start);
+                                    return Ok(Taken::Received(Received::message(whole.kind, own.freeze())));
+                                }
+                                (false, false) => Bytes::copy_from_slice(payload),
+                            }
+                        }
                     };
-                    let message = whole.read(&bytes, max_message, inflater)?;
-                    let bytes = if whole.compressed { Bytes::copy_from_slice(message) } else { bytes };
-                    Received::Message(Frame { kind: whole.kind, bytes })
+                    Received::message(whole.kind, bytes)
                 }
                 None => Received::Fragment,
             },
-        }))
+        };
+        buffer.advance(head.end);
+        Ok(Taken::Received(received))
     }
 
     /// Takes a frame of a message. Returns the message if this was its last frame.
@@ -351,7 +373,7 @@ mod tests {
         }
         let mut out = Vec::new();
         loop {
-            match assembly.take(&mut buffer, 50, inflater.as_deref_mut()) {
+            match assembly.take(&mut buffer, false, 50, inflater.as_deref_mut()) {
                 Ok(Taken::Received(received)) => out.push(format!("{received:?}")),
                 Ok(Taken::Unfinished(length)) => {
                     assert_eq!((length, buffer.len()), (0, 0));
@@ -397,12 +419,22 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_may_go_with_its_message() {
+        let mut buffer = BytesMut::from(&b"\x82\x03abc"[..]);
+        let start = buffer.as_ptr().addr();
+        let taken = Assembly::default().take(&mut buffer, true, 10, None);
+        let Ok(Taken::Received(Received::Message(Frame { bytes, .. }))) = taken else { panic!("{taken:?}") };
+        assert_eq!((&bytes[..], bytes.as_ptr().addr()), (&b"abc"[..], start + 2));
+        assert_eq!(buffer.capacity(), 0);
+    }
+
+    #[test]
     fn a_frame_that_is_not_whole_says_how_long_it_is() {
         let mut assembly = Assembly::default();
         let mut buffer = BytesMut::from(&[0x82, 126, 0x10][..]);
-        assert_eq!(assembly.take(&mut buffer, 10_000, None), Ok(Taken::Unfinished(0)));
+        assert_eq!(assembly.take(&mut buffer, false, 10_000, None), Ok(Taken::Unfinished(0)));
         buffer.extend_from_slice(&[0x00, 1, 2]);
-        assert_eq!(assembly.take(&mut buffer, 10_000, None), Ok(Taken::Unfinished(4 + 0x1000)));
+        assert_eq!(assembly.take(&mut buffer, false, 10_000, None), Ok(Taken::Unfinished(4 + 0x1000)));
         assert_eq!(buffer.len(), 6);
     }
 
@@ -413,7 +445,7 @@ mod tests {
             let mut inflater = agreed.then(Inflater::with_context);
             let mut buffer = BytesMut::from(&bytes[..]);
             let mut left = buffer.len();
-            while let Ok(Taken::Received(_)) = assembly.take(&mut buffer, 64, inflater.as_mut()) {
+            while let Ok(Taken::Received(_)) = assembly.take(&mut buffer, false, 64, inflater.as_mut()) {
                 prop_assert!(buffer.len() <= left - 2);
                 left = buffer.len();
             }

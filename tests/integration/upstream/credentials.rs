@@ -6,6 +6,7 @@ use support::{
     partner::{Partner, RawPeer},
     relay::Relay,
     tenant::Folder,
+    until,
 };
 
 #[tokio::test]
@@ -31,9 +32,9 @@ async fn secret_files_are_read_anew_for_each_connection() {
 
     std::fs::remove_file(relay.folder().path("tenants/t/token")).unwrap();
     relay.upstream_failed("secret", 1.0).await;
-    relay.logged(&["upstream lost", "token cannot be read"]).await;
+    relay.logged(&["upstream not connected", "token cannot be read"]).await;
     relay.folder().write("tenants/t/token", "two\nlines");
-    relay.logged(&["upstream lost", "headers.authorization", "line breaks"]).await;
+    relay.logged(&["upstream not connected", "headers.authorization", "line breaks"]).await;
     assert!(!relay.log().contains("s3cret"), "{}", relay.log());
     assert!(!relay.ready().await.to_string().contains("s3cret"));
 }
@@ -79,6 +80,65 @@ async fn a_dial_component_makes_path_query_and_headers() {
 }
 
 #[tokio::test]
+async fn what_it_makes_goes_to_no_other_origin() {
+    let (mut partner, mut other) = (Partner::start().await, Partner::start().await);
+    let _relay = dialed(&partner, "", "").await;
+    let mut first = request(&mut partner).await;
+    let answer = format!("HTTP/1.1 302 Found\r\nLocation: ws://{}/\r\nContent-Length: 0\r\n\r\n", other.address);
+    first.write(answer.as_bytes()).await;
+    let second = request(&mut other).await;
+    assert_eq!((second.target(), second.header("x-key"), second.header("x-plain")), ("/", None, None));
+}
+
+#[tokio::test]
+async fn another_version_of_it_ends_the_wait_after_a_refusal() {
+    let mut partner = Partner::start().await;
+    let relay = dialed(&partner, "", "").await;
+    loop {
+        request(&mut partner).await.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+        let feed = until("a pause", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take() {
+            feed if feed["retry_ms"].as_u64().is_some_and(|ms| ms > 0) => Ok(feed),
+            feed => Err(feed.to_string()),
+        })
+        .await;
+        if feed["retry_ms"].as_u64().unwrap() > 6000 {
+            break;
+        }
+    }
+    let changed = std::time::Instant::now();
+    let manifest = std::fs::read_to_string(relay.folder().path("tenants/t/tenant.toml")).unwrap();
+    relay.folder().write("tenants/t/tenant.toml", manifest.replace("[settings]\n", "[settings]\ndial = \"nothing\"\n"));
+    assert_eq!(request(&mut partner).await.target(), "/feed?key=1&more=m");
+    assert!(changed.elapsed() < std::time::Duration::from_secs(6), "{:?}", changed.elapsed());
+    relay.logged(&["upstream waits no longer", "the dial component has changed"]).await;
+}
+
+#[tokio::test]
+async fn a_tenants_folder_that_was_exchanged_has_nobody_elses_secrets() {
+    let (mut partner, folder) = (Partner::start().await, Folder::new(""));
+    for (place, key) in [("own", "mine"), ("other", "s3cret")] {
+        let upstream = format!("[[upstream]]\nname = \"feed\"\nurl = \"{}\"\n", partner.url());
+        let headers = "headers = { x-key = { file = \"key\" } }\n";
+        folder.write(&format!("{place}/tenant.toml"), format!("name = \"t\"\n{upstream}{headers}"));
+        folder.write(&format!("{place}/key"), key);
+    }
+    let (link, own, other) = (folder.path("tenants/t"), folder.path("own"), folder.path("other"));
+    // What is there is refused, so that the version before runs on.
+    folder.append("other/tenant.toml", "unknown = 1\n");
+    std::os::unix::fs::symlink(own, &link).unwrap();
+    let relay = Relay::serve(folder).await;
+    let mut peer = request(&mut partner).await;
+    assert_eq!(peer.header("x-key"), Some("mine"));
+    peer.agree(&[]).await;
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(other, &link).unwrap();
+    drop(peer);
+    relay.upstream_failed("secret", 1.0).await;
+    relay.logged(&["upstream not connected", "the tenant's folder was exchanged"]).await;
+    assert_eq!(partner.connections(), 1);
+}
+
+#[tokio::test]
 async fn it_may_ask_a_server_first() {
     let (mut partner, origin) = (Partner::start().await, Origin::start(loopback()).await);
     let address = origin.address;
@@ -111,7 +171,7 @@ async fn what_it_does_wrong_is_a_failed_connection_with_its_reason() {
         let partner = Partner::start().await;
         let relay = dialed(&partner, &format!("dial = \"{dial}\""), "[limits]\ndial-call = \"100ms\"").await;
         relay.upstream_failed("dial", 1.0).await;
-        let line = relay.logged(&["upstream lost", "the dial component"]).await;
+        let line = relay.logged(&["upstream not connected", "the dial component"]).await;
         assert!(line.replace("\\\\n", "\\n").contains(words), "{dial}: {line}");
         let feed = relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take();
         assert!(feed["error"].as_str().unwrap().contains("the dial component"), "{feed}");

@@ -40,7 +40,7 @@ impl Scene {
     /// Checks that the relay has given up, and said why.
     async fn is_refused(&self, reason: &str, words: &[&str]) {
         self.relay.upstream_failed(reason, 1.0).await;
-        self.relay.logged(&[&["upstream lost"], words].concat()).await;
+        self.relay.logged(&[&["WARN", "upstream"], words].concat()).await;
     }
 }
 

@@ -83,7 +83,7 @@ async fn so_is_one_that_a_name_leads_to() {
     folder.allow("networks = [{ network = \"127.0.0.1\", tenants = [\"other\"] }]");
     let relay = Relay::serve(folder).await;
     relay.upstream_failed("denied", 1.0).await;
-    relay.logged(&["upstream lost", "localhost:", "grants.networks = ["]).await;
+    relay.logged(&["upstream not connected", "localhost:", "grants.networks = ["]).await;
     assert_eq!(partner.connections(), 0);
 }
 
@@ -121,7 +121,7 @@ async fn a_redirect_leads_no_further_than_a_url() {
     let answer = format!("HTTP/1.1 302 Found\r\nLocation: ws://{}/\r\nContent-Length: 0\r\n\r\n", inner.address);
     partner.arrival().await.answer(answer.as_bytes()).await;
     relay.upstream_failed("denied", 1.0).await;
-    relay.logged(&["upstream lost", "leads to 127.2.0.2"]).await;
+    relay.logged(&["upstream not connected", "leads to 127.2.0.2"]).await;
     assert_eq!(inner.connections(), 0);
 }
 

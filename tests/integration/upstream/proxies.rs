@@ -1,7 +1,17 @@
 //! The operator's proxy, for partners and for guests' requests.
 
+use std::net::IpAddr;
+
 use support::{
-    certificates::Authority, guests, loopback, origin::Origin, partner::Partner, proxy::Proxy, relay::Relay,
+    certificates::Authority,
+    guests,
+    hosts::{self, Deaf},
+    loopback,
+    origin::Origin,
+    partner::Partner,
+    process::{command, shown},
+    proxy::Proxy,
+    relay::Relay,
     tenant::Folder,
 };
 
@@ -39,7 +49,7 @@ async fn a_proxy_that_refuses_is_the_reason() {
     let relay = Relay::serve_with(folder, &[("PROXY", "user:wrong")]).await;
     relay.upstream_failed("proxy", 1.0).await;
     // tinyproxy says 401 for wrong credentials and 407 for none.
-    relay.logged(&["upstream lost", "proxy 127.", "it answered CONNECT", "HTTP status 40"]).await;
+    relay.logged(&["upstream not connected", "proxy 127.", "it answered CONNECT", "HTTP status 40"]).await;
     assert_eq!(partner.connections(), 0);
 }
 
@@ -60,6 +70,49 @@ async fn tls_goes_through_it() {
     let mut peer = partner.arrival().await.upgrade_tls(&authority.acceptor(partner.address.ip())).await;
     peer.text("in private").await;
     assert_eq!(client.text().await, "in private");
+    assert_eq!(proxy.asked(&partner.address.to_string()), 1);
+}
+
+#[tokio::test]
+async fn the_environments_url_may_have_credentials() {
+    let Some(proxy) = Proxy::start("BasicAuth user pass").await else { return };
+    let mut partner = Partner::start().await;
+    let folder = || with_keys(Folder::new("").tenant("t", &partner.url(), ""), "proxy = \"environment\"");
+    let without = Relay::serve_with(folder(), &[("ALL_PROXY", &proxy.url())]).await;
+    without.upstream_failed("proxy", 1.0).await;
+    without.logged(&["HTTP status 407", "credentials that it takes"]).await;
+    drop(without);
+    let url = proxy.url().replace("http://", "http://user:pass@");
+    let relay = Relay::serve_with(folder(), &[("ALL_PROXY", &url)]).await;
+    partner.accept().await;
+    assert!(!relay.log().contains("user:pass"));
+}
+
+#[tokio::test]
+async fn a_variable_that_names_no_proxy_is_an_error_at_the_start() {
+    for value in ["socks5://127.0.0.1:1", "https://127.0.0.1:1", "://", "http://"] {
+        let folder = with_keys(Folder::new("").tenant("t", "wss://feed.example/", ""), "proxy = \"environment\"");
+        let mut command = command(&["serve".as_ref(), "--config".as_ref(), folder.config().as_os_str()]);
+        let output = command.env("https_proxy", value).output().unwrap();
+        let shown = shown(&output);
+        assert_eq!(output.status.code(), Some(2), "{value}: {shown}");
+        assert!(shown.contains("https_proxy in the environment names no proxy"), "{value}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn it_is_asked_for_the_next_address_too() {
+    let Some(proxy) = Proxy::start("").await else { return };
+    let Some(()) = hosts::can_be_set() else { return };
+    let mut partner = Partner::start().await;
+    let port = partner.address.port();
+    let deaf = IpAddr::from(loopback());
+    let _keeper = Deaf::at(deaf, port).await;
+    let folder = Folder::new("").tenant("t", &format!("ws://partner.test:{port}/"), "");
+    hosts::set(&folder, &[("partner.test", deaf), ("partner.test", partner.address.ip())]);
+    let relay = Relay::serve_with_hosts(with_keys(folder, &format!("proxy = \"{}\"", proxy.url()))).await;
+    let _peer = partner.accept().await;
+    assert_eq!(relay.metric("edge_relay_upstream_failures_total", &[]).await, 0.0, "{}", relay.log());
     assert_eq!(proxy.asked(&partner.address.to_string()), 1);
 }
 
@@ -103,6 +156,16 @@ async fn it_gets_the_address_that_was_checked_or_the_name() {
         partner.accept().await;
         assert_eq!(proxy.asked(&asked), 1, "{asked}");
     }
+    // An address in a redirect is checked all the same.
+    let folder = Folder::new("").tenant("t", &partner.named_url(), "");
+    folder.allow("");
+    let keys = format!("proxy = \"{}\"\nproxy-resolves = true", proxy.url());
+    let relay = Relay::serve(with_keys(folder, &keys)).await;
+    let answer = format!("HTTP/1.1 302 Found\r\nLocation: ws://127.0.0.1:{port}/\r\nContent-Length: 0\r\n\r\n");
+    partner.arrival().await.answer(answer.as_bytes()).await;
+    relay.upstream_failed("denied", 1.0).await;
+    assert_eq!(proxy.asked(&format!("127.0.0.1:{port}")), 1, "by the first relay alone");
+    drop(relay);
     // Without that, an address that is not allowed is not asked for.
     let folder = Folder::new("").tenant("t", &partner.named_url(), "");
     folder.allow("");

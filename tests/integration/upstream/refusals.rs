@@ -21,7 +21,9 @@ fn answer(status: &str, lines: &str, body: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_partner_is_left_alone_for_as_long_as_it_asks() {
-    for (status, wait) in [("503 Busy", "Retry-After: 2\r\n"), ("418 Teapot", "Retry-After: DATE\r\nDate: NOW\r\n")] {
+    for (status, wait, seconds) in
+        [("503 Busy", "Retry-After: 2\r\n", 2), ("418 Teapot", "Retry-After: DATE\r\nDate: NOW\r\n", 3)]
+    {
         let mut partner = Partner::start().await;
         let relay = relay(&partner, "").await;
         let peer = partner.arrival().await.request().await;
@@ -32,7 +34,7 @@ async fn a_partner_is_left_alone_for_as_long_as_it_asks() {
         { peer }.write(&answer(status, &lines, "")).await;
         partner.accept().await;
         assert!(refused.elapsed() >= Duration::from_secs(2), "{status}: after {:?}", refused.elapsed());
-        relay.logged(&["upstream lost", "to be asked again in 2 s"]).await;
+        relay.logged(&["upstream not connected", &format!("to be asked again in {seconds} s")]).await;
     }
 }
 
@@ -52,7 +54,7 @@ async fn the_operator_sees_what_the_partner_says() {
     let relay = relay(&partner, "").await;
     let body = format!("<p>your plan\x1b[31m\n has ended{}", "x".repeat(300));
     partner.arrival().await.answer(&answer("403 Forbidden", "", &body)).await;
-    let line = relay.logged(&["upstream lost", "HTTP status 403"]).await;
+    let line = relay.logged(&["upstream not connected", "HTTP status 403"]).await;
     assert!(line.contains("<p>your plan") && line.contains(" has ended") && !line.contains('\x1b'), "{line}");
     assert!(!line.contains(&"x".repeat(181)), "200 bytes of it: {line}");
     let feed = until("the reason at /readyz", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"]
@@ -103,6 +105,30 @@ async fn a_changed_secret_ends_the_wait() {
     assert!(!relay.log().contains("x-key"));
 }
 
+#[tokio::test]
+async fn a_refusals_body_may_come_later() {
+    let mut partner = Partner::start().await;
+    let relay = relay(&partner, "").await;
+    let mut peer = partner.arrival().await.request().await;
+    peer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 8\r\nConnection: close\r\n\r\n").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    peer.write(b"no plan!").await;
+    drop(peer);
+    relay.logged(&["HTTP status 403", "no plan!"]).await;
+}
+
+#[tokio::test]
+async fn a_redirect_that_is_not_followed_may_ask_for_time() {
+    let mut partner = Partner::start().await;
+    let relay = relay(&partner, "").await;
+    let lines = "Location: ftp://elsewhere/?key=hunter2\r\nRetry-After: 3600\r\n";
+    partner.arrival().await.answer(&answer("302 Found", lines, "")).await;
+    let line = relay.logged(&["upstream not connected", "asked again in 3600 s", "ftp://elsewhere/"]).await;
+    assert!(!line.contains("hunter2"), "{line}");
+    let feed = relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take();
+    assert!(feed["retry_ms"].as_u64().unwrap() > 3_590_000, "{feed}");
+}
+
 /// Answers the next connection with a redirect.
 async fn redirect(partner: &mut Partner, status: &str, location: &str) -> RawPeer {
     let mut peer = partner.arrival().await.request().await;
@@ -125,6 +151,12 @@ async fn redirects_are_followed_with_headers_to_the_same_origin_only() {
     assert_eq!((last.target(), last.header("x-key")), ("/end", None));
     assert_eq!(last.header("sec-websocket-protocol"), Some("v1"));
     last.agree(&[]).await;
+    drop(last);
+    // Whoever was elsewhere has no headers any more, not even at home.
+    redirect(&mut partner, "302 Found", &format!("ws://{}/", other.address)).await;
+    redirect(&mut other, "302 Found", &format!("ws://{}/home", partner.address)).await;
+    let back = partner.arrival().await.request().await;
+    assert_eq!((back.target(), back.header("x-key")), ("/home", None));
 }
 
 #[tokio::test]
@@ -135,7 +167,8 @@ async fn a_fourth_redirect_is_not_followed() {
         redirect(&mut partner, "302 Found", "/round?key=hunter2").await;
     }
     relay.upstream_failed("redirect", 1.0).await;
-    let line = relay.logged(&["upstream lost", "HTTP status 302", &format!("ws://{}/round", partner.address)]).await;
+    let line =
+        relay.logged(&["upstream not connected", "HTTP status 302", &format!("ws://{}/round", partner.address)]).await;
     assert!(!line.contains("hunter2"), "{line}");
     partner.accept().await;
     assert_eq!(partner.connections(), 5);
@@ -146,7 +179,8 @@ async fn other_statuses_are_no_redirects() {
     let mut partner = Partner::start().await;
     let relay = relay(&partner, "").await;
     redirect(&mut partner, "303 See Other", "/other").await;
-    relay.upstream_failed("http_status", 1.0).await;
+    relay.upstream_failed("redirect", 1.0).await;
+    relay.logged(&["upstream not connected", "HTTP status 303", &format!("ws://{}/other", partner.address)]).await;
     assert_eq!(partner.arrival().await.request().await.target(), "/feed?key=1");
 }
 
@@ -161,6 +195,6 @@ async fn a_redirect_never_leads_out_of_tls() {
     let mut peer = partner.arrival().await.request_tls(&acceptor).await;
     peer.write(&answer("302 Found", &format!("Location: ws://{}/\r\n", plain.address), "")).await;
     relay.upstream_failed("redirect", 1.0).await;
-    relay.logged(&["upstream lost", &format!("ws://{}/", plain.address), "without TLS"]).await;
+    relay.logged(&["upstream not connected", &format!("ws://{}/", plain.address), "without TLS"]).await;
     assert_eq!(plain.connections(), 0);
 }

@@ -62,7 +62,7 @@ async fn an_untrusted_partner_is_not_and_the_relay_says_which_and_tries_again() 
         failures += 1.0;
         relay.upstream_failed("tls", failures).await;
         let which = format!("the certificate of {address} (SHA-256 ");
-        relay.logged(&[&["upstream lost", which.as_str()], words].concat()).await;
+        relay.logged(&[&["upstream not connected", which.as_str()], words].concat()).await;
     }
     let mut peer = partner.arrival().await.upgrade_tls(&authority.acceptor(partner.address.ip())).await;
     peer.text("trusted now").await;
@@ -75,7 +75,7 @@ async fn a_port_without_tls_is_named_as_such() {
     let relay = relay(&partner, &Authority::generate()).await;
     partner.arrival().await.write(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     relay.upstream_failed("tls", 1.0).await;
-    relay.logged(&["upstream lost", "does not speak TLS at this port"]).await;
+    relay.logged(&["upstream not connected", "does not speak TLS at this port"]).await;
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_client_certificate_is_shown_and_read_anew() {
     let arrival = partner.arrival().await;
     arrival.refused_tls(&acceptor).await;
     relay.upstream_failed("tls", 1.0).await;
-    relay.logged(&["upstream lost", "wants a certificate of this side", "certificate = "]).await;
+    relay.logged(&["upstream not connected", "wants a certificate of this side", "certificate = "]).await;
     drop(relay);
 
     let (own, stranger) = (authority.certificate("client"), Authority::generate().certificate("client"));
@@ -130,9 +130,9 @@ async fn a_client_certificate_is_shown_and_read_anew() {
             break;
         }
     }
-    relay.logged(&["upstream lost", "does not take this side's certificate"]).await;
+    relay.logged(&["upstream not connected", "does not take this side's certificate"]).await;
     relay.folder().write("tenants/t/own.key", own.key.serialize_pem());
-    relay.logged(&["upstream lost", "is not the key of"]).await;
+    relay.logged(&["upstream not connected", "is not the key of"]).await;
     relay.folder().write("tenants/t/own.pem", own.pem());
     loop {
         let arrival = partner.arrival().await;
@@ -147,12 +147,13 @@ async fn a_client_certificate_is_shown_and_read_anew() {
 #[tokio::test]
 async fn roots_that_are_none_are_an_error_at_the_start() {
     let authority = Authority::generate();
-    let der = rustls_pem_to_der(&authority.pem);
+    let der = config::pem::certificates(authority.pem.as_bytes()).unwrap()[0].to_vec();
     let marked = format!("\u{feff}{}", authority.pem);
     for (content, words) in [
         (Some(&b""[..]), "is empty"),
         (Some(&der), "is DER, not PEM"),
         (Some(b"no certificate"), "has no certificate in it"),
+        (Some(b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"), "that can be a root"),
         (None, "cannot be read"),
     ] {
         let folder = Folder::new("").tenant("t", "ws://127.0.0.1:1/", "");
@@ -174,6 +175,18 @@ async fn roots_that_are_none_are_an_error_at_the_start() {
     partner.arrival().await.upgrade_tls(&authority.acceptor(partner.address.ip())).await;
 }
 
-fn rustls_pem_to_der(pem: &str) -> Vec<u8> {
-    config::pem::certificates(pem.as_bytes()).unwrap()[0].to_vec()
+#[tokio::test]
+async fn a_client_certificate_is_for_no_other_origin() {
+    let (mut partner, mut other) = (Partner::start().await, Partner::start().await);
+    let authority = Authority::generate();
+    let own = authority.certificate("client");
+    let keys = "roots = \"roots.pem\"\ncertificate = \"own.pem\"\nkey = \"own.key\"";
+    let files = [("roots.pem", &*authority.pem), ("own.pem", &own.pem()), ("own.key", &own.key.serialize_pem())];
+    let relay = Relay::serve(folder(&partner, keys, &files)).await;
+    let mut peer = partner.arrival().await.request_tls(&authority.demanding_acceptor(partner.address.ip())).await;
+    let answer = format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: wss://{}/\r\n\r\n", other.address);
+    peer.write(answer.as_bytes()).await;
+    // The roots hold there, too, but the certificate is not shown.
+    other.arrival().await.refused_tls(&authority.demanding_acceptor(other.address.ip())).await;
+    relay.logged(&["upstream not connected", &other.address.to_string(), "wants a certificate"]).await;
 }

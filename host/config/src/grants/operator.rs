@@ -109,3 +109,33 @@ impl Reach {
 fn includes(tenants: &[String], tenant: &str) -> bool {
     tenants.is_empty() || tenants.iter().any(|name| name == tenant)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_leads_to_public_addresses_and_to_what_is_listed_for_its_tenant() {
+        let listed = |network: &str, tenants: &[&str]| AllowedNetwork {
+            network: network.parse().unwrap(),
+            tenants: tenants.iter().map(ToString::to_string).collect(),
+        };
+        let networks = vec![
+            listed("10.1.0.0/16", &[]),
+            listed("10.2.0.0/16", &["other"]),
+            listed("169.254.7.0/24", &[]),
+            listed("0.0.0.0/0", &["t"]),
+        ];
+        let reach = Allowed { networks, ..Allowed::default() }.reach("t");
+        let may = |reach: &Reach, address: &str| reach.check(address.parse().unwrap()).is_ok();
+        for address in ["8.8.8.8", "10.1.2.3", "::ffff:10.1.2.3", "169.254.7.1", "127.0.0.1", "2606:4700::1111"] {
+            assert!(may(&reach, address), "{address}");
+        }
+        for address in ["169.254.169.254", "::ffff:169.254.169.254", "::1", "fe80::1", "168.63.129.16"] {
+            assert!(!may(&reach, address) && may(&Reach::Anywhere, address), "{address}");
+        }
+        let nobody = Allowed::default().reach("t");
+        assert!(may(&nobody, "8.8.8.8") && !may(&nobody, "10.1.2.3"));
+    }
+}

@@ -7,7 +7,7 @@ use toml::de::DeValue;
 use crate::{
     document::{Table, Value},
     grants::{Grants, Secret},
-    secrets::Secrets,
+    secrets::{Secrets, Source},
 };
 
 mod folders;
@@ -99,20 +99,12 @@ fn variable(value: Value<'_>, secrets: &Secrets<'_>, files: &mut Vec<PathBuf>) -
 
 /// A value from the host's environment or from a file. Problems do not repeat the value.
 fn secret(value: Value<'_>, secrets: &Secrets<'_>, files: &mut Vec<PathBuf>) -> Option<Secret> {
-    let place = value.place.clone();
-    let mut table = value.table("{ env = \"VARIABLE\" } or { file = \"PATH\" }")?;
-    let (variable, file) = (table.take("env"), table.take("file"));
-    table.finish();
-    match (variable, file) {
-        (Some(variable), None) => secrets.variable(&variable),
-        (None, Some(file)) => {
+    match Source::read(value, "{ env = \"VARIABLE\" } or { file = \"PATH\" }")? {
+        Source::Env(variable) => secrets.variable(&variable),
+        Source::File(file) => {
             let (secret, path) = secrets.file(&file)?;
             files.push(path);
             Some(secret)
-        }
-        _ => {
-            place.problem("names no value, or two; write either env or file");
-            None
         }
     }
 }

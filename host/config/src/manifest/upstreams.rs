@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use http::header::{HeaderName, HeaderValue};
+use http::header::HeaderName;
 use toml::de::DeValue;
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     header_value,
     names::{is_host, name},
     pem::{PemError, certificates, private_key},
-    secrets::{SecretFile, Secrets},
+    secrets::{SecretFile, Secrets, Source},
 };
 
 /// Below the range a quiet feed would seem dead; above it nobody would notice a dead one.
@@ -118,7 +118,10 @@ fn headers(table: Table<'_>, secrets: &Secrets<'_>) -> Vec<(HeaderName, Credenti
     let mut headers = Vec::new();
     for (name, value) in table.entries() {
         match names.add(&name) {
-            Ok(name) => headers.extend(credential(value, secrets, "a header's").map(|value| (name, value))),
+            Ok(name) => {
+                let check = |text: &str| header_value(text).map(drop);
+                headers.extend(credential(value, secrets, check).map(|value| (name, value)));
+            }
             Err(why) => value.problem(why),
         }
     }
@@ -132,46 +135,40 @@ fn query(table: Table<'_>, secrets: &Secrets<'_>) -> Vec<(String, Credential)> {
             value.problem(format!("is one parameter too many; write at most {MAX_PARAMETERS}"));
             break;
         }
-        query.extend(credential(value, secrets, "a parameter's").map(|value| (name, value)));
+        // Whatever it is, it is percent-encoded.
+        query.extend(credential(value, secrets, |_| Ok(())).map(|value| (name, value)));
     }
     query
 }
 
-/// A value: written out, `{ env = "NAME" }` or `{ file = "PATH" }`. `whose` value it is begins a sentence's middle.
-/// Problems do not repeat the value.
-fn credential(value: Value<'_>, secrets: &Secrets<'_>, whose: &str) -> Option<Credential> {
-    let fits = |text: &str| {
-        let fits: Result<HeaderValue, _> = header_value(text);
-        fits.map_err(|_| format!("cannot be {whose} value; remove line breaks and control characters"))
-    };
+/// A value: written out, `{ env = "NAME" }` or `{ file = "PATH" }`. `check` says what is wrong with a value. Problems do
+/// not repeat it.
+fn credential(
+    value: Value<'_>,
+    secrets: &Secrets<'_>,
+    check: impl Fn(&str) -> Result<(), &'static str>,
+) -> Option<Credential> {
     if let DeValue::String(text) = &value.value {
-        return match fits(text) {
-            Ok(_) => Some(Credential::Plain(text.to_string())),
+        return match check(text) {
+            Ok(()) => Some(Credential::Plain(text.to_string())),
             Err(why) => {
                 value.problem(why);
                 None
             }
         };
     }
-    let place = value.place.clone();
-    let mut table = value.table("a string, { env = \"VARIABLE\" } or { file = \"PATH\" }")?;
-    let (variable, file) = (table.take("env"), table.take("file"));
-    table.finish();
-    let (source, secret, credential) = match (variable, file) {
-        (Some(variable), None) => {
-            let secret = secrets.variable(&variable)?;
-            (variable, secret.clone(), Credential::Secret(secret))
-        }
-        (None, Some(file)) => {
-            let (secret, kept) = secrets.kept_file(&file)?;
-            (file, secret, Credential::File(kept))
-        }
-        _ => {
-            place.problem("names no value, or two; write either env or file");
-            return None;
-        }
-    };
-    if let Err(why) = fits(secret.reveal()) {
+    let (source, secret, credential) =
+        match Source::read(value, "a string, { env = \"VARIABLE\" } or { file = \"PATH\" }")? {
+            Source::Env(variable) => {
+                let secret = secrets.variable(&variable)?;
+                (variable, secret.clone(), Credential::Secret(secret))
+            }
+            Source::File(file) => {
+                let (secret, kept) = secrets.kept_file(&file)?;
+                (file, secret, Credential::File(kept))
+            }
+        };
+    if let Err(why) = check(secret.reveal()) {
         source.problem(format!("{} {why}", source.str()?));
         return None;
     }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::document::{Value, quote};
+use crate::{
+    document::{Value, quote},
+    secrets::Source,
+};
 
 /// Reads `{ env = "VARIABLE" }` or `{ file = "PATH" }`. A relative path is relative to `folder`. `wanted` says what may
 /// be written. Problems do not repeat the value.
@@ -12,12 +15,8 @@ pub(super) fn secret(
     secrets: &dyn Fn(&str) -> Option<String>,
     wanted: &str,
 ) -> Option<String> {
-    let place = value.place.clone();
-    let mut table = value.table(wanted)?;
-    let (variable, file) = (table.take("env"), table.take("file"));
-    table.finish();
-    match (variable, file) {
-        (Some(variable), None) => {
+    match Source::read(value, wanted)? {
+        Source::Env(variable) => {
             let name = variable.str()?;
             let found = secrets(name);
             if found.is_none() {
@@ -25,14 +24,10 @@ pub(super) fn secret(
             }
             found
         }
-        (None, Some(file)) => {
+        Source::File(file) => {
             let name = file.str()?;
             let read = std::fs::read_to_string(folder.join(name));
             read.map_err(|error| file.problem(format!("{} cannot be read ({error})", quote(name)))).ok()
-        }
-        _ => {
-            place.problem("names no value, or two; write either env or file");
-            None
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Dial components: they make what a partner wants to see anew at each connection.
 //!
 //! In comes an attempt to connect, out go path, query and headers, or why there are none. The calls have instances of
-//! their own, up to a limit. An attempt waits for one, and for the answer, within the same deadline twice.
+//! their own, up to a limit. An attempt waits for one as long as a call may take, and then for the call.
 
 use std::{pin::Pin, sync::Arc};
 
 use arc_swap::ArcSwap;
 use config::HeaderNames;
 use hyper::header::{HeaderName, HeaderValue};
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 use wasmtime::{
     Result, Store,
     component::{Instance, InstancePre},
@@ -55,17 +55,21 @@ pub type DialCode = RoleCode<DialComponent>;
 pub struct Dial {
     /// The instances that the next call gets one of.
     pool: ArcSwap<Pool<DialComponent>>,
+    /// Notified at each swap.
+    swapped: Notify,
     tasks: Tasks,
 }
 
 impl Dial {
     pub fn new(code: Arc<DialCode>, guest: Guest, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { pool: ArcSwap::new(Pool::new(code, guest, INSTANCES, REUSE)), tasks })
+        let pool = ArcSwap::new(Pool::new(code, guest, INSTANCES, REUSE));
+        Arc::new(Self { pool, swapped: Notify::new(), tasks })
     }
 
     /// Has the next call run this code.
     pub fn swap(&self, code: Arc<DialCode>, guest: Guest) {
         let resting = self.pool.swap(Pool::new(code, guest, INSTANCES, REUSE)).retire();
+        self.swapped.notify_waiters();
         self.tasks.spawn(async move { drop(resting) });
     }
 
@@ -88,6 +92,10 @@ impl Credentials for Dial {
         let made = self.tasks.spawn(call(self.pool.load_full(), attempt));
         // The task ends early only when the relay does.
         Box::pin(async move { made.await.unwrap_or_else(|error| Err(error.to_string())) })
+    }
+
+    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.swapped.notified())
     }
 }
 
@@ -119,7 +127,7 @@ async fn call(pool: Arc<Pool<DialComponent>>, attempt: Attempt) -> std::result::
 /// Checks the headers as a manifest's are checked. The URL is checked where it is put together.
 fn checked(made: GuestCredentials) -> std::result::Result<MadeCredentials, String> {
     let mut names = HeaderNames::default();
-    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(made.headers.len().min(64));
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
     for (name, value) in made.headers {
         let shown = || format!("returns the header {:.64?}, which", name);
         let known = names.add(&name).map_err(|why| format!("{} {why}", shown()))?;

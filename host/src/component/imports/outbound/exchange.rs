@@ -10,7 +10,7 @@ use hyper::{
     rt::{Read, Write},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -21,7 +21,7 @@ use crate::{
         body::ArrivingAnswer,
         failure::{exchanging, securing},
     },
-    dial::{Server, ServerHost},
+    dial::Server,
     shutdown::Stop,
     tls::TlsError,
 };
@@ -53,12 +53,7 @@ pub async fn connect(
         return Ok(Connection::Plain(stream));
     }
     let tls = tls().map_err(|_| RequestFailure::Code(Error::ConfigurationError))?;
-    let name = match &server.host {
-        ServerHost::Name(name) => {
-            ServerName::try_from(name.clone()).map_err(|_| RequestFailure::Code(Error::HttpRequestUriInvalid))?
-        }
-        ServerHost::Address(address) => ServerName::from(*address),
-    };
+    let name = server.tls_name().ok_or(RequestFailure::Code(Error::HttpRequestUriInvalid))?;
     let secure = TlsConnector::from(tls).connect(name, stream).await.map_err(|error| securing(&error))?;
     Ok(Connection::Secure(Box::new(secure)))
 }

@@ -64,7 +64,7 @@ pub fn by_proxy(status: Option<u16>) -> &'static str {
     match status {
         None => "the proxy of relay.toml cannot be reached, or does not answer CONNECT",
         Some(403) => "the proxy of relay.toml refuses it (403); have it allow CONNECT to this host and port",
-        Some(407) => "the proxy of relay.toml wants other credentials (407); write proxy-credentials that it takes",
+        Some(401 | 407) => "the proxy of relay.toml wants other credentials; give it some that it takes",
         Some(_) => "the proxy of relay.toml answers CONNECT with an error",
     }
 }
