@@ -26,6 +26,8 @@ use crate::{
 
 /// The buffer's usual size. A longer frame has one of its own.
 const BUFFER: usize = 64 << 10;
+/// What a long frame gets at once of its own buffer, which then grows as it comes.
+const AT_ONCE: usize = 1 << 20;
 /// The least room that is worth a read.
 const LEAST_ROOM: usize = 16 << 10;
 /// The most bytes that are read and dropped at the end.
@@ -160,7 +162,7 @@ impl PartnerSocket {
         let length = self.buffer.len();
         if self.needed > BUFFER {
             if !self.is_long || self.buffer.capacity() == length {
-                self.renew(self.needed.min((2 * length).max(BUFFER)))?;
+                self.renew(self.needed.min((2 * length).max(AT_ONCE)))?;
                 self.is_long = true;
             }
         } else if length == 0 {
