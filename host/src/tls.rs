@@ -17,7 +17,7 @@ use rustls::{
 mod explain;
 mod verifier;
 
-pub use crate::tls::explain::{explain, find};
+pub use crate::tls::explain::{explain, explain_io, find};
 use crate::tls::verifier::Verifier;
 
 /// The variable that names a file of roots, in the place of the system's.
@@ -52,7 +52,7 @@ pub fn roots() -> Result<&'static [CertificateDer<'static>], TlsError> {
 /// What is no root is left out.
 fn read_roots() -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let is_root = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
-    let named = env::var_os(FILE).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = env::var_os(FILE).map(PathBuf::from);
     let mut found = match &named {
         Some(path) => {
             let file = fs::read(path).map_err(|error| TlsError::Unreadable { path: path.clone(), error })?;

@@ -48,7 +48,7 @@ pub use filter_queue::{FilterEvent, FilterQueue, QueueRoom};
 pub use crate::upstream::{
     connect::Connector,
     on_demand::Need,
-    request::{Attempt, Credentials, MadeCredentials},
+    request::{Credentials, DialAttempt, MadeCredentials},
     session::Lost,
 };
 use crate::upstream::{
@@ -255,12 +255,13 @@ impl Upstream {
                     (error.to_string(), pause, Some(files.digest()))
                 }
             };
-            self.pause(reason, &pause, files, &mut stop).await;
+            let made_with = Made { files, version: attempts.version };
+            self.pause(reason, &pause, made_with, &mut stop).await;
         }
     }
 
     /// Waits before the next connection. A client that comes now waits too: the partner is in no better state for it.
-    async fn pause(&self, why: String, pause: &Pause, files: Option<FilesDigest>, stop: &mut Stop) {
+    async fn pause(&self, why: String, pause: &Pause, Made { files, version }: Made, stop: &mut Stop) {
         *self.handle.trouble.lock() = Some(Trouble { why, until: Instant::now() + pause.time });
         let other_files = async {
             match files {
@@ -270,7 +271,7 @@ impl Upstream {
         };
         let other_code = async {
             match &self.credentials {
-                Some(credentials) => credentials.changed().await,
+                Some(credentials) => credentials.changed(version).await,
                 None => pending().await,
             }
         };
@@ -296,6 +297,7 @@ impl Upstream {
     /// Runs one connection from its opening to its end.
     async fn connection(&mut self, connector: &Connector, attempts: &mut Attempts, stop: &mut Stop) -> Ended {
         attempts.number = attempts.number.saturating_add(1);
+        attempts.version = self.credentials.as_ref().map_or(0, |credentials| credentials.version());
         let dialing = Dialing {
             config: &self.config,
             dialer: &self.dialer,
@@ -314,7 +316,7 @@ impl Upstream {
             Ok(socket) => socket,
             Err(not_opened) => {
                 self.metrics.failed(not_opened.error.reason());
-                attempts.last_status = not_opened.error.status();
+                attempts.last_status = not_opened.error.status().or(attempts.last_status);
                 return Ended::NotOpened(not_opened);
             }
         };
@@ -352,12 +354,22 @@ impl Upstream {
     }
 }
 
+/// What the credentials of an attempt were made of.
+struct Made {
+    /// `None`: there were no files to read.
+    files: Option<FilesDigest>,
+    /// The version of the dial component.
+    version: u64,
+}
+
 /// The attempts since the last connection.
 #[derive(Default)]
 struct Attempts {
     number: u32,
-    /// The status that the last one was answered with.
+    /// The status of the partner's last answer.
     last_status: Option<u16>,
+    /// The version of the dial component that the last one was made with.
+    version: u64,
 }
 
 /// Ends the row of failures if the connection was healthy.

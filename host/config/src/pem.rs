@@ -24,7 +24,8 @@ pub fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemErro
 /// The private key of a file.
 pub fn private_key(file: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
     PrivateKeyDer::from_pem_slice(pem(file, "pkey")?).map_err(|_| {
-        PemError("has no private key in it that can be used; one begins with -----BEGIN PRIVATE KEY----- and has no password".into())
+        let example = "one begins with -----BEGIN PRIVATE KEY----- and has no password";
+        PemError(format!("has no private key in it that can be used; {example}"))
     })
 }
 

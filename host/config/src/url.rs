@@ -80,11 +80,17 @@ impl PartnerUrl {
             if !path.starts_with('/') {
                 return Err("must have a path that begins with '/'".into());
             }
+            if path.contains(['?', '#']) {
+                return Err("must have a path without '?' and '#'; the query is a value of its own".into());
+            }
             check_edges(path)?;
             url.set_path(path);
         }
         if let Some(query) = query {
             check_edges(query)?;
+            if query.starts_with('?') {
+                return Err("must have a query without the '?' before it".into());
+            }
             url.set_query(Some(query).filter(|query| !query.is_empty()));
         }
         if !more.is_empty() {
@@ -321,7 +327,9 @@ mod tests {
         assert_eq!(with(Some("/t w"), None, &[("a", "b&c")]), Ok("/t%20w?key=1&a=b%26c".into()));
         assert_eq!(with(None, Some("x=#"), &[]), Ok("/one?x=%23".into()));
         assert_eq!(with(None, Some(""), &[("a", "")]), Ok("/one?a=".into()));
-        assert!(with(Some("two"), None, &[]).is_err() && with(Some("/\n"), None, &[]).is_err());
+        for (path, query) in [("two", ""), ("/\n", ""), ("/two?a=b", ""), ("/two#", ""), ("/two", "?a=b")] {
+            assert!(with(Some(path), Some(query), &[]).is_err(), "{path} {query}");
+        }
     }
 
     #[test]

@@ -28,8 +28,9 @@ impl Lookups {
         let permit = Arc::clone(&self.0).acquire_owned().await.map_err(io::Error::other)?;
         let looked_up = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            // A dot at the end says that no search domain is to be added. Name servers know that, files of hosts do not.
-            let bare = name.strip_suffix('.');
+            // A dot at the end says that no search domain is to be added. Name servers know that, files of hosts do not;
+            // without it a search domain might be added after all. This machine is found there in any case (RFC 6761).
+            let bare = name.strip_suffix('.').filter(|name| *name == "localhost" || name.ends_with(".localhost"));
             look_up(&name).or_else(|error| bare.map_or(Err(error), look_up))
         });
         looked_up.await?

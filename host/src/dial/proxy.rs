@@ -10,7 +10,7 @@ use hyper::{
     header::{HOST, HeaderValue, PROXY_AUTHORIZATION},
 };
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
 use crate::dial::{
     DialError, Lookups, Server, ServerHost, race,
@@ -68,14 +68,16 @@ impl Proxy {
     /// `None`: the environment names none.
     pub fn new(config: &ProxyConfig) -> Result<Option<Self>, UnknownProxy> {
         let matcher = match &config.source {
-            ProxySource::Url(url) => Matcher::builder().all(url.clone()).no(config.no_proxy.join(",")).build(),
+            ProxySource::Url(url) => {
+                Matcher::builder().all(url.clone()).no(exceptions(&config.no_proxy.join(","))).build()
+            }
             ProxySource::Environment => {
                 let (http, https, all) = (proxy_of(HTTP)?, proxy_of(HTTPS)?, proxy_of(ALL)?);
                 if [&http, &https, &all].into_iter().all(String::is_empty) {
                     return Ok(None);
                 }
                 let no = variable(NONE).map(|(_, value)| value).unwrap_or_default();
-                Matcher::builder().http(http).https(https).all(all).no(no).build()
+                Matcher::builder().http(http).https(https).all(all).no(exceptions(&no)).build()
             }
         };
         let credentials = config.credentials.as_ref().and_then(|credentials| {
@@ -109,6 +111,12 @@ impl Proxy {
         let credentials = self.credentials.clone().or_else(|| proxy.basic_auth().cloned());
         Ok(Some(Tunnel { proxy, credentials }))
     }
+}
+
+/// Exceptions as the matcher takes them: to it, `*` stands for all names, and not for addresses.
+fn exceptions(listed: &str) -> String {
+    let has_all = listed.split(',').any(|exception| exception.trim() == "*");
+    if has_all { format!("{listed},0.0.0.0/0,::/0") } else { listed.to_owned() }
 }
 
 /// The first of these variables that is set, with its name.
@@ -165,7 +173,8 @@ impl Tunnel {
         }
         // A host and a port are a request's target and a header's value.
         let request = request.body(Empty::new()).map_err(|error| ProxyError::Connect(io::Error::other(error)))?;
-        let answered = ask(stream, request).await.map_err(|error| ProxyError::Answer { to: to.into(), error })?;
+        let answered =
+            ask(stream, request, Instant::now()).await.map_err(|error| ProxyError::Answer { to: to.into(), error })?;
         match answered {
             // Neither TLS nor HTTP lets the server speak first.
             Answered::Switched { rest, .. } if !rest.is_empty() => Err(ProxyError::Spoke),
@@ -208,5 +217,6 @@ mod tests {
             assert_eq!(tunnel.proxy.uri().authority().unwrap(), "proxy.test:3128", "{host:?}");
         }
         assert!(proxy.tunnel(&server(name("{example.com"))).is_err(), "nothing passes by it");
+        assert_eq!((&*exceptions("a,10.0.0.0/8"), &*exceptions("a, *")), ("a,10.0.0.0/8", "a, *,0.0.0.0/0,::/0"));
     }
 }

@@ -17,32 +17,31 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
     client::conn::http1,
-    header::LOCATION,
     http::response::Parts,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 /// Most bytes of an answer that are read before its head is whole, with all interim answers (RFC 9110 section 15.2).
 const MAX_HEAD: usize = 64 << 10;
 /// Most header fields of an answer.
 const MAX_FIELDS: usize = 1024;
-/// Bytes that are kept of a refusal's body, and how long they are waited for.
+/// Bytes that are kept of another answer's body, and how long they are waited for.
 const BODY: usize = 200;
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How the server answered.
 pub enum Answered<S> {
     Switched { head: Parts, stream: S, rest: Bytes },
-    Refused(Refusal),
+    Refused(PlainAnswer),
 }
 
 /// An answer that leaves the connection as it was.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct PlainAnswer {
     pub head: Parts,
     /// The beginning of its body.
     pub body: Vec<u8>,
@@ -65,8 +64,9 @@ impl NoAnswer {
     }
 }
 
-/// Sends a request and reads the head of its answer. Interim answers are passed over.
-pub async fn ask<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answered<S>, NoAnswer>
+/// Sends a request and reads the head of its answer. Interim answers are passed over. The body of another answer is
+/// read for a moment, and not beyond `until`.
+pub async fn ask<S>(stream: S, request: Request<Empty<Bytes>>, until: Instant) -> Result<Answered<S>, NoAnswer>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -100,20 +100,21 @@ where
         let (head, _) = answer.into_parts();
         return Ok(Answered::Switched { head, stream: io.into_inner().stream, rest: read_buf });
     }
-    Ok(Answered::Refused(refusal(answer, connection).await))
+    let until = until.min(Instant::now() + BODY_TIMEOUT);
+    Ok(Answered::Refused(plain(answer, connection, until).await))
 }
 
-/// Reads the beginning of a refusal's body.
-async fn refusal<S>(answer: Response<Incoming>, mut connection: http1::Connection<S, Empty<Bytes>>) -> Refusal
+/// Reads the beginning of the body.
+async fn plain<S>(
+    answer: Response<Incoming>,
+    mut connection: http1::Connection<S, Empty<Bytes>>,
+    until: Instant,
+) -> PlainAnswer
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin,
 {
     let (head, mut incoming) = answer.into_parts();
     let mut body = Vec::new();
-    // Whoever is sent elsewhere reads no further.
-    if head.status.is_redirection() && head.headers.contains_key(LOCATION) {
-        return Refusal { head, body };
-    }
     let mut has_ended = false;
     let reading = poll_fn(|cx| {
         loop {
@@ -135,9 +136,9 @@ where
             }
         }
     });
-    let _ = timeout(BODY_TIMEOUT, reading).await;
+    let _ = timeout_at(until, reading).await;
     body.truncate(BODY);
-    Refusal { head, body }
+    PlainAnswer { head, body }
 }
 
 /// A socket from which no more than so many bytes are read.

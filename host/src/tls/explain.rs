@@ -121,6 +121,12 @@ pub fn find<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e Error> {
     None
 }
 
+/// What an error of the socket means during the handshake.
+pub fn explain_io(error: &io::Error) -> String {
+    let causes = "it may not speak TLS at this port, know no such name, or want a certificate of this side";
+    format!("{error}; {causes}: see port, server-name, certificate and key of [upstream.tls]")
+}
+
 /// What an error of TLS means for whoever wrote the URL.
 pub fn explain(error: &Error) -> String {
     let own = "write one that it takes: [upstream.tls] certificate = \"own.pem\" and key = \"own.key\"";

@@ -9,7 +9,11 @@ use std::{sync::Arc, time::Duration};
 use config::{UpstreamConfig, UrlError};
 use hyper::header::LOCATION;
 use rustls::ClientConfig;
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
@@ -17,7 +21,7 @@ use crate::{
     account::Account,
     dial::{
         DialError, Dialer, Lookups, Server, ServerHost,
-        switch::{Answered, Refusal, ask},
+        switch::{Answered, PlainAnswer, ask},
         tls_name,
     },
     tls,
@@ -27,7 +31,7 @@ use crate::{
         files::FileContents,
         handshake::Handshake,
         refusal::PartnerRefusal,
-        request::{Attempt, Credentials, MadeCredentials, PartnerRequest},
+        request::{Credentials, DialAttempt, MadeCredentials, PartnerRequest},
         socket::PartnerSocket,
     },
 };
@@ -35,13 +39,15 @@ use crate::{
 /// How long TCP, TLS and the WebSocket handshake may take together, with all redirects; and how long reading files may
 /// take before.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is left of it when the body of an answer is read no further.
+const BODY_MARGIN: Duration = Duration::from_millis(100);
 /// Most redirects of one connection.
 const MAX_REDIRECTS: usize = 3;
 /// The redirects that keep the request's method (RFC 9110 section 15.4), and those that browsers keep it for.
 const FOLLOWED: [u16; 4] = [301, 302, 307, 308];
 
 /// A socket to a partner, or to whoever stands before it.
-pub type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+pub type PartnerStream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// Opens connections. It is made once, because it holds the trusted roots.
 #[derive(Clone)]
@@ -72,7 +78,7 @@ pub struct NotOpened {
 enum Opened {
     Socket(Box<PartnerSocket>),
     /// The URL that the partner points to.
-    Elsewhere(Refusal, String),
+    Elsewhere(PlainAnswer, String),
 }
 
 impl Connector {
@@ -95,7 +101,7 @@ impl Connector {
     async fn try_connect(&self, dialing: &Dialing<'_>, files: &FileContents) -> Result<PartnerSocket, ConnectError> {
         let made = match dialing.credentials {
             Some(credentials) => {
-                let attempt = Attempt {
+                let attempt = DialAttempt {
                     upstream: Arc::clone(&dialing.config.name),
                     number: dialing.number,
                     url: dialing.config.url.as_str().to_owned(),
@@ -106,7 +112,7 @@ impl Connector {
             None => MadeCredentials::default(),
         };
         let request = PartnerRequest::new(dialing.config, files, made, &self.roots)?;
-        timeout(CONNECT_TIMEOUT, self.follow(dialing, files, request)).await.unwrap_or(Err(ConnectError::Timeout))
+        self.follow(dialing, files, request, Instant::now() + CONNECT_TIMEOUT).await
     }
 
     /// Asks for the URL, and for those that the partner redirects to.
@@ -115,10 +121,11 @@ impl Connector {
         dialing: &Dialing<'_>,
         files: &FileContents,
         mut request: PartnerRequest,
+        deadline: Instant,
     ) -> Result<PartnerSocket, ConnectError> {
         let mut redirects = 0;
         loop {
-            let (refusal, location) = match open(dialing, &request).await? {
+            let (refusal, location) = match open(dialing, &request, deadline).await? {
                 Opened::Socket(socket) => return Ok(*socket),
                 Opened::Elsewhere(refusal, location) => (PartnerRefusal::from(refusal), location),
             };
@@ -145,17 +152,24 @@ impl Connector {
 /// A redirect to what cannot be dialed. The query is not shown, since it may have keys in it.
 fn not_followed(refusal: PartnerRefusal, location: &str, error: &UrlError) -> ConnectError {
     let shown = location.split(['?', '#']).next().unwrap_or_default();
+    // Nor is a user's password.
+    let shown = match shown.split_once("://").map(|(scheme, rest)| (scheme, rest.rsplit_once('@'))) {
+        Some((scheme, Some((_, rest)))) => format!("{scheme}://{rest}"),
+        _ => shown.to_owned(),
+    };
     let shown: String = shown.chars().take(200).flat_map(char::escape_debug).collect();
     ConnectError::Redirect { refusal, to: format!("\"{shown}\""), why: format!("the URL {error}") }
 }
 
 /// Asks one server.
-async fn open(dialing: &Dialing<'_>, request: &PartnerRequest) -> Result<Opened, ConnectError> {
+async fn open(dialing: &Dialing<'_>, request: &PartnerRequest, deadline: Instant) -> Result<Opened, ConnectError> {
     let Dialing { config, dialer, lookups, account, .. } = *dialing;
     let url = &request.url;
     let host = url.host().map_or_else(|name| ServerHost::Name(name.into()), ServerHost::Address);
     let server = Server { host, port: url.port(), secure: url.is_secure() };
-    let dialed = dialer.open(&server, lookups, |address| config.reach.check(address).is_ok()).await;
+    let late = |what: &str| ConnectError::Timeout { what: format!("{what} {server}") };
+    let dialing = dialer.open(&server, lookups, |address| config.reach.check(address).is_ok());
+    let dialed = timeout_at(deadline, dialing).await.map_err(|_| late("no connection to"))?;
     let tcp = dialed.map_err(|error| match error {
         DialError::NotAllowed { address } => {
             let why = config.reach.check(address).err().map_or_else(|| error.to_string(), |why| why.to_string());
@@ -175,9 +189,10 @@ async fn open(dialing: &Dialing<'_>, request: &PartnerRequest) -> Result<Opened,
         let name = request.server_name.as_deref().map_or_else(|| server.tls_name(), tls_name);
         let unnamed = || ConnectError::Tls { server: server.to_string(), why: "it is no name of a server".into() };
         let connecting = TlsConnector::from(Arc::clone(&request.tls)).connect(name.ok_or_else(unnamed)?, tcp);
-        let secure = connecting.await.map_err(|error| match tls::find(&error) {
+        let secure = timeout_at(deadline, connecting).await.map_err(|_| late("no end of the TLS handshake with"))?;
+        let secure = secure.map_err(|error| match tls::find(&error) {
             Some(why) => failed(why),
-            None => ConnectError::Tls { server: server.to_string(), why: error.to_string() },
+            None => ConnectError::Tls { server: server.to_string(), why: tls::explain_io(&error) },
         })?;
         Either::Right(Box::new(secure))
     } else {
@@ -186,10 +201,14 @@ async fn open(dialing: &Dialing<'_>, request: &PartnerRequest) -> Result<Opened,
     let handshake = Handshake::new(&config.subprotocols, config.compression);
     // A URL and headers that were checked make a request.
     let asked = handshake.request(url, &request.headers).map_err(|error| ConnectError::Secret(error.to_string()))?;
-    let answered = ask(transport, asked).await.map_err(|error| match tls::find(&error) {
-        Some(why) => failed(why),
-        None => error.into(),
-    })?;
+    let asking = timeout_at(deadline, ask(transport, asked, deadline - BODY_MARGIN)).await;
+    let answered =
+        asking.map_err(|_| late("no answer to the WebSocket handshake by"))?.map_err(|error| {
+            match tls::find(&error) {
+                Some(why) => failed(why),
+                None => error.into(),
+            }
+        })?;
     match answered {
         Answered::Switched { head, stream, rest } => {
             let agreed = handshake.check(&head.headers)?;

@@ -9,8 +9,9 @@ use crate::{
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
-    Timeout,
+    /// It says what has not come about.
+    #[error("{what} within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout { what: String },
     #[error(transparent)]
     Dial(#[from] DialError),
     /// It leads to an address that the tenant may not connect to.
@@ -39,7 +40,7 @@ impl ConnectError {
     /// The value of the metric's label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Timeout => "timeout",
+            Self::Timeout { .. } => "timeout",
             Self::Dial(DialError::Lookup { .. }) => "dns",
             Self::Dial(DialError::NotAllowed { .. }) | Self::NotAllowed(_) => "denied",
             Self::Dial(DialError::Tcp { error, .. }) => io_reason(error),

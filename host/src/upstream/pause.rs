@@ -57,13 +57,13 @@ mod tests {
     use hyper::{Response, StatusCode, header::RETRY_AFTER};
 
     use super::*;
-    use crate::dial::switch::Refusal;
+    use crate::dial::switch::PlainAnswer;
 
     fn refused(status: u16, retry_after: Option<&str>) -> ConnectError {
         let mut answer = Response::new(());
         *answer.status_mut() = StatusCode::from_u16(status).unwrap();
         retry_after.map(|after| answer.headers_mut().insert(RETRY_AFTER, after.parse().unwrap()));
-        ConnectError::Refused(Refusal { head: answer.into_parts().0, body: Vec::new() }.into())
+        ConnectError::Refused(PlainAnswer { head: answer.into_parts().0, body: Vec::new() }.into())
     }
 
     #[test]

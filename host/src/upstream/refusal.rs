@@ -7,7 +7,7 @@ use std::{
 
 use hyper::header::{DATE, HeaderMap, RETRY_AFTER};
 
-use crate::dial::switch::Refusal;
+use crate::dial::switch::PlainAnswer;
 
 /// The longest that is counted. A relay that waits for ten years waits for its operator.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -24,8 +24,8 @@ pub struct PartnerRefusal {
     body: String,
 }
 
-impl From<Refusal> for PartnerRefusal {
-    fn from(Refusal { head, body }: Refusal) -> Self {
+impl From<PlainAnswer> for PartnerRefusal {
+    fn from(PlainAnswer { head, body }: PlainAnswer) -> Self {
         Self {
             status: head.status.as_u16(),
             retry_after: retry_after(&head.headers, SystemTime::now()),

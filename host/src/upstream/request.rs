@@ -19,20 +19,23 @@ use crate::{
 pub trait Credentials: Send + Sync {
     /// # Errors
     /// Why there are none.
-    fn make(&self, attempt: Attempt) -> Pin<Box<dyn Future<Output = Result<MadeCredentials, String>> + Send>>;
+    fn make(&self, attempt: DialAttempt) -> Pin<Box<dyn Future<Output = Result<MadeCredentials, String>> + Send>>;
 
-    /// Returns when other credentials are to be expected than before.
-    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Which version of it makes them now.
+    fn version(&self) -> u64;
+
+    /// Returns when another version than this one makes them.
+    fn changed(&self, version: u64) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// What the dial component is told.
-pub struct Attempt {
+pub struct DialAttempt {
     pub upstream: Arc<str>,
     /// 1 for the first attempt after a connection that came about.
     pub number: u32,
     /// The URL of the manifest.
     pub url: String,
-    /// The HTTP status that the attempt before was answered with. `None`: there was none, or no answer.
+    /// The HTTP status of the partner's last answer since the last connection.
     pub last_status: Option<u16>,
 }
 

@@ -127,9 +127,10 @@ impl Session<'_> {
                 }
             };
             let Burst { messages, ping, end } = Burst::take(socket, first);
-            if let Some(payload) = ping {
-                sent(socket.pong(&payload)).await?;
-            }
+            let ponged = match ping {
+                Some(payload) => sent(socket.pong(&payload)).await,
+                None => Ok(()),
+            };
             if !messages.is_empty() {
                 metrics.messages.inc_by(messages.len() as u64);
                 metrics.bytes.inc_by(messages.iter().map(|frame| frame.bytes.len() as u64).sum());
@@ -142,6 +143,8 @@ impl Session<'_> {
             if let Some(lost) = end {
                 return Err(lost);
             }
+            // What came before is passed on all the same.
+            ponged?;
         }
     }
 }

@@ -21,7 +21,7 @@ use wire::{
 
 use crate::{
     account::{Account, Charge, Part},
-    upstream::connect::Transport,
+    upstream::connect::PartnerStream,
 };
 
 /// The buffer's usual size. A longer frame has one of its own.
@@ -63,7 +63,7 @@ impl SocketError {
 }
 
 pub struct PartnerSocket {
-    stream: Transport,
+    stream: PartnerStream,
     /// What was read and not taken yet.
     buffer: BytesMut,
     /// Whether the buffer is one long frame's own.
@@ -81,7 +81,7 @@ pub struct PartnerSocket {
 impl PartnerSocket {
     /// `rest`: what the partner has sent behind its answer to the handshake. `None`: the tenant's memory is full.
     pub fn new(
-        stream: Transport,
+        stream: PartnerStream,
         rest: Bytes,
         agreed: Option<ServerAgreed>,
         max_message: usize,
@@ -136,6 +136,10 @@ impl PartnerSocket {
                 if self.is_long {
                     (self.buffer, self.is_long) = (BytesMut::new(), false);
                 }
+                // What goes with the message is charged by whoever gets it.
+                if self.held() != self.charge.bytes() && !self.settle(0) {
+                    return Err(SocketError::Memory);
+                }
                 Ok(Some(received))
             }
             Taken::Unfinished(needed) => {
@@ -189,12 +193,16 @@ impl PartnerSocket {
         Ok(())
     }
 
-    /// Charges what it has taken, and what it is about to take. `false`: it does not fit.
+    /// Charges what it holds, and what it is about to take. `false`: it does not fit.
     fn settle(&mut self, more: usize) -> bool {
+        self.charge.set(self.held() + more)
+    }
+
+    /// Bytes of memory that it holds.
+    fn held(&self) -> usize {
         // A buffer that was read from in part still has its whole size.
         let buffer = if self.is_long { self.buffer.capacity() } else { BUFFER.max(self.buffer.capacity()) };
-        let inflater = self.inflater.as_ref().map_or(0, Inflater::memory);
-        self.charge.set(buffer + more + self.assembly.capacity() + inflater)
+        buffer + self.assembly.capacity() + self.inflater.as_ref().map_or(0, Inflater::memory)
     }
 
     /// Sends a message.
@@ -271,7 +279,7 @@ mod tests {
         partner.write_all(rest).await.unwrap();
         partner.write_all(&frame_of(frame::TEXT, b"short")).await.unwrap();
         let Ok(Received::Message(message)) = socket.next().await else { panic!() };
-        assert_eq!(message.bytes.len(), 900_000);
+        assert_eq!((message.bytes.len(), account.bytes(Part::Sockets)), (900_000, BUFFER));
         let Ok(Received::Message(message)) = socket.next().await else { panic!() };
         assert_eq!(&message.bytes[..], b"short");
         assert_eq!(account.bytes(Part::Sockets), BUFFER);

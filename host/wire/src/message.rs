@@ -130,7 +130,8 @@ impl Assembly {
             frame::CLOSE => Received::Close(close(payload)?.map(|(code, reason)| (code, reason.to_owned()))),
             _ => match self.data(&head, payload, max_message)? {
                 Some(whole) => {
-                    let joined = if whole.joined { std::mem::take(&mut self.bytes) } else { Vec::new() };
+                    let mut joined = if whole.joined { std::mem::take(&mut self.bytes) } else { Vec::new() };
+                    joined.shrink_to_fit();
                     let bytes = if whole.joined { &joined } else { payload };
                     let bytes = match inflater.filter(|_| whole.compressed) {
                         Some(inflater) => {

@@ -70,7 +70,7 @@ async fn a_dial_component_makes_path_query_and_headers() {
     assert_ne!(second.header("x-random"), Some(random.as_str()));
     drop(second);
     let mut third = request(&mut partner).await;
-    assert_eq!(third.target(), target(3, "None"), "the second had no answer");
+    assert_eq!(third.target(), target(3, "Some(401)"), "the second had no answer");
     third.agree(&[]).await;
     relay.logged(&["upstream connected"]).await;
     drop(third);

@@ -2,9 +2,10 @@
 //! manifest grants, and a request ends with the call that sent it.
 //!
 //! A request comes with its body still being written, and its answer goes back with its body still arriving. The
-//! request's host is checked against the grants ([`target`]). Then its name is looked up, and each address is checked,
-//! too. The connection goes to the addresses that were checked, so that a second answer of a name server changes nothing. Redirects are left to the guest, whose next request is checked like any other. Each
-//! request has a connection of its own ([`exchange`]).
+//! request's host is checked against the grants ([`target`]). Then its name is looked up, and each address is
+//! checked, too. The connection goes to the addresses that were checked, so that a second answer of a name server
+//! changes nothing. Redirects are left to the guest, whose next request is checked like any other. Each request has a
+//! connection of its own ([`exchange`]).
 //!
 //! wasmtime runs each request as a task on the guests' runtime. The task ends when the guest drops the answer, or the
 //! instance goes. A request that the guest keeps ends with the call, see [`OutboundRequests::end_call`].

@@ -3,12 +3,13 @@
 //! In comes an attempt to connect, out go path, query and headers, or why there are none. The calls have instances of
 //! their own, up to a limit. An attempt waits for one as long as a call may take, and then for the call.
 
-use std::{pin::Pin, sync::Arc};
+use std::{future::pending, pin::Pin, sync::Arc};
 
 use arc_swap::ArcSwap;
 use config::HeaderNames;
 use hyper::header::{HeaderName, HeaderValue};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 use wasmtime::{
     Result, Store,
     component::{Instance, InstancePre},
@@ -29,7 +30,7 @@ use crate::{
         },
     },
     metrics::Blame,
-    upstream::{Attempt, Credentials, MadeCredentials},
+    upstream::{Credentials, DialAttempt, MadeCredentials},
 };
 
 /// Most instances, for upstreams that connect at the same time.
@@ -55,21 +56,21 @@ pub type DialCode = RoleCode<DialComponent>;
 pub struct Dial {
     /// The instances that the next call gets one of.
     pool: ArcSwap<Pool<DialComponent>>,
-    /// Notified at each swap.
-    swapped: Notify,
+    /// Counts the swaps.
+    version: watch::Sender<u64>,
     tasks: Tasks,
 }
 
 impl Dial {
     pub fn new(code: Arc<DialCode>, guest: Guest, tasks: Tasks) -> Arc<Self> {
         let pool = ArcSwap::new(Pool::new(code, guest, INSTANCES, REUSE));
-        Arc::new(Self { pool, swapped: Notify::new(), tasks })
+        Arc::new(Self { pool, version: watch::Sender::new(0), tasks })
     }
 
     /// Has the next call run this code.
     pub fn swap(&self, code: Arc<DialCode>, guest: Guest) {
         let resting = self.pool.swap(Pool::new(code, guest, INSTANCES, REUSE)).retire();
-        self.swapped.notify_waiters();
+        self.version.send_modify(|version| *version += 1);
         self.tasks.spawn(async move { drop(resting) });
     }
 
@@ -87,19 +88,30 @@ impl Dial {
 impl Credentials for Dial {
     fn make(
         &self,
-        attempt: Attempt,
+        attempt: DialAttempt,
     ) -> Pin<Box<dyn Future<Output = std::result::Result<MadeCredentials, String>> + Send>> {
-        let made = self.tasks.spawn(call(self.pool.load_full(), attempt));
+        // An attempt that is given up has no use for a token.
+        let made = AbortOnDropHandle::new(self.tasks.spawn(call(self.pool.load_full(), attempt)));
         // The task ends early only when the relay does.
         Box::pin(async move { made.await.unwrap_or_else(|error| Err(error.to_string())) })
     }
 
-    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(self.swapped.notified())
+    fn version(&self) -> u64 {
+        *self.version.borrow()
+    }
+
+    fn changed(&self, version: u64) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let mut versions = self.version.subscribe();
+        Box::pin(async move {
+            // There is no other version any more if the tenant has gone.
+            if versions.wait_for(|now| *now != version).await.is_err() {
+                pending().await
+            }
+        })
     }
 }
 
-async fn call(pool: Arc<Pool<DialComponent>>, attempt: Attempt) -> std::result::Result<MadeCredentials, String> {
+async fn call(pool: Arc<Pool<DialComponent>>, attempt: DialAttempt) -> std::result::Result<MadeCredentials, String> {
     let deadline = pool.guest.version.limits.dial_call;
     let metrics = Arc::clone(&pool.guest.metrics);
     let slot = timeout(deadline, pool.slot()).await.map_err(|_| {
