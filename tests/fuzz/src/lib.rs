@@ -8,14 +8,21 @@ mod centrifuge;
 mod frame;
 mod inflate;
 mod manifest;
+mod server_frame;
 
 pub use centrifuge::centrifuge;
 pub use frame::frame;
 pub use inflate::inflate;
 pub use manifest::manifest;
+pub use server_frame::server_frame;
 
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its folder in `corpus` and of its file in `libfuzzer/fuzz_targets`.
-pub const TARGETS: [(&str, Target); 4] =
-    [("centrifuge", centrifuge), ("frame", frame), ("inflate", inflate), ("manifest", manifest)];
+pub const TARGETS: [(&str, Target); 5] = [
+    ("centrifuge", centrifuge),
+    ("frame", frame),
+    ("inflate", inflate),
+    ("manifest", manifest),
+    ("server_frame", server_frame),
+];
