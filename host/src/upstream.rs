@@ -6,11 +6,7 @@
 //! on demand is connected only while the tenant has clients. What arrives faster than a filter takes it waits in a
 //! queue bounded in bytes, and behind that in the partner's socket.
 
-use std::{
-    future::pending,
-    sync::{Arc, MutexGuard},
-    time::Duration,
-};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use config::UpstreamConfig;
 use tokio::{
@@ -21,20 +17,19 @@ use tracing::{Span, error_span};
 use wire::Frame;
 
 use crate::{
-    account::{Account, Charge, Part},
+    account::Account,
     backoff::Backoff,
     channel::{Channels, MAIN, Publication},
-    demand::Demand,
     dial::{Dialer, Lookups},
     metrics::UpstreamMetrics,
     shutdown::Stop,
-    sync::Mutex,
 };
 
 mod connect;
 mod failure;
 mod files;
 pub mod filter_queue;
+mod handle;
 mod handshake;
 mod on_demand;
 mod pause;
@@ -47,6 +42,7 @@ pub use filter_queue::{FilterEvent, FilterQueue, QueueRoom};
 
 pub use crate::upstream::{
     connect::Connector,
+    handle::{Handle, MAX_OUTBOUND, OutboundFrame, SendError, Trouble},
     on_demand::Need,
     request::{Credentials, DialAttempt, MadeCredentials},
     session::Lost,
@@ -60,8 +56,6 @@ use crate::upstream::{
 
 /// Frames from components that wait to be sent.
 const OUTBOUND_FRAMES: usize = 256;
-/// Largest of them, in bytes: subscriptions are small.
-pub const MAX_OUTBOUND: usize = 1 << 20;
 
 /// A partner that asks for more than this is worth a line of the log.
 const LONG_PAUSE: Duration = Duration::from_secs(3600);
@@ -82,7 +76,7 @@ pub struct Upstream {
     pub lookups: Arc<Lookups>,
     /// Makes credentials for each connection. `None`: the manifest has all of them.
     pub credentials: Option<Arc<dyn Credentials>>,
-    /// One permit, for whoever reads its files.
+    /// One permit to read its files.
     pub reading: Arc<Semaphore>,
 }
 
@@ -91,39 +85,6 @@ pub enum Sink {
     /// To channel `main`, unchanged, from the upstream of this name.
     Channel(Arc<Channels>, Arc<str>),
     Filter(FilterQueue),
-}
-
-/// A frame that a component wants sent, on the tenant's account while it waits.
-pub struct OutboundFrame {
-    frame: Frame,
-    _charge: Charge,
-}
-
-impl OutboundFrame {
-    /// `None`: the tenant's memory is full.
-    pub fn new(frame: Frame, account: &Arc<Account>) -> Option<Self> {
-        let charge = Charge::take(account, Part::Queues, frame.bytes.len() + size_of::<Self>())?;
-        Some(Self { frame, _charge: charge })
-    }
-}
-
-/// What others may know of an upstream, and how they reach it.
-pub struct Handle {
-    pub name: Arc<str>,
-    /// `None`: the upstream is always connected.
-    demand: Option<Arc<Demand>>,
-    /// The way to the connection for what components want sent. `None`: there is no connection.
-    outbound: Mutex<Option<mpsc::Sender<OutboundFrame>>>,
-    /// Why there is no connection.
-    trouble: Mutex<Option<Trouble>>,
-    account: Arc<Account>,
-}
-
-/// Why an upstream is not connected, and when it is tried again.
-#[derive(Clone, Debug)]
-pub struct Trouble {
-    pub why: String,
-    pub until: Instant,
 }
 
 /// What components want sent on one connection. What is left at its end is dropped.
@@ -142,77 +103,6 @@ enum Ended {
     Unneeded(Duration),
     /// The relay stops.
     Stopped,
-}
-
-/// Why none of the frames were taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    #[error("the manifest names no such upstream")]
-    Unknown,
-    #[error("there is no connection to send on")]
-    Disconnected,
-    #[error("too many frames wait already")]
-    Full,
-    #[error("the tenant's memory is full")]
-    Memory,
-    #[error("a frame is too large")]
-    TooLarge,
-}
-
-impl Handle {
-    /// `demand`: whose clients it is connected for. `None`: it is always to be connected.
-    pub fn new(name: Arc<str>, demand: Option<Arc<Demand>>, account: Arc<Account>) -> Self {
-        Self { name, demand, outbound: Mutex::default(), trouble: Mutex::default(), account }
-    }
-
-    fn is_up(&self) -> bool {
-        self.outbound().is_some()
-    }
-
-    /// Returns one word for an operator: `up`, `down`, or `resting` while nobody needs it.
-    pub fn state(&self) -> &'static str {
-        if self.is_up() {
-            "up"
-        } else if self.demand.as_ref().is_some_and(|demand| !demand.has_clients()) {
-            "resting"
-        } else {
-            "down"
-        }
-    }
-
-    /// Why there is no connection, after an attempt that failed.
-    pub fn trouble(&self) -> Option<Trouble> {
-        self.trouble.lock().clone()
-    }
-
-    /// Whether there is a connection to the partner.
-    ///
-    /// Async for the day when another node has the connection, as is [`Handle::send`]; here neither ever waits.
-    #[allow(clippy::unused_async)]
-    pub async fn is_connected(&self) -> bool {
-        self.is_up()
-    }
-
-    /// Queues frames for the partner, all or none.
-    #[allow(clippy::unused_async)]
-    pub async fn send(&self, frames: Vec<Frame>) -> Result<(), SendError> {
-        if frames.iter().any(|frame| frame.bytes.len() > MAX_OUTBOUND) {
-            return Err(SendError::TooLarge);
-        }
-        let frames: Option<Vec<_>> = frames.into_iter().map(|frame| OutboundFrame::new(frame, &self.account)).collect();
-        let frames = frames.ok_or(SendError::Memory)?;
-        let outbound = self.outbound();
-        let outbound = outbound.as_ref().ok_or(SendError::Disconnected)?;
-        let room = outbound.try_reserve_many(frames.len()).map_err(|_| SendError::Full)?;
-        for (place, frame) in room.zip(frames) {
-            place.send(frame);
-        }
-        Ok(())
-    }
-
-    fn outbound(&self) -> MutexGuard<'_, Option<mpsc::Sender<OutboundFrame>>> {
-        self.outbound.lock()
-    }
 }
 
 impl Upstream {
@@ -262,7 +152,7 @@ impl Upstream {
 
     /// Waits before the next connection. A client that comes now waits too: the partner is in no better state for it.
     async fn pause(&self, why: String, pause: &Pause, Made { files, version }: Made, stop: &mut Stop) {
-        *self.handle.trouble.lock() = Some(Trouble { why, until: Instant::now() + pause.time });
+        self.handle.set_trouble(Some(Trouble { why, until: Instant::now() + pause.time }));
         let other_files = async {
             match files {
                 Some(files) => files.change(&self.config, &self.reading).await,
@@ -421,7 +311,7 @@ struct Up<'a> {
 impl<'a> Up<'a> {
     fn new(metrics: &'a UpstreamMetrics, handle: &'a Handle, outbound: &Outbound) -> Self {
         metrics.up.set(1);
-        *handle.trouble.lock() = None;
+        handle.set_trouble(None);
         *handle.outbound() = Some(outbound.sender.clone());
         Self { metrics, handle }
     }

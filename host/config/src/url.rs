@@ -65,7 +65,7 @@ impl PartnerUrl {
         if url.scheme() != scheme && url.set_scheme(scheme).is_err() {
             return Err("must begin with ws:// or wss://".into());
         }
-        // Whoever asks for the next page does not follow the fragment either.
+        // A fragment is for the page that a browser would show.
         url.set_fragment(None);
         if !url.username().is_empty() || url.password().is_some() {
             return Err("must have no user or password".into());

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 /// Most look-ups of one tenant at once. A look-up keeps its thread for as long as the name server makes it wait, even if
-/// whoever asked has given up. With more of them, one tenant's slow name server would take the threads from all.
+/// the attempt was given up. With more of them, one tenant's slow name server would take the threads from all.
 const MAX_LOOKUPS: usize = 4;
 
 /// The look-ups of one tenant.

@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use crate::dial::{
     DialError, Lookups, Server, ServerHost, race,
-    switch::{Answered, NoAnswer, ask},
+    switch::{Answered, Unanswered, ask},
 };
 
 /// The port of an `http://` URL without one.
@@ -45,7 +45,7 @@ pub enum ProxyError {
     #[error("{0}")]
     Connect(io::Error),
     #[error("no answer to CONNECT {to}: {error}")]
-    Answer { to: String, error: NoAnswer },
+    Answer { to: String, error: Unanswered },
     #[error("it answered CONNECT {to} with HTTP status {status}{}", hint(*.status))]
     Refused { to: String, status: u16 },
     #[error("it sent something before it was asked")]

@@ -50,9 +50,9 @@ pub struct PlainAnswer {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.source().map_or_else(|| .0.to_string(), |source| format!("{} ({source})", .0)))]
-pub struct NoAnswer(#[from] hyper::Error);
+pub struct Unanswered(#[from] hyper::Error);
 
-impl NoAnswer {
+impl Unanswered {
     /// The socket's error, if it is one.
     pub fn io(&self) -> Option<&io::Error> {
         self.0.source()?.downcast_ref()
@@ -66,7 +66,7 @@ impl NoAnswer {
 
 /// Sends a request and reads the head of its answer. Interim answers are passed over. The body of another answer is
 /// read for a moment, and not beyond `until`.
-pub async fn ask<S>(stream: S, request: Request<Empty<Bytes>>, until: Instant) -> Result<Answered<S>, NoAnswer>
+pub async fn ask<S>(stream: S, request: Request<Empty<Bytes>>, until: Instant) -> Result<Answered<S>, Unanswered>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -141,7 +141,7 @@ where
     PlainAnswer { head, body }
 }
 
-/// A socket from which no more than so many bytes are read.
+/// A socket from which a bounded number of bytes is read.
 struct Bounded<S> {
     stream: S,
     left: usize,

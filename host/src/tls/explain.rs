@@ -127,7 +127,7 @@ pub fn explain_io(error: &io::Error) -> String {
     format!("{error}; {causes}: see port, server-name, certificate and key of [upstream.tls]")
 }
 
-/// What an error of TLS means for whoever wrote the URL.
+/// What an error of TLS means to the author of the URL.
 pub fn explain(error: &Error) -> String {
     let own = "write one that it takes: [upstream.tls] certificate = \"own.pem\" and key = \"own.key\"";
     match error {

@@ -46,7 +46,7 @@ const MAX_REDIRECTS: usize = 3;
 /// The redirects that keep the request's method (RFC 9110 section 15.4), and those that browsers keep it for.
 const FOLLOWED: [u16; 4] = [301, 302, 307, 308];
 
-/// A socket to a partner, or to whoever stands before it.
+/// A socket to a partner.
 pub type PartnerStream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// Opens connections. It is made once, because it holds the trusted roots.
@@ -62,7 +62,7 @@ pub struct Dialing<'d> {
     pub lookups: &'d Lookups,
     pub account: &'d Arc<Account>,
     pub credentials: Option<&'d dyn Credentials>,
-    /// One permit, for whoever reads the upstream's files.
+    /// One permit to read the upstream's files.
     pub reading: &'d Arc<Semaphore>,
     pub number: u32,
     pub last_status: Option<u16>,

@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use crate::{
-    dial::{DialError, switch::NoAnswer},
+    dial::{DialError, switch::Unanswered},
     upstream::{connect::CONNECT_TIMEOUT, handshake::BadAnswer, refusal::PartnerRefusal},
 };
 
@@ -29,7 +29,7 @@ pub enum ConnectError {
     #[error("{refusal}, which points to {to} and is not followed: {why}")]
     Redirect { refusal: PartnerRefusal, to: String, why: String },
     #[error("WebSocket handshake: {0}")]
-    NoAnswer(#[from] NoAnswer),
+    Unanswered(#[from] Unanswered),
     #[error(transparent)]
     Handshake(#[from] BadAnswer),
     #[error("the tenant's memory is full")]
@@ -50,7 +50,7 @@ impl ConnectError {
             Self::Component(_) => "dial",
             Self::Refused(_) => "http_status",
             Self::Redirect { .. } => "redirect",
-            Self::NoAnswer(error) => match error.io() {
+            Self::Unanswered(error) => match error.io() {
                 Some(error) if error.kind() == io::ErrorKind::InvalidData => "protocol",
                 Some(error) => io_reason(error),
                 None if error.is_end() => "reset",

@@ -136,7 +136,7 @@ impl PartnerSocket {
                 if self.is_long {
                     (self.buffer, self.is_long) = (BytesMut::new(), false);
                 }
-                // What goes with the message is charged by whoever gets it.
+                // What goes with the message is charged where it goes.
                 if self.held() != self.charge.bytes() && !self.settle(0) {
                     return Err(SocketError::Memory);
                 }
@@ -283,7 +283,7 @@ mod tests {
         let Ok(Received::Message(message)) = socket.next().await else { panic!() };
         assert_eq!(&message.bytes[..], b"short");
         assert_eq!(account.bytes(Part::Sockets), BUFFER);
-        assert!(message.bytes.is_unique(), "whoever keeps a message keeps no buffer");
+        assert!(message.bytes.is_unique(), "a message that is kept keeps no buffer");
         drop(socket);
         assert_eq!(account.bytes(Part::Sockets), 0);
     }

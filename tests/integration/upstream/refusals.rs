@@ -152,7 +152,7 @@ async fn redirects_are_followed_with_headers_to_the_same_origin_only() {
     assert_eq!(last.header("sec-websocket-protocol"), Some("v1"));
     last.agree(&[]).await;
     drop(last);
-    // Whoever was elsewhere has no headers any more, not even at home.
+    // After another origin there are no headers any more, not even at home.
     redirect(&mut partner, "302 Found", &format!("ws://{}/", other.address)).await;
     redirect(&mut other, "302 Found", &format!("ws://{}/home", partner.address)).await;
     let back = partner.arrival().await.request().await;

@@ -38,8 +38,8 @@ const SPECIAL: [IpNet; 22] = [
 /// Azure's platform service, which is at a public address.
 const METADATA_AZURE: IpNet = v4([168, 63, 129, 16], 32);
 
-/// Addresses that a cloud's metadata service has, and all link-local ones, where most clouds have theirs. Whoever gets
-/// an answer there often has the machine's own credentials. So an entry for a larger network does not count for them.
+/// Addresses that a cloud's metadata service has, and all link-local ones, where most clouds have theirs. An answer
+/// from there often has the machine's own credentials. So an entry for a larger network does not count for them.
 const GUARDED: [IpNet; 10] = [
     v4([169, 254, 0, 0], 16),
     METADATA_AZURE,
