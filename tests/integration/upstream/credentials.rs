@@ -6,8 +6,9 @@ use support::{
     partner::{Partner, RawPeer},
     relay::Relay,
     tenant::Folder,
-    until,
 };
+
+use super::refusals::long_pause;
 
 #[tokio::test]
 async fn secret_files_are_read_anew_for_each_connection() {
@@ -94,17 +95,7 @@ async fn what_it_makes_goes_to_no_other_origin() {
 async fn another_version_of_it_ends_the_wait_after_a_refusal() {
     let mut partner = Partner::start().await;
     let relay = dialed(&partner, "", "").await;
-    loop {
-        request(&mut partner).await.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
-        let feed = until("a pause", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take() {
-            feed if feed["retry_ms"].as_u64().is_some_and(|ms| ms > 0) => Ok(feed),
-            feed => Err(feed.to_string()),
-        })
-        .await;
-        if feed["retry_ms"].as_u64().unwrap() > 8000 {
-            break;
-        }
-    }
+    long_pause(&mut partner, &relay, "403 Forbidden").await;
     let changed = std::time::Instant::now();
     let manifest = std::fs::read_to_string(relay.folder().path("tenants/t/tenant.toml")).unwrap();
     relay.folder().write("tenants/t/tenant.toml", manifest.replace("[settings]\n", "[settings]\ndial = \"nothing\"\n"));

@@ -75,26 +75,28 @@ async fn the_operator_sees_what_the_partner_says() {
     .await;
 }
 
-#[tokio::test]
-async fn a_changed_secret_ends_the_wait() {
-    let mut partner = Partner::start().await;
-    let folder = Folder::new("").tenant("t", &partner.url(), "headers = { x-key = { file = \"key\" } }");
-    folder.write("tenants/t/key", "old\n");
-    let relay = Relay::serve(folder).await;
-    // The pauses grow until one is long.
+/// Refuses until the pause before the next attempt is longer than eight seconds.
+pub async fn long_pause(partner: &mut Partner, relay: &Relay, status: &str) {
     loop {
-        let mut peer = partner.arrival().await.request().await;
-        assert_eq!(peer.header("x-key"), Some("old"));
-        peer.write(&answer("401 Unauthorized", "", "")).await;
+        partner.arrival().await.answer(&answer(status, "", "")).await;
         let feed = until("a pause", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take() {
             feed if feed["retry_ms"].as_u64().is_some_and(|ms| ms > 0) => Ok(feed),
             feed => Err(feed.to_string()),
         })
         .await;
         if feed["retry_ms"].as_u64().unwrap() > 8000 {
-            break;
+            return;
         }
     }
+}
+
+#[tokio::test]
+async fn a_changed_secret_ends_the_wait() {
+    let mut partner = Partner::start().await;
+    let folder = Folder::new("").tenant("t", &partner.url(), "headers = { x-key = { file = \"key\" } }");
+    folder.write("tenants/t/key", "old\n");
+    let relay = Relay::serve(folder).await;
+    long_pause(&mut partner, &relay, "401 Unauthorized").await;
     let changed = Instant::now();
     relay.folder().write("tenants/t/key", "new\n");
     let mut peer = partner.arrival().await.request().await;

@@ -28,7 +28,8 @@ pub(super) struct Components {
 }
 
 impl Components {
-    /// Reads `[components]`. A filter and a dial component need an upstream. A job needs the key `schedule`, and that key a job.
+    /// Reads `[components]`. A filter and a dial component need an upstream. A job needs the key `schedule`, and that key
+    /// a job.
     pub(super) fn read(mut table: Table<'_>, home: Home<'_>, has_upstream: bool, schedule: Option<&Value<'_>>) -> Self {
         let mut named = Vec::new();
         let mut for_upstreams = |key| {
