@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.imports import logging, wasi_config_store as settings
-from wit_world.imports.edge_relay_tenant_types import Frame, Frame_Text, Publication
+from wit_world.imports.edge_relay_tenant_types import (
+    Connection,
+    Frame,
+    Frame_Text,
+    Output,
+    Output_Publish,
+    Publication,
+)
 
 import state
 
@@ -33,11 +40,11 @@ class Filter(exports.Filter):
         # instance serves one upstream, one call at a time, with one object of this class for all calls.
         self.seen: dict[str, str | None] = {}
 
-    def on_open(self, upstream: str) -> list[Frame]:
+    def on_open(self, upstream: str, connection: Connection) -> list[Frame]:
         subscribe = settings.get("subscribe")
         return [] if subscribe is None else [Frame_Text(subscribe)]
 
-    def on_frames(self, upstream: str, frames: list[Frame]) -> list[Publication]:
+    def on_frames(self, upstream: str, connection: int, frames: list[Frame]) -> list[Output]:
         known = len(self.seen)
         publications = [made for frame in frames if (made := self.publication(frame))]
         with attempt("on-frames"):
@@ -45,9 +52,9 @@ class Filter(exports.Filter):
             state.keep(state.PUBLIC, {made.key: self.seen[made.key] for made in publications})
             if len(self.seen) > known:
                 state.keep(state.PRODUCTS, dict.fromkeys(self.seen, ""))
-        return publications
+        return [Output_Publish(made) for made in publications]
 
-    def on_close(self, upstream: str, reason: str) -> list[Publication]:
+    def on_close(self, upstream: str, connection: int, reason: str) -> list[Output]:
         # Without the exchange the state would be out of date.
         self.seen.clear()
         with attempt("on-close"):
@@ -73,5 +80,5 @@ class Filter(exports.Filter):
             case {"type": "ticker", "price": str(price)} if price and price != last:
                 self.seen[product] = price
                 data = Frame_Text(state.text({"product": product, "price": price}))
-                return Publication(channel=CHANNEL, key=product, data=data, remove=False)
+                return Publication(channel=CHANNEL, key=product, data=data, remove=False, id=None, at=None)
         return None

@@ -17,4 +17,5 @@ class Job(exports.Job):
             return []
         for product, price in prices.items():
             records.append(f"summary.{product}", state.text({"at": scheduled_at, "price": price}).encode())
-        return [Publication(channel="summary", key=None, data=Frame_Text(state.text(prices)), remove=False)]
+        data = Frame_Text(state.text(prices))
+        return [Publication(channel="summary", key=None, data=data, remove=False, id=None, at=None)]

@@ -339,6 +339,11 @@ impl Charge {
         self.account.add(self.part, bytes);
         self.bytes += bytes;
     }
+
+    /// Adds another charge of the same part of the same account.
+    pub fn merge(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
 }
 
 impl Drop for Charge {

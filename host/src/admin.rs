@@ -9,7 +9,7 @@ use hyper::{
     body::Incoming,
     header::{CONTENT_TYPE, HeaderValue},
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::net::TcpListener;
 
 use crate::{
     http_error,
@@ -18,7 +18,7 @@ use crate::{
     serve,
     shutdown::Stop,
     tenant::{Refusals, Tenant, TenantRefused},
-    upstream::{Handle, Trouble},
+    upstream::{Handle, Status, millis_until},
 };
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until told to stop.
@@ -97,15 +97,11 @@ fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode,
     (status, ready)
 }
 
-/// An upstream's state; if it could not be connected or was lost, why, and when the next attempt is.
+/// An upstream's state; why, if there is something to say; and in how many milliseconds it is tried again.
 fn state(upstream: &Handle) -> serde_json::Value {
-    let mut state = serde_json::json!({ "state": upstream.state() });
-    // One that rests has no next attempt.
-    let trouble = upstream.trouble().filter(|_| upstream.state() == "down");
-    if let (Some(Trouble { why, until }), Some(state)) = (trouble, state.as_object_mut()) {
-        let retry_ms = until.saturating_duration_since(Instant::now()).as_millis();
-        state.insert("error".into(), why.into());
-        state.insert("retry_ms".into(), u64::try_from(retry_ms).unwrap_or(u64::MAX).into());
-    }
-    state
+    let Status { state, reason, until } = upstream.status_here();
+    let mut shown = serde_json::Map::from_iter([("state".to_owned(), state.name().into())]);
+    shown.extend(reason.map(|reason| ("reason".to_owned(), reason.into())));
+    shown.extend(until.map(|until| ("until".to_owned(), millis_until(until).into())));
+    shown.into()
 }

@@ -50,6 +50,8 @@ struct ActiveChannels {
 pub struct ChannelChange {
     pub channel: Arc<str>,
     pub active: bool,
+    /// Whether it was told before on this connection.
+    pub again: bool,
 }
 
 impl Demand {
@@ -130,6 +132,13 @@ impl Follower {
         }
     }
 
+    /// Tells of the channels that were told as active once more.
+    pub fn repeat(&self) {
+        if let Some(told) = self.demand.channels.lock().followers.get_mut(self.nth) {
+            told.again = told.active.iter().cloned().collect();
+        }
+    }
+
     /// Ends the connection: there is nothing more to tell.
     pub fn end(&self) {
         if let Some(told) = self.demand.channels.lock().followers.get_mut(self.nth) {
@@ -170,6 +179,8 @@ struct FollowerState {
     connected: bool,
     /// Channels that it was told are active.
     active: HashSet<Arc<str>>,
+    /// Channels that it was told are active, and is to be told of once more.
+    again: Vec<Arc<str>>,
     /// Channels that were active when the connection began and have not been looked at since. Sorting them at that
     /// moment would hold up the shards.
     unseen: Vec<Arc<str>>,
@@ -204,17 +215,22 @@ impl FollowerState {
     }
 
     fn next(&mut self, active: &HashMap<Arc<str>, i32>, now: Instant) -> Option<ChannelChange> {
+        while let Some(channel) = self.again.pop() {
+            if self.active.contains(&channel) {
+                return Some(ChannelChange { channel, active: true, again: true });
+            }
+        }
         let full = self.active.len() >= MAX_TOLD && !self.coming.is_empty();
         if self.going.first().is_some_and(|(since, _)| full || now.duration_since(*since) >= QUIET) {
             let (_, channel) = self.going.pop_first()?;
             self.since.remove(&channel);
             self.active.remove(&channel);
-            return Some(ChannelChange { channel, active: false });
+            return Some(ChannelChange { channel, active: false, again: false });
         }
         let channel = self.next_unseen(active).or_else(|| Some(self.coming.pop_first()?.1))?;
         self.since.remove(&channel);
         self.active.insert(Arc::clone(&channel));
-        Some(ChannelChange { channel, active: true })
+        Some(ChannelChange { channel, active: true, again: false })
     }
 
     /// Takes an unseen channel that is still active. One that was idle in between is in the other lists.
@@ -230,7 +246,7 @@ impl FollowerState {
 
     /// When there will be something to tell, which may be in the past.
     fn due(&self) -> Option<Instant> {
-        if self.unseen.is_empty() && self.coming.is_empty() {
+        if self.again.is_empty() && self.unseen.is_empty() && self.coming.is_empty() {
             return self.going.first().map(|(since, _)| *since + QUIET);
         }
         Some(Instant::now())
@@ -276,6 +292,26 @@ mod tests {
         assert_eq!(news(&follower), one("a", false));
         advance(QUIET * 2).await;
         assert_eq!(news(&follower), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_told_as_active_can_be_told_again_and_still_becomes_idle() {
+        let (demand, follower) = followed();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        follower.begin();
+        demand.channel_active(&a);
+        assert_eq!(news(&follower), one("a", true));
+        demand.channel_idle(&a);
+        demand.channel_active(&b);
+        follower.repeat();
+        timeout(AN_INSTANT, follower.changed()).await.unwrap();
+        let told: Vec<_> = std::iter::from_fn(|| follower.next()).map(|it| (it.channel, it.active, it.again)).collect();
+        assert_eq!(told, [(a, true, true), (b, true, false)]);
+        advance(QUIET).await;
+        assert_eq!(news(&follower), one("a", false));
+        follower.begin();
+        follower.repeat();
+        assert_eq!(news(&follower), one("b", true));
     }
 
     #[tokio::test(start_paused = true)]

@@ -70,6 +70,9 @@ mod http_error;
 // A tenant's account of the host's memory.
 mod account;
 
+// Limits how much of the log a tenant takes.
+mod log_lines;
+
 // Gives freed memory back to the system.
 mod memory;
 

@@ -4,7 +4,10 @@
 //! The configuration bounds the labels: it names tenants, upstreams and schedules, and reasons are words of the code.
 //! Channels are no label, because guests choose their names.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -21,6 +24,8 @@ const COMPILE_SECONDS: [f64; 8] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 
 /// A gauge of a number that need not be whole.
 type FloatGauge = Gauge<f64, AtomicU64>;
+/// The same of a counter.
+type FloatCounter = Counter<f64, AtomicU64>;
 
 /// Declares sets of labels.
 macro_rules! labels {
@@ -42,6 +47,7 @@ labels! {
     TenantOutcome { tenant: Arc<str>, outcome: &'static str }
     TenantPart { tenant: Arc<str>, part: &'static str }
     UpstreamLabel { tenant: Arc<str>, upstream: Arc<str> }
+    UpstreamState { #[prometheus(flatten)] upstream: UpstreamLabel, state: &'static str }
     UpstreamReason { #[prometheus(flatten)] upstream: UpstreamLabel, reason: &'static str }
     /// `name` is what the component works on: a filter's upstream, a job's schedule, else the role again.
     GuestLabel { tenant: Arc<str>, role: &'static str, name: Arc<str> }
@@ -85,10 +91,13 @@ macro_rules! metrics {
 }
 
 metrics! {
-    upstream_up: Gauge by UpstreamLabel, "1 while the upstream is connected";
+    upstream_state: Gauge by UpstreamState, "1 for the state that the upstream is in, 0 for the others";
     upstream_connections: Counter by UpstreamLabel, "Connections opened to the upstream";
     upstream_failures: Counter by UpstreamReason, "Connections lost or not opened, by reason";
     upstream_rests: Counter by UpstreamLabel, "Connections closed because no client needed them any more";
+    upstream_dropped: Counter by UpstreamReason, "Messages that no filter got and no client, by reason";
+    upstream_unread_seconds: FloatCounter by UpstreamReason,
+        "Time in which the upstream's socket was not read, by what was waited for";
     upstream_messages: Counter by UpstreamLabel, "Messages received from the upstream";
     upstream_bytes: Counter by UpstreamLabel, "Payload bytes received from the upstream";
     guest_calls: Counter by GuestLabel, "Calls of a component that returned";
@@ -179,7 +188,6 @@ handles! {
 handles! {
     /// The metrics of one upstream.
     UpstreamMetrics by UpstreamLabel {
-        up: Gauge = upstream_up;
         connections: Counter = upstream_connections;
         rests: Counter = upstream_rests;
         messages: Counter = upstream_messages;
@@ -332,9 +340,31 @@ impl TenantMetrics {
 }
 
 impl UpstreamMetrics {
+    /// Shows of each state whether it is in it.
+    pub fn set_state(&self, states: impl IntoIterator<Item = (&'static str, bool)>) {
+        for (state, is) in states {
+            let label = UpstreamState { upstream: self.label.clone(), state };
+            self.all.upstream_state.get_or_create(&label).set(i64::from(is));
+        }
+    }
+
+    /// Counts messages that were dropped.
+    pub fn dropped(&self, reason: &'static str, messages: usize) {
+        self.all.upstream_dropped.get_or_create(&self.because(reason)).inc_by(messages as u64);
+    }
+
+    /// Counts time in which it was not read.
+    pub fn unread(&self, reason: &'static str, time: Duration) {
+        self.all.upstream_unread_seconds.get_or_create(&self.because(reason)).inc_by(time.as_secs_f64());
+    }
+
+    fn because(&self, reason: &'static str) -> UpstreamReason {
+        UpstreamReason { upstream: self.label.clone(), reason }
+    }
+
     /// Counts a connection that was lost or not opened.
     pub fn failed(&self, reason: &'static str) {
-        self.all.upstream_failures.get_or_create(&UpstreamReason { upstream: self.label.clone(), reason }).inc();
+        self.all.upstream_failures.get_or_create(&self.because(reason)).inc();
     }
 }
 

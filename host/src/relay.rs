@@ -114,7 +114,7 @@ impl Relay {
             dialer: Arc::new(Dialer::new(proxy)),
         };
         let records = open_records(store, &sound, &metrics)?;
-        let mut tenants = Tenants::new(host.clone(), connector, records);
+        let mut tenants = Tenants::new(host.clone(), connector, records)?;
         for (config, code) in sound {
             tenants.apply(config, &code)?;
         }

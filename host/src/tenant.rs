@@ -11,12 +11,14 @@ use std::{
 
 use arc_swap::ArcSwap;
 use config::{TenantConfig, TenantLimits, grants::Grants};
+use tokio::sync::Semaphore;
 
 use crate::{
     account::{Account, Charge, Reserve},
     channel::Channels,
     delivery::{ClientId, ClientLimits, ClientSources, Shards, Step},
     dial::{Dialer, Lookups},
+    log_lines::LogLines,
     metrics::{Metrics, TenantMetrics},
     rate::Rate,
     state::State,
@@ -24,7 +26,6 @@ use crate::{
     upstream,
 };
 
-mod log_lines;
 mod outbound_limit;
 pub mod places;
 mod process_share;
@@ -32,7 +33,6 @@ mod refusals;
 mod requests;
 pub mod turns;
 
-pub use log_lines::LogLines;
 pub use outbound_limit::{OutboundLimit, OutboundRefused};
 pub use places::{HostPlaces, Places};
 pub use process_share::{MappingShare, ProcessLimits, ProcessShare};
@@ -74,9 +74,11 @@ pub struct Tenant {
     pub places: Places,
     /// Limits its guests' mappings and files.
     pub process: ProcessShare,
-    /// Limits how often its guests publish.
-    pub publications: Rate,
-    pub log_lines: LogLines,
+    /// Limits how often its guests, and its upstreams without a filter, publish.
+    pub publications: Arc<Rate>,
+    /// One permit, for those of its upstreams that always have something to read.
+    pub reading: Arc<Semaphore>,
+    pub log_lines: Arc<LogLines>,
     pub outbound: Arc<OutboundLimit>,
     pub dialer: Arc<Dialer>,
     /// Looks up the names of its partners and of servers that its guests ask.
@@ -144,8 +146,13 @@ impl Tenant {
             turns: Turns::new(guest_threads()),
             places: Places::new(limits.instances, &host.places, Arc::clone(&metrics)),
             process: host.process.share(),
-            publications: Rate::new(limits.publications_per_second),
-            log_lines: LogLines::new(Arc::clone(&config.name), limits.log_lines_per_second, Arc::clone(&metrics)),
+            publications: Arc::new(Rate::new(limits.publications_per_second)),
+            reading: Arc::new(Semaphore::new(1)),
+            log_lines: Arc::new(LogLines::new(
+                Arc::clone(&config.name),
+                limits.log_lines_per_second,
+                Arc::clone(&metrics),
+            )),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             dialer: Arc::clone(&host.dialer),
             lookups: Arc::default(),

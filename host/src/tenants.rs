@@ -25,8 +25,12 @@ use crate::{
     shutdown,
     shutdown::{Stop, Trigger},
     store::{Keep, Store},
+    sync::Mutex,
     tenant::{HostResources, Refusals, Tenant, TenantVersion},
-    upstream::{Connector, Credentials, Need, Sink, Upstream},
+    upstream::{
+        ChannelSink, Connector, Credentials, Need, QueueParts, Sink, Upstream, UpstreamLog, UpstreamThread,
+        filter_queue,
+    },
 };
 
 mod code;
@@ -61,6 +65,7 @@ pub struct Tenants {
     host: HostResources,
     routes: Arc<Routes>,
     connector: Connector,
+    upstream_thread: UpstreamThread,
     /// `None` until a tenant has code.
     guests: Option<Guests>,
     records: Records,
@@ -120,11 +125,12 @@ struct RunningJob {
 }
 
 impl Tenants {
-    pub fn new(host: HostResources, connector: Connector, records: Records) -> Self {
-        Self {
+    pub fn new(host: HostResources, connector: Connector, records: Records) -> io::Result<Self> {
+        Ok(Self {
             host,
             routes: Arc::default(),
             connector,
+            upstream_thread: UpstreamThread::start()?,
             guests: None,
             records,
             running: BTreeMap::new(),
@@ -132,7 +138,7 @@ impl Tenants {
             rested: 0,
             trimmed: Instant::now(),
             upstreams: JoinSet::new(),
-        }
+        })
     }
 
     pub fn routes(&self) -> &Arc<Routes> {
@@ -210,8 +216,9 @@ impl Tenants {
         }
     }
 
-    /// Ends all upstreams, then lets filters and jobs finish what they have.
+    /// Ends all upstreams, then lets filters and jobs finish what they have, within this time.
     pub async fn stop_all(&mut self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         self.running.clear();
         let stopping = async { while self.upstreams.join_next().await.is_some() {} };
         if tokio::time::timeout(timeout, stopping).await.is_err() {
@@ -220,7 +227,7 @@ impl Tenants {
         self.upstreams.abort_all();
         while self.upstreams.join_next().await.is_some() {}
         if let Some(guests) = &mut self.guests {
-            guests.finish(timeout).await;
+            guests.finish(deadline.saturating_duration_since(Instant::now())).await;
         }
     }
 
@@ -250,7 +257,7 @@ impl Tenants {
     ) -> RunningTenant {
         let Before { tenant, config: before, upstreams, dial, handler, api, jobs } = before;
         let plan = Plan::new(before.as_ref(), &config);
-        let upstreams = NextUpstream::all(&plan, &config, &tenant, upstreams);
+        let upstreams = NextUpstream::all(&plan, &config, &tenant, &self.host.metrics, upstreams);
         let handles = upstreams.iter().map(NextUpstream::handle).collect();
         let version = TenantVersion::new(&config, handles, store, code.charges(&tenant));
         tenant.reconfigure(&config, Arc::clone(&version));
@@ -330,20 +337,40 @@ impl Tenants {
         // Pulled when both the upstream and its filter have dropped it.
         let (end, ended) = shutdown::stop();
         let end = Arc::new(end);
+        let metrics = Arc::new(self.host.metrics.upstream(&tenant.name, &config.name));
+        let log = UpstreamLog {
+            tenant: Arc::clone(&tenant.name),
+            upstream: Arc::clone(&config.name),
+            lines: Arc::clone(&tenant.log_lines),
+        };
         let sink = match (&filter, &mut self.guests) {
             (Some(filter), Some(guests)) => {
-                let (queue, worker) = filter::worker(Arc::clone(filter));
-                guests.start_worker(worker, Arc::clone(&end));
+                let version = filter.version();
+                let (queue, inbox) = filter_queue(QueueParts {
+                    overflow: config.overflow,
+                    account: Arc::clone(&tenant.account),
+                    metrics: Arc::clone(&metrics),
+                    log: log.clone(),
+                    waiting: version.guest.metrics.queue.clone(),
+                    max_bytes: version.guest.version.limits.filter_queue,
+                });
+                guests.start_worker(filter::work(Arc::clone(filter), inbox), Arc::clone(&end));
                 Sink::Filter(queue)
             }
-            _ => Sink::Channel(Arc::clone(&tenant.channels), Arc::clone(&config.name)),
+            _ => Sink::Channel(ChannelSink {
+                channels: Arc::clone(&tenant.channels),
+                upstream: Arc::clone(&config.name),
+                rate: Arc::clone(&tenant.publications),
+                tenant: Arc::clone(&tenant.metrics),
+                metrics: Arc::clone(&metrics),
+                overflow: config.overflow,
+                dropping: Mutex::default(),
+            }),
         };
         let need = Need::new(&tenant.channels.demand, config.linger);
-        let metrics = Arc::new(self.host.metrics.upstream(&tenant.name, &config.name));
         let (trigger, stop) = shutdown::stop();
         let credentials = dial.map(|dial| -> Arc<dyn Credentials> { Arc::<Dial>::clone(dial) });
         let upstream = Upstream {
-            tenant: Arc::clone(&tenant.name),
             config: config.clone(),
             sink,
             metrics,
@@ -354,17 +381,20 @@ impl Tenants {
             lookups: Arc::clone(&tenant.lookups),
             credentials,
             reading: Arc::new(Semaphore::new(1)),
+            turns: Arc::clone(&tenant.reading),
+            log,
         };
         let connector = self.connector.clone();
         while self.upstreams.try_join_next().is_some() {}
-        self.upstreams.spawn(async move {
+        let run = async move {
             if let Some(mut before) = before {
                 // A partner allows few connections, so there is never one more.
                 before.wait().await;
             }
             upstream.run(connector, stop).await;
             drop(end);
-        });
+        };
+        self.upstreams.spawn_on(run, self.upstream_thread.runtime());
         RunningUpstream { config, handle, filter, _stop: trigger, ended }
     }
 

@@ -4,31 +4,32 @@
 //! In come the partner's messages, out go publications: straight to channel `main`, or through the tenant's filter. One
 //! task owns the connection. It lives as long as the relay, and opens another connection when one is lost. An upstream
 //! on demand is connected only while the tenant has clients. What arrives faster than a filter takes it waits in a
-//! queue bounded in bytes, and behind that in the partner's socket.
+//! queue bounded in bytes, and behind that in the partner's socket, or is dropped, as the manifest says. All upstreams
+//! are read on one thread, in turns (`turn`).
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{future::pending, pin::pin, sync::Arc, time::Duration};
 
 use config::UpstreamConfig;
 use tokio::{
-    sync::{Semaphore, mpsc},
-    time::Instant,
+    sync::Semaphore,
+    time::{Instant, sleep_until},
 };
-use tracing::{Span, error_span};
-use wire::Frame;
+use tracing::error_span;
 
 use crate::{
     account::Account,
     backoff::Backoff,
-    channel::{Channels, MAIN, Publication},
     dial::{Dialer, Lookups},
+    log_lines::LogLines,
     metrics::UpstreamMetrics,
     shutdown::Stop,
 };
 
 mod connect;
+mod data_timeout;
 mod failure;
 mod files;
-pub mod filter_queue;
+mod filter_queue;
 mod handle;
 mod handshake;
 mod on_demand;
@@ -36,26 +37,29 @@ mod pause;
 mod refusal;
 mod request;
 mod session;
+mod sink;
 mod socket;
-
-pub use filter_queue::{FilterEvent, FilterQueue, QueueRoom};
+mod state;
+mod thread;
+mod turn;
+mod waiting;
 
 pub use crate::upstream::{
     connect::Connector,
-    handle::{Handle, MAX_OUTBOUND, OutboundFrame, SendError, Trouble},
+    filter_queue::{FilterEvent, FilterInbox, Opening, QueueParts, filter_queue},
+    handle::{Handle, Line, MAX_OUTBOUND, OutboundFrame, SendError, SendOptions},
     on_demand::Need,
     request::{Credentials, DialAttempt, MadeCredentials},
-    session::Lost,
+    sink::{ChannelSink, Sink},
+    state::{State, Status, millis_until},
+    thread::UpstreamThread,
 };
 use crate::upstream::{
     connect::{Dialing, NotOpened},
     files::FilesDigest,
     pause::{PAUSES, Pause},
-    session::Session,
+    session::{Lost, Session},
 };
-
-/// Frames from components that wait to be sent.
-const OUTBOUND_FRAMES: usize = 256;
 
 /// A partner that asks for more than this is worth a line of the log.
 const LONG_PAUSE: Duration = Duration::from_secs(3600);
@@ -64,7 +68,6 @@ const HEALTHY: Duration = Duration::from_secs(60);
 
 /// One upstream and what its messages go through.
 pub struct Upstream {
-    pub tenant: Arc<str>,
     pub config: UpstreamConfig,
     pub sink: Sink,
     pub metrics: Arc<UpstreamMetrics>,
@@ -78,19 +81,28 @@ pub struct Upstream {
     pub credentials: Option<Arc<dyn Credentials>>,
     /// One permit to read its files.
     pub reading: Arc<Semaphore>,
+    /// One permit to read sockets, for those of the tenant's upstreams that always have something to read.
+    pub turns: Arc<Semaphore>,
+    pub log: UpstreamLog,
 }
 
-/// Where messages go.
-pub enum Sink {
-    /// To channel `main`, unchanged, from the upstream of this name.
-    Channel(Arc<Channels>, Arc<str>),
-    Filter(FilterQueue),
+/// An upstream's lines of the log, within the tenant's limit.
+#[derive(Clone)]
+pub struct UpstreamLog {
+    pub tenant: Arc<str>,
+    pub upstream: Arc<str>,
+    pub lines: Arc<LogLines>,
 }
 
-/// What components want sent on one connection. What is left at its end is dropped.
-struct Outbound {
-    sender: mpsc::Sender<OutboundFrame>,
-    frames: mpsc::Receiver<OutboundFrame>,
+impl UpstreamLog {
+    /// Writes a line with the names of tenant and upstream. They are put around each line, because the task would enter
+    /// and leave them at each message.
+    fn say(&self, line: impl FnOnce()) {
+        if self.lines.take() {
+            // At the level of errors, so that no choice of level takes the names away from a line.
+            error_span!("upstream", tenant.name = %self.tenant, upstream.name = %self.upstream).in_scope(line);
+        }
+    }
 }
 
 /// How a connection ended.
@@ -98,7 +110,7 @@ enum Ended {
     /// It could not be opened.
     NotOpened(NotOpened),
     /// It was lost after this time.
-    Lost(Duration, String),
+    Lost(Duration, Lost),
     /// Nobody needs it any more, after this time.
     Unneeded(Duration),
     /// The relay stops.
@@ -108,14 +120,23 @@ enum Ended {
 impl Upstream {
     /// Keeps the upstream connected while it is needed, until told to stop.
     pub async fn run(mut self, connector: Connector, mut stop: Stop) {
+        let handle = Arc::clone(&self.handle);
+        self.keep_connected(&connector, &mut stop).await;
+        handle.ended();
+    }
+
+    async fn keep_connected(&mut self, connector: &Connector, stop: &mut Stop) {
         let mut backoff = Backoff::new(PAUSES);
         let mut attempts = Attempts::default();
         while !stop.is_set() {
+            if !self.need.is_there() {
+                self.handle.set(Status::new(State::Resting));
+            }
             tokio::select! {
                 () = self.need.begins() => {}
                 () = stop.wait() => return,
             }
-            let ended = self.connection(&connector, &mut attempts, &mut stop).await;
+            let ended = self.connection(connector, &mut attempts, stop).await;
             if stop.is_set() {
                 return;
             }
@@ -123,20 +144,23 @@ impl Upstream {
                 Ended::Stopped => return,
                 Ended::Unneeded(healthy) => {
                     reset_if_healthy(&mut backoff, healthy);
-                    self.span().in_scope(|| tracing::info!("upstream rests"));
+                    self.log.say(|| tracing::info!("upstream rests"));
                     continue;
                 }
-                Ended::Lost(healthy, reason) => {
-                    reset_if_healthy(&mut backoff, healthy);
+                Ended::Lost(healthy, lost) => {
+                    // One that has said nothing is no sign of health.
+                    if !matches!(lost, Lost::Stale(_)) {
+                        reset_if_healthy(&mut backoff, healthy);
+                    }
                     let pause = Pause::after_loss(&mut backoff);
                     let retry_ms = pause.time.as_millis();
-                    self.span().in_scope(|| tracing::warn!(error = %reason, retry_ms, "upstream lost, reconnecting"));
-                    (reason, pause, None)
+                    self.log.say(|| tracing::warn!(error = %lost, retry_ms, "upstream lost, reconnecting"));
+                    (lost.to_string(), pause, None)
                 }
                 Ended::NotOpened(NotOpened { error, files }) => {
                     let pause = Pause::after(&error, &mut backoff);
                     let retry_ms = pause.time.as_millis();
-                    self.span().in_scope(|| {
+                    self.log.say(|| {
                         tracing::warn!(%error, retry_ms, "upstream not connected, trying again");
                         if error.retry_after().is_some_and(|after| after > LONG_PAUSE) {
                             tracing::warn!(retry_ms, "the partner asks to be left alone for more than an hour");
@@ -146,48 +170,50 @@ impl Upstream {
                 }
             };
             let made_with = Made { files, version: attempts.version };
-            self.pause(reason, &pause, made_with, &mut stop).await;
+            self.pause(&reason, &pause, made_with, stop).await;
+            attempts.reason = Some(reason);
         }
     }
 
     /// Waits before the next connection. A client that comes now waits too: the partner is in no better state for it.
-    async fn pause(&self, why: String, pause: &Pause, Made { files, version }: Made, stop: &mut Stop) {
-        self.handle.set_trouble(Some(Trouble { why, until: Instant::now() + pause.time }));
-        let other_files = async {
+    async fn pause(&mut self, why: &str, pause: &Pause, Made { files, version }: Made, stop: &mut Stop) {
+        let Self { config, credentials, reading, need, handle, log, .. } = self;
+        let until = Instant::now() + pause.time;
+        let mut other_files = pin!(async {
             match files {
-                Some(files) => files.change(&self.config, &self.reading).await,
+                Some(files) => files.change(config, reading).await,
                 None => pending().await,
             }
-        };
-        let other_code = async {
-            match &self.credentials {
+        });
+        let mut other_code = pin!(async {
+            match credentials {
                 Some(credentials) => credentials.changed(version).await,
                 None => pending().await,
             }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(pause.time) => {}
-            () = other_files, if pause.ends_with_credentials => self.connects_anew("a secret file has changed"),
-            () = other_code, if pause.ends_with_credentials => self.connects_anew("the dial component has changed"),
-            () = stop.wait() => {}
+        });
+        let connects_anew = |why: &str| log.say(|| tracing::info!(why, "upstream waits no longer"));
+        loop {
+            handle.set(match need.is_there() {
+                true => Status { until: Some(until), ..Status::because(State::Connecting, why) },
+                false => Status::new(State::Resting),
+            });
+            tokio::select! {
+                () = sleep_until(until) => return,
+                () = &mut other_files, if pause.ends_with_credentials => return connects_anew("a secret file has changed"),
+                () = &mut other_code, if pause.ends_with_credentials => {
+                    return connects_anew("the dial component has changed");
+                }
+                () = need.changed() => {}
+                () = stop.wait() => return,
+            }
         }
-    }
-
-    fn connects_anew(&self, why: &str) {
-        self.span().in_scope(|| tracing::info!(why, "upstream waits no longer"));
-    }
-
-    /// Names tenant and upstream in a line that is written within it. It is made for each line, because the task would
-    /// enter and leave it at each message.
-    fn span(&self) -> Span {
-        // At the level of errors, so that no choice of level takes the names away from a line.
-        error_span!("upstream", tenant.name = %self.tenant, upstream.name = %self.config.name)
     }
 
     /// Runs one connection from its opening to its end.
     async fn connection(&mut self, connector: &Connector, attempts: &mut Attempts, stop: &mut Stop) -> Ended {
         attempts.number = attempts.number.saturating_add(1);
         attempts.version = self.credentials.as_ref().map_or(0, |credentials| credentials.version());
+        self.handle.set(Status { reason: attempts.reason.clone(), ..Status::new(State::Connecting) });
         let dialing = Dialing {
             config: &self.config,
             dialer: &self.dialer,
@@ -210,37 +236,37 @@ impl Upstream {
                 return Ended::NotOpened(not_opened);
             }
         };
-        *attempts = Attempts::default();
+        let Attempts { connections, stale, .. } = *attempts;
+        *attempts = Attempts { connections: connections + 1, stale, ..Attempts::default() };
         self.metrics.connections.inc();
-        self.span().in_scope(|| tracing::info!("upstream connected"));
+        self.log.say(|| tracing::info!("upstream connected"));
+        if let Sink::Filter(_) = self.sink {
+            self.handle.set(Status::because(State::Connecting, "connected, and waits for the filter's on-open"));
+        }
         let since = Instant::now();
-        let mut outbound = Outbound::new();
-        let up = Up::new(&self.metrics, &self.handle, &outbound);
         let session = Session {
             socket,
-            idle_timeout: self.config.idle_timeout,
+            number: attempts.connections,
+            config: &self.config,
             sink: &self.sink,
             metrics: &self.metrics,
-            outbound: &mut outbound,
+            handle: &self.handle,
+            log: &self.log,
+            turns: &self.turns,
             need: &mut self.need,
             stop,
+            stale: &mut attempts.stale,
         };
         let lost = session.run().await;
-        // From here on it takes no more frames.
-        drop((up, outbound));
         let rests = matches!(lost, Lost::Unneeded);
         if rests {
             self.metrics.rests.inc();
         } else {
             self.metrics.failed(lost.reason());
         }
-        let reason = lost.to_string();
-        match &self.sink {
-            Sink::Filter(filter) => filter.close(reason.clone()).await,
-            Sink::Channel(channels, upstream) => channels.lost(upstream),
-        }
+        self.sink.close(attempts.connections, lost.to_string());
         let healthy = since.elapsed();
-        if rests { Ended::Unneeded(healthy) } else { Ended::Lost(healthy, reason) }
+        if rests { Ended::Unneeded(healthy) } else { Ended::Lost(healthy, lost) }
     }
 }
 
@@ -252,9 +278,15 @@ struct Made {
     version: u64,
 }
 
-/// The attempts since the last connection.
+/// The connections, and the attempts since the last one.
 #[derive(Default)]
 struct Attempts {
+    /// How many there were.
+    connections: u64,
+    /// Whether a message was overdue on the last one, and has not come since.
+    stale: bool,
+    /// Why there is none.
+    reason: Option<String>,
     number: u32,
     /// The status of the partner's last answer.
     last_status: Option<u16>,
@@ -266,61 +298,6 @@ struct Attempts {
 fn reset_if_healthy(backoff: &mut Backoff, healthy: Duration) {
     if healthy >= HEALTHY {
         backoff.reset();
-    }
-}
-
-impl Sink {
-    /// Passes a burst on, in order. `false`: there is no memory for it.
-    async fn accept(&self, burst: Vec<Frame>) -> bool {
-        match self {
-            Self::Channel(channels, upstream) => {
-                let main: Arc<str> = MAIN.into();
-                let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data };
-                // What is refused has been counted.
-                channels.publish(burst.into_iter().map(publish).collect(), Some(upstream)).await;
-                true
-            }
-            Self::Filter(filter) => filter.frames(burst).await,
-        }
-    }
-
-    /// Returns the frames to send first on a new connection. `None`: the filter's call failed.
-    ///
-    /// `outbound` is for what is to be sent later.
-    async fn opening(&self, outbound: &mpsc::Sender<OutboundFrame>) -> Option<Vec<Frame>> {
-        match self {
-            Self::Channel(..) => Some(Vec::new()),
-            Self::Filter(filter) => filter.open(outbound.clone()).await,
-        }
-    }
-}
-
-impl Outbound {
-    fn new() -> Self {
-        let (sender, frames) = mpsc::channel(OUTBOUND_FRAMES);
-        Self { sender, frames }
-    }
-}
-
-/// Shows the upstream as connected until this is dropped.
-struct Up<'a> {
-    metrics: &'a UpstreamMetrics,
-    handle: &'a Handle,
-}
-
-impl<'a> Up<'a> {
-    fn new(metrics: &'a UpstreamMetrics, handle: &'a Handle, outbound: &Outbound) -> Self {
-        metrics.up.set(1);
-        handle.set_trouble(None);
-        *handle.outbound() = Some(outbound.sender.clone());
-        Self { metrics, handle }
-    }
-}
-
-impl Drop for Up<'_> {
-    fn drop(&mut self) {
-        self.metrics.up.set(0);
-        *self.handle.outbound() = None;
     }
 }
 

@@ -16,14 +16,16 @@ async fn upstreams_that_are_down_are_in_the_body_of_a_ready_relay() {
     let folder = Folder::new("").tenant("one", &up.url(), "").tenant("two", &down.url(), "");
     let relay = Relay::serve(folder).await;
     let peer = up.accept().await;
-    let expected = json!({ "one": { "upstreams": { "feed": "up" } }, "two": { "upstreams": { "feed": "down" } } });
+    let expected =
+        json!({ "one": { "upstreams": { "feed": "live" } }, "two": { "upstreams": { "feed": "connecting" } } });
     shows(&relay, &expected).await;
     let (status, body) = relay.get("/healthz").await;
     assert_eq!(status, 200, "{body}");
 
     drop(peer);
     up.stop().await;
-    let expected = json!({ "one": { "upstreams": { "feed": "down" } }, "two": { "upstreams": { "feed": "down" } } });
+    let expected =
+        json!({ "one": { "upstreams": { "feed": "connecting" } }, "two": { "upstreams": { "feed": "connecting" } } });
     shows(&relay, &expected).await;
 }
 
@@ -54,7 +56,10 @@ async fn metrics_follow_clients_and_deliveries() {
     relay.metric_reaches("edge_relay_deliveries_total", &TENANT, 15.0).await;
     assert_eq!(relay.metric_reaches("edge_relay_publications_total", &TENANT, 5.0).await, 5.0);
     assert_eq!(relay.metric("edge_relay_upstream_messages_total", &TENANT).await, 5.0);
-    assert_eq!(relay.metric("edge_relay_upstream_up", &[("tenant", "t"), ("upstream", "feed")]).await, 1.0);
+    assert_eq!(
+        relay.metric("edge_relay_upstream_state", &[("tenant", "t"), ("upstream", "feed"), ("state", "live")]).await,
+        1.0
+    );
     clients.clear();
     relay.clients_closed("client", 3.0).await;
     until("nobody left", async || match relay.metric("edge_relay_clients", &TENANT).await {
@@ -84,7 +89,7 @@ async fn metrics_are_in_prometheus_text_format() {
         assert!(family.starts_with("edge_relay_"), "{family}");
     }
     for wanted in [
-        "edge_relay_upstream_up",
+        "edge_relay_upstream_state",
         "edge_relay_upstream_connections",
         "edge_relay_upstream_failures",
         "edge_relay_upstream_messages",

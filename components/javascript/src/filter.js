@@ -13,13 +13,13 @@ import { forget, keep, PRODUCTS, PUBLIC } from "./state.js";
 const seen = new Map();
 
 export const filter = {
-  // A connection was opened. Text is { tag: "text", val: "…" }, binary { tag: "binary", val: Uint8Array }.
-  onOpen(_upstream) {
+  // This instance is to serve a connection, new or not. Text is { tag: "text", val: "…" }, binary { tag: "binary", val: Uint8Array }.
+  onOpen(_upstream, _connection) {
     const subscribe = setting("subscribe");
     return subscribe == null ? [] : [{ tag: "text", val: subscribe }];
   },
 
-  onFrames(_upstream, frames) {
+  onFrames(_upstream, _connection, frames) {
     const known = seen.size;
     const publications = frames.map(publication).filter((made) => made !== undefined);
     // One call for the whole batch, since each call goes through the host.
@@ -28,11 +28,11 @@ export const filter = {
       keep(PUBLIC, [...changed].map((product) => [product, seen.get(product)]));
       if (seen.size > known) keep(PRODUCTS, [...seen.keys()].map((product) => [product, ""]));
     });
-    return publications;
+    return publications.map((made) => ({ tag: "publish", val: made }));
   },
 
   // Without the exchange the state would be out of date.
-  onClose(_upstream, _reason) {
+  onClose(_upstream, _connection, _reason) {
     seen.clear();
     attempt("on-close", () => {
       forget(PUBLIC);

@@ -40,7 +40,7 @@ pub use crate::{
     secrets::{SecretFile, secret},
     tenants::{PassedOver, RefusedTenant, Tenants, TenantsFolder, meet},
     units::duration,
-    upstream::{Credential, HeaderNames, Subprotocols, TlsConfig, UpstreamConfig, header_value},
+    upstream::{Credential, HeaderNames, Overflow, Subprotocols, TlsConfig, UpstreamConfig, header_value},
     url::{PartnerUrl, UrlError},
 };
 

@@ -119,6 +119,8 @@ macro_rules! limits {
 }
 
 limits! {
+    /// Most upstreams. Each is a connection to a partner, and a file of the process.
+    upstreams "upstreams" Count: 32, 1 => 1000;
     /// Most bytes of linear memory in one instance. The range is from what a small guest starts with to all that 32
     /// bits can address.
     memory "memory" Bytes: 64 << 20, 1 << 20 => 4 << 30;
@@ -133,6 +135,9 @@ limits! {
     /// Longest call of the filter, host calls included. The engine's clock ticks every millisecond. Above the range a
     /// guest that hangs would pass for a busy one.
     filter_call "filter-call" Time: Duration::from_secs(1), Duration::from_millis(10) => Duration::from_secs(60);
+    /// Most bytes of one upstream's messages that wait for the filter. A single larger message may wait alone. Below the
+    /// range hardly a burst fits; the top is more than a filter catches up with.
+    filter_queue "filter-queue" Bytes: 64 << 20, 64 << 10 => 4 << 30;
     /// Longest call of the dial component, host calls included. It may ask other servers for a token.
     dial_call "dial-call" Time: Duration::from_secs(10), Duration::from_millis(10) => Duration::from_secs(60);
     /// Longest call of the job, host calls included. A job may wait for other servers, but not for ever.
@@ -168,7 +173,7 @@ limits! {
     channels "channels" Count: 10_000, 2 => 1_000_000;
     /// Largest payload that a component publishes, in bytes. The default is that of an upstream's message.
     publication "publication" Bytes: 16 << 20, 1 => 64 << 20;
-    /// Most publications that all components together may make per second; as many may come at once. More than a
+    /// Most publications of all components, and of upstreams without a filter, per second; as many may come at once. More than a
     /// hundred times what one core filters would be no limit.
     publications_per_second "publications-per-second" Count: 1_000_000, 1 => 100_000_000;
     /// Most bytes of all channels' logs together. The range is from one log of the least size to more memory than most

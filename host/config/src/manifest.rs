@@ -87,7 +87,8 @@ fn tenant(
     let listed = root.take("upstream").and_then(|value| value.array("an array of tables, each headed [[upstream]]"));
     let listed = listed.unwrap_or_default();
     let has_upstream = !listed.is_empty();
-    let upstreams = upstreams(listed, &secrets);
+    let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
+    let upstreams = upstreams(listed, limits.upstreams, &secrets);
     let components = root.section("components");
     let listed = root.take("schedule");
     let components = Components::read(components, Home { folder, held }, has_upstream, listed.as_ref());
@@ -114,7 +115,6 @@ fn tenant(
     let own: Vec<_> =
         code.iter().map(|file| file.as_path()).chain(grants.files.iter().map(PathBuf::as_path)).chain(kept).collect();
     refuse_hard_links(&root, &grants, &own);
-    let limits = TenantLimits::read(root.section("limits"), &bounds.caps);
     root.finish();
 
     let Components { dial, filter, client, api, job, named } = components;
@@ -257,7 +257,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Credential,
+        Credential, Overflow,
         grants::{Allowed, AllowedNetwork},
     };
 
@@ -543,6 +543,39 @@ api-body = 0
     }
 
     #[test]
+    fn data_timeout_and_overflow() {
+        let upstream = |keys: &str| {
+            let text = format!("name = 'a'\n[[upstream]]\nname = 'f'\nurl = 'ws://f'\n{keys}");
+            let UpstreamConfig { data_timeout, overflow, .. } = parsed(&text).unwrap().upstreams[0];
+            (data_timeout, overflow)
+        };
+        assert_eq!(upstream(""), (None, Overflow::Wait));
+        let written = upstream("data-timeout = '10s'\noverflow = 'drop'");
+        assert_eq!(written, (Some(Duration::from_secs(10)), Overflow::Drop));
+        assert_eq!(upstream("overflow = 'wait'").1, Overflow::Wait);
+        for (line, found) in [
+            ("overflow = 'block'", "overflow: \"block\" is not known; write \"wait\" or \"drop\""),
+            ("data-timeout = '10ms'", "data-timeout: \"10ms\" is out of range; write \"1s\" to \"24h\""),
+        ] {
+            assert_eq!(upstream_problem(line), found);
+        }
+    }
+
+    #[test]
+    fn upstreams_have_a_limit() {
+        let manifest = |count: usize, limit: &str| {
+            let one = |nth| format!("[[upstream]]\nname = 'f{nth}'\nurl = 'ws://f'\n");
+            let listed: String = (0..count).map(one).collect();
+            parsed(&format!("name = 'a'\n{listed}{limit}"))
+        };
+        assert_eq!(manifest(32, "").unwrap().upstreams.len(), 32);
+        assert_eq!(manifest(1000, "[limits]\nupstreams = 1000\n").unwrap().upstreams.len(), 1000);
+        let found = manifest(9000, "").unwrap_err().to_string();
+        let rule = "upstream: is one upstream too many: there are 9000, and limits.upstreams is 32; remove some, or write a higher limit";
+        assert_eq!(found, format!("tenant.toml:98: {rule}"));
+    }
+
+    #[test]
     fn half_a_manifest() {
         for end in 0..GOOD.len() {
             let _ = parsed(&GOOD[..end]);
@@ -562,7 +595,7 @@ api-body = 0
     /// A large hostile manifest must not take long.
     #[test]
     fn a_mebibyte_of_mistakes() {
-        for line in ["k{}=1\n", "[[upstream]]\nname='a{}'\n", "[channels.'{}*a']\n", "[[upstream]]\n"] {
+        for line in ["k{}=1\n", "[[schedule]]\nname='a{}'\n", "[channels.'{}*a']\n", "[[schedule]]\n"] {
             let mut text = String::from("name = 'a'\n");
             for index in 0.. {
                 if text.len() + line.len() + 8 > 1 << 20 {

@@ -432,7 +432,7 @@ mod tests {
             ("tenants/3/tenant.toml", "name = 'b'\n"),
         ];
         let expected = [
-            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, components, schedule, cors, compression, channels, records, settings, grants, limits",
+            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, limits, components, schedule, cors, compression, channels, records, settings, grants",
             "tenants/1/tenant.toml:1: name: \"a\" is also the name in tenants/2/tenant.toml; give each tenant its own",
             "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
         ];

@@ -36,6 +36,10 @@ pub struct UpstreamConfig {
     pub reach: Reach,
     /// Longest time without a byte before the connection counts as dead.
     pub idle_timeout: Duration,
+    /// Longest time without a message before it counts as stale. `None`: messages may be as far apart as they like.
+    pub data_timeout: Option<Duration>,
+    /// What becomes of messages that come faster than they may.
+    pub overflow: Overflow,
     /// Largest message accepted, in bytes. One frame may be as large.
     pub max_message: usize,
     /// `connect = "on-demand"`: how long it stays connected after its last client leaves. `None`: it is always
@@ -61,6 +65,8 @@ impl UpstreamConfig {
             tls: TlsConfig::default(),
             reach: Reach::Anywhere,
             idle_timeout: Self::IDLE_TIMEOUT,
+            data_timeout: None,
+            overflow: Overflow::default(),
             max_message: Self::MAX_MESSAGE,
             linger: None,
         }
@@ -75,6 +81,16 @@ impl UpstreamConfig {
         });
         credentials.chain(self.tls.files())
     }
+}
+
+/// What becomes of messages that a filter is too slow for, or that are more than the tenant may publish.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// The partner is read no further until there is room.
+    #[default]
+    Wait,
+    /// The oldest are dropped, and clients are told of a gap.
+    Drop,
 }
 
 /// `[upstream.tls]`.

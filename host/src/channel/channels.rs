@@ -171,6 +171,15 @@ impl Channels {
         }
     }
 
+    /// Begins a new epoch in a channel, if it exists and has publications in the present one. Called when a component
+    /// knows that something is missing.
+    #[allow(clippy::unused_async)]
+    pub async fn gap(&self, channel: &str) {
+        if let Some(channel) = self.get(channel) {
+            channel.gap();
+        }
+    }
+
     /// Begins a new epoch in one channel, if it has publications of an upstream. Called when the filter changes what it
     /// subscribes to upstream for this channel.
     pub fn interrupted(&self, channel: &str, upstream: &Arc<str>) {

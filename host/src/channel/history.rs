@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use config::History;
 use wire::{Entry, Frame, Key, Page, Position};
 
-use crate::channel::{Channel, ChannelState, Chunk, Since, snapshot::LogEnd};
+use crate::channel::{Channel, ChannelState, Chunk, Since, sequence::Sequencer, snapshot::LogEnd};
 
 /// Most bytes of payloads in one page. Only its first publication may have more.
 const MAX_PAGE_BYTES: usize = 1 << 20;
@@ -118,9 +118,19 @@ impl Channel {
 
     /// Begins a new epoch, if this one has publications of an upstream that was lost. Readers are told of the gap.
     pub(super) fn lost(&self, upstream: &Arc<str>) {
+        self.interrupt(|sequencer| sequencer.lost(upstream));
+    }
+
+    /// Begins a new epoch, if there is something in the present one.
+    pub(super) fn gap(&self) {
+        self.interrupt(Sequencer::gap);
+    }
+
+    /// Begins an epoch that is said to begin at a position, if one is.
+    fn interrupt(&self, begin: impl FnOnce(&mut Sequencer) -> Option<Position>) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let Some(first) = state.sequencer.lost(upstream) else { return };
+        let Some(first) = begin(&mut state.sequencer) else { return };
         self.metrics.epochs.inc();
         let seq = state.log.next_seq();
         let keep = state.keep(seq);

@@ -43,6 +43,8 @@ pub enum Refused {
     Channels(usize),
     #[error("the tenant's logs have reached their limit of bytes")]
     Bytes,
+    #[error("the host takes no publication with an id yet")]
+    Id,
     #[error("one call makes more publications than the host takes")]
     Count,
     #[error("the tenant has no such channel")]
@@ -60,6 +62,7 @@ impl Refused {
             Self::Rate(_) => "rate",
             Self::Channels(_) => "channels",
             Self::Bytes => "bytes",
+            Self::Id => "id",
             Self::Count => "count",
             Self::NotAllowed => "not_allowed",
         }

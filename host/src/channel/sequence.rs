@@ -61,8 +61,13 @@ impl Sequencer {
     /// Begins a new epoch, if this one has publications of an upstream that was lost. Returns the new epoch's first
     /// position.
     pub fn lost(&mut self, upstream: &Arc<str>) -> Option<Position> {
+        self.upstreams.contains(upstream).then(|| self.gap()).flatten()
+    }
+
+    /// Begins a new epoch, whoever has published in the present one.
+    pub fn gap(&mut self) -> Option<Position> {
         // An epoch without publications need not end: no client has a position in it.
-        if !self.upstreams.contains(upstream) || self.epoch_start == self.next_offset {
+        if self.epoch_start == self.next_offset {
             return None;
         }
         self.epoch = new_epoch();

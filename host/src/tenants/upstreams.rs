@@ -6,6 +6,7 @@ use config::{TenantConfig, UpstreamConfig};
 
 use crate::{
     component::LiveFilter,
+    metrics::Metrics,
     shutdown::{Stop, Trigger},
     tenant::Tenant,
     tenants::plan::{Change, Plan},
@@ -38,16 +39,22 @@ pub enum NextUpstream {
 impl NextUpstream {
     /// Carries out a plan, as far as that can be done before the new version runs. Upstreams that are to be removed or
     /// changed are told to end.
-    pub fn all(plan: &Plan, now: &TenantConfig, tenant: &Tenant, mut before: Vec<RunningUpstream>) -> Vec<Self> {
+    pub fn all(
+        plan: &Plan,
+        now: &TenantConfig,
+        tenant: &Tenant,
+        metrics: &Arc<Metrics>,
+        mut before: Vec<RunningUpstream>,
+    ) -> Vec<Self> {
         let next = |config: &UpstreamConfig| {
             let at = before.iter().position(|running| running.config.name == config.name);
             let running = at.map(|at| before.swap_remove(at));
             match (plan.upstreams.get(&config.name), running) {
                 (Some(Change::Keep), Some(running)) => Self::Kept(running),
                 (_, running) => {
-                    let demand = config.linger.map(|_| Arc::clone(&tenant.channels.demand));
-                    let account = Arc::clone(&tenant.account);
-                    let handle = Arc::new(Handle::new(Arc::clone(&config.name), demand, account));
+                    let (name, account) = (Arc::clone(&config.name), Arc::clone(&tenant.account));
+                    let metrics = Arc::new(metrics.upstream(&tenant.name, &name));
+                    let handle = Arc::new(Handle::new(name, config.data_timeout, metrics, account));
                     Self::New { config: config.clone(), handle, before: running.map(|running| running.ended) }
                 }
             }

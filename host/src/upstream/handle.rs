@@ -1,18 +1,31 @@
 //! What others may know of an upstream, and how they reach its connection.
 
-use std::sync::{Arc, MutexGuard};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use wire::Frame;
 
 use crate::{
     account::{Account, Charge, Part},
-    demand::Demand,
+    metrics::UpstreamMetrics,
     sync::Mutex,
+    upstream::state::{State, Status},
 };
 
 /// Largest frame of a component, in bytes: subscriptions are small.
 pub const MAX_OUTBOUND: usize = 1 << 20;
+/// Frames from components that wait to be sent, and as many that are to be first.
+const OUTBOUND_FRAMES: usize = 256;
 
 /// A frame that a component wants sent, on the tenant's account while it waits.
 pub struct OutboundFrame {
@@ -31,23 +44,61 @@ impl OutboundFrame {
 /// What others may know of an upstream, and how they reach it.
 pub struct Handle {
     pub name: Arc<str>,
-    /// `None`: the upstream is always connected.
-    demand: Option<Arc<Demand>>,
-    /// The way to the connection for what components want sent. `None`: there is no connection.
-    outbound: Mutex<Option<mpsc::Sender<OutboundFrame>>>,
-    /// Why there is no connection.
-    trouble: Mutex<Option<Trouble>>,
+    status: Mutex<Status>,
+    /// Whether the metric has the state: another upstream of the same name may have had it before.
+    is_shown: AtomicBool,
+    /// The way to the connection. `None`: there is none to send on.
+    line: Mutex<Option<Line>>,
+    expected: watch::Sender<Expected>,
+    metrics: Arc<UpstreamMetrics>,
     account: Arc<Account>,
 }
 
-/// Why an upstream is not connected, and when it is tried again.
-#[derive(Clone, Debug)]
-pub struct Trouble {
-    pub why: String,
-    pub until: Instant,
+/// The way to one connection.
+#[derive(Clone)]
+pub struct Line {
+    /// Which connection it is.
+    pub connection: u64,
+    /// What components want sent.
+    pub frames: mpsc::Sender<OutboundFrame>,
+    /// What they want sent before that.
+    first: mpsc::Sender<OutboundFrame>,
+    /// Why they want another connection.
+    reconnect: mpsc::Sender<String>,
 }
 
-/// Why none of the frames were taken.
+/// The connection's end of its line. What is left in it at the end is dropped.
+pub struct Outbound {
+    frames: mpsc::Receiver<OutboundFrame>,
+    first: mpsc::Receiver<OutboundFrame>,
+    reconnect: mpsc::Receiver<String>,
+}
+
+/// What a component wants of a connection.
+pub enum Wish {
+    Send(OutboundFrame),
+    /// Another connection, for this reason.
+    Reconnect(String),
+}
+
+/// How soon a message is expected, and since when.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// `None`: at no time.
+    pub within: Option<Duration>,
+    pub since: Instant,
+}
+
+/// On which connection frames are to be sent, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SendOptions {
+    /// `None`: on the one that there is.
+    pub connection: Option<u64>,
+    /// Before those that already wait.
+    pub first: bool,
+}
+
+/// Why none of the frames were taken, or a wish was not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     #[error("the manifest names no such upstream")]
@@ -62,63 +113,144 @@ pub enum SendError {
     TooLarge,
 }
 
+impl Line {
+    pub fn new(connection: u64) -> (Self, Outbound) {
+        let (frames, frames_end) = mpsc::channel(OUTBOUND_FRAMES);
+        let (first, first_end) = mpsc::channel(OUTBOUND_FRAMES);
+        // One wish is enough.
+        let (reconnect, reconnect_end) = mpsc::channel(1);
+        let line = Self { connection, frames, first, reconnect };
+        (line, Outbound { frames: frames_end, first: first_end, reconnect: reconnect_end })
+    }
+}
+
+impl Outbound {
+    /// Returns what is wanted next; frames only if they may be sent already. It may be cancelled without loss.
+    pub async fn next(&mut self, sends: bool) -> Wish {
+        tokio::select! {
+            biased;
+            Some(reason) = self.reconnect.recv() => Wish::Reconnect(reason),
+            Some(frame) = self.first.recv(), if sends => Wish::Send(frame),
+            Some(frame) = self.frames.recv(), if sends => Wish::Send(frame),
+            // Nobody has the line any more.
+            else => pending().await,
+        }
+    }
+}
+
 impl Handle {
-    /// `demand`: whose clients it is connected for. `None`: it is always to be connected.
-    pub fn new(name: Arc<str>, demand: Option<Arc<Demand>>, account: Arc<Account>) -> Self {
-        Self { name, demand, outbound: Mutex::default(), trouble: Mutex::default(), account }
-    }
-
-    fn is_up(&self) -> bool {
-        self.outbound().is_some()
-    }
-
-    /// Returns one word for an operator: `up`, `down`, or `resting` while nobody needs it.
-    pub fn state(&self) -> &'static str {
-        if self.is_up() {
-            "up"
-        } else if self.demand.as_ref().is_some_and(|demand| !demand.has_clients()) {
-            "resting"
-        } else {
-            "down"
+    /// `data_timeout`: what the manifest says of it.
+    pub fn new(
+        name: Arc<str>,
+        data_timeout: Option<Duration>,
+        metrics: Arc<UpstreamMetrics>,
+        account: Arc<Account>,
+    ) -> Self {
+        Self {
+            name,
+            status: Mutex::new(Status::new(State::Connecting)),
+            is_shown: AtomicBool::new(false),
+            line: Mutex::default(),
+            expected: watch::Sender::new(Expected { within: data_timeout, since: Instant::now() }),
+            metrics,
+            account,
         }
     }
 
-    /// Why there is no connection, after an attempt that failed.
-    pub fn trouble(&self) -> Option<Trouble> {
-        self.trouble.lock().clone()
-    }
-
-    /// Notes why there is none, or that there is one.
-    pub(super) fn set_trouble(&self, trouble: Option<Trouble>) {
-        *self.trouble.lock() = trouble;
-    }
-
-    /// Whether there is a connection to the partner.
+    /// What it is doing.
     ///
-    /// Async for the day when another node has the connection, as is [`Handle::send`]; here neither ever waits.
+    /// Async for the day when another node has the connection, as are the functions below; here none ever waits.
     #[allow(clippy::unused_async)]
-    pub async fn is_connected(&self) -> bool {
-        self.is_up()
+    pub async fn status(&self) -> Status {
+        self.status_here()
+    }
+
+    /// What it is doing on this node.
+    pub fn status_here(&self) -> Status {
+        self.status.lock().clone()
+    }
+
+    /// Frames that wait to be sent.
+    #[allow(clippy::unused_async)]
+    pub async fn queued(&self) -> usize {
+        let waiting = |queue: &mpsc::Sender<OutboundFrame>| queue.max_capacity() - queue.capacity();
+        self.line.lock().as_ref().map_or(0, |line| waiting(&line.frames) + waiting(&line.first))
     }
 
     /// Queues frames for the partner, all or none.
     #[allow(clippy::unused_async)]
-    pub async fn send(&self, frames: Vec<Frame>) -> Result<(), SendError> {
+    pub async fn send(&self, frames: Vec<Frame>, options: SendOptions) -> Result<(), SendError> {
         if frames.iter().any(|frame| frame.bytes.len() > MAX_OUTBOUND) {
             return Err(SendError::TooLarge);
         }
         let frames: Option<Vec<_>> = frames.into_iter().map(|frame| OutboundFrame::new(frame, &self.account)).collect();
         let frames = frames.ok_or(SendError::Memory)?;
-        let outbound = self.outbound();
-        let outbound = outbound.as_ref().ok_or(SendError::Disconnected)?;
-        let room = outbound.try_reserve_many(frames.len()).map_err(|_| SendError::Full)?;
+        let line = self.line.lock();
+        let line = line.as_ref().filter(|line| options.connection.is_none_or(|number| number == line.connection));
+        let Line { frames: queue, first, .. } = line.ok_or(SendError::Disconnected)?;
+        let queue = if options.first { first } else { queue };
+        let room = queue.try_reserve_many(frames.len()).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(()) => SendError::Full,
+            mpsc::error::TrySendError::Closed(()) => SendError::Disconnected,
+        })?;
         for (place, frame) in room.zip(frames) {
             place.send(frame);
         }
         Ok(())
     }
 
-    pub(super) fn outbound(&self) -> MutexGuard<'_, Option<mpsc::Sender<OutboundFrame>>> {
-        self.outbound.lock()
+    /// Expects a message within this time from now on. `None`: expects none.
+    #[allow(clippy::unused_async)]
+    pub async fn expect(&self, within: Option<Duration>) {
+        self.expected.send_replace(Expected { within, since: Instant::now() });
+    }
+
+    /// Asks for another connection in the place of the one that there is.
+    #[allow(clippy::unused_async)]
+    pub async fn reconnect(&self, reason: String) -> Result<(), SendError> {
+        let line = self.line.lock();
+        let reconnect = &line.as_ref().ok_or(SendError::Disconnected)?.reconnect;
+        match reconnect.try_send(reason) {
+            // It was asked for already.
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(SendError::Disconnected),
+        }
+    }
+
+    /// What is expected now, and what will be.
+    pub(super) fn expected(&self) -> watch::Receiver<Expected> {
+        self.expected.subscribe()
+    }
+
+    pub(super) fn set(&self, status: Status) {
+        let mut now = self.status.lock();
+        if now.state != status.state || !self.is_shown.swap(true, Ordering::Relaxed) {
+            self.show(Some(status.state));
+        }
+        *now = status;
+    }
+
+    /// Changes what there is to say of the connection that there is.
+    pub(super) fn set_reason(&self, reason: Option<String>) {
+        self.status.lock().reason = reason;
+    }
+
+    /// Shows that nothing runs any more.
+    pub(super) fn ended(&self) {
+        self.show(None);
+    }
+
+    fn show(&self, now: Option<State>) {
+        self.metrics.set_state(State::ALL.map(|state| (state.name(), now == Some(state))));
+    }
+
+    /// Takes frames for a connection from now on.
+    pub(super) fn open(&self, line: Line) {
+        *self.line.lock() = Some(line);
+    }
+
+    /// Takes no more frames for a connection.
+    pub(super) fn close(&self) {
+        *self.line.lock() = None;
     }
 }

@@ -24,6 +24,20 @@ impl Need {
         Self(linger.map(|linger| OnDemand { demand: Arc::clone(demand), changed: demand.watch(), linger }))
     }
 
+    /// Whether it is to be connected now.
+    pub fn is_there(&self) -> bool {
+        self.0.as_ref().is_none_or(|on_demand| on_demand.demand.has_clients())
+    }
+
+    /// Returns once that may have changed.
+    pub async fn changed(&mut self) {
+        match &mut self.0 {
+            // There is no error, because the demand, which has the sender, is held here.
+            Some(OnDemand { changed, .. }) => drop(changed.changed().await),
+            None => pending().await,
+        }
+    }
+
     /// Returns once there is a client.
     pub async fn begins(&mut self) {
         let Some(OnDemand { demand, changed, .. }) = &mut self.0 else { return };

@@ -1,17 +1,30 @@
 //! One connection to a partner, while it lasts.
+//!
+//! Whatever becomes of its messages, the connection goes on: pings are answered, frames are sent. If messages cannot be
+//! passed on yet, the socket is read no further. What it says about itself then names what it waits for.
 
-use std::{convert::Infallible, io, pin::pin, time::Duration};
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use config::UpstreamConfig;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
+};
 use wire::{Frame, message::Received};
 
 use crate::{
     metrics::UpstreamMetrics,
     shutdown::Stop,
     upstream::{
-        Need, Outbound, Sink,
+        Need, UpstreamLog,
+        data_timeout::DataTimeout,
+        handle::{Handle, Line, OutboundFrame, Wish},
+        sink::{Sink, Wait},
         socket::{PartnerSocket, SocketError},
+        state::{State, Status},
+        turn::Turn,
+        waiting::{Held, Pressure},
     },
 };
 
@@ -27,6 +40,8 @@ const BURST_BYTES: usize = 256 << 10;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the close frame and the partner's answer may take.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long messages wait for memory before the connection is given up.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Close codes, RFC 6455 section 7.4.1.
 const NORMAL: u16 = 1000;
@@ -37,13 +52,19 @@ const TRY_AGAIN_LATER: u16 = 1013;
 /// A connection, and what it works with.
 pub struct Session<'u> {
     pub socket: PartnerSocket,
-    /// How long the partner may be silent.
-    pub idle_timeout: Duration,
+    /// Which of the upstream's connections it is.
+    pub number: u64,
+    pub config: &'u UpstreamConfig,
     pub sink: &'u Sink,
     pub metrics: &'u UpstreamMetrics,
-    pub outbound: &'u mut Outbound,
+    pub handle: &'u Arc<Handle>,
+    pub log: &'u UpstreamLog,
+    /// Has the tenant's turn in reading.
+    pub turns: &'u Semaphore,
     pub need: &'u mut Need,
     pub stop: &'u mut Stop,
+    /// Whether a message was overdue on the connection before, and has not come since.
+    pub stale: &'u mut bool,
 }
 
 /// How a connection was lost.
@@ -53,10 +74,17 @@ pub enum Lost {
     Closed(Option<(u16, String)>),
     #[error("nothing received for {:.1} s", .0.as_secs_f64())]
     Idle(Duration),
+    #[error("no message for {:.1} s", .0.as_secs_f64())]
+    Stale(Duration),
     #[error("the partner takes no frames")]
     Stuck,
+    /// The partner could not wait while it was not read.
+    #[error("{0}; the filter is slower than the partner, which was not read in time")]
+    Behind(Box<Lost>),
     #[error("the filter's on-open failed")]
     Filter,
+    #[error("a component asks for another connection: {0:?}")]
+    Asked(String),
     #[error("the tenant's memory is full")]
     Memory,
     #[error("the relay is shutting down")]
@@ -73,79 +101,214 @@ impl Lost {
         match self {
             Self::Closed(_) => "closed",
             Self::Idle(_) => "idle",
+            Self::Stale(_) => "stale",
             Self::Stuck => "timeout",
+            Self::Behind(_) => "slow_filter",
             Self::Filter => "filter",
+            Self::Asked(_) => "asked",
             Self::Memory => "memory",
             Self::Stopped => "shutdown",
             Self::Unneeded => "unneeded",
             Self::Socket(error) => error.reason(),
         }
     }
+
+    /// Whether the partner has ended it, or takes no part any more.
+    fn is_the_partners(&self) -> bool {
+        matches!(self, Self::Closed(_) | Self::Stuck | Self::Socket(SocketError::Ended | SocketError::Io(_)))
+    }
+}
+
+/// What a connection has to see to next.
+enum Event {
+    /// What the filter wants sent first.
+    Opened(Vec<Frame>),
+    Received(Result<Received, SocketError>),
+    Send(OutboundFrame),
+    /// A ping is due, and was at this time.
+    Ping(Instant),
+    /// A message may be overdue.
+    Overdue,
+    /// Messages that were not taken may be taken now.
+    Ready,
+    /// Time to look whether the connection still waits.
+    Look,
 }
 
 impl Session<'_> {
     /// Runs the connection to its end: first what the filter wants sent, then message after message.
     pub async fn run(mut self) -> Lost {
-        match self.relay().await {
+        let (mut held, mut pressure) = (None, Pressure::new(self.metrics));
+        let lost = match self.relay(&mut held, &mut pressure).await {
             Ok(never) => match never {},
-            Err(lost) => {
-                farewell(&mut self.socket, &lost).await;
-                lost
-            }
+            Err(lost) if lost.is_the_partners() && pressure.is_the_filters() => Lost::Behind(lost.into()),
+            Err(lost) => lost,
+        };
+        // From here on it takes no more frames.
+        self.handle.close();
+        self.handle.set(Status::because(State::Connecting, lost.to_string()));
+        if let Some(Held { messages, .. }) = held {
+            self.sink.force(self.number, messages).await;
         }
+        farewell(&mut self.socket, &lost).await;
+        lost
     }
 
-    async fn relay(&mut self) -> Result<Infallible, Lost> {
-        let Self { socket, idle_timeout, sink, metrics, outbound, need, stop } = self;
-        let opening = tokio::select! {
-            opening = sink.opening(&outbound.sender) => opening.ok_or(Lost::Filter)?,
-            () = stop.wait() => return Err(Lost::Stopped),
-        };
-        for frame in opening {
-            sent(socket.send(&frame)).await?;
-        }
-        let period = *idle_timeout / PINGS_PER_IDLE;
+    /// `held` gets the messages that could not be passed on yet.
+    async fn relay(&mut self, held: &mut Option<Held>, pressure: &mut Pressure<'_>) -> Result<Infallible, Lost> {
+        let Self { socket, number, config, sink, metrics, handle, log, turns, need, stop, stale } = self;
+        let number = *number;
+        let (line, mut outbound) = Line::new(number);
+        let mut opening = pin!(sink.open(line, handle));
+        let mut is_open = false;
+        let period = config.idle_timeout / PINGS_PER_IDLE;
         let mut ping = interval_at(Instant::now() + period, period);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unneeded = pin!(need.ends());
+        let mut data = DataTimeout::new(handle.expected());
+        let mut turn = Turn::new(turns);
         loop {
-            let first = tokio::select! {
-                received = socket.next() => received,
-                () = stop.wait() => return Err(Lost::Stopped),
-                () = &mut unneeded => return Err(Lost::Unneeded),
-                Some(frame) = outbound.frames.recv() => {
-                    sent(socket.send(&frame.frame)).await?;
+            let event = turn.wait(async {
+                Ok(tokio::select! {
+                    opened = &mut opening, if !is_open => Event::Opened(opened.ok_or(Lost::Filter)?),
+                    received = socket.next(), if held.is_none() => Event::Received(received),
+                    () = Held::ready(held.as_ref(), sink), if held.is_some() => Event::Ready,
+                    () = stop.wait() => return Err(Lost::Stopped),
+                    () = &mut unneeded => return Err(Lost::Unneeded),
+                    wish = outbound.next(is_open) => match wish {
+                        Wish::Send(frame) => Event::Send(frame),
+                        Wish::Reconnect(reason) => return Err(Lost::Asked(reason)),
+                    },
+                    due = ping.tick() => Event::Ping(due),
+                    () = data.look(), if is_open && held.is_none() => Event::Overdue,
+                    () = pressure.look() => Event::Look,
+                })
+            });
+            let first = match event.await? {
+                Event::Received(received) => received,
+                Event::Opened(first) => {
+                    for frame in first {
+                        turn.wait(sent(socket.send(&frame))).await?;
+                    }
+                    is_open = true;
+                    data.restart(Instant::now());
+                    handle.set(status(**stale, pressure));
                     continue;
                 }
-                _ = ping.tick() => {
-                    let idle = socket.last_read().elapsed();
-                    if idle >= *idle_timeout {
-                        return Err(Lost::Idle(idle));
+                Event::Send(frame) => {
+                    turn.wait(sent(socket.send(&frame.frame))).await?;
+                    continue;
+                }
+                Event::Ping(due) => {
+                    turn.wait(sent(socket.ping())).await?;
+                    // The time that counts is when this was due: a process that was stopped could not hear anything.
+                    let silent = due.saturating_duration_since(socket.last_read());
+                    // Nor can one that does not listen.
+                    if held.is_some() || silent < config.idle_timeout {
+                        continue;
                     }
-                    sent(socket.ping()).await?;
+                    match what_came(socket) {
+                        Came::Something(received) => received,
+                        Came::Bytes => continue,
+                        Came::Nothing => return Err(Lost::Idle(silent)),
+                    }
+                }
+                Event::Overdue => {
+                    let Some(time) = data.overdue() else { continue };
+                    match what_came(socket) {
+                        Came::Something(received) => received,
+                        Came::Bytes | Came::Nothing => {
+                            **stale = true;
+                            handle.set(status(true, pressure));
+                            return Err(Lost::Stale(time));
+                        }
+                    }
+                }
+                Event::Ready => {
+                    let Some(Held { messages, wait, since }) = held else { continue };
+                    match sink.offer(number, messages).await {
+                        Ok(_) => {
+                            *held = None;
+                            pressure.ends();
+                            // What the partner sent meanwhile is yet to be read.
+                            socket.was_not_read();
+                            data.restart(Instant::now());
+                        }
+                        Err(Wait::Memory) if *wait == Wait::Memory && since.elapsed() >= MEMORY_PATIENCE => {
+                            return Err(Lost::Memory);
+                        }
+                        Err(now) if now != *wait => {
+                            (*wait, *since) = (now, Instant::now());
+                            pressure.begins(now);
+                        }
+                        Err(_) => {}
+                    }
+                    continue;
+                }
+                Event::Look => {
+                    if pressure.look_again(log) {
+                        handle.set_reason(pressure.reason());
+                    }
                     continue;
                 }
             };
-            let Burst { messages, ping, end } = Burst::take(socket, first);
+            let Burst { mut messages, ping, end } = Burst::take(socket, first);
             let ponged = match ping {
-                Some(payload) => sent(socket.pong(&payload)).await,
+                Some(payload) => turn.wait(sent(socket.pong(&payload))).await,
                 None => Ok(()),
             };
             if !messages.is_empty() {
                 metrics.messages.inc_by(messages.len() as u64);
                 metrics.bytes.inc_by(messages.iter().map(|frame| frame.bytes.len() as u64).sum());
-                if !sink.accept(messages).await {
-                    return Err(Lost::Memory);
+                data.restart(socket.last_read());
+                if std::mem::take(*stale) && is_open {
+                    handle.set(status(false, pressure));
                 }
-                // What the partner sent while this waited for the filter is yet to be read.
-                socket.was_not_read();
+                match sink.offer(number, &mut messages).await {
+                    Ok(None) => {}
+                    Ok(Some(why)) => {
+                        if pressure.drops(why) {
+                            handle.set_reason(pressure.reason());
+                        }
+                    }
+                    Err(wait) => {
+                        pressure.begins(wait);
+                        *held = Some(Held::new(messages, wait));
+                    }
+                }
             }
             if let Some(lost) = end {
                 return Err(lost);
             }
             // What came before is passed on all the same.
             ponged?;
+            turn.go_on().await;
         }
+    }
+}
+
+/// What an open connection shows of itself.
+fn status(stale: bool, pressure: &Pressure<'_>) -> Status {
+    match stale {
+        true => Status::because(State::Stale, "no message has come for longer than is expected"),
+        false => Status { reason: pressure.reason(), ..Status::new(State::Live) },
+    }
+}
+
+/// What lies in the socket when a time is over.
+enum Came {
+    Something(Result<Received, SocketError>),
+    /// A part of a frame.
+    Bytes,
+    Nothing,
+}
+
+fn what_came(socket: &mut PartnerSocket) -> Came {
+    let before = socket.bytes_read();
+    match socket.next_now() {
+        Some(received) => Came::Something(received),
+        None if socket.bytes_read() != before => Came::Bytes,
+        None => Came::Nothing,
     }
 }
 
@@ -162,6 +325,7 @@ impl Burst {
     fn take(socket: &mut PartnerSocket, first: Result<Received, SocketError>) -> Self {
         let mut burst = Self::default();
         let (mut frames, mut bytes) = (0, 0);
+        let before = socket.bytes_read();
         let mut next = Some(first);
         while let Some(received) = next {
             frames += 1;
@@ -175,7 +339,11 @@ impl Burst {
                 Ok(Received::Close(frame)) => burst.end = Some(Lost::Closed(frame)),
                 Err(error) => burst.end = Some(error.into()),
             }
-            let is_full = frames >= BURST_FRAMES || burst.messages.len() >= BURST_MESSAGES || bytes >= BURST_BYTES;
+            let is_full = frames >= BURST_FRAMES
+                || burst.messages.len() >= BURST_MESSAGES
+                || bytes >= BURST_BYTES
+                // A long message is not whole yet.
+                || socket.bytes_read() - before >= BURST_BYTES as u64;
             if is_full || burst.end.is_some() {
                 break;
             }
@@ -193,11 +361,12 @@ async fn sent(sending: impl Future<Output = io::Result<()>>) -> Result<(), Lost>
 
 /// Ends the connection as RFC 6455 section 7 says, if the partner may still be listening.
 async fn farewell(socket: &mut PartnerSocket, lost: &Lost) {
+    let lost = if let Lost::Behind(lost) = lost { lost } else { lost };
     let code = match lost {
-        Lost::Idle(_) | Lost::Stuck => return,
+        Lost::Idle(_) | Lost::Stuck | Lost::Behind(_) => return,
         // The answer has the partner's own code (section 5.5.1).
         Lost::Closed(frame) => frame.as_ref().map(|(code, _)| *code),
-        Lost::Unneeded => Some(NORMAL),
+        Lost::Unneeded | Lost::Stale(_) | Lost::Asked(_) => Some(NORMAL),
         Lost::Stopped => Some(GOING_AWAY),
         Lost::Filter => Some(INTERNAL_ERROR),
         Lost::Memory | Lost::Socket(SocketError::Memory) => Some(TRY_AGAIN_LATER),

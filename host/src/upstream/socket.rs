@@ -30,6 +30,8 @@ const BUFFER: usize = 64 << 10;
 const AT_ONCE: usize = 1 << 20;
 /// The least room that is worth a read.
 const LEAST_ROOM: usize = 16 << 10;
+/// Bytes of a long frame that are read at a time.
+const FRAGMENT: u64 = 256 << 10;
 /// The most bytes that are read and dropped at the end.
 const FAREWELL_BYTES: u64 = 1 << 20;
 
@@ -75,6 +77,7 @@ pub struct PartnerSocket {
     inflater: Option<Inflater>,
     max_message: usize,
     last_read: Instant,
+    bytes_read: u64,
     charge: Charge,
 }
 
@@ -98,6 +101,7 @@ impl PartnerSocket {
             inflater,
             max_message,
             last_read: Instant::now(),
+            bytes_read: 0,
             charge: Charge::new(account, Part::Sockets),
         };
         socket.settle(0).then_some(socket)
@@ -108,18 +112,28 @@ impl PartnerSocket {
         self.last_read
     }
 
+    /// How many bytes have come.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
     /// Notes that what has come until now is yet to be read.
     pub fn was_not_read(&mut self) {
         self.last_read = Instant::now();
     }
 
-    /// Returns what comes next. Nothing is lost if the future is dropped.
+    /// Returns what comes next. A long frame counts as fragments, so that reading it takes no long time at once. Nothing
+    /// is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<Received, SocketError> {
+        let before = self.bytes_read;
         loop {
-            match self.take()? {
-                Some(received) => return Ok(received),
-                None => self.fill().await?,
+            if let Some(received) = self.take()? {
+                return Ok(received);
             }
+            if self.bytes_read - before >= FRAGMENT {
+                return Ok(Received::Fragment);
+            }
+            self.fill().await?;
         }
     }
 
@@ -157,6 +171,7 @@ impl PartnerSocket {
             return Err(SocketError::Ended);
         }
         self.last_read = Instant::now();
+        self.bytes_read += read as u64;
         Ok(())
     }
 
@@ -272,7 +287,8 @@ mod tests {
         let (most, rest) = long.split_at(800_000);
         partner.write_all(most).await.unwrap();
         while socket.buffer.len() < most.len() {
-            assert!(tokio::time::timeout(std::time::Duration::from_millis(50), socket.next()).await.is_err());
+            let next = tokio::time::timeout(std::time::Duration::from_millis(50), socket.next()).await;
+            assert!(matches!(next, Err(_) | Ok(Ok(Received::Fragment))));
         }
         // It has been read in full, and its buffer is the frame's.
         assert_eq!(account.bytes(Part::Sockets), long.len());

@@ -7,7 +7,7 @@ function shout(size) {
 export const filter = {
   onOpen: () => [],
   onClose: () => [],
-  onFrames(_upstream, frames) {
+  onFrames(_upstream, _connection, frames) {
     if (frames[0].val === "shout") shout(100_000);
     return undefined.length;
   },

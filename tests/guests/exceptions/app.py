@@ -8,13 +8,13 @@ from wit_world.exports.client_handler import Acceptance, Refusal
 
 
 class Filter(exports.Filter):
-    def on_open(self, upstream):
+    def on_open(self, upstream, connection):
         return []
 
-    def on_close(self, upstream, reason):
+    def on_close(self, upstream, connection, reason):
         return []
 
-    def on_frames(self, upstream, frames):
+    def on_frames(self, upstream, connection, frames):
         if frames[0].value == "shout":
             raise ValueError(f"first line\n\x1b[31m2021-01-01T00:00:00Z ERROR forged {'x' * 100_000} the end")
         return None.length

@@ -163,8 +163,8 @@ async fn upstreams_are_sent_to_and_asked_for_their_state() {
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     probe
         .check(&[
-            ("status feed", "Ok(State::Connected)"),
-            ("status down", "Ok(State::Disconnected)"),
+            ("status feed", "Ok(State::Live) 0"),
+            ("status down", "Ok(State::Connecting) 0"),
             ("send feed hello", "Ok(())"),
         ])
         .await;

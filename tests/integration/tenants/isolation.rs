@@ -177,7 +177,7 @@ async fn an_idle_tenant_has_neither_instance_nor_socket() {
         peer.text("hello").await;
         assert_eq!(client.text().await, "hello code-0001 0001 ");
         assert_eq!(relay.api_get("/t/count").await, (200, "1".into()), "the instance before has gone");
-        assert_eq!(relay.metric("edge_relay_upstream_up", &[]).await, 1.0);
+        assert_eq!(relay.metric("edge_relay_upstream_state", &[("state", "live")]).await, 1.0);
         // The filter's instance stays with its connection. The other instances go, even while there are clients.
         instances(1.0).await;
         drop(client);

@@ -101,7 +101,7 @@ async fn a_silent_partner_that_answers_pings_is_kept() {
     }
     assert_eq!(partner.connections(), 1);
     assert_eq!(relay.metric("edge_relay_upstream_failures_total", &[]).await, 0.0);
-    assert_eq!(relay.metric("edge_relay_upstream_up", &[]).await, 1.0);
+    assert_eq!(relay.metric("edge_relay_upstream_state", &[("state", "live")]).await, 1.0);
 }
 
 #[tokio::test]

@@ -165,7 +165,7 @@ async fn what_it_does_wrong_is_a_failed_connection_with_its_reason() {
         let line = relay.logged(&["upstream not connected", "the dial component"]).await;
         assert!(line.replace("\\\\n", "\\n").contains(words), "{dial}: {line}");
         let feed = relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take();
-        assert!(feed["error"].as_str().unwrap().contains("the dial component"), "{feed}");
+        assert!(feed["reason"].as_str().unwrap().contains("the dial component"), "{feed}");
         assert_eq!(partner.connections(), 0, "{dial}");
     }
 }

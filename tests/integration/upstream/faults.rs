@@ -27,7 +27,10 @@ async fn recovers(reason: &str, times: usize, mut fault: impl AsyncFnMut(Arrival
     peer.text("back").await;
     assert_eq!(client.text().await, "back");
     assert_eq!(partner.connections(), times + 1);
-    assert_eq!(relay.metric("edge_relay_upstream_up", &[("tenant", "t"), ("upstream", "feed")]).await, 1.0);
+    assert_eq!(
+        relay.metric("edge_relay_upstream_state", &[("tenant", "t"), ("upstream", "feed"), ("state", "live")]).await,
+        1.0
+    );
     assert_eq!(relay.metric("edge_relay_upstream_failures_total", &[]).await, times as f64);
     relay.logged(&["WARN", "tenant.name=t", "upstream.name=feed"]).await;
 }
@@ -108,15 +111,15 @@ async fn an_upstream_that_is_not_there_at_the_start() {
     let mut client = relay.client("/t").await;
     relay.upstream_failed("refused", 2.0).await;
     // The relay is not at fault: it is ready, and names the upstream that is down.
-    assert_eq!(relay.states().await["t"]["upstreams"]["feed"], json!("down"));
+    assert_eq!(relay.states().await["t"]["upstreams"]["feed"], json!("connecting"));
     assert_eq!(relay.get("/healthz").await.0, 200);
-    assert_eq!(relay.metric("edge_relay_upstream_up", &[("upstream", "feed")]).await, 0.0);
+    assert_eq!(relay.metric("edge_relay_upstream_state", &[("upstream", "feed"), ("state", "live")]).await, 0.0);
     partner.resume().await;
     let mut peer = partner.accept().await;
     peer.text("at last").await;
     assert_eq!(client.text().await, "at last");
-    until("the upstream shown as up", async || match relay.states().await["t"]["upstreams"]["feed"].clone() {
-        state if state == "up" => Ok(()),
+    until("the upstream shown as live", async || match relay.states().await["t"]["upstreams"]["feed"].clone() {
+        state if state == "live" => Ok(()),
         state => Err(state.to_string()),
     })
     .await;

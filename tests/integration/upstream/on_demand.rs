@@ -76,11 +76,11 @@ async fn the_first_client_opens_it_and_does_not_wait() {
     // The client is let in before the partner has answered.
     let arrival = partner.arrival().await;
     let mut second = relay.client("/t").await;
-    shows(&relay, &json!({ "feed": "down" })).await;
+    shows(&relay, &json!({ "feed": "connecting" })).await;
     let mut peer = arrival.upgrade(None).await;
     passes(&mut peer, &mut first, "to all").await;
     assert_eq!(second.text().await, "to all");
-    shows(&relay, &json!({ "feed": "up" })).await;
+    shows(&relay, &json!({ "feed": "live" })).await;
     assert_eq!(partner.connections(), 1);
     assert_eq!(relay.metric("edge_relay_upstream_failures_total", &[]).await, 0.0);
 }
@@ -101,7 +101,7 @@ async fn it_closes_in_peace_after_the_last_client_and_opens_with_the_next() {
     relay.metric_is("edge_relay_upstream_rests_total", &[("tenant", "t"), ("upstream", "feed")], 1.0).await;
     shows(&relay, &json!({ "feed": "resting" })).await;
     relay.logged(&["INFO", "tenant.name=t", "upstream rests"]).await;
-    assert_eq!(relay.metric("edge_relay_upstream_up", &[]).await, 0.0);
+    assert_eq!(relay.metric("edge_relay_upstream_state", &[("state", "live")]).await, 0.0);
 
     let mut client = relay.client("/t?channel=out").await;
     let mut peer = partner.accept().await;
@@ -165,7 +165,7 @@ async fn while_a_client_needs_it_it_is_tried_again_and_again() {
     shows(&relay, &json!({ "feed": "resting" })).await;
     let mut client = relay.client("/t").await;
     relay.upstream_failed("refused", 2.0).await;
-    shows(&relay, &json!({ "feed": "down" })).await;
+    shows(&relay, &json!({ "feed": "connecting" })).await;
     partner.resume().await;
     drop(partner.accept().await);
     let mut peer = partner.accept().await;
@@ -181,13 +181,13 @@ async fn each_upstream_that_is_on_demand_opens_and_the_others_are_there() {
     let more = format!("connect = \"always\"\n{}{}", upstream("one", &one), upstream("other", &other));
     let relay = Relay::serve(Folder::new("").tenant("t", &always.url(), &more)).await;
     let mut there = always.accept().await;
-    shows(&relay, &json!({ "feed": "up", "one": "resting", "other": "resting" })).await;
+    shows(&relay, &json!({ "feed": "live", "one": "resting", "other": "resting" })).await;
     let mut client = relay.client("/t").await;
     let (mut one, mut other) = (one.accept().await, other.accept().await);
     for peer in [&mut there, &mut one, &mut other] {
         passes(peer, &mut client, "from each").await;
     }
-    shows(&relay, &json!({ "feed": "up", "one": "up", "other": "up" })).await;
+    shows(&relay, &json!({ "feed": "live", "one": "live", "other": "live" })).await;
 }
 
 #[tokio::test]
@@ -347,7 +347,7 @@ async fn a_call_that_breaks_costs_its_channel_and_not_the_upstream() {
     relay.metric_is(FAILURES, &[("role", "filter"), ("reason", "deadline")], 1.0).await;
     passes(&mut peer, &mut client, "after a deadline").await;
     let _next = relay.client("/t?channel=next").await;
-    // Fresh instances are not told again what was told before.
+    // What fresh instances are told again is not news to this filter.
     assert_eq!(peer.next_text().await, "feed: active next");
     assert_eq!(partner.connections(), 1);
 

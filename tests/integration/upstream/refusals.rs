@@ -45,7 +45,7 @@ async fn more_than_an_hour_is_kept_to_and_logged() {
     partner.arrival().await.answer(&answer("429 Too Many", "Retry-After: 7200\r\n", "")).await;
     relay.logged(&["WARN", "upstream.name=feed", "more than an hour"]).await;
     let feed = relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take();
-    assert!((7_190_000..=7_201_000).contains(&feed["retry_ms"].as_u64().unwrap()), "{feed}");
+    assert!((7_190_000..=7_201_000).contains(&feed["until"].as_u64().unwrap()), "{feed}");
 }
 
 #[tokio::test]
@@ -60,16 +60,16 @@ async fn the_operator_sees_what_the_partner_says() {
     let feed = until("the reason at /readyz", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"]
         .take()
     {
-        feed if feed["error"].is_string() => Ok(feed),
+        feed if feed["reason"].is_string() => Ok(feed),
         feed => Err(feed.to_string()),
     })
     .await;
-    assert_eq!(feed["state"], "down");
-    let error = feed["error"].as_str().unwrap();
+    assert_eq!(feed["state"], "connecting");
+    let error = feed["reason"].as_str().unwrap();
     assert!(error.contains("HTTP status 403") && error.contains("your plan\\u{1b}[31m\\n has ended"), "{error}");
     let _peer = partner.accept().await;
     until("no reason any more", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take() {
-        feed if feed == serde_json::json!({ "state": "up" }) => Ok(()),
+        feed if feed == serde_json::json!({ "state": "live" }) => Ok(()),
         feed => Err(feed.to_string()),
     })
     .await;
@@ -80,11 +80,11 @@ pub async fn long_pause(partner: &mut Partner, relay: &Relay, status: &str) {
     loop {
         partner.arrival().await.answer(&answer(status, "", "")).await;
         let feed = until("a pause", async || match relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take() {
-            feed if feed["retry_ms"].as_u64().is_some_and(|ms| ms > 0) => Ok(feed),
+            feed if feed["until"].as_u64().is_some_and(|ms| ms > 0) => Ok(feed),
             feed => Err(feed.to_string()),
         })
         .await;
-        if feed["retry_ms"].as_u64().unwrap() > 8000 {
+        if feed["until"].as_u64().unwrap() > 8000 {
             return;
         }
     }
@@ -128,7 +128,7 @@ async fn a_redirect_that_is_not_followed_may_ask_for_time() {
     let line = relay.logged(&["upstream not connected", "asked again in 3600 s", "ftp://elsewhere/"]).await;
     assert!(!line.contains("hunter2"), "{line}");
     let feed = relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take();
-    assert!(feed["retry_ms"].as_u64().unwrap() > 3_590_000, "{feed}");
+    assert!(feed["until"].as_u64().unwrap() > 3_590_000, "{feed}");
 }
 
 /// Answers the next connection with a redirect.

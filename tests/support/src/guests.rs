@@ -56,6 +56,12 @@ pub fn demand() -> &'static Path {
     BUILT.get_or_init(|| build("tests/guests/demand"))
 }
 
+/// A filter that shows what it is told of connections.
+pub fn told() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("tests/guests/told"))
+}
+
 /// A dial component that does what its settings say.
 pub fn dialer() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

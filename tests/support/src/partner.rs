@@ -230,6 +230,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawPeer<S> {
         self.write(&frame).await;
     }
 
+    /// Sends this again and again, until the relay reads no more or the test ends.
+    pub async fn flood(&mut self, bytes: &[u8]) {
+        while self.socket.write_all(bytes).await.is_ok() {}
+    }
+
+    /// Returns the next frame of the relay: its first byte, and its payload. `None`: the connection has ended.
+    pub async fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        within("a frame of the relay", self.read_frame()).await
+    }
+
+    /// Returns the next text of the relay. Pings are passed over.
+    pub async fn next_text(&mut self) -> String {
+        loop {
+            match self.next_frame().await {
+                Some((0x81, text)) => return String::from_utf8(text).unwrap(),
+                Some((PING, _)) => {}
+                other => panic!("not text: {other:?}"),
+            }
+        }
+    }
+
+    async fn read_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let mut head = [0; 2];
+        self.socket.read_exact(&mut head).await.ok()?;
+        let length = match head[1] & 0x7F {
+            126 => self.socket.read_u16().await.ok()?.into(),
+            127 => self.socket.read_u64().await.ok()?,
+            short => short.into(),
+        };
+        let mut mask = [0; 4];
+        self.socket.read_exact(&mut mask).await.ok()?;
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        self.socket.read_exact(&mut payload).await.ok()?;
+        payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+        Some((head[0], payload))
+    }
+
     /// Reads to the end of the connection.
     pub async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
@@ -238,6 +275,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawPeer<S> {
         rest
     }
 }
+
+impl RawPeer {
+    /// The socket, for a thread of its own.
+    pub fn into_std(self) -> std::net::TcpStream {
+        let socket = self.socket.into_std().unwrap();
+        socket.set_nonblocking(false).unwrap();
+        socket
+    }
+}
+
+/// The first bytes of control frames that are whole (RFC 6455, section 5.2).
+pub const CLOSE: u8 = 0x88;
+pub const PING: u8 = 0x89;
+pub const PONG: u8 = 0x8A;
 
 /// The lines of an answer that agrees to a handshake.
 pub const HANDSHAKE: [&str; 3] = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: ACCEPT"];

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use edge_relay::tenant::types::{Frame, Publication};
+use edge_relay::tenant::types::{Connection, Frame, Output, Publication};
 use exports::edge_relay::tenant::filter::Guest;
 use wasi::{
     config::store as settings,
@@ -48,7 +48,8 @@ struct MarketFilter;
 export!(MarketFilter);
 
 impl Guest for MarketFilter {
-    fn on_open(_upstream: String) -> Vec<Frame> {
+    fn on_open(_upstream: String, _connection: Connection) -> Vec<Frame> {
+        // An instance in another's place subscribes, too: the exchange sends each product's latest ticker again.
         match settings::get("subscribe") {
             Ok(subscribe) => subscribe.into_iter().map(Frame::Text).collect(),
             Err(error) => {
@@ -58,17 +59,17 @@ impl Guest for MarketFilter {
         }
     }
 
-    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
+    fn on_frames(_upstream: String, _connection: u64, frames: Vec<Frame>) -> Vec<Output> {
         SEEN.with_borrow_mut(|seen| {
             let known = seen.len();
             let publications: Vec<_> = frames.iter().filter_map(|frame| publication(frame, seen)).collect();
             let changed = publications.iter().filter_map(|publication| publication.key.as_deref()).collect();
             report("on-frames", keep(seen, changed, seen.len() > known));
-            publications
+            publications.into_iter().map(Output::Publish).collect()
         })
     }
 
-    fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
+    fn on_close(_upstream: String, _connection: u64, _reason: String) -> Vec<Output> {
         SEEN.with_borrow_mut(BTreeMap::clear);
         report("on-close", forget(PUBLIC).and_then(|()| forget(PRODUCTS)));
         Vec::new()
@@ -154,5 +155,7 @@ fn publication(frame: &Frame, seen: &mut Seen) -> Option<Publication> {
         key: Some(product_id.into_owned()),
         data: Frame::Text(json.ok()?),
         remove: false,
+        id: None,
+        at: None,
     })
 }

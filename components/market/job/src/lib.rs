@@ -71,5 +71,5 @@ fn prices() -> Result<BTreeMap<String, String>, Error> {
 }
 
 fn summary(json: String) -> Publication {
-    Publication { channel: CHANNEL.to_owned(), key: None, data: Frame::Text(json), remove: false }
+    Publication { channel: CHANNEL.to_owned(), key: None, data: Frame::Text(json), remove: false, id: None, at: None }
 }

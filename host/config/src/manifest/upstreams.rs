@@ -6,7 +6,7 @@ use http::header::HeaderName;
 use toml::de::DeValue;
 
 use crate::{
-    Credential, HeaderNames, PartnerUrl, Subprotocols, TlsConfig, UpstreamConfig,
+    Credential, HeaderNames, Overflow, PartnerUrl, Subprotocols, TlsConfig, UpstreamConfig,
     document::{Table, Value, quote},
     grants::Reach,
     header_value,
@@ -18,6 +18,9 @@ use crate::{
 /// Below the range a quiet feed would seem dead; above it nobody would notice a dead one.
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
+/// The shortest is a second, since a reconnect takes some time, too. Above the range nobody waits for it.
+const DATA_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
 /// Each message is held whole in memory, and twice while it is filtered.
 const MAX_MESSAGE: RangeInclusive<u64> = 1 << 10..=64 << 20;
 
@@ -28,10 +31,14 @@ const LINGER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from
 /// Most entries of `query`.
 const MAX_PARAMETERS: usize = 64;
 
-/// Reads every `[[upstream]]`.
-pub(super) fn upstreams(listed: Vec<Value<'_>>, secrets: &Secrets<'_>) -> Vec<UpstreamConfig> {
+/// Reads every `[[upstream]]`, at most so many.
+pub(super) fn upstreams(listed: Vec<Value<'_>>, most: usize, secrets: &Secrets<'_>) -> Vec<UpstreamConfig> {
     let mut names = BTreeSet::new();
-    let tables = listed.into_iter().filter_map(|value| value.table("a table, headed [[upstream]]"));
+    if let Some(value) = listed.get(most) {
+        let count = listed.len();
+        value.problem(format!("is one upstream too many: there are {count}, and limits.upstreams is {most}; remove some, or write a higher limit"));
+    }
+    let tables = listed.into_iter().take(most).filter_map(|value| value.table("a table, headed [[upstream]]"));
     tables.filter_map(|table| upstream(table, &mut names, secrets)).collect()
 }
 
@@ -60,6 +67,8 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
     let has_tls = url.as_ref().is_none_or(PartnerUrl::is_secure);
     let tls = table.take("tls").map(|value| tls(value, has_tls, secrets)).unwrap_or_default();
     let idle_timeout = table.duration("idle-timeout", &IDLE_TIMEOUT).unwrap_or(UpstreamConfig::IDLE_TIMEOUT);
+    let data_timeout = table.duration("data-timeout", &DATA_TIMEOUT);
+    let overflow = table.take("overflow").and_then(|value| overflow(&value)).unwrap_or_default();
     let max_message = table.size("max-message", &MAX_MESSAGE).unwrap_or(UpstreamConfig::MAX_MESSAGE);
     let linger = linger(&mut table);
     table.finish();
@@ -74,6 +83,8 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
         tls,
         reach,
         idle_timeout,
+        data_timeout,
+        overflow,
         max_message,
         linger,
     })
@@ -88,6 +99,17 @@ fn url(value: &Value<'_>, reach: &Reach) -> Option<PartnerUrl> {
         value.problem(refused.to_string());
     }
     Some(url)
+}
+
+fn overflow(value: &Value<'_>) -> Option<Overflow> {
+    match value.str()? {
+        "wait" => Some(Overflow::Wait),
+        "drop" => Some(Overflow::Drop),
+        other => {
+            value.problem(format!("{} is not known; write \"wait\" or \"drop\"", quote(other)));
+            None
+        }
+    }
 }
 
 /// How long an upstream that is connected on demand stays connected after its last client. `None`: it is always

@@ -1,5 +1,7 @@
 //! The import `channels`, and the checks that publications of every role go through.
 
+use std::sync::Arc;
+
 use wasmtime::component::{HasSelf, Linker};
 use wire::{Frame, Kind, frame::MAX_CONTROL};
 
@@ -9,15 +11,17 @@ use crate::{
         RoleKind,
         bindings::edge_relay::tenant::{
             channels,
-            types::{Close, FrameParam, FrameResult, Publication as GuestPublication},
+            types::{Close, FrameParam, FrameResult, Gap, Output, Publication as GuestPublication},
         },
         run::host::{Guest, Host},
     },
     delivery::{ClientId, End, Step},
 };
 
-/// Most publications of one call. Each costs the host a few microseconds.
+/// Most publications of one call, and most channels of one gap. Each costs the host a few microseconds.
 const MAX_PUBLICATIONS: usize = 10_000;
+/// Most bytes of a reason in the log.
+const MAX_REASON: usize = 200;
 
 pub const PROVIDED: &[(&str, &str)] = &[("edge-relay:tenant/types", "0.1.0"), ("edge-relay:tenant/channels", "0.1.0")];
 pub const GRANTED: &[(&str, &str)] = &[];
@@ -32,12 +36,10 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
     let tenant = &guest.tenant;
     let largest = guest.version.limits.publication;
-    // A filter's guest has the name of its upstream.
-    let upstream = (guest.role == RoleKind::Filter).then_some(&guest.name);
     let (mut count, mut first) = (0, None);
-    let mut refuse = |why: Refused, limit, times| {
+    let mut refuse = |why: Refused, limit: Option<&'static str>, times| {
         tenant.metrics.refused(why.reason(), times);
-        tenant.metrics.limited(limit, times);
+        limit.into_iter().for_each(|limit| tenant.metrics.limited(limit, times));
         count += times;
         first.get_or_insert(why);
     };
@@ -45,10 +47,13 @@ pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(
     let beyond = made.len().saturating_sub(MAX_PUBLICATIONS);
     made.truncate(MAX_PUBLICATIONS);
     let mut publications = Vec::with_capacity(made.len());
-    for GuestPublication { channel, key, data, remove } in made {
+    // Nothing needs the partner's time yet.
+    for GuestPublication { channel, key, data, remove, id, at: _ } in made {
         let data = from_guest(data);
-        if data.bytes.len() > largest {
-            refuse(Refused::Size(largest), "publication", 1);
+        if id.is_some() {
+            refuse(Refused::Id, None, 1);
+        } else if data.bytes.len() > largest {
+            refuse(Refused::Size(largest), Some("publication"), 1);
         } else {
             publications.push(Publication { channel: channel.into(), key: key.map(Into::into), remove, data });
         }
@@ -56,15 +61,20 @@ pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(
     // The rate is taken for all of a call at once, so the call's last publications are the ones over it.
     let over = publications.split_off(tenant.publications.take_some(publications.len()));
     if !over.is_empty() {
-        refuse(Refused::Rate(tenant.publications.per_second()), "publications-per-second", over.len());
+        refuse(Refused::Rate(tenant.publications.per_second()), Some("publications-per-second"), over.len());
     }
     if beyond > 0 {
-        refuse(Refused::Count, "call-publications", beyond);
+        refuse(Refused::Count, Some("call-publications"), beyond);
     }
-    let refused = tenant.channels.publish(publications, upstream).await.1;
+    let refused = tenant.channels.publish(publications, upstream_of(guest)).await.1;
     count += refused.len();
     let first = first.or_else(|| refused.first().copied())?;
     Some((count, first))
+}
+
+/// The upstream that a filter's guest is named after.
+fn upstream_of(guest: &Guest) -> Option<&Arc<str>> {
+    (guest.role == RoleKind::Filter).then_some(&guest.name)
 }
 
 /// Publishes what a guest's call returned. The call is over, so refusals go to the log.
@@ -72,6 +82,65 @@ pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
     if let Some((count, why)) = publish(guest, made).await {
         guest.log(|| tracing::warn!(count, error = %why, "publications refused"));
     }
+}
+
+/// Carries out what a filter's call returned, in its order.
+pub async fn put_out(guest: &Guest, mut made: Vec<Output>) {
+    let beyond = made.len().saturating_sub(MAX_PUBLICATIONS);
+    if beyond > 0 {
+        made.truncate(MAX_PUBLICATIONS);
+        guest.tenant.metrics.refused(Refused::Count.reason(), beyond);
+        guest.tenant.metrics.limited("call-publications", beyond);
+        guest.log(|| tracing::warn!(count = beyond, error = %Refused::Count, "publications refused"));
+    }
+    let mut publications = Vec::with_capacity(made.len());
+    for output in made {
+        match output {
+            Output::Publish(publication) => publications.push(publication),
+            Output::Gap(gap) => {
+                publish_all(guest, std::mem::take(&mut publications)).await;
+                if let Err(error) = gap_in(guest, gap).await {
+                    guest.log(|| tracing::warn!(%error, "a gap is not told"));
+                }
+            }
+        }
+    }
+    publish_all(guest, publications).await;
+}
+
+/// Begins new epochs where a guest knows that something is missing.
+async fn gap_in(guest: &Guest, Gap { channels, reason }: Gap) -> Result<(), String> {
+    let tenant = &guest.tenant;
+    let reason = shortened(reason);
+    if channels.is_empty() {
+        let upstream = upstream_of(guest).ok_or("the gap names no channel; name at least one")?;
+        tenant.channels.lost(upstream);
+    } else {
+        let count = channels.len();
+        if count > MAX_PUBLICATIONS {
+            return Err(format!("the gap names {count} channels; name at most {MAX_PUBLICATIONS}"));
+        }
+        let taken = tenant.publications.take_some(count);
+        for channel in channels.iter().take(taken) {
+            tenant.channels.gap(channel).await;
+        }
+        if taken < count {
+            tenant.metrics.limited("publications-per-second", count - taken);
+            return Err(format!(
+                "{} of {count} channels: {}",
+                count - taken,
+                Refused::Rate(tenant.publications.per_second())
+            ));
+        }
+    }
+    guest.log(|| tracing::info!(?reason, "a component tells of a gap"));
+    Ok(())
+}
+
+/// A text of a guest for the log, cut to a length that a line can have.
+pub fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_REASON));
+    text
 }
 
 /// A frame on its way to a guest.
@@ -108,6 +177,10 @@ impl channels::Host for Host {
             None => Ok(()),
             Some((count, why)) => Err(format!("{count} refused, the first because {why}")),
         }
+    }
+
+    async fn gap(&mut self, channels: Vec<String>, reason: String) -> Result<(), String> {
+        gap_in(self.guest(), Gap { channels, reason }).await
     }
 
     async fn latest(&mut self, channel: String) -> Option<FrameResult> {

@@ -2,13 +2,12 @@
 //!
 //! In come the upstream's frames through a queue bounded in bytes, out go publications to the tenant's channels. One
 //! call takes what has queued up. A call that fails loses its batch, which is counted, and a fresh instance takes the
-//! next. While calls keep failing, there is a growing pause before each fresh instance. What arrives meanwhile is lost
+//! next. It is told of the connection first, as an instance of other code is. While calls keep failing, there is a growing pause before each fresh instance. What arrives meanwhile is lost
 //! and counted too: the partner does not wait for code that does not work. A filter that follows demand is told of
 //! channels between its frames (`demand`).
 
 use std::{future::pending, sync::Arc, time::Instant};
 
-use tokio::sync::mpsc;
 use wasmtime::{
     Result, Store,
     component::{Instance, InstancePre},
@@ -20,28 +19,24 @@ use crate::{
         Live, RoleKind,
         bindings::{
             demand::{FilterDemandComponent, FilterDemandComponentPre},
-            edge_relay::tenant::types::{FrameParam, Publication as GuestPublication},
+            edge_relay::tenant::types::{Connection, ConnectionReason, FrameParam, Output},
             filter::{FilterComponent, FilterComponentPre},
         },
-        imports::channels::{from_guest, publish_all, to_guest},
+        imports::channels::{from_guest, put_out, to_guest},
         load::inspect,
         run::{
             host::Host,
             instance::{Role, RoleCode},
+            swap::RoleVersion,
             warm::Warm,
         },
     },
-    upstream::{FilterEvent, FilterQueue, OutboundFrame, QueueRoom, filter_queue::signed},
+    upstream::{FilterEvent, FilterInbox, Line, Opening},
 };
 
 mod demand;
 
 use crate::component::roles::filter::demand::Following;
-
-/// The most frames in one call.
-const BATCH_FRAMES: usize = 256;
-/// The most payload bytes in one call, unless a single burst has more.
-const BATCH_BYTES: usize = 256 << 10;
 
 /// The functions of a filter.
 pub struct Filter {
@@ -70,59 +65,59 @@ impl Role for Filter {
 pub type FilterCode = RoleCode<Filter>;
 pub type LiveFilter = Live<Filter>;
 
-/// Makes a queue, and the worker to run on the guests' runtime. The worker ends when the queue is dropped and empty.
-pub fn worker(live: Arc<LiveFilter>) -> (FilterQueue, impl Future<Output = ()>) {
-    let (queue, queued) =
-        FilterQueue::new(live.version().guest.metrics.queue.clone(), Arc::clone(&live.version().guest.tenant.account));
-    let worker = Worker { filter: Warm::new(Arc::clone(&live)), following: None, connection: None };
-    (queue, worker.run(live, queued))
+/// Passes an upstream's messages to its filter, until the queue's other end is dropped and it is empty. Runs on the
+/// guests' runtime.
+pub async fn work(live: Arc<LiveFilter>, inbox: FilterInbox) {
+    let filter = Warm::new(Arc::clone(&live));
+    Worker { filter, following: None, connection: None }.run(live, inbox).await;
 }
 
 struct Worker {
     filter: Warm<Filter>,
     /// `None`: the filter does not follow demand.
     following: Option<Following>,
-    /// The way to the connection while there is one.
-    connection: Option<mpsc::Sender<OutboundFrame>>,
+    /// The connection that the filter knows of.
+    connection: Option<Connected>,
+}
+
+/// A connection that the filter was told of.
+struct Connected {
+    line: Line,
+    /// The instance that was told of it, and the code that it had.
+    told: u64,
+    version: Arc<RoleVersion<Filter>>,
 }
 
 impl Worker {
-    async fn run(mut self, live: Arc<LiveFilter>, mut queued: mpsc::Receiver<FilterEvent>) {
-        let mut held = None;
+    async fn run(mut self, live: Arc<LiveFilter>, inbox: FilterInbox) {
         loop {
-            self.update();
+            self.update(&inbox);
+            self.introduce().await;
             self.tell_of_channels().await;
             let idle_at = self.idle_at();
-            let event = match held.take() {
-                Some(event) => Some(event),
-                None => tokio::select! {
-                    event = queued.recv() => event,
-                    () = self.news() => continue,
-                    // Code that begins to follow demand is told of channels even when no frame comes.
-                    () = live.swapped() => continue,
-                    () = idle(idle_at) => {
-                        self.filter.rest();
-                        continue;
-                    }
-                },
+            let event = tokio::select! {
+                event = inbox.next() => event,
+                () = self.news() => continue,
+                // Other code is told of the connection and of channels even when no frame comes.
+                () = live.swapped() => continue,
+                () = idle(idle_at) => {
+                    self.filter.rest();
+                    continue;
+                }
             };
             match event {
-                Some(FilterEvent::Open(answer, outbound)) => {
-                    let frames = self.on_open().await;
-                    let opened = frames.is_some();
-                    // A connection that is gone by now needs no answer.
-                    if answer.send(frames).is_ok() && opened {
-                        self.following.iter_mut().for_each(|following| following.begin(&outbound));
-                        self.connection = Some(outbound);
-                    }
+                Some(FilterEvent::Open(opening)) => self.open(opening).await,
+                Some(FilterEvent::Frames { connection, frames, charge }) => {
+                    self.on_frames_of(connection, &frames).await;
+                    drop(charge);
                 }
-                Some(FilterEvent::Frames(first, room)) => held = self.batch(first, room, &mut queued).await,
-                Some(FilterEvent::Close(reason)) => {
+                Some(FilterEvent::Gap) => self.lost(),
+                Some(FilterEvent::Close { connection, reason }) => {
                     self.following.iter_mut().for_each(Following::end);
                     self.connection = None;
                     self.lost();
-                    if let Some(publications) = self.on_close(&reason).await {
-                        publish_all(self.filter.guest(), publications).await;
+                    if let Some(made) = self.on_close(connection, &reason).await {
+                        put_out(self.filter.guest(), made).await;
                     }
                 }
                 None => return,
@@ -130,13 +125,60 @@ impl Worker {
         }
     }
 
+    async fn open(&mut self, opening: Opening) {
+        opening.begin();
+        let line = opening.line.clone();
+        // A connection without its subscription is of no use, so this waits for a pause to end.
+        self.filter.pause().await;
+        let frames = self.on_open(line.connection, ConnectionReason::New).await;
+        let opened = frames.is_some();
+        // A connection that is gone by now needs no answer.
+        if opening.answer(frames) && opened {
+            let version = self.filter.version();
+            self.following.iter_mut().for_each(|following| following.begin(&line));
+            self.connection = Some(Connected { line, told: self.filter.serial(), version });
+        }
+    }
+
+    /// Whether there is a connection that the instance was not told of.
+    fn is_unknown(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connected| connected.told != self.filter.serial())
+    }
+
+    /// Tells an instance that takes another's place of the connection.
+    async fn introduce(&mut self) {
+        if !self.is_unknown() || self.filter.is_pausing() {
+            return;
+        }
+        let Some(Connected { line, version, .. }) = &self.connection else { return };
+        let reason = match Arc::ptr_eq(version, &self.filter.version()) {
+            true => ConnectionReason::Restarted,
+            false => ConnectionReason::Swapped,
+        };
+        let line = line.clone();
+        let Some(frames) = self.on_open(line.connection, reason).await else { return };
+        for frame in frames {
+            // The connection takes frames whatever the filter does, or it ends.
+            if let Some(frame) = self.to_send(frame)
+                && line.frames.send(frame).await.is_err()
+            {
+                break;
+            }
+        }
+        if let Some(following) = &mut self.following {
+            following.repeat(reason);
+        }
+        self.connection = Some(Connected { line, told: self.filter.serial(), version: self.filter.version() });
+    }
+
     /// Takes over a new version. It may begin to follow demand, and then is told of all active channels; one that
     /// followed demand before knows them.
-    fn update(&mut self) {
+    fn update(&mut self, inbox: &FilterInbox) {
         let version = self.filter.update();
+        inbox.set_max_bytes(version.guest.version.limits.filter_queue);
         if version.code.follows_demand && self.following.is_none() {
             let mut following = Following::new(version.guest.tenant.channels.demand.follow());
-            self.connection.iter().for_each(|outbound| following.begin(outbound));
+            self.connection.iter().for_each(|connected| following.begin(&connected.line));
             self.following = Some(following);
         } else if !version.code.follows_demand {
             self.following = None;
@@ -148,35 +190,18 @@ impl Worker {
         self.filter.idle_at().filter(|_| self.connection.is_none())
     }
 
-    /// Gathers the bursts that have queued up behind one and calls the filter once. Returns the event after them.
-    async fn batch(
-        &mut self,
-        mut batch: Vec<Frame>,
-        mut room: QueueRoom,
-        queued: &mut mpsc::Receiver<FilterEvent>,
-    ) -> Option<FilterEvent> {
-        let mut bytes: usize = batch.iter().map(|frame| frame.bytes.len()).sum();
-        let mut held = None;
-        while batch.len() < BATCH_FRAMES && bytes < BATCH_BYTES && held.is_none() {
-            match queued.try_recv() {
-                Ok(FilterEvent::Frames(more, permit)) if batch.len() + more.len() <= BATCH_FRAMES => {
-                    bytes += more.iter().map(|frame| frame.bytes.len()).sum::<usize>();
-                    batch.extend(more);
-                    room.merge(permit);
-                }
-                Ok(other) => held = Some(other),
-                Err(_) => break,
-            }
-        }
-        self.filter.guest().metrics.queue.dec_by(signed(batch.len()));
-        match self.on_frames(&batch).await {
-            Some(publications) => publish_all(self.filter.guest(), publications).await,
+    /// Calls the filter once. Messages of a call that fails are lost.
+    async fn on_frames_of(&mut self, connection: u64, frames: &[Frame]) {
+        self.filter.update();
+        self.introduce().await;
+        let made = if self.is_unknown() { None } else { self.on_frames(connection, frames).await };
+        match made {
+            Some(made) => put_out(self.filter.guest(), made).await,
             None => {
-                self.filter.guest().metrics.lost.inc_by(batch.len() as u64);
+                self.filter.guest().metrics.lost.inc_by(frames.len() as u64);
                 self.lost();
             }
         }
-        held
     }
 
     /// Marks a gap between what the filter has published and what it will.
@@ -185,28 +210,33 @@ impl Worker {
         guest.tenant.channels.lost(&guest.name);
     }
 
-    /// Calls `on-open`, after the pause if there is one: a connection without its subscription is of no use.
-    async fn on_open(&mut self) -> Option<Vec<Frame>> {
-        self.filter.pause().await;
-        let frames = self.call(async |store, filter, upstream| {
-            filter.own.edge_relay_tenant_filter().call_on_open(store, upstream).await
-        });
-        frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
+    async fn on_open(&mut self, number: u64, reason: ConnectionReason) -> Option<Vec<Frame>> {
+        let connection = Connection { number, reason };
+        let guest = self.filter.guest();
+        let (upstream, deadline) = (Arc::clone(&guest.name), guest.version.limits.filter_call);
+        let call = async |store: &mut Store<Host>, filter: &Filter| {
+            filter.own.edge_relay_tenant_filter().call_on_open(store, &upstream, connection).await
+        };
+        let frames = match reason {
+            ConnectionReason::New => self.filter.call(deadline, call).await,
+            _ => self.filter.prepare(deadline, call).await,
+        };
+        frames.map(|frames| frames.into_iter().map(from_guest).collect())
     }
 
-    async fn on_frames(&mut self, frames: &[Frame]) -> Option<Vec<GuestPublication>> {
+    async fn on_frames(&mut self, connection: u64, frames: &[Frame]) -> Option<Vec<Output>> {
         let frames: Vec<FrameParam<'_>> = frames.iter().map(to_guest).collect();
         let made = self.call(async |store, filter, upstream| {
-            filter.own.edge_relay_tenant_filter().call_on_frames(store, upstream, &frames).await
+            filter.own.edge_relay_tenant_filter().call_on_frames(store, upstream, connection, &frames).await
         });
         made.await
     }
 
     /// Calls `on-close`, after the pause if there is one: a loss is told once, and clients may depend on it.
-    async fn on_close(&mut self, reason: &str) -> Option<Vec<GuestPublication>> {
+    async fn on_close(&mut self, connection: u64, reason: &str) -> Option<Vec<Output>> {
         self.filter.pause().await;
         let made = self.call(async |store, filter, upstream| {
-            filter.own.edge_relay_tenant_filter().call_on_close(store, upstream, reason).await
+            filter.own.edge_relay_tenant_filter().call_on_close(store, upstream, connection, reason).await
         });
         made.await
     }

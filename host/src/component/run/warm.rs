@@ -29,6 +29,8 @@ pub struct Warm<R> {
     live: Arc<Live<R>>,
     version: Arc<RoleVersion<R>>,
     instance: Option<Instance<R>>,
+    /// Counts the instances that there were and are.
+    serial: u64,
     /// What an instance of another version has left for the next, which then need not queue for a place.
     place: Option<Place>,
     /// When it was last called.
@@ -43,12 +45,22 @@ impl<R: Role> Warm<R> {
     pub fn new(live: Arc<Live<R>>) -> Self {
         let version = live.version();
         let backoff = Backoff::new(PAUSES);
-        Self { live, version, instance: None, place: None, used: Instant::now(), backoff, not_before: None }
+        Self { live, version, instance: None, serial: 0, place: None, used: Instant::now(), backoff, not_before: None }
+    }
+
+    /// The version whose code runs.
+    pub fn version(&self) -> Arc<RoleVersion<R>> {
+        Arc::clone(&self.version)
     }
 
     /// The guest whose code runs.
     pub fn guest(&self) -> &Guest {
         &self.version.guest
+    }
+
+    /// Another number, another instance. A number above the last means that the next call makes one.
+    pub fn serial(&self) -> u64 {
+        self.serial + u64::from(self.instance.is_none())
     }
 
     /// Goes over to another version if there is one. Its code has not failed yet, so that there is no pause.
@@ -87,13 +99,23 @@ impl<R: Role> Warm<R> {
         self.place = None;
     }
 
-    /// Calls the guest within its deadline. `None`: the call failed, or the pause after an earlier failure is not over.
+    /// Calls the guest within its deadline, in the version that [`Warm::update`] has last gone over to. `None`: the call failed, or the pause after an earlier failure is not over.
     pub async fn call<T>(
         &mut self,
         deadline: Duration,
         call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
     ) -> Option<T> {
-        self.update();
+        let value = self.prepare(deadline, call).await?;
+        self.backoff.reset();
+        Some(value)
+    }
+
+    /// Does the same for a call that every fresh instance gets: it is no sign that the next ones will return.
+    pub async fn prepare<T>(
+        &mut self,
+        deadline: Duration,
+        call: impl AsyncFnOnce(&mut Store<Host>, &R) -> wasmtime::Result<T>,
+    ) -> Option<T> {
         if self.is_pausing() {
             return None;
         }
@@ -108,17 +130,17 @@ impl<R: Role> Warm<R> {
                 Err(_) => Err(Broken::Busy(deadline)),
             };
             match made {
-                Ok(instance) => self.instance = Some(instance),
+                Ok(instance) => {
+                    self.instance = Some(instance);
+                    self.serial += 1;
+                }
                 Err(broken) => self.failed(&broken),
             }
         }
         let called = self.instance.as_mut()?.call(&self.version.guest, deadline, call).await;
         self.used = Instant::now();
         match called {
-            Ok(value) => {
-                self.backoff.reset();
-                Some(value)
-            }
+            Ok(value) => Some(value),
             Err(broken) => {
                 self.instance = None;
                 self.failed(&broken);

@@ -90,8 +90,13 @@ impl Folder {
 impl Host {
     /// The sum of a metric's values over all labels.
     pub fn metric(&self, name: &str) -> Result<f64, Failure> {
+        self.metric_with(name, "")
+    }
+
+    /// The sum of those of its series that have this label.
+    pub fn metric_with(&self, name: &str, label: &str) -> Result<f64, Failure> {
         let text = get(self.admin, "/metrics")?;
-        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let lines = text.lines().filter(|line| line.contains(label)).filter_map(|line| line.strip_prefix(name));
         let values = lines.filter(|rest| rest.starts_with(['{', ' '])).filter_map(|rest| rest.rsplit(' ').next());
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
     }

@@ -131,7 +131,8 @@ impl Level {
 
 /// Called after everything was measured, since the answer itself takes memory.
 fn nothing_is_left(host: &Host) -> Result<(), Failure> {
-    let left = [host.metric("edge_relay_guest_instances")?, host.metric("edge_relay_upstream_up")?];
+    let live = host.metric_with("edge_relay_upstream_state", "state=\"live\"")?;
+    let left = [host.metric("edge_relay_guest_instances")?, live];
     let [instances, upstreams] = left;
     let none = (left == [0.0, 0.0]).then_some(());
     none.with_context(|| format!("tenants that nobody uses have {instances} instances and {upstreams} upstreams"))

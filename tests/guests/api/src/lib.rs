@@ -383,7 +383,7 @@ fn fill_state(bytes: usize) -> String {
 
 fn publish(channel: &str, text: &str) -> String {
     let data = Frame::Text(text.to_owned());
-    let publication = Publication { channel: channel.to_owned(), key: None, data, remove: false };
+    let publication = Publication { channel: channel.to_owned(), key: None, data, remove: false, id: None, at: None };
     format!("{:?}", channels::publish(&[publication]))
 }
 

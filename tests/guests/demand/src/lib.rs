@@ -4,7 +4,7 @@
 
 use std::process::abort;
 
-use edge_relay::tenant::types::{Frame, Publication};
+use edge_relay::tenant::types::{Connection, ConnectionReason, Frame, Output, Publication};
 use exports::edge_relay::tenant::{filter, filter_demand};
 use wasi::{clocks::monotonic_clock, keyvalue::store};
 
@@ -26,17 +26,30 @@ export!(Demand);
 
 impl filter::Guest for Demand {
     /// Tells the upstream how the connection before this one ended.
-    fn on_open(_upstream: String) -> Vec<Frame> {
+    fn on_open(_upstream: String, connection: Connection) -> Vec<Frame> {
+        if connection.reason != ConnectionReason::New {
+            // The partner knows what another instance has subscribed to.
+            return Vec::new();
+        }
         let ended = store::open("default").and_then(|bucket| bucket.get("ended")).ok().flatten().unwrap_or_default();
         vec![Frame::Text(format!("open {}", String::from_utf8_lossy(&ended)))]
     }
 
-    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
-        let publish = |data| Publication { channel: "out".to_owned(), key: None, data, remove: false };
+    fn on_frames(_upstream: String, _connection: u64, frames: Vec<Frame>) -> Vec<Output> {
+        let publish = |data| {
+            Output::Publish(Publication {
+                channel: "out".to_owned(),
+                key: None,
+                data,
+                remove: false,
+                id: None,
+                at: None,
+            })
+        };
         frames.into_iter().map(publish).collect()
     }
 
-    fn on_close(_upstream: String, reason: String) -> Vec<Publication> {
+    fn on_close(_upstream: String, _connection: u64, reason: String) -> Vec<Output> {
         if store::open("default").and_then(|bucket| bucket.set("ended", reason.as_bytes())).is_err() {
             abort();
         }
@@ -45,7 +58,10 @@ impl filter::Guest for Demand {
 }
 
 impl filter_demand::Guest for Demand {
-    fn on_channel_active(upstream: String, channel: String) -> Vec<Frame> {
+    fn on_channel_active(upstream: String, connection: Connection, channel: String) -> Vec<Frame> {
+        if connection.reason != ConnectionReason::New {
+            return Vec::new();
+        }
         match channel.as_str() {
             trap if trap.starts_with("trap") => abort(),
             "loop" => stay_busy(u64::MAX),
@@ -57,7 +73,7 @@ impl filter_demand::Guest for Demand {
         vec![Frame::Text(format!("{upstream}: active {channel}"))]
     }
 
-    fn on_channel_idle(upstream: String, channel: String) -> Vec<Frame> {
+    fn on_channel_idle(upstream: String, _connection: u64, channel: String) -> Vec<Frame> {
         vec![Frame::Text(format!("{upstream}: idle {channel}"))]
     }
 }

@@ -220,7 +220,7 @@ fn publish(channel: &str, said: &str) {
 }
 
 fn publication(channel: &str, said: &str) -> Publication {
-    Publication { channel: channel.to_owned(), key: None, data: text(said), remove: false }
+    Publication { channel: channel.to_owned(), key: None, data: text(said), remove: false, id: None, at: None }
 }
 
 /// Makes bytes of which each four hold their own index, so that a misplaced byte is noticed.

@@ -3,7 +3,7 @@
 
 use std::{hint::black_box, process::abort};
 
-use edge_relay::tenant::types::{Frame, Publication};
+use edge_relay::tenant::types::{Connection, Frame, Output, Publication};
 use exports::edge_relay::tenant::filter::Guest;
 use wasi::{
     cli::stderr::get_stderr,
@@ -27,14 +27,14 @@ struct Hostile;
 export!(Hostile);
 
 impl Guest for Hostile {
-    fn on_open(_upstream: String) -> Vec<Frame> {
+    fn on_open(_upstream: String, _connection: Connection) -> Vec<Frame> {
         if setting("mode") == "trap-open" {
             abort(); // In WASM: `unreachable`, a trap.
         }
         Vec::new()
     }
 
-    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
+    fn on_frames(_upstream: String, _connection: u64, frames: Vec<Frame>) -> Vec<Output> {
         let mut publications = Vec::new();
         match setting("mode").as_str() {
             "trap" => abort(),
@@ -58,11 +58,11 @@ impl Guest for Hostile {
             }
         }
         publications.extend(frames.into_iter().map(|frame| publication(CHANNEL.to_owned(), frame)));
-        publications
+        publications.into_iter().map(Output::Publish).collect()
     }
 
-    fn on_close(_upstream: String, reason: String) -> Vec<Publication> {
-        vec![publication(CHANNEL.to_owned(), text(&format!("closed: {reason}")))]
+    fn on_close(_upstream: String, _connection: u64, reason: String) -> Vec<Output> {
+        vec![Output::Publish(publication(CHANNEL.to_owned(), text(&format!("closed: {reason}"))))]
     }
 }
 
@@ -117,5 +117,5 @@ fn text(text: &str) -> Frame {
 }
 
 fn publication(channel: String, data: Frame) -> Publication {
-    Publication { channel, key: None, data, remove: false }
+    Publication { channel, key: None, data, remove: false, id: None, at: None }
 }

@@ -4,8 +4,8 @@
 
 use edge_relay::tenant::{
     channels, records,
-    types::{Frame, Publication},
-    upstreams,
+    types::{Connection, Frame, Output, Publication},
+    upstreams::{self, SendOptions, UpstreamStatus},
 };
 use exports::edge_relay::tenant::{filter, job};
 use wasi::keyvalue::{atomics, batch, store};
@@ -16,6 +16,8 @@ wit_bindgen::generate!({
     generate_all,
 });
 
+/// On whatever connection there is.
+const ANY: SendOptions = SendOptions { connection: None, first: false };
 /// Bytes of the longest publication that an answer repeats.
 const LONGEST: usize = 100;
 
@@ -39,25 +41,25 @@ impl job::Guest for Probe {
 }
 
 impl filter::Guest for Probe {
-    fn on_open(_upstream: String) -> Vec<Frame> {
+    fn on_open(_upstream: String, _connection: Connection) -> Vec<Frame> {
         Vec::new()
     }
 
-    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
+    fn on_frames(_upstream: String, _connection: u64, frames: Vec<Frame>) -> Vec<Output> {
         let texts = frames.into_iter().filter_map(|frame| match frame {
             Frame::Text(text) => Some(text),
             Frame::Binary(_) => None,
         });
-        texts.map(|command| publication("answers", answer(&command))).collect()
+        texts.map(|command| Output::Publish(publication("answers", answer(&command)))).collect()
     }
 
-    fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
+    fn on_close(_upstream: String, _connection: u64, _reason: String) -> Vec<Output> {
         Vec::new()
     }
 }
 
 fn publication(channel: &str, text: String) -> Publication {
-    Publication { channel: channel.to_owned(), key: None, data: Frame::Text(text), remove: false }
+    Publication { channel: channel.to_owned(), key: None, data: Frame::Text(text), remove: false, id: None, at: None }
 }
 
 fn keyed(channel: &str, key: &str, text: String) -> Publication {
@@ -139,8 +141,11 @@ fn answer(command: &str) -> String {
             latest => format!("{latest:?}"),
         },
         ["subscribers", channel] => channels::subscriber_count(channel).to_string(),
-        ["send", upstream, text] => format!("{:?}", upstreams::send(upstream, &[Frame::Text(text.to_owned())])),
-        ["status", upstream] => format!("{:?}", upstreams::status(upstream)),
+        ["send", upstream, text] => format!("{:?}", upstreams::send(upstream, &[Frame::Text(text.to_owned())], ANY)),
+        ["status", upstream] => match upstreams::status(upstream) {
+            Ok(UpstreamStatus { state, queued, .. }) => format!("Ok({state:?}) {queued}"),
+            Err(error) => format!("Err({error:?})"),
+        },
         _ => format!("not a command: {command}"),
     }
 }

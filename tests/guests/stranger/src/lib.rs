@@ -1,7 +1,7 @@
 //! A filter that imports `acme:unknown/thing@1.0.0`, which the relay does not provide.
 #![allow(unsafe_code)] // Only what `export!` expands to.
 
-use edge_relay::tenant::types::{Frame, Publication};
+use edge_relay::tenant::types::{Connection, Frame, Output};
 use exports::edge_relay::tenant::filter::Guest;
 
 wit_bindgen::generate!({
@@ -28,16 +28,16 @@ struct Stranger;
 export!(Stranger);
 
 impl Guest for Stranger {
-    fn on_open(_upstream: String) -> Vec<Frame> {
+    fn on_open(_upstream: String, _connection: Connection) -> Vec<Frame> {
         acme::unknown::thing::ping();
         Vec::new()
     }
 
-    fn on_frames(_upstream: String, _frames: Vec<Frame>) -> Vec<Publication> {
+    fn on_frames(_upstream: String, _connection: u64, _frames: Vec<Frame>) -> Vec<Output> {
         Vec::new()
     }
 
-    fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
+    fn on_close(_upstream: String, _connection: u64, _reason: String) -> Vec<Output> {
         Vec::new()
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{cell::OnceCell, hint::black_box};
 
-use edge_relay::tenant::types::{Frame, Publication};
+use edge_relay::tenant::types::{Connection, Frame, Output, Publication};
 use exports::edge_relay::tenant::filter::Guest;
 use wasi::config::store;
 
@@ -25,11 +25,11 @@ struct Versioned;
 export!(Versioned);
 
 impl Guest for Versioned {
-    fn on_open(_upstream: String) -> Vec<Frame> {
+    fn on_open(_upstream: String, _connection: Connection) -> Vec<Frame> {
         Vec::new()
     }
 
-    fn on_frames(_upstream: String, frames: Vec<Frame>) -> Vec<Publication> {
+    fn on_frames(_upstream: String, _connection: u64, frames: Vec<Frame>) -> Vec<Output> {
         let code = *black_box(&CODE);
         let digits = code.trim_start_matches("code-");
         let first = FIRST.with(|first| first.get_or_init(|| digits.to_owned()).clone());
@@ -38,14 +38,14 @@ impl Guest for Versioned {
             Frame::Text(text) => publication(format!("{text} {code} {first} {setting}")),
             Frame::Binary(_) => publication("not text".to_owned()),
         };
-        frames.into_iter().map(publish).collect()
+        frames.into_iter().map(publish).map(Output::Publish).collect()
     }
 
-    fn on_close(_upstream: String, _reason: String) -> Vec<Publication> {
+    fn on_close(_upstream: String, _connection: u64, _reason: String) -> Vec<Output> {
         Vec::new()
     }
 }
 
 fn publication(text: String) -> Publication {
-    Publication { channel: "out".to_owned(), key: None, data: Frame::Text(text), remove: false }
+    Publication { channel: "out".to_owned(), key: None, data: Frame::Text(text), remove: false, id: None, at: None }
 }

@@ -206,7 +206,7 @@ async fn frames_go_to_the_upstream_of_that_name() {
     let relay = Relay::serve(Folder::new("").handled("t", guests::handler(), &more)).await;
     let mut peer = partner.accept().await;
     let mut client = relay.client("/t").await;
-    relay.metric_reaches("edge_relay_upstream_up", &[("upstream", "feed")], 1.0).await;
+    relay.metric_reaches("edge_relay_upstream_state", &[("upstream", "feed"), ("state", "live")], 1.0).await;
     assert_eq!(ask(&mut client, "upstream feed one\nupstream feed two\nreply sent").await, "sent");
     assert_eq!(peer.next_text().await, "one");
     assert_eq!(peer.next_text().await, "two");

@@ -135,7 +135,7 @@ async fn a_filter_that_gets_no_instance_in_its_time_is_counted_and_tried_again()
     relay.logged(&["WARN", "tenant.name=t", "no place for an instance within 100 ms"]).await;
     assert_eq!(client.text().await, "done");
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
-    assert_eq!(probe.ask("status feed").await, "Ok(State::Connected)");
+    assert_eq!(probe.ask("status feed").await, "Ok(State::Live) 0");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::{
     },
     delivery::{BudgetShare, Follow, NotifyBy, Step, StepList},
     metrics::Blame,
-    upstream::SendError,
+    upstream::{SendError, SendOptions},
 };
 
 /// The most actions in one call. Each costs the host some microseconds.
@@ -136,7 +136,7 @@ impl Plan<'_> {
             Action::Publish(publication) => self.publications.push(publication),
             Action::Upstream(to) => {
                 let sent = match guest.version.upstream(&to.upstream) {
-                    Some(upstream) => upstream.send(vec![from_guest(to.frame)]).await,
+                    Some(upstream) => upstream.send(vec![from_guest(to.frame)], SendOptions::default()).await,
                     None => Err(SendError::Unknown),
                 };
                 if let Err(error) = sent {

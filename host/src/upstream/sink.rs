@@ -1,0 +1,190 @@
+//! Where an upstream's messages go: to its filter's queue, or straight to channel `main`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use config::Overflow;
+use tokio::time::sleep;
+use wire::Frame;
+
+use crate::{
+    channel::{Channels, MAIN, Publication},
+    metrics::{TenantMetrics, UpstreamMetrics},
+    rate::Rate,
+    sync::Mutex,
+    upstream::{
+        filter_queue::{FilterQueue, NoRoom},
+        handle::{Handle, Line},
+    },
+};
+
+/// Time between two tries when the tenant's memory is full.
+const MEMORY_PAUSE: Duration = Duration::from_millis(20);
+/// Time between two tries when the tenant publishes as often as it may.
+const RATE_PAUSE: Duration = Duration::from_millis(5);
+/// How long messages over the rate are dropped at a time: a gap for each would be worse than one.
+const DROPPING: Duration = Duration::from_secs(1);
+/// The limit that says how often a tenant may publish.
+const RATE_LIMIT: &str = "publications-per-second";
+
+/// Where messages go.
+pub enum Sink {
+    Channel(ChannelSink),
+    Filter(FilterQueue),
+}
+
+/// The way to channel `main`, unchanged.
+pub struct ChannelSink {
+    pub channels: Arc<Channels>,
+    /// The upstream's name.
+    pub upstream: Arc<str>,
+    /// The tenant's publications a second.
+    pub rate: Arc<Rate>,
+    pub tenant: Arc<TenantMetrics>,
+    pub metrics: Arc<UpstreamMetrics>,
+    pub overflow: Overflow,
+    /// Until when messages are dropped.
+    pub dropping: Mutex<Option<Instant>>,
+}
+
+/// Why messages are not taken yet, or dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The filter is slower than the partner.
+    Filter,
+    Memory,
+    /// The tenant publishes as often as it may.
+    Rate,
+}
+
+impl Wait {
+    /// The value of the metric's label `reason`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Memory => "memory",
+            Self::Rate => "rate",
+        }
+    }
+
+    /// For people.
+    pub fn explain(self) -> &'static str {
+        match self {
+            Self::Filter => "the filter is slower than the partner (limit filter-queue)",
+            Self::Memory => "the tenant's memory is full (limit memory-total)",
+            Self::Rate => "the tenant publishes as often as it may (limit publications-per-second)",
+        }
+    }
+}
+
+impl From<NoRoom> for Wait {
+    fn from(why: NoRoom) -> Self {
+        match why {
+            NoRoom::Filter => Self::Filter,
+            NoRoom::Memory => Self::Memory,
+        }
+    }
+}
+
+impl Sink {
+    /// Passes messages on, in order. Those that cannot be taken yet stay where they are.
+    ///
+    /// `Ok(Some(_))`: messages were dropped, for this reason.
+    pub async fn offer(&self, connection: u64, messages: &mut Vec<Frame>) -> Result<Option<Wait>, Wait> {
+        match self {
+            Self::Channel(channel) => channel.offer(messages).await,
+            Self::Filter(filter) => {
+                filter.offer(connection, messages).map(|dropped| dropped.map(Wait::from)).map_err(Wait::from)
+            }
+        }
+    }
+
+    /// Passes the last messages of a connection on, for which nobody can wait.
+    pub async fn force(&self, connection: u64, messages: Vec<Frame>) {
+        match self {
+            Self::Channel(channel) => channel.publish(messages).await,
+            Self::Filter(filter) => filter.force(connection, messages),
+        }
+    }
+
+    /// Returns when what was not taken for this reason is to be offered again.
+    pub async fn ready(&self, wait: Wait) {
+        match (self, wait) {
+            (Self::Filter(filter), Wait::Filter) => filter.freed().await,
+            (_, Wait::Rate) => sleep(RATE_PAUSE).await,
+            (_, Wait::Filter | Wait::Memory) => sleep(MEMORY_PAUSE).await,
+        }
+    }
+
+    /// Returns the frames to send first on a new connection. `None`: the filter's call failed.
+    ///
+    /// From then on, or from when the filter begins to answer, components can send on it.
+    pub async fn open(&self, line: Line, handle: &Arc<Handle>) -> Option<Vec<Frame>> {
+        match self {
+            Self::Channel(_) => {
+                handle.open(line);
+                Some(Vec::new())
+            }
+            Self::Filter(filter) => filter.open(line, handle).await,
+        }
+    }
+
+    /// Notes that a connection is lost.
+    pub fn close(&self, connection: u64, reason: String) {
+        match self {
+            Self::Channel(channel) => channel.lost(),
+            Self::Filter(filter) => filter.close(connection, reason),
+        }
+    }
+}
+
+impl ChannelSink {
+    async fn offer(&self, messages: &mut Vec<Frame>) -> Result<Option<Wait>, Wait> {
+        if self.overflow == Overflow::Drop && self.is_dropping() {
+            self.drop_all(messages);
+            return Ok(Some(Wait::Rate));
+        }
+        let taken = self.rate.take_some(messages.len());
+        if taken == messages.len() {
+            self.publish(std::mem::take(messages)).await;
+            return Ok(None);
+        }
+        let over = messages.split_off(taken);
+        self.publish(std::mem::replace(messages, over)).await;
+        match self.overflow {
+            Overflow::Wait => Err(Wait::Rate),
+            Overflow::Drop => {
+                *self.dropping.lock() = Some(Instant::now() + DROPPING);
+                self.drop_all(messages);
+                self.lost();
+                Ok(Some(Wait::Rate))
+            }
+        }
+    }
+
+    fn is_dropping(&self) -> bool {
+        self.dropping.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn drop_all(&self, messages: &mut Vec<Frame>) {
+        self.tenant.limited(RATE_LIMIT, messages.len());
+        self.metrics.dropped("rate", messages.len());
+        messages.clear();
+    }
+
+    async fn publish(&self, messages: Vec<Frame>) {
+        if messages.is_empty() {
+            return;
+        }
+        let main: Arc<str> = MAIN.into();
+        let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data };
+        // What is refused has been counted.
+        self.channels.publish(messages.into_iter().map(publish).collect(), Some(&self.upstream)).await;
+    }
+
+    fn lost(&self) {
+        self.channels.lost(&self.upstream);
+    }
+}
