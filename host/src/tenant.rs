@@ -76,7 +76,7 @@ pub struct Tenant {
     pub process: ProcessShare,
     /// Limits how often its guests, and its upstreams without a filter, publish.
     pub publications: Arc<Rate>,
-    /// One permit, for those of its upstreams that always have something to read.
+    /// One permit to read a socket, for the one of its upstreams whose turn it is.
     pub reading: Arc<Semaphore>,
     pub log_lines: Arc<LogLines>,
     pub outbound: Arc<OutboundLimit>,

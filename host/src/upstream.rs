@@ -81,7 +81,7 @@ pub struct Upstream {
     pub credentials: Option<Arc<dyn Credentials>>,
     /// One permit to read its files.
     pub reading: Arc<Semaphore>,
-    /// One permit to read sockets, for those of the tenant's upstreams that always have something to read.
+    /// One permit to read a socket, for the one of the tenant's upstreams whose turn it is.
     pub turns: Arc<Semaphore>,
     pub log: UpstreamLog,
 }

@@ -82,7 +82,7 @@ async fn act(address: SocketAddr, path: &str, clients: usize) {
 
 #[tokio::test]
 async fn actions_that_wait_for_the_shard() {
-    let limits = "[limits]\nclient-backlog = \"1MiB\"\nclient-call = \"10s\"\n";
+    let limits = "[limits]\nclient-backlog = \"64KiB\"\nclient-call = \"10s\"\n";
     let mut scene = Scene::new(&bomb(&[ON_MESSAGE], MANY_ACTIONS), &format!("{HANDLER}{limits}")).await;
     let address = scene.relay.clients;
     scene.memory_within(256 * MIB, 1, act(address, "/hostile", 800)).await;

@@ -168,27 +168,28 @@ impl Session<'_> {
         let mut data = DataTimeout::new(handle.expected());
         let mut turn = Turn::new(turns);
         loop {
-            let event = turn.wait(async {
-                Ok(tokio::select! {
-                    opened = &mut opening, if !is_open => Event::Opened(opened.ok_or(Lost::Filter)?),
-                    received = socket.next(), if held.is_none() => Event::Received(received),
-                    () = Held::ready(held.as_ref(), sink), if held.is_some() => Event::Ready,
-                    () = stop.wait() => return Err(Lost::Stopped),
-                    () = &mut unneeded => return Err(Lost::Unneeded),
-                    wish = outbound.next(is_open) => match wish {
-                        Wish::Send(frame) => Event::Send(frame),
-                        Wish::Reconnect(reason) => return Err(Lost::Asked(reason)),
-                    },
-                    due = ping.tick() => Event::Ping(due),
-                    () = data.look(), if is_open && held.is_none() => Event::Overdue,
-                    () = pressure.look() => Event::Look,
-                })
-            });
-            let first = match event.await? {
+            let event = tokio::select! {
+                opened = &mut opening, if !is_open => Event::Opened(opened.ok_or(Lost::Filter)?),
+                received = read(socket, &mut turn), if held.is_none() => Event::Received(received),
+                () = Held::ready(held.as_ref(), sink), if held.is_some() => Event::Ready,
+                () = stop.wait() => return Err(Lost::Stopped),
+                () = &mut unneeded => return Err(Lost::Unneeded),
+                wish = outbound.next(is_open) => match wish {
+                    Wish::Send(frame) => Event::Send(frame),
+                    Wish::Reconnect(reason) => return Err(Lost::Asked(reason)),
+                },
+                due = ping.tick() => Event::Ping(due),
+                () = data.look(), if is_open && held.is_none() => Event::Overdue,
+                () = pressure.look() => Event::Look,
+            };
+            if !matches!(event, Event::Received(_)) {
+                turn.end();
+            }
+            let first = match event {
                 Event::Received(received) => received,
                 Event::Opened(first) => {
                     for frame in first {
-                        turn.wait(sent(socket.send(&frame))).await?;
+                        sent(socket.send(&frame)).await?;
                     }
                     is_open = true;
                     data.restart(Instant::now());
@@ -196,11 +197,11 @@ impl Session<'_> {
                     continue;
                 }
                 Event::Send(frame) => {
-                    turn.wait(sent(socket.send(&frame.frame))).await?;
+                    sent(socket.send(&frame.frame)).await?;
                     continue;
                 }
                 Event::Ping(due) => {
-                    turn.wait(sent(socket.ping())).await?;
+                    sent(socket.ping()).await?;
                     // The time that counts is when this was due: a process that was stopped could not hear anything.
                     let silent = due.saturating_duration_since(socket.last_read());
                     // Nor can one that does not listen.
@@ -254,7 +255,10 @@ impl Session<'_> {
             };
             let Burst { mut messages, ping, end } = Burst::take(socket, first);
             let ponged = match ping {
-                Some(payload) => turn.wait(sent(socket.pong(&payload))).await,
+                Some(payload) => {
+                    turn.end();
+                    sent(socket.pong(&payload)).await
+                }
                 None => Ok(()),
             };
             if !messages.is_empty() {
@@ -284,6 +288,18 @@ impl Session<'_> {
             ponged?;
             turn.go_on().await;
         }
+    }
+}
+
+/// Reads what comes next, when it is this upstream's turn. Nothing is lost if the future is dropped.
+async fn read(socket: &mut PartnerSocket, turn: &mut Turn<'_>) -> Result<Received, SocketError> {
+    loop {
+        turn.begin().await;
+        if let Some(received) = socket.next_now() {
+            return received;
+        }
+        turn.end();
+        socket.readable().await?;
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::Instant,
 };
+use tokio_util::either::Either;
 use wire::{
     Frame, Kind,
     deflate::{Inflater, ServerAgreed},
@@ -134,6 +135,14 @@ impl PartnerSocket {
                 return Ok(Received::Fragment);
             }
             self.fill().await?;
+        }
+    }
+
+    /// Returns when there may be something to read. Before, [`PartnerSocket::next_now`] has returned nothing.
+    pub async fn readable(&self) -> io::Result<()> {
+        match &self.stream {
+            Either::Left(tcp) => tcp.readable().await,
+            Either::Right(tls) => tls.get_ref().0.readable().await,
         }
     }
 
@@ -261,7 +270,6 @@ impl PartnerSocket {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use tokio::net::{TcpListener, TcpStream};
-    use tokio_util::either::Either;
 
     use super::*;
 

@@ -1,14 +1,10 @@
 //! Turns in reading: so that no upstream makes others wait, whatever it sends.
 //!
-//! All upstreams are read on one thread. One that always has something to read goes on for a quarter of a millisecond,
-//! then lets others have their turn. The upstreams of a tenant that use up their turns share one turn among them: a
-//! tenant has no more of the thread for having more upstreams.
+//! All upstreams are read on one thread. One that has something to read goes on for a quarter of a millisecond, then
+//! lets others have their turn. The upstreams of a tenant have their turns one after another, with those of other
+//! tenants between them: a tenant has no more of the thread for having more upstreams.
 
-use std::{
-    future::poll_fn,
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -20,7 +16,7 @@ const TURN: Duration = Duration::from_micros(250);
 
 /// An upstream's turn.
 pub struct Turn<'t> {
-    /// Has one permit, for those of the tenant's upstreams that have used up a turn.
+    /// Has one permit, for the upstream of the tenant whose turn it is.
     tenant: &'t Semaphore,
     permit: Option<SemaphorePermit<'t>>,
     began: Instant,
@@ -31,43 +27,34 @@ impl<'t> Turn<'t> {
         Self { tenant, permit: None, began: Instant::now() }
     }
 
-    /// Waits for something. If it has to wait, the turn ends, and another begins when there is something to do.
-    pub async fn wait<T>(&mut self, something: impl Future<Output = T>) -> T {
-        let mut something = pin!(something);
-        let mut has_waited = false;
-        let come = poll_fn(|context| {
-            let come = something.as_mut().poll(context);
-            if come.is_pending() {
-                has_waited = true;
-                self.permit = None;
-            }
-            come
-        });
-        let come = come.await;
-        if has_waited {
+    /// Waits until it has the tenant's turn. It may be cancelled without loss.
+    pub async fn begin(&mut self) {
+        if self.permit.is_none() {
+            // An error means that it is closed, which it never is.
+            self.permit = self.tenant.acquire().await.ok();
             self.began = Instant::now();
         }
-        come
+    }
+
+    /// Leaves the turn to others: there is nothing to read, or it is about to wait for something else.
+    pub fn end(&mut self) {
+        self.permit = None;
     }
 
     /// Lets others have their turn if this one is used up.
     pub async fn go_on(&mut self) {
-        if self.began.elapsed() < TURN {
-            return;
+        if self.began.elapsed() >= TURN {
+            // The permit is kept meanwhile. Else the tenant's next upstream would go on before those of other tenants.
+            yield_now().await;
+            self.permit = None;
         }
-        // The permit is kept meanwhile. Else the tenant's next upstream would go on before those of other tenants.
-        yield_now().await;
-        self.permit = None;
-        // An error means that it is closed, which it never is.
-        self.permit = self.tenant.acquire().await.ok();
-        self.began = Instant::now();
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::{future::ready, sync::Arc};
+    use std::sync::Arc;
 
     use super::*;
     use crate::sync::Mutex;
@@ -76,10 +63,9 @@ mod tests {
     async fn greedy(name: &'static str, tenant: Arc<Semaphore>, seen: Arc<Mutex<Vec<&'static str>>>) {
         let mut turn = Turn::new(&tenant);
         for _ in 0..20 {
+            turn.begin().await;
             let began = Instant::now();
-            while began.elapsed() < TURN {
-                turn.wait(ready(())).await;
-            }
+            while began.elapsed() < TURN {}
             seen.lock().push(name);
             turn.go_on().await;
         }
@@ -99,18 +85,21 @@ mod tests {
         assert_eq!(seen.len(), 9 * 20);
         let end = seen.iter().rposition(|name| *name == "other").unwrap();
         let ones = seen.iter().take(end).filter(|name| **name == "one").count();
-        // Each of the eight has a first turn at once.
-        assert!((15..=8 + 21).contains(&ones), "{ones} turns of the tenant with eight to 20: {seen:?}");
+        assert!((19..=21).contains(&ones), "{ones} turns of the tenant with eight to 20: {seen:?}");
     }
 
     #[tokio::test]
-    async fn who_waits_for_something_keeps_nobody_waiting() {
+    async fn a_turn_goes_on_until_it_is_used_up() {
         let tenant = Semaphore::new(1);
         let mut turn = Turn::new(&tenant);
-        turn.began -= TURN;
+        turn.begin().await;
         turn.go_on().await;
         assert_eq!(tenant.available_permits(), 0);
-        tokio::time::timeout(Duration::from_millis(1), turn.wait(std::future::pending::<()>())).await.unwrap_err();
+        turn.began -= TURN;
+        turn.go_on().await;
+        assert_eq!(tenant.available_permits(), 1);
+        turn.begin().await;
+        turn.end();
         assert_eq!(tenant.available_permits(), 1);
     }
 }

@@ -1,0 +1,114 @@
+//! Partners that send as fast as they are read: what costs the relay much and brings nobody anything.
+
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::process::setpriority_process;
+use support::partner::Partner;
+use tokio::time::sleep;
+
+use crate::scene::{Scene, is_full};
+
+/// The sizes of the hostile tenant: how many upstreams it has.
+const UPSTREAMS: [usize; 3] = [1, 4, 16];
+
+/// The niceness of the partners' threads.
+const NICE: i32 = 15;
+
+/// A frame again and again, as much as one write has.
+fn many(frame: &[u8]) -> Vec<u8> {
+    frame.repeat((64 << 10) / frame.len())
+}
+
+/// Checks that the neighbour is undisturbed while all upstreams of the hostile tenant bring this.
+async fn check(first: &[u8], flood: &[u8]) {
+    let sizes = if is_full() { &UPSTREAMS[..] } else { &UPSTREAMS[2..] };
+    for upstreams in sizes {
+        let mut partner = Partner::start().await;
+        let url = partner.url();
+        // One is there already.
+        let more: String =
+            (1..*upstreams).map(|nth| format!("[[upstream]]\nname = \"f{nth}\"\nurl = \"{url}\"\n")).collect();
+        let mut scene = Scene::with(&more, |_| {}).await;
+        let mut sockets = Vec::new();
+        let mut of_scene = scene.partner.take().unwrap();
+        for nth in 0..*upstreams {
+            let arrival = if nth == 0 { of_scene.arrival().await } else { partner.arrival().await };
+            let mut peer = arrival.request().await;
+            peer.agree(&[]).await;
+            peer.write(first).await;
+            sockets.push(peer.into_std());
+        }
+        let on = Arc::new(AtomicBool::new(false));
+        let ended = Arc::new(AtomicBool::new(false));
+        let threads: Vec<_> = sockets
+            .into_iter()
+            .map(|socket| {
+                let (on, ended, flood) = (Arc::clone(&on), Arc::clone(&ended), flood.to_vec());
+                thread::spawn(move || send(socket, &on, &ended, &flood))
+            })
+            .collect();
+        eprint!("{upstreams} upstreams: ");
+        let begin = async |_: &_| on.store(true, Ordering::Relaxed);
+        let end = async |_: &_| {
+            on.store(false, Ordering::Relaxed);
+            // What is in the sockets is read.
+            sleep(Duration::from_millis(200)).await;
+        };
+        scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
+        assert_eq!(scene.relay.metric("edge_relay_upstream_failures_total", &[]).await, 0.0);
+        ended.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn send(mut socket: TcpStream, on: &AtomicBool, ended: &AtomicBool, flood: &[u8]) {
+    // Partners are on other machines: what they do costs the relay's neighbours nothing here either.
+    setpriority_process(None, NICE).unwrap();
+    while !ended.load(Ordering::Relaxed) {
+        if on.load(Ordering::Relaxed) {
+            socket.write_all(flood).unwrap();
+        } else {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn empty_fragments() {
+    // A message that never ends.
+    check(&[0x01, 0], &many(&[0x00, 0])).await;
+}
+
+#[tokio::test]
+async fn empty_messages() {
+    check(b"", &many(&[0x81, 0])).await;
+}
+
+#[tokio::test]
+async fn tiny_messages() {
+    check(b"", &many(&[0x81, 1, b'x'])).await;
+}
+
+#[tokio::test]
+async fn messages_of_a_mebibyte() {
+    let mut message = vec![0x82, 127];
+    message.extend((1_u64 << 20).to_be_bytes());
+    message.resize(message.len() + (1 << 20), b'x');
+    check(b"", &message).await;
+}
+
+#[tokio::test]
+async fn pongs_that_nobody_asked_for() {
+    check(b"", &many(&[0x8A, 0])).await;
+}
