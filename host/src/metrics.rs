@@ -95,7 +95,7 @@ metrics! {
     upstream_connections: Counter by UpstreamLabel, "Connections opened to the upstream";
     upstream_failures: Counter by UpstreamReason, "Connections lost or not opened, by reason";
     upstream_rests: Counter by UpstreamLabel, "Connections closed because no client needed them any more";
-    upstream_dropped: Counter by UpstreamReason, "Messages that no filter got and no client, by reason";
+    upstream_dropped: Counter by UpstreamReason, "Messages dropped before a filter or a channel got them, by reason";
     upstream_unread_seconds: FloatCounter by UpstreamReason,
         "Time in which the upstream's socket was not read, by what was waited for";
     upstream_messages: Counter by UpstreamLabel, "Messages received from the upstream";
@@ -340,7 +340,7 @@ impl TenantMetrics {
 }
 
 impl UpstreamMetrics {
-    /// Shows of each state whether it is in it.
+    /// Sets the metric of each state.
     pub fn set_state(&self, states: impl IntoIterator<Item = (&'static str, bool)>) {
         for (state, is) in states {
             let label = UpstreamState { upstream: self.label.clone(), state };

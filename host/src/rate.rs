@@ -84,6 +84,11 @@ impl Rate {
         self.with(|bucket, per_second| bucket.take_some(wanted, per_second, Instant::now()))
     }
 
+    /// Takes all of the wanted tokens, or none; see [`TokenBucket::take`].
+    pub fn take_all(&self, wanted: usize) -> bool {
+        self.with(|bucket, per_second| bucket.take(wanted, per_second, Instant::now()))
+    }
+
     /// Takes one token, if there is one.
     pub fn take_one(&self) -> bool {
         self.take_some(1) == 1

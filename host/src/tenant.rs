@@ -77,7 +77,7 @@ pub struct Tenant {
     /// Limits how often its guests, and its upstreams without a filter, publish.
     pub publications: Arc<Rate>,
     /// One permit to read a socket, for the one of its upstreams whose turn it is.
-    pub reading: Arc<Semaphore>,
+    pub read_turn: Arc<Semaphore>,
     pub log_lines: Arc<LogLines>,
     pub outbound: Arc<OutboundLimit>,
     pub dialer: Arc<Dialer>,
@@ -147,7 +147,7 @@ impl Tenant {
             places: Places::new(limits.instances, &host.places, Arc::clone(&metrics)),
             process: host.process.share(),
             publications: Arc::new(Rate::new(limits.publications_per_second)),
-            reading: Arc::new(Semaphore::new(1)),
+            read_turn: Arc::new(Semaphore::new(1)),
             log_lines: Arc::new(LogLines::new(
                 Arc::clone(&config.name),
                 limits.log_lines_per_second,

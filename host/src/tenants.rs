@@ -221,7 +221,8 @@ impl Tenants {
         let deadline = Instant::now() + timeout;
         self.running.clear();
         let stopping = async { while self.upstreams.join_next().await.is_some() {} };
-        if tokio::time::timeout(timeout, stopping).await.is_err() {
+        // The other half is for the filters at least.
+        if tokio::time::timeout(timeout / 2, stopping).await.is_err() {
             tracing::warn!("upstreams cut off at shutdown");
         }
         self.upstreams.abort_all();
@@ -364,11 +365,11 @@ impl Tenants {
                 tenant: Arc::clone(&tenant.metrics),
                 metrics: Arc::clone(&metrics),
                 overflow: config.overflow,
-                dropping: Mutex::default(),
+                drops: Mutex::default(),
             }),
         };
         let need = Need::new(&tenant.channels.demand, config.linger);
-        let (trigger, stop) = shutdown::stop();
+        let (trigger, mut stop) = shutdown::stop();
         let credentials = dial.map(|dial| -> Arc<dyn Credentials> { Arc::<Dial>::clone(dial) });
         let upstream = Upstream {
             config: config.clone(),
@@ -381,15 +382,19 @@ impl Tenants {
             lookups: Arc::clone(&tenant.lookups),
             credentials,
             reading: Arc::new(Semaphore::new(1)),
-            turns: Arc::clone(&tenant.reading),
+            read_turn: Arc::clone(&tenant.read_turn),
             log,
         };
         let connector = self.connector.clone();
         while self.upstreams.try_join_next().is_some() {}
         let run = async move {
             if let Some(mut before) = before {
+                upstream.handle.waits_for_the_one_before();
                 // A partner allows few connections, so there is never one more.
-                before.wait().await;
+                tokio::select! {
+                    () = before.wait() => {}
+                    () = stop.wait() => return drop(end),
+                }
             }
             upstream.run(connector, stop).await;
             drop(end);

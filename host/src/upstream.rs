@@ -82,7 +82,7 @@ pub struct Upstream {
     /// One permit to read its files.
     pub reading: Arc<Semaphore>,
     /// One permit to read a socket, for the one of the tenant's upstreams whose turn it is.
-    pub turns: Arc<Semaphore>,
+    pub read_turn: Arc<Semaphore>,
     pub log: UpstreamLog,
 }
 
@@ -148,10 +148,9 @@ impl Upstream {
                     continue;
                 }
                 Ended::Lost(healthy, lost) => {
-                    // One that has said nothing is no sign of health.
-                    if !matches!(lost, Lost::Stale(_)) {
-                        reset_if_healthy(&mut backoff, healthy);
-                    }
+                    // Silence is no sign of health.
+                    let silent = if let Lost::Stale(time) = lost { time } else { Duration::ZERO };
+                    reset_if_healthy(&mut backoff, healthy.saturating_sub(silent));
                     let pause = Pause::after_loss(&mut backoff);
                     let retry_ms = pause.time.as_millis();
                     self.log.say(|| tracing::warn!(error = %lost, retry_ms, "upstream lost, reconnecting"));
@@ -236,8 +235,8 @@ impl Upstream {
                 return Ended::NotOpened(not_opened);
             }
         };
-        let Attempts { connections, stale, .. } = *attempts;
-        *attempts = Attempts { connections: connections + 1, stale, ..Attempts::default() };
+        let (number, stale) = (self.handle.next_connection(), attempts.stale);
+        *attempts = Attempts { stale, ..Attempts::default() };
         self.metrics.connections.inc();
         self.log.say(|| tracing::info!("upstream connected"));
         if let Sink::Filter(_) = self.sink {
@@ -246,13 +245,13 @@ impl Upstream {
         let since = Instant::now();
         let session = Session {
             socket,
-            number: attempts.connections,
+            number,
             config: &self.config,
             sink: &self.sink,
             metrics: &self.metrics,
             handle: &self.handle,
             log: &self.log,
-            turns: &self.turns,
+            read_turn: &self.read_turn,
             need: &mut self.need,
             stop,
             stale: &mut attempts.stale,
@@ -261,10 +260,11 @@ impl Upstream {
         let rests = matches!(lost, Lost::Unneeded);
         if rests {
             self.metrics.rests.inc();
+            attempts.stale = false;
         } else {
             self.metrics.failed(lost.reason());
         }
-        self.sink.close(attempts.connections, lost.to_string());
+        self.sink.close(number, lost.to_string());
         let healthy = since.elapsed();
         if rests { Ended::Unneeded(healthy) } else { Ended::Lost(healthy, lost) }
     }
@@ -278,11 +278,9 @@ struct Made {
     version: u64,
 }
 
-/// The connections, and the attempts since the last one.
+/// The attempts since the last connection.
 #[derive(Default)]
 struct Attempts {
-    /// How many there were.
-    connections: u64,
     /// Whether a message was overdue on the last one, and has not come since.
     stale: bool,
     /// Why there is none.

@@ -234,6 +234,11 @@ impl Channels {
         self.open.lock().get(name).cloned()
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.open.lock().len()
+    }
+
     fn max_channels(&self) -> usize {
         self.max_channels.load(Ordering::Relaxed)
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use config::{
     ChannelRule, Credential, HeaderNames, HostLimits, Listen, PartnerUrl, RelayConfig, Subprotocols, TenantConfig,
-    UpstreamConfig, header_value,
+    TenantLimits, UpstreamConfig, header_value,
 };
 use hyper::header::HeaderName;
 
@@ -70,7 +70,11 @@ impl Pass {
         }
         upstream.subprotocols = offered.into_offered();
         let channel = ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, ..ChannelRule::default() };
-        let tenant = TenantConfig { upstreams: vec![upstream], channels: vec![channel], ..TenantConfig::new("pass") };
+        // There is no other tenant to leave room to.
+        let most = TenantLimits::MOST.publications_per_second;
+        let limits = TenantLimits { publications_per_second: most, ..TenantLimits::default() };
+        let (upstreams, channels) = (vec![upstream], vec![channel]);
+        let tenant = TenantConfig { upstreams, channels, limits, ..TenantConfig::new("pass") };
         Ok(RelayConfig {
             listen: Listen { clients: self.listen, api: None, admin: None },
             trusted_proxies: Vec::new(),

@@ -54,7 +54,8 @@ impl NextUpstream {
                 (_, running) => {
                     let (name, account) = (Arc::clone(&config.name), Arc::clone(&tenant.account));
                     let metrics = Arc::new(metrics.upstream(&tenant.name, &name));
-                    let handle = Arc::new(Handle::new(name, config.data_timeout, metrics, account));
+                    let before = running.as_ref().map(|running| &*running.handle);
+                    let handle = Arc::new(Handle::new(name, config.data_timeout, before, metrics, account));
                     Self::New { config: config.clone(), handle, before: running.map(|running| running.ended) }
                 }
             }

@@ -9,7 +9,7 @@ use tokio::{
 
 use crate::upstream::handle::Expected;
 
-/// By how much a timer may be late. Beyond that the process was stopped, and could not have read anything.
+/// A timer that is later than this shows that the process was stopped.
 const LATE: Duration = Duration::from_secs(1);
 
 /// When a message is expected on one connection.
@@ -32,13 +32,19 @@ impl DataTimeout {
         self.last = at;
     }
 
-    /// Returns when a message may be overdue. It may be cancelled without loss.
+    /// Whether one is expected at all.
+    pub fn is_expected(&self) -> bool {
+        self.expected.borrow().within.is_some()
+    }
+
+    /// Returns when a message may be overdue, or is expected no more. It may be cancelled without loss.
     pub async fn look(&mut self) {
         loop {
-            let is_expected = self.due().is_some();
+            let is_expected = self.is_expected();
             tokio::select! {
                 biased;
                 changed = self.expected.changed() => match changed {
+                    Ok(()) if !self.is_expected() => return,
                     Ok(()) => self.timer.as_mut().reset(Instant::now()),
                     // There is always a handle as long as there is a connection.
                     Err(_) => pending().await,
@@ -51,10 +57,11 @@ impl DataTimeout {
         }
     }
 
-    /// For how long there was no message, if one is overdue. After the process was stopped it has its whole time again.
-    pub fn overdue(&mut self) -> Option<Duration> {
+    /// For how long there was no message, if one is overdue. `heard`: when anything last came. If that was before one was
+    /// due, and it is long due, the process was stopped: then the partner has its whole time again.
+    pub fn overdue(&mut self, heard: Instant) -> Option<Duration> {
         let (now, due) = (Instant::now(), self.due()?);
-        if now > due + LATE {
+        if now > due + LATE && heard < due {
             self.last = now;
             return None;
         }
@@ -62,7 +69,7 @@ impl DataTimeout {
     }
 
     fn due(&self) -> Option<Instant> {
-        let Expected { within, since } = *self.expected.borrow();
+        let Expected { within, since, .. } = *self.expected.borrow();
         Some(self.last.max(since) + within?)
     }
 }
@@ -78,47 +85,54 @@ mod tests {
     const AN_INSTANT: Duration = Duration::from_millis(2);
 
     fn expected(within: Option<Duration>) -> (watch::Sender<Expected>, DataTimeout) {
-        let sender = watch::Sender::new(Expected { within, since: Instant::now() });
+        let sender = watch::Sender::new(Expected { within, since: Instant::now(), is_asked: false });
         let timeout = DataTimeout::new(sender.subscribe());
         (sender, timeout)
     }
 
     #[tokio::test(start_paused = true)]
     async fn it_counts_from_the_last_message_or_from_when_it_was_asked_for() {
+        let began = Instant::now();
         let (sender, mut data) = expected(Some(10 * SECOND));
         timeout(9 * SECOND, data.look()).await.unwrap_err();
         data.restart(Instant::now());
         timeout(10 * SECOND - AN_INSTANT, data.look()).await.unwrap_err();
         timeout(2 * AN_INSTANT, data.look()).await.unwrap();
-        assert!(data.overdue().unwrap() >= 10 * SECOND);
+        assert!(data.overdue(began).unwrap() >= 10 * SECOND);
         // No message came since, but from now on there are three seconds.
-        sender.send_replace(Expected { within: Some(3 * SECOND), since: Instant::now() });
+        sender.send_replace(Expected { within: Some(3 * SECOND), since: Instant::now(), is_asked: true });
         timeout(3 * SECOND - AN_INSTANT, data.look()).await.unwrap_err();
-        assert_eq!(data.overdue(), None);
+        assert_eq!(data.overdue(began), None);
         timeout(2 * AN_INSTANT, data.look()).await.unwrap();
-        assert!(data.overdue().is_some());
+        assert!(data.overdue(began).is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn none_is_expected_until_one_is() {
+        let began = Instant::now();
         let (sender, mut data) = expected(None);
         timeout(1000 * SECOND, data.look()).await.unwrap_err();
-        sender.send_replace(Expected { within: Some(SECOND), since: Instant::now() });
+        sender.send_replace(Expected { within: Some(SECOND), since: Instant::now(), is_asked: true });
         timeout(SECOND + AN_INSTANT, data.look()).await.unwrap();
-        assert!(data.overdue().is_some());
-        sender.send_replace(Expected { within: None, since: Instant::now() });
+        assert!(data.overdue(began).is_some());
+        sender.send_replace(Expected { within: None, since: Instant::now(), is_asked: true });
+        timeout(AN_INSTANT, data.look()).await.unwrap();
+        assert_eq!((data.overdue(began), data.is_expected()), (None, false));
         timeout(1000 * SECOND, data.look()).await.unwrap_err();
-        assert_eq!(data.overdue(), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_process_that_was_stopped_starts_again() {
+        let began = Instant::now();
         let (_sender, mut data) = expected(Some(SECOND));
         advance(30 * SECOND).await;
         data.look().await;
-        assert_eq!(data.overdue(), None);
+        assert_eq!(data.overdue(began), None);
         timeout(SECOND - AN_INSTANT, data.look()).await.unwrap_err();
         data.look().await;
-        assert!(data.overdue().is_some());
+        assert!(data.overdue(began).is_some());
+        // One that is busy with other things was not.
+        advance(30 * SECOND).await;
+        assert!(data.overdue(Instant::now()).is_some());
     }
 }

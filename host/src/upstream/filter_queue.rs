@@ -47,6 +47,8 @@ pub enum FilterEvent {
     Frames {
         connection: u64,
         frames: Vec<Frame>,
+        /// What they take in the queue.
+        bytes: usize,
         /// What they take of the tenant's memory.
         charge: Charge,
     },
@@ -87,6 +89,15 @@ pub enum NoRoom {
     Filter,
     /// The tenant's memory is full.
     Memory,
+}
+
+/// What became of frames that were taken.
+#[derive(Default)]
+pub struct Taken {
+    /// Why others were dropped. `None`: none were.
+    pub dropped: Option<NoRoom>,
+    /// Those. Freeing hundreds of thousands of messages takes long, so that is left to who has the time.
+    pub garbage: Vec<Vec<Frame>>,
 }
 
 /// What a queue works with.
@@ -141,24 +152,23 @@ pub fn filter_queue(parts: QueueParts) -> (FilterQueue, FilterInbox) {
 }
 
 impl FilterQueue {
-    /// Asks for the frames to send first on a new connection. `None`: the filter's call failed.
-    pub async fn open(&self, line: Line, handle: &Arc<Handle>) -> Option<Vec<Frame>> {
+    /// Asks for the frames to send first on a new connection, before anything that has come on it. The answer is `None` if
+    /// the filter's call failed.
+    pub fn open(&self, line: Line, handle: &Arc<Handle>) -> impl Future<Output = Option<Vec<Frame>>> + use<> {
         let (answer, answered) = oneshot::channel();
         let connection = line.connection;
         let opening = Opening { line, handle: Arc::clone(handle), answer };
         {
             let mut state = self.0.state.lock();
-            state.hurry = Some((Instant::now() + PATIENCE, connection));
+            state.hurry_before(connection);
             state.events.push_back(FilterEvent::Open(opening));
         }
         self.0.arrived.notify_one();
-        answered.await.ok().flatten()
+        async { answered.await.ok().flatten() }
     }
 
     /// Takes the frames that have come on a connection. If there is no room they stay where they are.
-    ///
-    /// `Ok(Some(_))`: frames were dropped, for this reason.
-    pub fn offer(&self, connection: u64, frames: &mut Vec<Frame>) -> Result<Option<NoRoom>, NoRoom> {
+    pub fn offer(&self, connection: u64, frames: &mut Vec<Frame>) -> Result<Taken, NoRoom> {
         let bytes = size(frames);
         let mut dropped = Dropped::default();
         let admitted = {
@@ -171,16 +181,17 @@ impl FilterQueue {
             admitted.map(|charge| state.push(connection, std::mem::take(frames), charge))
         };
         self.0.count(&dropped);
+        let mut taken = Taken { dropped: dropped.why, garbage: dropped.garbage };
         match admitted {
             Ok(count) => self.0.arrived(count),
-            // There is nothing older to drop.
+            // Not even what was dropped has made room.
             Err(why) if self.0.parts.overflow == Overflow::Drop => {
                 self.leave_out(frames);
-                return Ok(Some(why));
+                taken.dropped = Some(why);
             }
             Err(why) => return Err(why),
         }
-        Ok((dropped.overflow > 0).then_some(NoRoom::Filter))
+        Ok(taken)
     }
 
     /// Takes the last frames of a connection, for which nobody can wait. If there is no memory they are dropped.
@@ -223,7 +234,7 @@ impl Drop for FilterQueue {
         let mut state = self.0.state.lock();
         state.ended = true;
         // Another upstream may wait for this one's filter.
-        state.hurry = Some((Instant::now() + PATIENCE, u64::MAX));
+        state.hurry_before(u64::MAX);
         drop(state);
         self.0.arrived.notify_one();
     }
@@ -263,15 +274,18 @@ impl FilterInbox {
     }
 }
 
-/// How many frames were dropped.
+/// Frames that were dropped.
 #[derive(Default)]
 struct Dropped {
     overflow: usize,
     superseded: usize,
+    /// Why `overflow` was.
+    why: Option<NoRoom>,
+    garbage: Vec<Vec<Frame>>,
 }
 
 impl Shared {
-    /// Makes room for so many bytes and charges them.
+    /// Makes room for this number of bytes, and charges them.
     fn admit(&self, state: &mut QueueState, bytes: usize, dropped: &mut Dropped) -> Result<Charge, NoRoom> {
         let most = self.max_bytes.load(Ordering::Relaxed);
         let drops = self.parts.overflow == Overflow::Drop;
@@ -279,7 +293,7 @@ impl Shared {
         let is_full = |state: &QueueState| state.bytes > 0 && state.bytes + bytes > most;
         if is_full(state) && drops {
             // Half of them, so that one gap is enough for a while.
-            state.drop_oldest(most.saturating_sub(bytes).min(most / 2), dropped);
+            state.drop_oldest(most.saturating_sub(bytes).min(most / 2), NoRoom::Filter, dropped);
         }
         if is_full(state) {
             return Err(NoRoom::Filter);
@@ -289,7 +303,7 @@ impl Shared {
             return Ok(charge);
         }
         if drops {
-            state.drop_oldest(state.bytes / 2, dropped);
+            state.drop_oldest(state.bytes / 2, NoRoom::Memory, dropped);
         }
         charge().filter(|_| drops).ok_or(NoRoom::Memory)
     }
@@ -301,89 +315,106 @@ impl Shared {
     }
 
     fn count(&self, dropped: &Dropped) {
-        let overflow =
-            ("overflow", dropped.overflow, "the filter is slower than the partner, so messages were dropped");
-        let superseded = (
-            "superseded",
-            dropped.superseded,
-            "the filter is slower than the partner, so messages of a connection that is gone were dropped",
-        );
-        for (reason, frames, what) in [overflow, superseded] {
+        for (reason, frames) in [("overflow", dropped.overflow), ("superseded", dropped.superseded)] {
             if frames > 0 {
                 self.parts.waiting.dec_by(signed(frames));
                 self.parts.metrics.dropped(reason, frames);
-                self.parts.log.say(|| tracing::warn!(frames, "{what}"));
                 self.freed.notify_one();
             }
+        }
+        if dropped.superseded > 0 {
+            let frames = dropped.superseded;
+            self.parts.log.say(|| {
+                tracing::warn!(
+                    frames,
+                    "the filter is slower than the partner: dropped messages of a connection before"
+                );
+            });
         }
     }
 }
 
 impl QueueState {
-    /// Returns how many frames these are.
+    /// Returns how many frames these are. They join those before them, as far as one call may have them.
     fn push(&mut self, connection: u64, frames: Vec<Frame>, charge: Charge) -> usize {
-        let count = frames.len();
-        self.bytes += size(&frames);
-        self.events.push_back(FilterEvent::Frames { connection, frames, charge });
+        let (count, more) = (frames.len(), size(&frames));
+        self.bytes += more;
+        if let Some(FilterEvent::Frames { connection: last, frames: before, bytes, charge: all }) =
+            self.events.back_mut()
+            && *last == connection
+            && *bytes < BATCH_BYTES
+            && before.len() + count <= BATCH_FRAMES
+        {
+            before.extend(frames);
+            *bytes += more;
+            all.merge(charge);
+        } else {
+            self.events.push_back(FilterEvent::Frames { connection, frames, bytes: more, charge });
+        }
         count
     }
 
     fn next(&mut self) -> Option<FilterEvent> {
-        let mut first = self.events.pop_front()?;
-        if let FilterEvent::Frames { connection, frames, charge } = &mut first {
-            let payload = |frames: &[Frame]| frames.iter().map(|frame| frame.bytes.len()).sum::<usize>();
-            let mut bytes = payload(frames);
-            while bytes < BATCH_BYTES
-                && let Some(FilterEvent::Frames { connection: other, frames: more, .. }) = self.events.front()
-                && other == connection
-                && frames.len() + more.len() <= BATCH_FRAMES
-                && let Some(FilterEvent::Frames { frames: more, charge: theirs, .. }) = self.events.pop_front()
-            {
-                bytes += payload(&more);
-                frames.extend(more);
-                charge.merge(theirs);
+        let next = self.events.pop_front()?;
+        match &next {
+            FilterEvent::Frames { bytes, .. } => self.bytes -= bytes,
+            // It waits no longer.
+            FilterEvent::Open(opening) if self.hurry.is_some_and(|(_, before)| before == opening.line.connection) => {
+                self.hurry = None;
             }
-            self.bytes -= size(frames);
+            _ => {}
         }
-        Some(first)
+        Some(next)
+    }
+
+    /// Has what came before this connection go once it has waited long. One that waits already goes on waiting.
+    fn hurry_before(&mut self, connection: u64) {
+        let at = Instant::now() + PATIENCE;
+        let at = self.hurry.map_or(at, |(earlier, _)| earlier.min(at));
+        self.hurry = Some((at, connection));
     }
 
     /// Drops the frames of connections before this one. Their end has the gap.
     fn drop_before(&mut self, connection: u64, dropped: &mut Dropped) {
-        let before =
+        let older =
             |event: &FilterEvent| matches!(event, FilterEvent::Frames { connection: of, .. } if *of < connection);
-        let bytes = &mut self.bytes;
-        self.events.retain(|event| {
-            let goes = before(event);
-            if let FilterEvent::Frames { frames, .. } = event
-                && goes
-            {
-                dropped.superseded += frames.len();
-                *bytes -= size(frames);
+        if !self.events.iter().any(older) {
+            return;
+        }
+        for event in std::mem::take(&mut self.events) {
+            match event {
+                FilterEvent::Frames { connection: of, frames, bytes, .. } if of < connection => {
+                    dropped.superseded += frames.len();
+                    self.bytes -= bytes;
+                    dropped.garbage.push(frames);
+                }
+                other => self.events.push_back(other),
             }
-            !goes
-        });
+        }
     }
 
-    /// Drops the oldest bursts until at most so many bytes are left, and leaves one gap in their place.
-    fn drop_oldest(&mut self, most: usize, dropped: &mut Dropped) {
-        let mut at = 0;
+    /// Drops the oldest frames until at most this number of bytes is left, and leaves one gap in their place.
+    fn drop_oldest(&mut self, most: usize, why: NoRoom, dropped: &mut Dropped) {
+        let mut kept = VecDeque::new();
         while self.bytes > most
-            && let Some(event) = self.events.get(at)
+            && let Some(event) = self.events.pop_front()
         {
-            if let FilterEvent::Frames { frames, .. } = event {
-                dropped.overflow += frames.len();
-                self.bytes -= size(frames);
-                let follows_gap =
-                    at.checked_sub(1).is_some_and(|at| matches!(self.events.get(at), Some(FilterEvent::Gap)));
-                if follows_gap {
-                    self.events.remove(at);
-                    continue;
+            match event {
+                FilterEvent::Frames { frames, bytes, .. } => {
+                    dropped.overflow += frames.len();
+                    dropped.why = Some(why);
+                    self.bytes -= bytes;
+                    dropped.garbage.push(frames);
+                    if !matches!(kept.back(), Some(FilterEvent::Gap)) {
+                        kept.push_back(FilterEvent::Gap);
+                    }
                 }
-                // In its place.
-                self.events.get_mut(at).into_iter().for_each(|event| *event = FilterEvent::Gap);
+                FilterEvent::Gap if matches!(kept.back(), Some(FilterEvent::Gap)) => {}
+                other => kept.push_back(other),
             }
-            at += 1;
+        }
+        for event in kept.into_iter().rev() {
+            self.events.push_front(event);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     future::pending,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -47,6 +47,8 @@ pub struct Handle {
     status: Mutex<Status>,
     /// Whether the metric has the state: another upstream of the same name may have had it before.
     is_shown: AtomicBool,
+    /// How many connections there were, also of an upstream whose place this one takes.
+    connections: Arc<AtomicU64>,
     /// The way to the connection. `None`: there is none to send on.
     line: Mutex<Option<Line>>,
     expected: watch::Sender<Expected>,
@@ -87,6 +89,8 @@ pub struct Expected {
     /// `None`: at no time.
     pub within: Option<Duration>,
     pub since: Instant,
+    /// Whether a component says so, not the manifest.
+    pub is_asked: bool,
 }
 
 /// On which connection frames are to be sent, and when.
@@ -139,19 +143,23 @@ impl Outbound {
 }
 
 impl Handle {
-    /// `data_timeout`: what the manifest says of it.
+    /// `data_timeout`: what the manifest says of it. `before`: that of an upstream whose place it takes.
     pub fn new(
         name: Arc<str>,
         data_timeout: Option<Duration>,
+        before: Option<&Self>,
         metrics: Arc<UpstreamMetrics>,
         account: Arc<Account>,
     ) -> Self {
+        let manifest = Expected { within: data_timeout, since: Instant::now(), is_asked: false };
+        let asked = before.map(|before| *before.expected.borrow()).filter(|expected| expected.is_asked);
         Self {
             name,
             status: Mutex::new(Status::new(State::Connecting)),
             is_shown: AtomicBool::new(false),
+            connections: before.map(|before| Arc::clone(&before.connections)).unwrap_or_default(),
             line: Mutex::default(),
-            expected: watch::Sender::new(Expected { within: data_timeout, since: Instant::now() }),
+            expected: watch::Sender::new(asked.unwrap_or(manifest)),
             metrics,
             account,
         }
@@ -202,7 +210,7 @@ impl Handle {
     /// Expects a message within this time from now on. `None`: expects none.
     #[allow(clippy::unused_async)]
     pub async fn expect(&self, within: Option<Duration>) {
-        self.expected.send_replace(Expected { within, since: Instant::now() });
+        self.expected.send_replace(Expected { within, since: Instant::now(), is_asked: true });
     }
 
     /// Asks for another connection in the place of the one that there is.
@@ -217,6 +225,11 @@ impl Handle {
         }
     }
 
+    /// The number of a connection that was just opened.
+    pub(super) fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// What is expected now, and what will be.
     pub(super) fn expected(&self) -> watch::Receiver<Expected> {
         self.expected.subscribe()
@@ -228,6 +241,11 @@ impl Handle {
             self.show(Some(status.state));
         }
         *now = status;
+    }
+
+    /// Shows that the upstream whose place it takes has to end first.
+    pub fn waits_for_the_one_before(&self) {
+        self.set_reason(Some("the upstream before it has to end first".into()));
     }
 
     /// Changes what there is to say of the connection that there is.

@@ -20,7 +20,7 @@ use crate::{
         Need, UpstreamLog,
         data_timeout::DataTimeout,
         handle::{Handle, Line, OutboundFrame, Wish},
-        sink::{Sink, Wait},
+        sink::{Passed, Sink, Wait},
         socket::{PartnerSocket, SocketError},
         state::{State, Status},
         turn::Turn,
@@ -43,6 +43,9 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long messages wait for memory before the connection is given up.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
+/// A tick that is later than this shows that the process was stopped.
+const STOPPED: Duration = Duration::from_secs(1);
+
 /// Close codes, RFC 6455 section 7.4.1.
 const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
@@ -60,7 +63,7 @@ pub struct Session<'u> {
     pub handle: &'u Arc<Handle>,
     pub log: &'u UpstreamLog,
     /// Has the tenant's turn in reading.
-    pub turns: &'u Semaphore,
+    pub read_turn: &'u Semaphore,
     pub need: &'u mut Need,
     pub stop: &'u mut Stop,
     /// Whether a message was overdue on the connection before, and has not come since.
@@ -146,7 +149,10 @@ impl Session<'_> {
         };
         // From here on it takes no more frames.
         self.handle.close();
-        self.handle.set(Status::because(State::Connecting, lost.to_string()));
+        self.handle.set(match lost {
+            Lost::Unneeded => Status::new(State::Resting),
+            _ => Status::because(State::Connecting, lost.to_string()),
+        });
         if let Some(Held { messages, .. }) = held {
             self.sink.force(self.number, messages).await;
         }
@@ -156,7 +162,7 @@ impl Session<'_> {
 
     /// `held` gets the messages that could not be passed on yet.
     async fn relay(&mut self, held: &mut Option<Held>, pressure: &mut Pressure<'_>) -> Result<Infallible, Lost> {
-        let Self { socket, number, config, sink, metrics, handle, log, turns, need, stop, stale } = self;
+        let Self { socket, number, config, sink, metrics, handle, log, read_turn, need, stop, stale } = self;
         let number = *number;
         let (line, mut outbound) = Line::new(number);
         let mut opening = pin!(sink.open(line, handle));
@@ -166,7 +172,7 @@ impl Session<'_> {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unneeded = pin!(need.ends());
         let mut data = DataTimeout::new(handle.expected());
-        let mut turn = Turn::new(turns);
+        let mut turn = Turn::new(read_turn);
         loop {
             let event = tokio::select! {
                 opened = &mut opening, if !is_open => Event::Opened(opened.ok_or(Lost::Filter)?),
@@ -185,6 +191,7 @@ impl Session<'_> {
             if !matches!(event, Event::Received(_)) {
                 turn.end();
             }
+            let mut overdue = None;
             let first = match event {
                 Event::Received(received) => received,
                 Event::Opened(first) => {
@@ -202,7 +209,10 @@ impl Session<'_> {
                 }
                 Event::Ping(due) => {
                     sent(socket.ping()).await?;
-                    // The time that counts is when this was due: a process that was stopped could not hear anything.
+                    if due.elapsed() >= STOPPED {
+                        // The process was stopped, and could not hear anything.
+                        socket.was_not_read();
+                    }
                     let silent = due.saturating_duration_since(socket.last_read());
                     // Nor can one that does not listen.
                     if held.is_some() || silent < config.idle_timeout {
@@ -215,22 +225,27 @@ impl Session<'_> {
                     }
                 }
                 Event::Overdue => {
-                    let Some(time) = data.overdue() else { continue };
+                    let Some(time) = data.overdue(socket.last_read()) else {
+                        if !data.is_expected() && std::mem::take(*stale) {
+                            handle.set(status(false, pressure));
+                        }
+                        continue;
+                    };
+                    overdue = Some(time);
                     match what_came(socket) {
                         Came::Something(received) => received,
-                        Came::Bytes | Came::Nothing => {
-                            **stale = true;
-                            handle.set(status(true, pressure));
-                            return Err(Lost::Stale(time));
-                        }
+                        // Goes the same way as what is no message.
+                        Came::Bytes | Came::Nothing => Ok(Received::Fragment),
                     }
                 }
                 Event::Ready => {
-                    let Some(Held { messages, wait, since }) = held else { continue };
+                    let Some(Held { messages, wait, since, offered }) = held else { continue };
+                    *offered = Instant::now();
                     match sink.offer(number, messages).await {
-                        Ok(_) => {
+                        Ok(Passed { garbage, .. }) => {
                             *held = None;
                             pressure.ends();
+                            drop(garbage);
                             // What the partner sent meanwhile is yet to be read.
                             socket.was_not_read();
                             data.restart(Instant::now());
@@ -247,7 +262,7 @@ impl Session<'_> {
                     continue;
                 }
                 Event::Look => {
-                    if pressure.look_again(log) {
+                    if pressure.look_again(log) && is_open {
                         handle.set_reason(pressure.reason());
                     }
                     continue;
@@ -261,7 +276,8 @@ impl Session<'_> {
                 }
                 None => Ok(()),
             };
-            if !messages.is_empty() {
+            let is_silent = messages.is_empty();
+            if !is_silent {
                 metrics.messages.inc_by(messages.len() as u64);
                 metrics.bytes.inc_by(messages.iter().map(|frame| frame.bytes.len() as u64).sum());
                 data.restart(socket.last_read());
@@ -269,20 +285,29 @@ impl Session<'_> {
                     handle.set(status(false, pressure));
                 }
                 match sink.offer(number, &mut messages).await {
-                    Ok(None) => {}
-                    Ok(Some(why)) => {
-                        if pressure.drops(why) {
+                    Ok(Passed { dropped, garbage }) => {
+                        if dropped.is_some_and(|why| pressure.drops(why, log)) && is_open {
                             handle.set_reason(pressure.reason());
+                        }
+                        for frames in garbage {
+                            drop(frames);
+                            turn.go_on().await;
                         }
                     }
                     Err(wait) => {
                         pressure.begins(wait);
                         *held = Some(Held::new(messages, wait));
+                        turn.end();
                     }
                 }
             }
             if let Some(lost) = end {
                 return Err(lost);
+            }
+            if let Some(time) = overdue.filter(|_| is_silent) {
+                **stale = true;
+                handle.set(status(true, pressure));
+                return Err(Lost::Stale(time));
             }
             // What came before is passed on all the same.
             ponged?;

@@ -1,12 +1,10 @@
 //! Where an upstream's messages go: to its filter's queue, or straight to channel `main`.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use config::Overflow;
-use tokio::time::sleep;
+use futures_util::future::Either;
+use tokio::time::{Instant, sleep_until};
 use wire::Frame;
 
 use crate::{
@@ -15,7 +13,7 @@ use crate::{
     rate::Rate,
     sync::Mutex,
     upstream::{
-        filter_queue::{FilterQueue, NoRoom},
+        filter_queue::{FilterQueue, NoRoom, Taken},
         handle::{Handle, Line},
     },
 };
@@ -45,8 +43,25 @@ pub struct ChannelSink {
     pub tenant: Arc<TenantMetrics>,
     pub metrics: Arc<UpstreamMetrics>,
     pub overflow: Overflow,
-    /// Until when messages are dropped.
-    pub dropping: Mutex<Option<Instant>>,
+    pub drops: Mutex<Drops>,
+}
+
+/// Messages over the rate that are dropped.
+#[derive(Default)]
+pub struct Drops {
+    /// Until when all are.
+    until: Option<Instant>,
+    /// Whether nothing was published since.
+    untold: bool,
+}
+
+/// What became of messages that were taken.
+#[derive(Default)]
+pub struct Passed {
+    /// Why others were dropped. `None`: none were.
+    pub dropped: Option<Wait>,
+    /// Those, as far as they are not freed yet.
+    pub garbage: Vec<Vec<Frame>>,
 }
 
 /// Why messages are not taken yet, or dropped.
@@ -90,13 +105,12 @@ impl From<NoRoom> for Wait {
 
 impl Sink {
     /// Passes messages on, in order. Those that cannot be taken yet stay where they are.
-    ///
-    /// `Ok(Some(_))`: messages were dropped, for this reason.
-    pub async fn offer(&self, connection: u64, messages: &mut Vec<Frame>) -> Result<Option<Wait>, Wait> {
+    pub async fn offer(&self, connection: u64, messages: &mut Vec<Frame>) -> Result<Passed, Wait> {
         match self {
             Self::Channel(channel) => channel.offer(messages).await,
             Self::Filter(filter) => {
-                filter.offer(connection, messages).map(|dropped| dropped.map(Wait::from)).map_err(Wait::from)
+                let Taken { dropped, garbage } = filter.offer(connection, messages)?;
+                Ok(Passed { dropped: dropped.map(Wait::from), garbage })
             }
         }
     }
@@ -109,25 +123,25 @@ impl Sink {
         }
     }
 
-    /// Returns when what was not taken for this reason is to be offered again.
-    pub async fn ready(&self, wait: Wait) {
+    /// Returns when what was not taken for this reason, at this time, is to be offered again. It may be cancelled.
+    pub async fn ready(&self, wait: Wait, since: Instant) {
         match (self, wait) {
             (Self::Filter(filter), Wait::Filter) => filter.freed().await,
-            (_, Wait::Rate) => sleep(RATE_PAUSE).await,
-            (_, Wait::Filter | Wait::Memory) => sleep(MEMORY_PAUSE).await,
+            (_, Wait::Rate) => sleep_until(since + RATE_PAUSE).await,
+            (_, Wait::Filter | Wait::Memory) => sleep_until(since + MEMORY_PAUSE).await,
         }
     }
 
-    /// Returns the frames to send first on a new connection. `None`: the filter's call failed.
+    /// Asks for the frames to send first on a new connection. The answer is `None` if the filter's call failed.
     ///
-    /// From then on, or from when the filter begins to answer, components can send on it.
-    pub async fn open(&self, line: Line, handle: &Arc<Handle>) -> Option<Vec<Frame>> {
+    /// From now on, or from when the filter begins to answer, components can send on it.
+    pub fn open(&self, line: Line, handle: &Arc<Handle>) -> impl Future<Output = Option<Vec<Frame>>> + use<> {
         match self {
             Self::Channel(_) => {
                 handle.open(line);
-                Some(Vec::new())
+                Either::Left(ready(Some(Vec::new())))
             }
-            Self::Filter(filter) => filter.open(line, handle).await,
+            Self::Filter(filter) => Either::Right(filter.open(line, handle)),
         }
     }
 
@@ -141,42 +155,43 @@ impl Sink {
 }
 
 impl ChannelSink {
-    async fn offer(&self, messages: &mut Vec<Frame>) -> Result<Option<Wait>, Wait> {
-        if self.overflow == Overflow::Drop && self.is_dropping() {
-            self.drop_all(messages);
-            return Ok(Some(Wait::Rate));
+    async fn offer(&self, messages: &mut Vec<Frame>) -> Result<Passed, Wait> {
+        if self.drops.lock().until.is_some_and(|until| Instant::now() < until) {
+            return Ok(self.drop_all(messages));
         }
         let taken = self.rate.take_some(messages.len());
         if taken == messages.len() {
             self.publish(std::mem::take(messages)).await;
-            return Ok(None);
+            return Ok(Passed::default());
         }
         let over = messages.split_off(taken);
         self.publish(std::mem::replace(messages, over)).await;
         match self.overflow {
             Overflow::Wait => Err(Wait::Rate),
             Overflow::Drop => {
-                *self.dropping.lock() = Some(Instant::now() + DROPPING);
-                self.drop_all(messages);
-                self.lost();
-                Ok(Some(Wait::Rate))
+                self.drops.lock().until = Some(Instant::now() + DROPPING);
+                Ok(self.drop_all(messages))
             }
         }
     }
 
-    fn is_dropping(&self) -> bool {
-        self.dropping.lock().is_some_and(|until| Instant::now() < until)
-    }
-
-    fn drop_all(&self, messages: &mut Vec<Frame>) {
+    fn drop_all(&self, messages: &mut Vec<Frame>) -> Passed {
+        self.drops.lock().untold = true;
         self.tenant.limited(RATE_LIMIT, messages.len());
         self.metrics.dropped("rate", messages.len());
         messages.clear();
+        // For those who read the channel now.
+        self.lost();
+        Passed { dropped: Some(Wait::Rate), ..Passed::default() }
     }
 
     async fn publish(&self, messages: Vec<Frame>) {
         if messages.is_empty() {
             return;
+        }
+        // Another upstream may have published since the drop.
+        if std::mem::take(&mut self.drops.lock().untold) {
+            self.lost();
         }
         let main: Arc<str> = MAIN.into();
         let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data };

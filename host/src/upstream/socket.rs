@@ -148,7 +148,8 @@ impl PartnerSocket {
 
     /// Returns what comes next if it is there already.
     pub fn next_now(&mut self) -> Option<Result<Received, SocketError>> {
-        self.next().now_or_never()
+        // Turns have limits of their own. With the runtime's, there might seem to be nothing.
+        tokio::task::unconstrained(self.next()).now_or_never()
     }
 
     /// Takes a frame out of the buffer.

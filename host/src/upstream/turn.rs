@@ -41,9 +41,9 @@ impl<'t> Turn<'t> {
         self.permit = None;
     }
 
-    /// Lets others have their turn if this one is used up.
+    /// Lets others have their turn if this one is used up, or was left before.
     pub async fn go_on(&mut self) {
-        if self.began.elapsed() >= TURN {
+        if self.permit.is_none() || self.began.elapsed() >= TURN {
             // The permit is kept meanwhile. Else the tenant's next upstream would go on before those of other tenants.
             yield_now().await;
             self.permit = None;

@@ -1,9 +1,8 @@
-//! A connection that is not read, or whose messages are dropped, because they cannot be passed on, and what it says about
-//! that.
+//! A connection that is not read because its messages cannot be passed on, or whose messages are dropped.
 //!
-//! It may stop and go on many times a second. What it says is of the whole time in which it does: it begins when that
-//! has gone on for a second, and ends when it was read for a second without a stop. Drops are said at once, and for ten
-//! seconds: a drop makes room for a while.
+//! Reading may stop and go on many times a second. The log and `/readyz` are told of all of that as one episode: it
+//! begins when reading has been stopped again and again for a second, and ends when there was no stop for a second. Of
+//! drops they are told at once, for ten seconds: a drop makes room for a while.
 
 use std::{future::pending, time::Duration};
 
@@ -26,18 +25,22 @@ const AFTER_DROP: Duration = Duration::from_secs(10);
 pub struct Held {
     pub messages: Vec<Frame>,
     pub wait: Wait,
+    /// Since when they wait for that.
     pub since: Instant,
+    /// When they were last offered.
+    pub offered: Instant,
 }
 
 impl Held {
     pub fn new(messages: Vec<Frame>, wait: Wait) -> Self {
-        Self { messages, wait, since: Instant::now() }
+        let now = Instant::now();
+        Self { messages, wait, since: now, offered: now }
     }
 
     /// Returns when they are to be offered again.
     pub async fn ready(held: Option<&Self>, sink: &Sink) {
         match held {
-            Some(held) => sink.ready(held.wait).await,
+            Some(held) => sink.ready(held.wait, held.offered).await,
             None => pending().await,
         }
     }
@@ -69,17 +72,23 @@ impl<'m> Pressure<'m> {
 
     /// Notes that it is not read for now.
     pub fn begins(&mut self, wait: Wait) {
+        self.count();
         let now = Instant::now();
         let episode = self.episode(wait, false, now);
         episode.uncounted = Some(now);
     }
 
     /// Notes that messages were dropped. `true`: what there is to say has changed.
-    pub fn drops(&mut self, why: Wait) -> bool {
+    pub fn drops(&mut self, why: Wait, log: &UpstreamLog) -> bool {
         let now = Instant::now();
         let episode = self.episode(why, true, now);
         episode.last = now;
-        !std::mem::replace(&mut episode.told, true)
+        let is_new = !std::mem::replace(&mut episode.told, true);
+        if is_new {
+            let reason = why.explain();
+            log.say(|| tracing::warn!(reason, "messages of the upstream are dropped"));
+        }
+        is_new
     }
 
     /// The episode that goes on, or a new one.
@@ -116,7 +125,7 @@ impl<'m> Pressure<'m> {
             let told = episode.told;
             if told && !episode.drops {
                 let waited_ms = (episode.last - episode.began).as_millis();
-                log.say(|| tracing::info!(waited_ms, "upstream is read without a stop again"));
+                log.say(|| tracing::info!(waited_ms, "upstream is read normally again"));
             }
             self.now = None;
             return told;
@@ -139,7 +148,7 @@ impl<'m> Pressure<'m> {
 
     /// Whether it has been the filter's fault for a while.
     pub fn is_the_filters(&self) -> bool {
-        self.now.as_ref().is_some_and(|episode| episode.told && episode.wait == Wait::Filter)
+        self.now.as_ref().is_some_and(|episode| episode.told && !episode.drops && episode.wait == Wait::Filter)
     }
 
     /// Counts the time until now.

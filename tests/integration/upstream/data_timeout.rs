@@ -11,36 +11,63 @@ use crate::upstream::states::is;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// Accepts connections, answers pings, and says nothing.
+async fn stay_mute(mut partner: Partner) {
+    loop {
+        let mut peer = partner.accept().await;
+        tokio::spawn(async move { while peer.next().await.is_some() {} });
+    }
+}
+
 #[tokio::test]
 async fn no_message_for_so_long_and_it_connects_anew_whatever_the_pongs_say() {
     let mut partner = Partner::start().await;
-    let more = "idle-timeout = \"300ms\"\ndata-timeout = \"1s\"";
+    let more = "idle-timeout = \"3s\"\ndata-timeout = \"1s\"";
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), more)).await;
     let mut peer = partner.accept().await;
     for _ in 0..6 {
         sleep(SECOND / 4).await;
         peer.text("data").await;
     }
+    assert_eq!(partner.connections(), 1);
     let last = Instant::now();
-    // Every ping is answered, and the partner pings, too.
-    while let Some(message) = peer.next().await {
-        if let Message::Close(frame) = message {
-            assert_eq!(u16::from(frame.unwrap().code), 1000);
-            break;
+    // It sends as many pongs as are read, and answers every ping.
+    let code = loop {
+        match tokio::time::timeout(SECOND / 50, peer.next()).await {
+            Err(_) => drop(peer.try_send(Message::Pong("".into())).await),
+            Ok(Some(Message::Close(frame))) => break frame.map(|frame| u16::from(frame.code)),
+            Ok(Some(_)) => {}
+            Ok(None) => break None,
         }
-        peer.try_send(Message::Ping("".into())).await;
-    }
-    assert!((SECOND..3 * SECOND).contains(&last.elapsed()), "{:?}", last.elapsed());
+    };
+    assert_eq!(code, Some(1000));
+    assert!(last.elapsed() >= SECOND / 2, "{:?}", last.elapsed());
     relay.upstream_failed("stale", 1.0).await;
-    let _peer = partner.accept().await;
-    is(&relay, "stale").await;
     relay.logged(&["WARN", "no message for 1."]).await;
+    tokio::select! {
+        _ = is(&relay, "stale") => {}
+        () = stay_mute(partner) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_pongs_is_no_message_either() {
+    let mut partner = Partner::start().await;
+    let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "data-timeout = \"1s\"")).await;
+    let mut peer = partner.arrival().await.request().await;
+    peer.agree(&[]).await;
+    let pongs = [0x8A, 0].repeat(32 << 10);
+    tokio::select! {
+        () = peer.flood(&pongs) => {}
+        () = relay.upstream_failed("stale", 1.0) => {}
+    }
+    relay.upstream_failed("stale", 1.0).await;
 }
 
 #[tokio::test]
 async fn it_is_off_by_default() {
     let mut partner = Partner::start().await;
-    let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "idle-timeout = \"300ms\"")).await;
+    let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), "idle-timeout = \"2s\"")).await;
     let mut peer = partner.accept().await;
     let began = Instant::now();
     while began.elapsed() < 3 * SECOND {
@@ -53,8 +80,7 @@ async fn it_is_off_by_default() {
 #[tokio::test]
 async fn a_component_knows_better_when_to_expect_a_message() {
     let mut partner = Partner::start().await;
-    let more = "[settings]\n";
-    let folder = Folder::new("").filtered("t", &partner.url(), guests::told(), more);
+    let folder = Folder::new("").filtered("t", &partner.url(), guests::told(), "");
     let relay = Relay::serve(folder).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     assert_eq!(probe.peer.next_text().await, "open 1 ConnectionReason::New");
@@ -74,8 +100,12 @@ async fn a_component_knows_better_when_to_expect_a_message() {
     // It holds for the next connection, too.
     let mut peer = partner.accept().await;
     assert_eq!(peer.next_text().await, "open 2 ConnectionReason::New");
-    is(&relay, "stale").await;
     relay.upstream_failed("stale", 2.0).await;
+    // What is not expected any more is not overdue.
+    probe.peer = partner.accept().await;
+    assert_eq!(probe.peer.next_text().await, "open 3 ConnectionReason::New");
+    assert_eq!(probe.ask("expect 60000").await, "ok");
+    is(&relay, "live").await;
 }
 
 /// A process that was stopped has heard nothing, so the partner is not the one to blame.

@@ -10,7 +10,6 @@ use support::{
     tenant::Folder,
     until, within,
 };
-use tokio::time::sleep;
 
 use crate::upstream::states::{is, shown};
 
@@ -71,7 +70,8 @@ async fn pings_are_answered_while_the_filter_is_at_work() {
         peer.frame(PING, &[b'0' + u8::try_from(nth).unwrap()]).await;
         ponged(&mut peer, &[b'0' + u8::try_from(nth).unwrap()]).await;
     }
-    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+    // Its messages alone take more than three minutes of calls.
+    assert!(began.elapsed() < 20 * SECOND, "{:?}", began.elapsed());
     assert_eq!(shown(&relay).await["state"], "live");
     let waiting = relay.metric("edge_relay_guest_queue", &[("role", "filter")]).await;
     assert!(waiting > 40_000.0, "{waiting} messages wait");
@@ -116,7 +116,7 @@ async fn the_next_connection_is_read_and_takes_the_place_of_what_waits() {
     let dropped = relay.metric("edge_relay_upstream_dropped_total", &[("reason", "superseded")]).await;
     assert_eq!(dropped as usize, 50_000 - expected);
     assert_eq!(relay.metric("edge_relay_epochs_total", &[("tenant", "t")]).await, 1.0, "one told gap");
-    relay.logged(&["WARN", "the filter is slower than the partner", "a connection that is gone were dropped"]).await;
+    relay.logged(&["WARN", "the filter is slower than the partner", "dropped messages of a connection before"]).await;
 }
 
 #[tokio::test]
@@ -207,8 +207,8 @@ async fn over_its_bound_the_oldest_may_be_dropped_as_a_gap() {
         peer.frame(PING, b"read").await;
         ponged(&mut peer, b"read").await;
     }
-    // The partner never waits.
-    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+    // The partner never waits: the calls for its messages would take 24 s.
+    assert!(began.elapsed() < 12 * SECOND, "{:?}", began.elapsed());
     let shown = shown(&relay).await;
     assert!(shown["reason"].as_str().unwrap().contains("messages are dropped: the filter is slower"), "{shown}");
     let (mut last, mut got) = (0, 0_usize);
@@ -220,8 +220,10 @@ async fn over_its_bound_the_oldest_may_be_dropped_as_a_gap() {
     let dropped = relay.metric("edge_relay_upstream_dropped_total", &[("reason", "overflow")]).await;
     assert_eq!(dropped as usize + got, 20_000);
     let epochs = relay.metric("edge_relay_epochs_total", &[("tenant", "t")]).await;
-    assert!((1.0..=3.0).contains(&epochs), "{epochs} new epochs");
-    relay.logged(&["WARN", "messages were dropped"]).await;
+    // Between two calls there is at most one gap.
+    let calls = relay.metric("edge_relay_guest_calls_total", &[("role", "filter")]).await;
+    assert!((1.0..=calls).contains(&epochs), "{epochs} new epochs in {calls} calls");
+    relay.logged(&["WARN", "messages of the upstream are dropped", "filter-queue"]).await;
 }
 
 #[tokio::test]
@@ -263,5 +265,4 @@ async fn a_signal_to_end_is_kept_to_with_much_to_filter() {
     assert_eq!(relay.end().await.code(), Some(0));
     // Its timeout is two seconds.
     assert!(began.elapsed() < 5 * SECOND / 2 + SECOND, "{:?}", began.elapsed());
-    sleep(Duration::ZERO).await;
 }

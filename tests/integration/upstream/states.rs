@@ -27,7 +27,7 @@ pub async fn is(relay: &Relay, word: &str) -> Value {
 #[tokio::test]
 async fn one_word_at_a_time_everywhere() {
     let mut partner = Partner::start().await;
-    let more = "connect = \"on-demand\"\nlinger = \"1s\"\ndata-timeout = \"1s\"";
+    let more = "connect = \"on-demand\"\nlinger = \"1s\"\ndata-timeout = \"4s\"";
     let relay = Relay::serve(Folder::new("").tenant("t", &partner.url(), more)).await;
     assert_eq!(is(&relay, "resting").await, json!({ "state": "resting" }));
     let client = relay.client("/t").await;

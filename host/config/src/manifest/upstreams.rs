@@ -31,12 +31,15 @@ const LINGER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from
 /// Most entries of `query`.
 const MAX_PARAMETERS: usize = 64;
 
-/// Reads every `[[upstream]]`, at most so many.
+/// Reads every `[[upstream]]`. There may be at most `most`.
 pub(super) fn upstreams(listed: Vec<Value<'_>>, most: usize, secrets: &Secrets<'_>) -> Vec<UpstreamConfig> {
     let mut names = BTreeSet::new();
     if let Some(value) = listed.get(most) {
         let count = listed.len();
-        value.problem(format!("is one upstream too many: there are {count}, and limits.upstreams is {most}; remove some, or write a higher limit"));
+        value.problem(format!(
+            "is one upstream too many: there are {count}, and limits.upstreams is {most}; remove some, or write a higher \
+             limit"
+        ));
     }
     let tables = listed.into_iter().take(most).filter_map(|value| value.table("a table, headed [[upstream]]"));
     tables.filter_map(|table| upstream(table, &mut names, secrets)).collect()

@@ -84,14 +84,15 @@ pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
     }
 }
 
-/// Carries out what a filter's call returned, in its order.
-pub async fn put_out(guest: &Guest, mut made: Vec<Output>) {
-    let beyond = made.len().saturating_sub(MAX_PUBLICATIONS);
-    if beyond > 0 {
-        made.truncate(MAX_PUBLICATIONS);
-        guest.tenant.metrics.refused(Refused::Count.reason(), beyond);
-        guest.tenant.metrics.limited("call-publications", beyond);
-        guest.log(|| tracing::warn!(count = beyond, error = %Refused::Count, "publications refused"));
+/// Carries out what a filter's call returned, in its order. A gap that there is no room for is told at the end, in all
+/// that the upstream has published on: no gap is kept from clients.
+pub async fn carry_out(guest: &Guest, mut made: Vec<Output>) {
+    let beyond = made.split_off(made.len().min(MAX_PUBLICATIONS));
+    let mut untold = beyond.iter().any(|output| matches!(output, Output::Gap(_)));
+    if !beyond.is_empty() {
+        guest.tenant.metrics.refused(Refused::Count.reason(), beyond.len());
+        guest.tenant.metrics.limited("call-publications", beyond.len());
+        guest.log(|| tracing::warn!(count = beyond.len(), error = %Refused::Count, "publications refused"));
     }
     let mut publications = Vec::with_capacity(made.len());
     for output in made {
@@ -99,41 +100,42 @@ pub async fn put_out(guest: &Guest, mut made: Vec<Output>) {
             Output::Publish(publication) => publications.push(publication),
             Output::Gap(gap) => {
                 publish_all(guest, std::mem::take(&mut publications)).await;
-                if let Err(error) = gap_in(guest, gap).await {
-                    guest.log(|| tracing::warn!(%error, "a gap is not told"));
-                }
+                untold |= report_gap(guest, gap).await.is_err();
             }
         }
     }
     publish_all(guest, publications).await;
+    if untold && let Some(upstream) = upstream_of(guest) {
+        guest.tenant.channels.lost(upstream);
+    }
 }
 
-/// Begins new epochs where a guest knows that something is missing.
-async fn gap_in(guest: &Guest, Gap { channels, reason }: Gap) -> Result<(), String> {
+/// Begins new epochs where a guest knows that something is missing. Each channel that is looked at counts as a
+/// publication.
+async fn report_gap(guest: &Guest, Gap { channels, reason }: Gap) -> Result<(), String> {
     let tenant = &guest.tenant;
-    let reason = shortened(reason);
-    if channels.is_empty() {
-        let upstream = upstream_of(guest).ok_or("the gap names no channel; name at least one")?;
-        tenant.channels.lost(upstream);
-    } else {
-        let count = channels.len();
-        if count > MAX_PUBLICATIONS {
-            return Err(format!("the gap names {count} channels; name at most {MAX_PUBLICATIONS}"));
+    let count = match (channels.len(), upstream_of(guest)) {
+        (0, None) => return Err("the gap names no channel; name at least one".into()),
+        (0, Some(_)) => tenant.channels.count(),
+        (named, _) if named > MAX_PUBLICATIONS => {
+            return Err(format!("the gap names {named} channels; name at most {MAX_PUBLICATIONS}"));
         }
-        let taken = tenant.publications.take_some(count);
-        for channel in channels.iter().take(taken) {
-            tenant.channels.gap(channel).await;
-        }
-        if taken < count {
-            tenant.metrics.limited("publications-per-second", count - taken);
-            return Err(format!(
-                "{} of {count} channels: {}",
-                count - taken,
-                Refused::Rate(tenant.publications.per_second())
-            ));
+        (named, _) => named,
+    };
+    if !tenant.publications.take_all(count) {
+        tenant.metrics.limited("publications-per-second", count);
+        return Err(Refused::Rate(tenant.publications.per_second()).to_string());
+    }
+    match upstream_of(guest).filter(|_| channels.is_empty()) {
+        Some(upstream) => tenant.channels.lost(upstream),
+        None => {
+            for channel in &channels {
+                tenant.channels.gap(channel).await;
+            }
         }
     }
-    guest.log(|| tracing::info!(?reason, "a component tells of a gap"));
+    let reason = shortened(reason);
+    guest.log(|| tracing::info!(?reason, "gap reported by a component"));
     Ok(())
 }
 
@@ -180,7 +182,7 @@ impl channels::Host for Host {
     }
 
     async fn gap(&mut self, channels: Vec<String>, reason: String) -> Result<(), String> {
-        gap_in(self.guest(), Gap { channels, reason }).await
+        report_gap(self.guest(), Gap { channels, reason }).await
     }
 
     async fn latest(&mut self, channel: String) -> Option<FrameResult> {

@@ -2,9 +2,9 @@
 //!
 //! In come the upstream's frames through a queue bounded in bytes, out go publications to the tenant's channels. One
 //! call takes what has queued up. A call that fails loses its batch, which is counted, and a fresh instance takes the
-//! next. It is told of the connection first, as an instance of other code is. While calls keep failing, there is a growing pause before each fresh instance. What arrives meanwhile is lost
-//! and counted too: the partner does not wait for code that does not work. A filter that follows demand is told of
-//! channels between its frames (`demand`).
+//! next. An instance that takes another's place is told of the connection first. While calls keep failing, there is a
+//! growing pause before each fresh instance. What arrives meanwhile is lost and counted too: the partner does not wait
+//! for code that does not work. A filter that follows demand is told of channels between its frames (`demand`).
 
 use std::{future::pending, sync::Arc, time::Instant};
 
@@ -22,7 +22,7 @@ use crate::{
             edge_relay::tenant::types::{Connection, ConnectionReason, FrameParam, Output},
             filter::{FilterComponent, FilterComponentPre},
         },
-        imports::channels::{from_guest, put_out, to_guest},
+        imports::channels::{carry_out, from_guest, to_guest},
         load::inspect,
         run::{
             host::Host,
@@ -86,6 +86,8 @@ struct Connected {
     /// The instance that was told of it, and the code that it had.
     told: u64,
     version: Arc<RoleVersion<Filter>>,
+    /// Whether messages were lost with a call since then.
+    has_lost: bool,
 }
 
 impl Worker {
@@ -107,7 +109,7 @@ impl Worker {
             };
             match event {
                 Some(FilterEvent::Open(opening)) => self.open(opening).await,
-                Some(FilterEvent::Frames { connection, frames, charge }) => {
+                Some(FilterEvent::Frames { connection, frames, charge, .. }) => {
                     self.on_frames_of(connection, &frames).await;
                     drop(charge);
                 }
@@ -117,7 +119,7 @@ impl Worker {
                     self.connection = None;
                     self.lost();
                     if let Some(made) = self.on_close(connection, &reason).await {
-                        put_out(self.filter.guest(), made).await;
+                        carry_out(self.filter.guest(), made).await;
                     }
                 }
                 None => return,
@@ -132,11 +134,14 @@ impl Worker {
         self.filter.pause().await;
         let frames = self.on_open(line.connection, ConnectionReason::New).await;
         let opened = frames.is_some();
-        // A connection that is gone by now needs no answer.
-        if opening.answer(frames) && opened {
-            let version = self.filter.version();
-            self.following.iter_mut().for_each(|following| following.begin(&line));
-            self.connection = Some(Connected { line, told: self.filter.serial(), version });
+        // One that is gone by now needs no answer. What has come on it is filtered all the same.
+        let is_there = opening.answer(frames);
+        if opened {
+            if is_there {
+                self.following.iter_mut().for_each(|following| following.begin(&line));
+            }
+            let (told, version) = (self.filter.serial(), self.filter.version());
+            self.connection = Some(Connected { line, told, version, has_lost: false });
         }
     }
 
@@ -150,25 +155,27 @@ impl Worker {
         if !self.is_unknown() || self.filter.is_pausing() {
             return;
         }
-        let Some(Connected { line, version, .. }) = &self.connection else { return };
-        let reason = match Arc::ptr_eq(version, &self.filter.version()) {
+        let Some(Connected { line, version, has_lost, .. }) = &self.connection else { return };
+        let reason = match *has_lost || Arc::ptr_eq(version, &self.filter.version()) {
             true => ConnectionReason::Restarted,
             false => ConnectionReason::Swapped,
         };
         let line = line.clone();
         let Some(frames) = self.on_open(line.connection, reason).await else { return };
-        for frame in frames {
-            // The connection takes frames whatever the filter does, or it ends.
-            if let Some(frame) = self.to_send(frame)
-                && line.frames.send(frame).await.is_err()
-            {
-                break;
+        let frames: Vec<_> = frames.into_iter().filter_map(|frame| self.to_send(frame)).collect();
+        if let Some(following) = &mut self.following {
+            following.send(frames);
+            following.repeat(reason);
+        } else {
+            for frame in frames {
+                // The connection takes frames whatever the filter does, or it ends.
+                if line.frames.send(frame).await.is_err() {
+                    break;
+                }
             }
         }
-        if let Some(following) = &mut self.following {
-            following.repeat(reason);
-        }
-        self.connection = Some(Connected { line, told: self.filter.serial(), version: self.filter.version() });
+        let (told, version) = (self.filter.serial(), self.filter.version());
+        self.connection = Some(Connected { line, told, version, has_lost: false });
     }
 
     /// Takes over a new version. It may begin to follow demand, and then is told of all active channels; one that
@@ -194,11 +201,14 @@ impl Worker {
     async fn on_frames_of(&mut self, connection: u64, frames: &[Frame]) {
         self.filter.update();
         self.introduce().await;
-        let made = if self.is_unknown() { None } else { self.on_frames(connection, frames).await };
+        // The filter does not know of it if its `on-open` failed.
+        let is_known = self.connection.as_ref().is_some_and(|known| known.line.connection == connection);
+        let made = if is_known && !self.is_unknown() { self.on_frames(connection, frames).await } else { None };
         match made {
-            Some(made) => put_out(self.filter.guest(), made).await,
+            Some(made) => carry_out(self.filter.guest(), made).await,
             None => {
                 self.filter.guest().metrics.lost.inc_by(frames.len() as u64);
+                self.connection.iter_mut().for_each(|connected| connected.has_lost = true);
                 self.lost();
             }
         }
@@ -212,16 +222,10 @@ impl Worker {
 
     async fn on_open(&mut self, number: u64, reason: ConnectionReason) -> Option<Vec<Frame>> {
         let connection = Connection { number, reason };
-        let guest = self.filter.guest();
-        let (upstream, deadline) = (Arc::clone(&guest.name), guest.version.limits.filter_call);
-        let call = async |store: &mut Store<Host>, filter: &Filter| {
-            filter.own.edge_relay_tenant_filter().call_on_open(store, &upstream, connection).await
-        };
-        let frames = match reason {
-            ConnectionReason::New => self.filter.call(deadline, call).await,
-            _ => self.filter.prepare(deadline, call).await,
-        };
-        frames.map(|frames| frames.into_iter().map(from_guest).collect())
+        let frames = self.call_as(reason == ConnectionReason::New, async |store, filter, upstream| {
+            filter.own.edge_relay_tenant_filter().call_on_open(store, upstream, connection).await
+        });
+        frames.await.map(|frames| frames.into_iter().map(from_guest).collect())
     }
 
     async fn on_frames(&mut self, connection: u64, frames: &[Frame]) -> Option<Vec<Output>> {
@@ -243,9 +247,22 @@ impl Worker {
 
     /// Calls a function of the filter, which is told its upstream's name. `None`: see [`Warm::call`].
     async fn call<T>(&mut self, call: impl AsyncFnOnce(&mut Store<Host>, &Filter, &str) -> Result<T>) -> Option<T> {
+        self.call_as(true, call).await
+    }
+
+    /// The same. `counts`: whether its success shows that the code works. One that every fresh instance gets does not.
+    async fn call_as<T>(
+        &mut self,
+        counts: bool,
+        call: impl AsyncFnOnce(&mut Store<Host>, &Filter, &str) -> Result<T>,
+    ) -> Option<T> {
         let guest = self.filter.guest();
         let (upstream, deadline) = (Arc::clone(&guest.name), guest.version.limits.filter_call);
-        self.filter.call(deadline, async |store, filter| call(store, filter, &upstream).await).await
+        let call = async |store: &mut Store<Host>, filter: &Filter| call(store, filter, &upstream).await;
+        match counts {
+            true => self.filter.call(deadline, call).await,
+            false => self.filter.prepare(deadline, call).await,
+        }
     }
 }
 

@@ -56,8 +56,7 @@ impl Guests {
                 let _ = setpriority_process(None, NICE);
             })
             .enable_time()
-            // For guests' requests. Their sockets live where they are polled, and the I/O thread is busy with
-            // upstreams.
+            // For guests' requests. Their sockets live where they are polled, and the other threads are busy.
             .enable_io()
             .build()?;
         let tasks = Tasks { runtime: runtime.handle().clone(), tracker: TaskTracker::new() };

@@ -65,6 +65,7 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
         "/fetch" => text(place, fetch(query_value(query, "from"))),
         "/state" => text(place, fill_state(number("bytes") as usize)),
         "/publish" => text(place, publish(query_value(query, "channel"), query_value(query, "text"))),
+        "/gap" => text(place, gap(query_value(query, "channel"))),
         "/append" => text(place, append(query)),
         "/append-for" => text(place, append_for(query)),
         "/records" => text(place, newest(query)),
@@ -385,6 +386,11 @@ fn publish(channel: &str, text: &str) -> String {
     let data = Frame::Text(text.to_owned());
     let publication = Publication { channel: channel.to_owned(), key: None, data, remove: false, id: None, at: None };
     format!("{:?}", channels::publish(&[publication]))
+}
+
+fn gap(channel: &str) -> String {
+    let channels: Vec<_> = Some(channel.to_owned()).filter(|channel| !channel.is_empty()).into_iter().collect();
+    format!("{:?}", channels::gap(&channels, "api"))
 }
 
 fn imports() -> String {

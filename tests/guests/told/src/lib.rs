@@ -27,10 +27,15 @@ export!(Told);
 impl filter::Guest for Told {
     fn on_open(upstream: String, connection: Connection) -> Vec<Frame> {
         sleep(setting("slow-open"));
+        if setting("trap-open") > 0 {
+            abort();
+        }
         let Connection { number, reason } = connection;
         if setting("send-in-open") > 0 {
-            let sent = send(&upstream, "from elsewhere", None, false);
-            return vec![text(format!("open {number} {reason:?}")), text(sent)];
+            let sent = [("one", false), ("two", false), ("first", true)];
+            let sent = sent.map(|(text, first)| send(&upstream, text, None, first)).join(" ");
+            let queued = upstreams::status(&upstream).map_or(0, |status| status.queued);
+            return vec![text(format!("open {number} {reason:?}")), text(format!("{sent}, {queued} wait"))];
         }
         vec![text(format!("open {number} {reason:?}"))]
     }
@@ -79,9 +84,7 @@ fn output(upstream: &str, connection: u64, frame: Frame) -> Output {
             return Output::Publish(Publication { at: at.parse().ok(), ..publication("out", command) });
         }
         ["send", text] => send(upstream, text, None, false),
-        ["send-thrice", one, two, first] => {
-            [(one, false), (two, false), (first, true)].map(|(text, first)| send(upstream, text, None, first)).join(" ")
-        }
+        ["send-to", other, text] => send(other, text, None, false),
         ["send-on", number, text] => send(upstream, text, number.parse().ok(), false),
         ["expect", within] => shown(upstreams::expect(upstream, within.parse().ok())),
         ["reconnect", reason] => reconnect(upstream, reason, false),

@@ -33,8 +33,10 @@ pub(super) struct Following {
     follower: Follower,
     /// `None`: there is no connection.
     line: Option<Line>,
-    /// Channels whose call failed on this connection. No other instance is told of them.
+    /// Channels whose call failed on this connection. Only other code is told of them again.
     broken: HashSet<Arc<str>>,
+    /// Those that other code is told of as if nobody had been.
+    retried: HashSet<Arc<str>>,
     /// Why an instance is told again of what another was told.
     again: ConnectionReason,
     /// What the last call returned and the connection has not taken.
@@ -47,6 +49,7 @@ impl Following {
             follower,
             line: None,
             broken: HashSet::new(),
+            retried: HashSet::new(),
             again: ConnectionReason::Restarted,
             unsent: VecDeque::new(),
         }
@@ -56,6 +59,7 @@ impl Following {
     pub(super) fn begin(&mut self, line: &Line) {
         self.unsent.clear();
         self.broken.clear();
+        self.retried.clear();
         self.line = Some(line.clone());
         self.follower.begin();
     }
@@ -63,6 +67,9 @@ impl Following {
     /// Tells an instance that takes another's place of the channels that the other was told of.
     pub(super) fn repeat(&mut self, reason: ConnectionReason) {
         self.again = reason;
+        if reason == ConnectionReason::Swapped {
+            self.retried = std::mem::take(&mut self.broken);
+        }
         self.follower.repeat();
     }
 
@@ -81,7 +88,7 @@ impl Following {
     }
 
     /// Sends as much as there is room for.
-    fn send(&mut self, frames: Vec<OutboundFrame>) {
+    pub(super) fn send(&mut self, frames: Vec<OutboundFrame>) {
         self.unsent.extend(frames);
         while let Some(line) = &self.line
             && let Ok(place) = line.frames.try_reserve()
@@ -160,9 +167,11 @@ impl Worker {
         let Some(line) = self.following.as_ref().and_then(|following| following.line.as_ref()) else {
             return Some(Vec::new());
         };
-        let again = self.following.as_ref().map(|following| following.again).filter(|_| change.again);
+        let again =
+            self.following.as_ref().filter(|following| change.again && !following.retried.contains(&change.channel));
+        let again = again.map(|following| following.again);
         let connection = Connection { number: line.connection, reason: again.unwrap_or(ConnectionReason::New) };
-        let frames = self.call(async |store, filter, upstream| {
+        let frames = self.call_as(!change.again, async |store, filter, upstream| {
             // Only a filter that follows demand gets here.
             let Some(functions) = &filter.demand else { return Ok(Vec::new()) };
             let functions = functions.edge_relay_tenant_filter_demand();
