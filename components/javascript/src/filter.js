@@ -13,7 +13,8 @@ import { forget, keep, PRODUCTS, PUBLIC } from "./state.js";
 const seen = new Map();
 
 export const filter = {
-  // This instance is to serve a connection, new or not. Text is { tag: "text", val: "…" }, binary { tag: "binary", val: Uint8Array }.
+  // This instance is to serve a connection, new or not. Text is { tag: "text", val: "…" }, binary
+  // { tag: "binary", val: Uint8Array }.
   onOpen(_upstream, _connection) {
     const subscribe = setting("subscribe");
     return subscribe == null ? [] : [{ tag: "text", val: subscribe }];

@@ -173,8 +173,8 @@ limits! {
     channels "channels" Count: 10_000, 2 => 1_000_000;
     /// Largest payload that a component publishes, in bytes. The default is that of an upstream's message.
     publication "publication" Bytes: 16 << 20, 1 => 64 << 20;
-    /// Most publications of all components, and of upstreams without a filter, per second; as many may come at once. More than a
-    /// hundred times what one core filters would be no limit.
+    /// Most publications of all components, and messages of upstreams without a filter, per second; as many may come at
+    /// once. More than a hundred times what one core filters would be no limit.
     publications_per_second "publications-per-second" Count: 1_000_000, 1 => 100_000_000;
     /// Most bytes of all channels' logs together. The range is from one log of the least size to more memory than most
     /// hosts have.

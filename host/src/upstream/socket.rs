@@ -148,6 +148,10 @@ impl PartnerSocket {
 
     /// Returns what comes next if it is there already.
     pub fn next_now(&mut self) -> Option<Result<Received, SocketError>> {
+        // Most come from the buffer.
+        if let Some(taken) = self.take().transpose() {
+            return Some(taken);
+        }
         // Turns have limits of their own. With the runtime's, there might seem to be nothing.
         tokio::task::unconstrained(self.next()).now_or_never()
     }
