@@ -23,7 +23,7 @@ use crate::{
 
 /// How long one side of a pair is measured, and how many pairs there are. In the short form as many as it takes to know
 /// on which side of the bound the median is.
-const SHORT: (Duration, usize) = (Duration::from_millis(250), 3);
+const SHORT: (Duration, usize) = (Duration::from_millis(150), 3);
 const FULL: (Duration, usize) = (Duration::from_secs(3), 7);
 /// How many times larger the 99th percentile may be beside the attack than beside the honest tenant: the median of all
 /// pairs.
@@ -135,7 +135,7 @@ impl Scene {
             seen
         };
         let wanted = attacked(self).await.used;
-        for _ in 0..2 {
+        for _ in 0..if is_full() { 4 } else { 1 } {
             let used = self.beside_honest(window / 2).await.used;
             if (used / wanted - 1.0).abs() < NEAR {
                 break;
@@ -188,7 +188,7 @@ impl Scene {
     /// Measures while `meanwhile` runs.
     async fn window(&self, window: Duration, meanwhile: impl Future<Output = Infallible>) -> Window {
         // What was going on before has its end.
-        sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(20)).await;
         let (from, used) = (Instant::now(), self.used());
         tokio::select! {
             () = sleep(window) => {}

@@ -28,6 +28,7 @@ use crate::{
     upstream::{
         UpstreamLog,
         handle::{Handle, Line},
+        state::Status,
     },
 };
 
@@ -64,6 +65,8 @@ pub enum FilterEvent {
 pub struct Opening {
     pub line: Line,
     handle: Arc<Handle>,
+    /// What the upstream shows from the answer on.
+    opened: Status,
     answer: oneshot::Sender<Option<Vec<Frame>>>,
 }
 
@@ -78,6 +81,10 @@ impl Opening {
     /// Gives the connection the frames to send first. `None`: the filter's call failed. `false`: the connection is
     /// gone.
     pub fn answer(self, frames: Option<Vec<Frame>>) -> bool {
+        if frames.is_some() {
+            // Before the filter gets a message, and may ask.
+            self.handle.opened(self.line.connection, self.opened);
+        }
         self.answer.send(frames).is_ok()
     }
 }
@@ -154,10 +161,15 @@ pub fn filter_queue(parts: QueueParts) -> (FilterQueue, FilterInbox) {
 impl FilterQueue {
     /// Asks for the frames to send first on a new connection, before anything that has come on it. The answer is `None` if
     /// the filter's call failed.
-    pub fn open(&self, line: Line, handle: &Arc<Handle>) -> impl Future<Output = Option<Vec<Frame>>> + use<> {
+    pub fn open(
+        &self,
+        line: Line,
+        handle: &Arc<Handle>,
+        opened: Status,
+    ) -> impl Future<Output = Option<Vec<Frame>>> + use<> {
         let (answer, answered) = oneshot::channel();
         let connection = line.connection;
-        let opening = Opening { line, handle: Arc::clone(handle), answer };
+        let opening = Opening { line, handle: Arc::clone(handle), opened, answer };
         {
             let mut state = self.0.state.lock();
             state.hurry_before(connection);

@@ -267,6 +267,14 @@ impl Handle {
         *self.line.lock() = Some(line);
     }
 
+    /// Shows a connection as open, if it takes frames still.
+    pub(super) fn opened(&self, connection: u64, status: Status) {
+        let line = self.line.lock();
+        if line.as_ref().is_some_and(|line| line.connection == connection) {
+            self.set(status);
+        }
+    }
+
     /// Takes no more frames for a connection.
     pub(super) fn close(&self) {
         *self.line.lock() = None;

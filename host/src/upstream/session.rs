@@ -165,7 +165,7 @@ impl Session<'_> {
         let Self { socket, number, config, sink, metrics, handle, log, read_turn, need, stop, stale } = self;
         let number = *number;
         let (line, mut outbound) = Line::new(number);
-        let mut opening = pin!(sink.open(line, handle));
+        let mut opening = pin!(sink.open(line, handle, status(**stale, pressure)));
         let mut is_open = false;
         let period = config.idle_timeout / PINGS_PER_IDLE;
         let mut ping = interval_at(Instant::now() + period, period);
@@ -212,6 +212,7 @@ impl Session<'_> {
                     if due.elapsed() >= STOPPED {
                         // The process was stopped, and could not hear anything.
                         socket.was_not_read();
+                        data.restart(Instant::now());
                     }
                     let silent = due.saturating_duration_since(socket.last_read());
                     // Nor can one that does not listen.

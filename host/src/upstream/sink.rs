@@ -15,6 +15,7 @@ use crate::{
     upstream::{
         filter_queue::{FilterQueue, NoRoom, Taken},
         handle::{Handle, Line},
+        state::Status,
     },
 };
 
@@ -134,14 +135,20 @@ impl Sink {
 
     /// Asks for the frames to send first on a new connection. The answer is `None` if the filter's call failed.
     ///
-    /// From now on, or from when the filter begins to answer, components can send on it.
-    pub fn open(&self, line: Line, handle: &Arc<Handle>) -> impl Future<Output = Option<Vec<Frame>>> + use<> {
+    /// From now on, or from when the filter begins to answer, components can send on it. `opened`: what the upstream shows
+    /// from the answer on.
+    pub fn open(
+        &self,
+        line: Line,
+        handle: &Arc<Handle>,
+        opened: Status,
+    ) -> impl Future<Output = Option<Vec<Frame>>> + use<> {
         match self {
             Self::Channel(_) => {
                 handle.open(line);
                 Either::Left(ready(Some(Vec::new())))
             }
-            Self::Filter(filter) => Either::Right(filter.open(line, handle)),
+            Self::Filter(filter) => Either::Right(filter.open(line, handle, opened)),
         }
     }
 

@@ -5,7 +5,7 @@ use tokio::time::advance;
 use wire::Kind;
 
 use super::*;
-use crate::{log_lines::LogLines, metrics::Metrics};
+use crate::{log_lines::LogLines, metrics::Metrics, upstream::state::State};
 
 /// Bytes that may wait: ten frames without payload.
 const MOST: usize = 10 * FRAME_OVERHEAD;
@@ -42,7 +42,7 @@ impl Scene {
     fn open(&self, connection: u64) {
         let line = Line::new(connection).0;
         // What it answers is of no interest.
-        drop(self.queue.open(line, &self.handle));
+        drop(self.queue.open(line, &self.handle, Status::new(State::Live)));
     }
 
     /// What the worker gets now, in short. `None`: nothing.
