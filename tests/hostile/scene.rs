@@ -25,6 +25,8 @@ use crate::{
 /// on which side of the bound the median is.
 const SHORT: (Duration, usize) = (Duration::from_millis(150), 3);
 const FULL: (Duration, usize) = (Duration::from_secs(3), 7);
+/// How long the attack goes on at first, at least.
+const FIRST: Duration = Duration::from_millis(600);
 /// How many times larger the 99th percentile may be beside the attack than beside the honest tenant: the median of all
 /// pairs.
 const WITHIN: f64 = 2.0;
@@ -123,7 +125,7 @@ impl Scene {
         mut end: impl AsyncFnMut(&Relay),
     ) {
         let (window, pairs) = if is_full() { FULL } else { SHORT };
-        let mut attacked = async |scene: &Self| {
+        let mut attacked = async |scene: &Self, window| {
             begin(&scene.relay).await;
             let attacks = async {
                 loop {
@@ -134,7 +136,8 @@ impl Scene {
             end(&scene.relay).await;
             seen
         };
-        let wanted = attacked(self).await.used;
+        // Long enough for calls to break: they have 200 ms.
+        let wanted = attacked(self, window.max(FIRST)).await.used;
         for _ in 0..if is_full() { 4 } else { 1 } {
             let used = self.beside_honest(window / 2).await.used;
             if (used / wanted - 1.0).abs() < NEAR {
@@ -145,7 +148,7 @@ impl Scene {
         let (mut seen, mut fine) = (Vec::new(), 0);
         for _ in 0..pairs {
             let honest = self.beside_honest(window).await;
-            let attack = attacked(self).await;
+            let attack = attacked(self, window).await;
             self.honest.adjust(honest.used, attack.used);
             let is_fine = (0..KINDS.len()).all(|kind| ratio(&honest, &attack, kind) <= WITHIN);
             seen.push((honest, attack));
