@@ -198,7 +198,9 @@ impl Upstream {
             });
             tokio::select! {
                 () = sleep_until(until) => return,
-                () = &mut other_files, if pause.ends_with_credentials => return connects_anew("a secret file has changed"),
+                () = &mut other_files, if pause.ends_with_credentials => {
+                    return connects_anew("a secret file has changed");
+                }
                 () = &mut other_code, if pause.ends_with_credentials => {
                     return connects_anew("the dial component has changed");
                 }

@@ -571,7 +571,8 @@ api-body = 0
         assert_eq!(manifest(32, "").unwrap().upstreams.len(), 32);
         assert_eq!(manifest(1000, "[limits]\nupstreams = 1000\n").unwrap().upstreams.len(), 1000);
         let found = manifest(9000, "").unwrap_err().to_string();
-        let rule = "upstream: is one upstream too many: there are 9000, and limits.upstreams is 32; remove some, or write a higher limit";
+        let rule = "upstream: is one upstream too many: there are 9000, and limits.upstreams is 32; remove some, or \
+                    write a higher limit";
         assert_eq!(found, format!("tenant.toml:98: {rule}"));
     }
 

@@ -163,7 +163,7 @@ impl Sink {
 
 impl ChannelSink {
     async fn offer(&self, messages: &mut Vec<Frame>) -> Result<Passed, Wait> {
-        if self.drops.lock().until.is_some_and(|until| Instant::now() < until) {
+        if self.overflow == Overflow::Drop && self.drops.lock().until.is_some_and(|until| Instant::now() < until) {
             return Ok(self.drop_all(messages));
         }
         let taken = self.rate.take_some(messages.len());
@@ -197,7 +197,7 @@ impl ChannelSink {
             return;
         }
         // Another upstream may have published since the drop.
-        if std::mem::take(&mut self.drops.lock().untold) {
+        if self.overflow == Overflow::Drop && std::mem::take(&mut self.drops.lock().untold) {
             self.lost();
         }
         let main: Arc<str> = MAIN.into();
