@@ -79,11 +79,11 @@ as_client() {
     {
         echo 'name = "mirror"'
         local nth
-        for nth in count $(seq 60); do
+        for nth in count $(seq 12); do
             printf '[[upstream]]\nname = "%s"\nurl = "ws://127.0.0.1:%s/"\ncompression = true\nidle-timeout = "1h"\n' \
                 "$([ "$nth" = count ] && echo count || echo "case-$nth")" "$port"
         done
-        printf '[components]\nfilter = "mirror.wasm"\ndial = "mirror.wasm"\n[limits]\nupstreams = 61\n'
+        printf '[components]\nfilter = "mirror.wasm"\ndial = "mirror.wasm"\n[limits]\nupstreams = 13\n'
     } >"$folder/tenants/mirror/tenant.toml"
     printf 'tenants = "tenants"\n[grants]\nnetworks = ["127.0.0.1"]\n%s\n' "$LISTEN" >"$folder/relay.toml"
     until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do

@@ -25,6 +25,7 @@ use crate::{
     shutdown::Stop,
 };
 
+mod burst;
 mod connect;
 mod data_timeout;
 mod failure;

@@ -175,7 +175,7 @@ mod tests {
         for (name, value) in [
             ("host", "feed.example:9000"),
             ("sec-websocket-protocol", "v1, v2"),
-            ("sec-websocket-extensions", "permessage-deflate; client_no_context_takeover"),
+            ("sec-websocket-extensions", "permessage-deflate; client_no_context_takeover; client_max_window_bits"),
             ("x-one", "1"),
         ] {
             assert_eq!(request.headers()[name], value);

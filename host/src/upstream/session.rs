@@ -5,7 +5,6 @@
 
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use config::UpstreamConfig;
 use tokio::{
     sync::Semaphore,
@@ -18,6 +17,7 @@ use crate::{
     shutdown::Stop,
     upstream::{
         Need, UpstreamLog,
+        burst::Burst,
         data_timeout::DataTimeout,
         handle::{Handle, Line, OutboundFrame, Wish},
         sink::{Passed, Sink, Wait},
@@ -30,12 +30,6 @@ use crate::{
 
 /// Pings go out this many times within the idle limit: one lost packet is no lost partner.
 const PINGS_PER_IDLE: u32 = 3;
-/// Messages taken as one burst if they are already there.
-const BURST_MESSAGES: usize = 256;
-/// Frames of all kinds that a burst is made of.
-const BURST_FRAMES: usize = 1024;
-/// Payload bytes after which a burst is passed on.
-const BURST_BYTES: usize = 256 << 10;
 /// How long the partner may take no frame before the connection counts as lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the close frame and the partner's answer may take.
@@ -269,13 +263,13 @@ impl Session<'_> {
                     continue;
                 }
             };
-            let Burst { mut messages, ping, end } = Burst::take(socket, first);
-            let ponged = match ping {
-                Some(payload) => {
+            let Burst { mut messages, pings, end } = Burst::take(socket, first);
+            let ponged = match &*pings {
+                [] => Ok(()),
+                pings => {
                     turn.end();
-                    sent(socket.pong(&payload)).await
+                    sent(socket.pong(pings)).await
                 }
-                None => Ok(()),
             };
             let is_silent = messages.is_empty();
             if !is_silent {
@@ -351,47 +345,6 @@ fn what_came(socket: &mut PartnerSocket) -> Came {
         Some(received) => Came::Something(received),
         None if socket.bytes_read() != before => Came::Bytes,
         None => Came::Nothing,
-    }
-}
-
-/// What has arrived already, so that nobody is woken for each message.
-#[derive(Default)]
-struct Burst {
-    messages: Vec<Frame>,
-    /// The last ping, which is the only one that has to be answered (RFC 6455 section 5.5.3).
-    ping: Option<Bytes>,
-    end: Option<Lost>,
-}
-
-impl Burst {
-    fn take(socket: &mut PartnerSocket, first: Result<Received, SocketError>) -> Self {
-        let mut burst = Self::default();
-        let (mut frames, mut bytes) = (0, 0);
-        let before = socket.bytes_read();
-        let mut next = Some(first);
-        while let Some(received) = next {
-            frames += 1;
-            match received {
-                Ok(Received::Message(frame)) => {
-                    bytes += frame.bytes.len();
-                    burst.messages.push(frame);
-                }
-                Ok(Received::Ping(payload)) => burst.ping = Some(payload),
-                Ok(Received::Pong | Received::Fragment) => {}
-                Ok(Received::Close(frame)) => burst.end = Some(Lost::Closed(frame)),
-                Err(error) => burst.end = Some(error.into()),
-            }
-            let is_full = frames >= BURST_FRAMES
-                || burst.messages.len() >= BURST_MESSAGES
-                || bytes >= BURST_BYTES
-                // A long message is not whole yet.
-                || socket.bytes_read() - before >= BURST_BYTES as u64;
-            if is_full || burst.end.is_some() {
-                break;
-            }
-            next = socket.next_now();
-        }
-        burst
     }
 }
 

@@ -145,7 +145,10 @@ impl Sink {
     ) -> impl Future<Output = Option<Vec<Frame>>> + use<> {
         match self {
             Self::Channel(_) => {
+                let connection = line.connection;
                 handle.open(line);
+                // Before a client gets a message, and may ask.
+                handle.opened(connection, opened);
                 Either::Left(ready(Some(Vec::new())))
             }
             Self::Filter(filter) => Either::Right(filter.open(line, handle, opened)),

@@ -248,14 +248,23 @@ impl PartnerSocket {
         self.write(frame::PING, &[]).await
     }
 
-    pub async fn pong(&mut self, payload: &[u8]) -> io::Result<()> {
-        self.write(frame::PONG, payload).await
+    /// Answers pings that brought these.
+    pub async fn pong(&mut self, payloads: &[Bytes]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for payload in payloads {
+            frame::encode_masked(frame::PONG, payload, rand::random(), &mut bytes);
+        }
+        self.write_all(&bytes).await
     }
 
     async fn write(&mut self, opcode: u8, payload: &[u8]) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(frame::header_len(payload.len()) + 4 + payload.len());
         frame::encode_masked(opcode, payload, rand::random(), &mut bytes);
-        self.stream.write_all(&bytes).await?;
+        self.write_all(&bytes).await
+    }
+
+    async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
         self.stream.flush().await
     }
 

@@ -1,6 +1,6 @@
 //! The connection to a partner in normal operation, and its limits.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use support::{client::Client, partner::Partner, relay::Relay, tenant::Folder};
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::Data};
@@ -102,6 +102,28 @@ async fn a_silent_partner_that_answers_pings_is_kept() {
     assert_eq!(partner.connections(), 1);
     assert_eq!(relay.metric("edge_relay_upstream_failures_total", &[]).await, 0.0);
     assert_eq!(relay.metric("edge_relay_upstream_state", &[("state", "live")]).await, 1.0);
+}
+
+#[tokio::test]
+async fn pings_are_answered_and_of_many_at_once_the_last() {
+    let mut partner = Partner::start().await;
+    let relay = relay(&partner, "").await;
+    relay.client("/t").await;
+    let mut peer = partner.arrival().await.request().await;
+    peer.agree(&[]).await;
+    let pings = |numbers: RangeInclusive<u8>| -> Vec<u8> { numbers.flat_map(|nth| [0x89, 1, nth]).collect() };
+    peer.write(&pings(1..=10)).await;
+    for nth in 1..=10 {
+        assert_eq!(peer.next_frame().await, Some((0x8A, vec![nth])));
+    }
+    // As one write they are read at once, or nearly.
+    peer.write(&pings(11..=250)).await;
+    let mut pongs = Vec::new();
+    while pongs.last() != Some(&250) {
+        let Some((0x8A, payload)) = peer.next_frame().await else { panic!("after {pongs:?}") };
+        pongs.extend(payload);
+    }
+    assert!(pongs.is_sorted() && (16..100).contains(&pongs.len()), "{pongs:?}");
 }
 
 #[tokio::test]

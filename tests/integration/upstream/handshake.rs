@@ -177,10 +177,10 @@ async fn compressed_messages_are_read_with_and_without_context() {
     for (answer, second) in [
         ("permessage-deflate; server_no_context_takeover", HELLO),
         ("permessage-deflate; client_no_context_takeover; server_max_window_bits=12", HELLO_AGAIN),
-        ("permessage-deflate", HELLO_AGAIN),
+        ("permessage-deflate; client_max_window_bits=9", HELLO_AGAIN),
     ] {
         let mut peer = scene.request().await;
-        let offer = "permessage-deflate; client_no_context_takeover";
+        let offer = "permessage-deflate; client_no_context_takeover; client_max_window_bits";
         assert_eq!(peer.header("sec-websocket-extensions"), Some(offer));
         peer.agree(&[&format!("Sec-WebSocket-Extensions: {answer}")]).await;
         peer.frame(0xC1, HELLO).await;

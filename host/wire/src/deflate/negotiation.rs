@@ -38,8 +38,9 @@ pub fn negotiate(headers: &HeaderMap) -> Option<Agreed> {
     Some(Agreed { window_bits: asked.unwrap_or(MAX_WINDOW_BITS), answer })
 }
 
-/// What this side offers as a client. It compresses nothing itself, so a server need keep no context for it.
-pub const OFFER: &str = "permessage-deflate; client_no_context_takeover";
+/// What this side offers as a client. It compresses nothing itself, so a server need keep no context for it, and may
+/// bound its window.
+pub const OFFER: &str = "permessage-deflate; client_no_context_takeover; client_max_window_bits";
 
 /// What a server has agreed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +62,10 @@ pub fn agreed_by_server(headers: &HeaderMap, offered: bool) -> Result<Option<Ser
         if agreed.is_some() {
             return Err(format!("the extension {NAME} twice"));
         }
-        // The largest window of a client was not offered, so a server must not answer with one.
-        let answer = extension.offer().filter(|answer| !answer.seen.contains(&CLIENT_WINDOW));
+        // An answer gives the window (section 7.1.2.2).
+        let is_given =
+            |(name, bits): &(&str, Option<&str>)| bits.is_some() || !name.eq_ignore_ascii_case(CLIENT_WINDOW);
+        let answer = extension.offer().filter(|_| extension.parameters.iter().all(is_given));
         let answer = answer.ok_or_else(|| format!("{NAME} with parameters that were not offered, or are wrong"))?;
         agreed = Some(ServerAgreed { keeps_context: !answer.seen.contains(&SERVER_NO_CONTEXT) });
     }
@@ -307,6 +310,7 @@ mod tests {
             ("permessage-deflate", keeps(true)),
             ("Permessage-Deflate; client_no_context_takeover, ", keeps(true)),
             ("permessage-deflate; server_no_context_takeover; server_max_window_bits=8", keeps(false)),
+            ("permessage-deflate; client_max_window_bits=12", keeps(true)),
             ("", Ok(None)),
             (" , ", Ok(None)),
         ] {
@@ -320,7 +324,8 @@ mod tests {
             ("x-webkit-deflate-frame", true),
             ("permessage-deflate, permessage-deflate", true),
             ("permessage-deflate, bzip", true),
-            ("permessage-deflate; client_max_window_bits=12", true),
+            ("permessage-deflate; client_max_window_bits", true),
+            ("permessage-deflate; client_max_window_bits=16", true),
             ("permessage-deflate; server_max_window_bits=7", true),
             ("permessage-deflate; x", true),
             ("permessage-deflate;", true),
