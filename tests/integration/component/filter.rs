@@ -112,7 +112,14 @@ async fn what_it_logs_and_writes_to_stderr_is_in_the_log_with_its_tenant() {
     let shout = format!("first\n2021-01-01T00:00:00Z ERROR forged\n\x1b[31m{}", "x".repeat(1 << 20));
     peer.text(shout.as_str()).await;
     assert!(client.text().await == shout);
-    relay.logged(&["tenant.name=t", "stderr", "forged"]).await;
+    let line = relay.logged(&["tenant.name=t", "stderr", "forged"]).await;
+    // What the host says of it stands before what it says itself, which it cannot close.
+    assert!(line.find("guest.stream=stderr").unwrap() < line.find("forged").unwrap(), "{line}");
+    let hidden = "cut\u{2028}2021 \u{202e}backwards";
+    peer.text(hidden).await;
+    assert_eq!(client.text().await, hidden);
+    relay.logged(&["tenant.name=t", "stderr", "cut\\u{2028}2021 \\u{202e}backwards"]).await;
+    relay.logged(&["tenant.name=t", "guest.context=", "cut\\u{2028}2021 \\u{202e}backwards"]).await;
     for line in relay.log().lines() {
         assert!(line.starts_with("20") && !line.starts_with("2021-"), "a line that the guest has forged: {line:.200}");
         assert!(!line.contains('\x1b'), "{line:.200}");

@@ -181,7 +181,7 @@ async fn broken_calls_are_in_the_log(relay: &Relay) {
     let mut client = relay.client("/prices").await;
     client.send(Message::binary("x")).await;
     assert!(client.text().await.contains("\"code\":100"));
-    let tenant = r#"tenant.name=prices guest.role="client""#;
+    let tenant = "tenant.name=prices guest.role=client";
     relay.logged(&["WARN", "component call failed", tenant, "having written: ", "binary is no product"]).await;
 }
 

@@ -135,7 +135,7 @@ async fn report_gap(guest: &Guest, Gap { channels, reason }: Gap) -> Result<(), 
         }
     }
     let reason = shortened(reason);
-    guest.log(|| tracing::info!(?reason, "gap reported by a component"));
+    guest.log(|| tracing::info!(reason, "gap reported by a component"));
     Ok(())
 }
 

@@ -19,14 +19,13 @@ use wasmtime_wasi::{
 use crate::{
     component::{bindings::wasi::logging::logging::Level, run::host::Guest},
     sync::Mutex,
+    telemetry,
 };
 
 /// Bytes of one line. A message is cut there; what is written to a stream goes on in the next line.
 const MAX_LINE: usize = 4 << 10;
 /// Bytes that are kept of what was last written to a stream: enough for an exception with its stack.
 const MAX_WORDS: usize = 4 << 10;
-/// Separates lines that become one line of the log. Line ends in a guest's text are written the same way.
-const LINE_END: &str = "\\n";
 
 impl Guest {
     /// Has `write` write a line about the guest, if its tenant may write another now. Returns whether it may.
@@ -60,7 +59,7 @@ pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
         return;
     }
     guest.log(|| {
-        let (context, message) = (line(context), line(message));
+        let (context, message) = (cut(context), cut(message));
         match level {
             Level::Trace => tracing::trace!(guest.context = context, "{message}"),
             Level::Debug => tracing::debug!(guest.context = context, "{message}"),
@@ -71,18 +70,17 @@ pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
     });
 }
 
-/// Makes a guest's text part of one line. It is cut where it is too long, and loses the line ends and control sequences
-/// with which it could pass for other lines.
+/// Makes a guest's text part of one line, cut where it is too long.
 pub fn line(text: &str) -> String {
     let mut out = String::new();
-    for character in text.get(..text.floor_char_boundary(MAX_LINE)).unwrap_or_default().chars() {
-        if character.is_control() && character != '\t' {
-            out.extend(character.escape_default());
-        } else {
-            out.push(character);
-        }
-    }
+    // Writing to a string does not fail.
+    let _ = telemetry::write_escaped(&mut out, cut(text));
     out
+}
+
+/// Cuts a guest's text to what one line may have.
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_LINE)).unwrap_or_default()
 }
 
 /// A guest's standard output or error.
@@ -94,7 +92,7 @@ struct Lines {
     stream: &'static str,
     /// A line whose end is yet to come.
     begun: Vec<u8>,
-    /// The latest lines of the call under way, with `LINE_END` between them.
+    /// The latest lines of the call under way.
     words: String,
 }
 
@@ -108,7 +106,7 @@ impl Output {
         self.lines().words.clear();
     }
 
-    /// Takes what was written last in this call, as part of one line.
+    /// Takes what was written last in this call: whole lines, the last without its end.
     pub fn words(&self) -> String {
         let mut lines = self.lines();
         lines.end();
@@ -140,22 +138,24 @@ impl Lines {
     }
 
     fn end(&mut self) {
-        let line = line(&String::from_utf8_lossy(self.begun.trim_ascii_end()));
-        if !line.is_empty() && self.guest.log(|| tracing::info!(guest.stream = self.stream, "{line}")) {
-            self.keep(&line);
+        let text = String::from_utf8_lossy(self.begun.trim_ascii_end());
+        let line = cut(&text);
+        let write = || error_span!("output", guest.stream = self.stream).in_scope(|| tracing::info!("{line}"));
+        if !line.is_empty() && self.guest.log(write) {
+            keep(&mut self.words, line);
         }
         self.begun.clear();
     }
+}
 
-    /// Remembers a line, and as much as there is room for of the lines before it.
-    fn keep(&mut self, line: &str) {
-        if !self.words.is_empty() {
-            self.words.push_str(LINE_END);
-        }
-        self.words.push_str(line);
-        let over = self.words.len().saturating_sub(MAX_WORDS);
-        self.words.drain(..self.words.ceil_char_boundary(over));
+/// Remembers a line, and as much as there is room for of the lines before it.
+fn keep(words: &mut String, line: &str) {
+    if !words.is_empty() {
+        words.push('\n');
     }
+    words.push_str(line);
+    let over = words.len().saturating_sub(MAX_WORDS);
+    words.drain(..words.ceil_char_boundary(over));
 }
 
 /// Writes the line that a guest was in the middle of when it ended.
