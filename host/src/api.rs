@@ -15,7 +15,7 @@ use std::{
 use hyper::{
     Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{EXPECT, HeaderName, HeaderValue, RETRY_AFTER},
     server::conn::http1,
     service::service_fn,
 };
@@ -25,10 +25,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     component::{Api, Download, NoAnswer},
-    entry::client_address,
-    http_error,
+    entry::{client_address, remove_claims},
+    host_header, http_error,
     metrics::Metrics,
-    routes::{Routes, host_of},
+    routes::Routes,
     serve::{Acceptor, NotServed},
     shutdown::Stop,
 };
@@ -45,9 +45,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds after which a client that found the tenant busy may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Headers that also say who the client is.
-const SAY_WHO: [HeaderName; 3] =
-    [FORWARDED, HeaderName::from_static("x-real-ip"), HeaderName::from_static("cf-connecting-ip")];
 
 /// What every connection needs to know.
 pub struct ApiContext {
@@ -148,12 +145,14 @@ async fn serve(socket: TcpStream, peer: SocketAddr, context: Arc<ApiContext>, mu
 }
 
 async fn answer(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     peer: IpAddr,
     context: &ApiContext,
 ) -> Result<Response<Download>, ApiRefusal> {
     let expects = request.headers().contains_key(EXPECT);
-    let (api, path) = match context.find(&request) {
+    let settled = host_header::settle(&mut request)
+        .map_err(|error| ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", error.to_string()));
+    let (api, path) = match settled.and_then(|()| context.find(&request)) {
         Ok(found) => found,
         Err(refusal) => {
             Upload::new(request.into_body(), 0, expects).drain().await;
@@ -164,9 +163,7 @@ async fn answer(
     let mut request = request.map(|body| Upload::new(body, api.max_body(), expects));
     *request.uri_mut() = path;
     let headers = request.headers_mut();
-    for name in SAY_WHO {
-        headers.remove(name);
-    }
+    remove_claims(headers, peer, &context.trusted_proxies);
     if let Ok(address) = HeaderValue::try_from(address.to_string()) {
         headers.insert(FORWARDED_FOR, address);
     }
@@ -186,11 +183,13 @@ impl ApiContext {
     /// Finds the API that a request is for, and the path as its component sees it.
     fn find(&self, request: &Request<Incoming>) -> Result<(Arc<Api>, Uri), ApiRefusal> {
         let not_found = |message: &str| ApiRefusal::new(StatusCode::NOT_FOUND, "not_found", message);
-        let found = self.routes.find(host_of(request).as_deref(), request.uri().path(), |rest| Some(rest.to_owned()));
+        let found = self
+            .routes
+            .find(host_header::host_of(request).as_deref(), request.uri().path(), |rest| Some(rest.to_owned()));
         let Some((route, rest)) = found else { return Err(not_found("no tenant answers at this path")) };
         let Some(api) = route.api.clone() else { return Err(not_found("this tenant has no API")) };
-        if request.headers().get(HOST).is_none_or(|host| host.to_str().is_err()) {
-            let message = "the header Host is missing or not text";
+        if host_header::host_of(request).is_none() {
+            let message = "the request names no host; components need one";
             return Err(ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", message));
         }
         let rest = if rest.is_empty() { "/".to_owned() } else { rest };

@@ -15,6 +15,6 @@ mod listener;
 mod refusal;
 mod upgrade;
 
-pub use address::client_address;
+pub use address::{client_address, remove_claims};
 pub use context::{EntryContext, MAX_READS};
 pub use listener::{bind, run};

@@ -64,6 +64,9 @@ mod backoff;
 // TCP connections to one of several addresses.
 mod dial;
 
+// The host that an HTTP request is for.
+mod host_header;
+
 // HTTP answers in one JSON shape.
 mod http_error;
 

@@ -6,7 +6,6 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
-use hyper::{Request, header::HOST};
 
 use crate::{
     component::{Api, Handler},
@@ -70,14 +69,6 @@ impl Routes {
     }
 }
 
-/// The host that a request is for, in lower case, without port (RFC 9110 section 7.2).
-pub fn host_of<B>(request: &Request<B>) -> Option<String> {
-    let header = || request.headers().get(HOST)?.to_str().ok();
-    let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str).or_else(header)?;
-    let host = authority.parse::<hyper::http::uri::Authority>().ok()?.host().trim_end_matches('.').to_ascii_lowercase();
-    (!host.is_empty()).then_some(host)
-}
-
 /// The path cut at its end and before each slash, longest first. Each comes with the rest.
 fn prefixes(path: &str) -> impl Iterator<Item = (&str, &str)> {
     let cuts = path.rmatch_indices('/').map(|(at, _)| at);
@@ -95,21 +86,5 @@ mod tests {
         assert_eq!(cut("/a/"), [("/a/", ""), ("/a", "/"), ("", "/a/")]);
         assert_eq!(cut("/"), [("/", ""), ("", "/")]);
         assert_eq!(cut("*"), [("*", "")]);
-    }
-
-    #[test]
-    fn hosts_have_neither_case_nor_port() {
-        let host = |uri: &str, header: Option<&str>| {
-            let request =
-                header.into_iter().fold(Request::builder().uri(uri), |builder, host| builder.header(HOST, host));
-            host_of(&request.body(()).ok()?)
-        };
-        assert_eq!(host("/", Some("Feed.Example.com:8080")).as_deref(), Some("feed.example.com"));
-        assert_eq!(host("/", Some("feed.example.com.")).as_deref(), Some("feed.example.com"));
-        assert_eq!(host("/", Some("[::1]:80")).as_deref(), Some("[::1]"));
-        // The host in the request line takes precedence over the header.
-        assert_eq!(host("http://a.example/x", Some("b.example")).as_deref(), Some("a.example"));
-        assert_eq!(host("/", Some("a b")), None);
-        assert_eq!(host("/", None), None);
     }
 }

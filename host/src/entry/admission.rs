@@ -13,6 +13,7 @@ use hyper::{
     body::Incoming,
     header::{AUTHORIZATION, HeaderValue},
 };
+use ipnet::IpNet;
 use wire::{Compression, MAX_CHANNELS, Position, sse};
 
 use crate::{
@@ -21,8 +22,9 @@ use crate::{
     component::Handler,
     delivery::{Recipient, shard::Due},
     entry::{
-        EntryContext,
+        EntryContext, client_address,
         refusal::{Refusal, channel_message},
+        remove_claims,
     },
     metrics::Blame,
     routes::Route,
@@ -123,10 +125,11 @@ fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
 }
 
-/// The request as a handler sees it.
+/// The request as a handler sees it, with those of its headers that it can believe.
 pub fn connect_request(
     request: &Request<Incoming>,
-    address: IpAddr,
+    peer: IpAddr,
+    trusted_proxies: &[IpNet],
     transport: component::Transport,
 ) -> component::ConnectRequest {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -137,11 +140,13 @@ pub fn connect_request(
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
     });
     let in_query = || form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "token");
+    let mut headers = request.headers().clone();
+    remove_claims(&mut headers, peer, trusted_proxies);
     component::ConnectRequest {
         path: request.uri().path().to_owned(),
         query: query.to_owned(),
-        headers: request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
-        client_ip: address.to_string(),
+        headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        client_ip: client_address(peer, request.headers(), trusted_proxies).to_string(),
         transport,
         token: bearer.or_else(|| in_query().map(|(_, token)| token.into_owned())),
         data: None,

@@ -13,8 +13,9 @@ use tokio::sync::Semaphore;
 use crate::{
     component::Tasks,
     delivery::Shards,
+    host_header::host_of,
     metrics::Metrics,
-    routes::{Route, Routes, host_of},
+    routes::{Route, Routes},
 };
 
 /// Most requests that read channels at once. Each holds a page of a mebibyte or two.

@@ -40,6 +40,7 @@ use crate::{
         refusal::Refusal,
         upgrade::Upgrade,
     },
+    host_header,
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
@@ -70,10 +71,18 @@ impl Service<Request<Incoming>> for Handshake {
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let attempt = Arc::clone(&self.0);
         attempt.requested.store(true, Ordering::Relaxed);
-        Box::pin(async move { Ok(attempt.answer(&request).await) })
+        Box::pin(async move {
+            Ok(match host_header::settle(&mut request) {
+                Ok(()) => attempt.answer(&request).await,
+                Err(error) => {
+                    let refusal = Refusal::new(StatusCode::BAD_REQUEST, "bad_request", &error.to_string());
+                    attempt.refused(&refusal, refusal.response())
+                }
+            })
+        })
     }
 }
 
@@ -249,12 +258,12 @@ impl Attempt {
     }
 
     /// The request as a handler sees it.
-    fn connect_request(
+    pub fn connect_request(
         &self,
         request: &Request<Incoming>,
         transport: component::Transport,
     ) -> component::ConnectRequest {
-        admission::connect_request(request, self.address(request), transport)
+        admission::connect_request(request, self.peer, &self.context.trusted_proxies, transport)
     }
 
     fn address(&self, request: &Request<Incoming>) -> IpAddr {

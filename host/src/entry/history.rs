@@ -7,8 +7,6 @@
 //! with `"recovered":false` some are missing, and it has none. A snapshot is ordered by offset, and `?after=OFFSET`
 //! asks for its next page. `limit=N` bounds the answer. A request is allowed if a subscription would be.
 
-use std::net::IpAddr;
-
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -22,7 +20,7 @@ use wire::{Entry, Kind, Page, Position};
 
 use crate::{
     component,
-    entry::{admission::connect_request, client_address, cors, handshake::Attempt, refusal::Refusal},
+    entry::{cors, handshake::Attempt, refusal::Refusal},
     http_error,
     routes::Route,
 };
@@ -70,8 +68,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
     if !attempt.take_read_permit() {
         return Err(Refusal::unavailable("busy", "too many requests read channels at once"));
     }
-    let address = client_address(attempt.peer, request.headers(), &attempt.context.trusted_proxies);
-    may_follow(reading, request, address).await?;
+    may_follow(reading, || attempt.connect_request(request, component::Transport::WebSocket)).await?;
     let channel = reading.route.tenant.channels.find(&reading.channel).await;
     let Some(channel) = channel.map_err(|why| Refusal::channel(why, &reading.channel))? else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
@@ -86,11 +83,13 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
 }
 
 /// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.
-async fn may_follow(reading: &ReadRequest<'_>, request: &Request<Incoming>, address: IpAddr) -> Result<(), Refusal> {
+async fn may_follow(
+    reading: &ReadRequest<'_>,
+    connect_request: impl FnOnce() -> component::ConnectRequest,
+) -> Result<(), Refusal> {
     let Some(handler) = &reading.route.handler else { return Ok(()) };
     let id = reading.route.tenant.next_client_id();
-    let request = connect_request(request, address, component::Transport::WebSocket);
-    let admission = handler.connect(id, request, None).await.map_err(Refusal::by_handler)?;
+    let admission = handler.connect(id, connect_request(), None).await.map_err(Refusal::by_handler)?;
     let allowed = match admission.channels {
         Some(channels) if channels.contains(&reading.channel) => Ok(()),
         Some(_) => Err(Refusal::new(StatusCode::FORBIDDEN, "channel", "this client may not follow the channel")),

@@ -1,6 +1,6 @@
 //! The API as HTTP: which tenant gets a request, what the guest sees of it, and how long a connection lives.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{guests, http::Http, process, relay::Relay, tenant::Folder, until};
 
 /// Returns what the guest saw of a request.
@@ -97,7 +97,8 @@ async fn the_guest_sees_the_request_as_it_came() {
 }
 
 const FORGED: &str = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 6.6.6.7\r\nX-Real-IP: 6.6.6.8\r\n\
-    CF-Connecting-IP: 6.6.6.9\r\nForwarded: for=6.6.6.10\r\n";
+    CF-Connecting-IP: 6.6.6.9\r\nForwarded: for=6.6.6.10\r\nTrue-Client-IP: 6.6.6.11\r\nX_Forwarded_For: 6.6.6.12\r\n\
+    X-Forwarded_For: 6.6.6.13\r\nX-Client-IP: 6.6.6.14\r\nX-Forwarded-Host: 6.6.6.15\r\nX_Real_IP: 6.6.6.16\r\n";
 
 #[tokio::test]
 async fn a_client_cannot_say_that_it_is_another() {
@@ -125,6 +126,40 @@ async fn a_trusted_proxy_tells_the_clients_address() {
         let seen = http.answer().await.json();
         assert_eq!(values(&seen, "x-forwarded-for"), [client]);
         assert_eq!(values(&seen, "x-real-ip"), [""; 0]);
+    }
+    // What proxies pass on unread is no more to be believed. What they add is.
+    http.send(format!("GET /t/request HTTP/1.1\r\nHost: a\r\n{FORGED}X-Forwarded-Proto: https\r\n\r\n")).await;
+    let seen = http.answer().await.json();
+    assert_eq!(values(&seen, "x-forwarded-for"), ["6.6.6.9"]);
+    assert_eq!(values(&seen, "x-forwarded-proto"), ["https"]);
+    for name in ["true-client-ip", "x_forwarded_for", "x-forwarded_for", "x-client-ip", "x_real_ip", "cf-connecting-ip"]
+    {
+        assert_eq!(values(&seen, name), [""; 0], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_for_one_host_which_its_component_sees() {
+    let folder = Folder::new("")
+        .api("a", "path = \"/\"\nhosts = [\"a.example\"]")
+        .api("b", "path = \"/\"\nhosts = [\"b.example\"]");
+    folder.allow("hosts = [\"a.example\", \"b.example\"]");
+    let relay = Relay::serve(folder).await;
+    let mut http = relay.http().await;
+    http.send("GET http://a.example:80/request?x HTTP/1.1\r\nHost: b.example\r\n\r\n").await;
+    let seen = http.answer().await.json();
+    assert_eq!((&seen["authority"], &seen["path"]), (&json!("a.example:80"), &json!("/request?x")));
+    for (head, words) in [
+        ("GET /request HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n", "twice"),
+        ("GET /request HTTP/1.1\r\nHost: b.example@a.example\r\n", "Host is not a host"),
+        ("GET /request HTTP/1.1\r\nHost: a.example:x\r\n", "Host is not a host"),
+        ("GET /request HTTP/1.1\r\n", "missing"),
+        ("GET http://b.example@a.example/request HTTP/1.1\r\nHost: a.example\r\n", "target"),
+    ] {
+        http.send(format!("{head}\r\n")).await;
+        let answer = http.answer().await;
+        assert_eq!(answer.status(), 400, "{head}");
+        assert!(answer.json()["error"]["message"].as_str().unwrap().contains(words), "{head}: {}", answer.body);
     }
 }
 

@@ -51,6 +51,10 @@ async fn refusals_say_why() {
         ("a channel without a name", request(relay.clients, "/t?channel="), 400),
         ("a channel's name too long", request(relay.clients, &format!("/t?channel={}", "x".repeat(256))), 400),
         ("a control character", request(relay.clients, "/t?channel=a%00"), 400),
+        ("two hosts", good.replace("Host:", "Host: b\r\nHost:"), 400),
+        ("a host with a user", good.replace("Host: ", "Host: x@"), 400),
+        ("a host with a port that is none", good.replace("Host: ", "Host: host:x"), 400),
+        ("no host", good.replace("Host:", "X-Host:"), 400),
     ];
     for (what, request, expected) in &cases {
         let (status, head, code, message) = refusal(&relay, request).await;

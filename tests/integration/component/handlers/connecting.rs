@@ -49,6 +49,27 @@ async fn the_handler_sees_the_request() {
 }
 
 #[tokio::test]
+async fn the_handler_sees_no_header_in_which_a_client_says_that_it_is_another() {
+    let relay = relay("").await;
+    let headers = b"X-Forwarded-For: 6.6.6.6\r\nTrue-Client-IP: 6.6.6.7\r\nx_forwarded_for: 6.6.6.8\r\n\
+        Forwarded: for=6.6.6.9\r\nX-Forwarded-Host: 6.6.6.10\r\nX-Mine: 1\r\n";
+    let seen = seen(&relay, "/t", headers).await.join("\n");
+    assert!(seen.contains("x-mine: 1") && !seen.contains("6.6.6."), "{seen}");
+}
+
+#[tokio::test]
+async fn the_handler_sees_the_host_of_a_whole_url() {
+    let relay = relay("").await;
+    let mut raw = Raw::tcp(relay.clients).await;
+    let asked = request(relay.clients, "/t?x").replace("GET /t", "GET http://feed.example:80/t");
+    raw.send(&[asked.as_bytes(), &frame(FIN | TEXT, b"request")].concat()).await;
+    let answer = raw.head().await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    let seen = String::from_utf8(raw.frame().await.unwrap().payload).unwrap();
+    assert!(seen.starts_with("/t\nx\n") && seen.contains("\nhost: feed.example:80\n"), "{seen}");
+}
+
+#[tokio::test]
 async fn a_token_is_the_bearers_or_else_the_querys() {
     let relay = relay("").await;
     let cases = [
