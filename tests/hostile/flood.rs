@@ -1,30 +1,17 @@
 //! Partners that send as fast as they are read: what costs the relay much and brings nobody anything.
 
-use std::{
-    io::Write,
-    net::TcpStream,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
-
-use rustix::process::setpriority_process;
 use support::partner::Partner;
-use tokio::time::sleep;
 
-use crate::scene::{Scene, is_full};
+use crate::{
+    scene::{Scene, is_full},
+    senders::Senders,
+};
 
 /// The sizes of the hostile tenant: how many upstreams it has.
 const UPSTREAMS: [usize; 3] = [1, 4, 16];
 
-/// The niceness of the partners' threads.
-const NICE: i32 = 15;
-
 /// A frame again and again, as much as one write has.
-fn many(frame: &[u8]) -> Vec<u8> {
+pub fn many(frame: &[u8]) -> Vec<u8> {
     frame.repeat((64 << 10) / frame.len())
 }
 
@@ -47,40 +34,9 @@ async fn check(first: &[u8], flood: &[u8]) {
             peer.write(first).await;
             sockets.push(peer.into_std());
         }
-        let on = Arc::new(AtomicBool::new(false));
-        let ended = Arc::new(AtomicBool::new(false));
-        let threads: Vec<_> = sockets
-            .into_iter()
-            .map(|socket| {
-                let (on, ended, flood) = (Arc::clone(&on), Arc::clone(&ended), flood.to_vec());
-                thread::spawn(move || send(socket, &on, &ended, &flood))
-            })
-            .collect();
         eprint!("{upstreams} upstreams: ");
-        let begin = async |_: &_| on.store(true, Ordering::Relaxed);
-        let end = async |_: &_| {
-            on.store(false, Ordering::Relaxed);
-            // What is in the sockets is read.
-            sleep(Duration::from_millis(200)).await;
-        };
-        scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
+        Senders::start(sockets, flood).check(&mut scene).await;
         assert_eq!(scene.relay.metric("edge_relay_upstream_failures_total", &[]).await, 0.0);
-        ended.store(true, Ordering::Relaxed);
-        for thread in threads {
-            thread.join().unwrap();
-        }
-    }
-}
-
-fn send(mut socket: TcpStream, on: &AtomicBool, ended: &AtomicBool, flood: &[u8]) {
-    // Partners are on other machines: what they do costs the relay's neighbours nothing here either.
-    setpriority_process(None, NICE).unwrap();
-    while !ended.load(Ordering::Relaxed) {
-        if on.load(Ordering::Relaxed) {
-            socket.write_all(flood).unwrap();
-        } else {
-            thread::sleep(Duration::from_millis(1));
-        }
     }
 }
 

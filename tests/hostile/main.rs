@@ -11,10 +11,12 @@ mod flood;
 mod honest;
 mod neighbour;
 mod scene;
+mod senders;
 
 mod api;
 mod client;
 mod filter;
 mod job;
 mod memory;
+mod sending;
 mod start;

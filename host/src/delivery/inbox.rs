@@ -112,9 +112,9 @@ impl LimitReached {
     /// The text of the error that the client is sent.
     pub fn message(self) -> &'static str {
         match self {
-            Self::Queue | Self::Backlog => "too many messages wait: this one is dropped",
-            Self::Messages => "too many messages a second: this one is dropped",
-            Self::Bytes => "too many bytes a second: this message is dropped",
+            Self::Queue | Self::Backlog => "too many messages wait",
+            Self::Messages => "too many messages a second",
+            Self::Bytes => "too many bytes a second",
         }
     }
 }

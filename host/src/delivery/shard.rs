@@ -31,7 +31,7 @@ use crate::{
         BudgetShare, ClientId, ClientLimits, Connected,
         end::End,
         queue::{Queue, ShardCommand, Step},
-        shard::{deadlines::Deadlines, row::Row, view::View},
+        shard::{deadlines::Deadlines, row::Row, turns::ReadQueue, view::View},
     },
     sync::Mutex,
 };
@@ -48,6 +48,7 @@ mod receive;
 mod row;
 mod sse_ids;
 mod steps;
+mod turns;
 mod view;
 
 const WAKER: Token = Token(usize::MAX);
@@ -198,8 +199,12 @@ struct Shard {
     views: Slab<View>,
     /// Views by their channel's address.
     by_channel: HashMap<usize, usize>,
-    /// Rows whose turn was cut short. They go on in the next turn.
+    /// Rows that have something to be read.
+    to_read: ReadQueue,
+    /// Rows whose turn to be written to was cut short. They go on in the next turn.
     unfinished: Vec<usize>,
+    /// Rows of clients that were told of dropped messages lately.
+    refused: Vec<usize>,
     /// Rows whose close frame is not answered yet.
     closing: Vec<usize>,
     deadlines: Deadlines,
@@ -233,7 +238,9 @@ impl Shard {
             by_id: HashMap::new(),
             views: Slab::new(),
             by_channel: HashMap::new(),
+            to_read: ReadQueue::default(),
             unfinished: Vec::new(),
+            refused: Vec::new(),
             closing: Vec::new(),
             deadlines: Deadlines::default(),
             buffer: vec![0; READ_BUFFER],
@@ -252,7 +259,7 @@ impl Shard {
         let mut events = Events::with_capacity(1024);
         let mut commands = Vec::new();
         loop {
-            let wait = match self.unfinished.is_empty() {
+            let wait = match self.unfinished.is_empty() && self.to_read.is_empty() {
                 true => self.next_tick.saturating_duration_since(Instant::now()),
                 false => Duration::ZERO,
             };
@@ -275,15 +282,14 @@ impl Shard {
         for event in events.iter().filter(|event| event.token() != WAKER) {
             let slot = event.token().0;
             if event.is_readable() || event.is_read_closed() || event.is_error() {
-                self.read(slot, event.is_read_closed() || event.is_error());
+                self.queue_to_read(slot, event.is_read_closed() || event.is_error());
             }
             if event.is_writable() {
                 self.resume(slot);
             }
         }
+        self.read_turns();
         for slot in std::mem::take(&mut self.unfinished) {
-            // Read to the end: if the end of the stream came meanwhile, its edge was used up by the turn before.
-            self.read(slot, true);
             self.resume(slot);
         }
         self.queue.take(commands);
@@ -302,6 +308,7 @@ impl Shard {
         if now >= self.next_tick {
             self.next_tick = now + self.tick;
             self.sweep();
+            self.tell_all_refused();
             self.end_due(now);
         }
         Ok(())

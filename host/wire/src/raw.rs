@@ -26,3 +26,10 @@ pub fn error(code: u32, message: &str, out: &mut Vec<u8>) {
     let envelope = serde_json::json!({ "error": { "code": code, "message": message } });
     frame::encode(frame::TEXT, envelope.to_string().as_bytes(), out);
 }
+
+/// Appends the error for messages that were dropped, with their number:
+/// `{"error":{"code":111,"dropped":3,"message":"…"}}`.
+pub fn dropped(code: u32, message: &str, count: u64, out: &mut Vec<u8>) {
+    let envelope = serde_json::json!({ "error": { "code": code, "dropped": count, "message": message } });
+    frame::encode(frame::TEXT, envelope.to_string().as_bytes(), out);
+}

@@ -16,7 +16,7 @@ const CLIENT: [(&str, &str); 2] = [("tenant", "t"), ("role", "client")];
 const HOLD: &str = "hold key";
 const RELEASE: &str = "set key here\nreply released";
 const ERROR_100: &str = r#"{"error":{"code":100,"message":"the message could not be handled"}}"#;
-const ERROR_111: &str = r#"{"error":{"code":111,"message":"too many messages wait: this one is dropped"}}"#;
+const ERROR_111: &str = r#"{"error":{"code":111,"dropped":1,"message":"too many messages wait"}}"#;
 
 /// A relay whose tenant `t` has these limits, and the handler that does what clients tell it.
 async fn relay(limits: &str) -> Relay {

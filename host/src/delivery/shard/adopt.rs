@@ -36,7 +36,7 @@ struct Beginning {
 impl Shard {
     /// Makes a row for a client, and sends it its first bytes.
     pub(super) fn adopt(&mut self, newcomer: Newcomer) {
-        let Newcomer { socket, mut leftover, accepted } = newcomer;
+        let Newcomer { socket, leftover, accepted } = newcomer;
         let Accepted { client, channels, format, deflates, mut first_bytes, gaps, deadline, mut close_at_once } =
             accepted;
         if self.end.is_some() {
@@ -80,8 +80,12 @@ impl Shard {
         } else if behind {
             self.queue_snapshots(slot);
         }
-        if !leftover.is_empty() {
-            self.received(slot, &mut leftover);
+        let reads = |row: &&mut Row| !row.is(flag::CLOSING) && row.format != Format::Sse;
+        if !leftover.is_empty()
+            && let Some(row) = self.rows.get_mut(slot).filter(reads)
+        {
+            row.extra().partial = leftover;
+            self.queue_to_read(slot, false);
         }
     }
 

@@ -16,35 +16,80 @@ use crate::{
     channel::Format,
     delivery::{
         end::End,
-        shard::{Shard, row::flag},
+        shard::{
+            Shard,
+            row::{Row, flag},
+            turns::{ReadTurn, Tenant},
+        },
     },
 };
 
 /// Most bytes of pongs for what one read brings. If a client pings more than that, only its latest pings are answered,
 /// which RFC 6455 section 5.5.3 allows.
 const MAX_PONGS: usize = 2 << 10;
-/// How many full buffers are read from one client before the others have their turn.
-const READS_PER_TURN: usize = 4;
+
+/// What cutting bytes into frames needs of a client and of its shard.
+struct Cutting<'a> {
+    max_message: usize,
+    assembly: &'a mut Assembly,
+    inflater: Option<&'a mut Inflater>,
+    pongs: &'a mut Vec<u8>,
+}
 
 impl Shard {
-    /// Reads what a client has sent. A short read means that there is no more, unless the end of the stream was
-    /// announced.
-    pub(super) fn read(&mut self, slot: usize, to_the_end: bool) {
+    /// Puts a client in line to be read. `ends`: the end of its stream is announced.
+    pub(super) fn queue_to_read(&mut self, slot: usize, ends: bool) {
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        if ends {
+            row.flags |= flag::ENDS;
+        }
+        if !row.is(flag::TO_READ) {
+            row.flags |= flag::TO_READ;
+            self.to_read.push(Tenant::of(row.client.client_limits()), slot);
+        }
+    }
+
+    /// Reads clients: each tenant that has any has its turn.
+    pub(super) fn read_turns(&mut self) {
+        for _ in 0..self.to_read.tenants() {
+            let Some((tenant, mut slots)) = self.to_read.next() else { return };
+            let mut turn = ReadTurn::new();
+            while !turn.is_over()
+                && let Some(slot) = slots.pop_front()
+            {
+                // The slot may have another client by now, which nobody has put in line.
+                if let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::TO_READ)) {
+                    row.flags &= !flag::TO_READ;
+                    self.read(slot, &mut turn);
+                }
+            }
+            self.to_read.put_back(tenant, slots);
+        }
+    }
+
+    /// Reads once what a client has sent. A short read means that there is no more, unless the end of the stream was
+    /// announced. If there is more, the client is in line again.
+    fn read(&mut self, slot: usize, turn: &mut ReadTurn) {
+        if self.rows.get(slot).is_some_and(Row::has_partial) {
+            // What was left of the turn before.
+            self.received(slot, &mut [], turn);
+            if self.rows.get(slot).is_none_or(|row| row.is(flag::TO_READ)) {
+                return;
+            }
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
-        let mut reads = 0;
         while let Some(row) = self.rows.get_mut(slot) {
             match row.socket.read(&mut buffer) {
                 Ok(0) => self.remove(slot, "client"),
                 Ok(length) => {
-                    self.received(slot, buffer.get_mut(..length).unwrap_or_default());
-                    reads += 1;
-                    if length < buffer.len() && !to_the_end {
-                        break;
+                    let may_have_more = length == buffer.len() || row.is(flag::ENDS);
+                    // What is read and dropped takes time, too.
+                    turn.frame(length);
+                    self.received(slot, buffer.get_mut(..length).unwrap_or_default(), turn);
+                    if may_have_more {
+                        self.queue_to_read(slot, false);
                     }
-                    if reads == READS_PER_TURN {
-                        self.unfinished.push(slot);
-                        break;
-                    }
+                    break;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -54,8 +99,9 @@ impl Shard {
         self.buffer = buffer;
     }
 
-    /// Takes bytes from a client. Whole frames are handled now, the rest when its frame is complete.
-    pub(super) fn received(&mut self, slot: usize, bytes: &mut [u8]) {
+    /// Takes bytes from a client. Whole frames are handled now, the rest when its frame is complete. If the turn is over
+    /// before that, the client is in line again.
+    pub(super) fn received(&mut self, slot: usize, bytes: &mut [u8], turn: &mut ReadTurn) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         if row.format == Format::Sse {
             // Clients of event streams are not expected to send anything.
@@ -75,7 +121,8 @@ impl Shard {
             &mut *bytes
         };
         let mut pongs = Vec::new();
-        let taken = self.handle_frames(slot, arrived, max_message, &mut assembly, inflater.as_mut(), &mut pongs);
+        let cutting = Cutting { max_message, assembly: &mut assembly, inflater: inflater.as_mut(), pongs: &mut pongs };
+        let taken = self.handle_frames(slot, arrived, cutting, turn);
         if inflater.is_some() {
             self.inflater = inflater;
         }
@@ -90,6 +137,7 @@ impl Shard {
             self.control(slot, pongs);
         }
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
+        let is_cut_short = turn.is_over() && !partial.is_empty();
         if !partial.is_empty() || !assembly.is_empty() {
             let extra = row.extra();
             extra.partial = partial;
@@ -97,27 +145,33 @@ impl Shard {
         }
         row.tidy();
         if !row.settle() {
-            self.close(slot, &End::Memory);
+            return self.close(slot, &End::Memory);
+        }
+        if is_cut_short {
+            self.queue_to_read(slot, false);
         }
     }
 
-    /// Cuts bytes into frames, and handles each. Returns how many bytes the whole frames have. `None`: the client is
+    /// Cuts bytes into frames, and handles each while the turn lasts. Returns how many bytes these have. `None`: the client is
     /// being closed.
     fn handle_frames(
         &mut self,
         slot: usize,
         bytes: &mut [u8],
-        max_message: usize,
-        assembly: &mut Assembly,
-        mut inflater: Option<&mut Inflater>,
-        pongs: &mut Vec<u8>,
+        cutting: Cutting<'_>,
+        turn: &mut ReadTurn,
     ) -> Option<usize> {
+        let Cutting { max_message, assembly, mut inflater, pongs } = cutting;
         let mut taken = 0;
-        loop {
+        while !turn.is_over() {
             let rest = bytes.get_mut(taken..).unwrap_or_default();
             match assembly.next(rest, max_message, inflater.as_deref_mut()) {
                 Ok(None) => return Some(taken),
                 Ok(Some((event, length))) => {
+                    turn.frame(match &event {
+                        Incoming::Message(_, payload) => payload.len(),
+                        _ => length,
+                    });
                     if !self.handle(slot, &event, pongs) {
                         return None;
                     }
@@ -129,6 +183,7 @@ impl Shard {
                 }
             }
         }
+        Some(taken)
     }
 
     /// Handles one event. False: the client is being closed, so what else it sent does not count.

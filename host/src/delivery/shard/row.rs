@@ -14,7 +14,7 @@ use crate::{
     account::{Charge, Part},
     channel::{Format, Since},
     delivery::{
-        BudgetShare, Connected,
+        BudgetShare, Connected, LimitReached,
         shard::{
             cursor::{Cursor, Cursors},
             pending::{Piece, Preface, Rest},
@@ -42,6 +42,10 @@ pub mod flag {
     pub const PEER_CLOSED: u8 = 1 << 4;
     /// The client agreed to permessage-deflate: it compresses messages, and takes compressed ones.
     pub const DEFLATES: u8 = 1 << 5;
+    /// The client is in line to be read.
+    pub const TO_READ: u8 = 1 << 6;
+    /// The end of its stream was announced. No other event will say so.
+    pub const ENDS: u8 = 1 << 7;
 }
 
 /// A client. While it is idle, it takes these bytes and a socket.
@@ -83,6 +87,10 @@ pub struct Extra {
     pub assembly: Assembly,
     /// When a closing row is dropped, answered or not, in milliseconds on the shard's clock.
     pub close_by: u32,
+    /// Messages of a plain client that were dropped and that it was not told of, and the limit of the last.
+    pub refused: Option<(u64, LimitReached)>,
+    /// When it was last told of some, in milliseconds on the shard's clock.
+    pub told_at: Option<u32>,
     /// Only for an event stream of several channels: what the client has of each channel, in the order of the cursors.
     /// Each event names all of these, so that the client may resume after any event. `None`: not all of the first
     /// snapshot.
@@ -118,6 +126,7 @@ impl Extra {
             && self.partial.is_empty()
             && self.assembly.is_empty()
             && self.positions.is_empty()
+            && self.told_at.is_none()
     }
 }
 
@@ -181,6 +190,11 @@ impl Row {
 
     pub fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
+    }
+
+    /// Whether it has received bytes that are not handled yet.
+    pub fn has_partial(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| !extra.partial.is_empty())
     }
 
     /// How many bytes of `out` wait.

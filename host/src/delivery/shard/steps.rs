@@ -26,9 +26,10 @@ use crate::{
 
 /// Most bytes that may wait for a client's socket when it gets another reply. With more it is closed.
 const MAX_REPLIES: usize = 4 << 20;
-/// Most bytes that may wait when a client is told that its message was dropped. A client that floods is told less
-/// often.
+/// Most bytes that may wait when a client is told that its messages were dropped. One that reads slowly is told later.
 const MAX_REFUSALS: usize = 4 << 10;
+/// Milliseconds between two times that a client is told so.
+const REFUSAL_PAUSE: u32 = 1000;
 
 impl Shard {
     /// Takes a tenant's steps with one of its own clients.
@@ -77,12 +78,48 @@ impl Shard {
         }
     }
 
-    /// Tells a client that its message was dropped.
+    /// Notes that a client's message was dropped. It is told so at once, but no more than once a second.
     pub(super) fn refuse(&mut self, slot: usize, limit: LimitReached) {
-        if self.rows.get(slot).is_some_and(|row| row.queued() < MAX_REFUSALS) {
-            let mut out = Vec::new();
-            raw::error(centrifuge::Error::TooManyRequests.code(), limit.message(), &mut out);
-            self.send(slot, out);
+        let now = self.now;
+        let Some(row) = self.rows.get_mut(slot) else { return };
+        let extra = row.extra();
+        let before = extra.refused.map_or(0, |(count, _)| count);
+        extra.refused = Some((before + 1, limit));
+        if extra.told_at.is_none() {
+            extra.told_at = Some(now);
+            self.refused.push(slot);
+            self.tell_refused(slot);
+        }
+    }
+
+    /// Tells a client how many of its messages were dropped since it was told last.
+    fn tell_refused(&mut self, slot: usize) {
+        let Some(row) = self.rows.get_mut(slot).filter(|row| row.queued() < MAX_REFUSALS) else { return };
+        let Some((count, limit)) = row.extra().refused.take() else { return };
+        let mut out = Vec::new();
+        raw::dropped(centrifuge::Error::TooManyRequests.code(), limit.message(), count, &mut out);
+        self.send(slot, out);
+    }
+
+    /// Tells clients whose messages were dropped, once their second is over. Those that lost no more are told at once
+    /// the next time.
+    pub(super) fn tell_all_refused(&mut self) {
+        for slot in std::mem::take(&mut self.refused) {
+            let now = self.now;
+            let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { continue };
+            let Some(extra) = &mut row.extra else { continue };
+            // The slot may have another client by now.
+            let Some(told_at) = extra.told_at else { continue };
+            if now.wrapping_sub(told_at) < REFUSAL_PAUSE {
+                self.refused.push(slot);
+            } else if extra.refused.is_some() {
+                extra.told_at = Some(now);
+                self.refused.push(slot);
+                self.tell_refused(slot);
+            } else {
+                extra.told_at = None;
+                row.tidy();
+            }
         }
     }
 

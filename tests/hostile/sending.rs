@@ -1,0 +1,97 @@
+//! Clients that send as fast as they are read: messages over their limits, and frames that bring nobody anything.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpStream},
+};
+
+use support::{
+    guests,
+    raw::{BINARY, CONTINUATION, FIN, PING, TEXT, frame, request},
+};
+
+use crate::{
+    flood::many,
+    scene::{Scene, is_full},
+    senders::Senders,
+};
+
+/// How many clients the hostile tenant has.
+const CLIENTS: [usize; 3] = [1, 3, 30];
+/// The bit of a compressed message, RFC 7692 section 7.2.1.
+const COMPRESSED: u8 = 0x40;
+/// Bytes that a bomb inflates to: little less than a client's message may have.
+const INFLATED: usize = 1 + 254 * 258;
+
+/// Connects a WebSocket client with one more header.
+fn connect(clients: SocketAddr, header: &str) -> TcpStream {
+    let mut socket = BufReader::new(TcpStream::connect(clients).unwrap());
+    let asked = request(clients, "/hostile?channel=main");
+    socket.get_mut().write_all(format!("{}{header}\r\n", asked.strip_suffix("\r\n").unwrap()).as_bytes()).unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(socket.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.1 101 ") && header.is_empty() != head.contains("permessage-deflate"), "{head}");
+    socket.into_inner()
+}
+
+/// Checks that the neighbour is undisturbed while all clients of the hostile tenant, with a handler or without, send
+/// this.
+async fn check(header: &str, first: &[u8], flood: &[u8], has_handler: bool) {
+    let sizes = if is_full() { &CLIENTS[..] } else { &CLIENTS[2..] };
+    for clients in sizes {
+        let more = "[components]\nclient = \"client.wasm\"\n";
+        let more = format!("[compression]\nabove = 0\n{}", if has_handler { more } else { "" });
+        let mut scene =
+            Scene::with(&more, |folder| folder.copy(guests::handler(), "tenants/hostile/client.wasm")).await;
+        let sockets: Vec<_> = (0..*clients).map(|_| connect(scene.relay.clients, header)).collect();
+        sockets.iter().for_each(|mut socket| socket.write_all(first).unwrap());
+        eprint!("{clients} clients: ");
+        Senders::start(sockets, flood).check(&mut scene).await;
+        assert_eq!(scene.relay.metric("edge_relay_clients_closed_total", &[("tenant", "hostile")]).await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn messages_of_a_byte() {
+    check("", b"", &many(&frame(FIN | TEXT, b"x")), true).await;
+}
+
+#[tokio::test]
+async fn messages_that_nobody_handles() {
+    check("", b"", &many(&frame(FIN | TEXT, b"")), false).await;
+}
+
+#[tokio::test]
+async fn pings() {
+    check("", b"", &many(&frame(FIN | PING, b"")), false).await;
+}
+
+#[tokio::test]
+async fn empty_fragments() {
+    check("", &frame(TEXT, b""), &many(&frame(CONTINUATION, b"")), false).await;
+}
+
+#[tokio::test]
+async fn messages_that_inflate() {
+    let offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+    check(offer, b"", &many(&frame(FIN | COMPRESSED | BINARY, &bomb())), true).await;
+}
+
+/// As many equal bytes as one short compressed message can bring (RFC 1951 section 3.2.6).
+fn bomb() -> Vec<u8> {
+    let mut bits = vec![0, 1, 0];
+    // Codes are written from their highest bit on.
+    let mut code = |value: u32, length: u32| bits.extend((0..length).rev().map(|bit| value >> bit & 1));
+    code(0x91, 8);
+    for _ in 0..(INFLATED - 1) / 258 {
+        // 258 bytes like the one before.
+        code(0xC5, 8);
+        code(0, 5);
+    }
+    // The block's end, and the beginning of an empty one.
+    code(0, 7);
+    code(0, 3);
+    bits.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |byte, (at, bit)| byte | (*bit as u8) << at)).collect()
+}
