@@ -150,9 +150,9 @@ async fn answer(
     context: &ApiContext,
 ) -> Result<Response<Download>, ApiRefusal> {
     let expects = request.headers().contains_key(EXPECT);
-    let settled = host_header::settle(&mut request)
+    let checked = host_header::check_host(&mut request)
         .map_err(|error| ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", error.to_string()));
-    let (api, path) = match settled.and_then(|()| context.find(&request)) {
+    let (api, path) = match checked.and_then(|()| context.find(&request)) {
         Ok(found) => found,
         Err(refusal) => {
             Upload::new(request.into_body(), 0, expects).drain().await;

@@ -7,6 +7,7 @@
 pub mod address;
 mod admission;
 pub mod centrifuge;
+mod claims;
 mod context;
 mod cors;
 mod handshake;
@@ -15,6 +16,7 @@ mod listener;
 mod refusal;
 mod upgrade;
 
-pub use address::{client_address, remove_claims};
+pub use address::client_address;
+pub use claims::remove_claims;
 pub use context::{EntryContext, MAX_READS};
 pub use listener::{bind, run};

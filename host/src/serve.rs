@@ -6,14 +6,14 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 
-use crate::shutdown::Stop;
+use crate::{host_header, http_error, shutdown::Stop};
 
 /// The pause of a listener after `accept` failed, usually for want of file descriptors.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -83,8 +83,11 @@ pub async fn short_answers(
     let acceptor = Acceptor { listener, name, max_connections: SHORT_CONNECTIONS };
     let connection = |socket, _| {
         let answer = Arc::clone(&answer);
-        let service = service_fn(move |request| {
-            let response = answer(&request);
+        let service = service_fn(move |mut request| {
+            let response = match host_header::check_host(&mut request) {
+                Ok(()) => answer(&request),
+                Err(error) => http_error::answer(StatusCode::BAD_REQUEST, "bad_request", &error.to_string()),
+            };
             async { Ok::<_, Infallible>(response) }
         });
         let served = http1::Builder::new()

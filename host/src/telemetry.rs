@@ -106,8 +106,8 @@ pub fn write_escaped(out: &mut impl Write, text: &str) -> fmt::Result {
     Ok(())
 }
 
-/// Whether a character ends a line, moves the cursor, or changes the order in which text is shown (Unicode Standard
-/// Annex 9, table 4).
+/// Whether a character ends a line, moves the cursor, or changes the order in which text is shown (the property
+/// Bidi_Control of the Unicode Character Database).
 fn changes_the_line(character: char) -> bool {
     let is_separator = matches!(character, '\u{2028}' | '\u{2029}');
     let is_bidi =
@@ -144,6 +144,20 @@ mod tests {
         fn make_writer(&self) -> Self {
             self.clone()
         }
+    }
+
+    #[test]
+    fn no_character_changes_the_line() {
+        let changing = "\u{7f}\u{85}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\
+            \u{2066}\u{2067}\u{2068}\u{2069}\r\n\u{1b}";
+        for character in changing.chars() {
+            let mut out = String::new();
+            write_escaped(&mut out, &character.to_string()).unwrap();
+            assert!(out.is_ascii() && out.starts_with('\\'), "{out}");
+        }
+        let mut out = String::new();
+        write_escaped(&mut out, "a\té").unwrap();
+        assert_eq!(out, "a\té");
     }
 
     #[test]

@@ -154,14 +154,14 @@ impl Upstream {
                     reset_if_healthy(&mut backoff, healthy.saturating_sub(silent));
                     let pause = Pause::after_loss(&mut backoff);
                     let retry_ms = pause.time.as_millis();
-                    self.log.say(|| tracing::warn!(error = %lost, retry_ms, "upstream lost, reconnecting"));
+                    self.log.say(|| tracing::warn!(retry_ms, error = %lost, "upstream lost, reconnecting"));
                     (lost.to_string(), pause, None)
                 }
                 Ended::NotOpened(NotOpened { error, files }) => {
                     let pause = Pause::after(&error, &mut backoff);
                     let retry_ms = pause.time.as_millis();
                     self.log.say(|| {
-                        tracing::warn!(%error, retry_ms, "upstream not connected, trying again");
+                        tracing::warn!(retry_ms, %error, "upstream not connected, trying again");
                         if error.retry_after().is_some_and(|after| after > LONG_PAUSE) {
                             tracing::warn!(retry_ms, "the partner asks to be left alone for more than an hour");
                         }

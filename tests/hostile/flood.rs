@@ -4,16 +4,11 @@ use support::partner::Partner;
 
 use crate::{
     scene::{Scene, is_full},
-    senders::Senders,
+    senders::{Senders, many},
 };
 
 /// The sizes of the hostile tenant: how many upstreams it has.
 const UPSTREAMS: [usize; 3] = [1, 4, 16];
-
-/// A frame again and again, as much as one write has.
-pub fn many(frame: &[u8]) -> Vec<u8> {
-    frame.repeat((64 << 10) / frame.len())
-}
 
 /// Checks that the neighbour is undisturbed while all upstreams of the hostile tenant bring this.
 async fn check(first: &[u8], flood: &[u8]) {

@@ -192,25 +192,18 @@ impl Scene {
     async fn window(&self, window: Duration, meanwhile: impl Future<Output = Infallible>) -> Window {
         // What was going on before has its end.
         sleep(Duration::from_millis(20)).await;
-        let (from, used) = (Instant::now(), self.used());
+        let (from, used) = (Instant::now(), processor_time(&self.relay));
         tokio::select! {
             () = sleep(window) => {}
             never = meanwhile => match never {},
         }
-        let (to, used) = (Instant::now(), self.used() - used);
+        let (to, used) = (Instant::now(), processor_time(&self.relay) - used);
         let p99 = self.neighbour.samples(from, to).map(|mut times| {
             times.sort_unstable();
             // One that took the whole window left no room for another.
             times.get(times.len() * 99 / 100).copied().unwrap_or(window)
         });
         Window { p99, used: used / (to - from).as_secs_f64() }
-    }
-
-    /// The seconds of processors that the relay has used: user and system, in hundredths (proc_pid_stat(5)).
-    fn used(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.relay.id())).unwrap();
-        let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        [11, 12].map(|nth| fields[nth].parse::<f64>().unwrap()).iter().sum::<f64>() / 100.0
     }
 
     /// Checks that the relay's memory stays within what this many tenants may have, and that the neighbour loses
@@ -261,6 +254,13 @@ impl Scene {
         let peak = self.relay.peak_memory();
         assert!(peak < MEMORY, "{} MiB", peak >> 20);
     }
+}
+
+/// The seconds of processors that a relay has used: user and system, in hundredths (proc_pid_stat(5)).
+pub fn processor_time(relay: &Relay) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", relay.id())).unwrap();
+    let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    [11, 12].map(|nth| fields[nth].parse::<f64>().unwrap()).iter().sum::<f64>() / 100.0
 }
 
 /// Waits until calls of the hostile tenant broke, as [`Scene::broke`] does.

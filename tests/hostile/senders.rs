@@ -9,16 +9,25 @@ use std::{
     },
     thread,
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::process::setpriority_process;
+use rustix::{net::sockopt::set_socket_send_buffer_size, process::setpriority_process};
+use support::relay::Relay;
 use tokio::time::sleep;
 
-use crate::scene::Scene;
+use crate::scene::{Scene, processor_time};
 
 /// The niceness of the senders' threads.
 const NICE: i32 = 15;
+/// Size of their sockets' send buffers: what is in them when the senders stop is yet to be read.
+const BUFFER: usize = 16 << 10;
+/// How much of a processor a relay uses that has nothing to read but the neighbour's messages.
+const QUIET: f64 = 0.4;
+/// How long it is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Senders {
     on: Arc<AtomicBool>,
@@ -32,6 +41,9 @@ impl Senders {
         let (on, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let mut threads = Vec::new();
         for socket in sockets {
+            set_socket_send_buffer_size(&socket, BUFFER).unwrap();
+            // A relay that reads no more does not hold the test up.
+            socket.set_write_timeout(Some(PATIENCE)).unwrap();
             let reads = socket.try_clone().unwrap();
             thread::spawn(move || nice(|| drain(reads)));
             let (on, ended, flood) = (Arc::clone(&on), Arc::clone(&ended), flood.to_vec());
@@ -43,16 +55,28 @@ impl Senders {
     /// Checks that the neighbour is undisturbed while they send.
     pub async fn check(self, scene: &mut Scene) {
         let begin = async |_: &_| self.on.store(true, Ordering::Relaxed);
-        let end = async |_: &_| {
+        let end = async |relay: &Relay| {
             self.on.store(false, Ordering::Relaxed);
-            // What is in the sockets is read.
-            sleep(Duration::from_millis(200)).await;
+            quiet(relay).await;
         };
         scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
         self.ended.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().unwrap();
         }
+    }
+}
+
+/// Waits until the relay has read what is in the sockets.
+async fn quiet(relay: &Relay) {
+    let began = Instant::now();
+    loop {
+        let before = processor_time(relay);
+        sleep(LOOK).await;
+        if processor_time(relay) - before < QUIET * LOOK.as_secs_f64() {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "the relay is still at work");
     }
 }
 
@@ -70,6 +94,11 @@ fn send(mut socket: TcpStream, on: &AtomicBool, ended: &AtomicBool, flood: &[u8]
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// A frame again and again, as much as one write has.
+pub fn many(frame: &[u8]) -> Vec<u8> {
+    frame.repeat((64 << 10) / frame.len())
 }
 
 /// Reads to the end.

@@ -11,9 +11,8 @@ use support::{
 };
 
 use crate::{
-    flood::many,
     scene::{Scene, is_full},
-    senders::Senders,
+    senders::{Senders, many},
 };
 
 /// How many clients the hostile tenant has.

@@ -7,7 +7,7 @@
 //! left the log is its channel's policy: it is closed with 1013, skips, or gets the latest of each key.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     io::ErrorKind,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -203,8 +203,8 @@ struct Shard {
     to_read: ReadQueue,
     /// Rows whose turn to be written to was cut short. They go on in the next turn.
     unfinished: Vec<usize>,
-    /// Rows of clients that were told of dropped messages lately.
-    refused: Vec<usize>,
+    /// When clients were told of dropped messages, and their rows, in the order of the times.
+    refused: VecDeque<(u32, usize)>,
     /// Rows whose close frame is not answered yet.
     closing: Vec<usize>,
     deadlines: Deadlines,
@@ -240,7 +240,7 @@ impl Shard {
             by_channel: HashMap::new(),
             to_read: ReadQueue::default(),
             unfinished: Vec::new(),
-            refused: Vec::new(),
+            refused: VecDeque::new(),
             closing: Vec::new(),
             deadlines: Deadlines::default(),
             buffer: vec![0; READ_BUFFER],
@@ -271,7 +271,7 @@ impl Shard {
         }
     }
 
-    /// Waits for something to do, then does everything that has come.
+    /// Waits for something to do, then does what has come, as much as may be done at a time.
     fn turn(&mut self, events: &mut Events, commands: &mut Vec<ShardCommand>, wait: Duration) -> io::Result<()> {
         match self.poll.poll(events, Some(wait)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
@@ -279,16 +279,21 @@ impl Shard {
         }
         let now = Instant::now();
         self.now = millis(now - self.started);
+        let mut writable = Vec::new();
         for event in events.iter().filter(|event| event.token() != WAKER) {
             let slot = event.token().0;
             if event.is_readable() || event.is_read_closed() || event.is_error() {
                 self.queue_to_read(slot, event.is_read_closed() || event.is_error());
             }
             if event.is_writable() {
-                self.resume(slot);
+                writable.push(slot);
             }
         }
         self.read_turns();
+        // After it was read: a client that is gone may have sent something before.
+        for slot in writable {
+            self.resume(slot);
+        }
         for slot in std::mem::take(&mut self.unfinished) {
             self.resume(slot);
         }
@@ -305,10 +310,10 @@ impl Shard {
                 ShardCommand::Shutdown => self.begin_shutdown(now),
             }
         }
+        self.tell_all_refused();
         if now >= self.next_tick {
             self.next_tick = now + self.tick;
             self.sweep();
-            self.tell_all_refused();
             self.end_due(now);
         }
         Ok(())

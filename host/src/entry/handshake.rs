@@ -75,7 +75,7 @@ impl Service<Request<Incoming>> for Handshake {
         let attempt = Arc::clone(&self.0);
         attempt.requested.store(true, Ordering::Relaxed);
         Box::pin(async move {
-            Ok(match host_header::settle(&mut request) {
+            Ok(match host_header::check_host(&mut request) {
                 Ok(()) => attempt.answer(&request).await,
                 Err(error) => {
                     let refusal = Refusal::new(StatusCode::BAD_REQUEST, "bad_request", &error.to_string());

@@ -130,8 +130,8 @@ impl Drain {
                 (Err(InsertError::Row(error)), [row]) => {
                     tracing::error!(
                         tenant.name = %row.collection.tenant,
-                        record.collection = %row.collection.name,
                         record.id = %row.id,
+                        record.collection = %row.collection.name,
                         %error,
                         "MySQL refuses a record; it is now among the dead letters"
                     );

@@ -20,7 +20,7 @@ pub fn reply(frame: &Frame, compression: Option<Compression>, out: &mut Vec<u8>)
     encode(compression, opcode(frame.kind), &frame.bytes, out);
 }
 
-/// Appends an error, which is a text message: `{"error":{"code":111,"message":"…"}}`. The relay's own codes are the
+/// Appends an error, which is a text message: `{"error":{"code":100,"message":"…"}}`. The relay's own codes are the
 /// Centrifuge protocol's for the same errors ([`crate::centrifuge::Error`]), a tenant has its own.
 pub fn error(code: u32, message: &str, out: &mut Vec<u8>) {
     let envelope = serde_json::json!({ "error": { "code": code, "message": message } });

@@ -98,7 +98,7 @@ async fn the_guest_sees_the_request_as_it_came() {
 
 const FORGED: &str = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 6.6.6.7\r\nX-Real-IP: 6.6.6.8\r\n\
     CF-Connecting-IP: 6.6.6.9\r\nForwarded: for=6.6.6.10\r\nTrue-Client-IP: 6.6.6.11\r\nX_Forwarded_For: 6.6.6.12\r\n\
-    X-Forwarded_For: 6.6.6.13\r\nX-Client-IP: 6.6.6.14\r\nX-Forwarded-Host: 6.6.6.15\r\nX_Real_IP: 6.6.6.16\r\n";
+    X-Forwarded_For: 6.6.6.13\r\nX-Client-IP: 6.6.6.14\r\nX-Forwarded-Host: 6.6.6.15\r\nX-Forwarded-User: 6.6.6.17\r\nX_Real_IP: 6.6.6.16\r\n";
 
 #[tokio::test]
 async fn a_client_cannot_say_that_it_is_another() {
@@ -127,13 +127,20 @@ async fn a_trusted_proxy_tells_the_clients_address() {
         assert_eq!(values(&seen, "x-forwarded-for"), [client]);
         assert_eq!(values(&seen, "x-real-ip"), [""; 0]);
     }
-    // What proxies pass on unread is no more to be believed. What they add is.
+    // What a proxy that is trusted may have passed on unread is no more to be believed. What it says of the request is.
     http.send(format!("GET /t/request HTTP/1.1\r\nHost: a\r\n{FORGED}X-Forwarded-Proto: https\r\n\r\n")).await;
     let seen = http.answer().await.json();
     assert_eq!(values(&seen, "x-forwarded-for"), ["6.6.6.9"]);
     assert_eq!(values(&seen, "x-forwarded-proto"), ["https"]);
-    for name in ["true-client-ip", "x_forwarded_for", "x-forwarded_for", "x-client-ip", "x_real_ip", "cf-connecting-ip"]
-    {
+    for name in [
+        "true-client-ip",
+        "x_forwarded_for",
+        "x-forwarded_for",
+        "x-client-ip",
+        "x_real_ip",
+        "x-forwarded-user",
+        "cf-connecting-ip",
+    ] {
         assert_eq!(values(&seen, name), [""; 0], "{name}");
     }
 }
@@ -150,10 +157,11 @@ async fn a_request_is_for_one_host_which_its_component_sees() {
     let seen = http.answer().await.json();
     assert_eq!((&seen["authority"], &seen["path"]), (&json!("a.example:80"), &json!("/request?x")));
     for (head, words) in [
-        ("GET /request HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n", "twice"),
+        ("GET /request HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n", "more than once"),
         ("GET /request HTTP/1.1\r\nHost: b.example@a.example\r\n", "Host is not a host"),
         ("GET /request HTTP/1.1\r\nHost: a.example:x\r\n", "Host is not a host"),
         ("GET /request HTTP/1.1\r\n", "missing"),
+        ("GET b.example HTTP/1.1\r\nHost: a.example\r\n", "target"),
         ("GET http://b.example@a.example/request HTTP/1.1\r\nHost: a.example\r\n", "target"),
     ] {
         http.send(format!("{head}\r\n")).await;

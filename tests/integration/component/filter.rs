@@ -119,7 +119,9 @@ async fn what_it_logs_and_writes_to_stderr_is_in_the_log_with_its_tenant() {
     peer.text(hidden).await;
     assert_eq!(client.text().await, hidden);
     relay.logged(&["tenant.name=t", "stderr", "cut\\u{2028}2021 \\u{202e}backwards"]).await;
-    relay.logged(&["tenant.name=t", "guest.context=", "cut\\u{2028}2021 \\u{202e}backwards"]).await;
+    relay
+        .logged(&["tenant.name=t", "guest.stream=logging guest.context=hostile}: cut\\u{2028}2021 \\u{202e}backwards"])
+        .await;
     for line in relay.log().lines() {
         assert!(line.starts_with("20") && !line.starts_with("2021-"), "a line that the guest has forged: {line:.200}");
         assert!(!line.contains('\x1b'), "{line:.200}");

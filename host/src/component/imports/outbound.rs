@@ -210,7 +210,7 @@ impl OutgoingRequest {
     fn log(&self, host: &str, reason: &'static str) {
         let host = line(host);
         if self.guest.tenant.requests.is_news(&self.guest.version, &host, reason) {
-            let write = || tracing::warn!(outbound.host = host, reason, "component's request denied");
+            let write = || tracing::warn!(reason, outbound.host = host, "component's request denied");
             self.guest.span().in_scope(write);
         }
     }

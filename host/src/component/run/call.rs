@@ -59,7 +59,7 @@ impl Broken {
     /// that the guest gave up.
     pub fn saying(self, words: &str) -> Self {
         match self {
-            Self::Trap(why) if !words.is_empty() => Self::Trap(format!("{why}, having written: {words}")),
+            Self::Trap(why) if !words.is_empty() => Self::Trap(format!("{why}, having written: {}", line(words))),
             broken => broken,
         }
     }

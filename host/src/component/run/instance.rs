@@ -131,5 +131,5 @@ pub fn call_failed(guest: &Guest, broken: &Broken, pause: Duration) {
         Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) | Broken::Memory => {}
         Broken::Mappings => guest.tenant.metrics.limited("mappings", 1),
     }
-    guest.log(|| tracing::warn!(error = %broken, pause_ms = pause.as_millis(), "component call failed"));
+    guest.log(|| tracing::warn!(pause_ms = pause.as_millis(), error = %broken, "component call failed"));
 }

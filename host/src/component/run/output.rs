@@ -60,13 +60,13 @@ pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
     }
     guest.log(|| {
         let (context, message) = (cut(context), cut(message));
-        match level {
-            Level::Trace => tracing::trace!(guest.context = context, "{message}"),
-            Level::Debug => tracing::debug!(guest.context = context, "{message}"),
-            Level::Info => tracing::info!(guest.context = context, "{message}"),
-            Level::Warn => tracing::warn!(guest.context = context, "{message}"),
-            Level::Error | Level::Critical => tracing::error!(guest.context = context, "{message}"),
-        }
+        error_span!("output", guest.stream = "logging", guest.context = context).in_scope(|| match level {
+            Level::Trace => tracing::trace!("{message}"),
+            Level::Debug => tracing::debug!("{message}"),
+            Level::Info => tracing::info!("{message}"),
+            Level::Warn => tracing::warn!("{message}"),
+            Level::Error | Level::Critical => tracing::error!("{message}"),
+        });
     });
 }
 

@@ -85,7 +85,10 @@ impl Shard {
             && let Some(row) = self.rows.get_mut(slot).filter(reads)
         {
             row.extra().partial = leftover;
-            self.queue_to_read(slot, false);
+            match row.settle() {
+                true => self.queue_to_read(slot, false),
+                false => self.close(slot, &End::Memory),
+            }
         }
     }
 

@@ -21,6 +21,7 @@ use crate::{
             deadlines::Due,
             millis,
             row::flag,
+            turns::Tenant,
         },
         sockopt,
     },
@@ -105,6 +106,9 @@ impl Shard {
     pub(super) fn remove(&mut self, slot: usize, reason: &'static str) {
         self.unsubscribe(slot);
         let Some(row) = self.rows.try_remove(slot) else { return };
+        if row.is(flag::TO_READ) {
+            self.to_read.forget(Tenant::of(row.client.client_limits()), slot);
+        }
         if row.is(flag::BEHIND) {
             sockopt::drop_unsent(&row.socket);
         }
@@ -171,6 +175,10 @@ impl Shard {
     /// Pings a client, or drops it if it has not answered the last ping.
     fn ping(&mut self, slot: usize, ping: &[u8]) {
         let Some(row) = self.rows.get_mut(slot) else { return };
+        if row.is(flag::PINGED) && row.is(flag::TO_READ) {
+            // Its answer may be among what is yet to be read.
+            return;
+        }
         if row.is(flag::PINGED) {
             return match row.is_centrifuge() {
                 true => self.close(slot, &End::NoPong),

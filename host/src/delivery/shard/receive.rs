@@ -18,15 +18,19 @@ use crate::{
         end::End,
         shard::{
             Shard,
-            row::{Row, flag},
-            turns::{ReadTurn, Tenant},
+            row::flag,
+            turns::{Lap, ReadTurn, Tenant},
         },
     },
 };
 
-/// Most bytes of pongs for what one read brings. If a client pings more than that, only its latest pings are answered,
+/// Most bytes of pongs for what a client brings in one turn. If a client pings more than that, only its latest pings are answered,
 /// which RFC 6455 section 5.5.3 allows.
 const MAX_PONGS: usize = 2 << 10;
+/// Bytes of the first read of a message.
+const FIRST_READ: usize = 16 << 10;
+/// Bytes of an unfinished message from which on it counts as a long one.
+const LONG: usize = 4 << 10;
 
 /// What cutting bytes into frames needs of a client and of its shard.
 struct Cutting<'a> {
@@ -49,43 +53,52 @@ impl Shard {
         }
     }
 
-    /// Reads clients: each tenant that has any has its turn.
+    /// Reads clients: each tenant that has any in line has its turn.
     pub(super) fn read_turns(&mut self) {
+        let lap = Lap::new();
         for _ in 0..self.to_read.tenants() {
-            let Some((tenant, mut slots)) = self.to_read.next() else { return };
+            let Some(tenant) = self.to_read.begin_turn() else { return };
             let mut turn = ReadTurn::new();
             while !turn.is_over()
-                && let Some(slot) = slots.pop_front()
+                && let Some(slot) = self.to_read.next_of(tenant)
             {
-                // The slot may have another client by now, which nobody has put in line.
-                if let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::TO_READ)) {
+                if let Some(row) = self.rows.get_mut(slot) {
                     row.flags &= !flag::TO_READ;
                     self.read(slot, &mut turn);
                 }
             }
-            self.to_read.put_back(tenant, slots);
+            self.to_read.end_turn(tenant);
+            if lap.is_over() {
+                return;
+            }
         }
     }
 
     /// Reads once what a client has sent. A short read means that there is no more, unless the end of the stream was
     /// announced. If there is more, the client is in line again.
     fn read(&mut self, slot: usize, turn: &mut ReadTurn) {
-        if self.rows.get(slot).is_some_and(Row::has_partial) {
+        if self.rows.get(slot).is_some_and(|row| row.waiting() > 0) {
             // What was left of the turn before.
             self.received(slot, &mut [], turn);
-            if self.rows.get(slot).is_none_or(|row| row.is(flag::TO_READ)) {
-                return;
-            }
         }
+        // If there is still more than the turn has time for, it is in line again.
+        let Some(row) = self.rows.get(slot).filter(|row| !row.is(flag::TO_READ)) else { return };
+        let waiting = row.waiting();
+        turn.frame(0);
         let mut buffer = std::mem::take(&mut self.buffer);
+        // What a turn does not get to has to wait in memory. A long message comes faster in large parts.
+        let most = if waiting < LONG { FIRST_READ } else { buffer.len() };
         while let Some(row) = self.rows.get_mut(slot) {
-            match row.socket.read(&mut buffer) {
-                Ok(0) => self.remove(slot, "client"),
+            match row.socket.read(buffer.get_mut(..most).unwrap_or_default()) {
+                Ok(0) => {
+                    self.remove(slot, "client");
+                    turn.removal();
+                }
                 Ok(length) => {
-                    let may_have_more = length == buffer.len() || row.is(flag::ENDS);
-                    // What is read and dropped takes time, too.
-                    turn.frame(length);
+                    let may_have_more = length == most || row.is(flag::ENDS);
                     self.received(slot, buffer.get_mut(..length).unwrap_or_default(), turn);
+                    // Reading takes time, too, and what is read may be dropped.
+                    turn.frame(length);
                     if may_have_more {
                         self.queue_to_read(slot, false);
                     }
@@ -93,7 +106,10 @@ impl Shard {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.remove(slot, "io"),
+                Err(_) => {
+                    self.remove(slot, "io");
+                    turn.removal();
+                }
             }
         }
         self.buffer = buffer;
@@ -101,7 +117,7 @@ impl Shard {
 
     /// Takes bytes from a client. Whole frames are handled now, the rest when its frame is complete. If the turn is over
     /// before that, the client is in line again.
-    pub(super) fn received(&mut self, slot: usize, bytes: &mut [u8], turn: &mut ReadTurn) {
+    fn received(&mut self, slot: usize, bytes: &mut [u8], turn: &mut ReadTurn) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         if row.format == Format::Sse {
             // Clients of event streams are not expected to send anything.
@@ -169,7 +185,8 @@ impl Shard {
                 Ok(None) => return Some(taken),
                 Ok(Some((event, length))) => {
                     turn.frame(match &event {
-                        Incoming::Message(_, payload) => payload.len(),
+                        // Inflated, it is longer.
+                        Incoming::Message(_, payload) => payload.len().max(length),
                         _ => length,
                     });
                     if !self.handle(slot, &event, pongs) {
@@ -231,3 +248,6 @@ impl Shard {
         self.rows.get(slot).is_some_and(|row| !row.is(flag::CLOSING))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ const MAX_SLICES: usize = 32;
 /// How many bytes are written to one client before the others have their turn.
 pub const TURN_BYTES: usize = 1 << 20;
 
-/// States of a row, as bits.
+/// States of a row, as bits. There is room for no more.
 pub mod flag {
     /// The client is not at the end of every log. It waits for its socket, or for its next turn.
     pub const BEHIND: u8 = 1;
@@ -82,7 +82,7 @@ pub struct Extra {
     pub share: Option<BudgetShare>,
     /// What the rest of this takes of the tenant's account.
     pub charge: Option<Charge>,
-    /// Received bytes that are not a whole frame yet.
+    /// Received bytes that are not a whole frame yet, or wait for the client's next turn.
     pub partial: Vec<u8>,
     pub assembly: Assembly,
     /// When a closing row is dropped, answered or not, in milliseconds on the shard's clock.
@@ -192,9 +192,9 @@ impl Row {
         self.extra.get_or_insert_default()
     }
 
-    /// Whether it has received bytes that are not handled yet.
-    pub fn has_partial(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| !extra.partial.is_empty())
+    /// How many received bytes are not handled yet.
+    pub fn waiting(&self) -> usize {
+        self.extra.as_ref().map_or(0, |extra| extra.partial.len())
     }
 
     /// How many bytes of `out` wait.

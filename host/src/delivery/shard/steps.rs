@@ -30,6 +30,8 @@ const MAX_REPLIES: usize = 4 << 20;
 const MAX_REFUSALS: usize = 4 << 10;
 /// Milliseconds between two times that a client is told so.
 const REFUSAL_PAUSE: u32 = 1000;
+/// How many clients are told so before the others have their turn.
+const TOLD_AT_ONCE: usize = 64;
 
 impl Shard {
     /// Takes a tenant's steps with one of its own clients.
@@ -87,7 +89,7 @@ impl Shard {
         extra.refused = Some((before + 1, limit));
         if extra.told_at.is_none() {
             extra.told_at = Some(now);
-            self.refused.push(slot);
+            self.refused.push_back((now, slot));
             self.tell_refused(slot);
         }
     }
@@ -104,17 +106,19 @@ impl Shard {
     /// Tells clients whose messages were dropped, once their second is over. Those that lost no more are told at once
     /// the next time.
     pub(super) fn tell_all_refused(&mut self) {
-        for slot in std::mem::take(&mut self.refused) {
-            let now = self.now;
+        let now = self.now;
+        for _ in 0..TOLD_AT_ONCE {
+            let Some(&(at, slot)) = self.refused.front() else { return };
+            if now.wrapping_sub(at) < REFUSAL_PAUSE {
+                return;
+            }
+            self.refused.pop_front();
             let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { continue };
-            let Some(extra) = &mut row.extra else { continue };
             // The slot may have another client by now.
-            let Some(told_at) = extra.told_at else { continue };
-            if now.wrapping_sub(told_at) < REFUSAL_PAUSE {
-                self.refused.push(slot);
-            } else if extra.refused.is_some() {
+            let Some(extra) = row.extra.as_mut().filter(|extra| extra.told_at == Some(at)) else { continue };
+            if extra.refused.is_some() {
                 extra.told_at = Some(now);
-                self.refused.push(slot);
+                self.refused.push_back((now, slot));
                 self.tell_refused(slot);
             } else {
                 extra.told_at = None;

@@ -8,25 +8,32 @@ use std::{
 
 use crate::delivery::ClientLimits;
 
-/// How long a tenant's clients are read in one turn of the shard.
+/// How long a tenant's clients are read in one turn: little beside the 2 ms in which a neighbour's slowest message
+/// comes, and much beside the 25 ns that a look at the clock takes.
 const TURN: Duration = Duration::from_micros(250);
-/// Frames of any kind that they have handled in it.
+/// How long all tenants' turns may take before the shard sees to its other work.
+const LAP: Duration = Duration::from_millis(1);
+/// Frames of any kind that one turn has at most.
 const FRAMES: usize = 256;
-/// Frames after which it is time to look at the clock.
+/// Frames after which it is time to look at the clock. One takes up to a microsecond.
 const FRAMES_PER_LOOK: usize = 16;
-/// Payload bytes that count like a frame. A compressed frame counts as what it inflates to.
+/// Payload bytes that count like a frame.
 const BYTES_PER_FRAME: usize = 4 << 10;
+/// Frames that it counts as when a client is removed.
+const REMOVAL: usize = 8;
 
 /// The clients that have something to be read.
 #[derive(Default)]
 pub struct ReadQueue {
-    /// Slots, in the order of their turns, for each tenant that has any.
-    slots: HashMap<Tenant, VecDeque<usize>>,
-    /// These tenants, in the order of theirs.
+    lines: HashMap<Tenant, VecDeque<usize>>,
+    /// The tenants that have a line, but for the one whose turn it is, in the order of their turns.
     tenants: VecDeque<Tenant>,
+    /// How many places in a tenant's line are of clients that are gone. A slot may have another client by now, which
+    /// stands behind them.
+    gone: HashMap<(Tenant, usize), usize>,
 }
 
-/// A tenant, by the address of its limits. Should another one get the same address, they share a turn.
+/// A tenant, by the address of its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tenant(usize);
 
@@ -37,12 +44,19 @@ impl Tenant {
 }
 
 impl ReadQueue {
+    /// Puts a client at the end of its tenant's line.
     pub fn push(&mut self, tenant: Tenant, slot: usize) {
-        let slots = self.slots.entry(tenant).or_default();
-        if slots.is_empty() {
-            self.tenants.push_back(tenant);
-        }
-        slots.push_back(slot);
+        let tenants = &mut self.tenants;
+        let line = self.lines.entry(tenant).or_insert_with(|| {
+            tenants.push_back(tenant);
+            VecDeque::new()
+        });
+        line.push_back(slot);
+    }
+
+    /// Notes that a client which stands in line is gone.
+    pub fn forget(&mut self, tenant: Tenant, slot: usize) {
+        *self.gone.entry((tenant, slot)).or_default() += 1;
     }
 
     pub fn is_empty(&self) -> bool {
@@ -54,23 +68,43 @@ impl ReadQueue {
         self.tenants.len()
     }
 
-    /// The tenant whose turn it is, with its clients. Those that are left have to be [put back](Self::put_back).
-    pub fn next(&mut self) -> Option<(Tenant, VecDeque<usize>)> {
-        let tenant = self.tenants.pop_front()?;
-        Some((tenant, self.slots.remove(&tenant)?))
+    /// The tenant whose turn it is. Its turn has to be [ended](Self::end_turn).
+    pub fn begin_turn(&mut self) -> Option<Tenant> {
+        self.tenants.pop_front()
     }
 
-    /// Puts a tenant's clients in line for its next turn, before those that have come meanwhile.
-    pub fn put_back(&mut self, tenant: Tenant, mut first: VecDeque<usize>) {
-        let later = self.slots.remove(&tenant);
-        if first.is_empty() && later.is_none() {
-            return;
+    /// The next client of the tenant whose turn it is.
+    pub fn next_of(&mut self, tenant: Tenant) -> Option<usize> {
+        let line = self.lines.get_mut(&tenant)?;
+        while let Some(slot) = line.pop_front() {
+            match self.gone.get_mut(&(tenant, slot)) {
+                None => return Some(slot),
+                Some(1) => drop(self.gone.remove(&(tenant, slot))),
+                Some(more) => *more -= 1,
+            }
         }
-        if later.is_none() {
+        None
+    }
+
+    pub fn end_turn(&mut self, tenant: Tenant) {
+        if self.lines.get(&tenant).is_none_or(VecDeque::is_empty) {
+            self.lines.remove(&tenant);
+        } else {
             self.tenants.push_back(tenant);
         }
-        first.extend(later.unwrap_or_default());
-        self.slots.insert(tenant, first);
+    }
+}
+
+/// A look at the clock for all tenants' turns.
+pub struct Lap(Instant);
+
+impl Lap {
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.0.elapsed() >= LAP
     }
 }
 
@@ -88,9 +122,18 @@ impl ReadTurn {
         Self { began: Instant::now(), frames: 0, looked_at: 0, is_over: false }
     }
 
-    /// Counts a frame with this many bytes of payload.
+    /// Counts a frame, or bytes that are read and dropped.
     pub fn frame(&mut self, bytes: usize) {
-        self.frames += 1 + bytes / BYTES_PER_FRAME;
+        self.add(1 + bytes / BYTES_PER_FRAME);
+    }
+
+    /// Counts a client that is removed.
+    pub fn removal(&mut self) {
+        self.add(REMOVAL);
+    }
+
+    fn add(&mut self, frames: usize) {
+        self.frames += frames;
         if self.frames >= FRAMES {
             self.is_over = true;
         } else if self.frames - self.looked_at >= FRAMES_PER_LOOK {
@@ -115,16 +158,31 @@ mod tests {
         for (tenant, slot) in [(one, 10), (one, 11), (two, 20), (one, 12)] {
             queue.push(tenant, slot);
         }
-        let (tenant, mut slots) = queue.next().unwrap();
-        assert_eq!((tenant, slots.pop_front()), (one, Some(10)));
+        assert_eq!((queue.begin_turn(), queue.next_of(one)), (Some(one), Some(10)));
         // It has more to be read, and another one comes.
         queue.push(one, 10);
         queue.push(one, 13);
-        queue.put_back(one, slots);
-        assert_eq!(queue.next(), Some((two, [20].into())));
-        assert_eq!(queue.next(), Some((one, [11, 12, 10, 13].into())));
-        queue.put_back(one, VecDeque::new());
-        assert!(queue.is_empty() && queue.next().is_none());
+        queue.end_turn(one);
+        assert_eq!((queue.begin_turn(), queue.next_of(two), queue.next_of(two)), (Some(two), Some(20), None));
+        queue.end_turn(two);
+        assert_eq!(queue.begin_turn(), Some(one));
+        assert_eq!([11, 12, 10, 13].map(Some), [(); 4].map(|()| queue.next_of(one)));
+        queue.end_turn(one);
+        assert!(queue.is_empty() && queue.begin_turn().is_none() && queue.lines.is_empty());
+    }
+
+    #[test]
+    fn the_next_client_of_a_slot_has_one_place() {
+        let tenant = Tenant(1);
+        let mut queue = ReadQueue::default();
+        for _ in 0..3 {
+            queue.push(tenant, 7);
+            queue.forget(tenant, 7);
+        }
+        queue.push(tenant, 7);
+        queue.begin_turn();
+        assert_eq!([queue.next_of(tenant), queue.next_of(tenant)], [Some(7), None]);
+        assert!(queue.gone.is_empty());
     }
 
     #[test]

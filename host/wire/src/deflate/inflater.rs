@@ -14,6 +14,9 @@ const END: [u8; 9] = [0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF];
 /// An empty block that is not the last one, from a byte's beginning.
 const EMPTY_BLOCK: [u8; 5] = [0x00, 0x00, 0x00, 0xFF, 0xFF];
 
+/// Most streams in one message that bring nothing.
+const MAX_EMPTY_STREAMS: usize = 64;
+
 /// Bytes of memory that zlib takes to inflate with the largest window.
 const STATE: usize = 50 << 10;
 
@@ -87,6 +90,7 @@ impl Inflater {
     fn read(&mut self, mut input: &[u8], max: usize) -> Result<bool, Violation> {
         let state = self.state.as_mut().ok_or(Violation::Deflate)?;
         let mut ended = true;
+        let mut empty_streams = 0;
         // While the buffer is full, there may be more output to come.
         while !input.is_empty() || (!ended && self.length == self.buffer.len()) {
             if self.length == self.buffer.len() {
@@ -110,6 +114,11 @@ impl Inflater {
             input = input.get(taken..).unwrap_or_default();
             ended = status == Status::StreamEnd;
             if ended {
+                // Each costs some time, and takes two bytes.
+                empty_streams += usize::from(state.total_out() == 0);
+                if empty_streams > MAX_EMPTY_STREAMS {
+                    return Err(Violation::Deflate);
+                }
                 state.reset(false);
             }
         }
@@ -133,6 +142,14 @@ mod tests {
         let mut out = Vec::new();
         deflate(payload, 15, &mut out);
         out
+    }
+
+    #[test]
+    fn streams_that_bring_nothing_have_an_end() {
+        // An empty block of the fixed code, with its final bit set.
+        let empty = |count: usize| [0x03, 0x00].repeat(count);
+        assert_eq!(inflated(&empty(MAX_EMPTY_STREAMS), 100), Ok(Vec::new()));
+        assert_eq!(inflated(&empty(MAX_EMPTY_STREAMS + 1), 100), Err(Violation::Deflate));
     }
 
     #[test]

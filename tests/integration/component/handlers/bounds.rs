@@ -16,7 +16,7 @@ use super::{CLIENT, ERROR_100, ERROR_111, HOLD, RELEASE, ask, failures, keep_bus
 const DROPPED: &str = "edge_relay_client_messages_dropped_total";
 const QUEUE: [(&str, &str); 2] = [("tenant", "t"), ("reason", "queue")];
 
-/// Of how many dropped messages an error tells.
+/// The number of dropped messages that an error tells of.
 fn dropped(error: &str) -> usize {
     let error: serde_json::Value = serde_json::from_str(error).unwrap();
     assert_eq!((&error["error"]["code"], &error["error"]["message"]), (&111.into(), &"too many messages wait".into()));
@@ -32,9 +32,13 @@ async fn over_the_queue_a_client_is_told_and_the_message_dropped() {
     for nth in 0..10 {
         client.send(Message::text(format!("reply {nth}"))).await;
     }
-    // The first at once, the others as one, a second later.
+    // It is told of the first at once, and of the others later.
     assert_eq!(client.text().await, ERROR_111);
-    assert_eq!(dropped(&client.text().await), 5);
+    let mut lost = 1;
+    while lost < 6 {
+        lost += dropped(&client.text().await);
+    }
+    assert_eq!(lost, 6);
     assert_eq!(relay.metric("edge_relay_guest_queue", &CLIENT).await, 4.0);
     // Each client has a queue of its own.
     assert_eq!(ask(&mut other, RELEASE).await, "released");
@@ -177,6 +181,7 @@ async fn a_client_that_sends_faster_than_it_is_served_is_told_and_nobody_else_no
     floods.send(&[frame(FIN | TEXT, HOLD.as_bytes()), frame(FIN | PING, b"in")].concat()).await;
     assert_eq!(floods.frame().await.unwrap().payload, b"in");
     queue_is(&relay, 0).await;
+    let began = Instant::now();
     floods.send(&frame(FIN | TEXT, b"reply served").repeat(MESSAGES)).await;
     assert_eq!(ask(&mut other, "reply undisturbed").await, "undisturbed");
     relay.metric_reaches(DROPPED, &QUEUE, (MESSAGES - 128) as f64).await;
@@ -192,7 +197,7 @@ async fn a_client_that_sends_faster_than_it_is_served_is_told_and_nobody_else_no
         }
     }
     assert_eq!((served, lost), (128, MESSAGES - 128));
-    assert!(errors <= 10, "{errors}");
+    assert!(errors <= 2 + began.elapsed().as_secs(), "{errors}");
     assert_eq!(relay.metric(DROPPED, &[]).await, (MESSAGES - 128) as f64);
     assert_eq!(relay.metric("edge_relay_clients_closed_total", &[]).await, 0.0);
     queue_is(&relay, 0).await;

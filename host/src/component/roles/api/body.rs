@@ -84,6 +84,8 @@ impl Body for Upload {
             return Poll::Ready(Some(Err(Error::HttpRequestBodySize(None))));
         };
         *left = rest;
+        // Nobody needs those of a request, and a client could say in them what its headers may not.
+        let frame = frame.filter(|frame| !frame.as_ref().is_ok_and(Frame::is_trailers));
         Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
     }
 
