@@ -85,6 +85,9 @@ mod metrics;
 // Token buckets for the limits that count per second.
 mod rate;
 
+// Threads with a runtime each.
+mod runtime_thread;
+
 // Accepts connections and serves each in a task.
 mod serve;
 

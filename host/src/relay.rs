@@ -22,6 +22,7 @@ use crate::{
     memory,
     metrics::Metrics,
     routes::Routes,
+    runtime_thread::RuntimeThread,
     shutdown::Stop,
     store,
     tenant::{HostPlaces, HostResources, ProcessLimits},
@@ -131,8 +132,8 @@ impl Relay {
         let routes = tenants.routes();
         Ok(Self {
             clients: listeners.clients.address,
-            api: listeners.api.as_ref().map(|bound| bound.address),
-            admin: listeners.admin.as_ref().map(|bound| bound.address),
+            api: listeners.api.as_ref().map(|(bound, _)| bound.address),
+            admin: listeners.admin.as_ref().map(|(bound, _)| bound.address),
             listeners,
             entry: Arc::new(entry_context(&host, routes, &trusted_proxies, &limits, &capacity)),
             api_context: Arc::new(api_context(&host, routes, trusted_proxies, &limits, &capacity)),
@@ -147,18 +148,22 @@ impl Relay {
     /// Relays until told to stop. Then stops in the order data flows, so that what came in still goes out.
     pub async fn run(mut self, mut stop: Stop) {
         let Listeners { clients, api, admin } = self.listeners;
-        let mut listeners = JoinSet::new();
+        let (mut listeners, mut threads) = (JoinSet::new(), Vec::new());
         listeners.spawn(entry::run(clients.listener, Arc::clone(&self.entry), stop.clone()));
-        if let Some(api) = api {
-            listeners.spawn(api::run(api.listener, self.api_context, stop.clone()));
+        if let Some((api, thread)) = api {
+            listeners.spawn_on(api::run(api.listener, self.api_context, stop.clone()), thread.runtime());
+            threads.push(thread);
         }
-        if let Some(admin) = admin {
+        if let Some((admin, thread)) = admin {
             let (routes, refusals) = (Arc::clone(self.tenants.routes()), Arc::clone(self.tenants.refusals()));
-            listeners.spawn(admin::run(admin.listener, routes, refusals, self.metrics, stop.clone()));
+            let admin = admin::run(admin.listener, routes, refusals, self.metrics, stop.clone());
+            listeners.spawn_on(admin, thread.runtime());
+            threads.push(thread);
         }
         self.tenants.run(self.watch, self.engine, stop.clone()).await;
         stop.wait().await;
         while listeners.join_next().await.is_some() {}
+        drop(threads);
         self.tenants.stop_all(self.shutdown_timeout).await;
         // This thread may block now: all that is left for it is to join the shards' threads.
         self.entry.shards.shutdown();
@@ -172,10 +177,12 @@ struct Bound {
     listener: TcpListener,
 }
 
+/// The clients' listener is served by the thread that starts the relay, the others each by one of its own: what costs
+/// one of them time holds up none of the others.
 struct Listeners {
     clients: Bound,
-    api: Option<Bound>,
-    admin: Option<Bound>,
+    api: Option<(Bound, RuntimeThread)>,
+    admin: Option<(Bound, RuntimeThread)>,
 }
 
 impl Bound {
@@ -184,14 +191,24 @@ impl Bound {
             .and_then(|listener| Ok(Self { address: listener.local_addr()?, listener }))
             .map_err(|error| StartError::Bind { listener: name, address, error })
     }
+
+    /// One with a thread of its own.
+    fn apart(name: &'static str, address: SocketAddr) -> Result<(Self, RuntimeThread), StartError> {
+        let thread = RuntimeThread::start(name)?;
+        let bound = {
+            let _entered = thread.runtime().enter();
+            Self::new(name, address)?
+        };
+        Ok((bound, thread))
+    }
 }
 
 impl Listeners {
     fn bind(listen: &Listen) -> Result<Self, StartError> {
         Ok(Self {
             clients: Bound::new("clients", listen.clients)?,
-            api: listen.api.map(|address| Bound::new("api", address)).transpose()?,
-            admin: listen.admin.map(|address| Bound::new("admin", address)).transpose()?,
+            api: listen.api.map(|address| Bound::apart("api", address)).transpose()?,
+            admin: listen.admin.map(|address| Bound::apart("admin", address)).transpose()?,
         })
     }
 }

@@ -22,15 +22,13 @@ use crate::{
     component::{Api, Dial, Guest, Guests, Handler, Job, Live, LiveJob, RoleKind, roles::filter},
     memory,
     routes::{Route, Routes},
+    runtime_thread::RuntimeThread,
     shutdown,
     shutdown::{Stop, Trigger},
     store::{Keep, Store},
     sync::Mutex,
     tenant::{HostResources, Refusals, Tenant, TenantVersion},
-    upstream::{
-        ChannelSink, Connector, Credentials, Need, QueueParts, Sink, Upstream, UpstreamLog, UpstreamThread,
-        filter_queue,
-    },
+    upstream::{ChannelSink, Connector, Credentials, Need, QueueParts, Sink, Upstream, UpstreamLog, filter_queue},
 };
 
 mod code;
@@ -65,7 +63,7 @@ pub struct Tenants {
     host: HostResources,
     routes: Arc<Routes>,
     connector: Connector,
-    upstream_thread: UpstreamThread,
+    upstream_thread: RuntimeThread,
     /// `None` until a tenant has code.
     guests: Option<Guests>,
     records: Records,
@@ -130,7 +128,7 @@ impl Tenants {
             host,
             routes: Arc::default(),
             connector,
-            upstream_thread: UpstreamThread::start()?,
+            upstream_thread: RuntimeThread::start("upstreams")?,
             guests: None,
             records,
             running: BTreeMap::new(),

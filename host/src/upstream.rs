@@ -41,7 +41,6 @@ mod session;
 mod sink;
 mod socket;
 mod state;
-mod thread;
 mod turn;
 mod waiting;
 
@@ -53,7 +52,6 @@ pub use crate::upstream::{
     request::{Credentials, DialAttempt, MadeCredentials},
     sink::{ChannelSink, Sink},
     state::{State, Status, millis_until},
-    thread::UpstreamThread,
 };
 use crate::upstream::{
     connect::{Dialing, NotOpened},

@@ -13,6 +13,7 @@ mod neighbour;
 mod scene;
 mod senders;
 
+mod admin;
 mod api;
 mod client;
 mod filter;

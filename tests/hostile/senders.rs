@@ -81,7 +81,7 @@ async fn quiet(relay: &Relay) {
 }
 
 /// Runs something as on another machine: what partners and clients do costs the relay's neighbours nothing here either.
-fn nice(run: impl FnOnce()) {
+pub fn nice(run: impl FnOnce()) {
     setpriority_process(None, NICE).unwrap();
     run();
 }

@@ -71,7 +71,7 @@ async fn an_address_that_is_not_public_is_the_operators_to_allow() {
     let folder = Folder::new("").tenant("t", &partner.url(), "");
     folder.allow("");
     let relay = Relay::serve(folder).await;
-    let line = format!("grants.networks = [\\\"{}\\\"]", partner.address.ip());
+    let line = format!("grants.networks = [\"{}\"]", partner.address.ip());
     relay.logged(&["tenant refused", "upstream.url", &line]).await;
     assert_eq!(partner.connections(), 0);
 }

@@ -118,8 +118,8 @@ impl Process {
     pub async fn logged(&self, words: &[&str]) -> String {
         until(format!("a line logged with {words:?}"), async || {
             let log = self.log();
-            let found = log.lines().find(|line| words.iter().all(|word| line.contains(word)));
-            found.map(str::to_owned).ok_or_else(|| log.clone())
+            let found = log.lines().map(unquoted).find(|line| words.iter().all(|word| line.contains(word)));
+            found.ok_or_else(|| log.clone())
         })
         .await
     }
@@ -172,4 +172,9 @@ impl Drop for Process {
             eprintln!("--- stderr of the program:\n{}---", self.log());
         }
     }
+}
+
+/// A line of the log with its values as they were before they were quoted.
+fn unquoted(line: &str) -> String {
+    line.replace("\\\"", "\"").replace("\\\\", "\\")
 }

@@ -112,11 +112,15 @@ impl Relay {
         (status(&head), body)
     }
 
+    /// The address where admin listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin.expect("the relay has an admin listener")
+    }
+
     /// Sends a GET to the admin listener. Returns status and body.
     pub async fn get(&self, path: &str) -> (u16, String) {
-        let address = self.admin.expect("the relay has an admin listener");
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        let (head, body) = within(path, http(address, &request)).await;
+        let (head, body) = within(path, http(self.admin(), &request)).await;
         (status(&head), body)
     }
 

@@ -1,4 +1,4 @@
-//! The thread that upstreams are read on, apart from accepting, handshakes, the API and admin.
+//! Threads that run one kind of work each, so that none holds up another.
 
 use std::{io, thread, thread::JoinHandle};
 
@@ -7,14 +7,14 @@ use tokio::runtime::{Builder, Handle};
 use crate::shutdown::{Trigger, stop};
 
 /// A thread with a runtime of its own. It ends when this is dropped.
-pub struct UpstreamThread {
+pub struct RuntimeThread {
     runtime: Handle,
     end: Option<Trigger>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl UpstreamThread {
-    pub fn start() -> io::Result<Self> {
+impl RuntimeThread {
+    pub fn start(name: &str) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, mut stop) = stop();
@@ -23,17 +23,17 @@ impl UpstreamThread {
             // A look-up may still be under way.
             runtime.shutdown_background();
         };
-        let thread = thread::Builder::new().name("upstreams".into()).spawn(run)?;
+        let thread = thread::Builder::new().name(name.into()).spawn(run)?;
         Ok(Self { runtime: handle, end: Some(end), thread: Some(thread) })
     }
 
-    /// Where upstreams are to be spawned.
+    /// Where its work is to be spawned.
     pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
 }
 
-impl Drop for UpstreamThread {
+impl Drop for RuntimeThread {
     fn drop(&mut self) {
         self.end = None;
         if let Some(thread) = self.thread.take() {
