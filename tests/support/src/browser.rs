@@ -35,6 +35,8 @@ const FLAGS: [&str; 11] = [
     "--window-size=1280,900",
 ];
 
+/// How often the browser is started until it runs.
+const STARTS: usize = 3;
 /// How long the browser may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -66,6 +68,17 @@ impl Browser {
     /// Starts the browser, if it is installed.
     pub async fn start() -> Option<Self> {
         skip::need("chromium")?;
+        // On a busy machine it sometimes crashes before its first page, which says nothing of the relay.
+        for attempt in 1..STARTS {
+            match Self::try_start().await {
+                Ok(browser) => return Some(browser),
+                Err(error) => eprintln!("start {attempt} of the browser: {error}"),
+            }
+        }
+        Some(Self::try_start().await.unwrap())
+    }
+
+    async fn try_start() -> Result<Self, String> {
         let profile = Folder::empty();
         let home = profile.path("home");
         let mut command = Command::new("sh");
@@ -85,14 +98,14 @@ impl Browser {
         });
         let mut browser =
             Self { process, commands, messages, events: VecDeque::new(), session: None, commanded: 0, profile };
-        let target = browser.command("Target.createTarget", json!({ "url": "about:blank" })).await;
+        let target = browser.try_command("Target.createTarget", json!({ "url": "about:blank" })).await?;
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
-        let attached = browser.command("Target.attachToTarget", attach).await;
+        let attached = browser.try_command("Target.attachToTarget", attach).await?;
         browser.session = Some(attached["sessionId"].as_str().unwrap().to_owned());
         for domain in ["Page", "Runtime", "Log", "Network"] {
-            browser.command(&format!("{domain}.enable"), json!({})).await;
+            browser.try_command(&format!("{domain}.enable"), json!({})).await?;
         }
-        Some(browser)
+        Ok(browser)
     }
 
     /// Runs a script in each page before the page's own.
@@ -203,7 +216,7 @@ impl Browser {
         };
         let Some(mut answer) = within(method, answer).await else {
             let log = std::fs::read_to_string(self.profile.path("log")).unwrap_or_default();
-            panic!("{method}: the browser has ended ({written:?}):\n{log}");
+            return Err(format!("{method}: the browser has ended ({written:?}):\n{log}"));
         };
         match answer.get("error") {
             None => Ok(answer["result"].take()),
