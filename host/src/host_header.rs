@@ -49,8 +49,8 @@ pub fn host_of<B>(request: &Request<B>) -> Option<String> {
     host_in(request.headers().get(HOST)?)
 }
 
-/// The host of `host` or `host:port`, in lower case and without the dot that a complete name may end with. `None`: it is
-/// malformed.
+/// The host of `host` or `host:port`, in lower case and without the dot that a complete name may end with. `None`: it
+/// is malformed.
 fn host_in(value: &HeaderValue) -> Option<String> {
     let text = value.to_str().ok()?;
     let authority: Authority = text.parse().ok()?;

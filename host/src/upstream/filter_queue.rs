@@ -159,8 +159,8 @@ pub fn filter_queue(parts: QueueParts) -> (FilterQueue, FilterInbox) {
 }
 
 impl FilterQueue {
-    /// Asks for the frames to send first on a new connection, before anything that has come on it. The answer is `None` if
-    /// the filter's call failed.
+    /// Asks for the frames to send first on a new connection, before anything that has come on it. The answer is
+    /// `None` if the filter's call failed.
     pub fn open(
         &self,
         line: Line,

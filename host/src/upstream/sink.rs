@@ -135,8 +135,8 @@ impl Sink {
 
     /// Asks for the frames to send first on a new connection. The answer is `None` if the filter's call failed.
     ///
-    /// From now on, or from when the filter begins to answer, components can send on it. `opened`: what the upstream shows
-    /// from the answer on.
+    /// From now on, or from when the filter begins to answer, components can send on it. `opened`: what the upstream
+    /// shows from the answer on.
     pub fn open(
         &self,
         line: Line,

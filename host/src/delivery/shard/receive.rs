@@ -24,8 +24,8 @@ use crate::{
     },
 };
 
-/// Most bytes of pongs for what a client brings in one turn. If a client pings more than that, only its latest pings are answered,
-/// which RFC 6455 section 5.5.3 allows.
+/// Most bytes of pongs for what a client brings in one turn. If it pings more than that, only its latest pings are
+/// answered, which RFC 6455 section 5.5.3 allows.
 const MAX_PONGS: usize = 2 << 10;
 /// Bytes of the first read of a message.
 const FIRST_READ: usize = 16 << 10;
@@ -115,8 +115,8 @@ impl Shard {
         self.buffer = buffer;
     }
 
-    /// Takes bytes from a client. Whole frames are handled now, the rest when its frame is complete. If the turn is over
-    /// before that, the client is in line again.
+    /// Takes bytes from a client. Whole frames are handled now, the rest when its frame is complete. If the turn is
+    /// over before that, the client is in line again.
     fn received(&mut self, slot: usize, bytes: &mut [u8], turn: &mut ReadTurn) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         if row.format == Format::Sse {
@@ -168,8 +168,8 @@ impl Shard {
         }
     }
 
-    /// Cuts bytes into frames, and handles each while the turn lasts. Returns how many bytes these have. `None`: the client is
-    /// being closed.
+    /// Cuts bytes into frames, and handles each while the turn lasts. Returns how many bytes these have. `None`: the
+    /// client is being closed.
     fn handle_frames(
         &mut self,
         slot: usize,
