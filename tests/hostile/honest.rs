@@ -15,7 +15,7 @@ use support::crowd::Crowd;
 
 const CLIENTS: usize = 100;
 /// Time between two bursts of its messages.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_micros(500);
 /// Bytes of a message.
 const PAYLOAD: usize = 18;
 /// The most messages a second. Its clients have to be served, too.

@@ -20,8 +20,11 @@ use crate::scene::{Scene, processor_time};
 
 /// The niceness of the senders' threads.
 const NICE: i32 = 15;
-/// Size of their sockets' send buffers: what is in them when the senders stop is yet to be read.
+/// Size of their sockets' send buffers, unless a message is larger than what one write has of small ones. What is in
+/// them when the senders stop is yet to be read.
 const BUFFER: usize = 16 << 10;
+/// Bytes of one write of small frames.
+const WRITE: usize = 64 << 10;
 /// How much of a processor a relay uses that has nothing to read but the neighbour's messages.
 const QUIET: f64 = 0.4;
 /// How long it is looked at.
@@ -41,7 +44,8 @@ impl Senders {
         let (on, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let mut threads = Vec::new();
         for socket in sockets {
-            set_socket_send_buffer_size(&socket, BUFFER).unwrap();
+            let buffer = if flood.len() > WRITE { flood.len() } else { BUFFER };
+            set_socket_send_buffer_size(&socket, buffer).unwrap();
             // A relay that reads no more does not hold the test up.
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
             let reads = socket.try_clone().unwrap();
@@ -98,7 +102,7 @@ fn send(mut socket: TcpStream, on: &AtomicBool, ended: &AtomicBool, flood: &[u8]
 
 /// A frame again and again, as much as one write has.
 pub fn many(frame: &[u8]) -> Vec<u8> {
-    frame.repeat((64 << 10) / frame.len())
+    frame.repeat(WRITE / frame.len())
 }
 
 /// Reads to the end.
