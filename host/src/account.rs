@@ -162,6 +162,11 @@ impl Account {
         self.part(part).map_or(0, |part| usize::try_from(part.bytes.load(Ordering::Relaxed)).unwrap_or(0))
     }
 
+    /// Bytes of all parts now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Bytes that the logs may have.
     pub fn max_logs(&self) -> usize {
         self.max_logs.load(Ordering::Relaxed)

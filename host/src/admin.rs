@@ -19,7 +19,11 @@ use crate::{
     shutdown::Stop,
     tenant::{Refusals, Tenant, TenantRefused},
     upstream::{Handle, Status, millis_until},
+    usage::Recent,
 };
+
+/// How many tenants are shown that use most of something.
+const TOP: usize = 5;
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until told to stop.
 pub async fn run(
@@ -44,7 +48,11 @@ fn answer(
     match request.uri().path() {
         "/healthz" => http_error::json(StatusCode::OK, serde_json::json!({ "status": "ok" }).to_string()),
         "/readyz" => {
-            let (status, ready) = readiness(&routes.tenants(), &refusals.all());
+            let (tenants, is_verbose) = (routes.tenants(), request.uri().query() == Some("verbose"));
+            let (status, mut ready) = readiness(&tenants, &refusals.all());
+            if let (true, Some(ready)) = (is_verbose, ready.as_object_mut()) {
+                ready.insert("top".into(), top(&tenants));
+            }
             http_error::json(status, ready.to_string())
         }
         "/metrics" => match metrics.encode() {
@@ -95,6 +103,28 @@ fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode,
         ready.insert("records".into(), serde_json::json!({ "waiting": rows, "oldest_seconds": seconds }));
     }
     (status, ready)
+}
+
+/// The tenants that use most of what all share.
+fn top(tenants: &[Arc<Tenant>]) -> serde_json::Value {
+    let recent: Vec<_> = tenants.iter().map(|tenant| (tenant, tenant.usage.recent())).collect();
+    let most = |figure: &dyn Fn(&Tenant, &Recent) -> f64| -> serde_json::Value {
+        let mut all: Vec<_> = recent.iter().map(|(tenant, recent)| (figure(tenant, recent), &tenant.name)).collect();
+        all.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+        let shown = all.iter().take(TOP).filter(|(figure, _)| *figure > 0.0);
+        shown.map(|(figure, name)| serde_json::json!({ "tenant": &***name, "uses": rounded(*figure) })).collect()
+    };
+    serde_json::json!({
+        "processors": most(&|_, recent| recent.processors),
+        "memory_bytes": most(&|tenant, _| tenant.account.used() as f64),
+        "bytes_per_second": most(&|_, recent| recent.bytes_per_second),
+    })
+}
+
+/// Whole numbers as such, and others to the thousandth.
+fn rounded(figure: f64) -> serde_json::Value {
+    let thousandths = (figure * 1000.0).round() / 1000.0;
+    if figure < 100.0 { thousandths.into() } else { serde_json::Value::from(figure.round() as u64) }
 }
 
 /// An upstream's state; why, if there is something to say; and in how many milliseconds it is tried again.

@@ -31,6 +31,7 @@ use crate::{
     routes::Routes,
     serve::{Acceptor, NotServed},
     shutdown::Stop,
+    usage::Metered,
 };
 
 mod socket;
@@ -71,8 +72,9 @@ impl ApiRefusal {
         Self { status, code, message: message.into() }
     }
 
-    fn response(&self) -> Response<Download> {
-        let mut response = http_error::answer(self.status, self.code, &self.message).map(Download::from);
+    fn response(&self) -> Response<Metered<Download>> {
+        let answer = http_error::answer(self.status, self.code, &self.message);
+        let mut response = answer.map(|body| Metered::free(Download::from(body)));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
         }
@@ -148,7 +150,7 @@ async fn answer(
     mut request: Request<Incoming>,
     peer: IpAddr,
     context: &ApiContext,
-) -> Result<Response<Download>, ApiRefusal> {
+) -> Result<Response<Metered<Download>>, ApiRefusal> {
     let expects = request.headers().contains_key(EXPECT);
     let checked = host_header::check_host(&mut request)
         .map_err(|error| ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", error.to_string()));

@@ -100,5 +100,8 @@ mod sync;
 // Sets up the log.
 mod telemetry;
 
+// What a tenant uses of processors and networks, and the rates that bound it.
+mod usage;
+
 // TLS for connections that the relay opens.
 mod tls;

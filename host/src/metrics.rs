@@ -25,7 +25,7 @@ const COMPILE_SECONDS: [f64; 8] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 /// A gauge of a number that need not be whole.
 type FloatGauge = Gauge<f64, AtomicU64>;
 /// The same of a counter.
-type FloatCounter = Counter<f64, AtomicU64>;
+pub type FloatCounter = Counter<f64, AtomicU64>;
 
 /// Declares sets of labels.
 macro_rules! labels {
@@ -46,6 +46,9 @@ labels! {
     TenantLimit { tenant: Arc<str>, limit: &'static str }
     TenantOutcome { tenant: Arc<str>, outcome: &'static str }
     TenantPart { tenant: Arc<str>, part: &'static str }
+    /// `what` is a limit's key.
+    TenantWhat { tenant: Arc<str>, what: &'static str }
+    TenantDirection { tenant: Arc<str>, direction: &'static str }
     UpstreamLabel { tenant: Arc<str>, upstream: Arc<str> }
     UpstreamState { #[prometheus(flatten)] upstream: UpstreamLabel, state: &'static str }
     UpstreamReason { #[prometheus(flatten)] upstream: UpstreamLabel, reason: &'static str }
@@ -140,6 +143,12 @@ metrics! {
         "Times that a limit of a tenant refused something, or made a component wait for an instance, by limit";
     tenant_memory_bytes: Gauge by TenantPart,
         "Memory that the host keeps for a tenant, by what it is for";
+    tenant_processor_seconds: FloatCounter by TenantLabel,
+        "Time for which processors have worked for a tenant: its calls, its upstreams, its clients";
+    tenant_bytes: Counter by TenantDirection,
+        "Bytes that were received (in) and sent (out) for a tenant: upstreams, clients, requests";
+    tenant_throttled_seconds: FloatCounter by TenantWhat,
+        "Time in which a tenant was held back, by the limit that it was over";
     outbound_requests: Counter by TenantOutcome,
         "HTTP requests of components: answered, denied, or how else they ended";
     pub tenants: Gauge, "Tenants in service now";
@@ -182,6 +191,7 @@ handles! {
         deliveries: Counter = deliveries;
         client_replies: Counter = client_replies;
         epochs: Counter = epochs;
+        processor_seconds: FloatCounter = tenant_processor_seconds;
     }
 }
 
@@ -324,6 +334,16 @@ impl TenantMetrics {
     /// The memory that a tenant has of one part.
     pub fn memory(&self, part: &'static str) -> Gauge {
         self.all.tenant_memory_bytes.get_or_create_owned(&TenantPart { tenant: self.tenant(), part })
+    }
+
+    /// The bytes that go in one direction: `in` or `out`.
+    pub fn bytes(&self, direction: &'static str) -> Counter {
+        self.all.tenant_bytes.get_or_create_owned(&TenantDirection { tenant: self.tenant(), direction })
+    }
+
+    /// The time in which a limit has held the tenant back.
+    pub fn throttled(&self, limit: &'static str) -> FloatCounter {
+        self.all.tenant_throttled_seconds.get_or_create_owned(&TenantWhat { tenant: self.tenant(), what: limit })
     }
 
     pub fn tenant_name(&self) -> &str {

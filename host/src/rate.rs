@@ -6,7 +6,7 @@
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::sync::Mutex;
@@ -24,9 +24,7 @@ pub struct TokenBucket {
 impl TokenBucket {
     /// Takes the wanted tokens, or as many as there are. Returns how many.
     pub fn take_some(&mut self, wanted: usize, per_second: usize, now: Instant) -> usize {
-        let most = self.settle(per_second, now);
-        let free = usize::try_from(most.saturating_sub(self.owed) / TOKEN).unwrap_or(usize::MAX);
-        let taken = wanted.min(free);
+        let taken = wanted.min(self.left(per_second, now));
         self.owed = self.owed.saturating_add(tokens(taken));
         taken
     }
@@ -41,6 +39,20 @@ impl TokenBucket {
             self.owed = owed;
         }
         taken
+    }
+
+    /// Takes all of the wanted tokens, however many are owed then. Returns how long it takes until fewer than one
+    /// second's are.
+    pub fn owe(&mut self, wanted: usize, per_second: usize, now: Instant) -> Duration {
+        let most = self.settle(per_second, now);
+        self.owed = self.owed.saturating_add(tokens(wanted));
+        Duration::from_nanos(self.owed.saturating_sub(most).div_ceil(per_second.max(1) as u64))
+    }
+
+    /// How many tokens are left.
+    pub fn left(&mut self, per_second: usize, now: Instant) -> usize {
+        let most = self.settle(per_second, now);
+        usize::try_from(most.saturating_sub(self.owed) / TOKEN).unwrap_or(usize::MAX)
     }
 
     /// Brings back the tokens that are due by now. Returns the most that may be owed.
@@ -89,6 +101,16 @@ impl Rate {
         self.with(|bucket, per_second| bucket.take(wanted, per_second, Instant::now()))
     }
 
+    /// Takes all of the wanted tokens, even more than there are; see [`TokenBucket::owe`].
+    pub fn owe(&self, wanted: usize, now: Instant) -> Duration {
+        self.with(|bucket, per_second| bucket.owe(wanted, per_second, now))
+    }
+
+    /// How many tokens are left.
+    pub fn left(&self, now: Instant) -> usize {
+        self.with(|bucket, per_second| bucket.left(per_second, now))
+    }
+
     /// Takes one token, if there is one.
     pub fn take_one(&self) -> bool {
         self.take_some(1) == 1
@@ -102,8 +124,6 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -134,6 +154,17 @@ mod tests {
         assert!(!bucket.take(1, 4, at(2)));
         assert!(!bucket.take(10, 4, at(2)));
         assert!(bucket.take(10, 4, at(3)));
+    }
+
+    #[test]
+    fn more_than_there_is_can_be_owed_and_takes_its_time() {
+        let (start, mut bucket) = (Instant::now(), TokenBucket::default());
+        let millis = Duration::from_millis;
+        assert_eq!(bucket.owe(10, 10, start), Duration::ZERO);
+        assert_eq!((bucket.owe(5, 10, start), bucket.left(10, start)), (millis(500), 0));
+        assert_eq!(bucket.owe(0, 10, start + millis(200)), millis(300));
+        assert_eq!(bucket.owe(1, 10, start + millis(500)), millis(100));
+        assert_eq!(bucket.left(10, start + millis(800)), 2);
     }
 
     #[test]

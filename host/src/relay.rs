@@ -113,6 +113,7 @@ impl Relay {
             places: HostPlaces::new(limits.instances),
             process: ProcessLimits::of_process(),
             dialer: Arc::new(Dialer::new(proxy)),
+            turns: None,
         };
         let records = open_records(store, &sound, &metrics)?;
         let mut tenants = Tenants::new(host.clone(), connector, records)?;

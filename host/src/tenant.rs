@@ -24,6 +24,7 @@ use crate::{
     state::State,
     store::Store,
     upstream,
+    usage::Usage,
 };
 
 mod outbound_limit;
@@ -53,6 +54,8 @@ pub struct HostResources {
     pub process: Arc<ProcessLimits>,
     /// Opens connections to partners and to servers that guests ask.
     pub dialer: Arc<Dialer>,
+    /// The turns that all tenants share. `None`: each has its own.
+    pub turns: Option<Turns>,
 }
 
 /// What a tenant's clients and guests and the listeners share.
@@ -60,6 +63,8 @@ pub struct Tenant {
     pub name: Arc<str>,
     /// Limits its memory in all.
     pub account: Arc<Account>,
+    /// What it uses of processors and networks.
+    pub usage: Arc<Usage>,
     pub channels: Arc<Channels>,
     pub client_limits: Arc<ClientLimits>,
     /// Counts its clients by the addresses they come from.
@@ -134,7 +139,8 @@ impl Tenant {
         account.set_reserve(Arc::downgrade(&reserve));
         let (total, demand) = (Arc::clone(&host.clients), Arc::clone(&channels.demand));
         let shares = (Arc::clone(&metrics), Arc::clone(&account));
-        let client_limits = Arc::new(ClientLimits::new(shares.0, limits, total, demand, shares.1));
+        let usage = Usage::new(limits, Arc::clone(&metrics));
+        let client_limits = Arc::new(ClientLimits::new(shares.0, limits, total, demand, shares.1, Arc::clone(&usage)));
         let outbound = (limits.outbound_requests, limits.outbound_requests_per_second);
         Arc::new(Self {
             name: Arc::clone(&config.name),
@@ -143,7 +149,8 @@ impl Tenant {
             client_limits,
             shards: Arc::clone(&host.shards),
             state: Arc::new(State::new(limits.quota(), &account)),
-            turns: Turns::new(guest_threads()),
+            turns: host.turns.clone().unwrap_or_else(|| Turns::new(guest_threads(), &usage)),
+            usage,
             places: Places::new(limits.instances, &host.places, Arc::clone(&metrics)),
             process: host.process.share(),
             publications: Arc::new(Rate::new(limits.publications_per_second)),
@@ -185,6 +192,7 @@ impl Tenant {
     pub fn reconfigure(&self, config: &TenantConfig, version: Arc<TenantVersion>) {
         let limits = &config.limits;
         self.account.set(limits);
+        self.usage.set(limits);
         self.channels.reconfigure(config.channels.clone(), limits, config.compress_above);
         self.state.set_quota(limits.quota());
         self.client_limits.set(limits);

@@ -195,9 +195,13 @@ impl Tenants {
         self.running.values().flat_map(|running| keep(&running.config)).collect()
     }
 
-    /// Logs how many lines were left out of the log.
+    /// Logs how many lines were left out of the log, and which tenants are held back.
     fn tell(&self) {
-        self.running.values().for_each(|running| running.tenant.log_lines.tell());
+        let now = Instant::now();
+        for RunningTenant { tenant, .. } in self.running.values() {
+            tenant.log_lines.tell();
+            tenant.usage.look(now);
+        }
     }
 
     /// Drops instances that nobody has needed for a while, or whose places others wait for.
@@ -381,6 +385,7 @@ impl Tenants {
             credentials,
             reading: Arc::new(Semaphore::new(1)),
             read_turn: Arc::clone(&tenant.read_turn),
+            usage: Arc::clone(&tenant.usage),
             log,
         };
         let connector = self.connector.clone();

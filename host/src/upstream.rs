@@ -23,6 +23,7 @@ use crate::{
     log_lines::LogLines,
     metrics::UpstreamMetrics,
     shutdown::Stop,
+    usage::Usage,
 };
 
 mod burst;
@@ -82,6 +83,8 @@ pub struct Upstream {
     pub reading: Arc<Semaphore>,
     /// One permit to read a socket, for the one of the tenant's upstreams whose turn it is.
     pub read_turn: Arc<Semaphore>,
+    /// The tenant's use of what all share.
+    pub usage: Arc<Usage>,
     pub log: UpstreamLog,
 }
 
@@ -253,6 +256,7 @@ impl Upstream {
             handle: &self.handle,
             log: &self.log,
             read_turn: &self.read_turn,
+            usage: &self.usage,
             need: &mut self.need,
             stop,
             stale: &mut attempts.stale,

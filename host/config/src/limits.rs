@@ -176,6 +176,16 @@ limits! {
     /// Most publications of all components, and messages of upstreams without a filter, per second; as many may come at
     /// once. More than a hundred times what one core filters would be no limit.
     publications_per_second "publications-per-second" Count: 1_000_000, 1 => 100_000_000;
+    /// Most messages that the tenant's clients and upstreams send per second, all together; as many may come at once.
+    /// More than one core can cut out of frames would be no limit.
+    messages_per_second "messages-per-second" Count: 1_000_000, 1 => 100_000_000;
+    /// Most pings, pongs and fragments that they send per second. Clients answer a ping in `ping-interval` each.
+    control_frames_per_second "control-frames-per-second" Count: 100_000, 1 => 100_000_000;
+    /// Most bytes that the tenant's upstreams, clients, requests and answers bring per second. By default about what a
+    /// network of ten gigabits carries; the top is more than any has.
+    bytes_in_per_second "bytes-in-per-second" Bytes: 1 << 30, 1 << 10 => 1 << 40;
+    /// Most bytes that are sent for the tenant per second, to clients above all. Feeds go to many.
+    bytes_out_per_second "bytes-out-per-second" Bytes: 16 << 30, 1 << 10 => 1 << 40;
     /// Most bytes of all channels' logs together. The range is from one log of the least size to more memory than most
     /// hosts have.
     logs "logs" Bytes: 256 << 20, 64 << 10 => 64 << 30;

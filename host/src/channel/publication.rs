@@ -47,6 +47,8 @@ pub enum Refused {
     Id,
     #[error("one call makes more publications than the host takes")]
     Count,
+    #[error("the time of the call that made it is over")]
+    Late,
     #[error("the tenant has no such channel")]
     NotAllowed,
 }
@@ -64,6 +66,7 @@ impl Refused {
             Self::Bytes => "bytes",
             Self::Id => "id",
             Self::Count => "count",
+            Self::Late => "late",
             Self::NotAllowed => "not_allowed",
         }
     }

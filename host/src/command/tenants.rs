@@ -14,6 +14,7 @@ use crate::{
     component::EngineSource,
     metrics::Metrics,
     store, telemetry,
+    tenant::Turns,
     tenants::{load_all, trial},
 };
 
@@ -75,7 +76,7 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
     let tenants = found.configs;
     let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
     // Trials need deadlines, but no sockets.
-    let runtime = io_runtime()?;
+    let (runtime, turns) = (io_runtime()?, Turns::of_trials());
     for (config, code) in tenants.iter().zip(load_all(&tenants, engine)) {
         announce(&format!("tenant: {}", config.name))?;
         for file in files(config) {
@@ -90,7 +91,9 @@ fn check(folder: &Path, bounds: &Bounds, engine: &mut EngineSource) -> Result<()
             ))?;
         }
         match code {
-            Ok(code) => problems.extend(runtime.block_on(trial(config, &code)).err().map(|error| error.to_string())),
+            Ok(code) => {
+                problems.extend(runtime.block_on(trial(config, &code, &turns)).err().map(|error| error.to_string()))
+            }
             Err(found) => problems.extend(found.iter().map(ToString::to_string)),
         }
     }

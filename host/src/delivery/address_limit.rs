@@ -99,7 +99,7 @@ fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{account::Account, metrics::Metrics};
+    use crate::{account::Account, metrics::Metrics, usage::Usage};
 
     fn sources(max_per_address: usize) -> ClientSources {
         let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
@@ -110,6 +110,7 @@ mod tests {
                 Arc::default(),
                 Arc::default(),
                 Account::of_test(),
+                Usage::of_test(),
             )),
             max_per_address,
         )

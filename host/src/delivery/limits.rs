@@ -12,6 +12,7 @@ use crate::{
     delivery::{budget::Budget, id::ShardTurn, inbox::SendLimits},
     demand::Demand,
     metrics::TenantMetrics,
+    usage::Usage,
 };
 
 /// Limits and counters that all clients of a tenant share.
@@ -19,6 +20,8 @@ pub struct ClientLimits {
     pub metrics: Arc<TenantMetrics>,
     /// Largest message accepted, in bytes.
     pub max_message: AtomicUsize,
+    /// What the tenant's clients send and are sent.
+    pub usage: Arc<Usage>,
     /// The tenant's account, for what waits for its clients' sockets.
     pub account: Arc<Account>,
     /// The memory for messages that wait for the handler and replies that wait for sockets.
@@ -48,9 +51,11 @@ impl ClientLimits {
         total: Arc<AtomicUsize>,
         demand: Arc<Demand>,
         account: Arc<Account>,
+        usage: Arc<Usage>,
     ) -> Self {
         let client_limits = Self {
             metrics,
+            usage,
             max_message: AtomicUsize::default(),
             budget: Budget::new(0, Arc::clone(&account)),
             actions: Budget::new(0, Arc::clone(&account)),

@@ -31,7 +31,12 @@ use crate::{
         BudgetShare, ClientId, ClientLimits, Connected,
         end::End,
         queue::{Queue, ShardCommand, Step},
-        shard::{deadlines::Deadlines, row::Row, turns::ReadQueue, view::View},
+        shard::{
+            deadlines::Deadlines,
+            row::Row,
+            turns::{Lines, OnceInLine},
+            view::View,
+        },
     },
     sync::Mutex,
 };
@@ -200,9 +205,9 @@ struct Shard {
     /// Views by their channel's address.
     by_channel: HashMap<usize, usize>,
     /// Rows that have something to be read.
-    to_read: ReadQueue,
-    /// Rows whose turn to be written to was cut short. They go on in the next turn.
-    unfinished: Vec<usize>,
+    to_read: Lines,
+    /// Rows whose turn to be written to was cut short, or has not come.
+    to_write: OnceInLine,
     /// When clients were told of dropped messages, and their rows, in the order of the times.
     refused: VecDeque<(u32, usize)>,
     /// Rows whose close frame is not answered yet.
@@ -238,8 +243,8 @@ impl Shard {
             by_id: HashMap::new(),
             views: Slab::new(),
             by_channel: HashMap::new(),
-            to_read: ReadQueue::default(),
-            unfinished: Vec::new(),
+            to_read: Lines::default(),
+            to_write: OnceInLine::default(),
             refused: VecDeque::new(),
             closing: Vec::new(),
             deadlines: Deadlines::default(),
@@ -259,8 +264,8 @@ impl Shard {
         let mut events = Events::with_capacity(1024);
         let mut commands = Vec::new();
         loop {
-            let wait = match self.unfinished.is_empty() && self.to_read.is_empty() {
-                true => self.next_tick.saturating_duration_since(Instant::now()),
+            let wait = match self.to_write.lines.is_idle() && self.to_read.is_idle() {
+                true => self.next_event().saturating_duration_since(Instant::now()),
                 false => Duration::ZERO,
             };
             self.turn(&mut events, &mut commands, wait)?;
@@ -269,6 +274,12 @@ impl Shard {
                 return Ok(());
             }
         }
+    }
+
+    /// When there is something to do even if nothing comes.
+    fn next_event(&self) -> Instant {
+        let ends = [self.to_read.next_end(), self.to_write.lines.next_end()];
+        ends.into_iter().flatten().fold(self.next_tick, Instant::min)
     }
 
     /// Waits for something to do, then does what has come, as much as may be done at a time.
@@ -289,14 +300,14 @@ impl Shard {
                 writable.push(slot);
             }
         }
+        self.to_read.end_pauses(now);
+        self.to_write.lines.end_pauses(now);
         self.read_turns();
         // After it was read: a client that is gone may have sent something before.
         for slot in writable {
             self.resume(slot);
         }
-        for slot in std::mem::take(&mut self.unfinished) {
-            self.resume(slot);
-        }
+        self.write_turns();
         self.queue.take(commands);
         for command in commands.drain(..) {
             match command {

@@ -13,9 +13,15 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
+    task::yield_now,
+};
+
+use crate::usage::Usage;
 
 /// Threads that guests run on: as many as cores, so that a guest that is busy for its whole deadline leaves room for
 /// others.
@@ -25,7 +31,11 @@ pub fn guest_threads() -> usize {
 
 /// One tenant's turns.
 #[derive(Clone)]
-pub struct Turns(Arc<Semaphore>);
+pub struct Turns {
+    permits: Arc<Semaphore>,
+    /// Of the tenant. `None`: they are no tenant's.
+    usage: Option<Arc<Usage>>,
+}
 
 /// An instance's share of its tenant's turns.
 #[derive(Clone)]
@@ -45,9 +55,15 @@ enum Turn {
 }
 
 impl Turns {
+    /// One turn for the trials of all tenants' changes, as if they were one tenant more.
+    pub fn of_trials() -> Self {
+        Self { permits: Arc::new(Semaphore::new(1)), usage: None }
+    }
+
     /// Makes a turn for each thread but one, and at least one turn.
-    pub fn new(threads: usize) -> Self {
-        Self(Arc::new(Semaphore::new(threads.saturating_sub(1).max(1))))
+    pub fn new(threads: usize, usage: &Arc<Usage>) -> Self {
+        let permits = Arc::new(Semaphore::new(threads.saturating_sub(1).max(1)));
+        Self { permits, usage: Some(Arc::clone(usage)) }
     }
 
     pub fn share(&self) -> TurnShare {
@@ -61,17 +77,32 @@ impl TurnShare {
         self.yielded.store(true, Ordering::Relaxed);
     }
 
+    /// Lets others have their turn in the middle of what the host does for the instance.
+    pub async fn pass(&self) {
+        self.yields();
+        yield_now().await;
+    }
+
     /// Runs a call, which goes on only while it has a turn. The tenant's calls take turns in the order in which they
-    /// asked.
-    pub async fn take<F: Future>(&self, call: F) -> F::Output {
+    /// asked. Returns how long it took, too.
+    pub async fn take<F: Future>(&self, call: F) -> (F::Output, Duration) {
         let mut call = pin!(call);
         let mut turn = Turn::None;
+        let began = Instant::now();
+        let mut first = Some(began);
         std::future::poll_fn(|context| {
             turn.take(&self.turns, context);
+            let first = first.take();
             if !matches!(turn, Turn::Has { .. }) {
                 return Poll::Pending;
             }
+            // Most calls have one turn, and at once: then the clock is looked at twice in all.
+            let from = first.unwrap_or_else(Instant::now);
             let polled = call.as_mut().poll(context);
+            let now = Instant::now();
+            if let Some(usage) = &self.turns.usage {
+                usage.worked(now - from);
+            }
             if polled.is_pending() {
                 turn = Turn::None;
                 if self.yielded.swap(false, Ordering::Relaxed) {
@@ -79,7 +110,7 @@ impl TurnShare {
                     turn.take(&self.turns, context);
                 }
             }
-            polled
+            polled.map(|output| (output, now - began))
         })
         .await
     }
@@ -89,9 +120,9 @@ impl Turn {
     /// Takes a turn, or waits in line for one.
     fn take(&mut self, turns: &Turns, context: &mut Context<'_>) {
         if matches!(self, Self::None) {
-            *self = match Arc::clone(&turns.0).try_acquire_owned() {
+            *self = match Arc::clone(&turns.permits).try_acquire_owned() {
                 Ok(permit) => Self::Has { _permit: permit },
-                Err(_) => Self::Waits(Box::pin(Arc::clone(&turns.0).acquire_owned())),
+                Err(_) => Self::Waits(Box::pin(Arc::clone(&turns.permits).acquire_owned())),
             };
         }
         // The semaphore is never closed.
@@ -108,12 +139,14 @@ impl Turn {
 mod tests {
     use std::{sync::atomic::AtomicUsize, time::Duration};
 
-    use tokio::{
-        task::{JoinSet, yield_now},
-        time::timeout,
-    };
+    use tokio::{task::JoinSet, time::timeout};
 
     use super::*;
+
+    /// Of a tenant, on two threads.
+    fn turns() -> Turns {
+        Turns::new(2, &Usage::of_test())
+    }
 
     /// As a busy guest does at a tick: it is ready again at once.
     async fn tick(share: &TurnShare) {
@@ -130,11 +163,11 @@ mod tests {
     }
 
     /// Steps that a tenant's busy calls take on a thread while another's takes ten.
-    async fn steps_beside(turns: impl Fn() -> Turns, calls: usize) -> usize {
+    async fn steps_beside(busy_turns: impl Fn() -> Turns, calls: usize) -> usize {
         let steps = Arc::new(AtomicUsize::new(0));
         let mut busy = JoinSet::new();
         for _ in 0..calls {
-            let (share, steps) = (turns().share(), Arc::clone(&steps));
+            let (share, steps) = (busy_turns().share(), Arc::clone(&steps));
             busy.spawn(async move {
                 let call = async {
                     loop {
@@ -142,13 +175,13 @@ mod tests {
                         tick(&share).await;
                     }
                 };
-                share.take(call).await
+                share.take(call).await.0
             });
         }
         let counted = Arc::clone(&steps);
         let other = tokio::spawn(async move {
             let before = counted.load(Ordering::Relaxed);
-            let share = Turns::new(2).share();
+            let share = turns().share();
             let call = async {
                 for _ in 0..10 {
                     tick(&share).await;
@@ -162,16 +195,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_tenant_with_many_busy_calls_is_one_in_the_queue() {
-        let turns = Turns::new(2);
+        let all = turns();
         // One step each time that the other waits for its turn, and some while forty find out that it is not theirs.
-        let steps = steps_beside(|| turns.clone(), 40).await;
+        let steps = steps_beside(|| all.clone(), 40).await;
         assert!(steps <= 40, "{steps}");
-        assert!(steps_beside(|| Turns::new(2), 40).await >= 300, "forty tenants would have forty places");
+        assert!(steps_beside(turns, 40).await >= 300, "forty tenants would have forty places");
     }
 
     #[tokio::test]
     async fn all_of_a_tenants_calls_come_to_their_turn() {
-        let share = Turns::new(2).share();
+        let share = turns().share();
         let counts: Vec<_> = (0..5).map(|_| Arc::new(AtomicUsize::new(0))).collect();
         let calls = counts.iter().map(|count| {
             share.take(async {
@@ -187,10 +220,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_holds_no_turn_and_what_is_dropped_gives_it_back() {
-        let share = Turns::new(2).share();
+        let share = turns().share();
         let stuck = tokio::spawn({
             let share = share.clone();
-            async move { share.take(std::future::pending::<()>()).await }
+            async move { share.take(std::future::pending::<()>()).await.0 }
         });
         yield_now().await;
         timeout(Duration::from_secs(1), share.take(yield_now())).await.unwrap();

@@ -22,7 +22,7 @@ use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
     shutdown::Stop,
     store::Store,
-    tenant::TenantRefused,
+    tenant::{TenantRefused, Turns},
     tenants::{
         TenantCode, Tenants, keep,
         refusal::{Conflict, TenantRefusal},
@@ -55,6 +55,8 @@ struct CheckTasks {
     engine: EngineSource,
     /// Limits how many are loaded and tried at once.
     loads: Arc<Semaphore>,
+    /// In which trial instances are made.
+    trials: Turns,
     candidates: JoinSet<Candidate>,
 }
 
@@ -64,12 +66,14 @@ struct Check {
     engine: Arc<Engine>,
     tasks: Tasks,
     loads: Arc<Semaphore>,
+    trials: Turns,
 }
 
 impl Tenants {
     /// Follows the changes in the tenants' folder, if there is one, until told to stop.
     pub async fn run(&mut self, mut watch: Option<Watch>, engine: EngineSource, mut stop: Stop) {
-        let mut checks = CheckTasks { engine, loads: Arc::new(Semaphore::new(LOADS)), candidates: JoinSet::new() };
+        let loads = Arc::new(Semaphore::new(LOADS));
+        let mut checks = CheckTasks { engine, loads, trials: Turns::of_trials(), candidates: JoinSet::new() };
         let (places, mut crowded) = (Arc::clone(&self.host.places), Instant::now());
         let mut rest = interval(REST);
         rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -142,8 +146,8 @@ impl Tenants {
             Some(guests) => guests,
             None => self.guests.insert(Guests::start()?),
         };
-        let loads = Arc::clone(&checks.loads);
-        Ok(Check { tenants: tenants.clone(), engine, tasks: guests.tasks(), loads })
+        let (loads, trials) = (Arc::clone(&checks.loads), checks.trials.clone());
+        Ok(Check { tenants: tenants.clone(), engine, tasks: guests.tasks(), loads, trials })
     }
 
     /// Takes a tenant that has passed all checks into service, unless another tenant has what it claims.
@@ -224,7 +228,7 @@ async fn refuse_panic(
 impl Check {
     /// Reads a changed tenant and checks all that can be checked before it runs.
     async fn run(self, folder: PathBuf, fingerprint: Fingerprint) -> Candidate {
-        let Self { tenants, engine, tasks, loads } = self;
+        let Self { tenants, engine, tasks, loads, trials } = self;
         // The semaphore is never closed.
         let permit = loads.acquire_owned().await;
         let loaded = {
@@ -238,7 +242,7 @@ impl Check {
         let checked = match code {
             Ok((config, code)) => {
                 let tried = tasks.spawn(async move {
-                    trial(&config, &code).await?;
+                    trial(&config, &code, &trials).await?;
                     Ok((config, code))
                 });
                 tried.await.unwrap_or_else(|error| Err(error.into()))

@@ -8,7 +8,7 @@ use crate::{
     component::{Guest, Role, RoleCode},
     delivery::{Shards, Timing},
     metrics::Metrics,
-    tenant::{HostPlaces, HostResources, ProcessLimits, Tenant},
+    tenant::{HostPlaces, HostResources, ProcessLimits, Tenant, Turns},
     tenants::{
         TenantCode,
         code::{CodeProblem, listed},
@@ -26,9 +26,9 @@ pub enum TrialError {
 }
 
 /// Makes an instance of each component, and drops it. They run in a tenant that exists for the trial alone, so that
-/// their start-up code reaches nobody.
-pub async fn trial(config: &TenantConfig, code: &TenantCode) -> Result<(), TrialError> {
-    let (tenant, metrics) = scratch(config)?;
+/// their start-up code reaches nobody. `turns`: those of all trials.
+pub async fn trial(config: &TenantConfig, code: &TenantCode, turns: &Turns) -> Result<(), TrialError> {
+    let (tenant, metrics) = scratch(config, turns)?;
     let mut trial = Trial { tenant: &tenant, metrics: &metrics, problems: Vec::new() };
     trial.run(config.dial.as_deref(), code.dial.as_deref()).await;
     trial.run(config.filter.as_deref(), code.filter.as_deref()).await;
@@ -63,7 +63,7 @@ impl Trial<'_> {
 }
 
 /// A tenant with nothing beside it, which can write nowhere.
-fn scratch(config: &TenantConfig) -> io::Result<(Arc<Tenant>, Arc<Metrics>)> {
+fn scratch(config: &TenantConfig, turns: &Turns) -> io::Result<(Arc<Tenant>, Arc<Metrics>)> {
     let HostLimits { ping_interval, stall_timeout, shutdown_timeout, .. } = HostLimits::default();
     let metrics = Arc::new(Metrics::new());
     let host = HostResources {
@@ -74,6 +74,7 @@ fn scratch(config: &TenantConfig) -> io::Result<(Arc<Tenant>, Arc<Metrics>)> {
         places: HostPlaces::new(1),
         process: ProcessLimits::of_process(),
         dialer: Arc::default(),
+        turns: Some(turns.clone()),
     };
     let config = &TenantConfig { grants: Arc::new(config.grants.read_only()), ..config.clone() };
     Ok((Tenant::new(config, &host), metrics))

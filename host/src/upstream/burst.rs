@@ -3,9 +3,12 @@
 use bytes::Bytes;
 use wire::{Frame, message::Received};
 
-use crate::upstream::{
-    session::Lost,
-    socket::{PartnerSocket, SocketError},
+use crate::{
+    upstream::{
+        session::Lost,
+        socket::{PartnerSocket, SocketError},
+    },
+    usage,
 };
 
 /// Messages in a burst, at most.
@@ -23,6 +26,8 @@ pub struct Burst {
     pub messages: Vec<Frame>,
     /// What the pings that are to be answered bring.
     pub pings: Vec<Bytes>,
+    /// How much it is.
+    pub received: usage::Received,
     pub end: Option<Lost>,
 }
 
@@ -60,6 +65,11 @@ impl Burst {
             }
             next = socket.next_now();
         }
+        burst.received = usage::Received {
+            messages: burst.messages.len(),
+            control_frames: frames - burst.messages.len(),
+            bytes: usize::try_from(socket.bytes_read() - before).unwrap_or(usize::MAX),
+        };
         burst
     }
 }

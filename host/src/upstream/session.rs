@@ -8,7 +8,7 @@ use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 use config::UpstreamConfig;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 use wire::{Frame, message::Received};
 
@@ -26,6 +26,7 @@ use crate::{
         turn::Turn,
         waiting::{Held, Pressure},
     },
+    usage::Usage,
 };
 
 /// Pings go out this many times within the idle limit: one lost packet is no lost partner.
@@ -58,6 +59,7 @@ pub struct Session<'u> {
     pub log: &'u UpstreamLog,
     /// Has the tenant's turn in reading.
     pub read_turn: &'u Semaphore,
+    pub usage: &'u Usage,
     pub need: &'u mut Need,
     pub stop: &'u mut Stop,
     /// Whether a message was overdue on the connection before, and has not come since.
@@ -156,7 +158,7 @@ impl Session<'_> {
 
     /// `held` gets the messages that could not be passed on yet.
     async fn relay(&mut self, held: &mut Option<Held>, pressure: &mut Pressure<'_>) -> Result<Infallible, Lost> {
-        let Self { socket, number, config, sink, metrics, handle, log, read_turn, need, stop, stale } = self;
+        let Self { socket, number, config, sink, metrics, handle, log, read_turn, usage, need, stop, stale } = self;
         let number = *number;
         let (line, mut outbound) = Line::new(number);
         let mut opening = pin!(sink.open(line, handle, status(**stale, pressure)));
@@ -166,11 +168,12 @@ impl Session<'_> {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unneeded = pin!(need.ends());
         let mut data = DataTimeout::new(handle.expected());
-        let mut turn = Turn::new(read_turn);
+        let mut turn = Turn::new(read_turn, usage);
+        let mut paused_until = None;
         loop {
             let event = tokio::select! {
                 opened = &mut opening, if !is_open => Event::Opened(opened.ok_or(Lost::Filter)?),
-                received = read(socket, &mut turn), if held.is_none() => Event::Received(received),
+                received = read(socket, &mut turn, paused_until), if held.is_none() => Event::Received(received),
                 () = Held::ready(held.as_ref(), sink), if held.is_some() => Event::Ready,
                 () = stop.wait() => return Err(Lost::Stopped),
                 () = &mut unneeded => return Err(Lost::Unneeded),
@@ -190,6 +193,7 @@ impl Session<'_> {
                 Event::Received(received) => received,
                 Event::Opened(first) => {
                     for frame in first {
+                        usage.sent(frame.bytes.len(), Instant::now().into_std());
                         sent(socket.send(&frame)).await?;
                     }
                     is_open = true;
@@ -198,6 +202,7 @@ impl Session<'_> {
                     continue;
                 }
                 Event::Send(frame) => {
+                    usage.sent(frame.frame.bytes.len(), Instant::now().into_std());
                     sent(socket.send(&frame.frame)).await?;
                     continue;
                 }
@@ -263,7 +268,8 @@ impl Session<'_> {
                     continue;
                 }
             };
-            let Burst { mut messages, pings, end } = Burst::take(socket, first);
+            let Burst { mut messages, pings, received, end } = Burst::take(socket, first);
+            paused_until = usage.received(received, Instant::now().into_std());
             let ponged = match &*pings {
                 [] => Ok(()),
                 pings => {
@@ -311,8 +317,17 @@ impl Session<'_> {
     }
 }
 
-/// Reads what comes next, when it is this upstream's turn. Nothing is lost if the future is dropped.
-async fn read(socket: &mut PartnerSocket, turn: &mut Turn<'_>) -> Result<Received, SocketError> {
+/// Reads what comes next, when it is this upstream's turn, and its tenant has not received as much as it may. Nothing
+/// is lost if the future is dropped.
+async fn read(
+    socket: &mut PartnerSocket,
+    turn: &mut Turn<'_>,
+    paused_until: Option<std::time::Instant>,
+) -> Result<Received, SocketError> {
+    if let Some(until) = paused_until {
+        turn.end();
+        sleep_until(until.into()).await;
+    }
     loop {
         turn.begin().await;
         if let Some(received) = socket.next_now() {

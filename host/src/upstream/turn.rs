@@ -11,11 +11,14 @@ use tokio::{
     task::yield_now,
 };
 
+use crate::usage::Usage;
+
 /// How long a turn goes on.
 const TURN: Duration = Duration::from_micros(250);
 
 /// An upstream's turn.
 pub struct Turn<'t> {
+    usage: &'t Usage,
     /// Has one permit, for the upstream of the tenant whose turn it is.
     tenant: &'t Semaphore,
     permit: Option<SemaphorePermit<'t>>,
@@ -23,8 +26,8 @@ pub struct Turn<'t> {
 }
 
 impl<'t> Turn<'t> {
-    pub fn new(tenant: &'t Semaphore) -> Self {
-        Self { tenant, permit: None, began: Instant::now() }
+    pub fn new(tenant: &'t Semaphore, usage: &'t Usage) -> Self {
+        Self { usage, tenant, permit: None, began: Instant::now() }
     }
 
     /// Waits until it has the tenant's turn. It may be cancelled without loss.
@@ -38,12 +41,18 @@ impl<'t> Turn<'t> {
 
     /// Leaves the turn to others: there is nothing to read, or it is about to wait for something else.
     pub fn end(&mut self) {
-        self.permit = None;
+        if self.permit.take().is_some() {
+            self.usage.worked(self.began.elapsed());
+        }
     }
 
     /// Lets others have their turn if this one is used up, or was left before.
     pub async fn go_on(&mut self) {
-        if self.permit.is_none() || self.began.elapsed() >= TURN {
+        let time = self.began.elapsed();
+        if self.permit.is_none() || time >= TURN {
+            if self.permit.is_some() {
+                self.usage.worked(time);
+            }
             // The permit is kept meanwhile. Else the tenant's next upstream would go on before those of other tenants.
             yield_now().await;
             self.permit = None;
@@ -61,7 +70,8 @@ mod tests {
 
     /// Uses its turn up, again and again, and notes each.
     async fn greedy(name: &'static str, tenant: Arc<Semaphore>, seen: Arc<Mutex<Vec<&'static str>>>) {
-        let mut turn = Turn::new(&tenant);
+        let usage = Usage::of_test();
+        let mut turn = Turn::new(&tenant, &usage);
         for _ in 0..20 {
             turn.begin().await;
             let began = Instant::now();
@@ -90,8 +100,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_goes_on_until_it_is_used_up() {
-        let tenant = Semaphore::new(1);
-        let mut turn = Turn::new(&tenant);
+        let (tenant, usage) = (Semaphore::new(1), Usage::of_test());
+        let mut turn = Turn::new(&tenant, &usage);
         turn.begin().await;
         turn.go_on().await;
         assert_eq!(tenant.available_permits(), 0);

@@ -10,6 +10,7 @@ mod clients;
 mod code;
 mod host;
 mod publishing;
+mod rates;
 mod sending;
 
 /// How often a limit of tenant `t` has refused something.

@@ -1,6 +1,6 @@
 //! The import `channels`, and the checks that publications of every role go through.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use wasmtime::component::{HasSelf, Linker};
 use wire::{Frame, Kind, frame::MAX_CONTROL};
@@ -16,10 +16,14 @@ use crate::{
         run::host::{Guest, Host},
     },
     delivery::{ClientId, End, Step},
+    tenant::turns::TurnShare,
 };
 
 /// Most publications of one call, and most channels of one gap. Each costs the host a few microseconds.
 const MAX_PUBLICATIONS: usize = 10_000;
+/// Publications, or other things that a call wants done, after which others have their turn; and bytes of these.
+pub const SLICE: usize = 256;
+pub const SLICE_BYTES: usize = 256 << 10;
 /// Most bytes of a reason in the log.
 const MAX_REASON: usize = 200;
 
@@ -31,9 +35,55 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     channels::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
 }
 
-/// Publishes what a guest made. Returns how many publications were refused, and why the first was. Refusals are counted
-/// here.
-pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(usize, Refused)> {
+/// Publications that were refused.
+struct PublishRefused {
+    count: usize,
+    /// Why the first was.
+    first: Refused,
+    /// Whether some came too late.
+    late: bool,
+}
+
+/// The time that a call has left for what it leaves to do, and its tenant's turns if that is much.
+pub struct Leftover {
+    /// `None`: there is little to do, and nobody need wait for it.
+    share: Option<TurnShare>,
+    /// `None`: the call is under way, and ends this by itself.
+    until: Option<Instant>,
+}
+
+impl Leftover {
+    /// For what a call of a guest has left to do. `count` and `bytes`: how much that is. `until`: when the call's time
+    /// is over.
+    pub fn new(guest: &Guest, (count, bytes): (usize, usize), until: Instant) -> Self {
+        let is_much = count > SLICE || bytes > SLICE_BYTES;
+        Self { share: is_much.then(|| guest.tenant.turns.share()), until: Some(until) }
+    }
+
+    /// For what is done in the middle of a call.
+    fn of_call(share: &TurnShare) -> Self {
+        Self { share: Some(share.clone()), until: None }
+    }
+
+    /// Does the work, in the tenant's turns if it is much.
+    pub async fn work<T>(&self, work: impl Future<Output = T>) -> T {
+        match &self.share {
+            Some(share) => share.take(work).await.0,
+            None => work.await,
+        }
+    }
+
+    /// Lets others have their turn. Returns whether there is time left after that.
+    pub async fn pass(&self) -> bool {
+        if let Some(share) = &self.share {
+            share.pass().await;
+        }
+        self.until.is_none_or(|until| Instant::now() < until)
+    }
+}
+
+/// Publishes what a guest made, a part at a time. Returns what was refused, which is counted here.
+async fn publish(guest: &Guest, mut made: Vec<GuestPublication>, leftover: &Leftover) -> Option<PublishRefused> {
     let tenant = &guest.tenant;
     let largest = guest.version.limits.publication;
     let (mut count, mut first) = (0, None);
@@ -66,10 +116,31 @@ pub async fn publish(guest: &Guest, mut made: Vec<GuestPublication>) -> Option<(
     if beyond > 0 {
         refuse(Refused::Count, Some("call-publications"), beyond);
     }
-    let refused = tenant.channels.publish(publications, upstream_of(guest)).await.1;
+    let (mut refused, mut late) = (Vec::new(), false);
+    let mut rest = publications.into_iter();
+    while let Some(slice) = next_slice(&mut rest) {
+        refused.extend(tenant.channels.publish(slice, upstream_of(guest)).await.1);
+        if rest.len() > 0 && !leftover.pass().await {
+            refuse(Refused::Late, Some(guest.role.call_limit()), rest.len());
+            late = true;
+            break;
+        }
+    }
     count += refused.len();
     let first = first.or_else(|| refused.first().copied())?;
-    Some((count, first))
+    Some(PublishRefused { count, first, late })
+}
+
+/// Takes as many publications as are made at once.
+fn next_slice(rest: &mut std::vec::IntoIter<Publication>) -> Option<Vec<Publication>> {
+    let mut bytes = 0;
+    let fits = |publication: &&Publication| {
+        let fits = bytes < SLICE_BYTES;
+        bytes += publication.data.bytes.len();
+        fits
+    };
+    let count = rest.as_slice().iter().take(SLICE).take_while(fits).count();
+    (count > 0).then(|| rest.take(count).collect())
 }
 
 /// The upstream that a filter's guest is named after.
@@ -77,16 +148,42 @@ fn upstream_of(guest: &Guest) -> Option<&Arc<str>> {
     (guest.role == RoleKind::Filter).then_some(&guest.name)
 }
 
-/// Publishes what a guest's call returned. The call is over, so refusals go to the log.
-pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>) {
-    if let Some((count, why)) = publish(guest, made).await {
-        guest.log(|| tracing::warn!(count, error = %why, "publications refused"));
+/// Publishes what a guest's call returned, as long as its time lasts. The call is over, so refusals go to the log.
+/// Returns whether its time was over before that.
+pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>, leftover: &Leftover) -> bool {
+    let Some(PublishRefused { count, first, late }) = publish(guest, made, leftover).await else { return false };
+    guest.log(|| tracing::warn!(count, error = %first, "publications refused"));
+    late
+}
+
+/// How many publications these are, and their bytes.
+pub fn extent(made: &[GuestPublication]) -> (usize, usize) {
+    (made.len(), made.iter().map(|publication| frame_bytes(&publication.data)).sum())
+}
+
+/// Bytes of a frame that a guest made.
+pub fn frame_bytes(frame: &FrameResult) -> usize {
+    match frame {
+        FrameResult::Text(text) => text.len(),
+        FrameResult::Binary(bytes) => bytes.len(),
     }
 }
 
 /// Carries out what a filter's call returned, in its order. A gap that there is no room for is told at the end, in all
-/// that the upstream has published on: no gap is kept from clients.
-pub async fn carry_out(guest: &Guest, mut made: Vec<Output>) {
+/// that the upstream has published on: no gap is kept from clients. `until`: when the call's time is over.
+pub async fn carry_out(guest: &Guest, made: Vec<Output>, until: Instant) {
+    let (mut count, mut bytes) = (0, 0);
+    for output in &made {
+        match output {
+            Output::Publish(publication) => (count, bytes) = (count + 1, bytes + frame_bytes(&publication.data)),
+            Output::Gap(gap) => count += gap.channels.len(),
+        }
+    }
+    let leftover = Leftover::new(guest, (count, bytes), until);
+    leftover.work(carry_out_by(guest, made, &leftover)).await;
+}
+
+async fn carry_out_by(guest: &Guest, mut made: Vec<Output>, leftover: &Leftover) {
     let beyond = made.split_off(made.len().min(MAX_PUBLICATIONS));
     let mut untold = beyond.iter().any(|output| matches!(output, Output::Gap(_)));
     if !beyond.is_empty() {
@@ -99,12 +196,12 @@ pub async fn carry_out(guest: &Guest, mut made: Vec<Output>) {
         match output {
             Output::Publish(publication) => publications.push(publication),
             Output::Gap(gap) => {
-                publish_all(guest, std::mem::take(&mut publications)).await;
-                untold |= report_gap(guest, gap).await.is_err();
+                untold |= publish_all(guest, std::mem::take(&mut publications), leftover).await;
+                untold |= report_gap(guest, gap, leftover).await.is_err();
             }
         }
     }
-    publish_all(guest, publications).await;
+    untold |= publish_all(guest, publications, leftover).await;
     if untold && let Some(upstream) = upstream_of(guest) {
         guest.tenant.channels.lost(upstream);
     }
@@ -112,7 +209,7 @@ pub async fn carry_out(guest: &Guest, mut made: Vec<Output>) {
 
 /// Begins new epochs where a guest knows that something is missing. Each channel that is looked at counts as a
 /// publication.
-async fn report_gap(guest: &Guest, Gap { channels, reason }: Gap) -> Result<(), String> {
+async fn report_gap(guest: &Guest, Gap { channels, reason }: Gap, leftover: &Leftover) -> Result<(), String> {
     let tenant = &guest.tenant;
     let count = match (channels.len(), upstream_of(guest)) {
         (0, None) => return Err("the gap names no channel; name at least one".into()),
@@ -129,8 +226,11 @@ async fn report_gap(guest: &Guest, Gap { channels, reason }: Gap) -> Result<(), 
     match upstream_of(guest).filter(|_| channels.is_empty()) {
         Some(upstream) => tenant.channels.lost(upstream),
         None => {
-            for channel in &channels {
+            for (nth, channel) in channels.iter().enumerate() {
                 tenant.channels.gap(channel).await;
+                if nth % SLICE == SLICE - 1 && !leftover.pass().await {
+                    return Err(Refused::Late.to_string());
+                }
             }
         }
     }
@@ -175,14 +275,16 @@ pub fn closing(close: Close) -> Step {
 
 impl channels::Host for Host {
     async fn publish(&mut self, publications: Vec<GuestPublication>) -> Result<(), String> {
-        match publish(self.guest(), publications).await {
+        let leftover = Leftover::of_call(self.share());
+        match publish(self.guest(), publications, &leftover).await {
             None => Ok(()),
-            Some((count, why)) => Err(format!("{count} refused, the first because {why}")),
+            Some(PublishRefused { count, first, .. }) => Err(format!("{count} refused, the first because {first}")),
         }
     }
 
     async fn gap(&mut self, channels: Vec<String>, reason: String) -> Result<(), String> {
-        report_gap(self.guest(), Gap { channels, reason }).await
+        let leftover = Leftover::of_call(self.share());
+        report_gap(self.guest(), Gap { channels, reason }, &leftover).await
     }
 
     async fn latest(&mut self, channel: String) -> Option<FrameResult> {

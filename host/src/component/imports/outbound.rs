@@ -10,8 +10,9 @@
 //! wasmtime runs each request as a task on the guests' runtime. The task ends when the guest drops the answer, or the
 //! instance goes. A request that the guest keeps ends with the call, see [`OutboundRequests::end_call`].
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use http_body_util::BodyExt as _;
 use hyper::{Method, Request, Response};
 use tokio::time::timeout;
 use wasmtime::component::Linker;
@@ -27,6 +28,7 @@ use crate::{
     dial::ServerHost,
     shutdown::{Stop, Trigger, stop},
     tls,
+    usage::{Direction, Metered},
 };
 
 mod body;
@@ -134,7 +136,12 @@ impl WasiHttpHooks for OutboundRequests {
     ) -> Box<dyn Future<Output = SendResult> + Send> {
         let outgoing = OutgoingRequest { guest: self.guest.clone(), options: options.unwrap_or_default() };
         let stop = self.call.as_ref().map(|(_, stop)| stop.clone());
-        Box::new(outgoing.run(request, stop))
+        let usage = Arc::clone(&self.guest.tenant.usage);
+        let request = request.map(|body| Metered::new(body, &usage, Direction::Out).boxed_unsync());
+        Box::new(async move {
+            let (answer, transmitted) = outgoing.run(request, stop).await?;
+            Ok((answer.map(|body| Metered::new(body, &usage, Direction::In).boxed_unsync()), transmitted))
+        })
     }
 }
 
@@ -271,6 +278,7 @@ mod tests {
             places,
             process: ProcessLimits::of_process(),
             dialer: Arc::default(),
+            turns: None,
         };
         let tenant = Tenant::new(&config, &host);
         let (version, name) = (tenant.version(), Arc::from("api"));

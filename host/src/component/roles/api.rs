@@ -45,6 +45,7 @@ use crate::{
     },
     metrics::{Blame, GuestMetrics},
     sync::Mutex,
+    usage::{Direction, Metered},
 };
 
 pub mod body;
@@ -129,23 +130,26 @@ impl Api {
     }
 
     /// Has the guest answer a request. The call goes on even if nobody waits for the answer any more.
-    pub async fn call(self: &Arc<Self>, request: Request<Upload>) -> Result<Response<Download>, NoAnswer> {
+    pub async fn call(self: &Arc<Self>, request: Request<Upload>) -> Result<Response<Metered<Download>>, NoAnswer> {
         let (answer, answered) = oneshot::channel();
         let answer = ResponseSlot { waited_for: Arc::new(Mutex::new(Some(answer))), upload: request.body().clone() };
         let api = Arc::clone(self);
+        let usage = Arc::clone(&self.pool.load().guest.tenant.usage);
         self.tasks.spawn(async move {
             let upload = request.body().clone();
             api.serve(request, answer).await;
             // The connection needs the body's end, even if the guest has not read it.
             upload.drain().await;
         });
-        answered.await.unwrap_or(Err(NoAnswer::Gone))
+        let answer = answered.await.unwrap_or(Err(NoAnswer::Gone))?;
+        Ok(answer.map(|body| Metered::new(body, &usage, Direction::Out)))
     }
 
     async fn serve(&self, request: Request<Upload>, answer: ResponseSlot) {
         let metrics = &self.metrics;
         let pool = self.pool.load_full();
         let deadline = pool.guest.version.limits.api_call;
+        let usage = Arc::clone(&pool.guest.tenant.usage);
         let slot = {
             let Some(_waiting) = self.wait(pool.guest.version.limits.api_queue) else {
                 return self.busy(&answer, "api-queue");
@@ -165,6 +169,7 @@ impl Api {
             let ending = Ending::default();
             let (to_guest, making, metrics) = (answer.clone(), Arc::clone(&ending.0), Arc::clone(metrics));
             let http = store.data_mut();
+            let request = request.map(|body| Metered::new(body, &usage, Direction::In));
             let request = http.http().new_incoming_request(Scheme::Http, request)?;
             let give = move |made| to_guest.give(made, &making, &metrics);
             let out = http.http().new_response_outparam_from_callback(give)?;

@@ -8,7 +8,7 @@
 //! their way. A message over them is refused, and the client is told. A call that fails loses its message, and the
 //! client is told.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
@@ -345,21 +345,24 @@ impl Handler {
         })
     }
 
+    /// Returns what is to be done, and until when.
     async fn on_message(
         &self,
         session: &ClientSession,
         meaning: Meaning<'_>,
         frame: &Frame,
-    ) -> Result<Vec<Action>, Broken> {
+    ) -> Result<(Vec<Action>, Instant), Broken> {
         let kind = match meaning {
             Meaning::Message => Kind::Message,
             Meaning::Rpc(method) => Kind::Rpc(method),
             Meaning::Publish(channel) => Kind::Publish(channel),
         };
         let slot = self.pool().slot().await;
+        let deadline = slot.guest().version.limits.client_call;
         let called = call(slot, session.id, session.identity.as_deref(), async |store, handler, client| {
+            let until = Instant::now() + deadline;
             let handler = handler.own.edge_relay_tenant_client_handler();
-            handler.call_on_message(store, client, kind, to_guest(frame)).await
+            Ok((handler.call_on_message(store, client, kind, to_guest(frame)).await?, until))
         });
         called.await
     }
@@ -373,9 +376,9 @@ impl Handler {
         meaning: Meaning<'_>,
         frame: &Frame,
     ) -> Result<(), Broken> {
-        let made = self.on_message(session, meaning, frame).await?;
+        let (made, until) = self.on_message(session, meaning, frame).await?;
         let asked = ReplyMode::Command { id, by: meaning.into() };
-        actions::carry_out(self, session, asked, made).await;
+        actions::carry_out(self, session, asked, made, until).await;
         Ok(())
     }
 

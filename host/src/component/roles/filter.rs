@@ -119,7 +119,7 @@ impl Worker {
                     self.connection = None;
                     self.lost();
                     if let Some(made) = self.on_close(connection, &reason).await {
-                        carry_out(self.filter.guest(), made).await;
+                        carry_out(self.filter.guest(), made, self.until()).await;
                     }
                 }
                 None => return,
@@ -205,13 +205,18 @@ impl Worker {
         let is_known = self.connection.as_ref().is_some_and(|known| known.line.connection == connection);
         let made = if is_known && !self.is_unknown() { self.on_frames(connection, frames).await } else { None };
         match made {
-            Some(made) => carry_out(self.filter.guest(), made).await,
+            Some(made) => carry_out(self.filter.guest(), made, self.until()).await,
             None => {
                 self.filter.guest().metrics.lost.inc_by(frames.len() as u64);
                 self.connection.iter_mut().for_each(|connected| connected.has_lost = true);
                 self.lost();
             }
         }
+    }
+
+    /// When the time of the call that has just returned is over.
+    fn until(&self) -> std::time::Instant {
+        self.filter.until(self.filter.guest().version.limits.filter_call)
     }
 
     /// Marks a gap between what the filter has published and what it will.

@@ -21,7 +21,7 @@ use crate::{
     component::{
         Live, RoleKind,
         bindings::job::{JobComponent, JobComponentPre},
-        imports::channels::publish_all,
+        imports::channels::{Leftover, extent, publish_all},
         run::{
             host::Host,
             instance::{Role, RoleCode},
@@ -82,7 +82,11 @@ impl Job {
                 job.edge_relay_tenant_job().call_on_schedule(store, &schedule.name, scheduled_at).await
             });
             match made.await {
-                Some(made) => publish_all(job.guest(), made).await,
+                Some(made) => {
+                    let (guest, until) = (job.guest(), job.until(deadline));
+                    let leftover = Leftover::new(guest, extent(&made), until);
+                    leftover.work(publish_all(guest, made, &leftover)).await;
+                }
                 None => drop(job.guest().metrics.lost.inc()),
             }
             let (next, passed) = next_tick(after, schedule.every, started.0.elapsed());

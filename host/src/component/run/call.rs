@@ -65,17 +65,17 @@ impl Broken {
     }
 }
 
-/// Runs a call, in its tenant's turns, to its end or its deadline. Host calls count.
+/// Runs a call, in its tenant's turns, to its end or its deadline. Host calls count. Returns how long it took, too.
 pub async fn within<T>(
     deadline: Duration,
     ticker: &Ticker,
     share: &TurnShare,
     call: impl Future<Output = wasmtime::Result<T>>,
-) -> Result<T, Broken> {
+) -> Result<(T, Duration), Broken> {
     let _calling = ticker.calling();
     match timeout(deadline, share.take(call)).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => match error.root_cause().downcast_ref() {
+        Ok((Ok(value), time)) => Ok((value, time)),
+        Ok((Err(error), _)) => match error.root_cause().downcast_ref() {
             Some(ResourceTableError::Full) => Err(Broken::Handles),
             _ if error.root_cause().to_string().contains(HANDLES_FULL) => Err(Broken::Handles),
             _ => Err(Broken::Trap(describe(&error))),

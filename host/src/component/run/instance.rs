@@ -1,11 +1,6 @@
 //! A component's code and its instances. An instance is called within a deadline, and dropped after a call that failed.
 
-use std::{
-    any::Any,
-    marker::PhantomData,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{any::Any, marker::PhantomData, sync::Arc, time::Duration};
 
 use wasmtime::{Store, component, component::InstancePre};
 
@@ -72,7 +67,9 @@ impl<R: Role> RoleCode<R> {
         };
         let made = within(INSTANTIATE_DEADLINE, &self.ticker, &share, made).await;
         match made.map_err(|broken| broken.saying(&store.data().stderr().words())) {
-            Ok(role) => Ok(Instance { ticker: Arc::clone(&self.ticker), store, role, calls: 0 }),
+            Ok((role, _)) => {
+                Ok(Instance { ticker: Arc::clone(&self.ticker), store, role, calls: 0, took: Duration::ZERO })
+            }
             Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
             Err(broken) => Err(broken),
         }
@@ -86,6 +83,8 @@ pub struct Instance<R> {
     role: R,
     /// Calls that it has returned from.
     pub calls: u32,
+    /// How long the last of them took.
+    pub took: Duration,
 }
 
 impl<R> Instance<R> {
@@ -106,15 +105,15 @@ impl<R: Role> Instance<R> {
         // The epoch has moved on since the last call, which is no reason to yield at the first check.
         self.store.set_epoch_deadline(1);
         self.store.data_mut().outbound().begin_call();
-        let started = Instant::now();
         let share = self.store.data().share().clone();
         self.store.data().stderr().forget();
         let called = within(deadline, &self.ticker, &share, call(&mut self.store, &self.role)).await;
-        let value = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
+        let (value, time) = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
         self.store.data_mut().outbound().end_call();
         self.calls = self.calls.saturating_add(1);
+        self.took = time;
         guest.metrics.calls.inc();
-        guest.metrics.seconds.observe(started.elapsed().as_secs_f64());
+        guest.metrics.seconds.observe(time.as_secs_f64());
         // This is outside its deadline, because a slow disk is not the guest's fault.
         self.store.data_mut().write_deferred().await;
         Ok(value)

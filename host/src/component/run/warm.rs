@@ -93,6 +93,12 @@ impl<R: Role> Warm<R> {
         is_there.then(|| self.used + self.version.guest.version.limits.instance_idle)
     }
 
+    /// When the time of the last call is over, which has returned and had this deadline.
+    pub fn until(&self, deadline: Duration) -> Instant {
+        let took = self.instance.as_ref().map_or(deadline, |instance| instance.took);
+        self.used + deadline.saturating_sub(took)
+    }
+
     /// Lets go of an instance that is not needed for now.
     pub fn rest(&mut self) {
         self.instance = None;

@@ -106,9 +106,11 @@ impl Shard {
     pub(super) fn remove(&mut self, slot: usize, reason: &'static str) {
         self.unsubscribe(slot);
         let Some(row) = self.rows.try_remove(slot) else { return };
+        let tenant = Tenant::of(row.client.client_limits());
         if row.is(flag::TO_READ) {
-            self.to_read.forget(Tenant::of(row.client.client_limits()), slot);
+            self.to_read.forget(tenant, slot);
         }
+        self.to_write.forget(tenant, slot);
         if row.is(flag::BEHIND) {
             sockopt::drop_unsent(&row.socket);
         }
@@ -143,7 +145,8 @@ impl Shard {
     fn check(&mut self, slot: usize) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         let age = self.now.wrapping_sub(row.timer_start);
-        if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) {
+        // Who waits for a turn does not keep the relay waiting.
+        if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) && !self.to_write.has(slot) {
             return self.remove(slot, "stalled");
         }
         if row.is(flag::BEHIND) && row.pins_too_much() {

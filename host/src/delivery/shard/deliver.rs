@@ -1,7 +1,10 @@
 //! Writes to clients: new chunks to all who follow a channel, the rest to those who were behind, and what the channel's
 //! policy `slow` says to those who fell off its log.
+//!
+//! What is much has its turns: then the rest goes out in turns of the tenants, and of their clients. A tenant that has
+//! sent as many bytes as it may has none for a while, and its channels' logs keep what its clients have not got.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use config::Slow;
 use mio::Interest;
@@ -14,11 +17,15 @@ use crate::{
         shard::{
             Shard, index,
             pending::{Piece, Preface},
-            row::{Row, WriteOutcome, flag},
+            row::{Row, Sent, WriteOutcome, flag},
+            turns::{Lap, Tenant, WriteTurn},
             view::Subscriber,
         },
     },
 };
+
+/// Bytes that new chunks may put into sockets at once. Small messages reach ten thousand clients with that.
+const FAN_OUT_BYTES: usize = 2 << 20;
 
 /// Most bytes of control frames that are queued for a client that takes none. Past this, pongs are left out: by RFC
 /// 6455 section 5.5.3 the latest answer stands for all.
@@ -37,7 +44,12 @@ impl Shard {
         let Some(view) = self.views.get_mut(view_slot) else { return };
         view.absorb(&self.reader);
         let oldest = view.log.oldest_seq();
-        let mut delivered = 0;
+        // All of its clients are one tenant's.
+        let Some(first) = view.subscribers.first().and_then(|first| self.rows.get(first.slot as usize)) else { return };
+        let usage = Arc::clone(&first.client.client_limits().usage);
+        let began = Instant::now();
+        let room = usage.room_to_send(began).min(FAN_OUT_BYTES);
+        let mut sent = Sent::default();
         let (mut held, mut lagged, mut gaps, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut full = Vec::new();
         for &Subscriber { slot, nth } in &view.subscribers {
@@ -47,8 +59,13 @@ impl Shard {
                 // The cursor is off the log. It goes on when its socket has room.
             } else if cursor.seq < oldest {
                 lagged.push((slot as usize, nth));
-            } else if !row.is(flag::BEHIND) {
-                match row.advance(nth, view, self.now, &mut delivered) {
+            } else if row.is(flag::BEHIND) {
+                // It goes on from where it is.
+            } else if sent.bytes >= room {
+                row.current = nth;
+                held.push((slot as usize, WriteOutcome::Turn));
+            } else {
+                match row.advance(nth, view, self.now, &mut sent) {
                     WriteOutcome::Done => {}
                     // A row is charged for its copies before the next has its turn.
                     WriteOutcome::Blocked | WriteOutcome::Turn if !row.settle() => {
@@ -64,7 +81,9 @@ impl Shard {
                 }
             }
         }
-        view.channel.metrics.deliveries.inc_by(delivered);
+        view.channel.metrics.deliveries.inc_by(sent.publications);
+        usage.sent(sent.bytes, began);
+        usage.worked(began.elapsed());
         for (slot, outcome) in held {
             self.hold(slot, &outcome);
         }
@@ -98,7 +117,7 @@ impl Shard {
             return self.remove(slot, "memory");
         }
         if *outcome == WriteOutcome::Turn {
-            self.unfinished.push(slot);
+            self.to_write.push(Tenant::of(row.client.client_limits()), slot);
         } else if !row.is(flag::ARMED) {
             row.flags |= flag::ARMED;
             self.watch(slot, Interest::READABLE | Interest::WRITABLE);
@@ -202,10 +221,46 @@ impl Shard {
         Some(())
     }
 
-    /// Goes on writing to a row that is behind.
+    /// Writes to clients whose turn was cut short: each tenant that has any in line has its turn.
+    pub(super) fn write_turns(&mut self) {
+        let lap = Lap::new();
+        for _ in 0..self.to_write.lines.tenants() {
+            let Some(tenant) = self.to_write.lines.begin_turn() else { return };
+            let (turn, mut until) = (WriteTurn::new(), None);
+            while !turn.is_over()
+                && until.is_none()
+                && let Some(slot) = self.to_write.next_of(tenant)
+            {
+                let Some(row) = self.rows.get(slot) else { continue };
+                let usage = Arc::clone(&row.client.client_limits().usage);
+                let (began, mut sent) = (turn.time(), Sent::default());
+                self.go_on(slot, &mut sent);
+                usage.worked(turn.time().saturating_sub(began));
+                until = usage.sent(sent.bytes, Instant::now());
+            }
+            self.to_write.lines.end_turn(tenant, until);
+            if lap.is_over() {
+                return;
+            }
+        }
+    }
+
+    /// Goes on writing to a row that is behind, and whose socket has room.
     pub(super) fn resume(&mut self, slot: usize) {
+        let Some(row) = self.rows.get(slot).filter(|row| row.is(flag::BEHIND)) else { return };
+        let usage = Arc::clone(&row.client.client_limits().usage);
+        let now = Instant::now();
+        if usage.room_to_send(now) == 0 {
+            return self.hold(slot, &WriteOutcome::Turn);
+        }
+        let mut sent = Sent::default();
+        self.go_on(slot, &mut sent);
+        usage.sent(sent.bytes, now);
+    }
+
+    fn go_on(&mut self, slot: usize, sent: &mut Sent) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
-        let mut outcome = row.flush(self.now);
+        let mut outcome = row.flush(self.now, sent);
         let cursors = u16::try_from(row.cursors.as_slice().len()).unwrap_or(u16::MAX);
         let first = row.current;
         for turn in 0..cursors {
@@ -227,13 +282,13 @@ impl Shard {
                 return self.hold(slot, &WriteOutcome::Turn);
             }
             let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(view_slot)) else { continue };
-            outcome = row.flush(self.now);
+            outcome = row.flush(self.now, sent);
             if outcome != WriteOutcome::Done {
                 break;
             }
-            let mut delivered = 0;
-            outcome = row.advance(nth, view, self.now, &mut delivered);
-            view.channel.metrics.deliveries.inc_by(delivered);
+            sent.publications = 0;
+            outcome = row.advance(nth, view, self.now, sent);
+            view.channel.metrics.deliveries.inc_by(sent.publications);
             if outcome == WriteOutcome::Gap {
                 self.interrupt(slot, nth);
                 // With one cursor gone, the others have other numbers.
@@ -284,7 +339,10 @@ impl Shard {
         if row.is(flag::BEHIND) {
             return self.settle(slot);
         }
-        match row.flush(self.now) {
+        let mut sent = Sent::default();
+        let outcome = row.flush(self.now, &mut sent);
+        row.client.client_limits().usage.sent(sent.bytes, Instant::now());
+        match outcome {
             WriteOutcome::Done => row.tidy(),
             WriteOutcome::Gone => self.remove(slot, "io"),
             outcome => self.hold(slot, &outcome),

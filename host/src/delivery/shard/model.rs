@@ -20,6 +20,7 @@ use crate::{
         shard::{row::flag, *},
     },
     metrics::{Metrics, TenantMetrics},
+    usage::Usage,
 };
 
 mod client;
@@ -228,8 +229,9 @@ impl World {
         let served = OwnedFd::from(served).into();
         let limits = TenantLimits::default();
         let account = Account::new(&limits, Arc::clone(&self.metrics));
-        let client_limits =
-            Arc::new(ClientLimits::new(Arc::clone(&self.metrics), &limits, Arc::default(), Arc::default(), account));
+        let usage = Usage::of_test();
+        let shares = (Arc::clone(&self.metrics), Arc::default(), Arc::default());
+        let client_limits = Arc::new(ClientLimits::new(shares.0, &limits, shares.1, shares.2, account, usage));
         let source = ClientSources::new(Arc::clone(&client_limits), limits.clients_per_address)
             .source_for([127, 0, 0, 1].into());
         let client = Connected::new(source.unwrap(), None);

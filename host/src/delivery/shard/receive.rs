@@ -2,7 +2,8 @@
 
 use std::{
     io::{ErrorKind, Read},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
 };
 
 use wire::{
@@ -58,16 +59,21 @@ impl Shard {
         let lap = Lap::new();
         for _ in 0..self.to_read.tenants() {
             let Some(tenant) = self.to_read.begin_turn() else { return };
-            let mut turn = ReadTurn::new();
+            let (mut turn, mut usage) = (ReadTurn::new(), None);
             while !turn.is_over()
                 && let Some(slot) = self.to_read.next_of(tenant)
             {
                 if let Some(row) = self.rows.get_mut(slot) {
                     row.flags &= !flag::TO_READ;
+                    usage.get_or_insert_with(|| Arc::clone(&row.client.client_limits().usage));
                     self.read(slot, &mut turn);
                 }
             }
-            self.to_read.end_turn(tenant);
+            let until = usage.and_then(|usage| {
+                usage.worked(turn.time());
+                usage.received(turn.received, Instant::now())
+            });
+            self.to_read.end_turn(tenant, until);
             if lap.is_over() {
                 return;
             }
@@ -99,6 +105,7 @@ impl Shard {
                     self.received(slot, buffer.get_mut(..length).unwrap_or_default(), turn);
                     // Reading takes time, too, and what is read may be dropped.
                     turn.frame(length);
+                    turn.received.bytes += length;
                     if may_have_more {
                         self.queue_to_read(slot, false);
                     }
@@ -184,11 +191,14 @@ impl Shard {
             match assembly.next(rest, max_message, inflater.as_deref_mut()) {
                 Ok(None) => return Some(taken),
                 Ok(Some((event, length))) => {
-                    turn.frame(match &event {
+                    if let Incoming::Message(_, payload) = &event {
+                        turn.received.messages += 1;
                         // Inflated, it is longer.
-                        Incoming::Message(_, payload) => payload.len().max(length),
-                        _ => length,
-                    });
+                        turn.frame(payload.len().max(length));
+                    } else {
+                        turn.received.control_frames += 1;
+                        turn.frame(length);
+                    }
                     if !self.handle(slot, &event, pongs) {
                         return None;
                     }

@@ -25,8 +25,9 @@ use crate::{
 
 /// Most chunks in one write. After a stall there may be many small ones.
 const MAX_SLICES: usize = 32;
-/// How many bytes are written to one client before the others have their turn.
-pub const TURN_BYTES: usize = 1 << 20;
+/// How many bytes are written to one client before the others have their turn: what the kernel takes in a tenth of a
+/// millisecond.
+pub const TURN_BYTES: usize = 256 << 10;
 
 /// States of a row, as bits. There is room for no more.
 pub mod flag {
@@ -128,6 +129,14 @@ impl Extra {
             && self.positions.is_empty()
             && self.told_at.is_none()
     }
+}
+
+/// What was written to clients.
+#[derive(Default)]
+pub struct Sent {
+    /// Publications that are whole with it.
+    pub publications: u64,
+    pub bytes: usize,
 }
 
 /// How far a write got.
@@ -244,8 +253,9 @@ impl Row {
         }
     }
 
-    /// Writes what goes before the cursors: the rest of a frame, `out`, then snapshots.
-    pub fn flush(&mut self, now: u32) -> WriteOutcome {
+    /// Writes what goes before the cursors: the rest of a frame, `out`, then snapshots. Publications among it are counted
+    /// here, in `sent` bytes alone.
+    pub fn flush(&mut self, now: u32, sent: &mut Sent) -> WriteOutcome {
         let behind = self.is(flag::BEHIND);
         let Some(extra) = &mut self.extra else { return WriteOutcome::Done };
         let deliveries = &self.client.client_limits().metrics.deliveries;
@@ -273,6 +283,7 @@ impl Row {
                 },
             };
             turn = turn.saturating_sub(written);
+            sent.bytes += written;
             if behind {
                 self.timer_start = now;
             }
@@ -304,9 +315,9 @@ impl Row {
 
     /// Writes from a cursor to the end of its log, and counts the publications that were completed. The cursor must not
     /// be off the log.
-    pub fn advance(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> WriteOutcome {
+    pub fn advance(&mut self, nth: u16, view: &View, now: u32, sent: &mut Sent) -> WriteOutcome {
         if self.extra.as_ref().is_some_and(|extra| !extra.positions.is_empty()) {
-            return self.advance_composed(nth, view, now, delivered);
+            return self.advance_composed(nth, view, now, sent);
         }
         let (behind, format) = (self.is(flag::BEHIND), self.format);
         let Some(cursor) = self.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return WriteOutcome::Done };
@@ -317,7 +328,8 @@ impl Row {
                 Ok(0) if offered == 0 && is_centrifuge(format) => return WriteOutcome::Gap,
                 Ok(0) if offered > 0 => return WriteOutcome::Gone,
                 Ok(written) => {
-                    cursor.step(written, view, format, delivered);
+                    cursor.step(written, view, format, &mut sent.publications);
+                    sent.bytes += written;
                     if behind {
                         self.timer_start = now;
                     }

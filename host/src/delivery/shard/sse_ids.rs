@@ -12,7 +12,7 @@ use crate::{
     channel::Format,
     delivery::shard::{
         cursor::Cursor,
-        row::{Extra, Row, TURN_BYTES, WriteOutcome},
+        row::{Extra, Row, Sent, TURN_BYTES, WriteOutcome},
         view::View,
     },
 };
@@ -53,9 +53,9 @@ impl Extra {
 
 impl Row {
     /// Does what [`Row::advance`] does, for such a row. Its events go out through `out`, whole ones only.
-    pub fn advance_composed(&mut self, nth: u16, view: &View, now: u32, delivered: &mut u64) -> WriteOutcome {
+    pub fn advance_composed(&mut self, nth: u16, view: &View, now: u32, sent: &mut Sent) -> WriteOutcome {
         for _ in 0..TURN_BYTES / COMPOSED_BYTES {
-            match self.flush(now) {
+            match self.flush(now, sent) {
                 WriteOutcome::Done => {}
                 outcome => return outcome,
             }
@@ -72,7 +72,7 @@ impl Row {
                 {
                     let event = encoded.bytes().get(cursor.position as usize..end).unwrap_or_default();
                     extra.compose(usize::from(nth), event, reached);
-                    *delivered += u64::from(!chunk.is_gap());
+                    sent.publications += u64::from(!chunk.is_gap());
                     cursor.enter(chunk.seq, end);
                 }
                 if extra.out.len() >= COMPOSED_BYTES {
@@ -81,7 +81,7 @@ impl Row {
                 cursor.enter(chunk.seq + 1, 0);
             }
         }
-        match self.flush(now) {
+        match self.flush(now, sent) {
             WriteOutcome::Done => WriteOutcome::Turn,
             outcome => outcome,
         }

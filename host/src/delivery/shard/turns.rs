@@ -1,14 +1,14 @@
-//! Whose turn it is to be read. A shard's tenants take turns, and in its tenant's turn each client, so that it makes no
-//! difference to others how much somebody sends, or in how many pieces.
+//! Whose turn it is to be read, or to be written to. A shard's tenants take turns, and in its tenant's turn each client,
+//! so that it makes no difference to others how much somebody sends, or in how many pieces, or has to be sent.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
-use crate::delivery::ClientLimits;
+use crate::{delivery::ClientLimits, usage::Received};
 
-/// How long a tenant's clients are read in one turn: little beside the 2 ms in which a neighbour's slowest message
+/// How long a tenant's clients are read, or written to, in one turn: little beside the 2 ms in which a neighbour's slowest message
 /// comes, and much beside the 25 ns that a look at the clock takes.
 const TURN: Duration = Duration::from_micros(250);
 /// How long all tenants' turns may take before the shard sees to its other work.
@@ -22,12 +22,14 @@ const BYTES_PER_FRAME: usize = 4 << 10;
 /// Frames that it counts as when a client is removed.
 const REMOVAL: usize = 8;
 
-/// The clients that have something to be read.
+/// Clients in line, by tenant.
 #[derive(Default)]
-pub struct ReadQueue {
+pub struct Lines {
     lines: HashMap<Tenant, VecDeque<usize>>,
-    /// The tenants that have a line, but for the one whose turn it is, in the order of their turns.
+    /// The tenants that have a line, but for the one whose turn it is and those that pause, in the order of their turns.
     tenants: VecDeque<Tenant>,
+    /// Tenants that may have no turn before a time. Their lines may be empty.
+    paused: Vec<(Instant, Tenant)>,
     /// How many places in a tenant's line are of clients that are gone. A slot may have another client by now, which
     /// stands behind them.
     gone: HashMap<(Tenant, usize), usize>,
@@ -43,7 +45,7 @@ impl Tenant {
     }
 }
 
-impl ReadQueue {
+impl Lines {
     /// Puts a client at the end of its tenant's line.
     pub fn push(&mut self, tenant: Tenant, slot: usize) {
         let tenants = &mut self.tenants;
@@ -59,8 +61,29 @@ impl ReadQueue {
         *self.gone.entry((tenant, slot)).or_default() += 1;
     }
 
-    pub fn is_empty(&self) -> bool {
+    /// Whether nobody may have a turn now.
+    pub fn is_idle(&self) -> bool {
         self.tenants.is_empty()
+    }
+
+    /// When the first pause ends.
+    pub fn next_end(&self) -> Option<Instant> {
+        self.paused.iter().map(|(until, _)| *until).min()
+    }
+
+    /// Ends the pauses whose time has come.
+    pub fn end_pauses(&mut self, now: Instant) {
+        let Self { lines, tenants, paused, .. } = self;
+        paused.retain(|(until, tenant)| {
+            let goes_on = *until > now;
+            if !goes_on {
+                match lines.get(tenant) {
+                    Some(line) if !line.is_empty() => tenants.push_back(*tenant),
+                    _ => drop(lines.remove(tenant)),
+                }
+            }
+            goes_on
+        });
     }
 
     /// How many tenants wait for their turn.
@@ -86,12 +109,68 @@ impl ReadQueue {
         None
     }
 
-    pub fn end_turn(&mut self, tenant: Tenant) {
-        if self.lines.get(&tenant).is_none_or(VecDeque::is_empty) {
+    /// `until`: when it may have its next turn.
+    pub fn end_turn(&mut self, tenant: Tenant, until: Option<Instant>) {
+        if let Some(until) = until {
+            // Kept, even if it is empty, so that who comes meanwhile waits, too.
+            self.paused.push((until, tenant));
+        } else if self.lines.get(&tenant).is_none_or(VecDeque::is_empty) {
             self.lines.remove(&tenant);
         } else {
             self.tenants.push_back(tenant);
         }
+    }
+}
+
+/// Clients that stand in line once at most.
+#[derive(Default)]
+pub struct OnceInLine {
+    pub lines: Lines,
+    slots: HashSet<usize>,
+}
+
+impl OnceInLine {
+    /// Puts a client at the end of its tenant's line, if it is in none.
+    pub fn push(&mut self, tenant: Tenant, slot: usize) {
+        if self.slots.insert(slot) {
+            self.lines.push(tenant, slot);
+        }
+    }
+
+    /// Whether a client is in line.
+    pub fn has(&self, slot: usize) -> bool {
+        self.slots.contains(&slot)
+    }
+
+    /// Notes that a client is gone.
+    pub fn forget(&mut self, tenant: Tenant, slot: usize) {
+        if self.slots.remove(&slot) {
+            self.lines.forget(tenant, slot);
+        }
+    }
+
+    /// The next client of the tenant whose turn it is.
+    pub fn next_of(&mut self, tenant: Tenant) -> Option<usize> {
+        let slot = self.lines.next_of(tenant)?;
+        self.slots.remove(&slot);
+        Some(slot)
+    }
+}
+
+/// One turn of a tenant whose clients are written to.
+pub struct WriteTurn(Instant);
+
+impl WriteTurn {
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    pub fn time(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.time() >= TURN
     }
 }
 
@@ -115,11 +194,13 @@ pub struct ReadTurn {
     /// How many it had at the last look at the clock.
     looked_at: usize,
     is_over: bool,
+    /// What it has brought.
+    pub received: Received,
 }
 
 impl ReadTurn {
     pub fn new() -> Self {
-        Self { began: Instant::now(), frames: 0, looked_at: 0, is_over: false }
+        Self { began: Instant::now(), frames: 0, looked_at: 0, is_over: false, received: Received::default() }
     }
 
     /// Counts a frame, or bytes that are read and dropped.
@@ -145,6 +226,10 @@ impl ReadTurn {
     pub fn is_over(&self) -> bool {
         self.is_over
     }
+
+    pub fn time(&self) -> Duration {
+        self.began.elapsed()
+    }
 }
 
 #[cfg(test)]
@@ -154,7 +239,7 @@ mod tests {
     #[test]
     fn tenants_take_turns_and_so_do_their_clients() {
         let (one, two) = (Tenant(1), Tenant(2));
-        let mut queue = ReadQueue::default();
+        let mut queue = Lines::default();
         for (tenant, slot) in [(one, 10), (one, 11), (two, 20), (one, 12)] {
             queue.push(tenant, slot);
         }
@@ -162,19 +247,52 @@ mod tests {
         // It has more to be read, and another one comes.
         queue.push(one, 10);
         queue.push(one, 13);
-        queue.end_turn(one);
+        queue.end_turn(one, None);
         assert_eq!((queue.begin_turn(), queue.next_of(two), queue.next_of(two)), (Some(two), Some(20), None));
-        queue.end_turn(two);
+        queue.end_turn(two, None);
         assert_eq!(queue.begin_turn(), Some(one));
         assert_eq!([11, 12, 10, 13].map(Some), [(); 4].map(|()| queue.next_of(one)));
-        queue.end_turn(one);
-        assert!(queue.is_empty() && queue.begin_turn().is_none() && queue.lines.is_empty());
+        queue.end_turn(one, None);
+        assert!(queue.is_idle() && queue.begin_turn().is_none() && queue.lines.is_empty());
+    }
+
+    #[test]
+    fn a_tenant_that_pauses_has_no_turn_whoever_of_it_comes() {
+        let (start, one, two) = (Instant::now(), Tenant(1), Tenant(2));
+        let (until, mut queue) = (start + TURN, Lines::default());
+        queue.push(one, 10);
+        queue.begin_turn();
+        assert_eq!(queue.next_of(one), Some(10));
+        queue.end_turn(one, Some(until));
+        queue.push(one, 11);
+        queue.push(two, 20);
+        assert_eq!((queue.begin_turn(), queue.next_end()), (Some(two), Some(until)));
+        queue.end_pauses(start);
+        assert!(queue.is_idle());
+        queue.end_pauses(until);
+        assert_eq!((queue.begin_turn(), queue.next_of(one), queue.next_end()), (Some(one), Some(11), None));
+        queue.end_turn(one, Some(until));
+        queue.end_pauses(until);
+        assert!(queue.is_idle() && !queue.lines.contains_key(&one));
+    }
+
+    #[test]
+    fn a_client_is_in_line_once() {
+        let (tenant, mut line) = (Tenant(1), OnceInLine::default());
+        for slot in [7, 7, 8] {
+            line.push(tenant, slot);
+        }
+        line.forget(tenant, 8);
+        line.push(tenant, 8);
+        line.lines.begin_turn();
+        assert_eq!([7, 8].map(Some), [(); 2].map(|()| line.next_of(tenant)));
+        assert!(line.next_of(tenant).is_none() && !line.has(7) && line.lines.gone.is_empty());
     }
 
     #[test]
     fn the_next_client_of_a_slot_has_one_place() {
         let tenant = Tenant(1);
-        let mut queue = ReadQueue::default();
+        let mut queue = Lines::default();
         for _ in 0..3 {
             queue.push(tenant, 7);
             queue.forget(tenant, 7);

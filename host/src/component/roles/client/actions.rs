@@ -1,5 +1,7 @@
 //! Carries out, in order, what a handler wants done after a message.
 
+use std::time::Instant;
+
 use tokio::sync::oneshot;
 use wire::{Frame, centrifuge, frame, raw};
 
@@ -8,9 +10,9 @@ use crate::{
     component::{
         bindings::{
             client::exports::edge_relay::tenant::client_handler::{Action, Error},
-            edge_relay::tenant::types::{FrameResult as GuestFrame, Publication},
+            edge_relay::tenant::types::Publication,
         },
-        imports::channels::{closing, from_guest, publish_all},
+        imports::channels::{Leftover, SLICE, SLICE_BYTES, closing, frame_bytes, from_guest, publish_all},
         roles::client::{ClientSession, Guest, Handler, Meaning},
     },
     delivery::{BudgetShare, Follow, NotifyBy, Step, StepList},
@@ -49,7 +51,28 @@ impl From<Meaning<'_>> for ReplyKind {
 }
 
 /// Carries out the actions that followed a message of this client.
-pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyMode, actions: Vec<Action>) {
+///
+/// `until`: when the call's time is over. What is left then is dropped.
+pub async fn carry_out(
+    handler: &Handler,
+    session: &ClientSession,
+    asked: ReplyMode,
+    actions: Vec<Action>,
+    until: Instant,
+) {
+    let guest = handler.guest();
+    let extent = (actions.len(), actions.iter().map(size).sum());
+    let leftover = Leftover::new(&guest, extent, until);
+    leftover.work(carry_out_by(handler, session, asked, actions, &leftover)).await;
+}
+
+async fn carry_out_by(
+    handler: &Handler,
+    session: &ClientSession,
+    asked: ReplyMode,
+    actions: Vec<Action>,
+    leftover: &Leftover,
+) {
     let guest = handler.guest();
     if actions.len() > MAX_ACTIONS {
         guest.metrics.failed(Blame::GuestBroke, "actions");
@@ -63,8 +86,18 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
         return handler.take_steps(session.id, vec![Step::Overflow], None);
     };
     let steps = StepList::new(&client_limits.budget);
-    let mut plan = Plan { handler, guest, session, asked, steps, share, publications: Vec::new() };
-    for action in actions.into_iter().take(MAX_ACTIONS) {
+    let mut plan = Plan { handler, guest, session, leftover, asked, steps, share, publications: Vec::new() };
+    let (mut slice, mut slice_bytes) = (0, 0);
+    let left = actions.len().min(MAX_ACTIONS);
+    for (nth, action) in actions.into_iter().take(MAX_ACTIONS).enumerate() {
+        if slice == SLICE || slice_bytes >= SLICE_BYTES {
+            (slice, slice_bytes) = (0, 0);
+            if !leftover.pass().await {
+                plan.cut_off(left - nth);
+                break;
+            }
+        }
+        (slice, slice_bytes) = (slice + 1, slice_bytes + size(&action));
         // A shard that is told of a publication takes in all that its channel has by then: what goes before one must be
         // done. The other way round the shard's queue keeps the order.
         if matches!(action, Action::Publish(_)) {
@@ -86,17 +119,13 @@ pub async fn carry_out(handler: &Handler, session: &ClientSession, asked: ReplyM
 
 /// Bytes of memory that an action takes.
 fn size(action: &Action) -> usize {
-    let bytes = |frame: &GuestFrame| match frame {
-        GuestFrame::Text(text) => text.len(),
-        GuestFrame::Binary(bytes) => bytes.len(),
-    };
     let more = match action {
-        Action::Reply(frame) | Action::RpcResult(frame) => bytes(frame),
+        Action::Reply(frame) | Action::RpcResult(frame) => frame_bytes(frame),
         Action::Error(error) => error.message.len(),
         Action::Publish(publication) => {
-            publication.channel.len() + publication.key.as_ref().map_or(0, String::len) + bytes(&publication.data)
+            publication.channel.len() + publication.key.as_ref().map_or(0, String::len) + frame_bytes(&publication.data)
         }
-        Action::Upstream(to) => to.upstream.len() + bytes(&to.frame),
+        Action::Upstream(to) => to.upstream.len() + frame_bytes(&to.frame),
         Action::Subscribe(channel) | Action::Unsubscribe(channel) => channel.len(),
         Action::Disconnect(close) => close.reason.len(),
     };
@@ -108,6 +137,7 @@ struct Plan<'a> {
     handler: &'a Handler,
     guest: Guest,
     session: &'a ClientSession,
+    leftover: &'a Leftover,
     /// The reply that is still due.
     asked: ReplyMode,
     steps: StepList,
@@ -117,6 +147,14 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// Notes that the call's time is over before the last actions.
+    fn cut_off(&self, left: usize) {
+        let guest = &self.guest;
+        guest.metrics.failed(Blame::GuestBroke, "deadline");
+        guest.tenant.metrics.limited(guest.role.call_limit(), 1);
+        guest.log(|| tracing::warn!(left, "a handler's last actions are dropped: the call's time is over"));
+    }
+
     async fn add(&mut self, action: Action) {
         let guest = &self.guest;
         match action {
@@ -224,7 +262,7 @@ impl Plan<'_> {
 
     async fn publish(&mut self) {
         if !self.publications.is_empty() {
-            publish_all(&self.guest, std::mem::take(&mut self.publications)).await;
+            publish_all(&self.guest, std::mem::take(&mut self.publications), self.leftover).await;
         }
     }
 }

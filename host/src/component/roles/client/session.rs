@@ -60,10 +60,10 @@ impl ClientSession {
 
     async fn handle(&self, frame: &Frame, share: BudgetShare) {
         match self.handler.on_message(self, Meaning::Message, frame).await {
-            Ok(made) => {
+            Ok((made, until)) => {
                 // Makes room for the replies.
                 drop(share);
-                actions::carry_out(&self.handler, self, ReplyMode::Message, made).await;
+                actions::carry_out(&self.handler, self, ReplyMode::Message, made, until).await;
             }
             Err(_) => {
                 self.handler.metrics.lost.inc();

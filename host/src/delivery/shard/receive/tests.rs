@@ -18,6 +18,7 @@ use crate::{
     },
     metrics::Metrics,
     sync::Mutex,
+    usage::Usage,
 };
 
 /// A second and a little more, in milliseconds.
@@ -68,7 +69,7 @@ impl Scene {
     fn settle(&mut self) {
         for _ in 0..1000 {
             self.turn();
-            if self.shard.to_read.is_empty() {
+            if self.shard.to_read.is_idle() {
                 return self.turn();
             }
         }
@@ -97,7 +98,7 @@ fn tenant() -> Arc<ClientLimits> {
     let limits = TenantLimits::default();
     let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
     let account = Account::new(&limits, Arc::clone(&metrics));
-    Arc::new(ClientLimits::new(metrics, &limits, Arc::default(), Arc::default(), account))
+    Arc::new(ClientLimits::new(metrics, &limits, Arc::default(), Arc::default(), account, Usage::of_test()))
 }
 
 /// Masked text messages with these numbers.
