@@ -1,6 +1,6 @@
 //! The admin listener: `/healthz`, `/readyz` and `/metrics`, for anyone who can reach it.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -24,6 +24,9 @@ use crate::{
 
 /// How many tenants are shown that use most of something.
 const TOP: usize = 5;
+/// Bytes of reasons for refusals that are shown whole, all together, and bytes of each of the others.
+const REASONS: usize = 256 << 10;
+const SHORT_REASON: usize = 100;
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until told to stop.
 pub async fn run(
@@ -74,6 +77,9 @@ fn answer(
 /// listens: an upstream that is down is the partner's matter, and what a tenant has wrong is that tenant's. It is not
 /// ready while there are tenants and none of them is served.
 fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode, serde_json::Value) {
+    let newer: HashMap<&str, &TenantRefused> =
+        refused.iter().filter(|refused| refused.runs).map(|refused| (&*refused.name, refused)).collect();
+    let mut left = REASONS;
     let by_name: serde_json::Map<_, _> = tenants
         .iter()
         .map(|tenant| {
@@ -82,16 +88,15 @@ fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode,
                 version.upstreams.iter().map(|upstream| (upstream.name.to_string(), state(upstream))).collect();
             let mut state = serde_json::json!({ "upstreams": upstreams });
             // Its folder has something newer than what runs.
-            let newer = refused.iter().find(|refused| refused.runs && refused.name == tenant.name);
-            if let (Some(newer), Some(state)) = (newer, state.as_object_mut()) {
-                state.insert("refused".into(), newer.why.as_str().into());
+            if let (Some(newer), Some(state)) = (newer.get(&*tenant.name), state.as_object_mut()) {
+                state.insert("refused".into(), shown(&newer.why, &mut left));
             }
             (tenant.name.to_string(), state)
         })
         .collect();
     let out_of_service = refused.iter().filter(|refused| !refused.runs);
     let out_of_service: serde_json::Map<_, _> =
-        out_of_service.map(|refused| (refused.name.to_string(), refused.why.as_str().into())).collect();
+        out_of_service.map(|refused| (refused.name.to_string(), shown(&refused.why, &mut left))).collect();
     let (status, word) = match tenants.is_empty() && !out_of_service.is_empty() {
         true => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         false => (StatusCode::OK, "ready"),
@@ -103,6 +108,18 @@ fn readiness(tenants: &[Arc<Tenant>], refused: &[TenantRefused]) -> (StatusCode,
         ready.insert("records".into(), serde_json::json!({ "waiting": rows, "oldest_seconds": seconds }));
     }
     (status, ready)
+}
+
+/// A reason, cut if `left` bytes are not enough for it. The log has it whole.
+fn shown(why: &str, left: &mut usize) -> serde_json::Value {
+    match left.checked_sub(why.len()) {
+        Some(rest) => {
+            *left = rest;
+            why.into()
+        }
+        None if why.len() <= SHORT_REASON => why.into(),
+        None => format!("{}…", why.get(..why.floor_char_boundary(SHORT_REASON)).unwrap_or_default()).into(),
+    }
 }
 
 /// The tenants that use most of what all share.
@@ -134,4 +151,29 @@ fn state(upstream: &Handle) -> serde_json::Value {
     shown.extend(reason.map(|reason| ("reason".to_owned(), reason.into())));
     shown.extend(until.map(|until| ("until".to_owned(), millis_until(until).into())));
     shown.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_reasons_are_cut_and_few_are_not() {
+        let refused = |nth: usize| TenantRefused {
+            name: format!("t{nth}").into(),
+            runs: false,
+            why: format!("{nth} {}", "é".repeat(8 << 10)),
+        };
+        let page = |count: usize| {
+            let refused: Vec<_> = (0..count).map(refused).collect();
+            readiness(&[], &refused).1
+        };
+        assert_eq!(page(3)["refused"]["t2"].as_str().map(str::len), Some(2 + (16 << 10)));
+        let many = page(5_000);
+        assert!(many.to_string().len() < REASONS + 5_000 * 150);
+        let cut = many["refused"].as_object().unwrap().values().filter(|why| why.as_str().unwrap().ends_with('…'));
+        assert!(cut.count() > 4_900);
+        assert_eq!(rounded(12.3456), serde_json::json!(12.346));
+        assert_eq!(rounded(1234.5), serde_json::json!(1235));
+    }
 }

@@ -34,9 +34,14 @@ use crate::{
     usage::Metered,
 };
 
+mod connections;
 mod socket;
 
-use crate::{api::socket::Socket, component::Upload};
+pub use crate::api::connections::Connections;
+use crate::{
+    api::{connections::Connection, socket::Socket},
+    component::Upload,
+};
 
 /// The most bytes of a request's line and headers. Above, hyper answers 431.
 const MAX_REQUEST: usize = 64 << 10;
@@ -52,8 +57,7 @@ pub struct ApiContext {
     pub routes: Arc<Routes>,
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
-    /// The most connections at once. Those that come when there are as many are closed.
-    pub max_connections: usize,
+    pub connections: Arc<Connections>,
     /// How long a client may leave unread what waits for it.
     pub stall_timeout: Duration,
     /// How long requests under way may take at shutdown.
@@ -99,33 +103,36 @@ impl From<NoAnswer> for ApiRefusal {
 
 /// Serves until told to stop; then requests under way may finish.
 pub async fn run(listener: TcpListener, context: Arc<ApiContext>, stop: Stop) {
-    let acceptor = Acceptor { listener, name: "api", max_connections: context.max_connections };
+    let acceptor = Acceptor { listener, name: "api" };
+    let admit = |address| context.connections.admit(address, &context.trusted_proxies);
     let refused = |why| {
         context.metrics.api_refused(match why {
             NotServed::Full => "full",
             NotServed::Accept => "accept",
         });
     };
-    let serve = |socket, peer| serve(socket, peer, Arc::clone(&context), stop.clone());
-    let mut connections = acceptor.run(stop.clone(), refused, serve).await;
+    let serve = |socket, peer, place| serve(socket, peer, place, Arc::clone(&context), stop.clone());
+    let mut connections = acceptor.run(stop.clone(), admit, refused, serve).await;
     let finished = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(context.shutdown_timeout, finished).await.is_err() {
         tracing::warn!(connections = connections.len(), "API requests cut off at shutdown");
     }
 }
 
-async fn serve(socket: TcpStream, peer: SocketAddr, context: Arc<ApiContext>, mut stop: Stop) {
+async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: Arc<ApiContext>, mut stop: Stop) {
     let socket = Socket::new(socket, context.stall_timeout, Arc::clone(&context.metrics));
+    let place = Arc::new(place);
+    let held = Arc::clone(&place);
+    let metrics = Arc::clone(&context.metrics);
     let service = service_fn(move |request| {
-        let context = Arc::clone(&context);
+        let (context, place) = (Arc::clone(&context), Arc::clone(&held));
         async move {
-            Ok::<_, Infallible>(match answer(request, peer.ip(), &context).await {
-                Ok(response) => response,
-                Err(refusal) => {
-                    context.metrics.api_refused(refusal.code);
-                    refusal.response()
-                }
-            })
+            let answered = answer(request, peer.ip(), &context, &place).await;
+            place.end();
+            Ok::<_, Infallible>(answered.unwrap_or_else(|refusal| {
+                context.metrics.api_refused(refusal.code);
+                refusal.response()
+            }))
         }
     });
     let connection = http1::Builder::new()
@@ -140,6 +147,11 @@ async fn serve(socket: TcpStream, peer: SocketAddr, context: Arc<ApiContext>, mu
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = place.evicted() => {
+            metrics.api_refused("idle");
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     };
     if let Err(error) = served {
         tracing::debug!(%error, "API connection failed");
@@ -150,11 +162,12 @@ async fn answer(
     mut request: Request<Incoming>,
     peer: IpAddr,
     context: &ApiContext,
+    place: &Connection,
 ) -> Result<Response<Metered<Download>>, ApiRefusal> {
     let expects = request.headers().contains_key(EXPECT);
     let checked = host_header::check_host(&mut request)
         .map_err(|error| ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", error.to_string()));
-    let (api, path) = match checked.and_then(|()| context.find(&request)) {
+    let (api, path) = match checked.and_then(|()| context.find(&request, place)) {
         Ok(found) => found,
         Err(refusal) => {
             Upload::new(request.into_body(), 0, expects).drain().await;
@@ -182,14 +195,19 @@ async fn answer(
 }
 
 impl ApiContext {
-    /// Finds the API that a request is for, and the path as its component sees it.
-    fn find(&self, request: &Request<Incoming>) -> Result<(Arc<Api>, Uri), ApiRefusal> {
+    /// Finds the API that a request is for, and the path as its component sees it. The connection's place is its
+    /// tenant's from now on.
+    fn find(&self, request: &Request<Incoming>, place: &Connection) -> Result<(Arc<Api>, Uri), ApiRefusal> {
         let not_found = |message: &str| ApiRefusal::new(StatusCode::NOT_FOUND, "not_found", message);
         let found = self
             .routes
             .find(host_header::host_of(request).as_deref(), request.uri().path(), |rest| Some(rest.to_owned()));
         let Some((route, rest)) = found else { return Err(not_found("no tenant answers at this path")) };
         let Some(api) = route.api.clone() else { return Err(not_found("this tenant has no API")) };
+        if !place.begin(&route.tenant.name) {
+            let message = "too many of the tenant's requests are under way";
+            return Err(ApiRefusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
+        }
         if host_header::host_of(request).is_none() {
             let message = "the request names no host; components need one";
             return Err(ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", message));

@@ -34,6 +34,7 @@ mod publication;
 mod readers;
 mod resume;
 mod sequence;
+mod sizes;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -47,13 +48,13 @@ pub use crate::channel::{
     publication::{Publication, Refused, check_name},
     readers::Reader,
     resume::{Resumed, resume},
-    snapshot::Since,
+    snapshot::{Since, SnapshotNow},
 };
 use crate::channel::{
     ledger::LogLedger,
     readers::Readers,
     sequence::{Sequenced, Sequencer, new_epoch},
-    snapshot::Snapshot,
+    snapshot::{LogEnd, Snapshot},
 };
 
 /// The channel of clients that ask for none, and of upstreams without a filter.
@@ -61,7 +62,7 @@ pub const MAIN: &str = "main";
 /// Bytes by which a log may exceed its limit while a notified shard has not read the chunks yet.
 const MAX_UNREAD: usize = 16 << 20;
 /// Bytes of a burst after which a new chunk begins. A chunk leaves the log whole, so it must be small beside the log.
-const CHUNK_BYTES: usize = 256 << 10;
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// One channel: its log, its snapshot and the shards that read it.
 pub struct Channel {
@@ -108,6 +109,11 @@ impl ChannelState {
             readers: Readers::default(),
             sequencer: Sequencer::new(first),
         }
+    }
+
+    /// Where it ends now.
+    fn end(&self) -> LogEnd {
+        LogEnd { next: self.log.next_seq(), next_offset: self.next_offset, bytes: self.bytes, epoch: self.epoch }
     }
 
     /// The position from which on the log keeps all chunks when it gets the chunk at position `newest`.
@@ -242,7 +248,8 @@ impl Channel {
         state.next_offset > 1 && (self.rule.load().history.kept || !state.snapshot.is_empty())
     }
 
-    /// Drops an eighth of the log, but not the newest chunk unless `all` may go. `false`: there is no other chunk.
+    /// Drops an eighth of the log, but not the newest chunk unless `all` may go. `false`: there is no other chunk. Then
+    /// the channel stands aside until it has another.
     fn drop_oldest(&self, all: bool) -> bool {
         let mut state = self.state.lock();
         let next = state.log.next_seq();
@@ -258,6 +265,8 @@ impl Channel {
         if dropped {
             // So that they let go of these chunks, too.
             state.readers.notify(next);
+        } else {
+            self.ledger.set_aside();
         }
         dropped
     }

@@ -8,6 +8,7 @@
 pub mod address_limit;
 mod budget;
 mod connected;
+mod encoder;
 mod end;
 mod id;
 mod inbox;

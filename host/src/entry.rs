@@ -16,7 +16,7 @@ mod listener;
 mod refusal;
 mod upgrade;
 
-pub use address::client_address;
+pub use address::{client_address, is_trusted};
 pub use claims::remove_claims;
 pub use context::{EntryContext, MAX_READS};
 pub use listener::{bind, run};

@@ -73,6 +73,9 @@ mod http_error;
 // A tenant's account of the host's memory.
 mod account;
 
+// Pools that nobody can empty alone.
+mod fair_pool;
+
 // Limits how much of the log a tenant takes.
 mod log_lines;
 

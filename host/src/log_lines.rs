@@ -7,6 +7,9 @@ use std::sync::{
 
 use crate::{metrics::TenantMetrics, rate::Rate};
 
+/// Bytes of a text for which a line counts once more.
+const LINE: usize = 1 << 10;
+
 /// The limit of one tenant. Lines over it are counted and left out, and one line says so.
 pub struct LogLines {
     tenant: Arc<str>,
@@ -26,7 +29,12 @@ impl LogLines {
 
     /// Takes a line from the limit. Returns whether it may be written.
     pub fn take(&self) -> bool {
-        let taken = self.rate.take_one();
+        self.take_long(0)
+    }
+
+    /// Does the same for a line with a text of this many bytes. A long one counts as several.
+    pub fn take_long(&self, bytes: usize) -> bool {
+        let taken = self.rate.take_all(1 + bytes / LINE);
         if !taken {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             self.metrics.limited("log-lines-per-second", 1);

@@ -6,11 +6,11 @@ use config::{
     HostLimits, Listen, Problem, Problems, RefusedTenant, RelayConfig, StoreConfig, TenantConfig, TenantsFolder,
 };
 use ipnet::IpNet;
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     admin, api,
-    api::ApiContext,
+    api::{ApiContext, Connections},
     component::{EngineError, EngineSource, Tasks},
     delivery::{Shards, Timing},
     dial::{
@@ -19,6 +19,7 @@ use crate::{
     },
     entry,
     entry::EntryContext,
+    fair_pool::FairPool,
     memory,
     metrics::Metrics,
     routes::Routes,
@@ -285,8 +286,9 @@ fn entry_context(
         total: Arc::clone(&host.clients),
         max_clients: capacity.clients,
         max_handshakes: capacity.handshakes,
+        handshakes: FairPool::new(capacity.handshakes),
         handshake_timeout: limits.handshake_timeout,
-        reads: Arc::new(Semaphore::new(entry::MAX_READS)),
+        reads: FairPool::new(entry::MAX_READS),
         commands: Tasks::here(),
     }
 }
@@ -302,7 +304,7 @@ fn api_context(
         routes: Arc::clone(routes),
         trusted_proxies,
         metrics: Arc::clone(&host.metrics),
-        max_connections: capacity.api_connections,
+        connections: Connections::new(capacity.api_connections),
         stall_timeout: limits.stall_timeout,
         shutdown_timeout: limits.shutdown_timeout,
     }

@@ -52,6 +52,11 @@ impl Routes {
         self.0.store(Arc::new(table));
     }
 
+    /// How many tenants there are.
+    pub fn count(&self) -> usize {
+        self.0.load().tenants.len()
+    }
+
     pub fn tenants(&self) -> Vec<Arc<Tenant>> {
         self.0.load().tenants.clone()
     }

@@ -2,7 +2,12 @@
 //!
 //! The clients' listener has a loop of its own, because it cuts silent handshakes to make room.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -10,6 +15,7 @@ use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
 };
 
@@ -27,8 +33,6 @@ pub struct Acceptor {
     pub listener: TcpListener,
     /// Its name in the log.
     pub name: &'static str,
-    /// The most connections at once. It closes those that come when there are as many.
-    pub max_connections: usize,
 }
 
 /// Why a connection was not served.
@@ -41,13 +45,15 @@ pub enum NotServed {
 }
 
 impl Acceptor {
-    /// Runs `connection` as a task for each connection, until told to stop, and tells `refused` of each that it does
-    /// not serve. Returns the connections that are still open; dropped, they end.
-    pub async fn run<C>(
+    /// Runs `connection` as a task for each connection that `admit` gives a place, which is passed on, until told to
+    /// stop. Tells `refused` of each that it does not serve. Returns the connections that are still open; dropped, they
+    /// end.
+    pub async fn run<P, C>(
         self,
         mut stop: Stop,
+        admit: impl Fn(IpAddr) -> Option<P>,
         refused: impl Fn(NotServed),
-        connection: impl Fn(TcpStream, SocketAddr) -> C,
+        connection: impl Fn(TcpStream, SocketAddr, P) -> C,
     ) -> JoinSet<()>
     where
         C: Future<Output = ()> + Send + 'static,
@@ -60,8 +66,10 @@ impl Acceptor {
             };
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok(_) if connections.len() >= self.max_connections => refused(NotServed::Full),
-                Ok((socket, peer)) => drop(connections.spawn(connection(socket, peer))),
+                Ok((socket, peer)) => match admit(peer.ip()) {
+                    Some(place) => drop(connections.spawn(connection(socket, peer, place))),
+                    None => refused(NotServed::Full),
+                },
                 Err(error) => {
                     tracing::warn!(listener.name = self.name, %error, "a connection could not be accepted");
                     refused(NotServed::Accept);
@@ -80,8 +88,10 @@ pub async fn short_answers(
     answer: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
 ) {
     let answer = Arc::new(answer);
-    let acceptor = Acceptor { listener, name, max_connections: SHORT_CONNECTIONS };
-    let connection = |socket, _| {
+    let acceptor = Acceptor { listener, name };
+    let places = Arc::new(Semaphore::new(SHORT_CONNECTIONS));
+    let admit = |_| Arc::clone(&places).try_acquire_owned().ok();
+    let connection = |socket, _, place| {
         let answer = Arc::clone(&answer);
         let service = service_fn(move |mut request| {
             let response = match host_header::check_host(&mut request) {
@@ -95,11 +105,12 @@ pub async fn short_answers(
             .header_read_timeout(SHORT_HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(socket), service);
         async move {
+            let _place = place;
             if let Err(error) = served.await {
                 tracing::debug!(listener.name = name, %error, "a connection failed");
             }
         }
     };
     // Those that are open have no answer under way.
-    drop(acceptor.run(stop, |_| (), connection).await);
+    drop(acceptor.run(stop, admit, |_| (), connection).await);
 }

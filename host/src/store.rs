@@ -13,7 +13,7 @@ use config::{StoreConfig, grants::Secret};
 use futures_util::FutureExt;
 use tokio::{
     runtime::{Handle, Runtime},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 
@@ -38,6 +38,8 @@ pub use crate::store::{
 
 /// Most bytes of rows that wait to be written. Beyond that, appends wait for room.
 const QUEUE_BYTES: usize = 64 << 20;
+/// A tenant may have a quarter of them.
+const TENANT_PART: usize = 4;
 
 /// Why an append or a read failed. A failed append has written nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +103,21 @@ pub struct Store {
     mysql: Option<Arc<RecordTable>>,
     keep: Arc<ArcSwap<Vec<Keep>>>,
     metrics: Arc<Metrics>,
+}
+
+/// A tenant's room for rows that wait to be written: a quarter of all.
+pub struct RecordsRoom(Arc<Semaphore>);
+
+impl Default for RecordsRoom {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(QUEUE_BYTES / TENANT_PART)))
+    }
+}
+
+/// Waits for room for this many bytes. One append may be larger than all there is, and then has it alone.
+async fn take(room: &Arc<Semaphore>, bytes: u64, most: usize) -> Option<OwnedSemaphorePermit> {
+    let bytes = u32::try_from(bytes.min(most as u64)).unwrap_or(u32::MAX);
+    Arc::clone(room).acquire_many_owned(bytes).await.ok()
 }
 
 /// Everything that runs for a store.
@@ -171,14 +188,20 @@ impl Store {
     }
 
     /// Appends rows of one tenant, all or none. They are on disk when this returns. `quota` is the most bytes that the
-    /// tenant may have in the file.
-    pub async fn append(&self, rows: Vec<Row>, quota: u64) -> Result<(), StoreError> {
-        let bytes = rows.iter().map(Row::cost).sum::<u64>().min(QUEUE_BYTES as u64);
-        let room = Arc::clone(&self.room).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
+    /// tenant may have in the file, and `room` what it has of the room for rows that wait.
+    pub async fn append(&self, rows: Vec<Row>, quota: u64, room: &RecordsRoom) -> Result<(), StoreError> {
         let count = rows.len();
-        let appended = match room {
-            Ok(room) => self.writer.append(rows, quota, room).await,
-            Err(_) => Err(StoreError::Unavailable("the store is closed".into())),
+        let appended = match self.writer.reserve(rows, quota) {
+            Some(rows) => {
+                // Its own first: who waits for it keeps none of the others' room. The semaphores are never closed.
+                let own = take(&room.0, rows.bytes, QUEUE_BYTES / TENANT_PART).await;
+                let all = take(&self.room, rows.bytes, QUEUE_BYTES).await;
+                match own.zip(all) {
+                    Some((own, all)) => self.writer.append(rows, [own, all]).await,
+                    None => Err(StoreError::Unavailable("the store is closed".into())),
+                }
+            }
+            None => Err(StoreError::Quota),
         };
         if let Err(error) = &appended {
             self.metrics.records_refused(error.reason(), count);

@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use config::{TenantConfig, TenantLimits, grants::Grants};
-use tokio::sync::Semaphore;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 use crate::{
     account::{Account, Charge, Reserve},
@@ -22,7 +22,7 @@ use crate::{
     metrics::{Metrics, TenantMetrics},
     rate::Rate,
     state::State,
-    store::Store,
+    store::{RecordsRoom, Store},
     upstream,
     usage::Usage,
 };
@@ -40,6 +40,9 @@ pub use process_share::{MappingShare, ProcessLimits, ProcessShare};
 pub use refusals::{Refusals, TenantRefused};
 pub use requests::Requests;
 pub use turns::{Turns, guest_threads};
+
+/// More channels than this are not changed while others wait.
+const MANY_CHANNELS: usize = 1000;
 
 /// What all tenants of the host share.
 #[derive(Clone)]
@@ -84,6 +87,8 @@ pub struct Tenant {
     /// One permit to read a socket, for the one of its upstreams whose turn it is.
     pub read_turn: Arc<Semaphore>,
     pub log_lines: Arc<LogLines>,
+    /// Its room for records that wait to be written.
+    pub records: RecordsRoom,
     pub outbound: Arc<OutboundLimit>,
     pub dialer: Arc<Dialer>,
     /// Looks up the names of its partners and of servers that its guests ask.
@@ -160,6 +165,7 @@ impl Tenant {
                 limits.log_lines_per_second,
                 Arc::clone(&metrics),
             )),
+            records: RecordsRoom::default(),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             dialer: Arc::clone(&host.dialer),
             lookups: Arc::default(),
@@ -168,6 +174,18 @@ impl Tenant {
             version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None, CodeCharges::new())),
             account,
         })
+    }
+
+    /// Has the tenant's channels follow its rules; if they are many, a moment later and on another thread.
+    fn apply_channel_rules(&self) {
+        let channels = Arc::clone(&self.channels);
+        match Handle::try_current() {
+            // Nobody waits for it.
+            Ok(runtime) if channels.count() > MANY_CHANNELS => {
+                drop(runtime.spawn_blocking(move || channels.apply_rules()));
+            }
+            _ => channels.apply_rules(),
+        }
     }
 
     /// An id for a client that its handler is asked about.
@@ -194,6 +212,7 @@ impl Tenant {
         self.account.set(limits);
         self.usage.set(limits);
         self.channels.reconfigure(config.channels.clone(), limits, config.compress_above);
+        self.apply_channel_rules();
         self.state.set_quota(limits.quota());
         self.client_limits.set(limits);
         self.sources.set(limits.clients_per_address);

@@ -3,7 +3,7 @@
 use support::partner::Partner;
 
 use crate::{
-    scene::{Scene, is_full},
+    scene::{Scene, WITHOUT_RATES, is_full},
     senders::{Senders, many},
 };
 
@@ -19,6 +19,7 @@ async fn check(first: &[u8], flood: &[u8]) {
         // One is there already.
         let more: String =
             (1..*upstreams).map(|nth| format!("[[upstream]]\nname = \"f{nth}\"\nurl = \"{url}\"\n")).collect();
+        let more = format!("{more}{WITHOUT_RATES}");
         let mut scene = Scene::with(&more, |_| {}).await;
         let mut sockets = Vec::new();
         let mut of_scene = scene.partner.take().unwrap();

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod flood;
+mod giving;
 mod honest;
 mod neighbour;
 mod scene;

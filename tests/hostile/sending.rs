@@ -11,7 +11,7 @@ use support::{
 };
 
 use crate::{
-    scene::{Scene, is_full},
+    scene::{Scene, WITHOUT_RATES, is_full},
     senders::{Senders, many},
 };
 
@@ -41,7 +41,7 @@ async fn check(header: &str, first: &[u8], flood: &[u8], has_handler: bool) {
     let sizes = if is_full() { &CLIENTS[..] } else { &CLIENTS[2..] };
     for clients in sizes {
         let more = "[components]\nclient = \"client.wasm\"\n";
-        let more = format!("[compression]\nabove = 0\n{}", if has_handler { more } else { "" });
+        let more = format!("[compression]\nabove = 0\n{}{WITHOUT_RATES}", if has_handler { more } else { "" });
         let mut scene =
             Scene::with(&more, |folder| folder.copy(guests::handler(), "tenants/hostile/client.wasm")).await;
         let sockets: Vec<_> = (0..*clients).map(|_| connect(scene.relay.clients, header)).collect();

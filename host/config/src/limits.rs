@@ -156,6 +156,10 @@ limits! {
     client_messages_per_second "client-messages-per-second" Count: 1000, 1 => 1_000_000;
     /// Most bytes of these messages per second; as many may come at once.
     client_bytes_per_second "client-bytes-per-second" Bytes: 4 << 20, 1 << 10 => 1 << 30;
+    /// Most clients at once in their handshake. `handshakes` of relay.toml limits all tenants together.
+    handshakes "handshakes" Count: 4096, 1 => 1_000_000;
+    /// Most requests at once that read channels over HTTP. The host answers 64.
+    channel_reads "channel-reads" Count: 64, 1 => 1000;
     /// Most clients at once. By default as many as the host takes.
     clients "clients" Count: 16_000_000, 1 => 16_000_000;
     /// Most clients at once from one address, which in IPv6 is one /64. At the top of the range nobody is counted.

@@ -3,29 +3,33 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use config::{ChannelRule, TenantLimits};
+use indexmap::IndexMap;
 use wire::Frame;
 
 use crate::{
     account::{Account, LIMIT, Part, Reserve},
     channel::{
         Channel, ChannelState, Chunk, MAIN, Publication, Refused, check_name, chunk_limit, ledger::LogLedger,
-        publication::check, snapshot::Snapshot,
+        publication::check, sizes::Sizes, snapshot::Snapshot,
     },
     demand::Demand,
     metrics::TenantMetrics,
     sync::Mutex,
 };
 
-/// Shortest time between two searches for channels that nobody reads. Each search looks at all channels.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Channels that one search for those that nobody reads looks at. The next search goes on behind them.
+const SWEEP: usize = 1024;
+/// Channels that are changed at a time.
+const STEP: usize = 256;
+/// Times that logs drop chunks in one go for memory that is needed elsewhere.
+const DROPS: usize = 256;
 
 /// A channel, and the publications that it gets at once.
 type Burst = (Arc<Channel>, Vec<Publication>);
@@ -36,13 +40,21 @@ pub struct Channels {
     metrics: Arc<TenantMetrics>,
     /// Notified when a channel gets its first subscriber, or loses its last.
     pub demand: Arc<Demand>,
-    open: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
+    open: Mutex<OpenChannels>,
+    /// Which logs are largest.
+    sizes: Arc<Sizes>,
     /// Has the bytes of all logs and snapshots.
     account: Arc<Account>,
     /// Most channels that exist at once, published to or subscribed to.
     max_channels: AtomicUsize,
-    /// When channels that nobody reads were last dropped.
-    last_sweep: Mutex<Option<Instant>>,
+}
+
+/// The channels that exist.
+#[derive(Default)]
+struct OpenChannels {
+    all: IndexMap<Arc<str>, Arc<Channel>>,
+    /// Where the next search for channels that nobody reads begins.
+    look_at: usize,
 }
 
 /// What the manifest says of channels.
@@ -66,22 +78,44 @@ impl Channels {
             metrics,
             demand: Arc::default(),
             open: Mutex::default(),
+            sizes: Arc::default(),
             account,
             max_channels: AtomicUsize::new(limits.channels),
-            last_sweep: Mutex::default(),
         }
     }
 
-    /// Takes the rules and limits of another manifest, also for the channels that exist. Clients of a channel that is
-    /// no longer listed keep following it.
+    /// Takes the rules and limits of another manifest, for channels that are yet to come.
+    /// [`Channels::apply_rules`] has the others follow. Clients of a channel that is no longer listed keep following it.
     pub fn reconfigure(&self, rules: Vec<ChannelRule>, limits: &TenantLimits, compress_above: Option<usize>) {
-        let open = self.open.lock();
-        let rules = Rules::new(rules, compress_above);
         self.max_channels.store(limits.channels, Ordering::Relaxed);
-        for channel in open.values() {
+        self.rules.store(Arc::new(Rules::new(rules, compress_above)));
+    }
+
+    /// Has the channels that exist follow the newest rules. It takes a while if they are many.
+    pub fn apply_rules(&self) {
+        self.for_each(|channel| {
+            let rules = self.rules.load();
             channel.reconfigure(rules.rule_for(&channel.name).cloned().unwrap_or_default(), rules.compress_above);
+        });
+    }
+
+    /// Does something with each channel, a few at a time. One that is opened meanwhile may be left out.
+    fn for_each(&self, mut act: impl FnMut(&Channel)) {
+        let mut before = usize::MAX;
+        while let Some(channels) = self.step(&mut before) {
+            channels.iter().for_each(|channel| act(channel));
         }
-        self.rules.store(Arc::new(rules));
+    }
+
+    /// The channels before an index, a few of them, for a caller who goes down to the first. `None`: there are none.
+    fn step(&self, before: &mut usize) -> Option<Vec<Arc<Channel>>> {
+        let open = self.open.lock();
+        // Downwards: who is removed has its place taken by one that was there before.
+        let to = (*before).min(open.all.len());
+        let from = to.saturating_sub(STEP);
+        *before = from;
+        let channels = open.all.get_range(from..to)?.values().map(Arc::clone).collect();
+        (to > 0).then_some(channels)
     }
 
     /// The channel that a client asks for. If there are rules, they list the channels, besides [`MAIN`]. Names that
@@ -93,9 +127,9 @@ impl Channels {
         self.check_allowed(name)?;
         let mut open = self.open.lock();
         let max_channels = self.max_channels();
-        if open.len() >= max_channels / 2 && !open.contains_key(name) {
+        if open.all.len() >= max_channels / 2 && !open.all.contains_key(name) {
             self.sweep(&mut open);
-            if open.len() >= max_channels / 2 {
+            if open.all.len() >= max_channels / 2 {
                 self.metrics.limited("channels", 1);
                 return Err(Refused::Channels(max_channels));
             }
@@ -164,11 +198,11 @@ impl Channels {
     }
 
     /// Begins a new epoch in every channel that has publications of an upstream. Called when that upstream, or a part
-    /// of what it sent, is lost.
-    pub fn lost(&self, upstream: &Arc<str>) {
-        for channel in self.all() {
-            channel.lost(upstream);
-        }
+    /// of what it sent, is lost. The channels are many: this does a few of them, those before an index, first all
+    /// (`usize::MAX`). Returns the index for the next call. `None`: there are no more.
+    pub fn lost(&self, upstream: &Arc<str>, mut before: usize) -> Option<usize> {
+        self.step(&mut before)?.iter().for_each(|channel| channel.lost(upstream));
+        (before > 0).then_some(before)
     }
 
     /// Begins a new epoch in a channel, if it exists and has publications in the present one. Called when a component
@@ -192,28 +226,28 @@ impl Channels {
     pub fn open(&self, name: &str) -> Result<Arc<Channel>, Refused> {
         check_name(name)?;
         let mut open = self.open.lock();
-        if let Some(channel) = open.get(name) {
+        if let Some(channel) = open.all.get(name) {
             return Ok(Arc::clone(channel));
         }
         let max_channels = self.max_channels();
-        if open.len() >= max_channels && !self.sweep(&mut open) {
+        if open.all.len() >= max_channels && !self.sweep(&mut open) {
             self.metrics.limited("channels", 1);
             return Err(Refused::Channels(max_channels));
         }
         let rules = self.rules.load();
         let rule = rules.rule_for(name).cloned().unwrap_or_default();
         let name: Arc<str> = name.into();
-        let channel = Arc::new(Channel {
+        let channel = Arc::new_cyclic(|own| Channel {
             name: Arc::clone(&name),
             metrics: Arc::clone(&self.metrics),
             compress_above: AtomicUsize::new(rules.compress_above),
             subscribers: AtomicUsize::new(0),
             demand: Arc::clone(&self.demand),
-            ledger: LogLedger::new(&self.account),
+            ledger: LogLedger::new(&self.account, self.sizes.place(Weak::clone(own))),
             state: Mutex::new(ChannelState::new(&rule)),
             rule: ArcSwap::from_pointee(rule),
         });
-        open.insert(name, Arc::clone(&channel));
+        open.all.insert(name, Arc::clone(&channel));
         Ok(channel)
     }
 
@@ -231,12 +265,12 @@ impl Channels {
 
     /// The channel with this name, if it exists.
     fn get(&self, name: &str) -> Option<Arc<Channel>> {
-        self.open.lock().get(name).cloned()
+        self.open.lock().all.get(name).cloned()
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.open.lock().len()
+        self.open.lock().all.len()
     }
 
     fn max_channels(&self) -> usize {
@@ -262,33 +296,47 @@ impl Channels {
 
     /// Has the largest logs drop their oldest chunks until a burst fits. Returns whether it does.
     fn shrink_largest_logs(&self, channel: &Channel, fits: impl Fn(usize) -> bool) -> bool {
-        let mut others = self.all();
         loop {
             let own = channel.log_bytes();
             if fits(own) {
                 return true;
             }
-            if !drop_from_largest(&mut others, own, false) {
+            if !self.drop_from_largest(own, false) {
                 return false;
             }
         }
     }
 
-    fn all(&self) -> Vec<Arc<Channel>> {
-        self.open.lock().values().map(Arc::clone).collect()
+    /// Has the largest log drop its oldest chunks, if it has more than `least` bytes. `false`: there is none.
+    fn drop_from_largest(&self, least: usize, even_newest: bool) -> bool {
+        while let Some(largest) = self.sizes.largest(even_newest) {
+            if largest.log_bytes() <= least {
+                return false;
+            }
+            if largest.drop_oldest(even_newest) {
+                return true;
+            }
+        }
+        false
     }
 
-    /// Drops the channels that nobody reads, to make room for others. Does so once a second at most. Returns whether
-    /// there is room now.
-    fn sweep(&self, open: &mut HashMap<Arc<str>, Arc<Channel>>) -> bool {
-        let mut last_sweep = self.last_sweep.lock();
-        if last_sweep.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
-            return false;
+    /// Drops channels that nobody reads, to make room for others: of the next few. Returns whether there is room now.
+    fn sweep(&self, open: &mut OpenChannels) -> bool {
+        let OpenChannels { all, look_at } = open;
+        // Where one is taken out, another takes its place and is looked at, too.
+        for _ in 0..SWEEP.min(2 * all.len()) {
+            if *look_at >= all.len() {
+                *look_at = 0;
+            }
+            // A channel that is held elsewhere has readers, or a handshake or a publication uses it now.
+            match all.get_index(*look_at) {
+                Some((_, channel)) if Arc::strong_count(channel) == 1 && !channel.is_kept() => {
+                    all.swap_remove_index(*look_at);
+                }
+                _ => *look_at += 1,
+            }
         }
-        *last_sweep = Some(Instant::now());
-        // A channel that is held elsewhere has readers, or a handshake or a publication uses it now.
-        open.retain(|_, channel| Arc::strong_count(channel) > 1 || channel.is_kept());
-        open.len() < self.max_channels() && self.account.logs_excess() == 0
+        all.len() < self.max_channels() && self.account.logs_excess() == 0
     }
 }
 
@@ -298,25 +346,12 @@ impl Reserve for Channels {
     fn let_go(&self, bytes: usize) {
         self.sweep(&mut self.open.lock());
         let enough = self.account.bytes(Part::Logs).saturating_sub(bytes);
-        let mut all = self.all();
-        while self.account.bytes(Part::Logs) > enough && drop_from_largest(&mut all, 0, true) {}
-    }
-}
-
-/// Has the largest log drop its oldest chunks, if it has more than `least` bytes. A channel that has nothing to drop is
-/// left out from now on. `false`: no channel is left.
-fn drop_from_largest(channels: &mut Vec<Arc<Channel>>, least: usize, all: bool) -> bool {
-    let bytes = |channels: &[Arc<Channel>], nth: usize| channels.get(nth).map_or(0, |channel| channel.log_bytes());
-    while let Some(largest) = (0..channels.len()).max_by_key(|nth| bytes(channels, *nth)) {
-        if bytes(channels, largest) <= least {
-            return false;
+        for _ in 0..DROPS {
+            if self.account.bytes(Part::Logs) <= enough || !self.drop_from_largest(0, true) {
+                return;
+            }
         }
-        if channels.get(largest).is_some_and(|channel| channel.drop_oldest(all)) {
-            return true;
-        }
-        channels.swap_remove(largest);
     }
-    false
 }
 
 impl Rules {
@@ -336,13 +371,11 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
-
     use wire::{Frame, Kind};
 
     use super::*;
     use crate::{
-        channel::{Format, Reader, Since},
+        channel::{Format, Reader, Since, SnapshotNow},
         metrics::Metrics,
     };
 
@@ -408,7 +441,6 @@ mod tests {
         let (taken, refused) = channels.publish(vec![publication("a", 90_000)], None).await;
         assert_eq!((taken, refused), (0, vec![Refused::Bytes]));
         drop(held);
-        *channels.last_sweep.lock() = None;
         assert_eq!(channels.publish(vec![publication("d", 90_000)], None).await.0, 1);
         assert!(channels.get("a").is_none());
     }
@@ -460,7 +492,6 @@ mod tests {
         assert_eq!(channels.follow("one more").await.err(), Some(Refused::Channels(MOST)));
         assert_eq!(channels.publish(vec![publication("published", 10)], None).await.0, 1);
         drop(followed);
-        *channels.last_sweep.lock() = None;
         assert!(channels.follow("one more").await.is_ok());
         assert!(channels.find("never").await.unwrap().is_none());
     }
@@ -479,10 +510,12 @@ mod tests {
         let channel = channels.get("a").unwrap();
         // The encoded snapshot takes no more: its bytes were counted with the keys.
         let before = channels.account.bytes(Part::Logs);
-        assert_eq!(channel.snapshot(Since::Nothing, 0).unwrap().after(0).count(), 10);
+        let SnapshotNow::Ready(snapshot) = channel.snapshot(Since::Nothing, 0) else { panic!("it is small") };
+        assert_eq!(snapshot.after(0).count(), 10);
+        drop(snapshot);
         assert_eq!(channels.account.bytes(Part::Logs), before);
         drop(channel);
-        channels.open.lock().clear();
+        channels.open.lock().all.clear();
         assert_eq!(channels.account.bytes(Part::Logs), 0);
     }
 

@@ -17,6 +17,10 @@ use crate::channel::{
 /// Bytes that a chunk takes besides its frames and their index: itself, its allocations, its places in logs.
 const OVERHEAD: usize = 176;
 
+/// Bytes of a publication's frame from which on it has a chunk of its own, which is encoded where nobody waits. A chunk
+/// of smaller ones takes less than a millisecond.
+const LARGE: usize = 32 << 10;
+
 /// Bytes that the allocator adds to an allocation.
 const ALLOCATION: usize = 16;
 
@@ -56,8 +60,8 @@ pub(super) struct Item<'c> {
 }
 
 impl Chunk {
-    /// Encodes publications until the chunk has `limit` bytes or none are left. Returns how many it took, which is one
-    /// at least. `first`: the position of the first publication.
+    /// Encodes publications until the chunk has `limit` bytes or none are left. A large one is alone. Returns how many it
+    /// took, which is one at least. `first`: the position of the first publication.
     pub fn encode(
         seq: u64,
         first: Position,
@@ -68,9 +72,13 @@ impl Chunk {
         let mut size = 0;
         let mut count = 0;
         for Publication { data, .. } in publications {
-            size += frame::header_len(data.bytes.len()) + data.bytes.len();
+            let frame = frame::header_len(data.bytes.len()) + data.bytes.len();
+            if frame > LARGE && count > 0 {
+                break;
+            }
+            size += frame;
             count += 1;
-            if size >= limit {
+            if size >= limit || frame > LARGE {
                 break;
             }
         }
@@ -121,8 +129,8 @@ impl Chunk {
         let keyed = burst.iter().any(|publication| publication.key.is_some());
         let size = |publication: &Publication| key_size(publication.key.as_ref());
         let keys: usize = if keyed { burst.iter().map(size).sum() } else { 0 };
-        // Each chunk but the last has at least `limit` bytes.
-        let chunks = burst.len().min(1 + frames / limit.max(1));
+        // Each chunk but the last has at least `limit` bytes, or is large, or comes before one that is.
+        let chunks = burst.len().min(1 + frames / limit.max(1) + 2 * frames / LARGE);
         frames + burst.len() * size_of::<u32>() + keys + chunks * OVERHEAD
     }
 
@@ -132,6 +140,12 @@ impl Chunk {
         let Offsets::From(first) = &self.offsets else { unreachable!("a snapshot is no part of a log") };
         let raw = EncodedBytes { bytes: self.raw.bytes.clone(), ends: self.raw.ends.clone() };
         Self::new(seq, self.epoch, Offsets::From(*first), raw, self.keys.clone(), ledger)
+    }
+
+    /// Whether it is much work to encode.
+    pub fn is_large(&self) -> bool {
+        self.raw.bytes.len() > 3 * LARGE
+            || self.raw.bytes.len() > LARGE && matches!(self.offsets, Offsets::From(_)) && self.len() == 1
     }
 
     /// Whether it stands for a gap.
@@ -259,7 +273,7 @@ mod tests {
     use crate::{account::Account, channel::Format};
 
     fn ledger() -> Arc<LogLedger> {
-        LogLedger::new(&Account::of_test())
+        LogLedger::of_test(&Account::of_test())
     }
 
     fn text(payload: &'static str) -> Publication {

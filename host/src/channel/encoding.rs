@@ -101,6 +101,17 @@ impl Chunk {
         Encoded { chunk: self, encoded }
     }
 
+    /// Whether it has yet to be encoded in a format, which is too much work for a thread that others wait for.
+    pub fn is_work(&self, format: Format) -> bool {
+        format != Format::Raw && self.is_large() && self.get_encoded(format).is_none()
+    }
+
+    /// Where the first publication with an offset greater than `offset` begins in a format.
+    pub fn position_after(&self, offset: u64, format: Format, channel: &Channel) -> usize {
+        // At its beginning nothing needs to be encoded, and a large publication is alone in its chunk.
+        if self.index_after(offset) == 0 { 0 } else { self.encoded(format, channel).position_after(offset) }
+    }
+
     /// The chunk in a format, if that has been encoded already.
     pub fn get_encoded(&self, format: Format) -> Option<Encoded<'_>> {
         let encoded = match index(format) {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use config::History;
 use wire::{Entry, Frame, Key, Page, Position};
 
-use crate::channel::{Channel, ChannelState, Chunk, Since, sequence::Sequencer, snapshot::LogEnd};
+use crate::channel::{Channel, ChannelState, Chunk, Since, SnapshotNow, sequence::Sequencer};
 
 /// Most bytes of payloads in one page. Only its first publication may have more.
 const MAX_PAGE_BYTES: usize = 1 << 20;
@@ -44,12 +44,41 @@ impl Channel {
     }
 
     /// The first chunk that a client is sent: the snapshot, or its part after an offset. The client goes on in the log
-    /// at the chunk's `seq`, which is `min_seq` or later. `None`: what the client has missed is not known any more.
-    pub fn snapshot(&self, since: Since, min_seq: u64) -> Option<Arc<Chunk>> {
+    /// at the chunk's `seq`, which is `min_seq` or later. A large snapshot has to be [made](Self::make_snapshot) first.
+    pub fn snapshot(&self, since: Since, min_seq: u64) -> SnapshotNow {
         let mut state = self.state.lock();
         let min_seq = min_seq.max(state.log.oldest_seq());
-        let end = LogEnd { next: state.log.next_seq(), bytes: state.bytes, epoch: state.epoch };
+        let end = state.end();
         state.snapshot.chunk(since, end, min_seq, &self.ledger)
+    }
+
+    /// Makes the snapshot for readers that have this, for [`Channel::snapshot`]. The channel is locked for moments only.
+    /// `None`: an epoch has ended meanwhile.
+    pub fn make_snapshot(&self, since: Since) -> Option<Arc<Chunk>> {
+        let (end, with_removals) = {
+            let state = self.state.lock();
+            (state.end(), state.snapshot.has_removals_for(since))
+        };
+        // What changes from here on comes again behind `end`.
+        let (mut entries, mut after) = (Vec::new(), 0);
+        loop {
+            let state = self.state.lock();
+            if state.epoch != end.epoch {
+                return None;
+            }
+            let Some((last, part)) = state.snapshot.part(after, with_removals) else { break };
+            after = last;
+            entries.extend(part);
+        }
+        let entries = entries.iter().filter(|(offset, ..)| *offset < end.next_offset);
+        let entries = entries.map(|(offset, key, data)| (*offset, key.clone(), data));
+        let chunk = Arc::new(Chunk::snapshot(end.next, end.epoch, entries, &self.ledger));
+        let mut state = self.state.lock();
+        if state.epoch != end.epoch {
+            return None;
+        }
+        state.snapshot.keep(with_removals, Arc::clone(&chunk), end);
+        Some(chunk)
     }
 
     /// Whether new clients get a snapshot first.

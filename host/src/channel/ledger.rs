@@ -6,17 +6,46 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use crate::account::{Account, Part};
+use crate::{
+    account::{Account, Part},
+    channel::sizes::SizePlace,
+};
 
 /// The bytes of one channel's log, in all formats.
 pub struct LogLedger {
     account: Arc<Account>,
     bytes: AtomicUsize,
+    /// Where the log stands among its tenant's. `None`: it is no tenant's.
+    place: Option<SizePlace>,
 }
 
 impl LogLedger {
-    pub fn new(account: &Arc<Account>) -> Arc<Self> {
-        Arc::new(Self { account: Arc::clone(account), bytes: AtomicUsize::new(0) })
+    pub fn new(account: &Arc<Account>, place: SizePlace) -> Arc<Self> {
+        Arc::new(Self { account: Arc::clone(account), bytes: AtomicUsize::new(0), place: Some(place) })
+    }
+
+    #[cfg(test)]
+    pub fn of_test(account: &Arc<Account>) -> Arc<Self> {
+        Arc::new(Self { account: Arc::clone(account), bytes: AtomicUsize::new(0), place: None })
+    }
+
+    fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.settle();
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.settle();
+    }
+
+    fn settle(&self) {
+        self.place.iter().for_each(|place| place.settle(&self.bytes));
+    }
+
+    /// Notes that the log has nothing to drop but its newest chunk.
+    pub fn set_aside(&self) {
+        self.place.iter().for_each(SizePlace::set_aside);
     }
 
     pub fn account(&self) -> &Arc<Account> {
@@ -45,13 +74,14 @@ impl ChunkCharge {
 
     /// Charges bytes that the chunk takes now.
     pub fn add(&self, bytes: usize) {
-        let LogLedger { account, bytes: log } = &*self.ledger;
+        let log = &*self.ledger;
+        let account = &log.account;
         // Added before it is known whose they are: a total must not be too small, not even for a moment.
         account.add(Part::Logs, bytes);
-        log.fetch_add(bytes, Ordering::Relaxed);
+        log.add(bytes);
         if self.state.fetch_add(bytes, Ordering::Relaxed) & PINNED != 0 {
             account.pin(bytes);
-            log.fetch_sub(bytes, Ordering::Relaxed);
+            log.give_back(bytes);
         }
     }
 
@@ -70,7 +100,7 @@ impl ChunkCharge {
         let before = self.state.fetch_or(PINNED, Ordering::Relaxed);
         if before & PINNED == 0 {
             self.ledger.account.pin(before);
-            self.ledger.bytes.fetch_sub(before, Ordering::Relaxed);
+            self.ledger.give_back(before);
             self.add(more);
         }
     }
@@ -89,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_chunk_is_the_logs_until_that_drops_it_and_its_holders_until_they_do() {
-        let ledger = LogLedger::new(&Account::of_test());
+        let ledger = LogLedger::of_test(&Account::of_test());
         let bytes = || [Part::Logs, Part::Pinned].map(|part| ledger.account.bytes(part));
         let charge = ChunkCharge::new(&ledger);
         charge.add(100);

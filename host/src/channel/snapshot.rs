@@ -24,6 +24,23 @@ const MAX_BYTES: usize = 1 << 30;
 /// more.
 const FRESH_BYTES: u64 = 64 << 10;
 
+/// Bytes of a snapshot, as [`Snapshot::bytes`] counts them, up to which it is encoded at once.
+const SMALL: usize = 256 << 10;
+/// Keys that are looked at at a time when a larger one is made.
+const PART: usize = 1000;
+
+/// A latest publication with its offset, for itself.
+pub type Owned = (u64, Key, Frame);
+
+/// A snapshot, as far as it is there.
+pub enum SnapshotNow {
+    Ready(Arc<Chunk>),
+    /// It has to be made first.
+    ToMake,
+    /// What the reader has missed is not known any more.
+    Unknown,
+}
+
 /// What the reader of a snapshot has already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
@@ -66,6 +83,8 @@ impl Drop for EncodedSnapshot {
 pub struct LogEnd {
     /// The next chunk's position.
     pub next: u64,
+    /// The next publication's offset.
+    pub next_offset: u64,
     /// Bytes of all chunks that the channel has ever had.
     pub bytes: u64,
     pub epoch: Epoch,
@@ -184,23 +203,25 @@ impl Snapshot {
     }
 
     /// The snapshot of this moment or of a little earlier, encoded. The chunk's `seq` is the position at which a reader
-    /// goes on in the log. It is `min_seq` or later. `None`: a removal that the reader has missed may have been
+    /// goes on in the log. It is `min_seq` or later. It is unknown if a removal that the reader has missed may have been
     /// forgotten.
-    pub fn chunk(&mut self, since: Since, end: LogEnd, min_seq: u64, ledger: &Arc<LogLedger>) -> Option<Arc<Chunk>> {
+    pub fn chunk(&mut self, since: Since, end: LogEnd, min_seq: u64, ledger: &Arc<LogLedger>) -> SnapshotNow {
         if let Since::Offset(offset) = since
             && offset < self.forgotten
         {
-            return None;
+            return SnapshotNow::Unknown;
         }
-        // If there are no removals, both encodings are the same.
-        let with_removals = !self.removals.is_empty() && since != Since::Nothing;
+        let with_removals = self.has_removals_for(since);
         // If the log has grown by more bytes than the snapshot has, a fresh snapshot saves the client bytes.
         let good = |encoded: &&EncodedSnapshot| {
             let follows = end.bytes - encoded.log_bytes;
             encoded.chunk.seq >= min_seq && follows <= FRESH_BYTES.max(encoded.chunk.bytes() as u64)
         };
         if let Some(encoded) = self.encoded.get(usize::from(with_removals)).and_then(Option::as_ref).filter(good) {
-            return Some(Arc::clone(&encoded.chunk));
+            return SnapshotNow::Ready(Arc::clone(&encoded.chunk));
+        }
+        if self.bytes > SMALL {
+            return SnapshotNow::ToMake;
         }
         let entries = self.latest.iter().filter(|(offset, _)| with_removals || !self.removals.contains(offset));
         let entries = entries.map(|(offset, latest)| {
@@ -208,10 +229,32 @@ impl Snapshot {
             (*offset, key, &latest.data)
         });
         let chunk = Arc::new(Chunk::snapshot(end.next, end.epoch, entries, ledger));
+        self.keep(with_removals, Arc::clone(&chunk), end);
+        SnapshotNow::Ready(chunk)
+    }
+
+    /// Whether a reader needs the removals. If there are none, the encodings with and without are the same.
+    pub fn has_removals_for(&self, since: Since) -> bool {
+        !self.removals.is_empty() && since != Since::Nothing
+    }
+
+    /// Some of the latest publications after an offset, and the offset after which to go on. `None`: there are no more.
+    pub fn part(&self, after: u64, with_removals: bool) -> Option<(u64, Vec<Owned>)> {
+        let looked_at = || self.latest.range(after.saturating_add(1)..).take(PART);
+        let (last, _) = looked_at().last()?;
+        let entry = |(offset, latest): (&u64, &Latest)| {
+            let remove = self.removals.contains(offset);
+            let key = Key { name: Some(Arc::clone(&latest.key)), remove };
+            (with_removals || !remove).then(|| (*offset, key, latest.data.clone()))
+        };
+        Some((*last, looked_at().filter_map(entry).collect()))
+    }
+
+    /// Keeps an encoding for the next readers.
+    pub fn keep(&mut self, with_removals: bool, chunk: Arc<Chunk>, end: LogEnd) {
         if let Some(place) = self.encoded.get_mut(usize::from(with_removals)) {
-            *place = Some(EncodedSnapshot { chunk: Arc::clone(&chunk), log_bytes: end.bytes });
+            *place = Some(EncodedSnapshot { chunk, log_bytes: end.bytes });
         }
-        Some(chunk)
     }
 
     /// Bytes that the latest publication at an offset takes.

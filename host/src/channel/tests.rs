@@ -23,7 +23,7 @@ async fn chunks_applied_in_another_place_make_the_same_channel() {
     let upstream: Arc<str> = "feed".into();
     let (from, to) = (home.open("c").unwrap(), edge.open("c").unwrap());
     home.publish(vec![publication(Some("a"), false, "a1"), publication(None, false, "n")], Some(&upstream)).await;
-    home.lost(&upstream);
+    home.lost(&upstream, usize::MAX);
     let burst = [("a", false, "a2"), ("b", false, "b1"), ("a", true, "")];
     home.publish(burst.map(|(key, remove, text)| publication(Some(key), remove, text)).into(), Some(&upstream)).await;
     home.publish(vec![publication(Some("c"), false, "c1")], Some(&upstream)).await;

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -14,10 +14,7 @@ use std::{
 
 use config::TenantLimits;
 
-use crate::{delivery::ClientLimits, sync::Mutex};
-
-/// The part of an IPv6 address that is counted. A household or a machine usually gets a whole /64.
-const NETWORK: u128 = !(u64::MAX as u128);
+use crate::{delivery::ClientLimits, fair_pool::network, sync::Mutex};
 
 /// The address that some of a tenant's clients come from. Each of them keeps a reference while it is connected.
 pub struct ClientSource {
@@ -85,14 +82,6 @@ impl Drop for ClientSource {
         if addresses.get(address).is_some_and(|source| source.strong_count() == 0) {
             addresses.remove(address);
         }
-    }
-}
-
-/// An address in the form in which it is counted: IPv4 whole, IPv6 by its network.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
-        address => address,
     }
 }
 

@@ -81,6 +81,11 @@ impl ClientLimits {
         self.send_limits.set(limits);
     }
 
+    /// How many clients the tenant has.
+    pub fn count(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
     /// Whether the tenant has as many clients as it may.
     pub fn is_full(&self) -> bool {
         self.clients.load(Ordering::Relaxed) >= self.max_clients.load(Ordering::Relaxed)

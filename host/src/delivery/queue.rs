@@ -17,6 +17,8 @@ pub enum ShardCommand {
     /// The channel of this view has new chunks. The shard reads which ones from the channel itself. So however far a
     /// shard is behind, the channel's log bounds what waits for it.
     NewChunks(usize),
+    /// Something is made that clients of this view wait for.
+    Encoded(usize),
     /// What a tenant does with one of its clients. Ignored if the client is gone.
     TakeSteps {
         client: ClientId,

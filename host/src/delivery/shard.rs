@@ -7,7 +7,7 @@
 //! left the log is its channel's policy: it is closed with 1013, skips, or gets the latest of each key.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     io::ErrorKind,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -29,6 +29,7 @@ use crate::{
     channel::{Channel, Format, Reader, Start},
     delivery::{
         BudgetShare, ClientId, ClientLimits, Connected,
+        encoder::Encoder,
         end::End,
         queue::{Queue, ShardCommand, Step},
         shard::{
@@ -118,6 +119,7 @@ impl Accepted {
 /// All shards of the host.
 pub struct Shards {
     queues: Vec<Arc<Queue>>,
+    encoder: Arc<Encoder>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     next: AtomicUsize,
 }
@@ -125,8 +127,9 @@ pub struct Shards {
 impl Shards {
     pub fn start(count: usize, timing: Timing) -> io::Result<Self> {
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        let encoder = if count > 0 { Encoder::start()? } else { Arc::default() };
         for index in 0..count {
-            let shard = Shard::new(timing)?;
+            let shard = Shard::new(timing, Arc::clone(&encoder))?;
             queues.push(Arc::clone(&shard.queue));
             let thread = move || {
                 // Its clients can be neither served nor told. The process ends, so that its supervisor starts it again.
@@ -139,7 +142,7 @@ impl Shards {
             };
             threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(thread)?);
         }
-        Ok(Self { queues, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
+        Ok(Self { queues, encoder, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
     }
 
     /// Hands a client to the shard that its id names. A client without an id goes to the next shard in turn.
@@ -190,6 +193,7 @@ impl Shards {
             // An error means a panic, and that has ended the process.
             let _ = thread.join();
         }
+        self.encoder.close();
     }
 }
 
@@ -208,6 +212,10 @@ struct Shard {
     to_read: Lines,
     /// Rows whose turn to be written to was cut short, or has not come.
     to_write: OnceInLine,
+    /// Rows that wait until something of a view is made.
+    encoding: HashMap<usize, HashSet<usize>>,
+    /// Makes it.
+    encoder: Arc<Encoder>,
     /// When clients were told of dropped messages, and their rows, in the order of the times.
     refused: VecDeque<(u32, usize)>,
     /// Rows whose close frame is not answered yet.
@@ -229,7 +237,7 @@ struct Shard {
 }
 
 impl Shard {
-    fn new(timing: Timing) -> io::Result<Self> {
+    fn new(timing: Timing, encoder: Arc<Encoder>) -> io::Result<Self> {
         let poll = Poll::new()?;
         let queue = Arc::new(Queue::new(poll.registry(), WAKER)?);
         let tick =
@@ -245,6 +253,8 @@ impl Shard {
             by_channel: HashMap::new(),
             to_read: Lines::default(),
             to_write: OnceInLine::default(),
+            encoding: HashMap::new(),
+            encoder,
             refused: VecDeque::new(),
             closing: Vec::new(),
             deadlines: Deadlines::default(),
@@ -313,6 +323,7 @@ impl Shard {
             match command {
                 ShardCommand::Client(newcomer) => self.adopt(*newcomer),
                 ShardCommand::NewChunks(view) => self.fan_out(view),
+                ShardCommand::Encoded(view) => self.encoded(view),
                 ShardCommand::TakeSteps { client, client_limits, steps, share } => {
                     self.take_steps(client, &client_limits, steps);
                     drop(share);

@@ -31,6 +31,10 @@ use crate::{
     tenant::Tenant,
 };
 
+/// How many times as many clients as the host has room for a tenant may have: one that takes all it can leaves a
+/// seventeenth of the room to other tenants.
+const CLIENTS_SHARE: usize = 16;
+
 /// A client that is let in.
 pub struct Admitted {
     /// `None`: the tenant has no handler.
@@ -45,6 +49,13 @@ impl EntryContext {
     pub fn check_room(&self, tenant: &Tenant) -> Result<(), Refusal> {
         if self.total.load(Ordering::Relaxed) >= self.max_clients {
             return Err(Refusal::unavailable("full", "the relay has as many clients as it takes"));
+        }
+        // Who has few clients is served before those who have many.
+        let free = self.max_clients.saturating_sub(self.total.load(Ordering::Relaxed));
+        let is_alone = self.routes.count() <= 1;
+        if !is_alone && tenant.client_limits.count() >= CLIENTS_SHARE.saturating_mul(free) {
+            tenant.metrics.limited("clients", 1);
+            return Err(Refusal::unavailable("full", "the relay keeps its last room for tenants with fewer clients"));
         }
         if tenant.client_limits.is_full() {
             tenant.metrics.limited("clients", 1);

@@ -8,11 +8,11 @@ use std::{
 use hyper::Request;
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
-use tokio::sync::Semaphore;
 
 use crate::{
     component::Tasks,
     delivery::Shards,
+    fair_pool::{FairPool, Sharer},
     host_header::host_of,
     metrics::Metrics,
     routes::{Route, Routes},
@@ -31,9 +31,11 @@ pub struct EntryContext {
     pub total: Arc<AtomicUsize>,
     pub max_clients: usize,
     pub max_handshakes: usize,
+    /// Places of handshakes under way: an address's until the tenant is known.
+    pub handshakes: Arc<FairPool<Sharer>>,
     pub handshake_timeout: Duration,
-    /// Permits of requests that read channels. Each is held until its answer is sent.
-    pub reads: Arc<Semaphore>,
+    /// Places of requests that read channels. Each is held until its answer is sent.
+    pub reads: Arc<FairPool<Sharer>>,
     /// Runs the Centrifuge commands of clients whose tenant has no handler.
     pub commands: Tasks,
 }

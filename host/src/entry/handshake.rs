@@ -20,7 +20,6 @@ use hyper::{
     header::{ACCEPT, ALLOW},
     service::Service,
 };
-use tokio::sync::OwnedSemaphorePermit;
 use wire::{Compression, SHARED_WINDOW_BITS, centrifuge, centrifuge::Disconnect, deflate, header::has_token, sse};
 
 use crate::{
@@ -40,6 +39,7 @@ use crate::{
         refusal::Refusal,
         upgrade::Upgrade,
     },
+    fair_pool::{FairPlace, Most, Sharer},
     host_header,
     routes::Route,
     sync::Mutex,
@@ -56,12 +56,12 @@ pub struct Attempt {
     accepted: Mutex<Option<Accepted>>,
     /// Whether the shard writes the answer. Nothing more may be written here then.
     answered_by_shard: AtomicBool,
-    /// Whether too many others wait for an answer.
-    crowded: bool,
+    /// Its place among the handshakes. `None`: its address has enough.
+    place: Mutex<Option<FairPlace<Sharer>>>,
     /// Whether the request has arrived.
     requested: AtomicBool,
-    /// The permit of a request that reads a channel. It is held until the answer is sent.
-    read_permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// The place of a request that reads a channel. It is held until the answer is sent.
+    read_place: Mutex<Option<FairPlace<Sharer>>>,
 }
 
 type HttpResponse = Response<Full<Bytes>>;
@@ -87,16 +87,22 @@ impl Service<Request<Incoming>> for Handshake {
 }
 
 impl Attempt {
-    pub fn new(context: Arc<EntryContext>, peer: IpAddr, crowded: bool) -> Self {
+    pub fn new(context: Arc<EntryContext>, peer: IpAddr, place: Option<FairPlace<Sharer>>) -> Self {
         Self {
             context,
             peer,
             accepted: Mutex::new(None),
             answered_by_shard: AtomicBool::new(false),
-            crowded,
+            place: Mutex::new(place),
             requested: AtomicBool::new(false),
-            read_permit: Mutex::default(),
+            read_place: Mutex::default(),
         }
+    }
+
+    /// Gives its places back: it has ended.
+    pub fn leave(&self) {
+        *self.place.lock() = None;
+        *self.read_place.lock() = None;
     }
 
     pub fn has_requested(&self) -> bool {
@@ -113,12 +119,33 @@ impl Attempt {
         self.accepted.lock().take()
     }
 
-    /// Takes a permit to read a channel. `false`: too many requests have one.
-    pub fn take_read_permit(&self) -> bool {
-        let permit = Arc::clone(&self.context.reads).try_acquire_owned().ok();
-        let is_taken = permit.is_some();
-        *self.read_permit.lock() = permit;
+    /// Takes a place to read a channel of a tenant. `false`: too many requests have one.
+    pub fn take_read_place(&self, tenant: &Tenant) -> bool {
+        let most = Most::Own(tenant.version().limits.channel_reads);
+        let place = self.context.reads.take(Sharer::Tenant(Arc::clone(&tenant.name)), most);
+        let is_taken = place.is_some();
+        *self.read_place.lock() = place;
+        if !is_taken {
+            tenant.metrics.limited("channel-reads", 1);
+        }
         is_taken
+    }
+
+    /// Makes the handshake's place its tenant's, which is known now. `Err`: the tenant has too many.
+    pub fn take_tenants_place(&self, tenant: &Tenant) -> Result<(), Refusal> {
+        let most = Most::Own(tenant.version().limits.handshakes);
+        let sharer = Sharer::Tenant(Arc::clone(&tenant.name));
+        let own = self.place.lock().take();
+        let place = match own {
+            Some(own) => own.pass_to(sharer, most),
+            None => self.context.handshakes.take(sharer, most),
+        };
+        if place.is_none() {
+            tenant.metrics.limited("handshakes", 1);
+            return Err(Refusal::unavailable("crowded", "too many clients are connecting at once"));
+        }
+        *self.place.lock() = place;
+        Ok(())
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> HttpResponse {
@@ -239,22 +266,13 @@ impl Attempt {
     /// Takes a reference to the source of the client's address, if the host, the tenant and the address have room for
     /// one more client.
     fn take_source(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
-        self.check_crowded()?;
+        self.take_tenants_place(&route.tenant)?;
         self.context.check_room(&route.tenant)?;
         let source = route.tenant.sources.source_for(self.address(request));
         source.ok_or_else(|| {
             route.tenant.metrics.limited("clients-per-address", 1);
             Refusal::too_many("clients_per_address", "the tenant takes no more clients from this address")
         })
-    }
-
-    /// Refuses the request if too many others are under way.
-    pub fn check_crowded(&self) -> Result<(), Refusal> {
-        if self.crowded {
-            Err(Refusal::unavailable("crowded", "too many clients are connecting at once"))
-        } else {
-            Ok(())
-        }
     }
 
     /// The request as a handler sees it.

@@ -59,13 +59,13 @@ pub async fn answer(
 }
 
 async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequest<'_>) -> Result<String, Refusal> {
-    attempt.check_crowded()?;
+    attempt.take_tenants_place(&reading.route.tenant)?;
     if request.method() != Method::GET {
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
     }
     let parameters = Parameters::read(request.uri())?;
-    if !attempt.take_read_permit() {
+    if !attempt.take_read_place(&reading.route.tenant) {
         return Err(Refusal::unavailable("busy", "too many requests read channels at once"));
     }
     may_follow(reading, || attempt.connect_request(request, component::Transport::WebSocket)).await?;

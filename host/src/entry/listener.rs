@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
@@ -21,8 +21,10 @@ use crate::{
     delivery::{shard::Newcomer, sockopt},
     entry::{
         EntryContext,
+        address::is_trusted,
         handshake::{Attempt, Handshake},
     },
+    fair_pool::{FairPlace, Most, Sharer},
     memory,
     serve::ACCEPT_PAUSE,
     shutdown::Stop,
@@ -73,7 +75,7 @@ pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: St
                 // If only this connection is gone, there is no reason to wait.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tracing::warn!(%error, "a connection could not be accepted");
-                    handshakes.cut_silent(Duration::ZERO);
+                    handshakes.cut_silent(Duration::ZERO, None);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -107,32 +109,50 @@ impl Handshakes {
 
     /// Begins a connection's handshake. While there are very many, the connection is closed.
     fn begin(&mut self, socket: TcpStream, peer: SocketAddr) {
-        let most = self.context.max_handshakes;
-        let crowded = self.tasks.len() >= most && !self.cut_silent(PATIENCE);
+        let context = Arc::clone(&self.context);
+        let place = self.place(peer.ip());
         // Clients that are told to come again later take a handshake, too, so their number has a bound.
-        if self.tasks.len() >= 2 * most && !self.cut_silent(Duration::ZERO) {
-            self.context.metrics.handshake_refused("crowded");
+        if place.is_none() && self.tasks.len() >= 2 * context.max_handshakes && !self.cut_silent(Duration::ZERO, None) {
+            context.metrics.handshake_refused("crowded");
             return;
         }
         if self.under_way.len() > 2 * self.tasks.len().max(CALM) {
             self.under_way.retain(|under_way| !under_way.task.is_finished());
         }
-        let attempt = Arc::new(Attempt::new(Arc::clone(&self.context), peer.ip(), crowded));
+        let attempt = Arc::new(Attempt::new(context, peer.ip(), place));
         let task = self.tasks.spawn(handshake(socket, Arc::clone(&attempt)));
         self.under_way.push_back(UnderWay { task, attempt, since: Instant::now() });
         self.storm |= self.tasks.len() >= STORM;
     }
 
-    /// Makes room by cutting the oldest connection that has sent no request for `patience`. Returns whether there was
-    /// one. Connections with a request are left alone: they wait for the tenant's code, or for their turn. If all have
-    /// one, a new client is told to come again later.
-    fn cut_silent(&mut self, patience: Duration) -> bool {
+    /// Takes a place for a connection from this address. If the address has as many as it may, or all are taken, a
+    /// connection that says nothing makes room: one of the same address, or else any. `None`: there is none.
+    fn place(&mut self, address: IpAddr) -> Option<FairPlace<Sharer>> {
+        let sharer = Sharer::address(address);
+        // A proxy stands for all who come through it.
+        let is_proxy = is_trusted(address, &self.context.trusted_proxies);
+        let most = if is_proxy { Most::All } else { Most::Own(usize::MAX) };
+        let pool = Arc::clone(&self.context.handshakes);
+        pool.take(sharer.clone(), most).or_else(|| {
+            let cut = self.cut_silent(PATIENCE, Some(address)) || pool.free() == 0 && self.cut_silent(PATIENCE, None);
+            cut.then(|| pool.take(sharer, most)).flatten()
+        })
+    }
+
+    /// Makes room by cutting the oldest connection that has sent no request for `patience`, if one is named from this
+    /// address. Returns whether there was one. Connections with a request are left alone: they wait for the tenant's
+    /// code, or for their turn. If all have one, a new client is told to come again later.
+    fn cut_silent(&mut self, patience: Duration, from: Option<IpAddr>) -> bool {
         let silent = |under_way: &UnderWay| {
-            !under_way.task.is_finished() && !under_way.attempt.has_requested() && under_way.since.elapsed() >= patience
+            !under_way.task.is_finished()
+                && !under_way.attempt.has_requested()
+                && under_way.since.elapsed() >= patience
+                && from.is_none_or(|from| Sharer::address(from) == Sharer::address(under_way.attempt.peer))
         };
         let oldest = self.under_way.iter().position(silent);
         let Some(oldest) = oldest.and_then(|oldest| self.under_way.remove(oldest)) else { return false };
         oldest.task.abort();
+        oldest.attempt.leave();
         self.context.metrics.handshake_refused("crowded");
         true
     }
@@ -155,12 +175,17 @@ impl Handshakes {
 }
 
 async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
+    serve(socket, &attempt).await;
+    attempt.leave();
+}
+
+async fn serve(socket: TcpStream, attempt: &Arc<Attempt>) {
     let context = &attempt.context;
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(&attempt)));
+        .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(attempt)));
     let served = poll_fn(|context| match connection.poll_without_shutdown(context) {
         // The shard writes this answer, head and all.
         Poll::Pending if attempt.is_answered_by_shard() => Poll::Ready(Ok(())),

@@ -1,14 +1,15 @@
-//! The one thread that writes to the SQLite file, and refuses rows over a tenant's quota.
+//! The one thread that writes to the SQLite file. Rows over a tenant's quota do not get to it.
 //!
-//! It takes appends and changes in order, and answers each after its commit is on disk. Appends that queue while the
-//! disk is busy become one transaction, so that all of them wait for the disk once.
+//! It answers each append after its commit is on disk. Appends that queue while the disk is busy become one transaction,
+//! so that all of them wait for the disk once; if they are many, those of each tenant in turn. A tenant's own are
+//! written in their order.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread,
     time::Instant,
@@ -20,10 +21,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use crate::{
     metrics::Metrics,
     store::{StoreError, record::Row, sqlite},
+    sync::Mutex,
 };
 
-/// Most rows of one transaction, unless one append has more.
+/// Most rows of one transaction, and the most bytes, unless one append has more.
 const GROUP_ROWS: usize = 10_000;
+const GROUP_BYTES: u64 = 4 << 20;
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
 type RowChange = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
@@ -42,15 +45,13 @@ impl Freed {
     }
 }
 
-/// Rows of one tenant that are to be written, all or none.
+/// Rows of one tenant that are to be written, all or none. Their bytes have been reserved.
 struct Append {
     rows: Vec<Row>,
-    /// Bytes the tenant may have in the file.
-    quota: u64,
     done: Done,
-    /// Its share of the room for rows that wait. It is given back once the rows are written, even if the caller waits
-    /// no more.
-    _room: OwnedSemaphorePermit,
+    /// Its share of the room for rows that wait, and of its tenant's part of it. They are given back once the rows are
+    /// written, even if the caller waits no more.
+    _room: [OwnedSemaphorePermit; 2],
 }
 
 impl Append {
@@ -65,9 +66,77 @@ enum Order {
     End(oneshot::Sender<()>),
 }
 
+/// The appends that wait: each tenant's in their order, and the tenants in turn.
+#[derive(Default)]
+struct Waiting {
+    tenants: HashMap<Arc<str>, VecDeque<Append>>,
+    turns: VecDeque<Arc<str>>,
+}
+
+impl Waiting {
+    fn push(&mut self, append: Append) {
+        let Some(tenant) = append.rows.first().map(|row| Arc::clone(&row.collection.tenant)) else {
+            // Nothing to write.
+            return drop(append.done.send(Ok(())));
+        };
+        let line = self.tenants.entry(Arc::clone(&tenant)).or_insert_with(|| {
+            self.turns.push_back(tenant);
+            VecDeque::new()
+        });
+        line.push_back(append);
+    }
+
+    fn next(&mut self) -> Option<Append> {
+        let tenant = self.turns.pop_front()?;
+        let line = self.tenants.get_mut(&tenant)?;
+        let append = line.pop_front();
+        if line.is_empty() {
+            self.tenants.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant);
+        }
+        append
+    }
+
+    /// The appends of the next transaction.
+    fn group(&mut self) -> Vec<Append> {
+        let (mut group, mut rows, mut bytes) = (Vec::new(), 0, 0);
+        while rows < GROUP_ROWS
+            && bytes < GROUP_BYTES
+            && let Some(append) = self.next()
+        {
+            (rows, bytes) = (rows + append.rows.len(), bytes + append.bytes());
+            group.push(append);
+        }
+        group
+    }
+}
+
+/// The bytes that each tenant has in the file, those that wait to be written included.
+#[derive(Default)]
+struct Reserved(Mutex<sqlite::Used>);
+
+impl Reserved {
+    /// Adds bytes to a tenant's, if its quota allows them.
+    fn take(&self, tenant: &Arc<str>, bytes: u64, quota: u64) -> bool {
+        let mut used = self.0.lock();
+        let used = used.entry(Arc::clone(tenant)).or_default();
+        let fits = used.saturating_add(bytes) <= quota;
+        *used += if fits { bytes } else { 0 };
+        fits
+    }
+
+    fn give_back(&self, tenant: &Arc<str>, bytes: u64) {
+        if let Some(used) = self.0.lock().get_mut(tenant) {
+            *used = used.saturating_sub(bytes);
+        }
+    }
+}
+
 /// The handle to the thread.
 pub struct Writer {
     orders: Sender<Order>,
+    reserved: Arc<Reserved>,
     /// Notified when rows have been appended.
     pub appended: Arc<Notify>,
 }
@@ -78,16 +147,24 @@ impl Writer {
         let appended = Arc::new(Notify::new());
         let (rows, used) = sqlite::usage(&connection).map_err(io::Error::other)?;
         metrics.records_waiting.set(i64::try_from(rows).unwrap_or(i64::MAX));
-        let work = Work { connection, metrics, used, appended: Arc::clone(&appended) };
+        let reserved = Arc::new(Reserved(Mutex::new(used)));
+        let work = Work { connection, metrics, reserved: Arc::clone(&reserved), appended: Arc::clone(&appended) };
         // [`Writer::end`] ends the thread. It is not joined, since a disk that does not answer would make that endless.
         thread::Builder::new().name("records".into()).spawn(move || work.run(&queued))?;
-        Ok(Self { orders, appended })
+        Ok(Self { orders, reserved, appended })
     }
 
-    /// Writes rows of one tenant, all or none. Returns when they are on disk. `quota`: bytes the tenant may have here.
-    pub async fn append(&self, rows: Vec<Row>, quota: u64, room: OwnedSemaphorePermit) -> Result<(), StoreError> {
+    /// Reserves the bytes of rows of one tenant. `quota`: how many it may have here. `None`: they are over it.
+    pub fn reserve(&self, rows: Vec<Row>, quota: u64) -> Option<ReservedRows> {
+        let bytes = rows.iter().map(Row::cost).sum();
+        let fits = rows.first().is_none_or(|first| self.reserved.take(&first.collection.tenant, bytes, quota));
+        fits.then(|| ReservedRows { rows, bytes, reserved: Arc::clone(&self.reserved) })
+    }
+
+    /// Writes rows of one tenant, all or none. Returns when they are on disk.
+    pub async fn append(&self, rows: ReservedRows, room: [OwnedSemaphorePermit; 2]) -> Result<(), StoreError> {
         let (done, answer) = oneshot::channel();
-        self.order(Order::Append(Append { rows, quota, done, _room: room }));
+        self.order(Order::Append(Append { rows: rows.into_rows(), done, _room: room }));
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -115,6 +192,27 @@ impl Writer {
     }
 }
 
+/// Rows whose bytes are their tenant's already. They are given back if the rows are dropped before they are ordered.
+pub struct ReservedRows {
+    rows: Vec<Row>,
+    pub bytes: u64,
+    reserved: Arc<Reserved>,
+}
+
+impl ReservedRows {
+    fn into_rows(mut self) -> Vec<Row> {
+        std::mem::take(&mut self.rows)
+    }
+}
+
+impl Drop for ReservedRows {
+    fn drop(&mut self) {
+        if let Some(first) = self.rows.first() {
+            self.reserved.give_back(&first.collection.tenant, self.bytes);
+        }
+    }
+}
+
 fn gone() -> StoreError {
     StoreError::Unavailable("the store is closed".into())
 }
@@ -122,51 +220,42 @@ fn gone() -> StoreError {
 struct Work {
     connection: Connection,
     metrics: Arc<Metrics>,
-    /// Bytes of each tenant's rows.
-    used: sqlite::Used,
+    reserved: Arc<Reserved>,
     appended: Arc<Notify>,
 }
 
 impl Work {
     fn run(mut self, queued: &Receiver<Order>) {
-        let mut held = None;
-        while let Some(order) = held.take().or_else(|| queued.recv().ok()) {
-            match order {
-                Order::Append(append) => held = self.append(append, queued),
-                Order::RowChange(change, done) => drop(done.send(self.change(change))),
-                Order::End(done) => {
-                    drop(self);
-                    // The caller may have given up waiting.
-                    let _ = done.send(());
-                    return;
+        let (mut waiting, mut ended) = (Waiting::default(), None);
+        loop {
+            // What has queued is one transaction, and so is each change.
+            let mut next = match waiting.turns.is_empty() && ended.is_none() {
+                true => queued.recv().map_err(|_| TryRecvError::Disconnected),
+                false => queued.try_recv(),
+            };
+            while let Ok(order) = next {
+                match order {
+                    Order::Append(append) => waiting.push(append),
+                    Order::RowChange(change, done) => drop(done.send(self.change(change))),
+                    Order::End(done) => ended = Some(done),
                 }
+                next = queued.try_recv();
             }
+            if !waiting.turns.is_empty() {
+                self.append(waiting.group());
+            } else if ended.is_some() || matches!(next, Err(TryRecvError::Disconnected)) {
+                break;
+            }
+        }
+        drop(self);
+        // The caller may have given up waiting.
+        if let Some(done) = ended {
+            let _ = done.send(());
         }
     }
 
-    /// Writes an append and the ones queued behind it in one transaction. Returns an order that is no append, if one
-    /// came.
-    fn append(&mut self, first: Append, queued: &Receiver<Order>) -> Option<Order> {
-        let mut group: Vec<Append> = Vec::new();
-        let (mut count, mut held, mut next) = (0, None, Some(first));
-        while let Some(append) = next.take() {
-            if self.reserve(&append) {
-                count += append.rows.len();
-                group.push(append);
-            } else {
-                drop(append.done.send(Err(StoreError::Quota)));
-            }
-            if count < GROUP_ROWS {
-                match queued.try_recv() {
-                    Ok(Order::Append(append)) => next = Some(append),
-                    Ok(other) => held = Some(other),
-                    Err(_) => {}
-                }
-            }
-        }
-        if group.is_empty() {
-            return held;
-        }
+    /// Writes appends in one transaction.
+    fn append(&mut self, group: Vec<Append>) {
         match self.write(&group) {
             // One append may be too large for the space that is left. The others need not be.
             Err(_) if group.len() > 1 => {
@@ -178,7 +267,6 @@ impl Work {
             }
             written => self.answer(group, written),
         }
-        held
     }
 
     fn write(&mut self, group: &[Append]) -> rusqlite::Result<()> {
@@ -205,7 +293,7 @@ impl Work {
                 tracing::error!(%error, "records cannot be written");
                 for append in &group {
                     if let Some(first) = append.rows.first() {
-                        self.release(&first.collection.tenant, append.bytes());
+                        self.reserved.give_back(&first.collection.tenant, append.bytes());
                     }
                 }
             }
@@ -225,26 +313,10 @@ impl Work {
         })();
         let freed: Freed = changed.map_err(|error: rusqlite::Error| refusal(&error))?;
         for (tenant, bytes) in &freed.bytes {
-            self.release(tenant, *bytes);
+            self.reserved.give_back(tenant, *bytes);
         }
         self.metrics.records_waiting.dec_by(i64::try_from(freed.rows).unwrap_or(i64::MAX));
         Ok(freed.rows)
-    }
-
-    /// Adds the rows' bytes to their tenant's, if its quota allows them.
-    fn reserve(&mut self, append: &Append) -> bool {
-        let Some(first) = append.rows.first() else { return true };
-        let bytes = append.bytes();
-        let used = self.used.entry(Arc::clone(&first.collection.tenant)).or_default();
-        let fits = used.saturating_add(bytes) <= append.quota;
-        *used += if fits { bytes } else { 0 };
-        fits
-    }
-
-    fn release(&mut self, tenant: &Arc<str>, bytes: u64) {
-        if let Some(used) = self.used.get_mut(tenant) {
-            *used = used.saturating_sub(bytes);
-        }
     }
 }
 

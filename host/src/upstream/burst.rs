@@ -26,7 +26,7 @@ pub struct Burst {
     pub messages: Vec<Frame>,
     /// What the pings that are to be answered bring.
     pub pings: Vec<Bytes>,
-    /// How much it is.
+    /// How much it is, without its bytes.
     pub received: usage::Received,
     pub end: Option<Lost>,
 }
@@ -65,11 +65,8 @@ impl Burst {
             }
             next = socket.next_now();
         }
-        burst.received = usage::Received {
-            messages: burst.messages.len(),
-            control_frames: frames - burst.messages.len(),
-            bytes: usize::try_from(socket.bytes_read() - before).unwrap_or(usize::MAX),
-        };
+        burst.received =
+            usage::Received { messages: burst.messages.len(), control_frames: frames - burst.messages.len(), bytes: 0 };
         burst
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         turn::Turn,
         waiting::{Held, Pressure},
     },
+    usage,
     usage::Usage,
 };
 
@@ -158,7 +159,8 @@ impl Session<'_> {
 
     /// `held` gets the messages that could not be passed on yet.
     async fn relay(&mut self, held: &mut Option<Held>, pressure: &mut Pressure<'_>) -> Result<Infallible, Lost> {
-        let Self { socket, number, config, sink, metrics, handle, log, read_turn, usage, need, stop, stale } = self;
+        let Self { socket, number, config, sink, metrics, handle, log, read_turn, usage: used, need, stop, stale } =
+            self;
         let number = *number;
         let (line, mut outbound) = Line::new(number);
         let mut opening = pin!(sink.open(line, handle, status(**stale, pressure)));
@@ -168,8 +170,8 @@ impl Session<'_> {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unneeded = pin!(need.ends());
         let mut data = DataTimeout::new(handle.expected());
-        let mut turn = Turn::new(read_turn, usage);
-        let mut paused_until = None;
+        let mut turn = Turn::new(read_turn, used);
+        let (mut paused_until, mut counted) = (None, 0);
         loop {
             let event = tokio::select! {
                 opened = &mut opening, if !is_open => Event::Opened(opened.ok_or(Lost::Filter)?),
@@ -193,7 +195,7 @@ impl Session<'_> {
                 Event::Received(received) => received,
                 Event::Opened(first) => {
                     for frame in first {
-                        usage.sent(frame.bytes.len(), Instant::now().into_std());
+                        used.sent(frame.bytes.len(), Instant::now().into_std());
                         sent(socket.send(&frame)).await?;
                     }
                     is_open = true;
@@ -202,7 +204,7 @@ impl Session<'_> {
                     continue;
                 }
                 Event::Send(frame) => {
-                    usage.sent(frame.frame.bytes.len(), Instant::now().into_std());
+                    used.sent(frame.frame.bytes.len(), Instant::now().into_std());
                     sent(socket.send(&frame.frame)).await?;
                     continue;
                 }
@@ -269,7 +271,10 @@ impl Session<'_> {
                 }
             };
             let Burst { mut messages, pings, received, end } = Burst::take(socket, first);
-            paused_until = usage.received(received, Instant::now().into_std());
+            // With all that was read for it, also before it began.
+            let bytes = socket.bytes_read() - std::mem::replace(&mut counted, socket.bytes_read());
+            let received = usage::Received { bytes: usize::try_from(bytes).unwrap_or(usize::MAX), ..received };
+            paused_until = used.received(received, Instant::now().into_std());
             let ponged = match &*pings {
                 [] => Ok(()),
                 pings => {

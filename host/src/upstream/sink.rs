@@ -210,6 +210,7 @@ impl ChannelSink {
     }
 
     fn lost(&self) {
-        self.channels.lost(&self.upstream);
+        // It publishes on no other.
+        self.channels.interrupted(MAIN, &self.upstream);
     }
 }

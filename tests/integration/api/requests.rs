@@ -305,13 +305,18 @@ async fn bodies_of_two_lengths_are_refused() {
 async fn connections_over_the_limit_are_closed() {
     let relay = Relay::serve(Folder::new("api-connections = 2").api("t", "")).await;
     let (mut one, mut two) = (relay.http().await, relay.http().await);
-    one.get("/t/count").await;
-    two.get("/t/count").await;
+    // An idle one would make room.
+    for busy in [&mut one, &mut two] {
+        busy.begin("/t/length").await;
+        busy.send_chunk("x").await;
+    }
+    relay.metric_is("edge_relay_guest_instances", &[("role", "api")], 2.0).await;
     let mut three = relay.http().await;
     three.try_send("GET /t/count HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!(three.rest().await, "");
     relay.metric_is("edge_relay_api_refused_total", &[("reason", "full")], 1.0).await;
-    assert_eq!(one.get("/t/count").await.status(), 200);
+    one.end().await;
+    assert_eq!(one.answer().await.status(), 200);
     drop(two);
     // The place is free as soon as the relay knows that the connection has ended.
     until("a third connection", async || {

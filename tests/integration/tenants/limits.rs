@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 mod clients;
 mod code;
 mod host;
+mod pools;
 mod publishing;
 mod rates;
 mod sending;

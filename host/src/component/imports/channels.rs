@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use tokio::task::yield_now;
 use wasmtime::component::{HasSelf, Linker};
 use wire::{Frame, Kind, frame::MAX_CONTROL};
 
@@ -203,7 +204,7 @@ async fn carry_out_by(guest: &Guest, mut made: Vec<Output>, leftover: &Leftover)
     }
     untold |= publish_all(guest, publications, leftover).await;
     if untold && let Some(upstream) = upstream_of(guest) {
-        guest.tenant.channels.lost(upstream);
+        lost(guest, upstream).await;
     }
 }
 
@@ -224,7 +225,7 @@ async fn report_gap(guest: &Guest, Gap { channels, reason }: Gap, leftover: &Lef
         return Err(Refused::Rate(tenant.publications.per_second()).to_string());
     }
     match upstream_of(guest).filter(|_| channels.is_empty()) {
-        Some(upstream) => tenant.channels.lost(upstream),
+        Some(upstream) => lost(guest, upstream).await,
         None => {
             for (nth, channel) in channels.iter().enumerate() {
                 tenant.channels.gap(channel).await;
@@ -237,6 +238,17 @@ async fn report_gap(guest: &Guest, Gap { channels, reason }: Gap, leftover: &Lef
     let reason = shortened(reason);
     guest.log(|| tracing::info!(reason, "gap reported by a component"));
     Ok(())
+}
+
+/// Begins new epochs where an upstream has published. If the channels are many, others have their turn in between.
+pub async fn lost(guest: &Guest, upstream: &Arc<str>) {
+    let mut before = Some(usize::MAX);
+    while let Some(index) = before {
+        before = guest.tenant.channels.lost(upstream, index);
+        if before.is_some() {
+            yield_now().await;
+        }
+    }
 }
 
 /// A text of a guest for the log, cut to a length that a line can have.

@@ -104,7 +104,7 @@ impl Host {
             return;
         }
         let records = rows.len();
-        let written = timeout(WRITE_DEADLINE, store.append(rows, version.limits.records as u64));
+        let written = timeout(WRITE_DEADLINE, store.append(rows, version.limits.records as u64, &tenant.records));
         let late = |_| Err(StoreError::Unavailable(format!("not written within {} s", WRITE_DEADLINE.as_secs())));
         if let Err(error) = written.await.unwrap_or_else(late) {
             count(&error, &tenant);
@@ -122,7 +122,7 @@ impl Host {
         match self.deferred() {
             Some(deferred) => deferred.add(rows)?,
             None => {
-                let appended = store.append(rows, version.limits.records as u64).await;
+                let appended = store.append(rows, version.limits.records as u64, &self.tenant().records).await;
                 appended.inspect_err(|error| count(error, self.tenant()))?;
             }
         }

@@ -22,7 +22,7 @@ use crate::{
             edge_relay::tenant::types::{Connection, ConnectionReason, FrameParam, Output},
             filter::{FilterComponent, FilterComponentPre},
         },
-        imports::channels::{carry_out, from_guest, to_guest},
+        imports::channels::{carry_out, from_guest, lost, to_guest},
         load::inspect,
         run::{
             host::Host,
@@ -113,11 +113,11 @@ impl Worker {
                     self.on_frames_of(connection, &frames).await;
                     drop(charge);
                 }
-                Some(FilterEvent::Gap) => self.lost(),
+                Some(FilterEvent::Gap) => self.lost().await,
                 Some(FilterEvent::Close { connection, reason }) => {
                     self.following.iter_mut().for_each(Following::end);
                     self.connection = None;
-                    self.lost();
+                    self.lost().await;
                     if let Some(made) = self.on_close(connection, &reason).await {
                         carry_out(self.filter.guest(), made, self.until()).await;
                     }
@@ -209,7 +209,7 @@ impl Worker {
             None => {
                 self.filter.guest().metrics.lost.inc_by(frames.len() as u64);
                 self.connection.iter_mut().for_each(|connected| connected.has_lost = true);
-                self.lost();
+                self.lost().await;
             }
         }
     }
@@ -220,9 +220,9 @@ impl Worker {
     }
 
     /// Marks a gap between what the filter has published and what it will.
-    fn lost(&self) {
+    async fn lost(&mut self) {
         let guest = self.filter.guest();
-        guest.tenant.channels.lost(&guest.name);
+        lost(guest, &guest.name).await;
     }
 
     async fn on_open(&mut self, number: u64, reason: ConnectionReason) -> Option<Vec<Frame>> {

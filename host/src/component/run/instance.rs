@@ -130,5 +130,6 @@ pub fn call_failed(guest: &Guest, broken: &Broken, pause: Duration) {
         Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) | Broken::Memory => {}
         Broken::Mappings => guest.tenant.metrics.limited("mappings", 1),
     }
-    guest.log(|| tracing::warn!(pause_ms = pause.as_millis(), error = %broken, "component call failed"));
+    let error = broken.to_string();
+    guest.log_text(error.len(), || tracing::warn!(pause_ms = pause.as_millis(), error, "component call failed"));
 }

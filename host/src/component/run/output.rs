@@ -30,7 +30,12 @@ const MAX_WORDS: usize = 4 << 10;
 impl Guest {
     /// Has `write` write a line about the guest, if its tenant may write another now. Returns whether it may.
     pub fn log(&self, write: impl FnOnce()) -> bool {
-        let may = self.tenant.log_lines.take();
+        self.log_text(0, write)
+    }
+
+    /// Does the same for a line with a text of this many bytes, which the guest has chosen.
+    pub fn log_text(&self, bytes: usize, write: impl FnOnce()) -> bool {
+        let may = self.tenant.log_lines.take_long(bytes);
         if may {
             self.span().in_scope(write);
         }
@@ -58,8 +63,8 @@ pub fn log(guest: &Guest, level: Level, context: &str, message: &str) {
     if !is_written {
         return;
     }
-    guest.log(|| {
-        let (context, message) = (cut(context), cut(message));
+    let (context, message) = (cut(context), cut(message));
+    guest.log_text(context.len() + message.len(), || {
         error_span!("output", guest.stream = "logging", guest.context = context).in_scope(|| match level {
             Level::Trace => tracing::trace!("{message}"),
             Level::Debug => tracing::debug!("{message}"),
@@ -141,7 +146,7 @@ impl Lines {
         let text = String::from_utf8_lossy(self.begun.trim_ascii_end());
         let line = cut(&text);
         let write = || error_span!("output", guest.stream = self.stream).in_scope(|| tracing::info!("{line}"));
-        if !line.is_empty() && self.guest.log(write) {
+        if !line.is_empty() && self.guest.log_text(line.len(), write) {
             keep(&mut self.words, line);
         }
         self.begun.clear();

@@ -111,6 +111,9 @@ impl Shard {
             self.to_read.forget(tenant, slot);
         }
         self.to_write.forget(tenant, slot);
+        for slots in self.encoding.values_mut() {
+            slots.remove(&slot);
+        }
         if row.is(flag::BEHIND) {
             sockopt::drop_unsent(&row.socket);
         }

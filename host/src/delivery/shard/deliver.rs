@@ -11,18 +11,28 @@ use mio::Interest;
 use wire::sse;
 
 use crate::{
-    channel::{Format, Since},
+    channel::{Format, Since, SnapshotNow},
     delivery::{
+        encoder::{Order, Work},
         end::End,
         shard::{
             Shard, index,
             pending::{Piece, Preface},
             row::{Row, Sent, WriteOutcome, flag},
             turns::{Lap, Tenant, WriteTurn},
-            view::Subscriber,
+            view::{Ordered, Subscriber},
         },
     },
 };
+
+/// What has become of a cursor that was off its log.
+pub(super) enum Conflated {
+    Done,
+    /// The row waits until its snapshot is made.
+    Waits,
+    /// It is no longer known what the client has missed.
+    Lost,
+}
 
 /// Bytes that new chunks may put into sockets at once. Small messages reach ten thousand clients with that.
 const FAN_OUT_BYTES: usize = 2 << 20;
@@ -72,7 +82,7 @@ impl Shard {
                         row.extra = None;
                         full.push(slot as usize);
                     }
-                    outcome @ (WriteOutcome::Blocked | WriteOutcome::Turn) => {
+                    outcome @ (WriteOutcome::Blocked | WriteOutcome::Turn | WriteOutcome::Encoding) => {
                         row.current = nth;
                         held.push((slot as usize, outcome));
                     }
@@ -85,6 +95,9 @@ impl Shard {
         usage.sent(sent.bytes, began);
         usage.worked(began.elapsed());
         for (slot, outcome) in held {
+            if outcome == WriteOutcome::Encoding {
+                self.order_chunk(slot);
+            }
             self.hold(slot, &outcome);
         }
         for (slot, nth) in lagged {
@@ -116,7 +129,9 @@ impl Shard {
         if !row.settle() {
             return self.remove(slot, "memory");
         }
-        if *outcome == WriteOutcome::Turn {
+        if *outcome == WriteOutcome::Encoding {
+            // It goes on when that is done.
+        } else if *outcome == WriteOutcome::Turn {
             self.to_write.push(Tenant::of(row.client.client_limits()), slot);
         } else if !row.is(flag::ARMED) {
             row.flags |= flag::ARMED;
@@ -184,8 +199,8 @@ impl Shard {
     pub(super) fn queue_snapshots(&mut self, slot: usize) {
         let cursors = self.rows.get(slot).map_or(0, |row| row.cursors.as_slice().len());
         for nth in 0..u16::try_from(cursors).unwrap_or(u16::MAX) {
-            // `None` needs nothing done: a new client has missed nothing, and a cursor that is off its log has its turn
-            // later.
+            // What it comes to makes no difference: a new client has missed nothing, and a cursor that is off its log has
+            // its turn later.
             self.conflate(slot, nth);
         }
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
@@ -193,9 +208,13 @@ impl Shard {
         }
     }
 
-    /// Puts a snapshot, or the part of it that a client has missed, in front of a cursor that is off its log. `None`:
-    /// it is no longer known what the client has missed.
-    pub(super) fn conflate(&mut self, slot: usize, nth: u16) -> Option<()> {
+    /// Puts a snapshot, or the part of it that a client has missed, in front of a cursor that is off its log. If that has
+    /// to be made first, it is ordered.
+    pub(super) fn conflate(&mut self, slot: usize, nth: u16) -> Conflated {
+        self.try_to_conflate(slot, nth).unwrap_or(Conflated::Lost)
+    }
+
+    fn try_to_conflate(&mut self, slot: usize, nth: u16) -> Option<Conflated> {
         let row = self.rows.get_mut(slot)?;
         let cursor = row.cursors.as_mut_slice().get_mut(usize::from(nth))?;
         let (since, view_slot) = (cursor.since()?, cursor.view);
@@ -207,7 +226,20 @@ impl Shard {
             // The client's protocol tells of gaps, and there is no place here to tell it of this one.
             return None;
         }
-        let chunk = view.channel.snapshot(since, view.log.oldest_seq())?;
+        let chunk = match view.channel.snapshot(since, view.log.oldest_seq()) {
+            SnapshotNow::Ready(chunk) => chunk,
+            SnapshotNow::ToMake => {
+                let format = row.format;
+                self.order(slot, view_slot, Work::Snapshot(since), format);
+                return Some(Conflated::Waits);
+            }
+            SnapshotNow::Unknown => return None,
+        };
+        if chunk.is_work(row.format) {
+            let format = row.format;
+            self.order(slot, view_slot, Work::Chunk(chunk), format);
+            return Some(Conflated::Waits);
+        }
         let encoded = chunk.encoded(row.format, &view.channel);
         let from = match since {
             Since::Nothing => 0,
@@ -218,7 +250,50 @@ impl Shard {
         if !range.is_empty() {
             row.extra().prefaces.push_back(Preface { view: view_slot, since, chunk, range });
         }
-        Some(())
+        Some(Conflated::Done)
+    }
+
+    /// Has the chunk encoded that a row has come to.
+    fn order_chunk(&mut self, slot: usize) {
+        let Some(row) = self.rows.get(slot) else { return };
+        let Some(cursor) = row.cursors.as_slice().get(usize::from(row.current)) else { return };
+        let Some(view) = self.views.get(cursor.view as usize) else { return };
+        let (format, view_slot) = (row.format, cursor.view);
+        let chunk = view.log.from(cursor.seq).find(|chunk| chunk.is_work(format)).map(Arc::clone);
+        match chunk {
+            Some(chunk) => self.order(slot, view_slot, Work::Chunk(chunk), format),
+            // Another shard needed it, too, and it is there by now.
+            None => self.wake_up(slot),
+        }
+    }
+
+    /// Orders something for a row, unless another row here has done so, and has the row wait for it.
+    fn order(&mut self, slot: usize, view_slot: u32, work: Work, format: Format) {
+        let Some(view) = self.views.get_mut(view_slot as usize) else { return };
+        if !view.orders.iter().any(|ordered| ordered.is(&work, format)) {
+            view.orders.push(Ordered::new(&work, format));
+            let (channel, queue) = (Arc::clone(&view.channel), Arc::clone(&self.queue));
+            self.encoder.order(Order { work, format, channel, queue, view: view_slot as usize });
+        }
+        self.encoding.entry(view_slot as usize).or_default().insert(slot);
+    }
+
+    /// Goes on with the rows that waited for something of a view to be made.
+    pub(super) fn encoded(&mut self, view_slot: usize) {
+        if let Some(view) = self.views.get_mut(view_slot) {
+            // Who needs another of them orders it again, and finds it made.
+            view.orders.clear();
+        }
+        for slot in self.encoding.remove(&view_slot).unwrap_or_default() {
+            self.wake_up(slot);
+        }
+    }
+
+    fn wake_up(&mut self, slot: usize) {
+        if let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) {
+            row.timer_start = self.now;
+            self.to_write.push(Tenant::of(row.client.client_limits()), slot);
+        }
     }
 
     /// Writes to clients whose turn was cut short: each tenant that has any in line has its turn.
@@ -273,13 +348,20 @@ impl Shard {
                 continue;
             };
             let view_slot = cursor.view as usize;
-            if cursor.since().is_some() && self.conflate(slot, nth).is_none() {
-                if let Some(view) = self.views.get(view_slot) {
-                    let name = Arc::clone(&view.channel.name);
-                    self.close(slot, &End::Lagged(name));
+            if cursor.since().is_some() {
+                match self.conflate(slot, nth) {
+                    Conflated::Done => {}
+                    // Its other channels wait with it.
+                    Conflated::Waits => return,
+                    Conflated::Lost => {
+                        if let Some(view) = self.views.get(view_slot) {
+                            let name = Arc::clone(&view.channel.name);
+                            self.close(slot, &End::Lagged(name));
+                        }
+                        // The socket has room already, so no event will say so.
+                        return self.hold(slot, &WriteOutcome::Turn);
+                    }
                 }
-                // The socket has room already, so no event will say so.
-                return self.hold(slot, &WriteOutcome::Turn);
             }
             let Some((row, view)) = self.rows.get_mut(slot).zip(self.views.get(view_slot)) else { continue };
             outcome = row.flush(self.now, sent);
@@ -301,6 +383,7 @@ impl Shard {
         match outcome {
             WriteOutcome::Done | WriteOutcome::Gap => self.caught_up(slot),
             WriteOutcome::Gone => self.remove(slot, "io"),
+            WriteOutcome::Encoding => self.order_chunk(slot),
             outcome => self.hold(slot, &outcome),
         }
     }

@@ -121,7 +121,7 @@ impl World {
             ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, slow: Some(policy), ..ChannelRule::default() };
         let limits = TenantLimits { logs: usize::MAX / 4, memory_total: usize::MAX / 4, ..TenantLimits::default() };
         Self {
-            shard: Shard::new(timing).unwrap(),
+            shard: Shard::new(timing, Arc::default()).unwrap(),
             events: Events::with_capacity(64),
             channels: Channels::new(
                 vec![rule],
@@ -171,7 +171,7 @@ impl World {
             }
             ModelStep::Follow { client, channel } => self.follow(client, channel),
             ModelStep::LoseUpstream => {
-                self.channels.lost(&self.upstream);
+                self.channels.lost(&self.upstream, usize::MAX);
                 for (channel, epoch) in self.epoch.iter_mut().enumerate() {
                     let newest = self.published.iter().rev().find(|published| published.channel == channel);
                     if newest.is_some_and(|newest| newest.epoch == *epoch) {

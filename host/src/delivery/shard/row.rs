@@ -148,6 +148,8 @@ pub enum WriteOutcome {
     Blocked,
     /// There is more, but other clients have their turn.
     Turn,
+    /// What comes next has to be encoded first, which is too much work to be done here.
+    Encoding,
     /// The log has a gap. The client must ask for the channel again to go on after it.
     Gap,
     /// The socket is broken.
@@ -323,6 +325,9 @@ impl Row {
         let Some(cursor) = self.cursors.as_mut_slice().get_mut(usize::from(nth)) else { return WriteOutcome::Done };
         let mut turn = TURN_BYTES;
         while cursor.seq < view.log.next_seq() {
+            if view.log.from(cursor.seq).next().is_some_and(|chunk| chunk.is_work(format)) {
+                return WriteOutcome::Encoding;
+            }
             let (offered, result) = write(&mut self.socket, cursor, view, format);
             match result {
                 Ok(0) if offered == 0 && is_centrifuge(format) => return WriteOutcome::Gap,
@@ -359,7 +364,7 @@ fn is_centrifuge(format: Format) -> bool {
 /// Makes one write, from a cursor on. Returns how many bytes were offered, and the socket's result.
 fn write(socket: &mut TcpStream, cursor: &Cursor, view: &View, format: Format) -> (usize, io::Result<usize>) {
     let stops = is_centrifuge(format);
-    let chunks = view.log.from(cursor.seq).take_while(|chunk| !(stops && chunk.is_gap()));
+    let chunks = view.log.from(cursor.seq).take_while(|chunk| !(chunk.is_work(format) || stops && chunk.is_gap()));
     let mut chunks = chunks.map(|chunk| chunk.encoded(format, &view.channel).bytes());
     let first = chunks.next().and_then(|bytes| bytes.get(cursor.position as usize..)).unwrap_or_default();
     let Some(second) = chunks.next() else {

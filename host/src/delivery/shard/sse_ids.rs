@@ -66,6 +66,12 @@ impl Row {
                 return WriteOutcome::Done;
             }
             for chunk in view.log.from(cursor.seq) {
+                if chunk.is_work(Format::Sse) {
+                    if extra.out.is_empty() {
+                        return WriteOutcome::Encoding;
+                    }
+                    break;
+                }
                 let encoded = chunk.encoded(Format::Sse, &view.channel);
                 while extra.out.len() < COMPOSED_BYTES
                     && let Some((end, reached)) = encoded.next(cursor.position as usize)

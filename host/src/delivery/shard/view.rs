@@ -7,10 +7,13 @@ use wire::Position;
 
 use crate::{
     channel::{Channel, Chunk, Format, Log, Reader, Since, Start},
-    delivery::shard::{
-        cursor::Cursor,
-        pending::{Piece, Rest},
-        row::Row,
+    delivery::{
+        encoder::Work,
+        shard::{
+            cursor::Cursor,
+            pending::{Piece, Rest},
+            row::Row,
+        },
     },
 };
 
@@ -22,10 +25,41 @@ pub struct View {
     /// Chunks that have just left the log. A client may have one of their frames half sent.
     pub evicted: Vec<Arc<Chunk>>,
     pub subscribers: Vec<Subscriber>,
+    /// What is made for clients here at this moment.
+    pub orders: Vec<Ordered>,
     /// What `end` was before the latest chunks were fetched.
     previous_end: Position,
     /// The last offset before the latest gap.
     gap: Option<u64>,
+}
+
+/// Something that is made on another thread.
+#[derive(PartialEq, Eq)]
+pub struct Ordered {
+    what: OrderedWork,
+    format: Format,
+}
+
+#[derive(PartialEq, Eq)]
+enum OrderedWork {
+    /// The chunk at this address.
+    Chunk(usize),
+    /// The snapshot of all, or the one with removals.
+    Snapshot { of_all: bool },
+}
+
+impl Ordered {
+    pub fn new(work: &Work, format: Format) -> Self {
+        let what = match work {
+            Work::Chunk(chunk) => OrderedWork::Chunk(Arc::as_ptr(chunk).addr()),
+            Work::Snapshot(since) => OrderedWork::Snapshot { of_all: *since == Since::Nothing },
+        };
+        Self { what, format }
+    }
+
+    pub fn is(&self, work: &Work, format: Format) -> bool {
+        *self == Self::new(work, format)
+    }
 }
 
 /// One cursor of one row.
@@ -39,7 +73,16 @@ pub struct Subscriber {
 
 impl View {
     pub fn new(channel: Arc<Channel>, log: Log, end: Position) -> Self {
-        Self { channel, log, end, evicted: Vec::new(), subscribers: Vec::new(), previous_end: end, gap: None }
+        Self {
+            channel,
+            log,
+            end,
+            evicted: Vec::new(),
+            subscribers: Vec::new(),
+            orders: Vec::new(),
+            previous_end: end,
+            gap: None,
+        }
     }
 
     /// Fetches the channel's new chunks.
@@ -101,7 +144,7 @@ impl View {
         }
         self.log.prepend(self.channel.resume(position, self.log.oldest_seq())?);
         if let Some(chunk) = self.log.after(position.offset).next() {
-            cursor.enter(chunk.seq, chunk.encoded(format, &self.channel).position_after(position.offset));
+            cursor.enter(chunk.seq, chunk.position_after(position.offset, format, &self.channel));
         }
         Some(())
     }
@@ -110,15 +153,15 @@ impl View {
     pub fn last_offset_of(&self, cursor: &Cursor, format: Format) -> u64 {
         // If its chunk is not here, the cursor stood at the log's end, and the next chunk was gone before it got here.
         let Some(chunk) = self.chunk_of(cursor) else { return self.previous_end.offset };
-        let begun = chunk.encoded(format, &self.channel).last_begun(cursor.position as usize);
-        begun.unwrap_or_else(|| chunk.before().offset)
+        let begun = || chunk.encoded(format, &self.channel).last_begun(cursor.position as usize);
+        // At its beginning nothing needs to be encoded.
+        (cursor.position > 0).then(begun).flatten().unwrap_or_else(|| chunk.before().offset)
     }
 
     /// Where the newest publication begins: the chunk, and the byte in it.
     pub fn newest(&self, format: Format) -> Option<(u64, usize)> {
         let chunk = self.log.from(0).rev().find(|chunk| !chunk.is_gap())?;
-        let encoded = chunk.encoded(format, &self.channel);
-        Some((chunk.seq, encoded.position_after(chunk.last_offset().saturating_sub(1))))
+        Some((chunk.seq, chunk.position_after(chunk.last_offset().saturating_sub(1), format, &self.channel)))
     }
 
     /// Whether there is a gap between a cursor that has just fallen off the log and a chunk. Without such a chunk, the
@@ -155,7 +198,7 @@ impl View {
 
     /// What is left to send of the frame that a cursor is inside. `None`: the cursor is at the start of a frame.
     pub fn rest_of_frame(&self, cursor: &Cursor, format: Format) -> Option<Rest> {
-        let chunk = self.chunk_of(cursor)?;
+        let chunk = self.chunk_of(cursor).filter(|_| cursor.position > 0)?;
         let range = chunk.encoded(format, &self.channel).rest(cursor.position as usize)?;
         Some(Rest { piece: Piece::Shared(Arc::clone(chunk), format), range })
     }

@@ -25,9 +25,26 @@ struct Probe;
 export!(Probe);
 
 impl job::Guest for Probe {
-    /// A schedule called `loop` never returns, and one called `trap` traps. Others publish their name, how often they
-    /// have run, and the time at which they should have run.
+    /// A schedule called `loop` never returns, and one called `trap` traps. `many-COUNT-BYTES` makes so many publications
+    /// of so many bytes, `spread-COUNT-NAME` each on a channel of its own, and `append-COUNT-BYTES` so many records.
+    /// Others publish their name, how often they have run, and the time at which they should have run.
     fn on_schedule(name: String, scheduled_at: u64) -> Vec<Publication> {
+        let words: Vec<&str> = name.split('-').collect();
+        let number = |text: &str| text.parse::<usize>().unwrap_or_default();
+        match words[..] {
+            ["many", count, bytes] => return vec![publication("ticks", "x".repeat(number(bytes))); number(count)],
+            ["spread", count, name] => {
+                let one = |nth| publication(&format!("{name}.{nth}"), scheduled_at.to_string());
+                return (0..number(count)).map(one).collect();
+            }
+            ["append", count, bytes] => {
+                let rows = vec![vec![b'x'; number(bytes)]; number(count)];
+                // What the store says makes no difference.
+                let _ = records::append_batch("ticks", &rows);
+                return Vec::new();
+            }
+            _ => {}
+        }
         match name.as_str() {
             "loop" => loop {
                 std::hint::black_box(scheduled_at);

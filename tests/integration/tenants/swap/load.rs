@@ -57,6 +57,13 @@ async fn fifty_swaps_in_a_row_cost_nobody_a_message() {
             relay.folder().write("tenants/t/tenant.toml", &manifests[usize::from(version)]);
             relay.signal(Signal::HUP);
             swapped(&relay, "t", "applied", version.into()).await;
+            // On a busy machine the next version may come before this one had a message.
+            let before = crowd.everybody_has().unwrap();
+            until("messages of this version", async || match crowd.everybody_has() {
+                Ok(has) if has >= before + 2 * AT_A_TIME => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+            .await;
         }
         over.store(true, Ordering::Relaxed);
     };

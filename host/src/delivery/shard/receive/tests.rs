@@ -58,7 +58,11 @@ impl Scene {
     fn new() -> Self {
         let hour = Duration::from_secs(3600);
         let timing = Timing { ping_interval: hour, stall_timeout: hour, shutdown_timeout: hour };
-        Self { shard: Shard::new(timing).unwrap(), events: Events::with_capacity(64), seen: Seen::default() }
+        Self {
+            shard: Shard::new(timing, Arc::default()).unwrap(),
+            events: Events::with_capacity(64),
+            seen: Seen::default(),
+        }
     }
 
     fn turn(&mut self) {

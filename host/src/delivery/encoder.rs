@@ -1,0 +1,153 @@
+//! Encodes what is large on threads of its own. Shards write to sockets meanwhile, and are told when it is ready.
+//!
+//! A publication of many mebibytes takes long to compress, and so does a snapshot of many keys. Who waits for that is
+//! the clients that want it, not those beside them. A tenant has one order worked on at a time, and tenants have theirs
+//! in turn.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io,
+    sync::Arc,
+    thread,
+    time::Instant,
+};
+
+use rustix::process::setpriority_process;
+
+use crate::{
+    channel::{Channel, Chunk, Format, Since},
+    delivery::queue::{Queue, ShardCommand},
+    sync::{Condvar, Mutex},
+};
+
+/// How many orders of different tenants are worked on at once.
+const THREADS: usize = 2;
+/// The niceness of the threads: as that of guests, behind sockets.
+const NICE: i32 = 5;
+
+/// What is to be made.
+pub enum Work {
+    /// This chunk in the order's format.
+    Chunk(Arc<Chunk>),
+    /// The channel's snapshot for a reader that has this.
+    Snapshot(Since),
+}
+
+/// What a shard wants.
+pub struct Order {
+    pub work: Work,
+    pub format: Format,
+    pub channel: Arc<Channel>,
+    /// Who is told, and of which of its views.
+    pub queue: Arc<Queue>,
+    pub view: usize,
+}
+
+/// A tenant, by the address of its metrics.
+type Tenant = usize;
+
+#[derive(Default)]
+pub struct Encoder {
+    orders: Mutex<Orders>,
+    ready: Condvar,
+}
+
+#[derive(Default)]
+struct Orders {
+    lines: HashMap<Tenant, VecDeque<Order>>,
+    /// The tenants that have a line, in the order of their turns.
+    turns: VecDeque<Tenant>,
+    /// Those that have an order worked on.
+    busy: HashSet<Tenant>,
+    is_closed: bool,
+}
+
+impl Encoder {
+    pub fn start() -> io::Result<Arc<Self>> {
+        let encoder = Arc::new(Self::default());
+        for index in 0..THREADS {
+            let own = Arc::clone(&encoder);
+            let run = move || {
+                // It may fail: then it has as much of the processors as the others.
+                let _ = setpriority_process(None, NICE);
+                own.run();
+            };
+            // They end with the process at the latest. Nothing depends on what they would have made.
+            thread::Builder::new().name(format!("encode-{index}")).spawn(run)?;
+        }
+        Ok(encoder)
+    }
+
+    pub fn order(&self, order: Order) {
+        let tenant = tenant_of(&order);
+        let mut orders = self.orders.lock();
+        let Orders { lines, turns, .. } = &mut *orders;
+        let line = lines.entry(tenant).or_insert_with(|| {
+            turns.push_back(tenant);
+            VecDeque::new()
+        });
+        line.push_back(order);
+        self.ready.notify_one();
+    }
+
+    /// Ends the threads.
+    pub fn close(&self) {
+        self.orders.lock().is_closed = true;
+        (0..THREADS).for_each(|_| self.ready.notify_one());
+    }
+
+    fn run(&self) {
+        loop {
+            let mut next = None;
+            let orders = self.orders.lock();
+            drop(self.ready.wait_while(orders, |orders| {
+                next = if orders.is_closed { None } else { orders.next() };
+                next.is_none() && !orders.is_closed
+            }));
+            let Some(order) = next else { return };
+            let tenant = tenant_of(&order);
+            order.carry_out();
+            let mut orders = self.orders.lock();
+            orders.busy.remove(&tenant);
+            // Its next order may have waited for this one alone.
+            self.ready.notify_one();
+        }
+    }
+}
+
+impl Orders {
+    /// The next order of a tenant that has none worked on.
+    fn next(&mut self) -> Option<Order> {
+        let nth = self.turns.iter().position(|tenant| !self.busy.contains(tenant))?;
+        let tenant = self.turns.remove(nth)?;
+        let line = self.lines.get_mut(&tenant)?;
+        let order = line.pop_front();
+        if line.is_empty() {
+            self.lines.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant);
+        }
+        self.busy.insert(tenant);
+        order
+    }
+}
+
+impl Order {
+    fn carry_out(self) {
+        let Self { work, format, channel, queue, view } = self;
+        let began = Instant::now();
+        let made = match work {
+            Work::Chunk(chunk) => Some(chunk),
+            Work::Snapshot(since) => channel.make_snapshot(since),
+        };
+        if let Some(chunk) = made {
+            chunk.encoded(format, &channel);
+        }
+        channel.metrics.processor_seconds.inc_by(began.elapsed().as_secs_f64());
+        queue.push(ShardCommand::Encoded(view));
+    }
+}
+
+fn tenant_of(order: &Order) -> Tenant {
+    Arc::as_ptr(&order.channel.metrics).addr()
+}

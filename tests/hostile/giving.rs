@@ -1,0 +1,177 @@
+//! What a tenant gives its clients: large publications, large snapshots, very many publications, very many channels, and
+//! records over its quota.
+
+use std::{
+    future::pending,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use support::{
+    guests,
+    raw::{FIN, TEXT, frame, request},
+};
+
+use crate::{
+    scene::{Scene, is_full, swap},
+    senders::{Senders, nice},
+};
+
+/// Bytes of a large publication: little less than a partner's message may have.
+const LARGE: usize = 15 << 20;
+
+/// A client of the hostile tenant over some transport, that reads as fast as it can.
+#[derive(Clone, Copy)]
+enum Reader {
+    Deflated,
+    Events,
+    Centrifuge,
+}
+
+impl Reader {
+    const ALL: [Self; 3] = [Self::Deflated, Self::Events, Self::Centrifuge];
+
+    /// Connects to channel `main`, and reads to the end in a thread.
+    fn start(self, clients: SocketAddr) -> TcpStream {
+        let deflate = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+        let mut socket = BufReader::new(TcpStream::connect(clients).unwrap());
+        let asked = match self {
+            Self::Deflated => with_header(&request(clients, "/hostile?channel=main"), deflate),
+            Self::Events => format!("GET /hostile/sse?channel=main HTTP/1.1\r\nHost: {clients}\r\n\r\n"),
+            Self::Centrifuge => with_header(&request(clients, "/hostile/connection/websocket"), deflate),
+        };
+        socket.get_mut().write_all(asked.as_bytes()).unwrap();
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(socket.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        if let Self::Centrifuge = self {
+            for command in [r#"{"id":1,"connect":{}}"#, r#"{"id":2,"subscribe":{"channel":"main"}}"#] {
+                socket.get_mut().write_all(&frame(FIN | TEXT, command.as_bytes())).unwrap();
+            }
+        }
+        let socket = socket.into_inner();
+        let mut reads = socket.try_clone().unwrap();
+        thread::spawn(move || {
+            nice(|| {
+                let mut buffer = vec![0; 256 << 10];
+                while reads.read(&mut buffer).is_ok_and(|length| length > 0) {}
+            });
+        });
+        socket
+    }
+}
+
+fn with_header(request: &str, header: &str) -> String {
+    format!("{}{header}\r\n", request.strip_suffix("\r\n").unwrap())
+}
+
+/// The frame of a partner's large message, which compresses as well as quotes do.
+fn large() -> Vec<u8> {
+    let mut message = vec![0x81, 127];
+    message.extend((LARGE as u64).to_be_bytes());
+    while message.len() < 10 + LARGE {
+        let number = message.len() * 7919 % 100_003;
+        write!(message, "{{\"symbol\":\"S{}\",\"price\":{number}}},", number % 97).unwrap();
+    }
+    message.truncate(10 + LARGE);
+    message
+}
+
+#[tokio::test]
+async fn large_publications_in_every_format() {
+    let mut scene = Scene::with("[compression]\nabove = 0\n", |_| {}).await;
+    let mut peer = scene.partner.as_mut().unwrap().arrival().await.request().await;
+    peer.agree(&[]).await;
+    let clients: Vec<_> = Reader::ALL.map(|reader| reader.start(scene.relay.clients)).into();
+    Senders::start(vec![peer.into_std()], &large()).check(&mut scene).await;
+    drop(clients);
+}
+
+#[tokio::test]
+async fn large_snapshots_for_clients_that_come_and_go() {
+    const KEYS: usize = 2_500;
+    let more = "[compression]\nabove = 0\n[components]\nfilter = \"filter.wasm\"\n[limits]\nfilter-call = \"20s\"\n";
+    let mut scene = Scene::with(more, |folder| folder.copy(guests::probe(), "tenants/hostile/filter.wasm")).await;
+    let mut peer = scene.partner.as_mut().unwrap().accept().await;
+    let (on, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+    let clients = scene.relay.clients;
+    let coming = {
+        let (on, ended) = (Arc::clone(&on), Arc::clone(&ended));
+        thread::spawn(move || {
+            let mut nth = 0;
+            while !ended.load(Ordering::Relaxed) {
+                if on.load(Ordering::Relaxed) {
+                    let reader = Reader::ALL[nth % Reader::ALL.len()];
+                    nth += 1;
+                    let socket = reader.start(clients);
+                    thread::sleep(Duration::from_millis(50));
+                    let _ = socket.shutdown(std::net::Shutdown::Both);
+                } else {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            assert!(nth > 0);
+        })
+    };
+    // All keys change, so that the snapshot is made anew.
+    peer.text(format!("rounds main 0 1 {KEYS} 8000")).await;
+    let begin = async |_: &_| on.store(true, Ordering::Relaxed);
+    let end = async |_: &_| on.store(false, Ordering::Relaxed);
+    let mut round = 1;
+    let attack = async || {
+        peer.text(format!("rounds main {round} {} {KEYS} 8000", round + 1)).await;
+        round += 1;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    scene.undisturbed_by(begin, attack, end).await;
+    ended.store(true, Ordering::Relaxed);
+    coming.join().unwrap();
+}
+
+/// Checks that the neighbour is undisturbed while these schedules run every 100 ms.
+async fn scheduled(names: &[String], limits: &str) {
+    let job = |after: &str| {
+        let schedule =
+            |name: &String| format!("[[schedule]]\nname = \"{name}\"\nevery = \"100ms\"\nafter = \"{after}\"\n");
+        format!(
+            "[components]\njob = \"job.wasm\"\n[limits]\njob-call = \"20s\"\n{limits}{}",
+            names.iter().map(schedule).collect::<String>()
+        )
+    };
+    let (later, now) = (job("24h"), job("1ms"));
+    let mut scene = Scene::with(&later, |folder| folder.copy(guests::probe(), "tenants/hostile/job.wasm")).await;
+    let begin = async |relay: &_| swap(relay, &now).await;
+    let end = async |relay: &_| swap(relay, &later).await;
+    scene.undisturbed_by(begin, async || pending().await, end).await;
+    assert!(scene.relay.metric("edge_relay_guest_calls_total", &[("tenant", "hostile"), ("role", "job")]).await > 0.0);
+}
+
+#[tokio::test]
+async fn ten_thousand_publications_of_each_call() {
+    scheduled(&(0..8).map(|nth| format!("many-10000-{nth}")).collect::<Vec<_>>(), "").await;
+}
+
+#[tokio::test]
+async fn hundreds_of_sixty_kilobytes_of_each_call() {
+    scheduled(&(0..4).map(|nth| format!("many-500-{}", 60_000 + nth)).collect::<Vec<_>>(), "").await;
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_channels_whose_logs_are_full() {
+    let channels = if is_full() { 10 } else { 3 };
+    let names: Vec<_> = (0..channels).map(|nth| format!("spread-10000-c{nth}")).collect();
+    scheduled(&names, "channels = 100000\nlogs = \"4MiB\"\n").await;
+}
+
+#[tokio::test]
+async fn appends_over_the_quota() {
+    scheduled(&(0..4).map(|nth| format!("append-16-{}", (1 << 20) - nth)).collect::<Vec<_>>(), "records = \"1MiB\"\n")
+        .await;
+}
