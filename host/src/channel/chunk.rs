@@ -19,7 +19,7 @@ const OVERHEAD: usize = 176;
 
 /// Bytes of a publication's frame from which on it has a chunk of its own, which is encoded where nobody waits. A chunk
 /// of smaller ones takes less than a millisecond.
-const LARGE: usize = 32 << 10;
+pub(super) const LARGE: usize = 32 << 10;
 
 /// Bytes that the allocator adds to an allocation.
 const ALLOCATION: usize = 16;
@@ -83,7 +83,10 @@ impl Chunk {
             }
         }
         let taken = || publications.iter().take(count);
-        let raw = EncodedBytes::new(taken().map(|publication| &publication.data), size, raw::write);
+        let raw = match publications {
+            [Publication { framed: Some(framed), .. }, ..] => EncodedBytes::of_one(framed.clone()),
+            _ => EncodedBytes::new(taken().map(|publication| &publication.data), size, raw::write),
+        };
         let keyed = taken().any(|publication| publication.key.is_some());
         let keys = keyed.then(|| taken().map(Publication::key).collect());
         (Self::new(seq, first.epoch, Offsets::From(first.offset), raw, keys, ledger), count)
@@ -106,7 +109,7 @@ impl Chunk {
 
     /// A chunk that stands for what may be missing before the position `first`, where an epoch begins.
     pub fn gap(seq: u64, first: Position, ledger: &Arc<LogLedger>) -> Self {
-        let raw = EncodedBytes { bytes: Box::default(), ends: Box::default() };
+        let raw = EncodedBytes { bytes: Bytes::new(), ends: Box::default() };
         Self::new(seq, first.epoch, Offsets::From(first.offset), raw, None, ledger)
     }
 
@@ -278,7 +281,7 @@ mod tests {
 
     fn text(payload: &'static str) -> Publication {
         let data = Frame { kind: Kind::Text, bytes: payload.into() };
-        Publication { channel: "c".into(), key: None, remove: false, data }
+        Publication { channel: "c".into(), key: None, remove: false, data, framed: None }
     }
 
     fn first() -> Position {

@@ -6,6 +6,7 @@ use std::{
     sync::{OnceLock, atomic::Ordering},
 };
 
+use bytes::Bytes;
 use wire::{Compression, Position, SHARED_WINDOW_BITS, centrifuge, frame, raw, sse};
 
 use crate::channel::{Channel, Chunk, chunk::Item};
@@ -33,7 +34,7 @@ const LATER_FORMATS: usize = 4;
 
 /// Encoded publications, one after another.
 pub(super) struct EncodedBytes {
-    pub bytes: Box<[u8]>,
+    pub bytes: Bytes,
     /// Where each publication ends in `bytes`. In a chunk that stands for a gap: where its mark ends, if the format has
     /// one.
     pub ends: Box<[u32]>,
@@ -49,7 +50,14 @@ impl EncodedBytes {
             // The limit of a tenant's logs keeps this far below 4 GiB.
             ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         }
-        Self { bytes: bytes.into(), ends: ends.into() }
+        // At its exact size.
+        Self { bytes: bytes.into_boxed_slice().into(), ends: ends.into() }
+    }
+
+    /// A frame that is made already.
+    pub fn of_one(frame: Bytes) -> Self {
+        let end = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        Self { bytes: frame, ends: [end].into() }
     }
 
     pub fn start(&self, index: usize) -> usize {

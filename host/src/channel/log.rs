@@ -111,7 +111,7 @@ mod tests {
 
     fn chunk(seq: u64, size: usize) -> Arc<Chunk> {
         let data = Frame { kind: Kind::Binary, bytes: vec![0; size - 2].into() };
-        let publication = Publication { channel: "c".into(), key: None, remove: false, data };
+        let publication = Publication { channel: "c".into(), key: None, remove: false, data, framed: None };
         let ledger = LogLedger::of_test(&Account::of_test());
         Arc::new(Chunk::encode(seq, Position { epoch: Epoch(1), offset: seq }, &[publication], usize::MAX, &ledger).0)
     }

@@ -94,7 +94,7 @@ mod tests {
     fn publication((key, remove): (Option<u8>, bool)) -> Publication {
         let data = Frame { kind: Kind::Text, bytes: "x".into() };
         let key = key.map(|key| Arc::from(key.to_string()));
-        Publication { channel: "c".into(), remove: remove && key.is_some(), key, data }
+        Publication { channel: "c".into(), remove: remove && key.is_some(), key, data, framed: None }
     }
 
     fn entry(offset: u64, publication: &Publication) -> Entry {

@@ -13,7 +13,7 @@ fn channels() -> Channels {
 
 fn publication(key: Option<&str>, remove: bool, text: &'static str) -> Publication {
     let data = Frame { kind: Kind::Text, bytes: Bytes::from_static(text.as_bytes()) };
-    Publication { channel: "c".into(), key: key.map(Arc::from), remove, data }
+    Publication { channel: "c".into(), key: key.map(Arc::from), remove, data, framed: None }
 }
 
 /// A second channel that only gets the first one's chunks has the same log, snapshot and position, even after a gap.

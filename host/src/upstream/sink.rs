@@ -204,7 +204,7 @@ impl ChannelSink {
             self.lost();
         }
         let main: Arc<str> = MAIN.into();
-        let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data };
+        let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data, framed: None };
         // What is refused has been counted.
         self.channels.publish(messages.into_iter().map(publish).collect(), Some(&self.upstream)).await;
     }

@@ -194,9 +194,18 @@ impl PartnerSocket {
     fn make_room(&mut self) -> Result<usize, SocketError> {
         let length = self.buffer.len();
         if self.needed > BUFFER {
-            if !self.is_long || self.buffer.capacity() == length {
-                self.renew(self.needed.min((2 * length).max(AT_ONCE)))?;
+            if !self.is_long {
+                // It doubles until it has all of the frame, and no more.
+                let halves = (self.needed / AT_ONCE).checked_ilog2().unwrap_or(0);
+                self.renew(length.max(self.needed.div_ceil(1 << halves)))?;
                 self.is_long = true;
+            } else if self.buffer.capacity() == length {
+                let more = length.min(self.needed.saturating_sub(length)).max(1);
+                if !self.settle(more) {
+                    return Err(SocketError::Memory);
+                }
+                // Large blocks are moved by the kernel, without a copy.
+                self.buffer.reserve(more);
             }
         } else if length == 0 {
             // Begins at the front again.

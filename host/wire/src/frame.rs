@@ -35,6 +35,11 @@ pub fn encode(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(payload);
 }
 
+/// Appends what comes before the payload of an unmasked frame.
+pub fn encode_head(opcode: u8, payload: usize, out: &mut Vec<u8>) {
+    encode_header(opcode, 0, payload, out);
+}
+
 /// Appends one whole frame as a client sends it. Nobody may be able to predict its mask (section 10.3).
 pub fn encode_masked(opcode: u8, payload: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {
     encode_header(opcode, MASKED, payload.len(), out);

@@ -55,9 +55,12 @@ pub struct Assembly {
     compressed: bool,
     /// The payloads of the fragments so far. After the last one they are the whole message, until another begins.
     bytes: Vec<u8>,
-    /// How many bytes of a text are known to be UTF-8.
+    /// How many bytes of a text are known to be UTF-8: of `bytes`, or of a frame that is a whole text and has not all come.
     checked: usize,
 }
+
+/// Bytes of a text that are worth a check before all of it has come.
+const AHEAD: usize = 64 << 10;
 
 /// A message whose last frame has come.
 struct Whole {
@@ -65,6 +68,8 @@ struct Whole {
     compressed: bool,
     /// Its bytes are those of several frames, in the assembly. Else they are the last frame's payload.
     joined: bool,
+    /// How many bytes of a text are known to be UTF-8.
+    checked: usize,
 }
 
 impl Assembly {
@@ -121,6 +126,12 @@ impl Assembly {
             return Ok(Taken::Unfinished(0));
         };
         if buffer.len() < head.end {
+            if head.opcode == frame::TEXT && head.fin && !head.compressed && self.kind.is_none() {
+                let unchecked = buffer.get(head.start + self.checked..).unwrap_or_default();
+                if unchecked.len() >= AHEAD {
+                    self.checked += utf8(unchecked, false)?;
+                }
+            }
             return Ok(Taken::Unfinished(head.end));
         }
         let payload = buffer.get(head.start..head.end).unwrap_or_default();
@@ -171,7 +182,8 @@ impl Assembly {
             (Some(_), Some(_)) => return Err(Violation::Protocol("a message begins inside another")),
             (None, None) => return Err(Violation::Protocol("a continuation of no message")),
             (Some(kind), None) if head.fin => {
-                return Ok(Some(Whole { kind, compressed: head.compressed, joined: false }));
+                let checked = std::mem::take(&mut self.checked);
+                return Ok(Some(Whole { kind, compressed: head.compressed, joined: false, checked }));
             }
             (Some(kind), None) => {
                 self.kind = Some(kind);
@@ -192,18 +204,24 @@ impl Assembly {
             return Ok(None);
         }
         let kind = self.kind.take().unwrap_or(Kind::Binary);
-        Ok(Some(Whole { kind, compressed: self.compressed, joined: true }))
+        let checked = std::mem::take(&mut self.checked);
+        Ok(Some(Whole { kind, compressed: self.compressed, joined: true, checked }))
     }
 
     /// Checks the bytes of a text that are new. A fragment may end within a character; the message may not.
     fn check_text(&mut self, fin: bool) -> Result<(), Violation> {
-        let unchecked = self.bytes.get(self.checked..).unwrap_or_default();
-        match std::str::from_utf8(unchecked) {
-            Ok(_) => self.checked = self.bytes.len(),
-            Err(error) if !fin && error.error_len().is_none() => self.checked += error.valid_up_to(),
-            Err(_) => return Err(Violation::Utf8),
-        }
+        self.checked += utf8(self.bytes.get(self.checked..).unwrap_or_default(), fin)?;
         Ok(())
+    }
+}
+
+/// Checks a part of a text. Returns how many bytes of it are UTF-8: all, or all but a character that is not whole yet.
+/// `last`: nothing follows.
+fn utf8(bytes: &[u8], last: bool) -> Result<usize, Violation> {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => Ok(bytes.len()),
+        Err(error) if !last && error.error_len().is_none() => Ok(error.valid_up_to()),
+        Err(_) => Err(Violation::Utf8),
     }
 }
 
@@ -227,10 +245,9 @@ impl Whole {
         if message.len() > max_message {
             return Err(Violation::TooLarge);
         }
-        // What was joined was checked meanwhile, unless it was compressed.
-        let is_checked = self.joined && !self.compressed;
-        if self.kind == Kind::Text && !is_checked && std::str::from_utf8(message).is_err() {
-            return Err(Violation::Utf8);
+        if self.kind == Kind::Text {
+            // What is compressed was not checked as it came.
+            utf8(message.get(self.checked..).unwrap_or_default(), true)?;
         }
         Ok(message)
     }

@@ -106,7 +106,13 @@ async fn publish(guest: &Guest, mut made: Vec<GuestPublication>, leftover: &Left
         } else if data.bytes.len() > largest {
             refuse(Refused::Size(largest), Some("publication"), 1);
         } else {
-            publications.push(Publication { channel: channel.into(), key: key.map(Into::into), remove, data });
+            publications.push(Publication {
+                channel: channel.into(),
+                key: key.map(Into::into),
+                remove,
+                data,
+                framed: None,
+            });
         }
     }
     // The rate is taken for all of a call at once, so the call's last publications are the ones over it.

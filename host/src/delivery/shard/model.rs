@@ -192,7 +192,7 @@ impl World {
             self.published.push(Published { channel, key, remove, offset, epoch, length });
             let data = Frame { kind: Kind::Binary, bytes: payload_of(number, length).into() };
             let key = key.map(|key| key.to_string().into());
-            publications.push(Publication { channel: CHANNELS[channel].into(), key, remove, data });
+            publications.push(Publication { channel: CHANNELS[channel].into(), key, remove, data, framed: None });
         }
         let publishing = self.channels.publish(publications, Some(&self.upstream));
         let refused = futures_util::FutureExt::now_or_never(publishing).unwrap().1;
