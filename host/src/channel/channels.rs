@@ -16,8 +16,8 @@ use wire::Frame;
 use crate::{
     account::{Account, LIMIT, Part, Reserve},
     channel::{
-        Channel, ChannelState, Chunk, MAIN, Publication, Refused, check_name, chunk::LARGE, chunk_limit,
-        ledger::LogLedger, publication::check, sizes::Sizes, snapshot::Snapshot,
+        Channel, ChannelState, Chunk, MAIN, Publication, Refused, check_name, chunk_limit, ledger::LogLedger,
+        publication::check, sizes::Sizes, snapshot::Snapshot,
     },
     demand::Demand,
     metrics::TenantMetrics,
@@ -159,7 +159,7 @@ impl Channels {
     }
 
     /// Appends publications to their channels' logs, in their order. This is the only way into a log. The publications
-    /// of one channel are one burst. Large ones are copied a part at a time, with other tasks in between. `upstream`: the upstream of the filter that made them, if a filter did.
+    /// of one channel are one burst. `upstream`: the upstream of the filter that made them, if a filter did.
     ///
     /// Returns how many were taken, and why each other one was not. Refusals are counted here. Async for the day when
     /// the log is on another node. Today it never waits.
@@ -167,13 +167,10 @@ impl Channels {
     pub async fn publish(&self, publications: Vec<Publication>, upstream: Option<&Arc<str>>) -> (usize, Vec<Refused>) {
         let mut bursts: HashMap<Arc<str>, Result<Burst, Refused>> = HashMap::new();
         let mut refused = Vec::new();
-        for mut publication in publications {
+        for publication in publications {
             if let Err(why) = check(&publication) {
                 refused.push(why);
                 continue;
-            }
-            if publication.data.bytes.len() > LARGE {
-                publication.frame().await;
             }
             let open = |name: &Arc<str>| self.open(name).map(|channel| (channel, Vec::new()));
             match bursts.entry(Arc::clone(&publication.channel)).or_insert_with_key(open) {

@@ -1,9 +1,11 @@
 //! A publication, and why it may be refused.
 
-use std::{future::poll_fn, sync::Arc, task::Poll};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use wire::{Frame, Key, frame, raw};
+
+use crate::channel::chunk::LARGE;
 
 /// Bytes that are copied at a time: what takes a quarter of a millisecond, with fresh memory.
 const PART: usize = 512 << 10;
@@ -27,8 +29,11 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// Makes the frame of a large one, a part at a time. Others go on in between.
-    pub(super) async fn frame(&mut self) {
+    /// Makes the frame of a large one, a part at a time, with `pass` in between. Others are framed with their burst.
+    pub async fn frame<P: Future<Output = ()>>(&mut self, mut pass: impl FnMut() -> P) {
+        if self.data.bytes.len() <= LARGE {
+            return;
+        }
         let payload = &self.data.bytes;
         let mut framed = Vec::with_capacity(frame::header_len(payload.len()) + payload.len());
         frame::encode_head(raw::opcode(self.data.kind), payload.len(), &mut framed);
@@ -92,19 +97,6 @@ impl Refused {
             Self::NotAllowed => "not_allowed",
         }
     }
-}
-
-/// Lets other tasks go on.
-async fn pass() {
-    let mut passed = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut passed, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Checks a publication's key.

@@ -4,7 +4,10 @@ use std::{future::ready, sync::Arc, time::Duration};
 
 use config::Overflow;
 use futures_util::future::Either;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
 use wire::Frame;
 
 use crate::{
@@ -205,8 +208,12 @@ impl ChannelSink {
         }
         let main: Arc<str> = MAIN.into();
         let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data, framed: None };
+        let mut publications: Vec<_> = messages.into_iter().map(publish).collect();
+        for publication in &mut publications {
+            publication.frame(yield_now).await;
+        }
         // What is refused has been counted.
-        self.channels.publish(messages.into_iter().map(publish).collect(), Some(&self.upstream)).await;
+        self.channels.publish(publications, Some(&self.upstream)).await;
     }
 
     fn lost(&self) {

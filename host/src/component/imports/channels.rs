@@ -125,7 +125,10 @@ async fn publish(guest: &Guest, mut made: Vec<GuestPublication>, leftover: &Left
     }
     let (mut refused, mut late) = (Vec::new(), false);
     let mut rest = publications.into_iter();
-    while let Some(slice) = next_slice(&mut rest) {
+    while let Some(mut slice) = next_slice(&mut rest) {
+        for publication in &mut slice {
+            publication.frame(yield_now).await;
+        }
         refused.extend(tenant.channels.publish(slice, upstream_of(guest)).await.1);
         if rest.len() > 0 && !leftover.pass().await {
             refuse(Refused::Late, Some(guest.role.call_limit()), rest.len());
