@@ -1,4 +1,14 @@
-//! Returns memory to the system that the allocator keeps for later.
+//! Returns memory to the system that the allocator keeps for later, and what takes long to return where nobody waits.
+
+use std::{
+    sync::{
+        OnceLock,
+        mpsc::{Sender, channel},
+    },
+    thread,
+};
+
+use bytes::Bytes;
 
 /// Bytes from which on a block of memory is a mapping of its own, which goes back to the system when it is freed. glibc
 /// begins with this number and raises it to 32 MiB by itself. Then large messages are moved about as they grow, and
@@ -36,3 +46,25 @@ pub fn trim() {
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn trim() {}
+
+/// Bytes of a block that takes long to be given back: about a tenth of a millisecond.
+const LARGE: usize = 1 << 20;
+
+/// Drops bytes, and if they are many on another thread. Giving tens of mebibytes back to the system takes milliseconds,
+/// which nobody has who serves others.
+pub fn drop_later(bytes: Bytes) {
+    static DROPS: OnceLock<Option<Sender<Bytes>>> = OnceLock::new();
+    if bytes.len() < LARGE {
+        return;
+    }
+    let start = || {
+        let (drops, dropped) = channel();
+        let run = move || dropped.iter().for_each(drop::<Bytes>);
+        // Without the thread they are dropped here.
+        thread::Builder::new().name("drop".into()).spawn(run).is_ok().then_some(drops)
+    };
+    if let Some(drops) = DROPS.get_or_init(start) {
+        // It never ends. If it did, they would be dropped here.
+        drop(drops.send(bytes));
+    }
+}

@@ -84,7 +84,7 @@ impl Chunk {
         }
         let taken = || publications.iter().take(count);
         let raw = match publications {
-            [Publication { framed: Some(framed), .. }, ..] => EncodedBytes::of_one(framed.clone()),
+            [Publication { framed: Some(framed), .. }, ..] => EncodedBytes::of_one(Bytes::clone(framed)),
             _ => EncodedBytes::new(taken().map(|publication| &publication.data), size, raw::write),
         };
         let keyed = taken().any(|publication| publication.key.is_some());

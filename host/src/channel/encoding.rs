@@ -9,7 +9,10 @@ use std::{
 use bytes::Bytes;
 use wire::{Compression, Position, SHARED_WINDOW_BITS, centrifuge, frame, raw, sse};
 
-use crate::channel::{Channel, Chunk, chunk::Item};
+use crate::{
+    channel::{Channel, Chunk, chunk::Item},
+    memory::drop_later,
+};
 
 /// How publications are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +41,12 @@ pub(super) struct EncodedBytes {
     /// Where each publication ends in `bytes`. In a chunk that stands for a gap: where its mark ends, if the format has
     /// one.
     pub ends: Box<[u32]>,
+}
+
+impl Drop for EncodedBytes {
+    fn drop(&mut self) {
+        drop_later(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl EncodedBytes {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use wire::{Frame, Key, frame, raw};
 
-use crate::channel::chunk::LARGE;
+use crate::{channel::chunk::LARGE, memory::drop_later};
 
 /// Bytes that are copied at a time: what takes a quarter of a millisecond, with fresh memory.
 const PART: usize = 512 << 10;
@@ -25,7 +25,7 @@ pub struct Publication {
     pub remove: bool,
     pub data: Frame,
     /// The WebSocket frame of a large one, once it is made.
-    pub framed: Option<Bytes>,
+    pub framed: Option<Box<Bytes>>,
 }
 
 impl Publication {
@@ -44,8 +44,8 @@ impl Publication {
         }
         let framed = Bytes::from(framed);
         // The copy takes the original's place.
-        self.data.bytes = framed.slice(header..);
-        self.framed = Some(framed);
+        drop_later(std::mem::replace(&mut self.data.bytes, framed.slice(header..)));
+        self.framed = Some(Box::new(framed));
     }
 
     pub(super) fn key(&self) -> Key {
