@@ -39,7 +39,10 @@ mod socket;
 
 pub use crate::api::connections::Connections;
 use crate::{
-    api::{connections::Connection, socket::Socket},
+    api::{
+        connections::{Connection, Last},
+        socket::Socket,
+    },
     component::Upload,
 };
 
@@ -127,12 +130,13 @@ async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: 
     let service = service_fn(move |request| {
         let (context, place) = (Arc::clone(&context), Arc::clone(&held));
         async move {
+            let under_way = place.begin();
             let answered = answer(request, peer.ip(), &context, &place).await;
-            place.end();
-            Ok::<_, Infallible>(answered.unwrap_or_else(|refusal| {
+            let answer = answered.unwrap_or_else(|refusal| {
                 context.metrics.api_refused(refusal.code);
                 refusal.response()
-            }))
+            });
+            Ok::<_, Infallible>(answer.map(|body| Last::new(body, under_way)))
         }
     });
     let connection = http1::Builder::new()
@@ -149,6 +153,9 @@ async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: 
         }
         () = place.evicted() => {
             metrics.api_refused("idle");
+            if !place.is_busy() {
+                return;
+            }
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -204,7 +211,8 @@ impl ApiContext {
             .find(host_header::host_of(request).as_deref(), request.uri().path(), |rest| Some(rest.to_owned()));
         let Some((route, rest)) = found else { return Err(not_found("no tenant answers at this path")) };
         let Some(api) = route.api.clone() else { return Err(not_found("this tenant has no API")) };
-        if !place.begin(&route.tenant.name) {
+        if !place.is_for(&route.tenant.name) {
+            route.tenant.metrics.limited("api-connections", 1);
             let message = "too many of the tenant's requests are under way";
             return Err(ApiRefusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
         }

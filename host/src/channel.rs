@@ -266,7 +266,7 @@ impl Channel {
             // So that they let go of these chunks, too.
             state.readers.notify(next);
         } else {
-            self.ledger.set_aside();
+            self.ledger.set_aside(state.log.bytes() > 0);
         }
         dropped
     }

@@ -1,9 +1,9 @@
 //! Pools that nobody can empty alone.
 //!
 //! Who asks for a place gets one if it has fewer than [`SHARE`] times as many as are free. So one who takes all it can
-//! leaves a fifth to others, two such leave a ninth, and who has few is always served before those who have many. There
-//! are no fixed parts: what nobody else wants may be had. Switches share their packet buffers this way (dynamic
-//! thresholds).
+//! leaves a fifth to others, and who has few is served before those who have many. There are no fixed parts: what nobody
+//! else wants may be had. Each further one who takes all it can leaves a fifth of what is left. Switches share their
+//! packet buffers this way (dynamic thresholds).
 
 use std::{
     collections::HashMap,
@@ -74,7 +74,7 @@ impl<K: Clone + Eq + Hash> FairPool<K> {
 
     /// Takes a place. `None`: none is free, or this one has enough.
     pub fn take(self: &Arc<Self>, by: K, most: Most) -> Option<FairPlace<K>> {
-        let is_taken = self.taken.lock().take(&by, most, self.most);
+        let is_taken = self.taken.lock().take(&by, most, self.most, 0);
         is_taken.then(|| FairPlace { pool: Arc::clone(self), by })
     }
 
@@ -85,13 +85,14 @@ impl<K: Clone + Eq + Hash> FairPool<K> {
 }
 
 impl<K: Clone + Eq + Hash> Taken<K> {
-    fn take(&mut self, by: &K, most: Most, places: usize) -> bool {
+    fn take(&mut self, by: &K, most: Most, places: usize, spare: usize) -> bool {
         let free = places.saturating_sub(self.all);
         let own = self.by.get(by).copied().unwrap_or(0);
         let may = match most {
-            Most::Own(most) => own < most && own < SHARE.saturating_mul(free),
-            Most::All => free > 0,
+            Most::Own(most) => own < most && own < SHARE.saturating_mul(free + spare),
+            Most::All => true,
         };
+        let may = may && free > 0;
         if may {
             self.all += 1;
             *self.by.entry(by.clone()).or_default() += 1;
@@ -111,20 +112,21 @@ impl<K: Clone + Eq + Hash> Taken<K> {
 }
 
 impl<K: Clone + Eq + Hash> FairPlace<K> {
-    /// Gives the place to another. `None`: that one has enough, and the place is free.
-    pub fn pass_to(self, by: K, most: Most) -> Option<Self> {
+    /// Gives the place to another. `None`: that one has enough, and the place is free. `spare`: how many that are taken
+    /// could be free, too.
+    pub fn pass_to(mut self, by: K, most: Most, spare: usize) -> Option<Self> {
         let pool = Arc::clone(&self.pool);
         let mut taken = pool.taken.lock();
         taken.give_back(&self.by);
-        let is_taken = taken.take(&by, most, pool.most);
+        if taken.take(&by, most, pool.most, spare) {
+            drop(taken);
+            self.by = by;
+            return Some(self);
+        }
+        // It is taken once more, for the drop to give it back.
+        taken.take(&self.by, Most::All, pool.most, 0);
         drop(taken);
-        // It has been given back already.
-        std::mem::forget(self);
-        is_taken.then(|| Self { pool, by })
-    }
-
-    pub fn by(&self) -> &K {
-        &self.by
+        None
     }
 }
 
@@ -157,7 +159,7 @@ mod tests {
         assert!(pool.take(1, ANY).is_none() && pool.take(2, ANY).is_none());
         let third = pool.take(3, ANY).unwrap();
         assert!(pool.take(4, Most::Own(0)).is_none());
-        assert_eq!((third.by(), pool.free()), (&3, 3));
+        assert_eq!((third.by, pool.free()), (3, 3));
         // A proxy stands for all who come through it.
         assert!(pool.take(1, Most::All).is_some());
         drop(greedy);
@@ -168,9 +170,9 @@ mod tests {
     fn a_place_passes_on_or_is_free() {
         let pool = FairPool::new(2);
         let first = pool.take(1, ANY).unwrap();
-        let second = pool.take(1, ANY).unwrap().pass_to(2, ANY).unwrap();
+        let second = pool.take(1, ANY).unwrap().pass_to(2, ANY, 0).unwrap();
         assert!(pool.take(3, ANY).is_none());
-        assert!(second.pass_to(3, Most::Own(0)).is_none());
+        assert!(second.pass_to(3, Most::Own(0), 0).is_none());
         assert_eq!(pool.free(), 1);
         drop(first);
         assert_eq!(pool.free(), 2);
@@ -186,7 +188,7 @@ mod tests {
             for (by, takes) in steps {
                 if takes {
                     held.extend(pool.take(by, ANY));
-                } else if let Some(nth) = held.iter().position(|place| *place.by() == by) {
+                } else if let Some(nth) = held.iter().position(|place| place.by == by) {
                     held.swap_remove(nth);
                 }
                 prop_assert_eq!(pool.free(), 12 - held.len());

@@ -41,11 +41,11 @@ impl TokenBucket {
         taken
     }
 
-    /// Takes all of the wanted tokens, however many are owed then. Returns how long it takes until fewer than one
-    /// second's are.
+    /// Takes all of the wanted tokens, however many are owed then. Returns how long it takes until no more than one
+    /// second's are. Those who do not wait add a second's to that at most, so that those who do wait have an end of it.
     pub fn owe(&mut self, wanted: usize, per_second: usize, now: Instant) -> Duration {
         let most = self.settle(per_second, now);
-        self.owed = self.owed.saturating_add(tokens(wanted));
+        self.owed = self.owed.min(most.saturating_mul(2)).saturating_add(tokens(wanted));
         Duration::from_nanos(self.owed.saturating_sub(most).div_ceil(per_second.max(1) as u64))
     }
 
@@ -86,8 +86,10 @@ impl Rate {
         self.per_second.load(Ordering::Relaxed)
     }
 
-    /// Changes the rate from now on.
+    /// Changes the rate from now on. What was owed at a higher one does not take longer now.
     pub fn set(&self, per_second: usize) {
+        let mut bucket = self.bucket.lock();
+        bucket.owed = bucket.owed.min(tokens(per_second));
         self.per_second.store(per_second, Ordering::Relaxed);
     }
 

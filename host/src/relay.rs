@@ -289,6 +289,7 @@ fn entry_context(
         handshakes: FairPool::new(capacity.handshakes),
         handshake_timeout: limits.handshake_timeout,
         reads: FairPool::new(entry::MAX_READS),
+        readers: FairPool::new(entry::MAX_READS),
         commands: Tasks::here(),
     }
 }

@@ -40,6 +40,11 @@ pub use crate::store::{
 const QUEUE_BYTES: usize = 64 << 20;
 /// A tenant may have a quarter of them.
 const TENANT_PART: usize = 4;
+/// Bytes of an append that does not wait behind large ones, and the room for such.
+const SMALL_APPEND: u64 = 256 << 10;
+const SMALL_QUEUE_BYTES: usize = 8 << 20;
+/// Reads of a tenant at once.
+const TENANT_READS: usize = reader::MAX_READERS / 2;
 
 /// Why an append or a read failed. A failed append has written nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,20 +102,25 @@ pub fn open_file(config: &StoreConfig) -> Result<rusqlite::Connection, OpenError
 pub struct Store {
     writer: Arc<Writer>,
     runtime: Handle,
-    /// Bytes that may wait for the writer.
+    /// Bytes that may wait for the writer, in large appends and in small ones.
     room: Arc<Semaphore>,
+    small_room: Arc<Semaphore>,
     readers: Arc<ReadConnections>,
     mysql: Option<Arc<RecordTable>>,
     keep: Arc<ArcSwap<Vec<Keep>>>,
     metrics: Arc<Metrics>,
 }
 
-/// A tenant's room for rows that wait to be written: a quarter of all.
-pub struct RecordsRoom(Arc<Semaphore>);
+/// A tenant's room for rows that wait to be written, a quarter of all, and for reads, a half of all.
+pub struct RecordsRoom {
+    appends: Arc<Semaphore>,
+    reads: Semaphore,
+}
 
 impl Default for RecordsRoom {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(QUEUE_BYTES / TENANT_PART)))
+        let appends = Arc::new(Semaphore::new(QUEUE_BYTES / TENANT_PART));
+        Self { appends, reads: Semaphore::new(TENANT_READS) }
     }
 }
 
@@ -179,6 +189,7 @@ impl Store {
             writer: Arc::clone(&writer),
             runtime: runtime.handle().clone(),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            small_room: Arc::new(Semaphore::new(SMALL_QUEUE_BYTES)),
             readers,
             mysql,
             keep,
@@ -194,8 +205,11 @@ impl Store {
         let appended = match self.writer.reserve(rows, quota) {
             Some(rows) => {
                 // Its own first: who waits for it keeps none of the others' room. The semaphores are never closed.
-                let own = take(&room.0, rows.bytes, QUEUE_BYTES / TENANT_PART).await;
-                let all = take(&self.room, rows.bytes, QUEUE_BYTES).await;
+                let own = take(&room.appends, rows.bytes, QUEUE_BYTES / TENANT_PART).await;
+                let all = match rows.bytes <= SMALL_APPEND {
+                    true => take(&self.small_room, rows.bytes, SMALL_QUEUE_BYTES).await,
+                    false => take(&self.room, rows.bytes, QUEUE_BYTES).await,
+                };
                 match own.zip(all) {
                     Some((own, all)) => self.writer.append(rows, [own, all]).await,
                     None => Err(StoreError::Unavailable("the store is closed".into())),
@@ -220,7 +234,14 @@ impl Store {
     }
 
     /// Reads rows that were appended, drained or not.
-    pub async fn read(&self, collection: &Collection, query: Query) -> Result<Vec<Record>, StoreError> {
+    pub async fn read(
+        &self,
+        collection: &Collection,
+        query: Query,
+        room: &RecordsRoom,
+    ) -> Result<Vec<Record>, StoreError> {
+        // It is never closed.
+        let _reads = room.reads.acquire().await;
         let (of, asked) = (collection.clone(), query.clone());
         // The outbox comes first: a row that leaves it now is in MySQL already.
         let here = self.readers.read(move |connection| sqlite::select(connection, &of, &asked)).await?;

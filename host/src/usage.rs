@@ -137,6 +137,12 @@ impl Usage {
         self.bytes_out.take(bytes, now)
     }
 
+    /// Until when no bytes may go in a direction. `None`: they may.
+    pub fn wait(&self, direction: Direction, now: Instant) -> Option<Instant> {
+        let flow = if direction == Direction::In { &self.bytes_in } else { &self.bytes_out };
+        Some(flow.rate.owe(0, now)).filter(|wait| !wait.is_zero()).map(|wait| now + wait)
+    }
+
     /// How many bytes may be sent now.
     pub fn room_to_send(&self, now: Instant) -> usize {
         self.bytes_out.rate.left(now)

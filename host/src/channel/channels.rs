@@ -309,7 +309,8 @@ impl Channels {
 
     /// Has the largest log drop its oldest chunks, if it has more than `least` bytes. `false`: there is none.
     fn drop_from_largest(&self, least: usize, even_newest: bool) -> bool {
-        while let Some(largest) = self.sizes.largest(even_newest) {
+        for _ in 0..STEP {
+            let Some(largest) = self.sizes.largest(even_newest) else { return false };
             if largest.log_bytes() <= least {
                 return false;
             }

@@ -1,6 +1,10 @@
 //! A channel's past: resuming, pages of the log, the snapshot.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use config::History;
 use wire::{Entry, Frame, Key, Page, Position};
@@ -9,6 +13,9 @@ use crate::channel::{Channel, ChannelState, Chunk, Since, SnapshotNow, sequence:
 
 /// Most bytes of payloads in one page. Only its first publication may have more.
 const MAX_PAGE_BYTES: usize = 1 << 20;
+
+/// Time between two looks at a large snapshot's keys, in which others can lock the channel.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// Where a client begins in a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +69,18 @@ impl Channel {
         // What changes from here on comes again behind `end`.
         let (mut entries, mut after) = (Vec::new(), 0);
         loop {
-            let state = self.state.lock();
-            if state.epoch != end.epoch {
-                return None;
-            }
-            let Some((last, part)) = state.snapshot.part(after, with_removals) else { break };
+            let part = {
+                let state = self.state.lock();
+                if state.epoch != end.epoch {
+                    return None;
+                }
+                state.snapshot.part(after, with_removals)
+            };
+            let Some((last, part)) = part else { break };
             after = last;
             entries.extend(part);
+            // Who waits for the lock has time to take it.
+            thread::sleep(PAUSE);
         }
         let entries = entries.iter().filter(|(offset, ..)| *offset < end.next_offset);
         let entries = entries.map(|(offset, key, data)| (*offset, key.clone(), data));
@@ -77,7 +89,10 @@ impl Channel {
         if state.epoch != end.epoch {
             return None;
         }
-        state.snapshot.keep(with_removals, Arc::clone(&chunk), end);
+        let before = state.snapshot.keep(with_removals, Arc::clone(&chunk), end);
+        drop(state);
+        // Takes long, if it was large.
+        drop(before);
         Some(chunk)
     }
 

@@ -43,9 +43,9 @@ impl LogLedger {
         self.place.iter().for_each(|place| place.settle(&self.bytes));
     }
 
-    /// Notes that the log has nothing to drop but its newest chunk.
-    pub fn set_aside(&self) {
-        self.place.iter().for_each(SizePlace::set_aside);
+    /// Notes that the log has nothing to drop but its newest chunk, or not even that.
+    pub fn set_aside(&self, has_newest: bool) {
+        self.place.iter().for_each(|place| place.set_aside(has_newest));
     }
 
     pub fn account(&self) -> &Arc<Account> {

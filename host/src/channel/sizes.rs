@@ -66,9 +66,10 @@ impl SizePlace {
         self.move_to(&mut classes, class(bytes.load(Ordering::Relaxed)));
     }
 
-    /// Notes that the channel has nothing to drop but its newest chunk. It stands aside until its size changes.
-    pub fn set_aside(&self) {
-        self.move_to(&mut self.sizes.0.lock(), 0);
+    /// Notes that the channel has nothing to drop but its newest chunk, or not even that: its bytes are those of a
+    /// snapshot. It stands aside until its size changes.
+    pub fn set_aside(&self, has_newest: bool) {
+        self.move_to(&mut self.sizes.0.lock(), if has_newest { 0 } else { NOWHERE });
     }
 
     fn move_to(&self, classes: &mut [IndexMap<usize, Weak<Channel>>], class: usize) {

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use wire::{Entry, Epoch, Frame, Key};
@@ -41,6 +42,9 @@ pub enum SnapshotNow {
     Unknown,
 }
 
+/// Time for which a large snapshot is fresh in any case.
+const FRESH_TIME: Duration = Duration::from_secs(5);
+
 /// What the reader of a snapshot has already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
@@ -65,7 +69,7 @@ pub struct Snapshot {
     encoded: [Option<EncodedSnapshot>; 2],
 }
 
-struct EncodedSnapshot {
+pub struct EncodedSnapshot {
     chunk: Arc<Chunk>,
     /// The channel's [`LogEnd::bytes`] when it was encoded.
     log_bytes: u64,
@@ -212,10 +216,12 @@ impl Snapshot {
             return SnapshotNow::Unknown;
         }
         let with_removals = self.has_removals_for(since);
-        // If the log has grown by more bytes than the snapshot has, a fresh snapshot saves the client bytes.
+        // If the log has grown by more bytes than the snapshot has, a fresh snapshot saves the client bytes. But one that
+        // takes long to make must not be too old when it is there.
         let good = |encoded: &&EncodedSnapshot| {
             let follows = end.bytes - encoded.log_bytes;
-            encoded.chunk.seq >= min_seq && follows <= FRESH_BYTES.max(encoded.chunk.bytes() as u64)
+            let is_new = self.bytes > SMALL && encoded.chunk.at.elapsed() < FRESH_TIME;
+            encoded.chunk.seq >= min_seq && (is_new || follows <= FRESH_BYTES.max(encoded.chunk.bytes() as u64))
         };
         if let Some(encoded) = self.encoded.get(usize::from(with_removals)).and_then(Option::as_ref).filter(good) {
             return SnapshotNow::Ready(Arc::clone(&encoded.chunk));
@@ -250,11 +256,10 @@ impl Snapshot {
         Some((*last, looked_at().filter_map(entry).collect()))
     }
 
-    /// Keeps an encoding for the next readers.
-    pub fn keep(&mut self, with_removals: bool, chunk: Arc<Chunk>, end: LogEnd) {
-        if let Some(place) = self.encoded.get_mut(usize::from(with_removals)) {
-            *place = Some(EncodedSnapshot { chunk, log_bytes: end.bytes });
-        }
+    /// Keeps an encoding for the next readers. Returns the one before.
+    pub fn keep(&mut self, with_removals: bool, chunk: Arc<Chunk>, end: LogEnd) -> Option<EncodedSnapshot> {
+        let place = self.encoded.get_mut(usize::from(with_removals))?;
+        place.replace(EncodedSnapshot { chunk, log_bytes: end.bytes })
     }
 
     /// Bytes that the latest publication at an offset takes.

@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
     time::Instant,
@@ -15,7 +16,7 @@ use std::{
 use rustix::process::setpriority_process;
 
 use crate::{
-    channel::{Channel, Chunk, Format, Since},
+    channel::{Channel, Chunk, Format, Since, SnapshotNow},
     delivery::queue::{Queue, ShardCommand},
     sync::{Condvar, Mutex},
 };
@@ -31,6 +32,31 @@ pub enum Work {
     Chunk(Arc<Chunk>),
     /// The channel's snapshot for a reader that has this.
     Snapshot(Since),
+}
+
+/// What was ordered, to tell orders apart.
+#[derive(PartialEq, Eq)]
+pub struct Ordered {
+    what: OrderedWork,
+    format: Format,
+}
+
+#[derive(PartialEq, Eq)]
+enum OrderedWork {
+    /// The chunk at this address.
+    Chunk(usize),
+    /// The snapshot of all, or the one with removals.
+    Snapshot { of_all: bool },
+}
+
+impl Ordered {
+    pub fn new(work: &Work, format: Format) -> Self {
+        let what = match work {
+            Work::Chunk(chunk) => OrderedWork::Chunk(Arc::as_ptr(chunk).addr()),
+            Work::Snapshot(since) => OrderedWork::Snapshot { of_all: *since == Since::Nothing },
+        };
+        Self { what, format }
+    }
 }
 
 /// What a shard wants.
@@ -72,7 +98,13 @@ impl Encoder {
                 let _ = setpriority_process(None, NICE);
                 own.run();
             };
-            // They end with the process at the latest. Nothing depends on what they would have made.
+            let run = move || {
+                // Clients wait for it. The process ends, so that its supervisor starts it again.
+                if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                    tracing::error!("the encoder has panicked; the process ends");
+                    std::process::exit(1);
+                }
+            };
             thread::Builder::new().name(format!("encode-{index}")).spawn(run)?;
         }
         Ok(encoder)
@@ -134,17 +166,23 @@ impl Orders {
 
 impl Order {
     fn carry_out(self) {
+        let ordered = Ordered::new(&self.work, self.format);
         let Self { work, format, channel, queue, view } = self;
         let began = Instant::now();
         let made = match work {
-            Work::Chunk(chunk) => Some(chunk),
-            Work::Snapshot(since) => channel.make_snapshot(since),
+            // Once the log has dropped it, its clients go on elsewhere.
+            Work::Chunk(chunk) => Some(chunk).filter(|chunk| !chunk.is_pinned()),
+            Work::Snapshot(since) => match channel.snapshot(since, 0) {
+                SnapshotNow::Ready(chunk) => Some(chunk),
+                SnapshotNow::ToMake => channel.make_snapshot(since),
+                SnapshotNow::Unknown => None,
+            },
         };
         if let Some(chunk) = made {
             chunk.encoded(format, &channel);
         }
         channel.metrics.processor_seconds.inc_by(began.elapsed().as_secs_f64());
-        queue.push(ShardCommand::Encoded(view));
+        queue.push(ShardCommand::Encoded(view, ordered));
     }
 }
 

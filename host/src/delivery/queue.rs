@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     channel::{Channel, Reader, Start},
-    delivery::{BudgetShare, ClientId, ClientLimits, end::End, mailbox::Mailbox, shard::Newcomer},
+    delivery::{BudgetShare, ClientId, ClientLimits, encoder::Ordered, end::End, mailbox::Mailbox, shard::Newcomer},
 };
 
 /// What other threads ask of a shard.
@@ -17,8 +17,8 @@ pub enum ShardCommand {
     /// The channel of this view has new chunks. The shard reads which ones from the channel itself. So however far a
     /// shard is behind, the channel's log bounds what waits for it.
     NewChunks(usize),
-    /// Something is made that clients of this view wait for.
-    Encoded(usize),
+    /// This is made, for clients of this view.
+    Encoded(usize, Ordered),
     /// What a tenant does with one of its clients. Ignored if the client is gone.
     TakeSteps {
         client: ClientId,
@@ -85,8 +85,8 @@ pub enum NotifyBy {
     Push,
 }
 
-/// A shard's queue. Three things bound its length: how many clients are in their handshake, one `NewChunks` for each
-/// view, and what guests do in their calls. Bytes that guests send hold shares of their tenants' budgets.
+/// A shard's queue. Four things bound its length: how many clients are in their handshake, one `NewChunks` for each view,
+/// what is made for clients here, and what guests do in their calls. Bytes that guests send hold shares of their tenants' budgets.
 pub struct Queue {
     commands: Mailbox<ShardCommand>,
     waker: Waker,

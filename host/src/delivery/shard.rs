@@ -2,7 +2,7 @@
 //!
 //! A shard's [`Queue`] brings it clients whose handshake is done, and notices of new chunks. It writes bytes to the
 //! clients' sockets. A shard has its own epoll, its own table of clients, and its own view of every channel that one of
-//! them follows. It shares nothing else, takes no lock per client and never waits for one. A client whose socket is
+//! them follows. It shares nothing else but the count of what a tenant sends, and never waits for a client. A client whose socket is
 //! full keeps its cursor, and the shard goes on when the socket has room. What becomes of a client whose position has
 //! left the log is its channel's policy: it is closed with 1013, skips, or gets the latest of each key.
 
@@ -315,7 +315,7 @@ impl Shard {
         self.read_turns();
         // After it was read: a client that is gone may have sent something before.
         for slot in writable {
-            self.resume(slot);
+            self.queue_to_write(slot);
         }
         self.write_turns();
         self.queue.take(commands);
@@ -323,7 +323,7 @@ impl Shard {
             match command {
                 ShardCommand::Client(newcomer) => self.adopt(*newcomer),
                 ShardCommand::NewChunks(view) => self.fan_out(view),
-                ShardCommand::Encoded(view) => self.encoded(view),
+                ShardCommand::Encoded(view, ordered) => self.encoded(view, &ordered),
                 ShardCommand::TakeSteps { client, client_limits, steps, share } => {
                     self.take_steps(client, &client_limits, steps);
                     drop(share);

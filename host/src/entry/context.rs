@@ -18,7 +18,7 @@ use crate::{
     routes::{Route, Routes},
 };
 
-/// Most requests that read channels at once. Each holds a page of a mebibyte or two.
+/// Most requests that read channels at once. Each holds a page of a mebibyte or two, or of one large publication.
 pub const MAX_READS: usize = 64;
 
 /// What every handshake needs to know.
@@ -34,8 +34,9 @@ pub struct EntryContext {
     /// Places of handshakes under way: an address's until the tenant is known.
     pub handshakes: Arc<FairPool<Sharer>>,
     pub handshake_timeout: Duration,
-    /// Places of requests that read channels. Each is held until its answer is sent.
+    /// Places of requests that read channels, by tenant and by address. Each is held until its answer is sent.
     pub reads: Arc<FairPool<Sharer>>,
+    pub readers: Arc<FairPool<Sharer>>,
     /// Runs the Centrifuge commands of clients whose tenant has no handler.
     pub commands: Tasks,
 }

@@ -6,7 +6,7 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{
         ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-        ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, HeaderValue, ORIGIN, VARY,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, CONNECTION, HeaderValue, ORIGIN, VARY,
     },
 };
 
@@ -37,6 +37,8 @@ pub fn preflight(tenant: &Tenant, request: &HeaderMap) -> Response<Full<Bytes>> 
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     let own = answer.headers_mut();
+    // It is a handshake's listener, and has no other request on a connection.
+    own.insert(CONNECTION, HeaderValue::from_static("close"));
     own.extend(headers(tenant, request));
     if own.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
         own.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));

@@ -31,6 +31,7 @@ use crate::{
     },
     entry::{
         EntryContext,
+        address::is_trusted,
         admission::{self, ChannelQuery, raw_starts},
         centrifuge::CentrifugeSession,
         client_address,
@@ -60,8 +61,9 @@ pub struct Attempt {
     place: Mutex<Option<FairPlace<Sharer>>>,
     /// Whether the request has arrived.
     requested: AtomicBool,
-    /// The place of a request that reads a channel. It is held until the answer is sent.
-    read_place: Mutex<Option<FairPlace<Sharer>>>,
+    /// The places of a request that reads a channel: its tenant's and its address's. They are held until the answer is
+    /// sent.
+    read_places: Mutex<Option<[FairPlace<Sharer>; 2]>>,
 }
 
 type HttpResponse = Response<Full<Bytes>>;
@@ -95,14 +97,14 @@ impl Attempt {
             answered_by_shard: AtomicBool::new(false),
             place: Mutex::new(place),
             requested: AtomicBool::new(false),
-            read_place: Mutex::default(),
+            read_places: Mutex::default(),
         }
     }
 
     /// Gives its places back: it has ended.
     pub fn leave(&self) {
         *self.place.lock() = None;
-        *self.read_place.lock() = None;
+        *self.read_places.lock() = None;
     }
 
     pub fn has_requested(&self) -> bool {
@@ -119,15 +121,19 @@ impl Attempt {
         self.accepted.lock().take()
     }
 
-    /// Takes a place to read a channel of a tenant. `false`: too many requests have one.
-    pub fn take_read_place(&self, tenant: &Tenant) -> bool {
+    /// Takes places to read a channel of a tenant. `false`: too many requests have one.
+    pub fn take_read_places(&self, tenant: &Tenant) -> bool {
         let most = Most::Own(tenant.version().limits.channel_reads);
-        let place = self.context.reads.take(Sharer::Tenant(Arc::clone(&tenant.name)), most);
-        let is_taken = place.is_some();
-        *self.read_place.lock() = place;
-        if !is_taken {
+        let own = self.context.reads.take(Sharer::Tenant(Arc::clone(&tenant.name)), most);
+        if own.is_none() {
             tenant.metrics.limited("channel-reads", 1);
         }
+        // One client could read channels of many tenants.
+        let is_proxy = is_trusted(self.peer, &self.context.trusted_proxies);
+        let most = if is_proxy { Most::All } else { Most::Own(usize::MAX) };
+        let places = own.zip(self.context.readers.take(Sharer::address(self.peer), most));
+        let is_taken = places.is_some();
+        *self.read_places.lock() = places.map(|(own, address)| [own, address]);
         is_taken
     }
 
@@ -137,7 +143,7 @@ impl Attempt {
         let sharer = Sharer::Tenant(Arc::clone(&tenant.name));
         let own = self.place.lock().take();
         let place = match own {
-            Some(own) => own.pass_to(sharer, most),
+            Some(own) => own.pass_to(sharer, most, 0),
             None => self.context.handshakes.take(sharer, most),
         };
         if place.is_none() {

@@ -7,6 +7,8 @@
 //! with `"recovered":false` some are missing, and it has none. A snapshot is ordered by offset, and `?after=OFFSET`
 //! asks for its next page. `limit=N` bounds the answer. A request is allowed if a subscription would be.
 
+use std::fmt::Display;
+
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,6 +18,7 @@ use hyper::{
     header::{ALLOW, CONNECTION, HeaderValue},
 };
 use serde::Serialize;
+use tokio::task::spawn_blocking;
 use wire::{Entry, Kind, Page, Position};
 
 use crate::{
@@ -29,6 +32,9 @@ use crate::{
 const LIMIT: usize = 100;
 /// The most that a request can ask for.
 const MAX_LIMIT: usize = 1000;
+
+/// Bytes of payloads that are written at once.
+const SMALL_PAGE: usize = 64 << 10;
 
 /// A request to read a channel.
 pub struct ReadRequest<'d> {
@@ -65,7 +71,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
         return Err(refusal.with(ALLOW, "GET"));
     }
     let parameters = Parameters::read(request.uri())?;
-    if !attempt.take_read_place(&reading.route.tenant) {
+    if !attempt.take_read_places(&reading.route.tenant) {
         return Err(Refusal::unavailable("busy", "too many requests read channels at once"));
     }
     may_follow(reading, || attempt.connect_request(request, component::Transport::WebSocket)).await?;
@@ -77,9 +83,18 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
         true => channel.latest_of_keys(parameters.after, parameters.limit),
         false => channel.page(parameters.since, parameters.limit),
     };
-    serde_json::to_string(&PageJson::from(page)).map_err(|error| {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the answer cannot be written: {error}"))
-    })
+    let internal = |why: &dyn Display| {
+        let message = format!("the answer cannot be written: {why}");
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &message)
+    };
+    let bytes: usize = page.entries.iter().map(|entry| entry.data.bytes.len()).sum();
+    let write = move || serde_json::to_string(&PageJson::from(page));
+    let written = match bytes {
+        0..=SMALL_PAGE => write(),
+        // Others wait for this thread.
+        _ => spawn_blocking(write).await.map_err(|error| internal(&error))?,
+    };
+    written.map_err(|error| internal(&error))
 }
 
 /// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.

@@ -24,7 +24,7 @@ use crate::{
         address::is_trusted,
         handshake::{Attempt, Handshake},
     },
-    fair_pool::{FairPlace, Most, Sharer},
+    fair_pool::{FairPlace, Most, Sharer, network},
     memory,
     serve::ACCEPT_PAUSE,
     shutdown::Stop,
@@ -111,8 +111,10 @@ impl Handshakes {
     fn begin(&mut self, socket: TcpStream, peer: SocketAddr) {
         let context = Arc::clone(&self.context);
         let place = self.place(peer.ip());
-        // Clients that are told to come again later take a handshake, too, so their number has a bound.
-        if place.is_none() && self.tasks.len() >= 2 * context.max_handshakes && !self.cut_silent(Duration::ZERO, None) {
+        // Clients that are told to come again later take a handshake, too, so their number has a bound: half of all.
+        let placed = context.max_handshakes - context.handshakes.free();
+        let is_full = self.tasks.len() >= context.max_handshakes + placed;
+        if place.is_none() && is_full && !self.cut_silent(Duration::ZERO, Some(peer.ip())) {
             context.metrics.handshake_refused("crowded");
             return;
         }
@@ -143,13 +145,15 @@ impl Handshakes {
     /// address. Returns whether there was one. Connections with a request are left alone: they wait for the tenant's
     /// code, or for their turn. If all have one, a new client is told to come again later.
     fn cut_silent(&mut self, patience: Duration, from: Option<IpAddr>) -> bool {
+        let (now, from) = (Instant::now(), from.map(network));
+        // They are in the order of their age.
+        let old = self.under_way.partition_point(|under_way| now - under_way.since >= patience);
         let silent = |under_way: &UnderWay| {
             !under_way.task.is_finished()
                 && !under_way.attempt.has_requested()
-                && under_way.since.elapsed() >= patience
-                && from.is_none_or(|from| Sharer::address(from) == Sharer::address(under_way.attempt.peer))
+                && from.is_none_or(|from| from == network(under_way.attempt.peer))
         };
-        let oldest = self.under_way.iter().position(silent);
+        let oldest = self.under_way.iter().take(old).position(silent);
         let Some(oldest) = oldest.and_then(|oldest| self.under_way.remove(oldest)) else { return false };
         oldest.task.abort();
         oldest.attempt.leave();

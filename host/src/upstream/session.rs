@@ -39,6 +39,9 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long messages wait for memory before the connection is given up.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Bytes of a message that takes more than a turn to be passed on.
+const LONG: usize = 512 << 10;
+
 /// A tick that is later than this shows that the process was stopped.
 const STOPPED: Duration = Duration::from_secs(1);
 
@@ -184,7 +187,7 @@ impl Session<'_> {
                     Wish::Reconnect(reason) => return Err(Lost::Asked(reason)),
                 },
                 due = ping.tick() => Event::Ping(due),
-                () = data.look(), if is_open && held.is_none() => Event::Overdue,
+                () = data.look(), if is_open && held.is_none() && !is_paused(paused_until) => Event::Overdue,
                 () = pressure.look() => Event::Look,
             };
             if !matches!(event, Event::Received(_)) {
@@ -290,6 +293,10 @@ impl Session<'_> {
                 if std::mem::take(*stale) && is_open {
                     handle.set(status(false, pressure));
                 }
+                if messages.iter().any(|message| message.bytes.len() >= LONG) {
+                    // It is framed a part at a time, and others have their turns meanwhile.
+                    turn.end();
+                }
                 match sink.offer(number, &mut messages).await {
                     Ok(Passed { dropped, garbage }) => {
                         if dropped.is_some_and(|why| pressure.drops(why, log)) && is_open {
@@ -320,6 +327,11 @@ impl Session<'_> {
             turn.go_on().await;
         }
     }
+}
+
+/// Whether the tenant has received as much as it may, so that a partner's silence says nothing.
+fn is_paused(until: Option<std::time::Instant>) -> bool {
+    until.is_some_and(|until| std::time::Instant::now() < until)
 }
 
 /// Reads what comes next, when it is this upstream's turn, and its tenant has not received as much as it may. Nothing

@@ -217,7 +217,8 @@ impl PartnerSocket {
             return Err(SocketError::Memory);
         }
         let room = self.buffer.capacity() - length;
-        Ok(if self.is_long { room.min(self.needed.saturating_sub(length)) } else { room })
+        let most = usize::try_from(FRAGMENT).unwrap_or(usize::MAX);
+        Ok(if self.is_long { room.min(self.needed.saturating_sub(length)).min(most) } else { room })
     }
 
     /// Puts what is in the buffer into another of this size.

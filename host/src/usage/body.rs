@@ -28,7 +28,9 @@ pub struct Metered<B> {
 
 impl<B> Metered<B> {
     pub fn new(body: B, usage: &Arc<Usage>, direction: Direction) -> Self {
-        Self { body, pause: Pause::default(), usage: Some((Arc::clone(usage), direction)) }
+        let mut pause = Pause::default();
+        pause.until(usage.wait(direction, Instant::now()));
+        Self { body, pause, usage: Some((Arc::clone(usage), direction)) }
     }
 
     /// A body that the host sends on its own account.

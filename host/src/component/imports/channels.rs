@@ -206,7 +206,12 @@ async fn carry_out_by(guest: &Guest, mut made: Vec<Output>, leftover: &Leftover)
         match output {
             Output::Publish(publication) => publications.push(publication),
             Output::Gap(gap) => {
-                untold |= publish_all(guest, std::mem::take(&mut publications), leftover).await;
+                if publish_all(guest, std::mem::take(&mut publications), leftover).await {
+                    // Nothing may come behind what is missing.
+                    untold = true;
+                    publications.clear();
+                    break;
+                }
                 untold |= report_gap(guest, gap, leftover).await.is_err();
             }
         }

@@ -132,7 +132,7 @@ impl Host {
     async fn read_rows(&mut self, collection: &str, query: Query) -> Result<Vec<Entry>, Error> {
         let version = Arc::clone(self.version());
         let collection = Collection::new(&self.tenant().name, collection)?;
-        let mut rows = store_of(&version)?.read(&collection, query.clone()).await?;
+        let mut rows = store_of(&version)?.read(&collection, query.clone(), &self.tenant().records).await?;
         if let Some(deferred) = self.deferred() {
             rows = query.merge(rows, deferred.select(&collection, &query));
         }

@@ -29,6 +29,8 @@ use crate::{
 
 /// How long a client has to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much later a client is taken for silent if something of it is yet to be read.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// Clients that must reconnect because of a gap are told so at random times within this.
 const GAP_JITTER: Duration = Duration::from_secs(2);
 
@@ -149,9 +151,11 @@ impl Shard {
         let Some(row) = self.rows.get_mut(slot).filter(|row| !row.is(flag::CLOSING)) else { return };
         let age = self.now.wrapping_sub(row.timer_start);
         // Who waits for a turn does not keep the relay waiting.
-        if row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout) && !self.to_write.has(slot) {
+        let is_stalled = row.is(flag::BEHIND) && age >= millis(self.timing.stall_timeout);
+        if is_stalled && !self.waits_for_us(slot) {
             return self.remove(slot, "stalled");
         }
+        let Some(row) = self.rows.get_mut(slot) else { return };
         if row.is(flag::BEHIND) && row.pins_too_much() {
             row.client.client_limits().metrics.limited(account::LIMIT, 1);
             return self.remove(slot, "memory");
@@ -178,8 +182,17 @@ impl Shard {
         }
     }
 
+    /// Whether a row that is behind waits for its turn, or for something to be made. That is no fault of its client.
+    fn waits_for_us(&self, slot: usize) -> bool {
+        self.to_write.has(slot) || self.encoding.values().any(|slots| slots.contains(&slot))
+    }
+
     /// Pings a client, or drops it if it has not answered the last ping.
     fn ping(&mut self, slot: usize, ping: &[u8]) {
+        if self.rows.get(slot).is_some_and(|row| row.is(flag::BEHIND)) && self.waits_for_us(slot) {
+            // It would not get the ping.
+            return;
+        }
         let Some(row) = self.rows.get_mut(slot) else { return };
         if row.is(flag::PINGED) && row.is(flag::TO_READ) {
             // Its answer may be among what is yet to be read.
@@ -216,6 +229,11 @@ impl Shard {
     pub(super) fn end_due(&mut self, now: Instant) {
         while let Some((id, due)) = self.deadlines.pop_due(now) {
             let Some(&slot) = self.by_id.get(&id) else { continue };
+            if matches!(due, Due::Stale) && self.rows.get(slot).is_some_and(|row| row.is(flag::TO_READ)) {
+                // What it has said is yet to be read.
+                self.deadlines.set(id, now + READ_AGAIN, due);
+                continue;
+            }
             let end = match due {
                 Due::Stale => End::Stale,
                 Due::Gap(channel) => End::Gap(channel),

@@ -13,14 +13,14 @@ use wire::sse;
 use crate::{
     channel::{Format, Since, SnapshotNow},
     delivery::{
-        encoder::{Order, Work},
+        encoder::{Order, Ordered, Work},
         end::End,
         shard::{
             Shard, index,
             pending::{Piece, Preface},
             row::{Row, Sent, WriteOutcome, flag},
             turns::{Lap, Tenant, WriteTurn},
-            view::{Ordered, Subscriber},
+            view::Subscriber,
         },
     },
 };
@@ -95,10 +95,10 @@ impl Shard {
         usage.sent(sent.bytes, began);
         usage.worked(began.elapsed());
         for (slot, outcome) in held {
+            self.hold(slot, &outcome);
             if outcome == WriteOutcome::Encoding {
                 self.order_chunk(slot);
             }
-            self.hold(slot, &outcome);
         }
         for (slot, nth) in lagged {
             self.lagged(slot, nth, view_slot);
@@ -270,19 +270,20 @@ impl Shard {
     /// Orders something for a row, unless another row here has done so, and has the row wait for it.
     fn order(&mut self, slot: usize, view_slot: u32, work: Work, format: Format) {
         let Some(view) = self.views.get_mut(view_slot as usize) else { return };
-        if !view.orders.iter().any(|ordered| ordered.is(&work, format)) {
-            view.orders.push(Ordered::new(&work, format));
+        let ordered = Ordered::new(&work, format);
+        if !view.orders.contains(&ordered) {
+            view.orders.push(ordered);
             let (channel, queue) = (Arc::clone(&view.channel), Arc::clone(&self.queue));
             self.encoder.order(Order { work, format, channel, queue, view: view_slot as usize });
         }
         self.encoding.entry(view_slot as usize).or_default().insert(slot);
     }
 
-    /// Goes on with the rows that waited for something of a view to be made.
-    pub(super) fn encoded(&mut self, view_slot: usize) {
+    /// Goes on with the rows that waited for something of a view to be made. Those that wait for something else of it wait
+    /// again.
+    pub(super) fn encoded(&mut self, view_slot: usize, ordered: &Ordered) {
         if let Some(view) = self.views.get_mut(view_slot) {
-            // Who needs another of them orders it again, and finds it made.
-            view.orders.clear();
+            view.orders.retain(|other| other != ordered);
         }
         for slot in self.encoding.remove(&view_slot).unwrap_or_default() {
             self.wake_up(slot);
@@ -296,7 +297,7 @@ impl Shard {
         }
     }
 
-    /// Writes to clients whose turn was cut short: each tenant that has any in line has its turn.
+    /// Writes to clients that are behind and may go on: each tenant that has any in line has its turn.
     pub(super) fn write_turns(&mut self) {
         let lap = Lap::new();
         for _ in 0..self.to_write.lines.tenants() {
@@ -320,19 +321,14 @@ impl Shard {
         }
     }
 
-    /// Goes on writing to a row that is behind, and whose socket has room.
-    pub(super) fn resume(&mut self, slot: usize) {
-        let Some(row) = self.rows.get(slot).filter(|row| row.is(flag::BEHIND)) else { return };
-        let usage = Arc::clone(&row.client.client_limits().usage);
-        let now = Instant::now();
-        if usage.room_to_send(now) == 0 {
-            return self.hold(slot, &WriteOutcome::Turn);
+    /// Puts a row that is behind in line: its socket has room.
+    pub(super) fn queue_to_write(&mut self, slot: usize) {
+        if let Some(row) = self.rows.get(slot).filter(|row| row.is(flag::BEHIND)) {
+            self.to_write.push(Tenant::of(row.client.client_limits()), slot);
         }
-        let mut sent = Sent::default();
-        self.go_on(slot, &mut sent);
-        usage.sent(sent.bytes, now);
     }
 
+    /// Goes on writing to a row that is behind.
     fn go_on(&mut self, slot: usize, sent: &mut Sent) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
         let mut outcome = row.flush(self.now, sent);

@@ -8,7 +8,7 @@ use wire::Position;
 use crate::{
     channel::{Channel, Chunk, Format, Log, Reader, Since, Start},
     delivery::{
-        encoder::Work,
+        encoder::Ordered,
         shard::{
             cursor::Cursor,
             pending::{Piece, Rest},
@@ -31,35 +31,6 @@ pub struct View {
     previous_end: Position,
     /// The last offset before the latest gap.
     gap: Option<u64>,
-}
-
-/// Something that is made on another thread.
-#[derive(PartialEq, Eq)]
-pub struct Ordered {
-    what: OrderedWork,
-    format: Format,
-}
-
-#[derive(PartialEq, Eq)]
-enum OrderedWork {
-    /// The chunk at this address.
-    Chunk(usize),
-    /// The snapshot of all, or the one with removals.
-    Snapshot { of_all: bool },
-}
-
-impl Ordered {
-    pub fn new(work: &Work, format: Format) -> Self {
-        let what = match work {
-            Work::Chunk(chunk) => OrderedWork::Chunk(Arc::as_ptr(chunk).addr()),
-            Work::Snapshot(since) => OrderedWork::Snapshot { of_all: *since == Since::Nothing },
-        };
-        Self { what, format }
-    }
-
-    pub fn is(&self, work: &Work, format: Format) -> bool {
-        *self == Self::new(work, format)
-    }
 }
 
 /// One cursor of one row.
@@ -198,7 +169,7 @@ impl View {
 
     /// What is left to send of the frame that a cursor is inside. `None`: the cursor is at the start of a frame.
     pub fn rest_of_frame(&self, cursor: &Cursor, format: Format) -> Option<Rest> {
-        let chunk = self.chunk_of(cursor).filter(|_| cursor.position > 0)?;
+        let chunk = self.chunk_of(cursor).filter(|_| cursor.position > 0 && cursor.since().is_none())?;
         let range = chunk.encoded(format, &self.channel).rest(cursor.position as usize)?;
         Some(Rest { piece: Piece::Shared(Arc::clone(chunk), format), range })
     }
