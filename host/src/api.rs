@@ -31,6 +31,7 @@ use crate::{
     routes::Routes,
     serve::{Acceptor, NotServed},
     shutdown::Stop,
+    tenant::RequestTurn,
     usage::Metered,
 };
 
@@ -61,6 +62,8 @@ pub struct ApiContext {
     pub trusted_proxies: Vec<IpNet>,
     pub metrics: Arc<Metrics>,
     pub connections: Arc<Connections>,
+    /// In which requests that are for no tenant are answered.
+    pub strangers: RequestTurn,
     /// How long a client may leave unread what waits for it.
     pub stall_timeout: Duration,
     /// How long requests under way may take at shutdown.
@@ -172,6 +175,10 @@ async fn answer(
     place: &Connection,
 ) -> Result<Response<Metered<Download>>, ApiRefusal> {
     let expects = request.headers().contains_key(EXPECT);
+    match context.routes.find(host_header::host_of(&request).as_deref(), request.uri().path(), |_| Some(())) {
+        Some((route, ())) => route.tenant.request_turn.begin().await,
+        None => context.strangers.begin().await,
+    }
     let checked = host_header::check_host(&mut request)
         .map_err(|error| ApiRefusal::new(StatusCode::BAD_REQUEST, "bad_request", error.to_string()));
     let (api, path) = match checked.and_then(|()| context.find(&request, place)) {

@@ -26,7 +26,7 @@ use crate::{
     runtime_thread::RuntimeThread,
     shutdown::Stop,
     store,
-    tenant::{HostPlaces, HostResources, ProcessLimits},
+    tenant::{HostPlaces, HostResources, ProcessLimits, RequestTurn},
     tenants,
     tenants::{CodeProblem, Records, TenantCode, Tenants, Watch},
     tls::TlsError,
@@ -306,6 +306,7 @@ fn api_context(
         trusted_proxies,
         metrics: Arc::clone(&host.metrics),
         connections: Connections::new(capacity.api_connections),
+        strangers: RequestTurn::default(),
         stall_timeout: limits.stall_timeout,
         shutdown_timeout: limits.shutdown_timeout,
     }

@@ -31,6 +31,7 @@ mod outbound_limit;
 pub mod places;
 mod process_share;
 mod refusals;
+mod request_turn;
 mod requests;
 pub mod turns;
 
@@ -38,6 +39,7 @@ pub use outbound_limit::{OutboundLimit, OutboundRefused};
 pub use places::{HostPlaces, Places};
 pub use process_share::{MappingShare, ProcessLimits, ProcessShare};
 pub use refusals::{Refusals, TenantRefused};
+pub use request_turn::RequestTurn;
 pub use requests::Requests;
 pub use turns::{Turns, guest_threads};
 
@@ -86,6 +88,8 @@ pub struct Tenant {
     pub publications: Arc<Rate>,
     /// One permit to read a socket, for the one of its upstreams whose turn it is.
     pub read_turn: Arc<Semaphore>,
+    /// In which requests for its API are answered.
+    pub request_turn: RequestTurn,
     pub log_lines: Arc<LogLines>,
     /// Its room for records that wait to be written.
     pub records: RecordsRoom,
@@ -165,6 +169,7 @@ impl Tenant {
                 limits.log_lines_per_second,
                 Arc::clone(&metrics),
             )),
+            request_turn: RequestTurn::default(),
             records: RecordsRoom::default(),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             dialer: Arc::clone(&host.dialer),

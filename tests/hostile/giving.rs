@@ -136,7 +136,7 @@ async fn large_snapshots_for_clients_that_come_and_go() {
 }
 
 /// Checks that the neighbour is undisturbed while these schedules run every 100 ms.
-async fn scheduled(names: &[String], limits: &str) {
+async fn scheduled(names: &[String], limits: &str) -> Scene {
     let job = |after: &str| {
         let schedule =
             |name: &String| format!("[[schedule]]\nname = \"{name}\"\nevery = \"100ms\"\nafter = \"{after}\"\n");
@@ -151,27 +151,40 @@ async fn scheduled(names: &[String], limits: &str) {
     let end = async |relay: &_| swap(relay, &later).await;
     scene.undisturbed_by(begin, async || pending().await, end).await;
     assert!(scene.relay.metric("edge_relay_guest_calls_total", &[("tenant", "hostile"), ("role", "job")]).await > 0.0);
+    scene
+}
+
+/// How many publications of the hostile tenant were taken.
+async fn published(scene: &Scene) -> f64 {
+    scene.relay.metric("edge_relay_publications_total", &[("tenant", "hostile")]).await
 }
 
 #[tokio::test]
 async fn ten_thousand_publications_of_each_call() {
-    scheduled(&(0..8).map(|nth| format!("many-10000-{nth}")).collect::<Vec<_>>(), "").await;
+    let scene = scheduled(&(0..8).map(|nth| format!("many-10000-{nth}")).collect::<Vec<_>>(), "").await;
+    assert!(published(&scene).await >= 80_000.0);
 }
 
 #[tokio::test]
 async fn hundreds_of_sixty_kilobytes_of_each_call() {
-    scheduled(&(0..4).map(|nth| format!("many-500-{}", 60_000 + nth)).collect::<Vec<_>>(), "").await;
+    let scene = scheduled(&(0..4).map(|nth| format!("many-700-{}", 60_000 + nth)).collect::<Vec<_>>(), "").await;
+    assert!(published(&scene).await >= 2_800.0);
 }
 
 #[tokio::test]
 async fn a_hundred_thousand_channels_whose_logs_are_full() {
     let channels = if is_full() { 10 } else { 3 };
     let names: Vec<_> = (0..channels).map(|nth| format!("spread-10000-c{nth}")).collect();
-    scheduled(&names, "channels = 100000\nlogs = \"4MiB\"\n").await;
+    let scene = scheduled(&names, "channels = 100000\nlogs = \"4MiB\"\n").await;
+    assert!(published(&scene).await > 10_000.0);
+    let logs = scene.relay.metric("edge_relay_tenant_memory_bytes", &[("tenant", "hostile"), ("part", "logs")]).await;
+    assert!(logs > 3e6, "they are full: {logs}");
 }
 
 #[tokio::test]
 async fn appends_over_the_quota() {
-    scheduled(&(0..4).map(|nth| format!("append-16-{}", (1 << 20) - nth)).collect::<Vec<_>>(), "records = \"1MiB\"\n")
-        .await;
+    let names: Vec<_> = (0..4).map(|nth| format!("append-16-{}", (1 << 20) - nth)).collect();
+    let scene = scheduled(&names, "records = \"1MiB\"\n").await;
+    let labels = [("tenant", "hostile"), ("limit", "records")];
+    assert!(scene.relay.metric("edge_relay_limit_refusals_total", &labels).await > 0.0);
 }

@@ -50,6 +50,10 @@ const BUSY: f64 = 330.0;
 /// How long the neighbour is watched beside an attack on memory, at least.
 const WINDOW: Duration = Duration::from_secs(1);
 
+/// Longest answer of the admin listener, and the time between two questions.
+const ADMIN: Duration = Duration::from_secs(1);
+const ADMIN_PAUSE: Duration = Duration::from_millis(50);
+
 /// One scene runs at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
@@ -199,6 +203,7 @@ impl Scene {
         tokio::select! {
             () = sleep(window) => {}
             never = meanwhile => match never {},
+            never = self.admin_answers() => match never {},
         }
         let (to, used) = (Instant::now(), processor_time(&self.relay) - used);
         let p99 = self.neighbour.samples(from, to).map(|mut times| {
@@ -207,6 +212,17 @@ impl Scene {
             times.get(times.len() * 99 / 100).copied().unwrap_or(window)
         });
         Window { p99, used: used / (to - from).as_secs_f64() }
+    }
+
+    /// Checks that the admin listener answers within a second, again and again.
+    async fn admin_answers(&self) -> Infallible {
+        loop {
+            let asked = Instant::now();
+            let (status, _) = self.relay.get("/readyz").await;
+            let took = asked.elapsed();
+            assert!(status == 200 && took < ADMIN, "the admin listener answered {status} after {took:?}");
+            sleep(ADMIN_PAUSE).await;
+        }
     }
 
     /// Checks that the relay's memory stays within what this many tenants may have, and that the neighbour loses

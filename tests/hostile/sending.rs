@@ -78,6 +78,23 @@ async fn messages_that_inflate() {
     check(offer, b"", &many(&frame(FIN | COMPRESSED | BINARY, &bomb())), true).await;
 }
 
+/// Requests to the API that reach nobody, as fast as they are read.
+#[tokio::test]
+async fn requests_to_the_api() {
+    let sizes = if is_full() { &CLIENTS[..] } else { &CLIENTS[2..] };
+    for clients in sizes {
+        let mut scene = Scene::with("", |_| {}).await;
+        let api = scene.relay.api();
+        let sockets = (0..*clients).map(|_| TcpStream::connect(api).unwrap()).collect();
+        eprint!("{clients} connections: ");
+        // Not too short, so that what lies in the sockets at the end is answered soon.
+        let more = "x".repeat(4 << 10);
+        let request = format!("GET /hostile/none HTTP/1.1\r\nHost: a\r\nMore: {more}\r\n\r\n");
+        Senders::start(sockets, &many(request.as_bytes())).check(&mut scene).await;
+        assert!(scene.relay.metric("edge_relay_api_refused_total", &[("reason", "not_found")]).await > 0.0);
+    }
+}
+
 /// As many equal bytes as one short compressed message can bring (RFC 1951 section 3.2.6).
 fn bomb() -> Vec<u8> {
     let mut bits = vec![0, 1, 0];

@@ -159,7 +159,7 @@ limits! {
     /// Most clients at once in their handshake. `handshakes` of relay.toml limits all tenants together.
     handshakes "handshakes" Count: 4096, 1 => 1_000_000;
     /// Most requests at once that read channels over HTTP. The host answers 64.
-    channel_reads "channel-reads" Count: 64, 1 => 1000;
+    channel_reads "channel-reads" Count: 64, 1 => 64;
     /// Most clients at once. By default as many as the host takes.
     clients "clients" Count: 16_000_000, 1 => 16_000_000;
     /// Most clients at once from one address, which in IPv6 is one /64. At the top of the range nobody is counted.

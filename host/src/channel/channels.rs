@@ -521,6 +521,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_channel_with_nothing_but_a_snapshot_in_other_formats_does_not_hold_up_those_who_need_memory() {
+        let channels = channels_in_reserve(&[], 100_000);
+        let keyed = |key: usize| Publication { key: Some(key.to_string().into()), ..publication("a", 2_000) };
+        channels.publish((0..10).map(keyed).collect(), None).await;
+        let channel = channels.get("a").unwrap();
+        let SnapshotNow::Ready(snapshot) = channel.snapshot(Since::Nothing, 0) else { panic!("it is small") };
+        snapshot.encoded(Format::Sse, &channel);
+        while channel.drop_oldest(true) {}
+        assert!(channel.log_bytes() > 0);
+        channels.let_go(usize::MAX);
+        // It is found again once it has something to drop.
+        channels.publish(vec![publication("a", 10)], None).await;
+        assert!(channels.drop_from_largest(0, true));
+    }
+
+    #[tokio::test]
     async fn what_is_dropped_is_counted_off() {
         let channels = channels(&[("a", 1000)], 100_000);
         let held = channels.open("a").unwrap();
