@@ -37,16 +37,16 @@ async fn clients_that_wait_for_one_tenants_handler_leave_room_for_anothers() {
     folder.write("tenants/t/bomb.wasm", bomb(&[ON_CONNECT], bombs::WAIT));
     let relay = Relay::serve(folder).await;
     let (url, mut connecting) = (relay.url("/t"), JoinSet::new());
-    for _ in 0..2 * PLACES {
+    for _ in 0..PLACES + 10 {
         let url = url.clone();
         connecting.spawn(async move { Client::try_connect(&url).await.err().map(|error| error.to_string()) });
     }
     // Four fifths wait. The others are told to come again.
-    for _ in 0..2 * PLACES - 16 {
+    for _ in 0..PLACES + 10 - 16 {
         let refused = connecting.join_next().await.unwrap().unwrap().unwrap();
         assert!(refused.contains("503"), "{refused}");
     }
-    assert!(refusals(&relay, "handshakes").await >= 24.0);
+    assert!(refusals(&relay, "handshakes").await >= 14.0);
     for _ in 0..10 {
         relay.client("/u").await;
     }
@@ -96,8 +96,13 @@ async fn slow_readers_of_one_tenants_channels_leave_room_for_anothers() {
         if refused > 10.0 { Ok(()) } else { Err(refused.to_string()) }
     })
     .await;
+    // One address has a share, too.
     for _ in 0..5 {
-        assert_eq!(Http::connect(relay.clients).await.get("/u/channels/main").await.status(), 200);
+        let mut reader = connect_from_elsewhere(relay.clients).await;
+        reader.write_all(b"GET /u/channels/main HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        reader.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{:.100}", answer);
     }
 }
 
