@@ -1,9 +1,9 @@
 //! Pools that nobody can empty alone.
 //!
 //! Who asks for a place gets one if it has fewer than [`SHARE`] times as many as are free. So one who takes all it can
-//! leaves a fifth to others, and who has few is served before those who have many. There are no fixed parts: what nobody
-//! else wants may be had. Each further one who takes all it can leaves a fifth of what is left. Switches share their
-//! packet buffers this way (dynamic thresholds).
+//! leaves a fifth to others, and who has few is served before those who have many. There are no fixed parts: what
+//! nobody else wants may be had. Each further one who takes all it can leaves a fifth of what is left. Switches share
+//! their packet buffers this way (dynamic thresholds).
 
 use std::{
     collections::HashMap,

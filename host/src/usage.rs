@@ -26,6 +26,8 @@ use crate::{
 
 /// Time that the figures for operators look back, at least.
 const WINDOW: Duration = Duration::from_secs(10);
+/// How long somebody waits before it is asked again whether more may be received or sent: a raised limit holds soon.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Shortest time between two lines of the log that say that a tenant is held back.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -48,6 +50,11 @@ pub struct Received {
     /// Frames that are no message's last: pings, pongs, and fragments.
     pub control_frames: usize,
     pub bytes: usize,
+}
+
+impl Received {
+    /// Something of each kind.
+    pub const ANY: Self = Self { messages: 1, control_frames: 1, bytes: 1 };
 }
 
 /// What a tenant has used lately.
@@ -121,26 +128,36 @@ impl Usage {
         self.metrics.processor_seconds.inc_by(time.as_secs_f64());
     }
 
-    /// Notes what was received. Returns until when nothing more may be.
+    /// Notes what was received. Returns when to ask whether more [may be](Self::wait_to_receive). `None`: it may.
     pub fn received(&self, received: Received, now: Instant) -> Option<Instant> {
-        let Received { messages, control_frames, bytes } = received;
         let [bytes_in, _] = &self.bytes;
-        bytes_in.inc_by(bytes as u64);
-        let flows = [(&self.messages, messages), (&self.control_frames, control_frames), (&self.bytes_in, bytes)];
-        flows.into_iter().filter_map(|(flow, count)| flow.take(count, now)).max()
+        bytes_in.inc_by(received.bytes as u64);
+        self.flows_in(received).filter_map(|(flow, count)| flow.take(count, now)).max()
     }
 
-    /// Notes what was sent. Returns until when nothing more may be, but answers.
+    /// Returns when to ask again whether more of what was received may be. `None`: it may.
+    pub fn wait_to_receive(&self, received: Received, now: Instant) -> Option<Instant> {
+        self.flows_in(received).filter_map(|(flow, _)| flow.take(0, now)).max()
+    }
+
+    /// What there was something of. Who brings nothing does not wait for those who bring too much.
+    fn flows_in(&self, received: Received) -> impl Iterator<Item = (&Flow, usize)> {
+        let Received { messages, control_frames, bytes } = received;
+        let flows = [(&self.messages, messages), (&self.control_frames, control_frames), (&self.bytes_in, bytes)];
+        flows.into_iter().filter(|(_, count)| *count > 0)
+    }
+
+    /// Notes what was sent. Returns when to ask whether more than answers [may be](Self::wait). `None`: it may.
     pub fn sent(&self, bytes: usize, now: Instant) -> Option<Instant> {
         let [_, bytes_out] = &self.bytes;
         bytes_out.inc_by(bytes as u64);
         self.bytes_out.take(bytes, now)
     }
 
-    /// Until when no bytes may go in a direction. `None`: they may.
+    /// Returns when to ask again whether bytes may go in a direction. `None`: they may.
     pub fn wait(&self, direction: Direction, now: Instant) -> Option<Instant> {
         let flow = if direction == Direction::In { &self.bytes_in } else { &self.bytes_out };
-        Some(flow.rate.owe(0, now)).filter(|wait| !wait.is_zero()).map(|wait| now + wait)
+        flow.take(0, now)
     }
 
     /// How many bytes may be sent now.
@@ -190,17 +207,13 @@ impl Usage {
 }
 
 impl Flow {
-    /// Takes from the rate, even more than there is. Returns until when there is nothing more. Who takes nothing does not
-    /// wait for those who take too much.
+    /// Takes from the rate, even more than there is. Returns when to ask again, if there is nothing more.
     fn take(&self, count: usize, now: Instant) -> Option<Instant> {
-        if count == 0 {
-            return None;
-        }
         let wait = self.rate.owe(count, now);
         if wait.is_zero() {
             return None;
         }
-        let until = now + wait;
+        let until = now + wait.min(ASK_AGAIN);
         let mut last = self.until.lock();
         let from = last.unwrap_or(now).max(now);
         if from < until {
@@ -216,6 +229,10 @@ impl Flow {
 pub struct Pause(Option<Pin<Box<Sleep>>>);
 
 impl Pause {
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Begins, unless there is nothing to wait for.
     pub fn until(&mut self, until: Option<Instant>) {
         self.0 = until.map(|until| Box::pin(sleep_until(until.into())));
@@ -251,10 +268,17 @@ mod tests {
         assert_eq!(received(5, 0, start), Some(seconds(0.5)));
         assert_eq!(received(0, 10, start), None, "who brings none does not wait for them");
         assert_eq!(received(1, 0, start), Some(seconds(0.6)), "who brings one waits for all");
-        assert_eq!(received(4, 3000, start + seconds(0.5)), Some(seconds(2.5)), "the longer of two waits");
-        assert_eq!(received(0, 0, start + seconds(2.5)), None);
+        assert_eq!(received(4, 3000, start + seconds(0.5)), Some(seconds(1.5)), "the longer of two, and then it asks");
+        let again = Received { bytes: 1, ..Received::default() };
+        let wait = |now| usage.wait_to_receive(again, now).map(|until| until - start);
+        assert_eq!(wait(start + seconds(1.5)), Some(seconds(2.5)));
+        assert_eq!((wait(start + seconds(2.5)), received(0, 0, start + seconds(2.5))), (None, None));
         // It was held back by messages until the end of the first second, and by bytes for two seconds.
         assert_eq!([usage.messages.throttled.get(), usage.bytes_in.throttled.get()], [1.0, 2.0]);
+        // A raised limit holds when it asks next.
+        assert_eq!(received(0, 9000, start + seconds(2.5)), Some(seconds(3.5)));
+        usage.set(&TenantLimits::default());
+        assert_eq!(wait(start + seconds(3.5)), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What a tenant gives its clients: large publications, large snapshots, very many publications, very many channels, and
-//! records over its quota.
+//! What a tenant gives its clients: large publications, large snapshots, very many publications, very many channels,
+//! and records over its quota.
 
 use std::{
     future::pending,

@@ -1,4 +1,5 @@
-//! A tenant that does nothing wrong and uses as much of the processor as an attack does: messages for a hundred clients.
+//! A tenant that does nothing wrong and uses as much of the processor as an attack does: messages for a hundred
+//! clients.
 
 use std::{
     io::Write,

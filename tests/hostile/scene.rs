@@ -38,7 +38,8 @@ const MOST: Duration = Duration::from_millis(20);
 const NEAR: f64 = 0.2;
 
 /// Limits under which turns alone protect the neighbour: the tenant may send as much as it can.
-pub const WITHOUT_RATES: &str = "[limits]\nmessages-per-second = 100000000\ncontrol-frames-per-second = 100000000\nbytes-in-per-second = \"1024GiB\"\n";
+pub const WITHOUT_RATES: &str = "[limits]\nmessages-per-second = 100000000\ncontrol-frames-per-second = 100000000\n\
+    bytes-in-per-second = \"1024GiB\"\n";
 
 /// Time between two batches of clients of the hostile tenant. Without it the test would measure what these clients cost
 /// on the same cores, not what the tenant's code does.

@@ -135,8 +135,8 @@ limits! {
     /// Longest call of the filter, host calls included. The engine's clock ticks every millisecond. Above the range a
     /// guest that hangs would pass for a busy one.
     filter_call "filter-call" Time: Duration::from_secs(1), Duration::from_millis(10) => Duration::from_secs(60);
-    /// Most bytes of one upstream's messages that wait for the filter. A single larger message may wait alone. Below the
-    /// range hardly a burst fits; the top is more than a filter catches up with.
+    /// Most bytes of one upstream's messages that wait for the filter. A single larger message may wait alone. Below
+    /// the range hardly a burst fits; the top is more than a filter catches up with.
     filter_queue "filter-queue" Bytes: 64 << 20, 64 << 10 => 4 << 30;
     /// Longest call of the dial component, host calls included. It may ask other servers for a token.
     dial_call "dial-call" Time: Duration::from_secs(10), Duration::from_millis(10) => Duration::from_secs(60);
@@ -146,7 +146,8 @@ limits! {
     client_call "client-call" Time: Duration::from_secs(1), Duration::from_millis(10) => Duration::from_secs(60);
     /// Most instances of the client handler.
     client_instances "client-instances" Count: 8, 1 => 1000;
-    /// Largest message accepted from a client, in bytes. The least is the longest control frame's payload (RFC 6455, 5.5).
+    /// Largest message accepted from a client, in bytes. The least is the longest control frame's payload (RFC 6455,
+    /// 5.5).
     client_message "client-message" Bytes: 64 << 10, 125 => 16 << 20;
     /// Most messages of one client that wait for the handler.
     client_queue "client-queue" Count: 128, 1 => 100_000;

@@ -1,8 +1,8 @@
 //! The API's connections: how many there may be, and which make room.
 //!
-//! A connection's place is its address's while it is idle, and its tenant's while it has a request, until the answer has
-//! been sent. A newcomer without room takes the place of the connection that has been idle for longest: one of its own
-//! address, or if no place is free any one. That connection is closed.
+//! A connection's place is its address's while it is idle, and its tenant's while it has a request, until the answer
+//! has been sent. A newcomer without room takes the place of the connection that has been idle for longest: one of its
+//! own address, or if no place is free any one. That connection is closed.
 
 use std::{
     collections::{BTreeMap, HashMap},

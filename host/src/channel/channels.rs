@@ -84,8 +84,8 @@ impl Channels {
         }
     }
 
-    /// Takes the rules and limits of another manifest, for channels that are yet to come.
-    /// [`Channels::apply_rules`] has the others follow. Clients of a channel that is no longer listed keep following it.
+    /// Takes the rules and limits of another manifest, for channels that are yet to come. [`Channels::apply_rules`] has
+    /// the others follow. Clients of a channel that is no longer listed keep following it.
     pub fn reconfigure(&self, rules: Vec<ChannelRule>, limits: &TenantLimits, compress_above: Option<usize>) {
         self.max_channels.store(limits.channels, Ordering::Relaxed);
         self.rules.store(Arc::new(Rules::new(rules, compress_above)));

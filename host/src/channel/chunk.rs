@@ -60,8 +60,8 @@ pub(super) struct Item<'c> {
 }
 
 impl Chunk {
-    /// Encodes publications until the chunk has `limit` bytes or none are left. A large one is alone. Returns how many it
-    /// took, which is one at least. `first`: the position of the first publication.
+    /// Encodes publications until the chunk has `limit` bytes or none are left. A large one is alone. Returns how many
+    /// it took, which is one at least. `first`: the position of the first publication.
     pub fn encode(
         seq: u64,
         first: Position,

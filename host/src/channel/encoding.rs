@@ -32,6 +32,9 @@ pub enum Format {
 
 /// Bytes that a format takes besides its frames and their index: its allocations, and its part of [`Encodings`].
 const OVERHEAD: usize = 96;
+/// Most bytes of a chunk that are written in a format, or compressed, while others wait: a millisecond or less.
+const COPIED_AT_ONCE: usize = 512 << 10;
+const COMPRESSED_AT_ONCE: usize = 64 << 10;
 /// How many formats there are besides [`Format::Raw`].
 const LATER_FORMATS: usize = 4;
 
@@ -120,7 +123,12 @@ impl Chunk {
 
     /// Whether it has yet to be encoded in a format, which is too much work for a thread that others wait for.
     pub fn is_work(&self, format: Format) -> bool {
-        format != Format::Raw && self.is_large() && self.get_encoded(format).is_none()
+        let at_once = match format {
+            Format::Raw => return false,
+            Format::Sse | Format::Centrifuge => COPIED_AT_ONCE,
+            Format::Deflated | Format::CentrifugeDeflated => COMPRESSED_AT_ONCE,
+        };
+        self.bytes() > at_once && self.is_large() && self.get_encoded(format).is_none()
     }
 
     /// Where the first publication with an offset greater than `offset` begins in a format.

@@ -59,8 +59,8 @@ impl Channel {
         state.snapshot.chunk(since, end, min_seq, &self.ledger)
     }
 
-    /// Makes the snapshot for readers that have this, for [`Channel::snapshot`]. The channel is locked for moments only.
-    /// `None`: an epoch has ended meanwhile.
+    /// Makes the snapshot for readers that have this, for [`Channel::snapshot`]. The channel is locked for moments
+    /// only. `None`: an epoch has ended meanwhile.
     pub fn make_snapshot(&self, since: Since) -> Option<Arc<Chunk>> {
         let (end, with_removals) = {
             let state = self.state.lock();

@@ -29,11 +29,13 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// Whether its frame is worth making before it is published.
+    pub fn is_large(&self) -> bool {
+        self.data.bytes.len() > LARGE
+    }
+
     /// Makes the frame of a large one, a part at a time, with `pass` in between. Others are framed with their burst.
     pub async fn frame<P: Future<Output = ()>>(&mut self, mut pass: impl FnMut() -> P) {
-        if self.data.bytes.len() <= LARGE {
-            return;
-        }
         let payload = &self.data.bytes;
         let mut framed = Vec::with_capacity(frame::header_len(payload.len()) + payload.len());
         frame::encode_head(raw::opcode(self.data.kind), payload.len(), &mut framed);

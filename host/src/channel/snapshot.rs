@@ -207,8 +207,8 @@ impl Snapshot {
     }
 
     /// The snapshot of this moment or of a little earlier, encoded. The chunk's `seq` is the position at which a reader
-    /// goes on in the log. It is `min_seq` or later. It is unknown if a removal that the reader has missed may have been
-    /// forgotten.
+    /// goes on in the log. It is `min_seq` or later. It is unknown if a removal that the reader has missed may have
+    /// been forgotten.
     pub fn chunk(&mut self, since: Since, end: LogEnd, min_seq: u64, ledger: &Arc<LogLedger>) -> SnapshotNow {
         if let Since::Offset(offset) = since
             && offset < self.forgotten
@@ -216,8 +216,8 @@ impl Snapshot {
             return SnapshotNow::Unknown;
         }
         let with_removals = self.has_removals_for(since);
-        // If the log has grown by more bytes than the snapshot has, a fresh snapshot saves the client bytes. But one that
-        // takes long to make must not be too old when it is there.
+        // If the log has grown by more bytes than the snapshot has, a fresh snapshot saves the client bytes. But one
+        // that takes long to make must not be too old when it is there.
         let good = |encoded: &&EncodedSnapshot| {
             let follows = end.bytes - encoded.log_bytes;
             let is_new = self.bytes > SMALL && encoded.chunk.at.elapsed() < FRESH_TIME;

@@ -85,8 +85,9 @@ pub enum NotifyBy {
     Push,
 }
 
-/// A shard's queue. Four things bound its length: how many clients are in their handshake, one `NewChunks` for each view,
-/// what is made for clients here, and what guests do in their calls. Bytes that guests send hold shares of their tenants' budgets.
+/// A shard's queue. Four things bound its length: how many clients are in their handshake, one `NewChunks` for each
+/// view, what is made for clients here, and what guests do in their calls. Bytes that guests send hold shares of their
+/// tenants' budgets.
 pub struct Queue {
     commands: Mailbox<ShardCommand>,
     waker: Waker,

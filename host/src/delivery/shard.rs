@@ -2,9 +2,10 @@
 //!
 //! A shard's [`Queue`] brings it clients whose handshake is done, and notices of new chunks. It writes bytes to the
 //! clients' sockets. A shard has its own epoll, its own table of clients, and its own view of every channel that one of
-//! them follows. It shares nothing else but the count of what a tenant sends, and never waits for a client. A client whose socket is
-//! full keeps its cursor, and the shard goes on when the socket has room. What becomes of a client whose position has
-//! left the log is its channel's policy: it is closed with 1013, skips, or gets the latest of each key.
+//! them follows. It shares nothing else but the count of what a tenant sends, and never waits for a client. A client
+//! whose socket is full keeps its cursor, and the shard goes on when the socket has room. What becomes of a client
+//! whose position has left the log is its channel's policy: it is closed with 1013, skips, or gets the latest of each
+//! key.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},

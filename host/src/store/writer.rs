@@ -1,8 +1,8 @@
 //! The one thread that writes to the SQLite file. Rows over a tenant's quota do not get to it.
 //!
-//! It answers each append after its commit is on disk. Appends that queue while the disk is busy become one transaction,
-//! so that all of them wait for the disk once; if they are many, those of each tenant in turn. A tenant's own are
-//! written in their order.
+//! It answers each append after its commit is on disk. Appends that queue while the disk is busy become one
+//! transaction, so that all of them wait for the disk once; if they are many, those of each tenant in turn. A tenant's
+//! own are written in their order.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -174,11 +174,11 @@ impl Session<'_> {
         let mut unneeded = pin!(need.ends());
         let mut data = DataTimeout::new(handle.expected());
         let mut turn = Turn::new(read_turn, used);
-        let (mut paused_until, mut counted) = (None, 0);
+        let (mut paused, mut counted) = (None, 0);
         loop {
             let event = tokio::select! {
                 opened = &mut opening, if !is_open => Event::Opened(opened.ok_or(Lost::Filter)?),
-                received = read(socket, &mut turn, paused_until), if held.is_none() => Event::Received(received),
+                received = read(socket, &mut turn, &mut paused, used), if held.is_none() => Event::Received(received),
                 () = Held::ready(held.as_ref(), sink), if held.is_some() => Event::Ready,
                 () = stop.wait() => return Err(Lost::Stopped),
                 () = &mut unneeded => return Err(Lost::Unneeded),
@@ -187,7 +187,7 @@ impl Session<'_> {
                     Wish::Reconnect(reason) => return Err(Lost::Asked(reason)),
                 },
                 due = ping.tick() => Event::Ping(due),
-                () = data.look(), if is_open && held.is_none() && !is_paused(paused_until) => Event::Overdue,
+                () = data.look(), if is_open && held.is_none() => Event::Overdue,
                 () = pressure.look() => Event::Look,
             };
             if !matches!(event, Event::Received(_)) {
@@ -277,7 +277,7 @@ impl Session<'_> {
             // With all that was read for it, also before it began.
             let bytes = socket.bytes_read() - std::mem::replace(&mut counted, socket.bytes_read());
             let received = usage::Received { bytes: usize::try_from(bytes).unwrap_or(usize::MAX), ..received };
-            paused_until = used.received(received, Instant::now().into_std());
+            paused = used.received(received, Instant::now().into_std()).map(|until| (until, received));
             let ponged = match &*pings {
                 [] => Ok(()),
                 pings => {
@@ -329,21 +329,19 @@ impl Session<'_> {
     }
 }
 
-/// Whether the tenant has received as much as it may, so that a partner's silence says nothing.
-fn is_paused(until: Option<std::time::Instant>) -> bool {
-    until.is_some_and(|until| std::time::Instant::now() < until)
-}
-
 /// Reads what comes next, when it is this upstream's turn, and its tenant has not received as much as it may. Nothing
 /// is lost if the future is dropped.
 async fn read(
     socket: &mut PartnerSocket,
     turn: &mut Turn<'_>,
-    paused_until: Option<std::time::Instant>,
+    paused: &mut Option<(std::time::Instant, usage::Received)>,
+    used: &Usage,
 ) -> Result<Received, SocketError> {
-    if let Some(until) = paused_until {
+    while let Some((until, received)) = *paused {
         turn.end();
         sleep_until(until.into()).await;
+        let again = used.wait_to_receive(received, std::time::Instant::now());
+        *paused = again.map(|until| (until, received));
     }
     loop {
         turn.begin().await;

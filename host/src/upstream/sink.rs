@@ -209,7 +209,7 @@ impl ChannelSink {
         let main: Arc<str> = MAIN.into();
         let publish = |data| Publication { channel: Arc::clone(&main), key: None, remove: false, data, framed: None };
         let mut publications: Vec<_> = messages.into_iter().map(publish).collect();
-        for publication in &mut publications {
+        for publication in publications.iter_mut().filter(|publication| publication.is_large()) {
             publication.frame(yield_now).await;
         }
         // What is refused has been counted.

@@ -123,8 +123,8 @@ impl PartnerSocket {
         self.last_read = Instant::now();
     }
 
-    /// Returns what comes next. A long frame counts as fragments, so that reading it takes no long time at once. Nothing
-    /// is lost if the future is dropped.
+    /// Returns what comes next. A long frame counts as fragments, so that reading it takes no long time at once.
+    /// Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<Received, SocketError> {
         let before = self.bytes_read;
         loop {

@@ -45,7 +45,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Metered<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let Self { body, pause, usage } = &mut *self;
-        ready!(pause.poll(context));
+        while pause.is_on() {
+            ready!(pause.poll(context));
+            pause.until(usage.as_ref().and_then(|(usage, direction)| usage.wait(*direction, Instant::now())));
+        }
         let frame = ready!(Pin::new(body).poll_frame(context));
         let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
         if bytes > 0

@@ -55,7 +55,8 @@ pub struct Assembly {
     compressed: bool,
     /// The payloads of the fragments so far. After the last one they are the whole message, until another begins.
     bytes: Vec<u8>,
-    /// How many bytes of a text are known to be UTF-8: of `bytes`, or of a frame that is a whole text and has not all come.
+    /// How many bytes of a text are known to be UTF-8: of `bytes`, or of a frame that is a whole text and has not all
+    /// come.
     checked: usize,
 }
 
@@ -112,8 +113,8 @@ impl Assembly {
         Ok(Some((event, head.end)))
     }
 
-    /// Takes a server's frame out of `buffer`, if it is whole. The payload is copied, so that nobody who has it keeps the
-    /// buffer; `hands_out` says that the buffer has this frame and nothing else, and goes with it.
+    /// Takes a server's frame out of `buffer`, if it is whole. The payload is copied, so that nobody who has it keeps
+    /// the buffer; `hands_out` says that the buffer has this frame and nothing else, and goes with it.
     pub fn take(
         &mut self,
         buffer: &mut BytesMut,

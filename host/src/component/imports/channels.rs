@@ -126,7 +126,7 @@ async fn publish(guest: &Guest, mut made: Vec<GuestPublication>, leftover: &Left
     let (mut refused, mut late) = (Vec::new(), false);
     let mut rest = publications.into_iter();
     while let Some(mut slice) = next_slice(&mut rest) {
-        for publication in &mut slice {
+        for publication in slice.iter_mut().filter(|publication| publication.is_large()) {
             publication.frame(yield_now).await;
         }
         refused.extend(tenant.channels.publish(slice, upstream_of(guest)).await.1);

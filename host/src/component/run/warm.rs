@@ -105,8 +105,8 @@ impl<R: Role> Warm<R> {
         self.place = None;
     }
 
-    /// Calls the guest within its deadline, in the version that [`Warm::update`] has last gone over to. `None`: the call
-    /// failed, or the pause after an earlier failure is not over.
+    /// Calls the guest within its deadline, in the version that [`Warm::update`] has last gone over to. `None`: the
+    /// call failed, or the pause after an earlier failure is not over.
     pub async fn call<T>(
         &mut self,
         deadline: Duration,

@@ -23,6 +23,7 @@ use crate::{
             view::Subscriber,
         },
     },
+    usage::Direction,
 };
 
 /// What has become of a cursor that was off its log.
@@ -199,8 +200,8 @@ impl Shard {
     pub(super) fn queue_snapshots(&mut self, slot: usize) {
         let cursors = self.rows.get(slot).map_or(0, |row| row.cursors.as_slice().len());
         for nth in 0..u16::try_from(cursors).unwrap_or(u16::MAX) {
-            // What it comes to makes no difference: a new client has missed nothing, and a cursor that is off its log has
-            // its turn later.
+            // What it comes to makes no difference: a new client has missed nothing, and a cursor that is off its log
+            // has its turn later.
             self.conflate(slot, nth);
         }
         if self.rows.get(slot).is_some_and(|row| !row.is(flag::BEHIND)) {
@@ -208,8 +209,8 @@ impl Shard {
         }
     }
 
-    /// Puts a snapshot, or the part of it that a client has missed, in front of a cursor that is off its log. If that has
-    /// to be made first, it is ordered.
+    /// Puts a snapshot, or the part of it that a client has missed, in front of a cursor that is off its log. If that
+    /// has to be made first, it is ordered.
     pub(super) fn conflate(&mut self, slot: usize, nth: u16) -> Conflated {
         self.try_to_conflate(slot, nth).unwrap_or(Conflated::Lost)
     }
@@ -279,8 +280,8 @@ impl Shard {
         self.encoding.entry(view_slot as usize).or_default().insert(slot);
     }
 
-    /// Goes on with the rows that waited for something of a view to be made. Those that wait for something else of it wait
-    /// again.
+    /// Goes on with the rows that waited for something of a view to be made. Those that wait for something else of it
+    /// wait again.
     pub(super) fn encoded(&mut self, view_slot: usize, ordered: &Ordered) {
         if let Some(view) = self.views.get_mut(view_slot) {
             view.orders.retain(|other| other != ordered);
@@ -303,12 +304,20 @@ impl Shard {
         for _ in 0..self.to_write.lines.tenants() {
             let Some(tenant) = self.to_write.lines.begin_turn() else { return };
             let (turn, mut until) = (WriteTurn::new(), None);
+            let mut has_paused = self.to_write.lines.has_paused(tenant);
             while !turn.is_over()
                 && until.is_none()
                 && let Some(slot) = self.to_write.next_of(tenant)
             {
                 let Some(row) = self.rows.get(slot) else { continue };
                 let usage = Arc::clone(&row.client.client_limits().usage);
+                if std::mem::take(&mut has_paused) {
+                    until = usage.wait(Direction::Out, Instant::now());
+                    if until.is_some() {
+                        self.to_write.put_back(tenant, slot);
+                        break;
+                    }
+                }
                 let (began, mut sent) = (turn.time(), Sent::default());
                 self.go_on(slot, &mut sent);
                 usage.worked(turn.time().saturating_sub(began));

@@ -23,6 +23,7 @@ use crate::{
             turns::{Lap, ReadTurn, Tenant},
         },
     },
+    usage::Received,
 };
 
 /// Most bytes of pongs for what a client brings in one turn. If it pings more than that, only its latest pings are
@@ -59,20 +60,28 @@ impl Shard {
         let lap = Lap::new();
         for _ in 0..self.to_read.tenants() {
             let Some(tenant) = self.to_read.begin_turn() else { return };
-            let (mut turn, mut usage) = (ReadTurn::new(), None);
+            let (mut turn, mut usage, mut until) = (ReadTurn::new(), None, None);
+            let has_paused = self.to_read.has_paused(tenant);
             while !turn.is_over()
                 && let Some(slot) = self.to_read.next_of(tenant)
             {
                 if let Some(row) = self.rows.get_mut(slot) {
+                    if has_paused && usage.is_none() {
+                        until = row.client.client_limits().usage.wait_to_receive(Received::ANY, Instant::now());
+                        if until.is_some() {
+                            self.to_read.put_back(tenant, slot);
+                            break;
+                        }
+                    }
                     row.flags &= !flag::TO_READ;
                     usage.get_or_insert_with(|| Arc::clone(&row.client.client_limits().usage));
                     self.read(slot, &mut turn);
                 }
             }
-            let until = usage.and_then(|usage| {
+            if let Some(usage) = usage {
                 usage.worked(turn.time());
-                usage.received(turn.received, Instant::now())
-            });
+                until = usage.received(turn.received, Instant::now());
+            }
             self.to_read.end_turn(tenant, until);
             if lap.is_over() {
                 return;

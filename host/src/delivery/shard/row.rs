@@ -255,8 +255,8 @@ impl Row {
         }
     }
 
-    /// Writes what goes before the cursors: the rest of a frame, `out`, then snapshots. Publications among it are counted
-    /// here, in `sent` bytes alone.
+    /// Writes what goes before the cursors: the rest of a frame, `out`, then snapshots. Publications among it are
+    /// counted here, in `sent` bytes alone.
     pub fn flush(&mut self, now: u32, sent: &mut Sent) -> WriteOutcome {
         let behind = self.is(flag::BEHIND);
         let Some(extra) = &mut self.extra else { return WriteOutcome::Done };

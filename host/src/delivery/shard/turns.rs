@@ -1,5 +1,5 @@
-//! Whose turn it is to be read, or to be written to. A shard's tenants take turns, and in its tenant's turn each client,
-//! so that it makes no difference to others how much somebody sends, or in how many pieces, or has to be sent.
+//! Whose turn it is to be read, or to be written to. A shard's tenants take turns, and in its tenant's turn each
+//! client, so that it makes no difference to others how much somebody sends, or in how many pieces, or has to be sent.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -8,8 +8,8 @@ use std::{
 
 use crate::{delivery::ClientLimits, usage::Received};
 
-/// How long a tenant's clients are read, or written to, in one turn: little beside the 2 ms in which a neighbour's slowest message
-/// comes, and much beside the 25 ns that a look at the clock takes.
+/// How long a tenant's clients are read, or written to, in one turn: little beside the 2 ms in which a neighbour's
+/// slowest message comes, and much beside the 25 ns that a look at the clock takes.
 const TURN: Duration = Duration::from_micros(250);
 /// How long all tenants' turns may take before the shard sees to its other work.
 const LAP: Duration = Duration::from_millis(1);
@@ -26,10 +26,13 @@ const REMOVAL: usize = 8;
 #[derive(Default)]
 pub struct Lines {
     lines: HashMap<Tenant, VecDeque<usize>>,
-    /// The tenants that have a line, but for the one whose turn it is and those that pause, in the order of their turns.
+    /// The tenants that have a line, but for the one whose turn it is and those that pause, in the order of their
+    /// turns.
     tenants: VecDeque<Tenant>,
     /// Tenants that may have no turn before a time. Their lines may be empty.
     paused: Vec<(Instant, Tenant)>,
+    /// Tenants whose pause has ended, and which have had no turn since.
+    resumed: HashSet<Tenant>,
     /// How many places in a tenant's line are of clients that are gone. A slot may have another client by now, which
     /// stands behind them.
     gone: HashMap<(Tenant, usize), usize>,
@@ -73,12 +76,15 @@ impl Lines {
 
     /// Ends the pauses whose time has come.
     pub fn end_pauses(&mut self, now: Instant) {
-        let Self { lines, tenants, paused, .. } = self;
+        let Self { lines, tenants, paused, resumed, .. } = self;
         paused.retain(|(until, tenant)| {
             let goes_on = *until > now;
             if !goes_on {
                 match lines.get(tenant) {
-                    Some(line) if !line.is_empty() => tenants.push_back(*tenant),
+                    Some(line) if !line.is_empty() => {
+                        tenants.push_back(*tenant);
+                        resumed.insert(*tenant);
+                    }
                     _ => drop(lines.remove(tenant)),
                 }
             }
@@ -94,6 +100,18 @@ impl Lines {
     /// The tenant whose turn it is. Its turn has to be [ended](Self::end_turn).
     pub fn begin_turn(&mut self) -> Option<Tenant> {
         self.tenants.pop_front()
+    }
+
+    /// Whether the tenant has just paused, so that it has to be asked whether it may go on.
+    pub fn has_paused(&mut self, tenant: Tenant) -> bool {
+        !self.resumed.is_empty() && self.resumed.remove(&tenant)
+    }
+
+    /// Puts a client at the front of its tenant's line.
+    pub fn put_back(&mut self, tenant: Tenant, slot: usize) {
+        if let Some(line) = self.lines.get_mut(&tenant) {
+            line.push_front(slot);
+        }
     }
 
     /// The next client of the tenant whose turn it is.
@@ -147,6 +165,12 @@ impl OnceInLine {
         if self.slots.remove(&slot) {
             self.lines.forget(tenant, slot);
         }
+    }
+
+    /// Puts a client at the front of its tenant's line.
+    pub fn put_back(&mut self, tenant: Tenant, slot: usize) {
+        self.slots.insert(slot);
+        self.lines.put_back(tenant, slot);
     }
 
     /// The next client of the tenant whose turn it is.
@@ -271,6 +295,9 @@ mod tests {
         assert!(queue.is_idle());
         queue.end_pauses(until);
         assert_eq!((queue.begin_turn(), queue.next_of(one), queue.next_end()), (Some(one), Some(11), None));
+        assert!(queue.has_paused(one) && !queue.has_paused(one) && !queue.has_paused(two));
+        queue.put_back(one, 11);
+        assert_eq!(queue.next_of(one), Some(11));
         queue.end_turn(one, Some(until));
         queue.end_pauses(until);
         assert!(queue.is_idle() && !queue.lines.contains_key(&one));
