@@ -585,13 +585,17 @@ mod tests {
         let mut chunks = Vec::new();
         channel.state.lock().log.from(0).for_each(|chunk| chunks.push(Arc::clone(chunk)));
         for chunk in &chunks {
-            chunk.encoded(Format::Sse, &channel);
-            chunk.encoded(Format::Centrifuge, &channel);
+            for format in [Format::Sse, Format::Centrifuge] {
+                // On a busy machine the pause may be long.
+                channels.account.end_relief_pause();
+                chunk.encoded(format, &channel);
+            }
             assert!(channels.account.bytes(Part::Logs) <= 3_000_000);
         }
         // The log has let go of chunks that this reader holds.
         assert!(channels.account.bytes(Part::Pinned) > 2_000_000);
         for _ in 0..50 {
+            channels.account.end_relief_pause();
             assert_eq!(channels.publish(vec![publication("a", 30_000)], None).await.0, 1);
             assert!(channels.account.bytes(Part::Logs) <= 3_000_000);
         }
