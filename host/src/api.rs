@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use http_body_util::BodyExt as _;
 use hyper::{
     Request, Response, StatusCode, Uri,
     body::Incoming,
@@ -40,10 +41,7 @@ mod socket;
 
 pub use crate::api::connections::Connections;
 use crate::{
-    api::{
-        connections::{Connection, Last},
-        socket::Socket,
-    },
+    api::{connections::Connection, socket::Socket},
     component::Upload,
 };
 
@@ -139,7 +137,13 @@ async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: 
                 context.metrics.api_refused(refusal.code);
                 refusal.response()
             });
-            Ok::<_, Infallible>(answer.map(|body| Last::new(body, under_way)))
+            // The body keeps what says that the request is under way until it has been sent.
+            Ok::<_, Infallible>(answer.map(|body| {
+                body.map_err(move |error| {
+                    let _kept = &under_way;
+                    error
+                })
+            }))
         }
     });
     let connection = http1::Builder::new()

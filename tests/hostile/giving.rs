@@ -4,11 +4,7 @@
 use std::{
     future::pending,
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{Shutdown, SocketAddr, TcpStream},
     thread,
     time::Duration,
 };
@@ -17,14 +13,18 @@ use support::{
     guests,
     raw::{FIN, TEXT, frame, request},
 };
+use tokio::time::sleep;
 
 use crate::{
     scene::{Scene, is_full, swap},
-    senders::{Senders, nice},
+    senders::{Repeated, Senders, nice},
 };
 
 /// Bytes of a large publication: little less than a partner's message may have.
 const LARGE: usize = 15 << 20;
+/// How long a client stays, and the time between two changes of all keys.
+const STAY: Duration = Duration::from_millis(50);
+const ROUND: Duration = Duration::from_millis(300);
 
 /// A client of the hostile tenant over some transport, that reads as fast as it can.
 #[derive(Clone, Copy)]
@@ -100,39 +100,24 @@ async fn large_snapshots_for_clients_that_come_and_go() {
     let more = "[compression]\nabove = 0\n[components]\nfilter = \"filter.wasm\"\n[limits]\nfilter-call = \"20s\"\n";
     let mut scene = Scene::with(more, |folder| folder.copy(guests::probe(), "tenants/hostile/filter.wasm")).await;
     let mut peer = scene.partner.as_mut().unwrap().accept().await;
-    let (on, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-    let clients = scene.relay.clients;
-    let coming = {
-        let (on, ended) = (Arc::clone(&on), Arc::clone(&ended));
-        thread::spawn(move || {
-            let mut nth = 0;
-            while !ended.load(Ordering::Relaxed) {
-                if on.load(Ordering::Relaxed) {
-                    let reader = Reader::ALL[nth % Reader::ALL.len()];
-                    nth += 1;
-                    let socket = reader.start(clients);
-                    thread::sleep(Duration::from_millis(50));
-                    let _ = socket.shutdown(std::net::Shutdown::Both);
-                } else {
-                    thread::sleep(Duration::from_millis(1));
-                }
-            }
-            assert!(nth > 0);
-        })
-    };
+    let (clients, mut nth) = (scene.relay.clients, 0);
+    let coming = Repeated::start(move || {
+        let socket = Reader::ALL[nth % Reader::ALL.len()].start(clients);
+        nth += 1;
+        thread::sleep(STAY);
+        let _ = socket.shutdown(Shutdown::Both);
+    });
     // All keys change, so that the snapshot is made anew.
     peer.text(format!("rounds main 0 1 {KEYS} 8000")).await;
-    let begin = async |_: &_| on.store(true, Ordering::Relaxed);
-    let end = async |_: &_| on.store(false, Ordering::Relaxed);
+    let (begin, end) = (async |_: &_| coming.turn(true), async |_: &_| coming.turn(false));
     let mut round = 1;
     let attack = async || {
         peer.text(format!("rounds main {round} {} {KEYS} 8000", round + 1)).await;
         round += 1;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        sleep(ROUND).await;
     };
     scene.undisturbed_by(begin, attack, end).await;
-    ended.store(true, Ordering::Relaxed);
-    coming.join().unwrap();
+    coming.end();
 }
 
 /// Checks that the neighbour is undisturbed while these schedules run every 100 ms.

@@ -32,42 +32,68 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Something that a thread does again and again while it is told to.
+pub struct Repeated {
+    shared: Arc<[AtomicBool; 2]>,
+    thread: JoinHandle<()>,
+}
+
+impl Repeated {
+    pub fn start(mut act: impl FnMut() + Send + 'static) -> Self {
+        let shared = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+        let switches = Arc::clone(&shared);
+        let run = move || {
+            let [on, ended] = &*switches;
+            while !ended.load(Ordering::Relaxed) {
+                if on.load(Ordering::Relaxed) { act() } else { thread::park() }
+            }
+        };
+        Self { shared, thread: thread::spawn(move || nice(run)) }
+    }
+
+    pub fn turn(&self, on: bool) {
+        self.shared[0].store(on, Ordering::Relaxed);
+        self.thread.thread().unpark();
+    }
+
+    /// Ends the thread, and panics if it has.
+    pub fn end(self) {
+        self.shared[1].store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        self.thread.join().unwrap();
+    }
+}
+
 pub struct Senders {
-    on: Arc<AtomicBool>,
-    ended: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    sending: Vec<Repeated>,
 }
 
 impl Senders {
     /// Each socket sends these bytes again and again. What comes back is read and dropped.
     pub fn start(sockets: Vec<TcpStream>, flood: &[u8]) -> Self {
-        let (on, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let mut threads = Vec::new();
-        for socket in sockets {
+        let mut sending = Vec::new();
+        for mut socket in sockets {
             let buffer = if flood.len() > WRITE { flood.len() } else { BUFFER };
             set_socket_send_buffer_size(&socket, buffer).unwrap();
             // A relay that reads no more does not hold the test up.
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
             let reads = socket.try_clone().unwrap();
             thread::spawn(move || nice(|| drain(reads)));
-            let (on, ended, flood) = (Arc::clone(&on), Arc::clone(&ended), flood.to_vec());
-            threads.push(thread::spawn(move || nice(|| send(socket, &on, &ended, &flood))));
+            let flood = flood.to_vec();
+            sending.push(Repeated::start(move || socket.write_all(&flood).unwrap()));
         }
-        Self { on, ended, threads }
+        Self { sending }
     }
 
     /// Checks that the neighbour is undisturbed while they send.
     pub async fn check(self, scene: &mut Scene) {
-        let begin = async |_: &_| self.on.store(true, Ordering::Relaxed);
+        let begin = async |_: &_| self.sending.iter().for_each(|one| one.turn(true));
         let end = async |relay: &Relay| {
-            self.on.store(false, Ordering::Relaxed);
+            self.sending.iter().for_each(|one| one.turn(false));
             quiet(relay).await;
         };
         scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
-        self.ended.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().unwrap();
-        }
+        self.sending.into_iter().for_each(Repeated::end);
     }
 }
 
@@ -88,16 +114,6 @@ async fn quiet(relay: &Relay) {
 pub fn nice(run: impl FnOnce()) {
     setpriority_process(None, NICE).unwrap();
     run();
-}
-
-fn send(mut socket: TcpStream, on: &AtomicBool, ended: &AtomicBool, flood: &[u8]) {
-    while !ended.load(Ordering::Relaxed) {
-        if on.load(Ordering::Relaxed) {
-            socket.write_all(flood).unwrap();
-        } else {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
 }
 
 /// A frame again and again, as much as one write has.

@@ -7,15 +7,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
 };
 
-use hyper::body::{Body, Frame, SizeHint};
 use ipnet::IpNet;
 use tokio::sync::Notify;
 
@@ -191,38 +188,6 @@ pub struct UnderWay(Arc<Connection>);
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.end();
-    }
-}
-
-/// The body of an answer, with which a request ends.
-pub struct Last<B> {
-    body: B,
-    _request: UnderWay,
-}
-
-impl<B> Last<B> {
-    pub fn new(body: B, request: UnderWay) -> Self {
-        Self { body, _request: request }
-    }
-}
-
-impl<B: Body + Unpin> Body for Last<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

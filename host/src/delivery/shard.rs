@@ -51,6 +51,7 @@ mod deliver;
 #[cfg(test)]
 mod model;
 mod pending;
+mod ready;
 mod receive;
 mod row;
 mod sse_ids;

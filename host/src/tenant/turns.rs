@@ -33,7 +33,7 @@ pub fn guest_threads() -> usize {
 #[derive(Clone)]
 pub struct Turns {
     permits: Arc<Semaphore>,
-    /// Of the tenant. `None`: they are no tenant's.
+    /// The tenant's. `None`: the turns belong to no tenant.
     usage: Option<Arc<Usage>>,
 }
 
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// Of a tenant, on two threads.
+    /// A tenant's turns on two threads.
     fn turns() -> Turns {
         Turns::new(2, &Usage::of_test())
     }

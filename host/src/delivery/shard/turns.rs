@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_that_pauses_has_no_turn_whoever_of_it_comes() {
+    fn a_tenant_that_pauses_has_no_turn_even_if_another_client_comes() {
         let (start, one, two) = (Instant::now(), Tenant(1), Tenant(2));
         let (until, mut queue) = (start + TURN, Lines::default());
         queue.push(one, 10);
