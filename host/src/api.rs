@@ -26,24 +26,20 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     component::{Api, Download, NoAnswer},
-    entry::{client_address, remove_claims},
+    entry::{client_address, is_trusted, remove_claims},
+    fair_pool::Most,
     host_header, http_error,
     metrics::Metrics,
     routes::Routes,
-    serve::{Acceptor, NotServed},
+    serve::{Acceptor, Connection, Connections, NotServed},
     shutdown::Stop,
     tenant::RequestTurn,
     usage::Metered,
 };
 
-mod connections;
 mod socket;
 
-pub use crate::api::connections::Connections;
-use crate::{
-    api::{connections::Connection, socket::Socket},
-    component::Upload,
-};
+use crate::{api::socket::Socket, component::Upload};
 
 /// The most bytes of a request's line and headers. Above, hyper answers 431.
 const MAX_REQUEST: usize = 64 << 10;
@@ -108,7 +104,11 @@ impl From<NoAnswer> for ApiRefusal {
 /// Serves until told to stop; then requests under way may finish.
 pub async fn run(listener: TcpListener, context: Arc<ApiContext>, stop: Stop) {
     let acceptor = Acceptor { listener, name: "api" };
-    let admit = |address| context.connections.admit(address, &context.trusted_proxies);
+    let admit = |address| {
+        // A proxy stands for all who come through it.
+        let is_proxy = is_trusted(address, &context.trusted_proxies);
+        context.connections.admit(address, if is_proxy { Most::All } else { Most::Own(usize::MAX) })
+    };
     let refused = |why| {
         context.metrics.api_refused(match why {
             NotServed::Full => "full",

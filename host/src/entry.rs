@@ -13,6 +13,7 @@ mod cors;
 mod handshake;
 mod history;
 mod listener;
+mod pieces;
 mod refusal;
 mod upgrade;
 

@@ -10,7 +10,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     admin, api,
-    api::{ApiContext, Connections},
+    api::ApiContext,
     component::{EngineError, EngineSource, Tasks},
     delivery::{Shards, Timing},
     dial::{
@@ -24,6 +24,7 @@ use crate::{
     metrics::Metrics,
     routes::Routes,
     runtime_thread::RuntimeThread,
+    serve::Connections,
     shutdown::Stop,
     store,
     tenant::{HostPlaces, HostResources, ProcessLimits, RequestTurn},

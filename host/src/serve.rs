@@ -10,20 +10,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinSet,
 };
 
-use crate::{host_header, http_error, shutdown::Stop};
+use crate::{fair_pool::Most, host_header, http_error, shutdown::Stop};
+
+mod connections;
+
+pub use crate::serve::connections::{Connection, Connections};
 
 /// The pause of a listener after `accept` failed, usually for want of file descriptors.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// The most connections at once to a listener with short answers: probes, scrapers and a few browsers are few.
+/// The most connections at once to a listener with short answers: probes, scrapers and a few browsers are few. Over it,
+/// one that is idle makes room.
 const SHORT_CONNECTIONS: usize = 64;
 /// How long the headers of a request for a short answer may take.
 const SHORT_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,15 +93,24 @@ pub async fn short_answers(
 ) {
     let answer = Arc::new(answer);
     let acceptor = Acceptor { listener, name };
-    let places = Arc::new(Semaphore::new(SHORT_CONNECTIONS));
-    let admit = |_| Arc::clone(&places).try_acquire_owned().ok();
-    let connection = |socket, _, place| {
-        let answer = Arc::clone(&answer);
+    let places = Connections::new(SHORT_CONNECTIONS);
+    let admit = |address| places.admit(address, Most::Own(usize::MAX));
+    let connection = |socket, _, place: Connection| {
+        let (answer, place) = (Arc::clone(&answer), Arc::new(place));
+        let held = Arc::clone(&place);
         let service = service_fn(move |mut request| {
+            let under_way = held.begin();
             let response = match host_header::check_host(&mut request) {
                 Ok(()) => answer(&request),
                 Err(error) => http_error::answer(StatusCode::BAD_REQUEST, "bad_request", &error.to_string()),
             };
+            // The body keeps what says that the request is under way until it has been sent.
+            let response = response.map(|body| {
+                body.map_err(move |never| {
+                    let _kept = &under_way;
+                    never
+                })
+            });
             async { Ok::<_, Infallible>(response) }
         });
         let served = http1::Builder::new()
@@ -105,9 +118,11 @@ pub async fn short_answers(
             .header_read_timeout(SHORT_HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(socket), service);
         async move {
-            let _place = place;
-            if let Err(error) = served.await {
-                tracing::debug!(listener.name = name, %error, "a connection failed");
+            tokio::select! {
+                served = served => if let Err(error) = served {
+                    tracing::debug!(listener.name = name, %error, "a connection failed");
+                },
+                () = place.evicted() => {}
             }
         }
     };

@@ -33,7 +33,7 @@ async fn metrics_of_thousands_of_schedules() {
         socket.read_to_end(&mut answer).unwrap();
         seen.fetch_max(answer.len(), Ordering::Relaxed);
     });
-    let (begin, end) = (async |_: &_| scraping.turn(true), async |_: &_| scraping.turn(false));
+    let (begin, end) = (async |_: &_| scraping.turn(true), async |_: &_| scraping.rest().await);
     scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
     scraping.end();
     let longest = longest.load(Ordering::Relaxed);

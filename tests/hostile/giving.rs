@@ -109,7 +109,7 @@ async fn large_snapshots_for_clients_that_come_and_go() {
     });
     // All keys change, so that the snapshot is made anew.
     peer.text(format!("rounds main 0 1 {KEYS} 8000")).await;
-    let (begin, end) = (async |_: &_| coming.turn(true), async |_: &_| coming.turn(false));
+    let (begin, end) = (async |_: &_| coming.turn(true), async |_: &_| coming.rest().await);
     let mut round = 1;
     let attack = async || {
         peer.text(format!("rounds main {round} {} {KEYS} 8000", round + 1)).await;

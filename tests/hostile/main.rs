@@ -17,6 +17,7 @@ mod senders;
 mod admin;
 mod api;
 mod client;
+mod crowding;
 mod filter;
 mod job;
 mod memory;

@@ -95,11 +95,16 @@ impl Scene {
 
     /// Starts such a relay. The caller writes the hostile tenant's files.
     pub async fn with(more: &str, files: impl FnOnce(&Folder)) -> Self {
+        Self::within("", more, files).await
+    }
+
+    /// Starts such a relay with more limits of its own.
+    pub async fn within(limits: &str, more: &str, files: impl FnOnce(&Folder)) -> Self {
         let turn = TURN.lock().await;
         let [partner, mut neighbours, mut honest] =
             [Partner::start().await, Partner::start().await, Partner::start().await];
         // There are no pings: they would come between the messages that clients compare.
-        let folder = Folder::new("ping-interval = \"1h\"\ncompile-time = \"10s\"")
+        let folder = Folder::new(&format!("ping-interval = \"1h\"\ncompile-time = \"10s\"\n{limits}"))
             .tenant("hostile", &partner.url(), more)
             .tenant("neighbour", &neighbours.url(), "idle-timeout = \"1h\"\n[components]\napi = \"api.wasm\"")
             .tenant("honest", &honest.url(), "idle-timeout = \"1h\"");

@@ -34,33 +34,66 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Something that a thread does again and again while it is told to.
 pub struct Repeated {
-    shared: Arc<[AtomicBool; 2]>,
+    shared: Arc<Switches>,
     thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Switches {
+    on: AtomicBool,
+    ended: AtomicBool,
+    /// Whether it is being done.
+    busy: AtomicBool,
 }
 
 impl Repeated {
     pub fn start(mut act: impl FnMut() + Send + 'static) -> Self {
-        let shared = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+        let shared = Arc::<Switches>::default();
         let switches = Arc::clone(&shared);
         let run = move || {
-            let [on, ended] = &*switches;
-            while !ended.load(Ordering::Relaxed) {
-                if on.load(Ordering::Relaxed) { act() } else { thread::park() }
+            while !switches.ended.load(Ordering::Relaxed) {
+                switches.busy.store(true, Ordering::SeqCst);
+                let on = switches.on.load(Ordering::SeqCst);
+                if on {
+                    act();
+                }
+                switches.busy.store(false, Ordering::SeqCst);
+                if !on {
+                    thread::park();
+                }
             }
         };
         Self { shared, thread: thread::spawn(move || nice(run)) }
     }
 
     pub fn turn(&self, on: bool) {
-        self.shared[0].store(on, Ordering::Relaxed);
+        self.shared.on.store(on, Ordering::SeqCst);
         self.thread.thread().unpark();
+    }
+
+    /// Turns it off, and waits until it is no longer being done.
+    pub async fn rest(&self) {
+        self.turn(false);
+        let began = Instant::now();
+        while self.shared.busy.load(Ordering::SeqCst) && !self.thread.is_finished() {
+            assert!(began.elapsed() < PATIENCE, "it is still being done");
+            sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Ends the thread, and panics if it has.
     pub fn end(self) {
-        self.shared[1].store(true, Ordering::Relaxed);
+        self.shared.ended.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
         self.thread.join().unwrap();
+    }
+}
+
+/// Turns all off, and waits for each.
+pub async fn all_rest(all: &[Repeated]) {
+    all.iter().for_each(|one| one.turn(false));
+    for one in all {
+        one.rest().await;
     }
 }
 
@@ -89,7 +122,7 @@ impl Senders {
     pub async fn check(self, scene: &mut Scene) {
         let begin = async |_: &_| self.sending.iter().for_each(|one| one.turn(true));
         let end = async |relay: &Relay| {
-            self.sending.iter().for_each(|one| one.turn(false));
+            all_rest(&self.sending).await;
             quiet(relay).await;
         };
         scene.undisturbed_by(begin, async || std::future::pending().await, end).await;

@@ -1,31 +1,36 @@
 //! Clients that send as fast as they are read: messages over their limits, and frames that bring nobody anything.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    future::pending,
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    time::Duration,
 };
 
 use support::{
     guests,
-    raw::{BINARY, CONTINUATION, FIN, PING, TEXT, frame, request},
+    http::chunk,
+    raw::{BINARY, CONTINUATION, FIN, PING, PONG, TEXT, frame, request},
 };
 
 use crate::{
     scene::{Scene, WITHOUT_RATES, is_full},
-    senders::{Senders, many},
+    senders::{Repeated, Senders, all_rest, many},
 };
 
 /// How many clients the hostile tenant has.
 const CLIENTS: [usize; 3] = [1, 3, 30];
+/// How long a client waits to be closed.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// The bit of a compressed message, RFC 7692 section 7.2.1.
 const COMPRESSED: u8 = 0x40;
 /// Bytes that a bomb inflates to: little less than a client's message may have.
 const INFLATED: usize = 1 + 254 * 258;
 
 /// Connects a WebSocket client with one more header.
-fn connect(clients: SocketAddr, header: &str) -> TcpStream {
+fn connect(clients: SocketAddr, path: &str, header: &str) -> TcpStream {
     let mut socket = BufReader::new(TcpStream::connect(clients).unwrap());
-    let asked = request(clients, "/hostile?channel=main");
+    let asked = request(clients, path);
     socket.get_mut().write_all(format!("{}{header}\r\n", asked.strip_suffix("\r\n").unwrap()).as_bytes()).unwrap();
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -44,7 +49,8 @@ async fn check(header: &str, first: &[u8], flood: &[u8], has_handler: bool) {
         let more = format!("[compression]\nabove = 0\n{}{WITHOUT_RATES}", if has_handler { more } else { "" });
         let mut scene =
             Scene::with(&more, |folder| folder.copy(guests::handler(), "tenants/hostile/client.wasm")).await;
-        let sockets: Vec<_> = (0..*clients).map(|_| connect(scene.relay.clients, header)).collect();
+        let sockets: Vec<_> =
+            (0..*clients).map(|_| connect(scene.relay.clients, "/hostile?channel=main", header)).collect();
         sockets.iter().for_each(|mut socket| socket.write_all(first).unwrap());
         eprint!("{clients} clients: ");
         Senders::start(sockets, flood).check(&mut scene).await;
@@ -65,6 +71,42 @@ async fn messages_that_nobody_handles() {
 #[tokio::test]
 async fn pings() {
     check("", b"", &many(&frame(FIN | PING, b"")), false).await;
+}
+
+#[tokio::test]
+async fn pongs_with_payloads() {
+    check("", b"", &many(&frame(FIN | PONG, &[b'x'; 125])), false).await;
+}
+
+/// A client whose commands come faster than they are carried out is closed, and comes again.
+#[tokio::test]
+async fn commands_of_the_centrifuge_protocol() {
+    let sizes = if is_full() { &CLIENTS[..] } else { &CLIENTS[2..] };
+    for clients in sizes {
+        let mut scene = Scene::with(WITHOUT_RATES, |_| {}).await;
+        let address = scene.relay.clients;
+        let connected = frame(FIN | TEXT, br#"{"id":1,"connect":{}}"#);
+        let command = frame(FIN | TEXT, br#"{"id":2,"publish":{"channel":"main","data":1}}"#);
+        let flood = [connected, many(&command)].concat();
+        eprint!("{clients} clients: ");
+        let flooding = (0..*clients).map(|_| {
+            let flood = flood.clone();
+            Repeated::start(move || {
+                let mut socket = connect(address, "/hostile/connection/websocket", "");
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                // It may be closed by now.
+                let _ = socket.write_all(&flood);
+                while socket.read(&mut [0; 4096]).is_ok_and(|length| length > 0) {}
+            })
+        });
+        let flooding: Vec<_> = flooding.collect();
+        let begin = async |_: &_| flooding.iter().for_each(|one| one.turn(true));
+        let end = async |_: &_| all_rest(&flooding).await;
+        scene.undisturbed_by(begin, async || pending().await, end).await;
+        flooding.into_iter().for_each(Repeated::end);
+        let labels = [("tenant", "hostile"), ("reason", "too_many")];
+        assert!(scene.relay.metric("edge_relay_clients_closed_total", &labels).await > 0.0);
+    }
 }
 
 #[tokio::test]
@@ -92,6 +134,22 @@ async fn requests_to_the_api() {
         let request = format!("GET /hostile/none HTTP/1.1\r\nHost: a\r\nMore: {more}\r\n\r\n");
         Senders::start(sockets, &many(request.as_bytes())).check(&mut scene).await;
         assert!(scene.relay.metric("edge_relay_api_refused_total", &[("reason", "not_found")]).await > 0.0);
+    }
+}
+
+/// Bodies for an API that counts their bytes, in chunks of one byte, as fast as they are read.
+#[tokio::test]
+async fn bodies_in_chunks_of_a_byte() {
+    let sizes = if is_full() { &CLIENTS[..2] } else { &CLIENTS[1..2] };
+    for clients in sizes {
+        let more = "[components]\napi = \"api.wasm\"\n[limits]\napi-call = \"60s\"\napi-body = \"256MiB\"\n";
+        let mut scene = Scene::with(more, |folder| folder.copy(guests::api(), "tenants/hostile/api.wasm")).await;
+        let api = scene.relay.api();
+        let sockets: Vec<_> = (0..*clients).map(|_| TcpStream::connect(api).unwrap()).collect();
+        let request = "POST /hostile/length HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        sockets.iter().for_each(|mut socket| socket.write_all(request.as_bytes()).unwrap());
+        eprint!("{clients} bodies: ");
+        Senders::start(sockets, &many(&chunk(b"x"))).check(&mut scene).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Encodes what is large on threads of its own. Shards write to sockets meanwhile, and are told when it is ready.
 //!
-//! A publication of many mebibytes takes long to compress, and so does a snapshot of many keys. Who waits for that is
-//! the clients that want it, not those beside them. A tenant has one order worked on at a time, and tenants have theirs
+//! A publication of many mebibytes takes long to compress, and so does a snapshot of many keys, or a page of a channel's
+//! log. Who waits for that is the clients that want it, not those beside them. A tenant has one order worked on at a time, and tenants have theirs
 //! in turn.
 
 use std::{
@@ -14,10 +14,11 @@ use std::{
 };
 
 use rustix::process::setpriority_process;
+use tokio::sync::oneshot;
 
 use crate::{
     channel::{Channel, Chunk, Format, Since, SnapshotNow},
-    delivery::queue::{Queue, ShardCommand},
+    metrics::TenantMetrics,
     sync::{Condvar, Mutex},
 };
 
@@ -26,9 +27,9 @@ const THREADS: usize = 2;
 /// The niceness of the threads: as that of guests, behind sockets.
 const NICE: i32 = 5;
 
-/// What is to be made.
+/// What a shard wants to be made.
 pub enum Work {
-    /// This chunk in the order's format.
+    /// This chunk, in the format of its readers.
     Chunk(Arc<Chunk>),
     /// The channel's snapshot for a reader that has this.
     Snapshot(Since),
@@ -59,14 +60,28 @@ impl Ordered {
     }
 }
 
-/// What a shard wants.
-pub struct Order {
-    pub work: Work,
-    pub format: Format,
-    pub channel: Arc<Channel>,
-    /// Who is told, and of which of its views.
-    pub queue: Arc<Queue>,
-    pub view: usize,
+impl Work {
+    /// Makes it, and then its format, for whoever asks next.
+    pub fn make(self, format: Format, channel: &Channel) {
+        let made = match self {
+            // Once the log has dropped it, its clients go on elsewhere.
+            Self::Chunk(chunk) => Some(chunk).filter(|chunk| !chunk.is_pinned()),
+            Self::Snapshot(since) => match channel.snapshot(since, 0) {
+                SnapshotNow::Ready(chunk) => Some(chunk),
+                SnapshotNow::ToMake => channel.make_snapshot(since),
+                SnapshotNow::Unknown => None,
+            },
+        };
+        if let Some(chunk) = made {
+            chunk.encoded(format, channel);
+        }
+    }
+}
+
+/// Something to do for a tenant.
+struct Order {
+    metrics: Arc<TenantMetrics>,
+    work: Box<dyn FnOnce() + Send>,
 }
 
 /// A tenant, by the address of its metrics.
@@ -110,8 +125,10 @@ impl Encoder {
         Ok(encoder)
     }
 
-    pub fn order(&self, order: Order) {
-        let tenant = tenant_of(&order);
+    /// Has this done when it is its tenant's turn.
+    pub fn order(&self, metrics: &Arc<TenantMetrics>, work: impl FnOnce() + Send + 'static) {
+        let order = Order { metrics: Arc::clone(metrics), work: Box::new(work) };
+        let tenant = order.tenant();
         let mut orders = self.orders.lock();
         let Orders { lines, turns, .. } = &mut *orders;
         let line = lines.entry(tenant).or_insert_with(|| {
@@ -122,9 +139,31 @@ impl Encoder {
         self.ready.notify_one();
     }
 
+    /// Returns what this makes when it is its tenant's turn. It is not made for someone who no longer waits. `None`:
+    /// the relay ends.
+    pub async fn make<T: Send + 'static>(
+        &self,
+        metrics: &Arc<TenantMetrics>,
+        make: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (made, is_made) = oneshot::channel();
+        self.order(metrics, move || {
+            if !made.is_closed() {
+                // Whoever has stopped waiting meanwhile does not want it.
+                let _ = made.send(make());
+            }
+        });
+        is_made.await.ok()
+    }
+
     /// Ends the threads.
     pub fn close(&self) {
-        self.orders.lock().is_closed = true;
+        let mut orders = self.orders.lock();
+        orders.is_closed = true;
+        // Whoever waits for one is told by that.
+        orders.lines.clear();
+        orders.turns.clear();
+        drop(orders);
         (0..THREADS).for_each(|_| self.ready.notify_one());
     }
 
@@ -137,7 +176,7 @@ impl Encoder {
                 next.is_none() && !orders.is_closed
             }));
             let Some(order) = next else { return };
-            let tenant = tenant_of(&order);
+            let tenant = order.tenant();
             order.carry_out();
             let mut orders = self.orders.lock();
             orders.busy.remove(&tenant);
@@ -165,27 +204,13 @@ impl Orders {
 }
 
 impl Order {
-    fn carry_out(self) {
-        let ordered = Ordered::new(&self.work, self.format);
-        let Self { work, format, channel, queue, view } = self;
-        let began = Instant::now();
-        let made = match work {
-            // Once the log has dropped it, its clients go on elsewhere.
-            Work::Chunk(chunk) => Some(chunk).filter(|chunk| !chunk.is_pinned()),
-            Work::Snapshot(since) => match channel.snapshot(since, 0) {
-                SnapshotNow::Ready(chunk) => Some(chunk),
-                SnapshotNow::ToMake => channel.make_snapshot(since),
-                SnapshotNow::Unknown => None,
-            },
-        };
-        if let Some(chunk) = made {
-            chunk.encoded(format, &channel);
-        }
-        channel.metrics.processor_seconds.inc_by(began.elapsed().as_secs_f64());
-        queue.push(ShardCommand::Encoded(view, ordered));
+    fn tenant(&self) -> Tenant {
+        Arc::as_ptr(&self.metrics).addr()
     }
-}
 
-fn tenant_of(order: &Order) -> Tenant {
-    Arc::as_ptr(&order.channel.metrics).addr()
+    fn carry_out(self) {
+        let began = Instant::now();
+        (self.work)();
+        self.metrics.processor_seconds.inc_by(began.elapsed().as_secs_f64());
+    }
 }

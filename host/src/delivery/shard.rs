@@ -40,6 +40,7 @@ use crate::{
             view::View,
         },
     },
+    metrics::TenantMetrics,
     sync::Mutex,
 };
 
@@ -175,6 +176,15 @@ impl Shards {
         if let Some(queue) = self.queues.get(client.shard()) {
             queue.push(ShardCommand::TakeSteps { client, client_limits: Arc::clone(client_limits), steps, share });
         }
+    }
+
+    /// Returns what this makes on the encoder's threads, when it is its tenant's turn there. `None`: the relay ends.
+    pub async fn make_apart<T: Send + 'static>(
+        &self,
+        metrics: &Arc<TenantMetrics>,
+        make: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.encoder.make(metrics, make).await
     }
 
     /// Closes every client of a removed tenant, including clients that are yet to come.

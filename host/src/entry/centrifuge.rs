@@ -16,7 +16,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, oneshot},
-    task::{spawn_blocking, yield_now},
+    task::yield_now,
 };
 use wire::{
     Compression, Frame, Kind, Page, Position,
@@ -29,6 +29,7 @@ use crate::{
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
     delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, StepList},
+    entry::history::SMALL_PAGE,
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
@@ -225,15 +226,23 @@ impl CentrifugeSession {
                 let channel = self.tenant.channels.find(&channel).await.map_err(not_followed)?;
                 let channel = channel.ok_or(Error::UnknownChannel)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-                // On a thread for blocking work: up to a mebibyte is copied, checked and written.
-                let written = spawn_blocking(move || {
-                    let page = history(&channel, limit, since, reverse)?;
-                    let mut text = Vec::new();
+                let page = history(&channel, limit, since, reverse)?;
+                let (is_small, compression) = (page.bytes() <= SMALL_PAGE, self.compression);
+                let write = move || {
+                    let (mut text, mut reply) = (Vec::new(), Vec::new());
                     reply::history(id, &page, &mut text);
-                    Ok::<_, CommandRefusal>(text)
-                });
-                let text = written.await.unwrap_or_else(|_| Err(Error::Internal.into()))?;
-                encode(self.compression, frame::TEXT, &text, steps.replies());
+                    encode(compression, frame::TEXT, &text, &mut reply);
+                    reply
+                };
+                let reply = match is_small {
+                    true => write(),
+                    // Others wait for this thread.
+                    false => self.tenant.shards.make_apart(&channel.metrics, write).await.ok_or(Error::Internal)?,
+                };
+                match steps.replies() {
+                    replies if replies.is_empty() => *replies = reply,
+                    replies => replies.extend(reply),
+                }
             }
             Request::Refresh { token } => self.refresh(id, token, steps).await?,
             Request::NotAvailable => return Err(Error::NotAvailable.into()),

@@ -37,6 +37,7 @@ use crate::{
         client_address,
         context::Entrance,
         cors, history,
+        pieces::Pieces,
         refusal::Refusal,
         upgrade::Upgrade,
     },
@@ -69,7 +70,7 @@ pub struct Attempt {
 type HttpResponse = Response<Full<Bytes>>;
 
 impl Service<Request<Incoming>> for Handshake {
-    type Response = HttpResponse;
+    type Response = Response<Pieces>;
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -77,13 +78,13 @@ impl Service<Request<Incoming>> for Handshake {
         let attempt = Arc::clone(&self.0);
         attempt.requested.store(true, Ordering::Relaxed);
         Box::pin(async move {
-            Ok(match host_header::check_host(&mut request) {
+            Ok(Pieces::of(match host_header::check_host(&mut request) {
                 Ok(()) => attempt.answer(&request).await,
                 Err(error) => {
                     let refusal = Refusal::new(StatusCode::BAD_REQUEST, "bad_request", &error.to_string());
                     attempt.refused(&refusal, refusal.response())
                 }
-            })
+            }))
         })
     }
 }
@@ -165,6 +166,8 @@ impl Attempt {
             client.entrance = ?entrance,
             "client comes"
         );
+        // Those of one tenant have their turns one after another.
+        route.tenant.request_turn.begin().await;
         let accepted = match entrance {
             Entrance::Channel { name, snapshot } => {
                 let reading = history::ReadRequest { route: &route, channel: name, snapshot };

@@ -7,8 +7,6 @@
 //! with `"recovered":false` some are missing, and it has none. A snapshot is ordered by offset, and `?after=OFFSET`
 //! asks for its next page. `limit=N` bounds the answer. A request is allowed if a subscription would be.
 
-use std::fmt::Display;
-
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -18,7 +16,6 @@ use hyper::{
     header::{ALLOW, CONNECTION, HeaderValue},
 };
 use serde::Serialize;
-use tokio::task::spawn_blocking;
 use wire::{Entry, Kind, Page, Position};
 
 use crate::{
@@ -34,7 +31,7 @@ const LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
 /// Bytes of payloads that are written at once.
-const SMALL_PAGE: usize = 64 << 10;
+pub const SMALL_PAGE: usize = 64 << 10;
 
 /// A request to read a channel.
 pub struct ReadRequest<'d> {
@@ -83,18 +80,17 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
         true => channel.latest_of_keys(parameters.after, parameters.limit),
         false => channel.page(parameters.since, parameters.limit),
     };
-    let internal = |why: &dyn Display| {
-        let message = format!("the answer cannot be written: {why}");
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &message)
-    };
-    let bytes: usize = page.entries.iter().map(|entry| entry.data.bytes.len()).sum();
+    let is_small = page.bytes() <= SMALL_PAGE;
     let write = move || serde_json::to_string(&PageJson::from(page));
-    let written = match bytes {
-        0..=SMALL_PAGE => write(),
+    let written = match is_small {
+        true => write(),
         // Others wait for this thread.
-        _ => spawn_blocking(write).await.map_err(|error| internal(&error))?,
+        false => attempt.context.shards.make_apart(&channel.metrics, write).await.ok_or_else(Refusal::shutdown)?,
     };
-    written.map_err(|error| internal(&error))
+    written.map_err(|error| {
+        let message = format!("the answer cannot be written: {error}");
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &message)
+    })
 }
 
 /// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.

@@ -37,6 +37,10 @@ impl Refusal {
         Self::for_now(StatusCode::SERVICE_UNAVAILABLE, reason, message)
     }
 
+    pub fn shutdown() -> Self {
+        Self::unavailable("shutdown", "the relay is shutting down")
+    }
+
     /// Refuses a client for a limit that it reached itself. An `EventSource` is not asked to come again.
     pub fn too_many(reason: &'static str, message: &str) -> Self {
         Self::for_now(StatusCode::TOO_MANY_REQUESTS, reason, message)
@@ -58,7 +62,7 @@ impl Refusal {
                 Self::unavailable("memory", "the tenant's memory is full")
             }
             NotLetIn::Broken(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", "the tenant's code broke"),
-            NotLetIn::Gone => Self::unavailable("shutdown", "the relay is shutting down"),
+            NotLetIn::Gone => Self::shutdown(),
         }
     }
 

@@ -46,3 +46,10 @@ pub struct Page {
     /// For a page next to a position: whether nothing is missing between the position and the page. `None` for others.
     pub recovered: Option<bool>,
 }
+
+impl Page {
+    /// Bytes of all payloads.
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.data.bytes.len()).sum()
+    }
+}

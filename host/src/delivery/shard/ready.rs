@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::{
     channel::{Format, Since, SnapshotNow},
     delivery::{
-        encoder::{Order, Ordered, Work},
+        encoder::{Ordered, Work},
+        queue::ShardCommand,
         shard::{Shard, pending::Preface, row::flag},
     },
 };
@@ -85,9 +86,12 @@ impl Shard {
         let Some(view) = self.views.get_mut(view_slot as usize) else { return };
         let ordered = Ordered::new(&work, format);
         if !view.orders.contains(&ordered) {
-            view.orders.push(ordered);
+            view.orders.push(Ordered::new(&work, format));
             let (channel, queue) = (Arc::clone(&view.channel), Arc::clone(&self.queue));
-            self.encoder.order(Order { work, format, channel, queue, view: view_slot as usize });
+            self.encoder.order(&Arc::clone(&channel.metrics), move || {
+                work.make(format, &channel);
+                queue.push(ShardCommand::Encoded(view_slot as usize, ordered));
+            });
         }
         self.encoding.entry(view_slot as usize).or_default().insert(slot);
     }

@@ -1,4 +1,4 @@
-//! The API's connections: how many there may be, and which make room.
+//! A listener's connections: how many there may be, and which make room.
 //!
 //! A connection's place is its address's while it is idle, and its tenant's while it has a request, until the answer
 //! has been sent. A newcomer without room takes the place of the connection that has been idle for longest: one of its
@@ -13,11 +13,9 @@ use std::{
     },
 };
 
-use ipnet::IpNet;
 use tokio::sync::Notify;
 
 use crate::{
-    entry::is_trusted,
     fair_pool::{FairPlace, FairPool, Most, Sharer, network},
     sync::Mutex,
 };
@@ -59,10 +57,8 @@ impl Connections {
         Arc::new(Self { places: FairPool::new(most), idle: Mutex::default() })
     }
 
-    /// Takes a place for a connection. `None`: there is none.
-    pub fn admit(self: &Arc<Self>, address: IpAddr, trusted_proxies: &[IpNet]) -> Option<Connection> {
-        // A proxy stands for all who come through it.
-        let most = if is_trusted(address, trusted_proxies) { Most::All } else { Most::Own(usize::MAX) };
+    /// Takes a place for a connection from an address, which may have this many. `None`: there is none.
+    pub fn admit(self: &Arc<Self>, address: IpAddr, most: Most) -> Option<Connection> {
         let address = network(address);
         let place = self.places.take(Sharer::Address(address), most).or_else(|| {
             let is_full = self.places.free() == 0;
@@ -198,6 +194,8 @@ mod tests {
 
     use super::*;
 
+    const ANY: Most = Most::Own(usize::MAX);
+
     fn address(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
     }
@@ -209,7 +207,7 @@ mod tests {
     #[test]
     fn an_address_that_has_enough_loses_its_oldest_idle_connection_and_no_one_elses() {
         let all = Connections::new(10);
-        let admit = |last| Arc::new(all.admit(address(last), &[]).unwrap());
+        let admit = |last| Arc::new(all.admit(address(last), ANY).unwrap());
         let first: Vec<_> = (0..8).map(|_| admit(1)).collect();
         let other = admit(2);
         // Its first has a request, so the second is the one that has been idle for longest.
@@ -229,9 +227,9 @@ mod tests {
     #[test]
     fn a_newcomer_is_served_even_if_all_are_taken_unless_all_have_requests() {
         let all = Connections::new(4);
-        let trusted: [IpNet; 1] = ["192.0.2.9/32".parse().unwrap()];
-        let admit = |last| all.admit(address(last), &trusted).map(Arc::new);
-        let proxied: Vec<_> = (0..4).map(|_| admit(9).unwrap()).collect();
+        let admit = |last| all.admit(address(last), ANY).map(Arc::new);
+        // A proxy stands for all who come through it.
+        let proxied: Vec<_> = (0..4).map(|_| Arc::new(all.admit(address(9), Most::All).unwrap())).collect();
         assert_eq!(all.places.free(), 0);
         let one = admit(1).unwrap();
         assert!(is_evicted(&proxied[0]));
@@ -249,7 +247,7 @@ mod tests {
     #[test]
     fn requests_that_reach_nobody_leave_nothing_behind() {
         let all = Connections::new(4);
-        let connection = Arc::new(all.admit(address(1), &[]).unwrap());
+        let connection = Arc::new(all.admit(address(1), ANY).unwrap());
         for _ in 0..3 {
             drop(connection.begin());
         }

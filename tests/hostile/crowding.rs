@@ -1,0 +1,211 @@
+//! Connections of one tenant, or of one address, that hold places which all tenants share.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use support::{
+    bombs::{self, ON_CONNECT, bomb},
+    raw::request,
+};
+use tokio::time::sleep;
+
+use crate::{
+    scene::Scene,
+    senders::{Repeated, all_rest},
+};
+
+/// Places of a pool on the host, and connections that want one.
+const PLACES: usize = 100;
+const CROWD: usize = 3 * PLACES;
+/// Clients of a herd.
+const HERD: usize = 100;
+/// How long a crowd stays, and the time between two newcomers that must be served beside it.
+const STAY: Duration = Duration::from_millis(300);
+const BETWEEN: Duration = Duration::from_millis(20);
+/// Longest answer to a newcomer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of an answer that a socket's buffers do not hold.
+const LARGE: usize = 8 << 20;
+
+/// Connects from another address of this machine.
+fn connect_from_elsewhere(to: SocketAddr) -> TcpStream {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
+    connect(&socket, &to).unwrap();
+    TcpStream::from(socket)
+}
+
+/// Asks for something on a connection of its own, and returns the answer's first line.
+fn ask(to: SocketAddr, request: &str) -> String {
+    let mut socket = TcpStream::connect(to).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut line = String::new();
+    if let Err(error) = BufReader::new(socket).read_line(&mut line) {
+        line = error.to_string();
+    }
+    line
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
+}
+
+/// Checks that the neighbour is undisturbed by crowds that are made like this, each of which stays for a moment. All
+/// newcomers that ask `to` for `path` are served meanwhile.
+async fn check(
+    scene: &mut Scene,
+    mut come: impl FnMut() -> TcpStream + Send + 'static,
+    (to, path): (SocketAddr, &'static str),
+) {
+    let crowds = Repeated::start(move || {
+        let crowd: Vec<_> = (0..CROWD).map(|_| come()).collect();
+        thread::sleep(STAY);
+        drop(crowd);
+    });
+    let begin = async |_: &_| crowds.turn(true);
+    let end = async |_: &_| crowds.rest().await;
+    let newcomers = async || {
+        let line = tokio::task::spawn_blocking(move || ask(to, &get(path))).await.unwrap();
+        assert!(line.starts_with("HTTP/1.1 200 "), "a newcomer was told: {line}");
+        sleep(BETWEEN).await;
+    };
+    scene.undisturbed_by(begin, newcomers, end).await;
+    crowds.end();
+}
+
+/// How often the host refused something for want of such places.
+async fn refused(scene: &Scene, limit: &str) -> f64 {
+    scene.relay.metric("edge_relay_limit_refusals_total", &[("limit", limit)]).await
+}
+
+#[tokio::test]
+async fn handshakes_that_wait_for_a_handler() {
+    let more = "[components]\nclient = \"bomb.wasm\"\n[limits]\nclient-call = \"10s\"\n";
+    let mut scene = Scene::within(&format!("handshakes = {PLACES}"), more, |folder| {
+        folder.write("tenants/hostile/bomb.wasm", bomb(&[ON_CONNECT], bombs::WAIT));
+    })
+    .await;
+    let clients = scene.relay.clients;
+    let come = move || {
+        let mut socket = TcpStream::connect(clients).unwrap();
+        // Whom the relay has sent away may have no answer yet.
+        let _ = socket.write_all(request(clients, "/hostile").as_bytes());
+        socket
+    };
+    check(&mut scene, come, (clients, "/neighbour/channels/main")).await;
+    assert!(refused(&scene, "handshakes").await > 0.0);
+}
+
+#[tokio::test]
+async fn handshakes_that_are_never_whole() {
+    let limits = format!("handshakes = {PLACES}\nhandshake-timeout = \"60s\"");
+    let mut scene = Scene::within(&limits, "", |_| {}).await;
+    let (clients, mut nth) = (scene.relay.clients, 0);
+    let come = move || {
+        let mut socket = connect_from_elsewhere(clients);
+        nth += 1;
+        let _ = socket.write_all(["", "GET", "GET /hostile HTTP/1.1\r\nHost: "][nth % 3].as_bytes());
+        socket
+    };
+    check(&mut scene, come, (clients, "/neighbour/channels/main")).await;
+}
+
+#[tokio::test]
+async fn clients_that_take_every_place() {
+    let mut scene = Scene::within(&format!("clients = {CROWD}"), "", |_| {}).await;
+    let clients = scene.relay.clients;
+    let come = move || {
+        let mut socket = TcpStream::connect(clients).unwrap();
+        let _ = socket.write_all(request(clients, "/hostile?channel=main").as_bytes());
+        socket
+    };
+    check(&mut scene, come, (clients, "/neighbour/channels/main")).await;
+    assert!(refused(&scene, "clients").await > 0.0);
+}
+
+#[tokio::test]
+async fn readings_of_channels_that_nobody_takes() {
+    let mut scene = Scene::with("", |_| {}).await;
+    let mut peer = scene.partner.as_mut().unwrap().arrival().await.request().await;
+    peer.agree(&[]).await;
+    let mut peer = peer.into_std();
+    let head = [vec![0x81, 127], (LARGE as u64).to_be_bytes().into()].concat();
+    peer.write_all(&[head, vec![b'x'; LARGE]].concat()).unwrap();
+    scene.relay.metric_reaches("edge_relay_publications_total", &[("tenant", "hostile")], 1.0).await;
+    let clients = scene.relay.clients;
+    let come = move || {
+        let mut socket = connect_from_elsewhere(clients);
+        let _ = socket.write_all(get("/hostile/channels/main").as_bytes());
+        socket
+    };
+    check(&mut scene, come, (clients, "/neighbour/channels/main")).await;
+    assert!(refused(&scene, "channel-reads").await > 0.0);
+}
+
+#[tokio::test]
+async fn connections_to_the_api_that_are_idle_or_never_whole() {
+    let mut scene = Scene::within(&format!("api-connections = {PLACES}"), "", |_| {}).await;
+    let (api, mut nth) = (scene.relay.api(), 0);
+    let come = move || {
+        let mut socket = connect_from_elsewhere(api);
+        nth += 1;
+        let _ = socket.write_all(["", "GET", "POST /hostile HTTP/1.1\r\nContent-Length: 9\r\n"][nth % 3].as_bytes());
+        socket
+    };
+    check(&mut scene, come, (api, "/neighbour/count")).await;
+    assert!(scene.relay.metric("edge_relay_api_refused_total", &[("reason", "idle")]).await > 0.0);
+}
+
+/// Connections to every listener that are closed as soon as they are open, or ask for something that is not there.
+#[tokio::test]
+async fn connections_that_come_and_go() {
+    let mut scene = Scene::with("", |_| {}).await;
+    let (clients, api, admin) = (scene.relay.clients, scene.relay.api(), scene.relay.admin());
+    let coming: Vec<_> = [(clients, ""), (clients, "/none"), (api, ""), (api, "/none"), (admin, ""), (admin, "/none")]
+        .into_iter()
+        .map(|(to, path)| {
+            Repeated::start(move || {
+                let mut socket = connect_from_elsewhere(to);
+                if !path.is_empty() {
+                    let _ = socket.write_all(get(path).as_bytes());
+                    let _ = socket.read(&mut [0; 1024]);
+                }
+            })
+        })
+        .collect();
+    let begin = async |_: &_| coming.iter().for_each(|one| one.turn(true));
+    let end = async |_: &_| all_rest(&coming).await;
+    scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
+    coming.into_iter().for_each(Repeated::end);
+}
+
+/// Handshakes of very many clients at once, which leave as soon as they are let in.
+#[tokio::test]
+async fn herds_of_clients() {
+    let mut scene = Scene::with("", |_| {}).await;
+    let clients = scene.relay.clients;
+    let herds: Vec<_> = (0..4)
+        .map(|_| {
+            Repeated::start(move || {
+                let herd: Vec<_> = (0..HERD).map(|_| TcpStream::connect(clients).unwrap()).collect();
+                for mut socket in &herd {
+                    socket.write_all(request(clients, "/hostile?channel=main").as_bytes()).unwrap();
+                }
+                for mut socket in herd {
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    assert!(socket.read(&mut [0; 1024]).unwrap() > 0);
+                }
+            })
+        })
+        .collect();
+    let begin = async |_: &_| herds.iter().for_each(|one| one.turn(true));
+    let end = async |_: &_| all_rest(&herds).await;
+    scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
+    herds.into_iter().for_each(Repeated::end);
+}
