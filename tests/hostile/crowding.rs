@@ -93,7 +93,7 @@ async fn handshakes_that_wait_for_a_handler() {
     .await;
     let clients = scene.relay.clients;
     let come = move || {
-        let mut socket = TcpStream::connect(clients).unwrap();
+        let mut socket = connect_from_elsewhere(clients);
         // Whom the relay has sent away may have no answer yet.
         let _ = socket.write_all(request(clients, "/hostile").as_bytes());
         socket

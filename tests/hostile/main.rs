@@ -16,6 +16,7 @@ mod senders;
 
 mod admin;
 mod api;
+mod asking;
 mod client;
 mod crowding;
 mod filter;

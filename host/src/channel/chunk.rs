@@ -183,9 +183,13 @@ impl Chunk {
         Some(self.entry(self.len().checked_sub(1)?)?.data)
     }
 
-    /// Its publications with offsets greater than `offset`, their payloads copied.
-    pub fn after(&self, offset: u64) -> impl DoubleEndedIterator<Item = Entry> {
-        (self.index_after(offset)..self.len()).filter_map(|index| self.entry(index))
+    /// Its publications with offsets greater than `offset`. Their payloads hold the chunk.
+    pub fn after(self: &Arc<Self>, offset: u64) -> impl DoubleEndedIterator<Item = Entry> {
+        (self.index_after(offset)..self.len()).filter_map(|index| {
+            let Item { offset, key, kind, .. } = self.item(index)?;
+            let bytes = Bytes::from_owner(Payload { chunk: Arc::clone(self), index });
+            Some(Entry { offset, key: key.clone(), data: Frame { kind, bytes } })
+        })
     }
 
     /// Its publications with keys, their payloads copied.
@@ -265,6 +269,18 @@ impl Chunk {
     }
 }
 
+/// A publication's payload, as long as somebody needs it.
+struct Payload {
+    chunk: Arc<Chunk>,
+    index: usize,
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        self.chunk.item(self.index).map_or(&[], |item| item.payload)
+    }
+}
+
 /// Bytes of memory that a key takes, with its name's allocation.
 fn key_size(name: Option<&Arc<str>>) -> usize {
     size_of::<Key>() + name.map_or(0, |name| name.len() + 2 * size_of::<usize>() + ALLOCATION)
@@ -311,6 +327,7 @@ mod tests {
     #[test]
     fn positions_and_offsets_belong_together() {
         let (chunk, _) = Chunk::encode(7, first(), &[text("ab"), text(""), text("cde")], 1000, &ledger());
+        let chunk = Arc::new(chunk);
         let raw = chunk.get_encoded(Format::Raw).unwrap();
         let begun = [0, 1, 4, 5, 6, 7, 11].map(|position| raw.last_begun(position));
         assert_eq!(begun, [None, Some(41), Some(41), Some(42), Some(42), Some(43), Some(43)]);
@@ -350,6 +367,6 @@ mod tests {
             (41, 41, 42, 42)
         );
         assert_eq!(gap.before(), "2:41".parse().unwrap());
-        assert_eq!((gap.after(0).count(), gap.last(), gap.bytes()), (0, None, 0));
+        assert_eq!((gap.last(), gap.bytes(), Arc::new(gap).after(0).count()), (None, 0, 0));
     }
 }

@@ -36,7 +36,8 @@ use crate::{
         shard::{
             deadlines::Deadlines,
             row::Row,
-            turns::{Lines, OnceInLine},
+            to_do::{Steps, Task, ToDo},
+            turns::{Lines, OnceInLine, WriteTurn},
             view::View,
         },
     },
@@ -57,6 +58,7 @@ mod receive;
 mod row;
 mod sse_ids;
 mod steps;
+mod to_do;
 mod turns;
 mod view;
 
@@ -224,6 +226,8 @@ struct Shard {
     to_read: Lines,
     /// Rows whose turn to be written to was cut short, or has not come.
     to_write: OnceInLine,
+    /// What tenants have asked for, and has not had its turn.
+    to_do: ToDo,
     /// Rows that wait until something of a view is made.
     encoding: HashMap<usize, HashSet<usize>>,
     /// Makes it.
@@ -267,6 +271,7 @@ impl Shard {
             to_write: OnceInLine::default(),
             encoding: HashMap::new(),
             encoder,
+            to_do: ToDo::default(),
             refused: VecDeque::new(),
             closing: Vec::new(),
             deadlines: Deadlines::default(),
@@ -286,7 +291,7 @@ impl Shard {
         let mut events = Events::with_capacity(1024);
         let mut commands = Vec::new();
         loop {
-            let wait = match self.to_write.lines.is_idle() && self.to_read.is_idle() {
+            let wait = match self.to_write.lines.is_idle() && self.to_read.is_idle() && self.to_do.is_empty() {
                 true => self.next_event().saturating_duration_since(Instant::now()),
                 false => Duration::ZERO,
             };
@@ -330,15 +335,17 @@ impl Shard {
             self.queue_to_write(slot);
         }
         self.write_turns();
+        self.task_turns();
         self.queue.take(commands);
+        let turn = WriteTurn::new();
         for command in commands.drain(..) {
             match command {
-                ShardCommand::Client(newcomer) => self.adopt(*newcomer),
+                ShardCommand::Client(newcomer) => self.begin_task(Task::Client(newcomer), &turn),
                 ShardCommand::NewChunks(view) => self.fan_out(view),
                 ShardCommand::Encoded(view, ordered) => self.encoded(view, &ordered),
                 ShardCommand::TakeSteps { client, client_limits, steps, share } => {
-                    self.take_steps(client, &client_limits, steps);
-                    drop(share);
+                    let steps = Steps { client, client_limits, steps: steps.into_iter(), _share: share };
+                    self.begin_task(Task::Steps(steps), &turn);
                 }
                 ShardCommand::TenantGone(client_limits) => self.close_all_of(&client_limits),
                 ShardCommand::Shutdown => self.begin_shutdown(now),

@@ -112,6 +112,15 @@ struct World {
     policy: Slow,
 }
 
+/// Has steps taken with a client, in as many turns as it needs.
+fn take_steps(shard: &mut Shard, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<queue::Step>) {
+    let steps = Steps { client, client_limits: Arc::clone(client_limits), steps: steps.into_iter(), _share: None };
+    shard.begin_task(Task::Steps(steps), &WriteTurn::new());
+    while !shard.to_do.is_empty() {
+        shard.task_turns();
+    }
+}
+
 impl World {
     fn new(policy: Slow) -> Self {
         let hour = Duration::from_secs(3600);
@@ -166,7 +175,12 @@ impl World {
                     let mut reply = Vec::new();
                     frame::encode(frame::TEXT, &vec![b'r'; bytes], &mut reply);
                     let share = client.client_limits.budget.take(0).unwrap();
-                    self.shard.take_steps(client.id, &client.client_limits, vec![queue::Step::Send(reply, share)]);
+                    take_steps(
+                        &mut self.shard,
+                        client.id,
+                        &client.client_limits,
+                        vec![queue::Step::Send(reply, share)],
+                    );
                 }
             }
             ModelStep::Follow { client, channel } => self.follow(client, channel),
@@ -208,7 +222,7 @@ impl World {
             let follow =
                 queue::Follow { channel: open, start: Start::Now, position_lost: false, given_by_tenant: true };
             let step = queue::Step::Subscribe(follow, queue::NotifyBy::Push);
-            self.shard.take_steps(client.id, &client.client_limits, vec![step]);
+            take_steps(&mut self.shard, client.id, &client.client_limits, vec![step]);
         }
     }
 
@@ -244,7 +258,12 @@ impl World {
         self.shard.adopt(Newcomer { socket: served, leftover: Vec::new(), accepted });
         for (channel, start) in asked {
             let follow = queue::Follow { channel, start, position_lost: false, given_by_tenant: false };
-            self.shard.take_steps(id, &client_limits, vec![queue::Step::Subscribe(follow, queue::NotifyBy::Reply(1))]);
+            take_steps(
+                &mut self.shard,
+                id,
+                &client_limits,
+                vec![queue::Step::Subscribe(follow, queue::NotifyBy::Reply(1))],
+            );
         }
         let (bytes, joined_at) = (Vec::new(), self.offsets);
         self.clients.push(Client { socket, bytes, channels, joined_at, after, format, left: false, id, client_limits });
@@ -408,7 +427,7 @@ fn answers_that_are_not_taken_are_bounded() {
     let Client { id, client_limits, .. } = &world.clients[0];
     for _ in 0..300_000 {
         let step = queue::Step::Unsubscribe("x".into(), queue::NotifyBy::Reply(1));
-        world.shard.take_steps(*id, client_limits, vec![step]);
+        take_steps(&mut world.shard, *id, client_limits, vec![step]);
     }
     let (_, row) = world.shard.rows.iter().next().unwrap();
     assert!(row.is(flag::CLOSING) && row.queued() < 5 << 20, "{}", row.queued());

@@ -11,7 +11,7 @@ use wire::{
 use crate::{
     channel::Start,
     delivery::{
-        BudgetShare, ClientId, ClientLimits, LimitReached, Step,
+        BudgetShare, LimitReached, Step,
         end::End,
         queue::{Follow, NotifyBy},
         shard::{
@@ -19,6 +19,7 @@ use crate::{
             cursor::Cursor,
             index,
             row::{Row, flag},
+            to_do::Steps,
             view::Subscriber,
         },
     },
@@ -34,27 +35,27 @@ const REFUSAL_PAUSE: u32 = 1000;
 const TOLD_AT_ONCE: usize = 64;
 
 impl Shard {
-    /// Takes a tenant's steps with one of its own clients.
-    pub(super) fn take_steps(&mut self, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<Step>) {
-        let Some(&slot) = self.by_id.get(&client) else { return };
-        let own = |row: &Row| Arc::ptr_eq(row.client.client_limits(), client_limits) && !row.is(flag::CLOSING);
-        for step in steps {
-            // Any step may be the client's last.
-            if !self.rows.get(slot).is_some_and(own) {
-                return;
-            }
-            match step {
-                Step::Send(bytes, share) => self.reply(slot, bytes, share),
-                Step::Overflow => self.close(slot, &End::Replies("there is no room for the replies")),
-                Step::Connected { id, expires_seconds, given } => self.connected(slot, id, expires_seconds, given),
-                Step::Subscribe(follow, notify) => self.subscribe(slot, &follow, notify),
-                Step::Unsubscribe(channel, notify) => self.unsubscribe_from(slot, &channel, notify),
-                Step::Expires(at) => self.deadlines.renew(client, at),
-                Step::Close(end) => self.close(slot, &end),
-                // The receiver may be gone.
-                Step::ReportDone(done) => drop(done.send(())),
-            }
+    /// Takes the next of a tenant's steps with one of its own clients. Returns whether there are more.
+    pub(super) fn take_step(&mut self, steps: &mut Steps) -> bool {
+        let Some(&slot) = self.by_id.get(&steps.client) else { return false };
+        let own = |row: &Row| Arc::ptr_eq(row.client.client_limits(), &steps.client_limits) && !row.is(flag::CLOSING);
+        // Any step may be the client's last.
+        if !self.rows.get(slot).is_some_and(own) {
+            return false;
         }
+        match steps.steps.next() {
+            Some(Step::Send(bytes, share)) => self.reply(slot, bytes, share),
+            Some(Step::Overflow) => self.close(slot, &End::Replies("there is no room for the replies")),
+            Some(Step::Connected { id, expires_seconds, given }) => self.connected(slot, id, expires_seconds, given),
+            Some(Step::Subscribe(follow, notify)) => self.subscribe(slot, &follow, notify),
+            Some(Step::Unsubscribe(channel, notify)) => self.unsubscribe_from(slot, &channel, notify),
+            Some(Step::Expires(at)) => self.deadlines.renew(steps.client, at),
+            Some(Step::Close(end)) => self.close(slot, &end),
+            // The receiver may be gone.
+            Some(Step::ReportDone(done)) => drop(done.send(())),
+            None => {}
+        }
+        !steps.steps.as_slice().is_empty()
     }
 
     /// Sends replies, after the queued ones and between two publications.
