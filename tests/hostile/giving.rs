@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::setpriority_process;
 use support::{
+    crowd::Crowd,
     guests,
     raw::{FIN, TEXT, frame, request},
 };
@@ -17,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::{
     scene::{Scene, is_full, swap},
-    senders::{Repeated, Senders, nice},
+    senders::{NICE, Repeated, Senders, nice},
 };
 
 /// Bytes of a large publication: little less than a partner's message may have.
@@ -57,15 +59,20 @@ impl Reader {
             }
         }
         let socket = socket.into_inner();
-        let mut reads = socket.try_clone().unwrap();
-        thread::spawn(move || {
-            nice(|| {
-                let mut buffer = vec![0; 256 << 10];
-                while reads.read(&mut buffer).is_ok_and(|length| length > 0) {}
-            });
-        });
+        reads(&socket);
         socket
     }
+}
+
+/// Reads to the end in a thread.
+fn reads(socket: &TcpStream) {
+    let mut reads = socket.try_clone().unwrap();
+    thread::spawn(move || {
+        nice(|| {
+            let mut buffer = vec![0; 256 << 10];
+            while reads.read(&mut buffer).is_ok_and(|length| length > 0) {}
+        });
+    });
 }
 
 fn with_header(request: &str, header: &str) -> String {
@@ -120,8 +127,9 @@ async fn large_snapshots_for_clients_that_come_and_go() {
     coming.end();
 }
 
-/// Checks that the neighbour is undisturbed while these schedules run every 100 ms.
-async fn scheduled(names: &[String], limits: &str) -> Scene {
+/// Starts a relay whose hostile tenant has these schedules, which do not run yet. Returns the manifest's end of now, and
+/// one with which they run every 100 ms.
+async fn with_schedules(names: &[String], limits: &str) -> (Scene, String, String) {
     let job = |after: &str| {
         let schedule =
             |name: &String| format!("[[schedule]]\nname = \"{name}\"\nevery = \"100ms\"\nafter = \"{after}\"\n");
@@ -131,11 +139,21 @@ async fn scheduled(names: &[String], limits: &str) -> Scene {
         )
     };
     let (later, now) = (job("24h"), job("1ms"));
-    let mut scene = Scene::with(&later, |folder| folder.copy(guests::probe(), "tenants/hostile/job.wasm")).await;
-    let begin = async |relay: &_| swap(relay, &now).await;
-    let end = async |relay: &_| swap(relay, &later).await;
+    let scene = Scene::with(&later, |folder| folder.copy(guests::probe(), "tenants/hostile/job.wasm")).await;
+    (scene, later, now)
+}
+
+/// Checks that the neighbour is undisturbed while they run.
+async fn run_schedules(scene: &mut Scene, later: &str, now: &str) {
+    let begin = async |relay: &_| swap(relay, now).await;
+    let end = async |relay: &_| swap(relay, later).await;
     scene.undisturbed_by(begin, async || pending().await, end).await;
     assert!(scene.relay.metric("edge_relay_guest_calls_total", &[("tenant", "hostile"), ("role", "job")]).await > 0.0);
+}
+
+async fn scheduled(names: &[String], limits: &str) -> Scene {
+    let (mut scene, later, now) = with_schedules(names, limits).await;
+    run_schedules(&mut scene, &later, &now).await;
     scene
 }
 
@@ -159,11 +177,54 @@ async fn hundreds_of_sixty_kilobytes_of_each_call() {
 #[tokio::test]
 async fn a_hundred_thousand_channels_whose_logs_are_full() {
     let channels = if is_full() { 10 } else { 3 };
-    let names: Vec<_> = (0..channels).map(|nth| format!("spread-10000-c{nth}")).collect();
+    let names: Vec<_> = (0..channels).map(|nth| format!("spread-10000-c{nth}-13")).collect();
     let scene = scheduled(&names, "channels = 100000\nlogs = \"4MiB\"\n").await;
     assert!(published(&scene).await > 10_000.0);
     let logs = scene.relay.metric("edge_relay_tenant_memory_bytes", &[("tenant", "hostile"), ("part", "logs")]).await;
     assert!(logs > 3e6, "they are full: {logs}");
+}
+
+#[tokio::test]
+async fn large_publications_on_hundreds_of_channels() {
+    const CLIENTS: usize = 10;
+    const EACH: usize = 60;
+    let names: Vec<_> = (0..2).map(|nth| format!("spread-{}-c-{}", CLIENTS * EACH, 50_000 + nth)).collect();
+    let (mut scene, later, now) = with_schedules(&names, "").await;
+    let clients = (0..CLIENTS).map(|nth| {
+        let channels = (nth * EACH..(nth + 1) * EACH).map(|channel| format!("channel=c.{channel}"));
+        let path = format!("/hostile?{}", channels.collect::<Vec<_>>().join("&"));
+        let mut socket = TcpStream::connect(scene.relay.clients).unwrap();
+        socket.write_all(request(scene.relay.clients, &path).as_bytes()).unwrap();
+        reads(&socket);
+        socket
+    });
+    let clients: Vec<_> = clients.collect();
+    run_schedules(&mut scene, &later, &now).await;
+    assert!(published(&scene).await >= (CLIENTS * EACH) as f64);
+    drop(clients);
+}
+
+#[tokio::test]
+async fn messages_for_thousands_of_clients() {
+    const CLIENTS: usize = 4_000;
+    let mut scene = Scene::with("", |_| {}).await;
+    let mut peer = scene.partner.as_mut().unwrap().arrival().await.request().await;
+    peer.agree(&[]).await;
+    let (mut peer, clients) = (peer.into_std(), scene.relay.clients);
+    let connect = move || {
+        setpriority_process(None, NICE).unwrap();
+        // Its own thread is as nice as this one.
+        Crowd::connect(clients, "/hostile", CLIENTS, 8)
+    };
+    let crowd = thread::spawn(connect).join().unwrap();
+    let sending = Repeated::start(move || {
+        let text = format!("{:08}", crowd.number());
+        peer.write_all(&[b"\x81\x08", text.as_bytes()].concat()).unwrap();
+        thread::sleep(Duration::from_millis(20));
+    });
+    let (begin, end) = (async |_: &_| sending.turn(true), async |_: &_| sending.rest().await);
+    scene.undisturbed_by(begin, async || pending().await, end).await;
+    sending.end();
 }
 
 #[tokio::test]

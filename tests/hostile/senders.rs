@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use crate::scene::{Scene, processor_time};
 
 /// The niceness of the senders' threads.
-const NICE: i32 = 15;
+pub const NICE: i32 = 15;
 /// Size of their sockets' send buffers, unless a message is larger than what one write has of small ones. What is in
 /// them when the senders stop is yet to be read.
 const BUFFER: usize = 16 << 10;

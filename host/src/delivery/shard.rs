@@ -37,7 +37,7 @@ use crate::{
             deadlines::Deadlines,
             row::Row,
             to_do::{Steps, Task, ToDo},
-            turns::{Lines, OnceInLine, WriteTurn},
+            turns::{Lines, OnceInLine, Tenant, WriteTurn},
             view::View,
         },
     },
@@ -226,6 +226,8 @@ struct Shard {
     to_read: Lines,
     /// Rows whose turn to be written to was cut short, or has not come.
     to_write: OnceInLine,
+    /// What new chunks have put into sockets in this turn, by tenant.
+    fanned_out: HashMap<Tenant, usize>,
     /// What tenants have asked for, and has not had its turn.
     to_do: ToDo,
     /// Rows that wait until something of a view is made.
@@ -271,6 +273,7 @@ impl Shard {
             to_write: OnceInLine::default(),
             encoding: HashMap::new(),
             encoder,
+            fanned_out: HashMap::new(),
             to_do: ToDo::default(),
             refused: VecDeque::new(),
             closing: Vec::new(),
@@ -337,6 +340,7 @@ impl Shard {
         self.write_turns();
         self.task_turns();
         self.queue.take(commands);
+        self.fanned_out.clear();
         let turn = WriteTurn::new();
         for command in commands.drain(..) {
             match command {

@@ -26,8 +26,10 @@ use crate::{
     usage::Direction,
 };
 
-/// Bytes that new chunks may put into sockets at once. Small messages reach ten thousand clients with that.
+/// Bytes that a tenant's new chunks may put into sockets at once. Small messages reach a thousand clients with that.
 const FAN_OUT_BYTES: usize = 2 << 20;
+/// Bytes that a client counts as at least: to write to its socket takes some microseconds.
+const WRITE: usize = 2 << 10;
 
 /// Most bytes of control frames that are queued for a client that takes none. Past this, pongs are left out: by RFC
 /// 6455 section 5.5.3 the latest answer stands for all.
@@ -49,8 +51,11 @@ impl Shard {
         // All of its clients are one tenant's.
         let Some(first) = view.subscribers.first().and_then(|first| self.rows.get(first.slot as usize)) else { return };
         let usage = Arc::clone(&first.client.client_limits().usage);
+        let tenant = Tenant::of(first.client.client_limits());
         let began = Instant::now();
-        let room = usage.room_to_send(began).min(FAN_OUT_BYTES);
+        let room = usage.room_to_send(began);
+        // What its other channels have had of this turn of the shard.
+        let mut written = self.fanned_out.get(&tenant).copied().unwrap_or(0);
         let mut sent = Sent::default();
         let (mut held, mut lagged, mut gaps, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut full = Vec::new();
@@ -63,11 +68,14 @@ impl Shard {
                 lagged.push((slot as usize, nth));
             } else if row.is(flag::BEHIND) {
                 // It goes on from where it is.
-            } else if sent.bytes >= room {
+            } else if sent.bytes >= room || written >= FAN_OUT_BYTES {
                 row.current = nth;
                 held.push((slot as usize, WriteOutcome::Turn));
             } else {
-                match row.advance(nth, view, self.now, &mut sent) {
+                let before = sent.bytes;
+                let outcome = row.advance(nth, view, self.now, &mut sent);
+                written += (sent.bytes - before).max(WRITE);
+                match outcome {
                     WriteOutcome::Done => {}
                     // A row is charged for its copies before the next has its turn.
                     WriteOutcome::Blocked | WriteOutcome::Turn if !row.settle() => {
@@ -86,6 +94,7 @@ impl Shard {
         view.channel.metrics.deliveries.inc_by(sent.publications);
         usage.sent(sent.bytes, began);
         usage.worked(began.elapsed());
+        self.fanned_out.insert(tenant, written);
         for (slot, outcome) in held {
             self.hold(slot, &outcome);
             if outcome == WriteOutcome::Encoding {

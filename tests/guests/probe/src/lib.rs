@@ -26,15 +26,15 @@ export!(Probe);
 
 impl job::Guest for Probe {
     /// A schedule called `loop` never returns, and one called `trap` traps. `many-COUNT-BYTES` makes COUNT
-    /// publications of BYTES bytes, `spread-COUNT-NAME` makes each on a channel of its own, and `append-COUNT-BYTES`
+    /// publications of BYTES bytes, `spread-COUNT-NAME-BYTES` makes each on a channel of its own, and `append-COUNT-BYTES`
     /// appends COUNT records. Others publish their name, how often they have run, and the time at which they should have run.
     fn on_schedule(name: String, scheduled_at: u64) -> Vec<Publication> {
         let words: Vec<&str> = name.split('-').collect();
         let number = |text: &str| text.parse::<usize>().unwrap_or_default();
         match words[..] {
             ["many", count, bytes] => return vec![publication("ticks", "x".repeat(number(bytes))); number(count)],
-            ["spread", count, name] => {
-                let one = |nth| publication(&format!("{name}.{nth}"), scheduled_at.to_string());
+            ["spread", count, name, bytes] => {
+                let one = |nth| publication(&format!("{name}.{nth}"), "x".repeat(number(bytes)));
                 return (0..number(count)).map(one).collect();
             }
             ["append", count, bytes] => {
