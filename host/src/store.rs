@@ -31,7 +31,7 @@ mod writer;
 use crate::store::{drain::Drain, mysql::RecordTable, reader::ReadConnections, retention::Retention, writer::Writer};
 pub use crate::store::{
     mysql::{BadUrl, parse_url as parse_mysql_url},
-    record::{Collection, Query, Record, RecordId, Row, rows},
+    record::{Collection, Part, Query, Record, RecordId, Row, rows},
     retention::Keep,
     sqlite::FileLock,
 };
@@ -234,14 +234,19 @@ impl Store {
     }
 
     /// Reads rows that were appended, drained or not.
-    pub async fn read(
-        &self,
-        collection: &Collection,
-        query: Query,
-        room: &RecordsRoom,
-    ) -> Result<Vec<Record>, StoreError> {
+    pub async fn read(&self, collection: &Collection, query: Query, room: &RecordsRoom) -> Result<Part, StoreError> {
         // It is never closed.
         let _reads = room.reads.acquire().await;
+        loop {
+            let part = self.parts(collection, &query).await?;
+            // If retention deletes all of it while it is read, there may be more behind it.
+            if !part.records.is_empty() || part.cut_at.is_none() {
+                return Ok(part);
+            }
+        }
+    }
+
+    async fn parts(&self, collection: &Collection, query: &Query) -> Result<Part, StoreError> {
         let (of, asked) = (collection.clone(), query.clone());
         // The outbox comes first: a row that leaves it now is in MySQL already.
         let here = self.readers.read(move |connection| sqlite::select(connection, &of, &asked)).await?;
@@ -305,7 +310,7 @@ fn record_table(url: &Secret, runtime: &Runtime) -> Result<Arc<RecordTable>, Ope
 /// Refuses a database that a newer version has migrated: it must not be written to. One that does not answer may come
 /// back.
 async fn refuse_newer(mysql: &RecordTable) -> Result<(), OpenError> {
-    match migrate::mysql_states(mysql.pool()).await {
+    match migrate::mysql_states(&mysql.pool()).await {
         Err(error @ migrate::MigrateError::Newer { .. }) => Err(error.into()),
         Err(error) => {
             tracing::warn!(%error, "MySQL does not answer: records wait in the outbox");

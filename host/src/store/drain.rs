@@ -72,6 +72,10 @@ impl Drain {
                 }
                 Err(error) => {
                     connection = None;
+                    if !matches!(error, DrainError::Outbox(_)) {
+                        // It may have become read-only, since another has taken its place.
+                        self.mysql.reconnect();
+                    }
                     let pause = backoff.fail();
                     self.metrics.records_drain_failures.inc();
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "records stay in the outbox");
@@ -95,7 +99,7 @@ impl Drain {
         let connection = match connection {
             Some(connection) => connection,
             None => {
-                migrate::mysql_up(self.mysql.pool()).await?;
+                migrate::mysql_up(&self.mysql.pool()).await?;
                 connection.insert(self.mysql.inserter().await?)
             }
         };

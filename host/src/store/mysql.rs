@@ -1,19 +1,20 @@
 //! MySQL: the database that an outbox's rows go to and are read from.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use config::{MySqlUrl, grants::Secret};
 use mysql_async::{
     Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, SslOpts, Value,
-    prelude::{Query as _, Queryable, WithParams},
+    prelude::{FromRow, Query as _, Queryable, WithParams},
 };
 use tokio::time::timeout;
 
 use crate::{
     store::{
         StoreError,
-        record::{Collection, Query, Record, RecordId, Row},
+        record::{Collection, Part, Query, Record, RecordId, Row},
     },
+    sync::Mutex,
     tls,
 };
 
@@ -22,6 +23,8 @@ const MAX_CONNECTIONS: usize = 8;
 /// Deadlines for a connection and for a statement.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const QUERY_DEADLINE: Duration = Duration::from_secs(30);
+/// How old a connection may become.
+const GREATEST_AGE: Duration = Duration::from_secs(300);
 /// Most bytes of one statement. If half of what the server takes (`max_allowed_packet`) is less, that counts.
 const MAX_STATEMENT: usize = 8 << 20;
 /// Bytes that a statement needs for each row besides its data.
@@ -29,8 +32,9 @@ const ROW_STATEMENT_BYTES: usize = 300;
 /// Most rows of one statement.
 const STATEMENT_ROWS: usize = 1000;
 
-/// MySQL's error ER_NO_SUCH_TABLE.
+/// MySQL's errors ER_NO_SUCH_TABLE and ER_DUP_ENTRY.
 const NO_SUCH_TABLE: u16 = 1146;
+const DUPLICATE: u16 = 1062;
 
 /// Why rows were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +58,16 @@ pub fn parse_url(url: &str) -> Option<MySqlUrl> {
     Some(MySqlUrl { has_database: opts.db_name().is_some(), has_password: opts.pass().is_some() })
 }
 
+/// Whether a URL says what to prefer.
+fn names_prefer_socket(url: &str) -> bool {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "prefer_socket")
+}
+
 /// The table of records.
 pub struct RecordTable {
-    pool: Pool,
+    opts: Opts,
+    pool: Mutex<Pool>,
 }
 
 impl RecordTable {
@@ -66,20 +77,39 @@ impl RecordTable {
         // A connection that has not been used for a while is closed: firewalls on the way drop such connections
         // silently.
         let bounds = PoolConstraints::new(0, MAX_CONNECTIONS).unwrap_or_default();
-        let pool = PoolOpts::new().with_constraints(bounds).with_inactive_connection_ttl(Duration::from_secs(60));
+        let pool = PoolOpts::new()
+            .with_constraints(bounds)
+            .with_inactive_connection_ttl(Duration::from_secs(60))
+            // Reads follow a server that has moved.
+            .with_abs_conn_ttl(Some(GREATEST_AGE))
+            .with_abs_conn_ttl_jitter(Some(GREATEST_AGE / 4));
         let tls = opts.ssl_opts().cloned().map(trusting);
+        let prefers_socket = opts.prefer_socket() && names_prefer_socket(url.reveal());
         let opts = OptsBuilder::from_opts(opts).ssl_opts(tls).pool_opts(pool).stmt_cache_size(8);
+        // A path that the server names may be another server's here.
+        let opts = opts.prefer_socket(prefers_socket);
         // Each statement is its own transaction, whatever the server's default.
         let opts = opts.setup(vec!["SET autocommit = 1"]);
-        Ok(Self { pool: Pool::new(opts) })
+        let opts = Opts::from(opts);
+        Ok(Self { pool: Mutex::new(Pool::new(opts.clone())), opts })
     }
 
-    pub fn pool(&self) -> &Pool {
-        &self.pool
+    pub fn pool(&self) -> Pool {
+        self.pool.lock().clone()
+    }
+
+    /// Has what begins from now on connect anew: the address may be another server's. What is under way goes on.
+    pub fn reconnect(&self) {
+        let before = std::mem::replace(&mut *self.pool.lock(), Pool::new(self.opts.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = before.disconnect().await {
+                tracing::debug!(%error, "connections to MySQL were not closed");
+            }
+        });
     }
 
     pub async fn connect(&self) -> Result<Conn, Error> {
-        within(CONNECT_DEADLINE, self.pool.get_conn()).await
+        within(CONNECT_DEADLINE, self.pool().get_conn()).await
     }
 
     /// A connection to insert with.
@@ -89,33 +119,31 @@ impl RecordTable {
         Ok(Inserter { connection, packet: packet.unwrap_or(MAX_STATEMENT) })
     }
 
-    /// The records that a query finds, in its order.
-    pub async fn select(&self, collection: &Collection, query: &Query) -> Result<Vec<Record>, StoreError> {
-        match self.try_select(collection, query).await {
-            // There are no rows before there is a table: the drain makes it.
-            Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => Ok(Vec::new()),
-            selected => selected.map_err(unavailable)?.into_iter().map(record).collect(),
-        }
-    }
-
-    /// The ids and data of the records that a query finds.
-    async fn try_select(&self, collection: &Collection, query: &Query) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
-        let mut connection = self.connect().await?;
+    /// The records that a query finds.
+    pub async fn select(&self, collection: &Collection, query: &Query) -> Result<Part, StoreError> {
+        let mut connection = self.connect().await.map_err(unavailable)?;
         let (from, to) = query.bounds();
-        let order = if query.newest_first() { "DESC" } else { "ASC" };
-        let of = "FROM records WHERE tenant = ? AND collection = ? AND id >= ? AND id < ? ORDER BY id";
-        let parameters = |limit: usize| {
-            let bytes = |bytes: &[u8]| Value::Bytes(bytes.to_vec());
-            let [tenant, name] = [&collection.tenant, &collection.name].map(|name| bytes(name.as_bytes()));
-            Params::Positional(vec![tenant, name, bytes(&from.bytes()), bytes(&to.bytes()), Value::UInt(limit as u64)])
-        };
         // The lengths come first, so that large rows are not fetched only to be dropped.
-        let lengths = format!("SELECT LENGTH(data) {of} {order} LIMIT ?");
-        let lengths = lengths.with(parameters(query.limit())).fetch::<usize, _>(&mut connection);
-        let count = query.fitting(within(QUERY_DEADLINE, lengths).await?);
-        let rows = format!("SELECT id, data {of} {order} LIMIT ?");
-        let rows = rows.with(parameters(count)).fetch::<(Vec<u8>, Vec<u8>), _>(&mut connection);
-        within(QUERY_DEADLINE, rows).await
+        let lengths = Select { columns: "id, LENGTH(data)", collection, query, from, to, limit: query.limit() };
+        let lengths: Vec<(Vec<u8>, usize)> = match lengths.fetch(&mut connection).await {
+            // There are no rows before there is a table: the drain makes it.
+            Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => return Ok(Part::default()),
+            lengths => lengths.map_err(unavailable)?,
+        };
+        let count = query.fitting(lengths.iter().map(|(_, length)| *length));
+        let Some((last, _)) = count.checked_sub(1).and_then(|nth| lengths.get(nth)) else { return Ok(Part::default()) };
+        let (last, is_cut) = (record_id(last)?, count < lengths.len() || lengths.len() == query.limit());
+        // Rows may come and go in between, so the second statement has bounds of its own.
+        let (from, to) = if query.newest_first() { (last, to) } else { (from, last.next()) };
+        let rows = Select { columns: "id, data", collection, query, from, to, limit: count };
+        let rows: Vec<(Vec<u8>, Vec<u8>)> = rows.fetch(&mut connection).await.map_err(unavailable)?;
+        let records: Vec<_> = rows.into_iter().map(record).collect::<Result<_, _>>()?;
+        let cut_at = match records.last() {
+            // Some have come, so that not all were fetched.
+            Some(end) if records.len() == count && end.id != last => Some(end.id),
+            _ => is_cut.then_some(last),
+        };
+        Ok(Part { records, cut_at })
     }
 
     /// The first collection of a tenant whose name is at least `from` and below `to`.
@@ -150,6 +178,32 @@ impl RecordTable {
     }
 }
 
+/// A statement that reads rows of a collection, in a query's order.
+struct Select<'s> {
+    columns: &'static str,
+    collection: &'s Collection,
+    query: &'s Query,
+    from: RecordId,
+    to: RecordId,
+    limit: usize,
+}
+
+impl Select<'_> {
+    async fn fetch<T: FromRow + Send + 'static>(&self, connection: &mut Conn) -> Result<Vec<T>, Error> {
+        let Self { columns, collection, query, from, to, limit } = self;
+        let order = if query.newest_first() { "DESC" } else { "ASC" };
+        let sql = format!(
+            "SELECT {columns} FROM records WHERE tenant = ? AND collection = ? AND id >= ? AND id < ? \
+             ORDER BY id {order} LIMIT ?"
+        );
+        let bytes = |bytes: &[u8]| Value::Bytes(bytes.to_vec());
+        let [tenant, name] = [&collection.tenant, &collection.name].map(|name| bytes(name.as_bytes()));
+        let [from, to] = [from, to].map(|id| bytes(&id.bytes()));
+        let parameters = Params::Positional(vec![tenant, name, from, to, Value::UInt(*limit as u64)]);
+        within(QUERY_DEADLINE, sql.with(parameters).fetch(connection)).await
+    }
+}
+
 /// TLS to MySQL trusts the same roots as TLS to upstreams.
 fn trusting(tls: SslOpts) -> SslOpts {
     // The driver would fail on a root that it cannot parse.
@@ -162,12 +216,15 @@ fn unavailable(error: Error) -> StoreError {
     StoreError::Unavailable(format!("MySQL: {error}"))
 }
 
-/// Makes a record of its id and data. An id that has not its 16 bytes was written by somebody else, into a table that
-/// somebody else has changed.
 fn record((id, data): (Vec<u8>, Vec<u8>)) -> Result<Record, StoreError> {
-    let foreign = |id: Vec<u8>| format!("MySQL: the id of a record is not a UUID of 16 bytes: {}", id.escape_ascii());
-    let id = <[u8; 16]>::try_from(id).map_err(|id| StoreError::Unavailable(foreign(id)))?;
-    Ok(Record { id: RecordId::from(id), data })
+    Ok(Record { id: record_id(&id)?, data })
+}
+
+/// An id that has not its 16 bytes was written by somebody else, into a table that somebody else has changed.
+fn record_id(id: &[u8]) -> Result<RecordId, StoreError> {
+    let foreign = || format!("MySQL: the id of a record is not a UUID of 16 bytes: {}", id.escape_ascii());
+    let id = <[u8; 16]>::try_from(id).map_err(|_| StoreError::Unavailable(foreign()))?;
+    Ok(RecordId::from(id))
 }
 
 /// A connection to insert with. After [`InsertError::Later`] it must not be used again.
@@ -178,7 +235,8 @@ pub struct Inserter {
 }
 
 impl Inserter {
-    /// Inserts the rows that are not there yet, all or none.
+    /// Inserts the rows that are not there yet, all or none. Only a row with the same tenant, collection and id is there
+    /// already.
     pub async fn insert(&mut self, rows: &[Row]) -> Result<(), InsertError> {
         // The driver would report a statement that is too long as a broken connection.
         if let [row] = rows
@@ -186,19 +244,43 @@ impl Inserter {
         {
             return Err(InsertError::Row(format!("it has more bytes than max_allowed_packet allows, {}", self.packet)));
         }
-        let mut sql = String::from("INSERT INTO records (tenant, collection, id, data) VALUES ");
-        let mut values: Vec<Value> = Vec::with_capacity(rows.len() * 4);
-        for (nth, Row { id, collection, data }) in rows.iter().enumerate() {
-            sql.push_str(if nth == 0 { "(?,?,?,?)" } else { ",(?,?,?,?)" });
-            values.push(Value::Bytes(collection.tenant.as_bytes().to_vec()));
-            values.push(Value::Bytes(collection.name.as_bytes().to_vec()));
-            values.push(Value::Bytes(id.bytes().to_vec()));
-            values.push(Value::Bytes(data.clone()));
+        match self.try_insert(rows.iter()).await {
+            Err(Error::Server(server)) if server.code == DUPLICATE => {
+                let there = self.there(rows).await?;
+                let missing: Vec<_> = rows.iter().filter(|row| !there.contains(&key(row))).collect();
+                if missing.len() == rows.len() {
+                    // Another unique key than that of records.
+                    return Err(InsertError::Row(server.to_string()));
+                }
+                // Those that are there came from here, when the answer was lost.
+                match missing.is_empty() {
+                    true => Ok(()),
+                    false => self.try_insert(missing.into_iter()).await.map_err(InsertError::from),
+                }
+            }
+            inserted => inserted.map_err(InsertError::from),
         }
-        // A row that is there already came from here: it has the same id.
-        sql.push_str(" ON DUPLICATE KEY UPDATE id = VALUES(id)");
-        let inserted = self.connection.exec_drop(sql, Params::Positional(values));
-        within(QUERY_DEADLINE, inserted).await.map_err(InsertError::from)
+    }
+
+    async fn try_insert(&mut self, rows: impl Iterator<Item = &Row>) -> Result<(), Error> {
+        let mut sql = String::from("INSERT INTO records (tenant, collection, id, data) VALUES ");
+        let mut values = Vec::new();
+        for (nth, row) in rows.enumerate() {
+            sql.push_str(if nth == 0 { "(?,?,?,?)" } else { ",(?,?,?,?)" });
+            values.extend(key(row).map(Value::Bytes));
+            values.push(Value::Bytes(row.data.clone()));
+        }
+        within(QUERY_DEADLINE, self.connection.exec_drop(sql, Params::Positional(values))).await
+    }
+
+    /// The keys of those of these rows that are there already.
+    async fn there(&mut self, rows: &[Row]) -> Result<HashSet<Key>, Error> {
+        let keys = vec!["(?,?,?)"; rows.len()].join(",");
+        let sql = format!("SELECT tenant, collection, id FROM records WHERE (tenant, collection, id) IN ({keys})");
+        let values = rows.iter().flat_map(key).map(Value::Bytes).collect();
+        let found = self.connection.exec::<(Vec<u8>, Vec<u8>, Vec<u8>), _, _>(sql, Params::Positional(values));
+        let found = within(QUERY_DEADLINE, found).await?;
+        Ok(found.into_iter().map(|(tenant, collection, id)| [tenant, collection, id]).collect())
     }
 
     /// How many of these rows fit into one statement, at least one.
@@ -211,6 +293,13 @@ impl Inserter {
         };
         rows.iter().take(STATEMENT_ROWS).take_while(fits).count().max(1)
     }
+}
+
+/// A row's key: its tenant, collection and id.
+type Key = [Vec<u8>; 3];
+
+fn key(row: &Row) -> Key {
+    [row.collection.tenant.as_bytes().to_vec(), row.collection.name.as_bytes().to_vec(), row.id.bytes().to_vec()]
 }
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

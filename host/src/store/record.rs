@@ -167,22 +167,43 @@ impl Query {
         lengths.take_while(fits).count().max(any)
     }
 
-    /// Merges two answers to this query. A row that is in both is there once.
-    pub fn merge(&self, one: Vec<Record>, other: Vec<Record>) -> Vec<Record> {
-        let mut all = one;
-        all.extend(other);
-        all.sort_by_key(|record| record.id);
+    /// Merges what the sources of an answer have. A row that is in both is there once. The answer ends where the first
+    /// of them was cut: what lies behind that in the other may have more before it.
+    pub fn merge(&self, one: Part, other: Part) -> Part {
+        let is_behind = |id: RecordId, end: RecordId| if self.newest_first() { id < end } else { id > end };
+        let mut cut_at = match (one.cut_at, other.cut_at) {
+            (Some(one), Some(other)) => Some(if is_behind(one, other) { other } else { one }),
+            (one, other) => one.or(other),
+        };
+        let mut records = one.records;
+        records.extend(other.records);
+        records.retain(|record| cut_at.is_none_or(|end| !is_behind(record.id, end)));
+        records.sort_by_key(|record| record.id);
         if self.newest_first() {
-            all.reverse();
+            records.reverse();
         }
-        all.dedup_by_key(|record| record.id);
-        all.truncate(self.fitting(all.iter().map(|record| record.data.len())));
-        all
+        records.dedup_by_key(|record| record.id);
+        let count = self.fitting(records.iter().map(|record| record.data.len()));
+        if count < records.len() {
+            records.truncate(count);
+            cut_at = records.last().map(|record| record.id);
+        }
+        Part { records, cut_at }
     }
+}
+
+/// What a source has of an answer, in the query's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    pub records: Vec<Record>,
+    /// The last id that it covers, if there may be more behind it. `None`: these are all.
+    pub cut_at: Option<RecordId>,
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -197,19 +218,101 @@ mod tests {
         assert!("nonsense".parse::<RecordId>().is_err());
     }
 
+    fn record(id: u128, bytes: usize) -> Record {
+        Record { id: RecordId(id), data: vec![0; bytes] }
+    }
+
+    fn ids(records: &[Record]) -> Vec<u128> {
+        records.iter().map(|record| record.id.0).collect()
+    }
+
     #[test]
     fn answers_are_merged_within_the_limits() {
-        let record = |id: u128, bytes: usize| Record { id: RecordId(id), data: vec![0; bytes] };
-        let ids = |records: Vec<Record>| records.iter().map(|record| record.id.0).collect::<Vec<_>>();
         let merge = |query: Query| {
-            ids(query.merge(vec![record(5, 1), record(3, 1)], vec![record(3, 1), record(1, 1), record(0, 1)]))
+            let one = Part { records: vec![record(5, 1), record(3, 1)], cut_at: None };
+            let other = Part { records: vec![record(3, 1), record(1, 1), record(0, 1)], cut_at: None };
+            ids(&query.merge(one, other).records)
         };
         assert_eq!(merge(Query::Latest(3)), [5, 3, 1]);
-        let all = (RecordId(0), RecordId(9));
-        assert_eq!(merge(Query::Range { from: all.0, to: all.1, limit: 9 }), [0, 1, 3, 5]);
+        assert_eq!(merge(range(0, 9)), [0, 1, 3, 5]);
         assert_eq!(Query::Latest(9).fitting([1, 8 << 20, 1]), 1);
         assert_eq!(Query::Latest(9).fitting([9 << 20, 1]), 1);
         assert_eq!(Query::Latest(9).fitting([]), 0);
         assert_eq!(Query::Latest(5000).fitting(vec![1; 5000]), 1000);
+    }
+
+    #[test]
+    fn an_answer_ends_where_its_first_source_was_cut() {
+        let part = |of: &[u128], cut_at: Option<u128>| Part {
+            records: of.iter().map(|id| record(*id, 1)).collect(),
+            cut_at: cut_at.map(RecordId),
+        };
+        let merged = range(0, 99).merge(part(&[1, 2, 3], Some(3)), part(&[9], None));
+        assert_eq!((ids(&merged.records), merged.cut_at), (vec![1, 2, 3], Some(RecordId(3))));
+        let merged = range(0, 99).merge(part(&[1, 4], Some(4)), part(&[2, 6], Some(6)));
+        assert_eq!((ids(&merged.records), merged.cut_at), (vec![1, 2, 4], Some(RecordId(4))));
+        let merged = Query::Latest(9).merge(part(&[8, 7], Some(7)), part(&[9, 3], None));
+        assert_eq!((ids(&merged.records), merged.cut_at), (vec![9, 8, 7], Some(RecordId(7))));
+        // What it covered is gone meanwhile.
+        let merged = range(0, 99).merge(part(&[], Some(5)), part(&[9], None));
+        assert_eq!(merged, part(&[], Some(5)));
+    }
+
+    /// What MySQL has of an answer, made as [`RecordTable`](crate::store::mysql::RecordTable) makes it.
+    fn select(rows: &[(u128, usize)], query: &Query) -> Part {
+        let (from, to) = query.bounds();
+        let mut found: Vec<_> = rows.iter().filter(|(id, _)| (from.0..to.0).contains(id)).collect();
+        found.sort_unstable();
+        if query.newest_first() {
+            found.reverse();
+        }
+        found.truncate(query.limit());
+        let count = query.fitting(found.iter().map(|(_, bytes)| *bytes));
+        let is_cut = count < found.len() || found.len() == query.limit();
+        let records: Vec<_> = found[..count].iter().map(|(id, bytes)| record(*id, *bytes)).collect();
+        let cut_at = records.last().map(|record| record.id).filter(|_| is_cut);
+        Part { records, cut_at }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// However rows are split between the outbox and MySQL, and while they drain, a walk sees each once and in
+        /// order.
+        #[test]
+        fn a_walk_sees_every_row_once(
+            sizes in prop::collection::vec(prop::sample::select(vec![1_usize, 1000, 3 << 20, 5 << 20]), 1..40),
+            mut drained in 0_usize..40,
+            draining in prop::collection::vec(0_usize..4, 40),
+            limit in 1_usize..50,
+        ) {
+            let rows: Vec<_> = sizes.iter().enumerate().map(|(nth, bytes)| (nth as u128 + 1, *bytes)).collect();
+            // A walk may have a row that was appended late among those that drained long ago.
+            let order: Vec<_> = (0..rows.len()).map(|nth| rows[nth * 7 % rows.len()]).collect();
+            let order = if rows.len() % 7 == 0 { rows.clone() } else { order };
+            let (mut seen, mut from, mut pages) = (Vec::new(), 0, draining.iter());
+            loop {
+                let query = Query::Range { from: RecordId(from), to: RecordId(1000), limit };
+                let outbox = select(&order[drained.min(rows.len())..], &query);
+                // Rows leave the outbox between the two reads.
+                drained += pages.next().unwrap_or(&0);
+                let mysql = select(&order[..drained.min(rows.len())], &query);
+                let page = query.merge(outbox, mysql);
+                let Some(last) = page.records.last() else { break };
+                from = last.id.0 + 1;
+                seen.extend(ids(&page.records));
+            }
+            prop_assert_eq!(seen, (1..=rows.len() as u128).collect::<Vec<_>>());
+            let query = Query::Latest(limit);
+            let split = drained.min(rows.len());
+            let newest = query.merge(select(&order[split..], &query), select(&order[..split], &query));
+            let all = select(&order, &query);
+            prop_assert_eq!(ids(&newest.records), ids(&all.records)[..newest.records.len()].to_vec());
+            prop_assert!(!newest.records.is_empty());
+        }
+    }
+
+    fn range(from: u128, to: u128) -> Query {
+        Query::Range { from: RecordId(from), to: RecordId(to), limit: 9 }
     }
 }

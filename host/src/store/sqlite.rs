@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Row as SqlRow, params};
 
-use crate::store::record::{Collection, Query, Record, RecordId, Row};
+use crate::store::record::{Collection, Part, Query, Record, RecordId, Row};
 
 /// Most rows and bytes of one read for the drain.
 const BATCH_ROWS: usize = 2000;
@@ -92,8 +92,8 @@ pub fn insert(connection: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The records that a query finds, in its order.
-pub fn select(connection: &Connection, collection: &Collection, query: &Query) -> rusqlite::Result<Vec<Record>> {
+/// The records that a query finds.
+pub fn select(connection: &Connection, collection: &Collection, query: &Query) -> rusqlite::Result<Part> {
     let (from, to) = query.bounds();
     let order = if query.newest_first() { "DESC" } else { "ASC" };
     let sql = format!(
@@ -105,15 +105,18 @@ pub fn select(connection: &Connection, collection: &Collection, query: &Query) -
     let parameters = params![&*collection.tenant, &*collection.name, from.bytes(), to.bytes(), limit];
     let mut rows = statement.query(parameters)?;
     let (mut records, mut lengths): (Vec<Record>, Vec<usize>) = Default::default();
+    let mut is_cut = false;
     while let Some(row) = rows.next()? {
         let record = Record { id: id(row, 0)?, data: row.get(1)? };
         lengths.push(record.data.len());
+        is_cut = lengths.len() == query.limit() || query.fitting(lengths.iter().copied()) < lengths.len();
         if query.fitting(lengths.iter().copied()) < lengths.len() {
             break;
         }
         records.push(record);
     }
-    Ok(records)
+    let cut_at = records.last().map(|record| record.id).filter(|_| is_cut);
+    Ok(Part { records, cut_at })
 }
 
 /// The oldest rows, each with its place in the file.

@@ -3,6 +3,7 @@
 mod disk;
 mod interleavings;
 mod load;
+mod servers;
 mod tls;
 
 use std::{

@@ -21,7 +21,7 @@ use crate::{
         run::host::Host,
     },
     store,
-    store::{Collection, Query, Record, RecordId, Row, StoreError},
+    store::{Collection, Part, Query, Record, RecordId, Row, StoreError},
     tenant::{Tenant, TenantVersion},
 };
 
@@ -82,10 +82,11 @@ impl Deferred {
     }
 
     /// The rows among them that match a query.
-    fn select(&self, collection: &Collection, query: &Query) -> Vec<Record> {
+    fn select(&self, collection: &Collection, query: &Query) -> Part {
         let (from, to) = query.bounds();
         let found = |row: &&Row| row.collection == *collection && (from..to).contains(&row.id);
-        self.rows.iter().filter(found).map(|row| Record { id: row.id, data: row.data.clone() }).collect()
+        let record = |row: &Row| Record { id: row.id, data: row.data.clone() };
+        Part { records: self.rows.iter().filter(found).map(record).collect(), cut_at: None }
     }
 }
 
@@ -136,7 +137,11 @@ impl Host {
         if let Some(deferred) = self.deferred() {
             rows = query.merge(rows, deferred.select(&collection, &query));
         }
-        Ok(rows.into_iter().map(|Record { id, data }| Entry { id: id.to_string(), at: id.at(), data }).collect())
+        Ok(rows
+            .records
+            .into_iter()
+            .map(|Record { id, data }| Entry { id: id.to_string(), at: id.at(), data })
+            .collect())
     }
 }
 

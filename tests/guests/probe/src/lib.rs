@@ -153,6 +153,7 @@ fn answer(command: &str) -> String {
             };
             shown(records::range(collection, &start, number(to), number(limit) as u32))
         }
+        ["walk", collection, limit] => walk(collection, limit.parse().unwrap_or_default()),
         ["latest", channel] => match channels::latest(channel) {
             Some(Frame::Text(text)) if text.len() > LONGEST => format!("{} bytes", text.len()),
             latest => format!("{latest:?}"),
@@ -164,6 +165,24 @@ fn answer(command: &str) -> String {
             Err(error) => format!("Err({error:?})"),
         },
         _ => format!("not a command: {command}"),
+    }
+}
+
+/// Reads a collection page by page. Returns how many rows there are, and whether each came once and in order.
+fn walk(collection: &str, limit: u32) -> String {
+    let (mut start, mut ids): (_, Vec<String>) = (records::Start::At(0), Vec::new());
+    loop {
+        match records::range(collection, &start, u64::MAX, limit) {
+            Err(error) => return format!("{error:?}"),
+            Ok(rows) if rows.is_empty() => {
+                let order = if ids.is_sorted_by(|one, other| one < other) { "in order" } else { "not in order" };
+                return format!("{} rows, {order}", ids.len());
+            }
+            Ok(rows) => ids.extend(rows.into_iter().map(|row| row.id)),
+        }
+        if let Some(last) = ids.last() {
+            start = records::Start::After(last.clone());
+        }
     }
 }
 
