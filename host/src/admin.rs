@@ -36,7 +36,10 @@ pub async fn run(
     metrics: Arc<Metrics>,
     stop: Stop,
 ) {
-    serve::short_answers(listener, "admin", stop, move |request| answer(request, &routes, &refusals, &metrics)).await;
+    let counted = Arc::clone(&metrics);
+    let closed = move |reason| counted.admin_refused(reason);
+    let answer = move |request: &_| answer(request, &routes, &refusals, &metrics);
+    serve::short_answers(listener, "admin", stop, answer, closed).await;
 }
 
 fn answer(

@@ -31,10 +31,10 @@ use crate::{
     host_header, http_error,
     metrics::Metrics,
     routes::Routes,
-    serve::{Acceptor, Connection, Connections, NotServed},
+    serve::{Acceptor, Connection, Connections, LAST_ANSWER, NotServed},
     shutdown::Stop,
     tenant::RequestTurn,
-    usage::Metered,
+    usage::{Metered, Received},
 };
 
 mod socket;
@@ -48,6 +48,8 @@ const MAX_REQUEST: usize = 64 << 10;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds after which a client that found the tenant busy may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+/// What a request counts as, besides the bytes of its body.
+const MESSAGE: Received = Received { messages: 1, control_frames: 0, bytes: 0 };
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What every connection needs to know.
@@ -109,12 +111,7 @@ pub async fn run(listener: TcpListener, context: Arc<ApiContext>, stop: Stop) {
         let is_proxy = is_trusted(address, &context.trusted_proxies);
         context.connections.admit(address, if is_proxy { Most::All } else { Most::Own(usize::MAX) })
     };
-    let refused = |why| {
-        context.metrics.api_refused(match why {
-            NotServed::Full => "full",
-            NotServed::Accept => "accept",
-        });
-    };
+    let refused = |why: NotServed| context.metrics.api_refused(why.reason());
     let serve = |socket, peer, place| serve(socket, peer, place, Arc::clone(&context), stop.clone());
     let mut connections = acceptor.run(stop.clone(), admit, refused, serve).await;
     let finished = async { while connections.join_next().await.is_some() {} };
@@ -160,11 +157,12 @@ async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: 
         }
         () = place.evicted() => {
             metrics.api_refused("idle");
-            if !place.is_busy() {
-                return;
-            }
             connection.as_mut().graceful_shutdown();
-            connection.await
+            match place.is_busy() {
+                true => connection.await,
+                // An answer may be on its way.
+                false => tokio::time::timeout(LAST_ANSWER, connection).await.unwrap_or(Ok(())),
+            }
         }
     };
     if let Err(error) = served {
@@ -180,7 +178,10 @@ async fn answer(
 ) -> Result<Response<Metered<Download>>, ApiRefusal> {
     let expects = request.headers().contains_key(EXPECT);
     match context.routes.find(host_header::host_of(&request).as_deref(), request.uri().path(), |_| Some(())) {
-        Some((route, ())) => route.tenant.request_turn.begin().await,
+        Some((route, ())) => {
+            route.tenant.api_turn.begin().await;
+            route.tenant.usage.let_in(MESSAGE).await;
+        }
         None => context.strangers.begin().await,
     }
     let checked = host_header::check_host(&mut request)

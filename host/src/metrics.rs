@@ -125,6 +125,7 @@ metrics! {
     clients_closed: Counter by TenantReason, "Clients gone, by reason";
     handshakes_refused: Counter by Reason, "Handshakes that led to no client, by reason";
     api_refused: Counter by Reason, "API requests and connections that the host answered or closed, by reason";
+    admin_refused: Counter by Reason, "Connections to the admin listener that were closed, by reason";
     deliveries: Counter by TenantLabel, "Publications written whole to a client's socket";
     client_messages_dropped: Counter by TenantReason, "Clients' messages not handled, by reason";
     client_replies: Counter by TenantLabel, "Batches of replies taken for clients";
@@ -282,6 +283,10 @@ impl Metrics {
     }
 
     /// Counts an API request that the host answered, or a connection that it closed.
+    pub fn admin_refused(&self, reason: &'static str) {
+        self.admin_refused.get_or_create(&Reason { reason }).inc();
+    }
+
     pub fn api_refused(&self, reason: &'static str) {
         self.api_refused.get_or_create(&Reason { reason }).inc();
     }

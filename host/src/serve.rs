@@ -15,7 +15,7 @@ use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    task::{JoinSet, yield_now},
 };
 
 use crate::{fair_pool::Most, host_header, http_error, shutdown::Stop};
@@ -29,6 +29,10 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The most connections at once to a listener with short answers: probes, scrapers and a few browsers are few. Over it,
 /// one that is idle makes room.
 const SHORT_CONNECTIONS: usize = 64;
+/// Connections that are accepted one after another before others have their turn.
+const ACCEPTED_AT_ONCE: usize = 8;
+/// How long an answer may still be on its way when its connection makes room.
+pub const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// How long the headers of a request for a short answer may take.
 const SHORT_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,6 +52,16 @@ pub enum NotServed {
     Accept,
 }
 
+impl NotServed {
+    /// The value of a metric's label `reason`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Accept => "accept",
+        }
+    }
+}
+
 impl Acceptor {
     /// Runs `connection` as a task for each connection that `admit` gives a place, which is passed on, until told to
     /// stop. Tells `refused` of each that it does not serve. Returns the connections that are still open; dropped, they
@@ -63,7 +77,11 @@ impl Acceptor {
         C: Future<Output = ()> + Send + 'static,
     {
         let mut connections = JoinSet::new();
-        loop {
+        for nth in 1.. {
+            if nth % ACCEPTED_AT_ONCE == 0 {
+                // Those that are open have their turns in between.
+                yield_now().await;
+            }
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = stop.wait() => return connections,
@@ -81,22 +99,25 @@ impl Acceptor {
                 }
             }
         }
+        connections
     }
 }
 
-/// Serves answers that are short and made at once, until told to stop.
+/// Serves answers that are short and made at once, until told to stop. `closed` is told why a connection had to make
+/// room, or was not served.
 pub async fn short_answers(
     listener: TcpListener,
     name: &'static str,
     stop: Stop,
     answer: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
+    closed: impl Fn(&'static str) + Send + Sync + 'static,
 ) {
-    let answer = Arc::new(answer);
+    let (answer, closed) = (Arc::new(answer), Arc::new(closed));
     let acceptor = Acceptor { listener, name };
     let places = Connections::new(SHORT_CONNECTIONS);
     let admit = |address| places.admit(address, Most::Own(usize::MAX));
     let connection = |socket, _, place: Connection| {
-        let (answer, place) = (Arc::clone(&answer), Arc::new(place));
+        let (answer, closed, place) = (Arc::clone(&answer), Arc::clone(&closed), Arc::new(place));
         let held = Arc::clone(&place);
         let service = service_fn(move |mut request| {
             let under_way = held.begin();
@@ -118,14 +139,22 @@ pub async fn short_answers(
             .header_read_timeout(SHORT_HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(socket), service);
         async move {
-            tokio::select! {
-                served = served => if let Err(error) = served {
-                    tracing::debug!(listener.name = name, %error, "a connection failed");
-                },
-                () = place.evicted() => {}
+            tokio::pin!(served);
+            let served = tokio::select! {
+                served = served.as_mut() => served,
+                () = place.evicted() => {
+                    closed("idle");
+                    // An answer may be on its way.
+                    served.as_mut().graceful_shutdown();
+                    tokio::time::timeout(LAST_ANSWER, served).await.unwrap_or(Ok(()))
+                }
+            };
+            if let Err(error) = served {
+                tracing::debug!(listener.name = name, %error, "a connection failed");
             }
         }
     };
     // Those that are open have no answer under way.
-    drop(acceptor.run(stop, admit, |_| (), connection).await);
+    let refused = |why: NotServed| closed(why.reason());
+    drop(acceptor.run(stop, admit, refused, connection).await);
 }

@@ -88,8 +88,10 @@ pub struct Tenant {
     pub publications: Arc<Rate>,
     /// One permit to read a socket, for the one of its upstreams whose turn it is.
     pub read_turn: Arc<Semaphore>,
-    /// In which requests for its API are answered.
-    pub request_turn: RequestTurn,
+    /// In which requests for its API are answered, clients are let in, and their commands are carried out.
+    pub api_turn: RequestTurn,
+    pub handshake_turn: RequestTurn,
+    pub command_turn: RequestTurn,
     pub log_lines: Arc<LogLines>,
     /// Its room for records that wait to be written.
     pub records: RecordsRoom,
@@ -169,7 +171,9 @@ impl Tenant {
                 limits.log_lines_per_second,
                 Arc::clone(&metrics),
             )),
-            request_turn: RequestTurn::default(),
+            api_turn: RequestTurn::default(),
+            handshake_turn: RequestTurn::default(),
+            command_turn: RequestTurn::default(),
             records: RecordsRoom::default(),
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             dialer: Arc::clone(&host.dialer),

@@ -135,6 +135,22 @@ impl Usage {
         self.flows_in(received).filter_map(|(flow, count)| flow.take(count, now)).max()
     }
 
+    /// Notes something that is received when it may be, and returns then.
+    pub async fn let_in(&self, received: Received) {
+        while let Some(until) = self.wait_to_receive(received, Instant::now()) {
+            sleep_until(until.into()).await;
+        }
+        self.received(received, Instant::now());
+    }
+
+    /// Notes bytes that are sent when they may be, and returns then.
+    pub async fn let_out(&self, bytes: usize) {
+        while let Some(until) = self.wait(Direction::Out, Instant::now()) {
+            sleep_until(until.into()).await;
+        }
+        self.sent(bytes, Instant::now());
+    }
+
     /// Returns when to ask again whether more of what was received may be. `None`: it may.
     pub fn wait_to_receive(&self, received: Received, now: Instant) -> Option<Instant> {
         self.flows_in(received).filter_map(|(flow, _)| flow.take(0, now)).max()

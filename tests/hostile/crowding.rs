@@ -1,18 +1,23 @@
 //! Connections of one tenant, or of one address, that hold places which all tenants share.
 
 use std::{
+    future::pending,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
 
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt::set_socket_linger};
 use support::{
     bombs::{self, ON_CONNECT, bomb},
     raw::request,
+    until,
 };
-use tokio::time::sleep;
 
 use crate::{
     scene::Scene,
@@ -35,6 +40,8 @@ const LARGE: usize = 8 << 20;
 /// Connects from another address of this machine.
 fn connect_from_elsewhere(to: SocketAddr) -> TcpStream {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    // Very many come and go. None of them keeps its port for a while.
+    set_socket_linger(&socket, Some(Duration::ZERO)).unwrap();
     bind(&socket, &SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
     connect(&socket, &to).unwrap();
     TcpStream::from(socket)
@@ -63,20 +70,37 @@ async fn check(
     mut come: impl FnMut() -> TcpStream + Send + 'static,
     (to, path): (SocketAddr, &'static str),
 ) {
+    let stands = Arc::<AtomicBool>::default();
+    let shown = Arc::clone(&stands);
     let crowds = Repeated::start(move || {
         let crowd: Vec<_> = (0..CROWD).map(|_| come()).collect();
+        shown.store(true, Ordering::SeqCst);
         thread::sleep(STAY);
         drop(crowd);
     });
-    let begin = async |_: &_| crowds.turn(true);
-    let end = async |_: &_| crowds.rest().await;
-    let newcomers = async || {
-        let line = tokio::task::spawn_blocking(move || ask(to, &get(path))).await.unwrap();
+    let served = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&served);
+    let newcomers = Repeated::start(move || {
+        let line = ask(to, &get(path));
         assert!(line.starts_with("HTTP/1.1 200 "), "a newcomer was told: {line}");
-        sleep(BETWEEN).await;
+        counted.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(BETWEEN);
+    });
+    let begin = async |_: &_| {
+        stands.store(false, Ordering::SeqCst);
+        crowds.turn(true);
+        until("a crowd", async || stands.load(Ordering::SeqCst).then_some(()).ok_or_else(String::new)).await;
+        newcomers.turn(true);
     };
-    scene.undisturbed_by(begin, newcomers, end).await;
+    let end = async |_: &_| {
+        newcomers.rest().await;
+        crowds.rest().await;
+    };
+    scene.undisturbed_by(begin, async || pending().await, end).await;
+    newcomers.end();
     crowds.end();
+    let served = served.load(Ordering::Relaxed);
+    assert!(served > 5, "{served} newcomers were served");
 }
 
 /// How often the host refused something for want of such places.
@@ -114,6 +138,8 @@ async fn handshakes_that_are_never_whole() {
         socket
     };
     check(&mut scene, come, (clients, "/neighbour/channels/main")).await;
+    let labels = [("reason", "crowded")];
+    assert!(scene.relay.metric("edge_relay_handshakes_refused_total", &labels).await > 0.0);
 }
 
 #[tokio::test]
@@ -146,6 +172,7 @@ async fn readings_of_channels_that_nobody_takes() {
     };
     check(&mut scene, come, (clients, "/neighbour/channels/main")).await;
     assert!(refused(&scene, "channel-reads").await > 0.0);
+    scene.memory_is_bounded();
 }
 
 #[tokio::test]
@@ -181,8 +208,12 @@ async fn connections_that_come_and_go() {
         .collect();
     let begin = async |_: &_| coming.iter().for_each(|one| one.turn(true));
     let end = async |_: &_| all_rest(&coming).await;
-    scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
+    scene.undisturbed_by(begin, async || pending().await, end).await;
     coming.into_iter().for_each(Repeated::end);
+    for refused in ["handshakes_refused", "api_refused"] {
+        let labels = [("reason", "not_found")];
+        assert!(scene.relay.metric(&format!("edge_relay_{refused}_total"), &labels).await > 10.0);
+    }
 }
 
 /// Handshakes of very many clients at once, which leave as soon as they are let in.
@@ -199,13 +230,15 @@ async fn herds_of_clients() {
                 }
                 for mut socket in herd {
                     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-                    assert!(socket.read(&mut [0; 1024]).unwrap() > 0);
+                    let mut answer = [0; 13];
+                    socket.read_exact(&mut answer).unwrap();
+                    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 101 ");
                 }
             })
         })
         .collect();
     let begin = async |_: &_| herds.iter().for_each(|one| one.turn(true));
     let end = async |_: &_| all_rest(&herds).await;
-    scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
+    scene.undisturbed_by(begin, async || pending().await, end).await;
     herds.into_iter().for_each(Repeated::end);
 }

@@ -5,6 +5,7 @@ use std::{
     future::pending,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -14,6 +15,7 @@ use support::{
     crowd::Crowd,
     guests,
     raw::{FIN, TEXT, frame, request},
+    until,
 };
 use tokio::time::sleep;
 
@@ -139,7 +141,7 @@ async fn with_schedules(names: &[String], limits: &str) -> (Scene, String, Strin
         )
     };
     let (later, now) = (job("24h"), job("1ms"));
-    let scene = Scene::with(&later, |folder| folder.copy(guests::probe(), "tenants/hostile/job.wasm")).await;
+    let scene = Scene::with_records(&later, |folder| folder.copy(guests::probe(), "tenants/hostile/job.wasm")).await;
     (scene, later, now)
 }
 
@@ -157,21 +159,21 @@ async fn scheduled(names: &[String], limits: &str) -> Scene {
     scene
 }
 
-/// How many publications of the hostile tenant were taken.
-async fn published(scene: &Scene) -> f64 {
-    scene.relay.metric("edge_relay_publications_total", &[("tenant", "hostile")]).await
+/// Waits until as many publications of the hostile tenant have been taken.
+async fn published(scene: &Scene, least: f64) {
+    scene.relay.metric_reaches("edge_relay_publications_total", &[("tenant", "hostile")], least).await;
 }
 
 #[tokio::test]
 async fn ten_thousand_publications_of_each_call() {
     let scene = scheduled(&(0..8).map(|nth| format!("many-10000-{nth}")).collect::<Vec<_>>(), "").await;
-    assert!(published(&scene).await >= 80_000.0);
+    published(&scene, 80_000.0).await;
 }
 
 #[tokio::test]
 async fn hundreds_of_sixty_kilobytes_of_each_call() {
     let scene = scheduled(&(0..4).map(|nth| format!("many-700-{}", 60_000 + nth)).collect::<Vec<_>>(), "").await;
-    assert!(published(&scene).await >= 2_800.0);
+    published(&scene, 2_800.0).await;
 }
 
 #[tokio::test]
@@ -179,7 +181,7 @@ async fn a_hundred_thousand_channels_whose_logs_are_full() {
     let channels = if is_full() { 10 } else { 3 };
     let names: Vec<_> = (0..channels).map(|nth| format!("spread-10000-c{nth}-13")).collect();
     let scene = scheduled(&names, "channels = 100000\nlogs = \"4MiB\"\n").await;
-    assert!(published(&scene).await > 10_000.0);
+    published(&scene, 10_000.0).await;
     let logs = scene.relay.metric("edge_relay_tenant_memory_bytes", &[("tenant", "hostile"), ("part", "logs")]).await;
     assert!(logs > 3e6, "they are full: {logs}");
 }
@@ -195,12 +197,16 @@ async fn large_publications_on_hundreds_of_channels() {
         let path = format!("/hostile?{}", channels.collect::<Vec<_>>().join("&"));
         let mut socket = TcpStream::connect(scene.relay.clients).unwrap();
         socket.write_all(request(scene.relay.clients, &path).as_bytes()).unwrap();
+        let mut answer = [0; 13];
+        socket.read_exact(&mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 101 ");
         reads(&socket);
         socket
     });
     let clients: Vec<_> = clients.collect();
     run_schedules(&mut scene, &later, &now).await;
-    assert!(published(&scene).await >= (CLIENTS * EACH) as f64);
+    published(&scene, (CLIENTS * EACH) as f64).await;
+    assert!(scene.relay.metric("edge_relay_deliveries_total", &[("tenant", "hostile")]).await > EACH as f64);
     drop(clients);
 }
 
@@ -216,14 +222,21 @@ async fn messages_for_thousands_of_clients() {
         // Its own thread is as nice as this one.
         Crowd::connect(clients, "/hostile", CLIENTS, 8)
     };
-    let crowd = thread::spawn(connect).join().unwrap();
+    let crowd = Arc::new(thread::spawn(connect).join().unwrap());
+    let numbers = Arc::clone(&crowd);
     let sending = Repeated::start(move || {
-        let text = format!("{:08}", crowd.number());
+        let text = format!("{:08}", numbers.number());
         peer.write_all(&[b"\x81\x08", text.as_bytes()].concat()).unwrap();
         thread::sleep(Duration::from_millis(20));
     });
     let (begin, end) = (async |_: &_| sending.turn(true), async |_: &_| sending.rest().await);
     scene.undisturbed_by(begin, async || pending().await, end).await;
+    let sent = crowd.number();
+    until("all messages", async || match crowd.everybody_has().unwrap() {
+        has if has >= sent => Ok(()),
+        has => Err(format!("{has} of {sent}")),
+    })
+    .await;
     sending.end();
 }
 

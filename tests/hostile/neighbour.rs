@@ -13,10 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::raw::request;
+use support::{raw::request, relay::Relay};
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest answer of the admin listener, and the time between two questions.
+const ADMIN: Duration = Duration::from_secs(1);
+const ADMIN_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is measured, and how often it happens.
 pub const KINDS: [(&str, Duration); 3] = [
@@ -40,8 +43,9 @@ struct Shared {
 }
 
 impl Neighbour {
-    /// `upstream`: the partner's end of its connection.
-    pub fn start(clients: SocketAddr, api: SocketAddr, upstream: TcpStream) -> Self {
+    /// `upstream`: the partner's end of its connection. `path`: what its API is asked for.
+    pub fn start(relay: &Relay, upstream: TcpStream, path: &'static str) -> Self {
+        let (clients, api, admin) = (relay.clients, relay.api(), relay.admin());
         let shared = Arc::<Shared>::default();
         // Connected before the first message is sent.
         let client = connect(clients, "/neighbour");
@@ -52,8 +56,9 @@ impl Neighbour {
         let threads = vec![
             run(Box::new(move |shared| shared.feed(upstream))),
             run(Box::new(move |shared| shared.receive(client))),
-            run(Box::new(move |shared| shared.call(api))),
+            run(Box::new(move |shared| shared.call(api, path))),
             run(Box::new(move |shared| shared.shake_hands(clients))),
+            run(Box::new(move |shared| shared.ask_admin(admin))),
         ];
         Self { shared, threads }
     }
@@ -139,16 +144,34 @@ impl Shared {
         }
     }
 
-    fn call(&self, api: SocketAddr) {
+    fn call(&self, api: SocketAddr, path: &str) {
         let mut socket = BufReader::new(tcp(api));
         self.repeat(1, || {
-            write!(socket.get_mut(), "GET /neighbour/count HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            write!(socket.get_mut(), "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
             let head = head(&mut socket);
             assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
             let length =
                 head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
             socket.read_exact(&mut vec![0; length.expect("a length")]).unwrap();
         });
+    }
+
+    /// Checks that the admin listener answers within a second, again and again.
+    fn ask_admin(&self, admin: SocketAddr) {
+        while self.goes_on() {
+            let asked = Instant::now();
+            let mut socket = tcp(admin);
+            write!(socket, "GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            let mut answer = Vec::new();
+            socket.read_to_end(&mut answer).unwrap();
+            let took = asked.elapsed();
+            let status = String::from_utf8_lossy(&answer[..answer.len().min(15)]);
+            assert!(
+                status == "HTTP/1.1 200 OK" && took < ADMIN,
+                "the admin listener answered {status:?} after {took:?}"
+            );
+            thread::sleep(ADMIN_PAUSE);
+        }
     }
 
     fn shake_hands(&self, clients: SocketAddr) {

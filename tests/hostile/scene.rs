@@ -34,6 +34,8 @@ const WITHIN: f64 = 2.0;
 const NOISE: Duration = Duration::from_millis(8);
 /// In the full form: the most that it may be at all.
 const MOST: Duration = Duration::from_millis(20);
+/// How many times as much of the processor the honest tenant may have used in the full form.
+const MORE: f64 = 1.35;
 /// How near the honest tenant's use of the processor comes to the attack's before the pairs begin.
 const NEAR: f64 = 0.2;
 
@@ -51,9 +53,11 @@ const BUSY: f64 = 330.0;
 /// How long the neighbour is watched beside an attack on memory, at least.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Longest answer of the admin listener, and the time between two questions.
-const ADMIN: Duration = Duration::from_secs(1);
-const ADMIN_PAUSE: Duration = Duration::from_millis(50);
+/// How much of a processor a relay uses that has nothing to do but for the neighbour, how long it is looked at, and how
+/// long it is waited for: some attacks have no end.
+const QUIET: f64 = 0.4;
+const LOOK: Duration = Duration::from_millis(50);
+const UNTIL_QUIET: Duration = Duration::from_secs(2);
 
 /// One scene runs at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -100,6 +104,15 @@ impl Scene {
 
     /// Starts such a relay with more limits of its own.
     pub async fn within(limits: &str, more: &str, files: impl FnOnce(&Folder)) -> Self {
+        Self::start("/neighbour/count", limits, more, files).await
+    }
+
+    /// Starts such a relay. The neighbour's API is asked to append a record each time.
+    pub async fn with_records(more: &str, files: impl FnOnce(&Folder)) -> Self {
+        Self::start("/neighbour/append?to=c&rows=1&bytes=100", "", more, files).await
+    }
+
+    async fn start(path: &'static str, limits: &str, more: &str, files: impl FnOnce(&Folder)) -> Self {
         let turn = TURN.lock().await;
         let [partner, mut neighbours, mut honest] =
             [Partner::start().await, Partner::start().await, Partner::start().await];
@@ -118,7 +131,7 @@ impl Scene {
             upstreams.push(peer.into_std());
         }
         let honest = Honest::start(relay.clients, upstreams.pop().unwrap());
-        let neighbour = Neighbour::start(relay.clients, relay.api(), upstreams.pop().unwrap());
+        let neighbour = Neighbour::start(&relay, upstreams.pop().unwrap(), path);
         Self { relay, partner: Some(partner), neighbour, honest, _turn: turn }
     }
 
@@ -147,6 +160,8 @@ impl Scene {
             };
             let seen = scene.window(window, attacks).await;
             end(&scene.relay).await;
+            // What is left of it is not the honest tenant's.
+            quiet(&scene.relay).await;
             seen
         };
         // Long enough for calls to break: they have 200 ms.
@@ -176,6 +191,8 @@ impl Scene {
             values[values.len() / 2]
         };
         let used = |of: fn(&(Window, Window)) -> f64| median(seen.iter().map(of).collect());
+        let times = used(|pair| pair.0.used) / used(|pair| pair.1.used);
+        assert!(!is_full() || times < MORE, "the honest tenant has used {times:.2} times as much");
         eprintln!("processors used: {:.2} and {:.2} by the attack", used(|pair| pair.0.used), used(|pair| pair.1.used));
         let mut wrong = Vec::new();
         for (kind, (name, _)) in KINDS.iter().enumerate() {
@@ -209,7 +226,6 @@ impl Scene {
         tokio::select! {
             () = sleep(window) => {}
             never = meanwhile => match never {},
-            never = self.admin_answers() => match never {},
         }
         let (to, used) = (Instant::now(), processor_time(&self.relay) - used);
         let p99 = self.neighbour.samples(from, to).map(|mut times| {
@@ -218,17 +234,6 @@ impl Scene {
             times.get(times.len() * 99 / 100).copied().unwrap_or(window)
         });
         Window { p99, used: used / (to - from).as_secs_f64() }
-    }
-
-    /// Checks that the admin listener answers within a second, again and again.
-    async fn admin_answers(&self) -> Infallible {
-        loop {
-            let asked = Instant::now();
-            let (status, _) = self.relay.get("/readyz").await;
-            let took = asked.elapsed();
-            assert!(status == 200 && took < ADMIN, "the admin listener answered {status} after {took:?}");
-            sleep(ADMIN_PAUSE).await;
-        }
     }
 
     /// Checks that the relay's memory stays within what this many tenants may have, and that the neighbour loses
@@ -278,6 +283,18 @@ impl Scene {
     pub fn memory_is_bounded(&self) {
         let peak = self.relay.peak_memory();
         assert!(peak < MEMORY, "{} MiB", peak >> 20);
+    }
+}
+
+/// Waits until what is left of an attack is done.
+async fn quiet(relay: &Relay) {
+    let began = Instant::now();
+    while began.elapsed() < UNTIL_QUIET {
+        let before = processor_time(relay);
+        sleep(LOOK).await;
+        if processor_time(relay) - before < QUIET * LOOK.as_secs_f64() {
+            return;
+        }
     }
 }
 

@@ -178,18 +178,27 @@ impl Chunk {
         Position { epoch: self.epoch, offset: self.first_offset().saturating_sub(1) }
     }
 
-    /// The last publication's payload, copied.
-    pub fn last(&self) -> Option<Frame> {
-        Some(self.entry(self.len().checked_sub(1)?)?.data)
+    /// The last publication's payload, which keeps the chunk.
+    pub fn last(self: &Arc<Self>) -> Option<Frame> {
+        Some(self.held(self.len().checked_sub(1)?)?.data)
     }
 
-    /// Its publications with offsets greater than `offset`. Their payloads hold the chunk.
+    /// Its publications with offsets greater than `offset`. Their payloads keep the chunk.
     pub fn after(self: &Arc<Self>, offset: u64) -> impl DoubleEndedIterator<Item = Entry> {
-        (self.index_after(offset)..self.len()).filter_map(|index| {
-            let Item { offset, key, kind, .. } = self.item(index)?;
-            let bytes = Bytes::from_owner(Payload { chunk: Arc::clone(self), index });
-            Some(Entry { offset, key: key.clone(), data: Frame { kind, bytes } })
-        })
+        self.between(offset, u64::MAX)
+    }
+
+    /// Those of them with offsets smaller than `end`.
+    pub fn between(self: &Arc<Self>, offset: u64, end: u64) -> impl DoubleEndedIterator<Item = Entry> {
+        let end = self.index_after(end.saturating_sub(1));
+        (self.index_after(offset)..end).filter_map(|index| self.held(index))
+    }
+
+    /// A publication whose payload keeps the chunk.
+    fn held(self: &Arc<Self>, index: usize) -> Option<Entry> {
+        let Item { offset, key, kind, .. } = self.item(index)?;
+        let bytes = Bytes::from_owner(Payload { chunk: Arc::clone(self), index });
+        Some(Entry { offset, key: key.clone(), data: Frame { kind, bytes } })
     }
 
     /// Its publications with keys, their payloads copied.
@@ -319,9 +328,9 @@ mod tests {
         assert_eq!(raw.rest(1), Some(1..4));
         assert_eq!(raw.rest(8), Some(8..11));
         assert_eq!(raw.rest(11), None);
-        assert_eq!(chunk.last(), Some(text("cde").data));
+        assert_eq!(Arc::new(chunk).last(), Some(text("cde").data));
         let (chunk, _) = Chunk::encode(7, first(), &[text("ab")], 1000, &ledger());
-        assert_eq!(chunk.last(), Some(text("ab").data));
+        assert_eq!(Arc::new(chunk).last(), Some(text("ab").data));
     }
 
     #[test]
@@ -367,6 +376,7 @@ mod tests {
             (41, 41, 42, 42)
         );
         assert_eq!(gap.before(), "2:41".parse().unwrap());
-        assert_eq!((gap.last(), gap.bytes(), Arc::new(gap).after(0).count()), (None, 0, 0));
+        let gap = Arc::new(gap);
+        assert_eq!((gap.last(), gap.bytes(), gap.after(0).count()), (None, 0, 0));
     }
 }

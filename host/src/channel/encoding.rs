@@ -30,6 +30,12 @@ pub enum Format {
     CentrifugeDeflated,
 }
 
+impl Format {
+    pub fn is_compressed(self) -> bool {
+        matches!(self, Self::Deflated | Self::CentrifugeDeflated)
+    }
+}
+
 /// Bytes that a format takes besides its frames and their index: its allocations, and its part of [`Encodings`].
 const OVERHEAD: usize = 96;
 /// Most bytes of a chunk that are written in a format, or compressed, while others wait: a millisecond or less.

@@ -143,8 +143,8 @@ impl Channel {
         let resumable_from = self.resumable_from(&state);
         let end = before.map_or(u64::MAX, |before| before.offset);
         let chunks = state.log.after(resumable_from).rev().skip_while(|chunk| chunk.first_offset() >= end);
-        let newest = chunks.flat_map(|chunk| chunk.after(resumable_from).rev());
-        Page { position, entries: within(newest.skip_while(|entry| entry.offset >= end), limit), recovered }
+        let newest = chunks.flat_map(|chunk| chunk.between(resumable_from, end).rev());
+        Page { position, entries: within(newest, limit), recovered }
     }
 
     /// The latest publications of keys, with offsets greater than `after`, at most `limit`. A key that changes between

@@ -1,7 +1,7 @@
 //! Encodes what is large on threads of its own. Shards write to sockets meanwhile, and are told when it is ready.
 //!
-//! A publication of many mebibytes takes long to compress, and so does a snapshot of many keys, or a page of a channel's
-//! log. Who waits for that is the clients that want it, not those beside them. A tenant has one order worked on at a time, and tenants have theirs
+//! A publication of many mebibytes takes long to compress, and so does a snapshot of many keys, or a page of a
+//! channel's log. The clients that want it wait for that, not those beside them. A tenant has one order worked on at a time, and tenants have theirs
 //! in turn.
 
 use std::{
@@ -61,7 +61,7 @@ impl Ordered {
 }
 
 impl Work {
-    /// Makes it, and then its format, for whoever asks next.
+    /// Makes it, and then its format, for those that ask next.
     pub fn make(self, format: Format, channel: &Channel) {
         let made = match self {
             // Once the log has dropped it, its clients go on elsewhere.
@@ -104,7 +104,8 @@ struct Orders {
 }
 
 impl Encoder {
-    pub fn start() -> io::Result<Arc<Self>> {
+    /// `name`: of its threads.
+    pub fn start(name: &str) -> io::Result<Arc<Self>> {
         let encoder = Arc::new(Self::default());
         for index in 0..THREADS {
             let own = Arc::clone(&encoder);
@@ -120,7 +121,7 @@ impl Encoder {
                     std::process::exit(1);
                 }
             };
-            thread::Builder::new().name(format!("encode-{index}")).spawn(run)?;
+            thread::Builder::new().name(format!("{name}-{index}")).spawn(run)?;
         }
         Ok(encoder)
     }
@@ -130,6 +131,9 @@ impl Encoder {
         let order = Order { metrics: Arc::clone(metrics), work: Box::new(work) };
         let tenant = order.tenant();
         let mut orders = self.orders.lock();
+        if orders.is_closed {
+            return;
+        }
         let Orders { lines, turns, .. } = &mut *orders;
         let line = lines.entry(tenant).or_insert_with(|| {
             turns.push_back(tenant);
@@ -149,7 +153,7 @@ impl Encoder {
         let (made, is_made) = oneshot::channel();
         self.order(metrics, move || {
             if !made.is_closed() {
-                // Whoever has stopped waiting meanwhile does not want it.
+                // If nobody waits any more, nobody wants it.
                 let _ = made.send(make());
             }
         });
@@ -158,12 +162,14 @@ impl Encoder {
 
     /// Ends the threads.
     pub fn close(&self) {
-        let mut orders = self.orders.lock();
-        orders.is_closed = true;
-        // Whoever waits for one is told by that.
-        orders.lines.clear();
-        orders.turns.clear();
-        drop(orders);
+        let lines = {
+            let mut orders = self.orders.lock();
+            orders.is_closed = true;
+            orders.turns.clear();
+            std::mem::take(&mut orders.lines)
+        };
+        // Dropping an order tells the one that waits for it.
+        drop(lines);
         (0..THREADS).for_each(|_| self.ready.notify_one());
     }
 

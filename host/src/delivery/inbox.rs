@@ -43,6 +43,8 @@ struct Queued {
 #[derive(Default)]
 struct SendRates {
     messages: TokenBucket,
+    /// Messages over that, which are answered with an error.
+    refused: TokenBucket,
     bytes: TokenBucket,
 }
 
@@ -126,6 +128,13 @@ impl Inbox {
         let messages = &mut rates.get_or_insert_default().messages;
         let taken = messages.take(1, limits.messages_per_second.load(Ordering::Relaxed), Instant::now());
         if taken { Ok(()) } else { Err(LimitReached::Messages) }
+    }
+
+    /// Counts a message over the limit per second that is answered. `false`: there are as many of those, too.
+    pub fn count_refusal(&self, limits: &SendLimits) -> bool {
+        let rates = &mut self.0.lock().rates;
+        let refused = &mut rates.get_or_insert_default().refused;
+        refused.take(1, limits.messages_per_second.load(Ordering::Relaxed), Instant::now())
     }
 
     /// Adds a message of a client that may send as much as `limits` says. A refused message is not copied. Returns

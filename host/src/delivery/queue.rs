@@ -24,7 +24,7 @@ pub enum ShardCommand {
         client: ClientId,
         client_limits: Arc<ClientLimits>,
         steps: Vec<Step>,
-        /// Their share of the tenant's budget. `None`: they are few.
+        /// Their share of the tenant's budget. `None`: they are few, or the one who sends them waits for them.
         share: Option<BudgetShare>,
     },
     /// A tenant is gone: close its clients.
@@ -86,8 +86,8 @@ pub enum NotifyBy {
 }
 
 /// A shard's queue. Four things bound its length: how many clients are in their handshake, one `NewChunks` for each
-/// view, what is made for clients here, and what guests do in their calls. Bytes that guests send hold shares of their
-/// tenants' budgets.
+/// view, what is made for clients here, and what guests do in their calls. Bytes that guests send, and what clients ask for,
+/// hold shares of their tenants' budgets. The shard keeps what it has taken until its tenant has a turn.
 pub struct Queue {
     commands: Mailbox<ShardCommand>,
     waker: Waker,

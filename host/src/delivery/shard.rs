@@ -37,7 +37,7 @@ use crate::{
             deadlines::Deadlines,
             row::Row,
             to_do::{Steps, Task, ToDo},
-            turns::{Lines, OnceInLine, Tenant, WriteTurn},
+            turns::{Lines, OnceInLine, Tenant, Turn},
             view::View,
         },
     },
@@ -125,6 +125,8 @@ impl Accepted {
 pub struct Shards {
     queues: Vec<Arc<Queue>>,
     encoder: Arc<Encoder>,
+    /// Makes pages of channels' logs, which so do not wait for large publications of others.
+    pages: Arc<Encoder>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     next: AtomicUsize,
 }
@@ -132,7 +134,10 @@ pub struct Shards {
 impl Shards {
     pub fn start(count: usize, timing: Timing) -> io::Result<Self> {
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
-        let encoder = if count > 0 { Encoder::start()? } else { Arc::default() };
+        let [encoder, pages] = match count {
+            0 => Default::default(),
+            _ => [Encoder::start("encode")?, Encoder::start("page")?],
+        };
         for index in 0..count {
             let shard = Shard::new(timing, Arc::clone(&encoder))?;
             queues.push(Arc::clone(&shard.queue));
@@ -147,7 +152,7 @@ impl Shards {
             };
             threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(thread)?);
         }
-        Ok(Self { queues, encoder, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
+        Ok(Self { queues, encoder, pages, threads: Mutex::new(threads), next: AtomicUsize::new(0) })
     }
 
     /// Hands a client to the shard that its id names. A client without an id goes to the next shard in turn.
@@ -180,13 +185,14 @@ impl Shards {
         }
     }
 
-    /// Returns what this makes on the encoder's threads, when it is its tenant's turn there. `None`: the relay ends.
-    pub async fn make_apart<T: Send + 'static>(
+    /// Returns what this makes of a page of a channel's log, on a thread of its own when it is its tenant's turn there.
+    /// `None`: the relay ends.
+    pub async fn make_page<T: Send + 'static>(
         &self,
         metrics: &Arc<TenantMetrics>,
         make: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        self.encoder.make(metrics, make).await
+        self.pages.make(metrics, make).await
     }
 
     /// Closes every client of a removed tenant, including clients that are yet to come.
@@ -208,6 +214,7 @@ impl Shards {
             let _ = thread.join();
         }
         self.encoder.close();
+        self.pages.close();
     }
 }
 
@@ -226,9 +233,9 @@ struct Shard {
     to_read: Lines,
     /// Rows whose turn to be written to was cut short, or has not come.
     to_write: OnceInLine,
-    /// What new chunks have put into sockets in this turn, by tenant.
+    /// Bytes that new chunks have put into sockets in this turn, by tenant.
     fanned_out: HashMap<Tenant, usize>,
-    /// What tenants have asked for, and has not had its turn.
+    /// What tenants have asked for and is not done yet.
     to_do: ToDo,
     /// Rows that wait until something of a view is made.
     encoding: HashMap<usize, HashSet<usize>>,
@@ -341,15 +348,15 @@ impl Shard {
         self.task_turns();
         self.queue.take(commands);
         self.fanned_out.clear();
-        let turn = WriteTurn::new();
+        let turn = Turn::new();
         for command in commands.drain(..) {
             match command {
-                ShardCommand::Client(newcomer) => self.begin_task(Task::Client(newcomer), &turn),
+                ShardCommand::Client(newcomer) => self.take_task(Task::Client(newcomer), &turn),
                 ShardCommand::NewChunks(view) => self.fan_out(view),
                 ShardCommand::Encoded(view, ordered) => self.encoded(view, &ordered),
                 ShardCommand::TakeSteps { client, client_limits, steps, share } => {
                     let steps = Steps { client, client_limits, steps: steps.into_iter(), _share: share };
-                    self.begin_task(Task::Steps(steps), &turn);
+                    self.take_task(Task::Steps(steps), &turn);
                 }
                 ShardCommand::TenantGone(client_limits) => self.close_all_of(&client_limits),
                 ShardCommand::Shutdown => self.begin_shutdown(now),
@@ -376,6 +383,10 @@ impl Shard {
     }
 
     fn begin_shutdown(&mut self, now: Instant) {
+        // What was asked before is done.
+        while !self.to_do.is_empty() {
+            self.task_turns();
+        }
         self.end = Some(now + self.timing.shutdown_timeout);
         let slots: Vec<usize> = self.rows.iter().map(|(slot, _)| slot).collect();
         for slot in slots {

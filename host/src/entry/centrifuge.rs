@@ -14,10 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{Notify, oneshot},
-    task::yield_now,
-};
+use tokio::sync::{Notify, oneshot};
 use wire::{
     Compression, Frame, Kind, Page, Position,
     centrifuge::{Command, Disconnect, Error, Recover, Request, decode, reply},
@@ -28,8 +25,9 @@ use crate::{
     channel::{Channel, Refused, Start},
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
-    delivery::{ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, StepList},
-    entry::history::SMALL_PAGE,
+    delivery::{
+        BudgetShare, ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, StepList,
+    },
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
@@ -137,19 +135,19 @@ impl CentrifugeSession {
 
     async fn serve(self: Arc<Self>) {
         while let Some(event) = self.inbox.next() {
-            // The message's share of the budget is given back when its steps are on their way.
-            let InboxEvent::Message(frame, _share) = event else { continue };
-            if let Err(end) = self.handle(&frame).await {
+            // The message's share of the budget is given back when its steps are done.
+            let InboxEvent::Message(frame, share) = event else { continue };
+            if let Err(end) = self.handle(&frame, share).await {
                 // Set now, since the shard notes it only when it takes this step.
                 let _ = self.reason.set(end.reason());
-                self.send_steps(vec![Step::Close(end)]);
+                self.send_steps(vec![Step::Close(end)], None);
             }
         }
     }
 
-    fn send_steps(&self, steps: Vec<Step>) {
+    fn send_steps(&self, steps: Vec<Step>, share: Option<BudgetShare>) {
         if !steps.is_empty() {
-            self.tenant.shards.take_steps(self.id, &self.tenant.client_limits, steps, None);
+            self.tenant.shards.take_steps(self.id, &self.tenant.client_limits, steps, share);
         }
     }
 
@@ -157,12 +155,13 @@ impl CentrifugeSession {
     async fn send_and_wait(&self, steps: &mut StepList) {
         let (done, is_done) = oneshot::channel();
         steps.push(Step::ReportDone(done));
-        self.send_steps(steps.take());
+        self.send_steps(steps.take(), None);
         // An error means that they never will be.
         let _ = is_done.await;
     }
 
-    async fn handle(&self, message: &Frame) -> Result<(), End> {
+    /// `share`: the message's of the budget.
+    async fn handle(&self, message: &Frame, share: BudgetShare) -> Result<(), End> {
         let bad = |why: String| End::Centrifuge(Disconnect::BadRequest, why);
         let text = str::from_utf8(&message.bytes).ok().filter(|_| message.kind == Kind::Text);
         let Some(text) = text else { return Err(bad("commands are JSON, as text".into())) };
@@ -181,17 +180,17 @@ impl CentrifugeSession {
                     self.write_reply(&mut steps, |out| reply::error(id, code, &message, out))
                 }
                 Err(CommandRefusal::End(end)) => {
-                    self.send_steps(steps.take());
+                    self.send_steps(steps.take(), Some(share));
                     return Err(end);
                 }
             }
             if steps.replies().len() >= MAX_UNSENT_REPLIES {
                 self.send_and_wait(&mut steps).await;
             }
-            // Other sessions run on this thread, too.
-            yield_now().await;
+            // Other sessions run on this thread, too, and those of one tenant have their turns.
+            self.tenant.command_turn.begin().await;
         }
-        self.send_steps(steps.take());
+        self.send_steps(steps.take(), Some(share));
         Ok(())
     }
 
@@ -200,9 +199,14 @@ impl CentrifugeSession {
         if matches!(request, Request::Pong) {
             return Ok(());
         }
-        if let Err(limit) = self.inbox.count_message(&self.tenant.client_limits.send_limits) {
+        let send_limits = &self.tenant.client_limits.send_limits;
+        if let Err(limit) = self.inbox.count_message(send_limits) {
             limit.count(&self.tenant.metrics);
-            return Err(Error::TooManyRequests.into());
+            // As many again are answered in a second.
+            return Err(match self.inbox.count_refusal(send_limits) {
+                true => Error::TooManyRequests.into(),
+                false => CommandRefusal::End(End::TooMany),
+            });
         }
         if connects == self.connected.load(Ordering::Relaxed) {
             let why = if connects { "the client is connected already" } else { "the first command is connect" };
@@ -226,19 +230,16 @@ impl CentrifugeSession {
                 let channel = self.tenant.channels.find(&channel).await.map_err(not_followed)?;
                 let channel = channel.ok_or(Error::UnknownChannel)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-                let page = history(&channel, limit, since, reverse)?;
-                let (is_small, compression) = (page.bytes() <= SMALL_PAGE, self.compression);
-                let write = move || {
+                let (compression, metrics) = (self.compression, Arc::clone(&channel.metrics));
+                // Others wait for this thread. The page is made there, too, so that who waits holds none.
+                let written = self.tenant.shards.make_page(&metrics, move || {
+                    let page = history(&channel, limit, since, reverse)?;
                     let (mut text, mut reply) = (Vec::new(), Vec::new());
                     reply::history(id, &page, &mut text);
                     encode(compression, frame::TEXT, &text, &mut reply);
-                    reply
-                };
-                let reply = match is_small {
-                    true => write(),
-                    // Others wait for this thread.
-                    false => self.tenant.shards.make_apart(&channel.metrics, write).await.ok_or(Error::Internal)?,
-                };
+                    Ok::<_, CommandRefusal>(reply)
+                });
+                let reply = written.await.ok_or(Error::Internal)??;
                 match steps.replies() {
                     replies if replies.is_empty() => *replies = reply,
                     replies => replies.extend(reply),
@@ -299,7 +300,7 @@ impl CentrifugeSession {
             self.tenant.metrics.message_dropped("no_handler");
             return Err(Error::NotAvailable.into());
         };
-        self.send_steps(steps.take());
+        self.send_steps(steps.take(), None);
         let frame = Frame { kind: Kind::Text, bytes: data.into() };
         if handler.handle_command(session, id, meaning, &frame).await.is_err() {
             handler.metrics.lost.inc();

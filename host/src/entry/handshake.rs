@@ -23,6 +23,7 @@ use hyper::{
 use wire::{Compression, SHARED_WINDOW_BITS, centrifuge, centrifuge::Disconnect, deflate, header::has_token, sse};
 
 use crate::{
+    account::Charge,
     channel::{Format, Resumed, resume},
     component,
     delivery::{
@@ -46,6 +47,7 @@ use crate::{
     routes::Route,
     sync::Mutex,
     tenant::Tenant,
+    usage::Received,
 };
 
 /// Serves one connection's request. If the handshake succeeds, it keeps the client for the listener to hand over.
@@ -65,7 +67,12 @@ pub struct Attempt {
     /// The places of a request that reads a channel: its tenant's and its address's. They are held until the answer is
     /// sent.
     read_places: Mutex<Option<[FairPlace<Sharer>; 2]>>,
+    /// What the answer takes of the tenant's account, held as long.
+    charge: Mutex<Option<Charge>>,
 }
+
+/// What a request counts as.
+const MESSAGE: Received = Received { messages: 1, control_frames: 0, bytes: 0 };
 
 type HttpResponse = Response<Full<Bytes>>;
 
@@ -99,6 +106,7 @@ impl Attempt {
             place: Mutex::new(place),
             requested: AtomicBool::new(false),
             read_places: Mutex::default(),
+            charge: Mutex::default(),
         }
     }
 
@@ -106,6 +114,12 @@ impl Attempt {
     pub fn leave(&self) {
         *self.place.lock() = None;
         *self.read_places.lock() = None;
+        *self.charge.lock() = None;
+    }
+
+    /// Keeps what the answer takes of the tenant's account until it is sent.
+    pub fn keep_charge(&self, charge: Charge) {
+        *self.charge.lock() = Some(charge);
     }
 
     pub fn has_requested(&self) -> bool {
@@ -138,8 +152,9 @@ impl Attempt {
         is_taken
     }
 
-    /// Makes the handshake's place its tenant's, which is known now. `Err`: the tenant has too many.
-    pub fn take_tenants_place(&self, tenant: &Tenant) -> Result<(), Refusal> {
+    /// Makes the handshake's place its tenant's, which is known now, and waits for the tenant's turn. `Err`: the tenant
+    /// has too many.
+    pub async fn take_tenants_place(&self, tenant: &Tenant) -> Result<(), Refusal> {
         let most = Most::Own(tenant.version().limits.handshakes);
         let sharer = Sharer::Tenant(Arc::clone(&tenant.name));
         let own = self.place.lock().take();
@@ -152,6 +167,8 @@ impl Attempt {
             return Err(Refusal::unavailable("crowded", "too many clients are connecting at once"));
         }
         *self.place.lock() = place;
+        tenant.handshake_turn.begin().await;
+        tenant.usage.let_in(MESSAGE).await;
         Ok(())
     }
 
@@ -166,8 +183,6 @@ impl Attempt {
             client.entrance = ?entrance,
             "client comes"
         );
-        // Those of one tenant have their turns one after another.
-        route.tenant.request_turn.begin().await;
         let accepted = match entrance {
             Entrance::Channel { name, snapshot } => {
                 let reading = history::ReadRequest { route: &route, channel: name, snapshot };
@@ -175,7 +190,7 @@ impl Attempt {
             }
             Entrance::Sse => return self.events(&route, request).await,
             Entrance::Raw => self.accept_raw(&route, request).await,
-            Entrance::Centrifuge => self.accept_centrifuge(&route, request),
+            Entrance::Centrifuge => self.accept_centrifuge(&route, request).await,
         };
         match accepted {
             Ok((upgrade, accepted)) => {
@@ -188,7 +203,7 @@ impl Attempt {
 
     /// Lets in a client of a plain WebSocket.
     async fn accept_raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
-        let source = self.take_source(route, request)?;
+        let source = self.take_source(route, request).await?;
         let mut upgrade = Upgrade::check(request)?;
         // A bad query is refused before the handler is asked for anything.
         let ChannelQuery { names, after } = ChannelQuery::read(request.uri())?;
@@ -206,8 +221,12 @@ impl Attempt {
     }
 
     /// Opens the connection of a client of the Centrifuge protocol. Its commands say later what it wants.
-    fn accept_centrifuge(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
-        let source = self.take_source(route, request)?;
+    async fn accept_centrifuge(
+        &self,
+        route: &Route,
+        request: &Request<Incoming>,
+    ) -> Result<(Upgrade, Accepted), Refusal> {
+        let source = self.take_source(route, request).await?;
         let mut upgrade = Upgrade::check(request)?;
         let compression = negotiate_compression(&route.tenant, request, &mut upgrade);
         let protocol = centrifuge::Protocol::of(request);
@@ -254,7 +273,7 @@ impl Attempt {
     }
 
     async fn accept_events(&self, route: &Route, request: &Request<Incoming>) -> Result<Accepted, Refusal> {
-        let source = self.take_source(route, request)?;
+        let source = self.take_source(route, request).await?;
         if request.method() != Method::GET {
             let refusal =
                 Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is requested with GET");
@@ -274,8 +293,8 @@ impl Attempt {
 
     /// Takes a reference to the source of the client's address, if the host, the tenant and the address have room for
     /// one more client.
-    fn take_source(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
-        self.take_tenants_place(&route.tenant)?;
+    async fn take_source(&self, route: &Route, request: &Request<Incoming>) -> Result<Arc<ClientSource>, Refusal> {
+        self.take_tenants_place(&route.tenant).await?;
         self.context.check_room(&route.tenant)?;
         let source = route.tenant.sources.source_for(self.address(request));
         source.ok_or_else(|| {

@@ -7,6 +7,8 @@
 //! with `"recovered":false` some are missing, and it has none. A snapshot is ordered by offset, and `?after=OFFSET`
 //! asks for its next page. `limit=N` bounds the answer. A request is allowed if a subscription would be.
 
+use std::sync::Arc;
+
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -19,6 +21,7 @@ use serde::Serialize;
 use wire::{Entry, Kind, Page, Position};
 
 use crate::{
+    account::{Charge, Part},
     component,
     entry::{cors, handshake::Attempt, refusal::Refusal},
     http_error,
@@ -30,8 +33,8 @@ const LIMIT: usize = 100;
 /// The most that a request can ask for.
 const MAX_LIMIT: usize = 1000;
 
-/// Bytes of payloads that are written at once.
-pub const SMALL_PAGE: usize = 64 << 10;
+/// Bytes up to which a page is written at once.
+const SMALL_PAGE: usize = 16 << 10;
 
 /// A request to read a channel.
 pub struct ReadRequest<'d> {
@@ -62,7 +65,7 @@ pub async fn answer(
 }
 
 async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequest<'_>) -> Result<String, Refusal> {
-    attempt.take_tenants_place(&reading.route.tenant)?;
+    attempt.take_tenants_place(&reading.route.tenant).await?;
     if request.method() != Method::GET {
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
@@ -76,21 +79,29 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
     let Some(channel) = channel.map_err(|why| Refusal::channel(why, &reading.channel))? else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "no_channel", "nothing has been published on this channel"));
     };
-    let page = match reading.snapshot {
+    let (snapshot, metrics) = (reading.snapshot, Arc::clone(&channel.metrics));
+    let page = move || match snapshot {
         true => channel.latest_of_keys(parameters.after, parameters.limit),
         false => channel.page(parameters.since, parameters.limit),
     };
-    let is_small = page.bytes() <= SMALL_PAGE;
-    let write = move || serde_json::to_string(&PageJson::from(page));
-    let written = match is_small {
-        true => write(),
-        // Others wait for this thread.
-        false => attempt.context.shards.make_apart(&channel.metrics, write).await.ok_or_else(Refusal::shutdown)?,
+    let write = |page: Page| serde_json::to_string(&PageJson::from(page));
+    let first = page();
+    let written = if first.size() <= SMALL_PAGE {
+        write(first)
+    } else {
+        // Others wait for this thread. The page is made again there, so that who waits holds none.
+        drop(first);
+        let written = attempt.context.shards.make_page(&metrics, move || write(page()));
+        written.await.ok_or_else(Refusal::shutdown)?
     };
-    written.map_err(|error| {
+    let written = written.map_err(|error| {
         let message = format!("the answer cannot be written: {error}");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &message)
-    })
+    })?;
+    let charge = Charge::take(&reading.route.tenant.account, Part::Queues, written.len());
+    attempt.keep_charge(charge.ok_or_else(|| Refusal::unavailable("memory", "the tenant's memory is full"))?);
+    reading.route.tenant.usage.let_out(written.len()).await;
+    Ok(written)
 }
 
 /// Asks the tenant's handler, if there is one, whether a client with this request could connect and subscribe.

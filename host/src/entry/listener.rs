@@ -57,6 +57,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts connections until the relay stops. Handshakes under way are then cut, while clients stay in their shards.
 pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: Stop) {
     let mut handshakes = Handshakes::new(context);
+    // Not one after another with those under way: it is not known yet which tenant waits here.
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -7,28 +7,39 @@ use tokio::{sync::Semaphore, task::yield_now};
 /// Requests of one turn. One takes some tens of microseconds of the thread that reads all of them.
 const REQUESTS: usize = 8;
 
-/// The turns of one tenant, or of all requests that are for none.
+/// The turns of one tenant on one thread, or of all requests that are for none.
 pub struct RequestTurn {
-    /// One permit, for the request whose turn it is.
-    permit: Semaphore,
+    /// How many more there may be in this turn.
+    left: Semaphore,
     count: AtomicUsize,
 }
 
 impl Default for RequestTurn {
     fn default() -> Self {
-        Self { permit: Semaphore::new(1), count: AtomicUsize::new(0) }
+        Self { left: Semaphore::new(REQUESTS), count: AtomicUsize::new(0) }
     }
 }
 
 impl RequestTurn {
     /// Returns when a request has its turn.
     pub async fn begin(&self) {
-        // It is never closed.
-        let _permit = self.permit.acquire().await;
+        if let Ok(permit) = self.left.acquire().await {
+            permit.forget();
+        }
         if self.count.fetch_add(1, Ordering::Relaxed) % REQUESTS == REQUESTS - 1 {
-            // Kept meanwhile, so that the next of this tenant go on behind those of others.
+            // The next of this tenant go on behind those of others.
+            let _next = NextTurn(self);
             yield_now().await;
         }
+    }
+}
+
+/// Begins the next turn when it is dropped.
+struct NextTurn<'t>(&'t RequestTurn);
+
+impl Drop for NextTurn<'_> {
+    fn drop(&mut self) {
+        self.0.left.add_permits(REQUESTS);
     }
 }
 

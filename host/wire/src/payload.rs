@@ -36,6 +36,9 @@ pub struct Entry {
     pub data: Frame,
 }
 
+/// Bytes that a page's entry takes besides its payload: offset, key, and the names of the fields.
+const AROUND: usize = 64;
+
 /// A part of a channel's history.
 #[derive(Debug)]
 pub struct Page {
@@ -48,8 +51,8 @@ pub struct Page {
 }
 
 impl Page {
-    /// Bytes of all payloads.
-    pub fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.data.bytes.len()).sum()
+    /// Bytes of all payloads, and roughly of what is written around them.
+    pub fn size(&self) -> usize {
+        self.entries.iter().map(|entry| entry.data.bytes.len() + AROUND).sum()
     }
 }

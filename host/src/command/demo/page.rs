@@ -31,7 +31,8 @@ pub struct Addresses {
 /// Serves the page and `/addresses` until told to stop.
 pub async fn run(listener: TcpListener, addresses: Addresses, stop: Stop) {
     let addresses = serde_json::json!(addresses);
-    serve::short_answers(listener, "page", stop, move |request| answer(request, &addresses)).await;
+    // Nobody counts the connections of the demonstration's page.
+    serve::short_answers(listener, "page", stop, move |request| answer(request, &addresses), |_| ()).await;
 }
 
 fn answer(request: &Request<Incoming>, addresses: &serde_json::Value) -> Response<Full<Bytes>> {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use tokio::task::yield_now;
+use tokio::{sync::oneshot, task::yield_now};
 use wasmtime::component::{HasSelf, Linker};
 use wire::{Frame, Kind, frame::MAX_CONTROL};
 
@@ -328,7 +328,11 @@ impl channels::Host for Host {
 
     async fn disconnect(&mut self, client: String, close: Close) -> Result<(), String> {
         let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
-        self.tenant().take_steps(client, vec![closing(close)]).await;
+        // Waited for, so that one call has one of them under way, and what it publishes next does not overtake it.
+        let (done, is_done) = oneshot::channel();
+        self.tenant().take_steps(client, vec![closing(close), Step::ReportDone(done)]).await;
+        // It is dropped when the client is gone, as it is then.
+        let _ = is_done.await;
         Ok(())
     }
 }

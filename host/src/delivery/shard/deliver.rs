@@ -19,17 +19,19 @@ use crate::{
             pending::Piece,
             ready::Conflated,
             row::{Row, Sent, WriteOutcome, flag},
-            turns::{Lap, Tenant, WriteTurn},
+            turns::{Lap, Tenant, Turn},
             view::Subscriber,
         },
     },
     usage::Direction,
 };
 
-/// Bytes that a tenant's new chunks may put into sockets at once. Small messages reach a thousand clients with that.
+/// Bytes that a tenant's new chunks may put into sockets at once. Small messages reach five hundred clients with that.
 const FAN_OUT_BYTES: usize = 2 << 20;
-/// Bytes that a client counts as at least: to write to its socket takes some microseconds.
-const WRITE: usize = 2 << 10;
+/// Bytes that a write counts as at least: the system call takes some microseconds.
+const LEAST_WRITE: usize = 4 << 10;
+/// How many times as long it takes to compress a byte.
+const COMPRESSING: usize = 32;
 
 /// Most bytes of control frames that are queued for a client that takes none. Past this, pongs are left out: by RFC
 /// 6455 section 5.5.3 the latest answer stands for all.
@@ -72,9 +74,10 @@ impl Shard {
                 row.current = nth;
                 held.push((slot as usize, WriteOutcome::Turn));
             } else {
-                let before = sent.bytes;
+                let before = sent;
                 let outcome = row.advance(nth, view, self.now, &mut sent);
-                written += (sent.bytes - before).max(WRITE);
+                written += (sent.bytes - before.bytes).max(LEAST_WRITE);
+                written += COMPRESSING * (sent.compressed - before.compressed);
                 match outcome {
                     WriteOutcome::Done => {}
                     // A row is charged for its copies before the next has its turn.
@@ -214,7 +217,7 @@ impl Shard {
         let lap = Lap::new();
         for _ in 0..self.to_write.lines.tenants() {
             let Some(tenant) = self.to_write.lines.begin_turn() else { return };
-            let (turn, mut until) = (WriteTurn::new(), None);
+            let (turn, mut until) = (Turn::new(), None);
             let mut has_paused = self.to_write.lines.has_paused(tenant);
             while !turn.is_over()
                 && until.is_none()
@@ -249,7 +252,7 @@ impl Shard {
     }
 
     /// Goes on writing to a row that is behind.
-    fn go_on(&mut self, slot: usize, sent: &mut Sent) {
+    pub(super) fn go_on(&mut self, slot: usize, sent: &mut Sent) {
         let Some(row) = self.rows.get_mut(slot).filter(|row| row.is(flag::BEHIND)) else { return };
         let mut outcome = row.flush(self.now, sent);
         let cursors = u16::try_from(row.cursors.as_slice().len()).unwrap_or(u16::MAX);

@@ -115,7 +115,7 @@ struct World {
 /// Has steps taken with a client, in as many turns as it needs.
 fn take_steps(shard: &mut Shard, client: ClientId, client_limits: &Arc<ClientLimits>, steps: Vec<queue::Step>) {
     let steps = Steps { client, client_limits: Arc::clone(client_limits), steps: steps.into_iter(), _share: None };
-    shard.begin_task(Task::Steps(steps), &WriteTurn::new());
+    shard.take_task(Task::Steps(steps), &Turn::new());
     while !shard.to_do.is_empty() {
         shard.task_turns();
     }

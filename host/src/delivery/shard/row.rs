@@ -1,6 +1,7 @@
 //! A client in a shard's table.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     io,
     io::{ErrorKind, IoSlice, Write},
@@ -132,11 +133,13 @@ impl Extra {
 }
 
 /// What was written to clients.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Sent {
     /// Publications that are whole with it.
     pub publications: u64,
     pub bytes: usize,
+    /// Bytes that had to be compressed for it.
+    pub compressed: usize,
 }
 
 /// How far a write got.
@@ -328,7 +331,8 @@ impl Row {
             if view.log.from(cursor.seq).next().is_some_and(|chunk| chunk.is_work(format)) {
                 return WriteOutcome::Encoding;
             }
-            let (offered, result) = write(&mut self.socket, cursor, view, format);
+            let (offered, fresh, result) = write(&mut self.socket, cursor, view, format);
+            sent.compressed += fresh;
             match result {
                 Ok(0) if offered == 0 && is_centrifuge(format) => return WriteOutcome::Gap,
                 Ok(0) if offered > 0 => return WriteOutcome::Gone,
@@ -342,7 +346,7 @@ impl Row {
                         return WriteOutcome::Blocked;
                     }
                     turn = turn.saturating_sub(written);
-                    if turn == 0 && cursor.seq < view.log.next_seq() {
+                    if (turn == 0 || fresh > 0) && cursor.seq < view.log.next_seq() {
                         return WriteOutcome::Turn;
                     }
                 }
@@ -361,14 +365,22 @@ fn is_centrifuge(format: Format) -> bool {
     matches!(format, Format::Centrifuge | Format::CentrifugeDeflated)
 }
 
-/// Makes one write, from a cursor on. Returns how many bytes were offered, and the socket's result.
-fn write(socket: &mut TcpStream, cursor: &Cursor, view: &View, format: Format) -> (usize, io::Result<usize>) {
-    let stops = is_centrifuge(format);
-    let chunks = view.log.from(cursor.seq).take_while(|chunk| !(chunk.is_work(format) || stops && chunk.is_gap()));
+/// Makes one write, from a cursor on. Returns how many bytes were offered, how many had to be compressed for that, and
+/// the socket's result. One chunk is compressed at most.
+fn write(socket: &mut TcpStream, cursor: &Cursor, view: &View, format: Format) -> (usize, usize, io::Result<usize>) {
+    let (stops, fresh) = (is_centrifuge(format), Cell::new(0));
+    let chunks = view.log.from(cursor.seq).take_while(|chunk| {
+        let is_fresh = format.is_compressed() && chunk.get_encoded(format).is_none();
+        if is_fresh && fresh.get() > 0 || chunk.is_work(format) || stops && chunk.is_gap() {
+            return false;
+        }
+        fresh.update(|bytes| if is_fresh { chunk.bytes() } else { bytes });
+        true
+    });
     let mut chunks = chunks.map(|chunk| chunk.encoded(format, &view.channel).bytes());
     let first = chunks.next().and_then(|bytes| bytes.get(cursor.position as usize..)).unwrap_or_default();
     let Some(second) = chunks.next() else {
-        return (first.len(), if first.is_empty() { Ok(0) } else { socket.write(first) });
+        return (first.len(), fresh.get(), if first.is_empty() { Ok(0) } else { socket.write(first) });
     };
     let mut slices = [IoSlice::new(&[]); MAX_SLICES];
     let mut offered = 0;
@@ -382,5 +394,5 @@ fn write(socket: &mut TcpStream, cursor: &Cursor, view: &View, format: Format) -
         }
     }
     let offer = slices.get(..used).unwrap_or_default();
-    (offered, if offered == 0 { Ok(0) } else { socket.write_vectored(offer) })
+    (offered, fresh.get(), if offered == 0 { Ok(0) } else { socket.write_vectored(offer) })
 }

@@ -1,6 +1,6 @@
 //! Carries out a tenant's steps with a client: replies, subscriptions (with recovery), the end of its connection.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use wire::{
     MAX_CHANNELS, Position, centrifuge,
@@ -18,7 +18,7 @@ use crate::{
             Shard,
             cursor::Cursor,
             index,
-            row::{Row, flag},
+            row::{Row, Sent, flag},
             to_do::Steps,
             view::Subscriber,
         },
@@ -42,6 +42,12 @@ impl Shard {
         // Any step may be the client's last.
         if !self.rows.get(slot).is_some_and(own) {
             return false;
+        }
+        if self.to_write.has(slot) {
+            // What was published before comes first.
+            let mut sent = Sent::default();
+            self.go_on(slot, &mut sent);
+            steps.client_limits.usage.sent(sent.bytes, Instant::now());
         }
         match steps.steps.next() {
             Some(Step::Send(bytes, share)) => self.reply(slot, bytes, share),

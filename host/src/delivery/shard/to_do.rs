@@ -9,7 +9,7 @@ use crate::delivery::{
     BudgetShare, ClientId, ClientLimits, Step,
     shard::{
         Newcomer, Shard,
-        turns::{Lap, Lines, Tenant, WriteTurn},
+        turns::{Lap, Lines, Tenant, Turn},
     },
 };
 
@@ -52,10 +52,11 @@ impl Task {
 }
 
 impl Shard {
-    /// Does something at once, while `turn` lasts and nothing else waits. The rest gets in line.
-    pub(super) fn begin_task(&mut self, task: Task, turn: &WriteTurn) {
+    /// Does something at once, while `turn` lasts and nothing else waits. The rest gets in line. What is done at once is
+    /// too little to be worth a look at the clock, so no tenant's processor time has it.
+    pub(super) fn take_task(&mut self, task: Task, turn: &Turn) {
         let begins = self.to_do.is_empty() && !turn.is_over();
-        let rest = if begins { self.go_on_with(task, turn) } else { Some(task) };
+        let rest = if begins { self.work_on(task, turn) } else { Some(task) };
         if let Some(task) = rest {
             let tenant = Tenant::of(task.client_limits());
             let nth = self.to_do.tasks.insert(task);
@@ -68,14 +69,14 @@ impl Shard {
         let lap = Lap::new();
         for _ in 0..self.to_do.lines.tenants() {
             let Some(tenant) = self.to_do.lines.begin_turn() else { return };
-            let turn = WriteTurn::new();
+            let turn = Turn::new();
             while !turn.is_over()
                 && let Some(nth) = self.to_do.lines.next_of(tenant)
             {
                 let Some(task) = self.to_do.tasks.try_remove(nth) else { continue };
                 let usage = Arc::clone(&task.client_limits().usage);
                 let began = turn.time();
-                if let Some(rest) = self.go_on_with(task, &turn) {
+                if let Some(rest) = self.work_on(task, &turn) {
                     let nth = self.to_do.tasks.insert(rest);
                     self.to_do.lines.put_back(tenant, nth);
                 }
@@ -89,7 +90,7 @@ impl Shard {
     }
 
     /// Does something while `turn` lasts, and returns the rest of it.
-    fn go_on_with(&mut self, task: Task, turn: &WriteTurn) -> Option<Task> {
+    fn work_on(&mut self, task: Task, turn: &Turn) -> Option<Task> {
         match task {
             Task::Client(newcomer) => {
                 self.adopt(*newcomer);

@@ -1,5 +1,6 @@
-//! Whose turn it is to be read, or to be written to. A shard's tenants take turns, and in its tenant's turn each
-//! client, so that it makes no difference to others how much somebody sends, or in how many pieces, or has to be sent.
+//! Whose turn it is to be read, to be written to, or to have something done. A shard's tenants take turns, and in its
+//! tenant's turn each client, so that it makes no difference to others how much somebody sends, or in how many pieces,
+//! has to be sent, or asks for.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -181,10 +182,10 @@ impl OnceInLine {
     }
 }
 
-/// One turn of a tenant whose clients are written to.
-pub struct WriteTurn(Instant);
+/// One turn of a tenant whose clients are written to, or have something done.
+pub struct Turn(Instant);
 
-impl WriteTurn {
+impl Turn {
     pub fn new() -> Self {
         Self(Instant::now())
     }

@@ -51,7 +51,7 @@ impl CentrifugeSession {
         steps.push(Step::Connected { id, expires_seconds: lease, given });
         steps.push(expiry_step(lease));
         // The reply need not wait for the other commands of the frame.
-        self.send_steps(steps.take());
+        self.send_steps(steps.take(), None);
         Ok(())
     }
 

@@ -63,8 +63,9 @@ async fn a_clients_messages_per_second_are_limited() {
 
 #[tokio::test]
 async fn each_command_of_the_centrifuge_protocol_counts_and_has_its_error() {
+    const RATE: usize = 60;
     const SENT: usize = 100;
-    let relay = handled("client-messages-per-second = 5").await;
+    let relay = handled(&format!("client-messages-per-second = {RATE}")).await;
     let began = Instant::now();
     let mut client = Client::connect(&relay.url("/t/connection/websocket")).await;
     let command = |id: usize| format!("{{\"id\":{id},\"rpc\":{{\"method\":\"result\",\"data\":\"served\"}}}}\n");
@@ -77,12 +78,17 @@ async fn each_command_of_the_centrifuge_protocol_counts_and_has_its_error() {
     let served = replies.iter().filter(|reply| reply.get("rpc").is_some()).count();
     let errors: Vec<_> = replies.iter().filter(|reply| reply.get("error").is_some()).collect();
     // The command `connect` was one of them.
-    assert!((4..=most(5, began)).contains(&served), "{served}");
+    assert!((RATE - 1..=most(RATE, began)).contains(&served), "{served}");
     assert_eq!(errors.len(), SENT - served);
     assert!(errors.iter().all(|reply| reply["error"]["code"] == 111 && reply["id"].as_u64() > Some(1)), "{errors:?}");
     assert_eq!(relay.metric(DROPPED, &[("reason", "messages")]).await, errors.len() as f64);
     assert_eq!(refusals(&relay, "client-messages-per-second").await, errors.len() as f64);
     assert_eq!(relay.metric("edge_relay_clients", &[]).await, 1.0, "the client stays");
+    // More than as many again are answered to nobody.
+    client.send(Message::text((0..2 * SENT).map(command).collect::<String>().trim_end())).await;
+    let (_, code) = client.rest().await;
+    assert_eq!(code, Some(CloseCode::from(3013)));
+    relay.clients_closed("too_many", 1.0).await;
 }
 
 #[tokio::test]

