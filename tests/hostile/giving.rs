@@ -220,17 +220,18 @@ async fn messages_for_thousands_of_clients() {
     let connect = move || {
         setpriority_process(None, NICE).unwrap();
         // Its own thread is as nice as this one.
-        Crowd::connect(clients, "/hostile", CLIENTS, 8)
+        Crowd::connect(clients, "/hostile", CLIENTS, 9)
     };
     let crowd = Arc::new(thread::spawn(connect).join().unwrap());
     let numbers = Arc::clone(&crowd);
     let sending = Repeated::start(move || {
-        let text = format!("{:08}", numbers.number());
-        peer.write_all(&[b"\x81\x08", text.as_bytes()].concat()).unwrap();
+        let text = format!("{:08} ", numbers.number());
+        peer.write_all(&[b"\x81\x09", text.as_bytes()].concat()).unwrap();
         thread::sleep(Duration::from_millis(20));
     });
     let (begin, end) = (async |_: &_| sending.turn(true), async |_: &_| sending.rest().await);
     scene.undisturbed_by(begin, async || pending().await, end).await;
+    // The next number.
     let sent = crowd.number();
     until("all messages", async || match crowd.everybody_has().unwrap() {
         has if has >= sent => Ok(()),

@@ -57,7 +57,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// long it is waited for: some attacks have no end.
 const QUIET: f64 = 0.4;
 const LOOK: Duration = Duration::from_millis(50);
-const UNTIL_QUIET: Duration = Duration::from_secs(2);
+const UNTIL_QUIET: Duration = Duration::from_millis(400);
 
 /// One scene runs at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
