@@ -27,6 +27,8 @@ const CHANNELS: usize = 64;
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The partner may be silent for long: what it has sent stays.
+const SILENT: &str = "idle-timeout = \"1h\"\n";
 /// Without these a client that asks much is told to slow down.
 const LIMITS: &str = "[limits]\nmessages-per-second = 100000000\nclient-messages-per-second = 1000000\n\
     client-bytes-per-second = \"1GiB\"\nclient-queue = 100000\nchannels = 100000\n";
@@ -107,7 +109,7 @@ async fn publish(scene: &mut Scene, bytes: usize) {
 #[tokio::test]
 async fn histories_of_large_publications() {
     for (header, least) in [("", LARGE), ("Sec-WebSocket-Extensions: permessage-deflate\r\n", 10 << 10)] {
-        let mut scene = Scene::with(&format!("[compression]\nabove = 0\n{LIMITS}"), |_| {}).await;
+        let mut scene = Scene::with(&format!("{SILENT}[compression]\nabove = 0\n{LIMITS}"), |_| {}).await;
         publish(&mut scene, LARGE).await;
         let clients = scene.relay.clients;
         // One after another: a client waits for all others.
