@@ -1,8 +1,8 @@
 //! Encodes what is large on threads of its own. Shards write to sockets meanwhile, and are told when it is ready.
 //!
 //! A publication of many mebibytes takes long to compress, and so does a snapshot of many keys, or a page of a
-//! channel's log. The clients that want it wait for that, not those beside them. A tenant has one order worked on at a time, and tenants have theirs
-//! in turn.
+//! channel's log. The clients that want it wait for that, not those beside them. A tenant has one order worked on at a
+//! time, and tenants have theirs in turn.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
