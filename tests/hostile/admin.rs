@@ -11,7 +11,10 @@ use std::{
 
 use support::bombs::bomb;
 
-use crate::{scene::Scene, senders::Repeated};
+use crate::{
+    scene::Scene,
+    senders::{Repeated, check_beside},
+};
 
 /// Schedules of the hostile tenant, each of which has metrics of its own.
 const SCHEDULES: usize = 2_000;
@@ -33,9 +36,7 @@ async fn metrics_of_thousands_of_schedules() {
         socket.read_to_end(&mut answer).unwrap();
         seen.fetch_max(answer.len(), Ordering::Relaxed);
     });
-    let (begin, end) = (async |_: &_| scraping.turn(true), async |_: &_| scraping.rest().await);
-    scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
-    scraping.end();
+    check_beside(&mut scene, vec![scraping]).await;
     let longest = longest.load(Ordering::Relaxed);
     assert!(longest > SCHEDULES * 100, "{longest} bytes");
 }

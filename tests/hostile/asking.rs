@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    future::pending,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     time::Duration,
@@ -15,7 +14,7 @@ use support::{
 
 use crate::{
     scene::Scene,
-    senders::{Repeated, all_rest},
+    senders::{Repeated, check_beside},
 };
 
 /// How many clients ask at once.
@@ -35,11 +34,7 @@ const LIMITS: &str = "[limits]\nmessages-per-second = 100000000\nclient-messages
 
 /// Checks that the neighbour is undisturbed while this many do something again and again.
 async fn check(scene: &mut Scene, count: usize, act: impl Fn() -> Box<dyn FnMut() + Send>) {
-    let asking: Vec<_> = (0..count).map(|_| Repeated::start(act())).collect();
-    let begin = async |_: &_| asking.iter().for_each(|one| one.turn(true));
-    let end = async |_: &_| all_rest(&asking).await;
-    scene.undisturbed_by(begin, async || pending().await, end).await;
-    asking.into_iter().for_each(Repeated::end);
+    check_beside(scene, (0..count).map(|_| Repeated::start(act())).collect()).await;
 }
 
 /// A client of the Centrifuge protocol.

@@ -21,7 +21,7 @@ use support::{
 
 use crate::{
     scene::Scene,
-    senders::{Repeated, all_rest},
+    senders::{Repeated, check_beside},
 };
 
 /// Places of a pool on the host, and connections that want one.
@@ -195,7 +195,7 @@ async fn connections_to_the_api_that_are_idle_or_never_whole() {
 async fn connections_that_come_and_go() {
     let mut scene = Scene::with("", |_| {}).await;
     let (clients, api, admin) = (scene.relay.clients, scene.relay.api(), scene.relay.admin());
-    let coming: Vec<_> = [(clients, ""), (clients, "/none"), (api, ""), (api, "/none"), (admin, ""), (admin, "/none")]
+    let coming = [(clients, ""), (clients, "/none"), (api, ""), (api, "/none"), (admin, ""), (admin, "/none")]
         .into_iter()
         .map(|(to, path)| {
             Repeated::start(move || {
@@ -207,10 +207,7 @@ async fn connections_that_come_and_go() {
             })
         })
         .collect();
-    let begin = async |_: &_| coming.iter().for_each(|one| one.turn(true));
-    let end = async |_: &_| all_rest(&coming).await;
-    scene.undisturbed_by(begin, async || pending().await, end).await;
-    coming.into_iter().for_each(Repeated::end);
+    check_beside(&mut scene, coming).await;
     for refused in ["handshakes_refused", "api_refused"] {
         let labels = [("reason", "not_found")];
         assert!(scene.relay.metric(&format!("edge_relay_{refused}_total"), &labels).await > 10.0);
@@ -222,7 +219,7 @@ async fn connections_that_come_and_go() {
 async fn herds_of_clients() {
     let mut scene = Scene::with("", |_| {}).await;
     let clients = scene.relay.clients;
-    let herds: Vec<_> = (0..4)
+    let herds = (0..4)
         .map(|_| {
             Repeated::start(move || {
                 let herd: Vec<_> = (0..HERD).map(|_| TcpStream::connect(clients).unwrap()).collect();
@@ -238,8 +235,5 @@ async fn herds_of_clients() {
             })
         })
         .collect();
-    let begin = async |_: &_| herds.iter().for_each(|one| one.turn(true));
-    let end = async |_: &_| all_rest(&herds).await;
-    scene.undisturbed_by(begin, async || pending().await, end).await;
-    herds.into_iter().for_each(Repeated::end);
+    check_beside(&mut scene, herds).await;
 }

@@ -84,12 +84,17 @@ impl Repeated {
     }
 }
 
-/// Turns all off, and waits for each.
-pub async fn all_rest(all: &[Repeated]) {
-    all.iter().for_each(|one| one.turn(false));
-    for one in all {
-        one.rest().await;
-    }
+/// Checks that the neighbour is undisturbed while all of these are done.
+pub async fn check_beside(scene: &mut Scene, all: Vec<Repeated>) {
+    let begin = async |_: &_| all.iter().for_each(|one| one.turn(true));
+    let end = async |_: &_| {
+        all.iter().for_each(|one| one.turn(false));
+        for one in &all {
+            one.rest().await;
+        }
+    };
+    scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
+    all.into_iter().for_each(Repeated::end);
 }
 
 pub struct Senders {
@@ -115,10 +120,7 @@ impl Senders {
 
     /// Checks that the neighbour is undisturbed while they send.
     pub async fn check(self, scene: &mut Scene) {
-        let begin = async |_: &_| self.sending.iter().for_each(|one| one.turn(true));
-        let end = async |_: &_| all_rest(&self.sending).await;
-        scene.undisturbed_by(begin, async || std::future::pending().await, end).await;
-        self.sending.into_iter().for_each(Repeated::end);
+        check_beside(scene, self.sending).await;
     }
 }
 

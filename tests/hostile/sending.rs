@@ -1,7 +1,6 @@
 //! Clients that send as fast as they are read: messages over their limits, and frames that bring nobody anything.
 
 use std::{
-    future::pending,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
@@ -15,7 +14,7 @@ use support::{
 
 use crate::{
     scene::{Scene, WITHOUT_RATES, is_full},
-    senders::{Repeated, Senders, all_rest, many},
+    senders::{Repeated, Senders, check_beside, many},
 };
 
 /// How many clients the hostile tenant has.
@@ -99,11 +98,7 @@ async fn commands_of_the_centrifuge_protocol() {
                 while socket.read(&mut [0; 4096]).is_ok_and(|length| length > 0) {}
             })
         });
-        let flooding: Vec<_> = flooding.collect();
-        let begin = async |_: &_| flooding.iter().for_each(|one| one.turn(true));
-        let end = async |_: &_| all_rest(&flooding).await;
-        scene.undisturbed_by(begin, async || pending().await, end).await;
-        flooding.into_iter().for_each(Repeated::end);
+        check_beside(&mut scene, flooding.collect()).await;
         let labels = [("tenant", "hostile"), ("reason", "too_many")];
         assert!(scene.relay.metric("edge_relay_clients_closed_total", &labels).await > 0.0);
     }

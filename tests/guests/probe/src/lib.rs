@@ -26,8 +26,9 @@ export!(Probe);
 
 impl job::Guest for Probe {
     /// A schedule called `loop` never returns, and one called `trap` traps. `many-COUNT-BYTES` makes COUNT
-    /// publications of BYTES bytes, `spread-COUNT-NAME-BYTES` makes each on a channel of its own, and `append-COUNT-BYTES`
-    /// appends COUNT records. Others publish their name, how often they have run, and the time at which they should have run.
+    /// publications of BYTES bytes, `spread-COUNT-NAME-BYTES` makes each on a channel of its own, and
+    /// `append-COUNT-BYTES` appends COUNT records. Others publish their name, how often they have run, and the time at
+    /// which they should have run.
     fn on_schedule(name: String, scheduled_at: u64) -> Vec<Publication> {
         let words: Vec<&str> = name.split('-').collect();
         let number = |text: &str| text.parse::<usize>().unwrap_or_default();
