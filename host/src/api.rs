@@ -25,7 +25,8 @@ use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
-    component::{Api, Download, NoAnswer},
+    api::socket::Socket,
+    component::{Api, Download, NoAnswer, Upload},
     entry::{client_address, is_trusted, remove_claims},
     fair_pool::Most,
     host_header, http_error,
@@ -39,8 +40,6 @@ use crate::{
 
 mod socket;
 
-use crate::{api::socket::Socket, component::Upload};
-
 /// The most bytes of a request's line and headers. Above, hyper answers 431.
 const MAX_REQUEST: usize = 64 << 10;
 /// How long a request's headers may take, from the end of the request before. So this also limits how long a connection
@@ -48,8 +47,6 @@ const MAX_REQUEST: usize = 64 << 10;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds after which a client that found the tenant busy may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
-/// What a request counts as, besides the bytes of its body.
-const MESSAGE: Received = Received { messages: 1, control_frames: 0, bytes: 0 };
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What every connection needs to know.
@@ -180,7 +177,7 @@ async fn answer(
     match context.routes.find(host_header::host_of(&request).as_deref(), request.uri().path(), |_| Some(())) {
         Some((route, ())) => {
             route.tenant.api_turn.begin().await;
-            route.tenant.usage.let_in(MESSAGE).await;
+            route.tenant.usage.let_in(Received::MESSAGE).await;
         }
         None => context.strangers.begin().await,
     }

@@ -53,6 +53,8 @@ pub struct Received {
 }
 
 impl Received {
+    /// One message, whose bytes are counted elsewhere or not at all: a request.
+    pub const MESSAGE: Self = Self { messages: 1, control_frames: 0, bytes: 0 };
     /// Something of each kind.
     pub const ANY: Self = Self { messages: 1, control_frames: 1, bytes: 1 };
 }

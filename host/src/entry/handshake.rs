@@ -71,9 +71,6 @@ pub struct Attempt {
     charge: Mutex<Option<Charge>>,
 }
 
-/// What a request counts as.
-const MESSAGE: Received = Received { messages: 1, control_frames: 0, bytes: 0 };
-
 type HttpResponse = Response<Full<Bytes>>;
 
 impl Service<Request<Incoming>> for Handshake {
@@ -168,7 +165,7 @@ impl Attempt {
         }
         *self.place.lock() = place;
         tenant.handshake_turn.begin().await;
-        tenant.usage.let_in(MESSAGE).await;
+        tenant.usage.let_in(Received::MESSAGE).await;
         Ok(())
     }
 

@@ -57,7 +57,7 @@ impl Shard {
         let began = Instant::now();
         let room = usage.room_to_send(began);
         // What its other channels have had of this turn of the shard.
-        let mut written = self.fanned_out.get(&tenant).copied().unwrap_or(0);
+        let written = self.fanned_out.entry(tenant).or_default();
         let mut sent = Sent::default();
         let (mut held, mut lagged, mut gaps, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut full = Vec::new();
@@ -70,14 +70,14 @@ impl Shard {
                 lagged.push((slot as usize, nth));
             } else if row.is(flag::BEHIND) {
                 // It goes on from where it is.
-            } else if sent.bytes >= room || written >= FAN_OUT_BYTES {
+            } else if sent.bytes >= room || *written >= FAN_OUT_BYTES {
                 row.current = nth;
                 held.push((slot as usize, WriteOutcome::Turn));
             } else {
                 let before = sent;
                 let outcome = row.advance(nth, view, self.now, &mut sent);
-                written += (sent.bytes - before.bytes).max(LEAST_WRITE);
-                written += COMPRESSING * (sent.compressed - before.compressed);
+                *written += (sent.bytes - before.bytes).max(LEAST_WRITE);
+                *written += COMPRESSING * (sent.compressed - before.compressed);
                 match outcome {
                     WriteOutcome::Done => {}
                     // A row is charged for its copies before the next has its turn.
@@ -97,7 +97,6 @@ impl Shard {
         view.channel.metrics.deliveries.inc_by(sent.publications);
         usage.sent(sent.bytes, began);
         usage.worked(began.elapsed());
-        self.fanned_out.insert(tenant, written);
         for (slot, outcome) in held {
             self.hold(slot, &outcome);
             if outcome == WriteOutcome::Encoding {
