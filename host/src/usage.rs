@@ -269,10 +269,41 @@ impl Pause {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
+
     use super::*;
 
     fn seconds(seconds: f64) -> Duration {
         Duration::from_secs_f64(seconds)
+    }
+
+    /// Counts the lines of the log.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicUsize>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Lines {
+        fn on_event(&self, _: &tracing::Event<'_>, _: LayerContext<'_, S>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_log_says_once_a_minute_by_what_a_tenant_is_held_back() {
+        let (usage, start, lines) = (Usage::of_test(), Instant::now(), Lines::default());
+        usage.set(&TenantLimits { messages_per_second: 10, bytes_in_per_second: 1000, ..TenantLimits::default() });
+        let _kept = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
+        for second in 0..=130 {
+            let now = start + seconds(f64::from(second));
+            usage.received(Received { messages: 20, bytes: 2000, ..Received::default() }, now);
+            usage.look(now);
+        }
+        assert_eq!(lines.0.load(Ordering::Relaxed), 3 * 2, "in three minutes, for two limits");
+        usage.look(start + seconds(190.0));
+        assert_eq!(lines.0.load(Ordering::Relaxed), 4 * 2, "what came since");
+        usage.look(start + seconds(260.0));
+        assert_eq!(lines.0.load(Ordering::Relaxed), 4 * 2, "nothing has held it back since");
     }
 
     #[test]

@@ -169,16 +169,10 @@ async fn clients_of_many_channels() {
     assert!(scene.relay.metric("edge_relay_clients_closed_total", &[("tenant", "hostile")]).await > 0.0);
 }
 
-/// Checks that the neighbour is undisturbed while eight clients of the hostile API ask for this again and again, after
-/// the first has been asked for once.
-async fn check_api(first: &str, asked: &str, more: &str) {
-    let more = format!("[components]\napi = \"api.wasm\"\n[limits]\napi-call = \"20s\"\n{more}");
-    let mut scene = Scene::with_records(&more, |folder| folder.copy(guests::api(), "tenants/hostile/api.wasm")).await;
-    if !first.is_empty() {
-        assert_eq!(scene.relay.api_get(first).await, (200, "2000".to_owned()));
-    }
+/// Checks that the neighbour is undisturbed while eight clients of the hostile API ask for this again and again.
+async fn check_api(scene: &mut Scene, asked: &str) {
     let api = scene.relay.api();
-    check(&mut scene, 8, || {
+    check(scene, 8, || {
         let asked = format!("GET {asked} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         Box::new(move || {
             let mut socket = TcpStream::connect(api).unwrap();
@@ -192,22 +186,49 @@ async fn check_api(first: &str, asked: &str, more: &str) {
     .await;
 }
 
+/// Starts a relay whose hostile tenant has an API, and whose neighbour appends records.
+async fn with_api(limits: &str) -> Scene {
+    let more = format!("[components]\napi = \"api.wasm\"\n[limits]\napi-call = \"20s\"\n{limits}");
+    Scene::with_records(&more, |folder| folder.copy(guests::api(), "tenants/hostile/api.wasm")).await
+}
+
 #[tokio::test]
 async fn records_that_are_read() {
-    check_api("/hostile/append?to=c&rows=2000&bytes=4000", "/hostile/records?of=c&count=1000", "").await;
+    let mut scene = with_api("").await;
+    let appended = scene.relay.api_get("/hostile/append?to=c&rows=2000&bytes=4000").await;
+    assert_eq!(appended, (200, "2000".to_owned()));
+    check_api(&mut scene, "/hostile/records?of=c&count=1000").await;
 }
 
 #[tokio::test]
 async fn records_that_are_appended() {
-    check_api("", "/hostile/append-for?to=c&bytes=1000&ms=100", "records = \"8GiB\"\n").await;
+    check_api(&mut with_api("records = \"8GiB\"\n").await, "/hostile/append-for?to=c&bytes=1000&ms=100").await;
 }
 
 #[tokio::test]
 async fn state_that_is_filled() {
-    check_api("", "/hostile/state?bytes=1000000", "state = \"64MiB\"\n").await;
+    check_api(&mut with_api("state = \"64MiB\"\n").await, "/hostile/state?bytes=1000000").await;
 }
 
 #[tokio::test]
 async fn answers_of_mebibytes() {
-    check_api("", "/hostile/big?bytes=16000000", "").await;
+    check_api(&mut with_api("").await, "/hostile/big?bytes=16000000").await;
+}
+
+/// Each instance keeps a thread busy that may wait for a disk.
+#[tokio::test]
+async fn folders_and_files_that_are_read() {
+    const FILES: usize = 2_000;
+    const BYTES: usize = 1 << 20;
+    let more =
+        "[grants.folders]\n\"/data\" = \"data\"\n[components]\napi = \"api.wasm\"\n[limits]\napi-call = \"20s\"\n";
+    for asked in ["/hostile/list?path=/data/.", "/hostile/read?path=/data/large"] {
+        let mut scene = Scene::with(more, |folder| {
+            folder.copy(guests::grants(), "tenants/hostile/api.wasm");
+            folder.write("tenants/hostile/data/large", vec![b'x'; BYTES]);
+            (0..FILES).for_each(|nth| folder.write(&format!("tenants/hostile/data/{nth}"), ""));
+        })
+        .await;
+        check_api(&mut scene, asked).await;
+    }
 }

@@ -147,8 +147,8 @@ async fn with_schedules(names: &[String], limits: &str) -> (Scene, String, Strin
 
 /// Checks that the neighbour is undisturbed while they run.
 async fn run_schedules(scene: &mut Scene, later: &str, now: &str) {
-    let begin = async |relay: &_| swap(relay, now).await;
-    let end = async |relay: &_| swap(relay, later).await;
+    let begin = async |relay: &_| swap(relay, "hostile", now).await;
+    let end = async |relay: &_| swap(relay, "hostile", later).await;
     scene.undisturbed_by(begin, async || pending().await, end).await;
     assert!(scene.relay.metric("edge_relay_guest_calls_total", &[("tenant", "hostile"), ("role", "job")]).await > 0.0);
 }

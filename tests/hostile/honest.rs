@@ -12,11 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::setpriority_process;
 use support::crowd::Crowd;
+
+use crate::senders::NICE;
 
 const CLIENTS: usize = 100;
 /// Time between two bursts of its messages.
-const PACE: Duration = Duration::from_micros(500);
+const PACE: Duration = Duration::from_micros(250);
 /// Bytes of a message.
 const PAYLOAD: usize = 18;
 /// The most messages a second. Its clients have to be served, too.
@@ -39,7 +42,12 @@ impl Honest {
     /// `upstream`: the partner's end of its connection.
     pub fn start(clients: SocketAddr, upstream: TcpStream) -> Self {
         let shared = Arc::<Shared>::default();
-        let crowd = Crowd::connect(clients, "/honest", CLIENTS, PAYLOAD);
+        let connect = move || {
+            setpriority_process(None, NICE).unwrap();
+            // Its own thread is as nice as this one.
+            Crowd::connect(clients, "/honest", CLIENTS, PAYLOAD)
+        };
+        let crowd = thread::spawn(connect).join().unwrap();
         let worker = Arc::clone(&shared);
         let thread = Some(thread::spawn(move || worker.feed(upstream, &crowd)));
         let honest = Self { shared, thread };

@@ -18,11 +18,11 @@ async fn check(body: &str, reason: Option<&str>) -> Scene {
     };
     let (later, now) = (job(Duration::from_secs(3600)), job(Duration::from_millis(1)));
     let mut scene = Scene::new(&bomb(&[ON_SCHEDULE], body), &later).await;
-    let begin = async |relay: &_| swap(relay, &now).await;
+    let begin = async |relay: &_| swap(relay, "hostile", &now).await;
     // On a busy machine none of the calls may have broken within the window. So the attack goes on until one has.
     let end = async |relay: &_| {
         broke(relay, "job", reason).await;
-        swap(relay, &later).await;
+        swap(relay, "hostile", &later).await;
     };
     scene.undisturbed_by(begin, async || pending().await, end).await;
     scene

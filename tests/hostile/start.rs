@@ -1,6 +1,10 @@
 //! Components that are hostile before any of their functions is called.
 
-use std::{cell::Cell, future::pending};
+use std::{
+    cell::Cell,
+    future::pending,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use rustix::process::Signal;
@@ -12,7 +16,7 @@ use support::{
 };
 use tokio::time::sleep;
 
-use crate::scene::{BETWEEN, Scene, knock};
+use crate::scene::{BETWEEN, NEIGHBOUR, Scene, knock, swap};
 
 const TENANT: &str = "[components]\nclient = \"bomb.wasm\"\n";
 
@@ -81,4 +85,20 @@ async fn bombs_of_memory_tables_and_stack() {
 async fn code_that_takes_for_ever_or_gigabytes_to_compile() {
     check(&compile_bombs::of_time(), &["compile-time"]).await;
     check(&compile_bombs::of_memory(), &["compile-memory"]).await;
+}
+
+/// While it is compiled, other tenants change as soon as ever.
+#[tokio::test]
+async fn code_that_takes_for_ever_to_compile_beside_changes_of_another() {
+    const PATIENCE: Duration = Duration::from_secs(4);
+    let scene = Scene::new(&bomb(&[], ""), TENANT).await;
+    scene.relay.folder().write("tenants/hostile/bomb.wasm", compile_bombs::of_time());
+    scene.relay.signal(Signal::HUP);
+    for queue in 1..=3 {
+        let began = Instant::now();
+        swap(&scene.relay, "neighbour", &format!("{NEIGHBOUR}\n[limits]\nclient-queue = {queue}00")).await;
+        assert!(began.elapsed() < PATIENCE, "a change took {:?}", began.elapsed());
+    }
+    let labels = [("tenant", "hostile"), ("outcome", "refused")];
+    assert_eq!(scene.relay.metric("edge_relay_tenant_swaps_total", &labels).await, 0.0, "it is still compiled");
 }

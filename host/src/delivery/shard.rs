@@ -339,6 +339,8 @@ impl Shard {
         }
         self.to_read.end_pauses(now);
         self.to_write.lines.end_pauses(now);
+        // What is new goes out first: it waits for nobody's turn.
+        self.obey(commands, now);
         self.read_turns();
         // After it was read: a client that is gone may have sent something before.
         for slot in writable {
@@ -346,6 +348,17 @@ impl Shard {
         }
         self.write_turns();
         self.task_turns();
+        self.tell_all_refused();
+        if now >= self.next_tick {
+            self.next_tick = now + self.tick;
+            self.sweep();
+            self.end_due(now);
+        }
+        Ok(())
+    }
+
+    /// Does what other threads have asked for, or puts it in line.
+    fn obey(&mut self, commands: &mut Vec<ShardCommand>, now: Instant) {
         self.queue.take(commands);
         self.fanned_out.clear();
         let turn = Turn::new();
@@ -362,13 +375,6 @@ impl Shard {
                 ShardCommand::Shutdown => self.begin_shutdown(now),
             }
         }
-        self.tell_all_refused();
-        if now >= self.next_tick {
-            self.next_tick = now + self.tick;
-            self.sweep();
-            self.end_due(now);
-        }
-        Ok(())
     }
 
     /// The view of a channel. The shard attaches to the channel if this is its first client here.

@@ -26,8 +26,8 @@ use crate::{
     usage::Direction,
 };
 
-/// Bytes that a tenant's new chunks may put into sockets at once. Small messages reach five hundred clients with that.
-const FAN_OUT_BYTES: usize = 2 << 20;
+/// Bytes that a tenant's new chunks may put into sockets at once. Small messages reach 256 clients with that.
+const FAN_OUT_BYTES: usize = 1 << 20;
 /// Bytes that a write counts as at least: the system call takes some microseconds.
 const LEAST_WRITE: usize = 4 << 10;
 /// How many times as long it takes to compress a byte.
