@@ -4,6 +4,8 @@
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/target
 # The client libraries that tests use as their users do.
 export CLIENT_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/clients
+# The database servers that tests start.
+export DATABASE_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/databases
 # The toolchains of the languages that sample tenants are written in.
 export LANGUAGE_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/languages
 # The servers that the benchmark measures beside the relay.

@@ -13,6 +13,7 @@ mod demo;
 mod feed;
 mod migrate;
 mod pass;
+mod retention;
 mod serve;
 mod tenants;
 
@@ -25,6 +26,7 @@ pub enum Command {
     Component(component::Component),
     Tenants(tenants::Tenants),
     Migrate(migrate::Migrate),
+    Retention(retention::Retention),
     #[command(hide = true)]
     Compile(compile::Compile),
 }
@@ -70,6 +72,7 @@ impl Command {
             Self::Component(component) => component.run(),
             Self::Tenants(tenants) => tenants.run(),
             Self::Migrate(migrate) => migrate.run(),
+            Self::Retention(retention) => retention.run(),
             Self::Compile(compile) => compile.run(),
         }
     }

@@ -113,7 +113,10 @@ metrics! {
     pub records_appended: Counter, "Rows appended: they are on disk";
     records_refused: Counter by Reason, "Rows not taken, by reason";
     pub records_waiting: Gauge, "Rows in the SQLite file: without MySQL all there are";
-    pub records_oldest_seconds: FloatGauge, "Age of the oldest row that waits for MySQL";
+    pub outbox_oldest_seconds: FloatGauge, "Age of the oldest row that waits for MySQL";
+    outbox_rows: Gauge by TenantLabel, "A tenant's rows in the SQLite file: without MySQL all there are";
+    outbox_bytes: Gauge by TenantLabel,
+        "Bytes of a tenant's rows in the SQLite file, dead letters and rows that are being written included";
     pub records_drained: Counter, "Rows moved to MySQL";
     pub records_dead_letters: Counter, "Rows that MySQL refused, put aside";
     pub records_drain_failures: Counter, "Tries to move rows to MySQL that failed";
@@ -294,6 +297,14 @@ impl Metrics {
     /// Counts records that the store did not take.
     pub fn records_refused(&self, reason: &'static str, rows: usize) {
         self.records_refused.get_or_create(&Reason { reason }).inc_by(rows as u64);
+    }
+
+    /// Notes what a tenant has in the outbox.
+    pub fn outbox(&self, tenant: &Arc<str>, rows: u64, bytes: u64) {
+        let label = TenantLabel { tenant: Arc::clone(tenant) };
+        for (gauge, count) in [(&self.outbox_rows, rows), (&self.outbox_bytes, bytes)] {
+            gauge.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// Writes the whole registry as text.

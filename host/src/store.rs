@@ -3,22 +3,30 @@
 //! All tenants' appends come here, and each is answered once its rows are on disk. One thread writes them to a SQLite
 //! file, with everything that has queued in one transaction (`writer`). Without MySQL that file is the store. With
 //! MySQL the file is an outbox: `drain` moves its rows there through any outage, each exactly once since a row's id is
-//! its key. A read sees both. The store has a runtime of its own: none of its work runs on a thread of guests, shards
+//! its key (docs/RECORDS.md). A read sees both. The store has a runtime of its own: none of its work runs on a thread of guests, shards
 //! or listeners.
 
-use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    io,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
-use config::{StoreConfig, grants::Secret};
+use config::StoreConfig;
 use futures_util::FutureExt;
 use tokio::{
     runtime::{Handle, Runtime},
+    signal::unix::{SignalKind, signal},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
+    time::timeout_at,
 };
 
 use crate::{metrics::Metrics, shutdown, shutdown::Trigger};
 
+pub mod clock;
 mod drain;
 pub mod migrate;
 mod mysql;
@@ -28,10 +36,10 @@ mod retention;
 mod sqlite;
 mod writer;
 
-use crate::store::{drain::Drain, mysql::RecordTable, reader::ReadConnections, retention::Retention, writer::Writer};
+use crate::store::{drain::Drain, reader::ReadConnections, retention::Retention, writer::Writer};
 pub use crate::store::{
-    mysql::{BadUrl, parse_url as parse_mysql_url},
-    record::{Collection, Part, Query, Record, RecordId, Row, rows},
+    mysql::{BadUrl, RecordTable, explain, parse_url as parse_mysql_url},
+    record::{Collection, Part, Query, Record, RecordId, Row, now, rows},
     retention::Keep,
     sqlite::FileLock,
 };
@@ -163,19 +171,31 @@ impl Store {
         let lock = FileLock::take(&config.file)?.ok_or(OpenError::InUse)?;
         let mut connection = open_file(&config)?;
         migrate::sqlite_up(&mut connection)?;
+        if let Some(last) = clock::last_id(&connection)? {
+            last.go_on_after();
+        }
         let writer = Arc::new(Writer::start(connection, Arc::clone(&metrics))?);
-        let readers = Arc::new(ReadConnections::new(config.file, runtime.handle().clone()));
-        let mysql = config.mysql.map(|url| record_table(&url, &runtime)).transpose()?;
+        let mysql = record_table(&config, &runtime)?;
+        let readers = Arc::new(ReadConnections::new(config.file.clone(), runtime.handle().clone()));
         let (trigger, stop) = shutdown::stop();
         let mut tasks = JoinSet::new();
         if let Some(mysql) = &mysql {
-            let drain = Drain {
-                mysql: Arc::clone(mysql),
-                writer: Arc::clone(&writer),
-                readers: Arc::clone(&readers),
-                metrics: Arc::clone(&metrics),
-            };
+            let (mysql, writer, readers) = (Arc::clone(mysql), Arc::clone(&writer), Arc::clone(&readers));
+            let drain = Drain::new(mysql, writer, readers, Arc::clone(&metrics));
             tasks.spawn_on(vital("the drain", drain.run(stop.clone())), runtime.handle());
+        }
+        if let Some(mysql) = mysql.clone().filter(|_| config.mysql_file.is_some()) {
+            let _entered = runtime.enter();
+            let mut hangup = signal(SignalKind::hangup())?;
+            let mut stop = stop.clone();
+            tasks.spawn(async move {
+                loop {
+                    tokio::select! {
+                        _ = hangup.recv() => mysql.read_url_again(),
+                        () = stop.wait() => return,
+                    }
+                }
+            });
         }
         let keep = Arc::new(ArcSwap::from_pointee(keep));
         let retention = Retention {
@@ -230,23 +250,34 @@ impl Store {
 
     /// How many rows wait for MySQL, and for how many seconds the oldest has waited. `None`: there is no MySQL.
     pub fn backlog(&self) -> Option<(i64, f64)> {
-        self.mysql.as_ref().map(|_| (self.metrics.records_waiting.get(), self.metrics.records_oldest_seconds.get()))
+        self.mysql.as_ref().map(|_| (self.metrics.records_waiting.get(), self.metrics.outbox_oldest_seconds.get()))
     }
 
-    /// Reads rows that were appended, drained or not.
-    pub async fn read(&self, collection: &Collection, query: Query, room: &RecordsRoom) -> Result<Part, StoreError> {
-        // It is never closed.
-        let _reads = room.reads.acquire().await;
-        loop {
-            let part = self.parts(collection, &query).await?;
-            // If retention deletes all of it while it is read, there may be more behind it.
-            if !part.records.is_empty() || part.cut_at.is_none() {
-                return Ok(part);
+    /// Reads rows that were appended, drained or not, but for dead letters.
+    pub async fn read(
+        &self,
+        collection: &Collection,
+        query: Query,
+        room: &RecordsRoom,
+        deadline: Instant,
+    ) -> Result<Part, StoreError> {
+        let reading = async {
+            // It is never closed.
+            let _reads = room.reads.acquire().await;
+            loop {
+                let part = self.parts(collection, &query, deadline).await?;
+                // If retention deletes all of it while it is read, there may be more behind it.
+                if !part.records.is_empty() || part.cut_at.is_none() {
+                    return Ok(part);
+                }
             }
-        }
+        };
+        let late =
+            |_| Err(StoreError::Unavailable("the database has not answered in the time that the call has".into()));
+        timeout_at(deadline.into(), reading).await.unwrap_or_else(late)
     }
 
-    async fn parts(&self, collection: &Collection, query: &Query) -> Result<Part, StoreError> {
+    async fn parts(&self, collection: &Collection, query: &Query, deadline: Instant) -> Result<Part, StoreError> {
         let (of, asked) = (collection.clone(), query.clone());
         // The outbox comes first: a row that leaves it now is in MySQL already.
         let here = self.readers.read(move |connection| sqlite::select(connection, &of, &asked)).await?;
@@ -255,7 +286,7 @@ impl Store {
             Some(mysql) => {
                 // This runs on the store's own runtime: the guests' runtime has no sockets.
                 let (mysql, of, asked) = (Arc::clone(mysql), collection.clone(), query.clone());
-                let there = self.runtime.spawn(async move { mysql.select(&of, &asked).await }).await;
+                let there = self.runtime.spawn(async move { mysql.select(&of, &asked, deadline).await }).await;
                 let there = there.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
                 Ok(query.merge(here, there?))
             }
@@ -300,20 +331,21 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 /// The table of records in MySQL, which need not answer yet.
-fn record_table(url: &Secret, runtime: &Runtime) -> Result<Arc<RecordTable>, OpenError> {
+fn record_table(config: &StoreConfig, runtime: &Runtime) -> Result<Option<Arc<RecordTable>>, OpenError> {
     let _entered = runtime.enter();
-    let mysql = Arc::new(RecordTable::new(url)?);
+    let Some(mysql) = RecordTable::of(config)? else { return Ok(None) };
     runtime.block_on(refuse_newer(&mysql))?;
-    Ok(mysql)
+    Ok(Some(Arc::new(mysql)))
 }
 
 /// Refuses a database that a newer version has migrated: it must not be written to. One that does not answer may come
 /// back.
 async fn refuse_newer(mysql: &RecordTable) -> Result<(), OpenError> {
-    match migrate::mysql_states(&mysql.pool()).await {
+    let states = async { migrate::mysql_states(&mut mysql.connect().await?).await };
+    match states.await {
         Err(error @ migrate::MigrateError::Newer { .. }) => Err(error.into()),
         Err(error) => {
-            tracing::warn!(%error, "MySQL does not answer: records wait in the outbox");
+            tracing::warn!(%error, "MySQL cannot be asked: records wait in the outbox");
             Ok(())
         }
         Ok(_) => Ok(()),

@@ -8,7 +8,16 @@ use std::{
 };
 
 use mysql_async::{Conn, Opts, Value, prelude::Queryable};
-use support::{appends::Appends, mariadb::MariaDb, partner::Partner, raw::Raw, relay::Relay, tenant::Folder};
+use support::{
+    appends::Appends,
+    database::{Database, Server},
+    guests,
+    partner::Partner,
+    probe::Probe,
+    raw::Raw,
+    relay::Relay,
+    tenant::Folder,
+};
 use tokio::task::JoinSet;
 
 const RUNS: usize = 3;
@@ -25,7 +34,14 @@ const MESSAGES: u32 = 200;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let Some(database) = MariaDb::start_with(&["--innodb-buffer-pool-size=256M"]).await else { return };
+    for server in [Server::MariaDb, Server::MySql] {
+        measure(server).await;
+    }
+}
+
+async fn measure(server: Server) {
+    let Some(database) = server.start_with(&["--innodb-buffer-pool-size=256M"]).await else { return };
+    println!("\n{server:?} {}\n", database.query("SELECT VERSION()").await.concat().concat());
     let runs = [(); RUNS];
     let mut table = Table::default();
     for _ in runs {
@@ -43,6 +59,12 @@ async fn main() {
         table.add("inserted/s, one row each (mysql_async, one connection)", inserts(&database, 1).await);
         table.add("inserted/s, 1,000 rows each, by hand", inserts(&database, 1000).await);
         table.add("**drained/s**, out of a backlog of 100,000 rows", drain(&database).await);
+        for waiting in [0, 1000, BACKLOG] {
+            for (what, (p50, p99)) in reads(&database, waiting).await {
+                table.add(&format!("`{what}` of 100 rows of 100,000, {waiting} rows wait elsewhere: p50, ms"), p50);
+                table.add(&format!("`{what}` of 100 rows of 100,000, {waiting} rows wait elsewhere: p99, ms"), p99);
+            }
+        }
         let (quiet, draining) = fan_out(&database).await;
         table.add("fan-out, CPU µs per delivery, nothing drained", quiet);
         table.add("fan-out, CPU µs per delivery, while 5,000 rows/s are appended and drained", draining);
@@ -86,16 +108,21 @@ fn shown(figure: f64) -> String {
 }
 
 /// A relay whose tenant appends. Its rows go to MySQL if there is one.
-async fn relay(database: Option<&MariaDb>) -> Relay {
+async fn relay(database: Option<&Database>) -> Relay {
     let folder = Folder::new("").api("t", &format!("[limits]\napi-instances = {CALLS}\nrecords = \"1GiB\""));
     match database {
         None => Relay::serve(folder).await,
         Some(database) => {
-            database.query("CREATE OR REPLACE DATABASE records").await;
+            empty(database).await;
             folder.append("relay.toml", "[store]\nurl = { env = \"STORE_URL\" }\n");
             Relay::serve_with(folder, &[("STORE_URL", &database.url())]).await
         }
     }
+}
+
+async fn empty(database: &Database) {
+    database.query("DROP DATABASE IF EXISTS records").await;
+    database.query_anywhere("CREATE DATABASE records").await;
 }
 
 /// The rate of a program that commits each row by itself.
@@ -114,7 +141,7 @@ fn one_commit_each() -> f64 {
 }
 
 /// Returns rows per second, the median and the 99th percentile of an append in ms, and the host's CPU µs per row.
-async fn appends(database: Option<&MariaDb>) -> (f64, f64, f64, f64) {
+async fn appends(database: Option<&Database>) -> (f64, f64, f64, f64) {
     let relay = relay(database).await;
     call_all(&relay, 200).await;
     let (began, cpu) = (Instant::now(), cpu(&relay, ""));
@@ -139,7 +166,7 @@ async fn call_all(relay: &Relay, millis: u64) -> Vec<u64> {
 }
 
 /// Inserts into a table like the relay's, by hand. Returns rows per second.
-async fn inserts(database: &MariaDb, rows: usize) -> f64 {
+async fn inserts(database: &Database, rows: usize) -> f64 {
     let mut connection = Conn::new(Opts::from_url(&database.url()).unwrap()).await.unwrap();
     let up = include_str!("../../migrations/mysql/V1__records.up.sql").replace("EXISTS records", "EXISTS by_hand");
     connection.query_drop("DROP TABLE IF EXISTS by_hand").await.unwrap();
@@ -159,7 +186,7 @@ async fn inserts(database: &MariaDb, rows: usize) -> f64 {
 }
 
 /// Drains a backlog. Returns rows per second.
-async fn drain(database: &MariaDb) -> f64 {
+async fn drain(database: &Database) -> f64 {
     let relay = relay(Some(database)).await;
     // The first row creates the tables, which the relay could not do later.
     assert_eq!(relay.api_get("/t/append?to=log&rows=1").await.1, "1");
@@ -177,10 +204,46 @@ async fn drain(database: &MariaDb) -> f64 {
     (metric().await - first) / began.elapsed().as_secs_f64()
 }
 
-/// CPU µs of the shard per delivery: with nothing else to do, then while rows are appended and drained.
-async fn fan_out(database: &MariaDb) -> (f64, f64) {
+/// Reads of a collection while this many rows of another wait in the outbox: the median and the 99th percentile in ms.
+async fn reads(database: &Database, waiting: u64) -> Vec<(&'static str, (f64, f64))> {
+    const READ: u64 = 100_000;
     let mut partner = Partner::start().await;
-    database.query("CREATE OR REPLACE DATABASE records").await;
+    empty(database).await;
+    let folder = Folder::new("").filtered("t", &partner.url(), guests::probe(), "[limits]\nrecords = \"1GiB\"\n");
+    folder.append("relay.toml", "[store]\nurl = { env = \"STORE_URL\" }\n");
+    let relay = Relay::serve_with(folder, &[("STORE_URL", &database.url())]).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    let append = async |probe: &mut Probe, collection: &str, rows: u64| {
+        for begun in (0..rows).step_by(1000) {
+            let rows = (rows - begun).min(1000);
+            assert_eq!(probe.ask(&format!("append-many {collection} {rows} {BYTES}")).await, rows.to_string());
+        }
+    };
+    append(&mut probe, "read", READ).await;
+    relay.metric_is("edge_relay_records_waiting", &[], 0.0).await;
+    database.read_only(true).await;
+    append(&mut probe, "other", waiting).await;
+    let mut measured = Vec::new();
+    for (what, command) in [("latest", "records read 100"), ("range", "range read 0 9999999999999 100")] {
+        let mut took = Vec::new();
+        let began = Instant::now();
+        while began.elapsed().as_secs() < SECONDS {
+            let asked = Instant::now();
+            assert_eq!(probe.ask(command).await.split(' ').count(), 100);
+            took.push(asked.elapsed());
+        }
+        took.sort_unstable();
+        let at = |percent: usize| took[took.len() * percent / 100].as_secs_f64() * 1000.0;
+        measured.push((what, (at(50), at(99))));
+    }
+    database.read_only(false).await;
+    measured
+}
+
+/// CPU µs of the shard per delivery: with nothing else to do, then while rows are appended and drained.
+async fn fan_out(database: &Database) -> (f64, f64) {
+    let mut partner = Partner::start().await;
+    empty(database).await;
     let folder = Appends::folder_to_mysql().tenant("feed", &partner.url(), "");
     let relay = Relay::serve_with(folder, &[("STORE_URL", &database.url())]).await;
     let mut peer = partner.accept().await;

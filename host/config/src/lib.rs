@@ -73,6 +73,8 @@ pub struct StoreConfig {
     pub size: u64,
     /// The `mysql://` URL of the database that the rows go to. `None`: they stay in the file.
     pub mysql: Option<Secret>,
+    /// The file that this URL was read from.
+    pub mysql_file: Option<PathBuf>,
 }
 
 impl StoreConfig {

@@ -77,9 +77,9 @@ pub struct MySqlUrl {
     pub has_password: bool,
 }
 
-/// Parses a URL as the MySQL driver does. `None`: the driver refuses it. The host passes this in, since this crate has
-/// no driver.
-pub type MySqlParser = fn(&str) -> Option<MySqlUrl>;
+/// Parses a URL as the MySQL driver does, or says what is wrong with it. The host passes this in, since this crate has no
+/// driver.
+pub type MySqlParser = fn(&str) -> Result<MySqlUrl, &'static str>;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -270,7 +270,7 @@ mod tests {
         }
 
         fn load(&self) -> Result<RelayConfig, Invalid> {
-            load_with(&self.0.join("relay.toml"), &|_| None, |_| None)
+            load_with(&self.0.join("relay.toml"), &|_| None, |_| Err("is not a MySQL URL"))
         }
 
         /// The problems of the host's or of tenants, with paths relative to this folder.

@@ -87,7 +87,7 @@ impl Files {
         fs::write(self.0.join("relay.toml"), relay).unwrap();
         fs::write(self.0.join("tenants/t/tenant.toml"), tenant).unwrap();
         let loaded =
-            config::load(&self.0.join("relay.toml"), |_| Some(MySqlUrl { has_database: true, has_password: false }));
+            config::load(&self.0.join("relay.toml"), |_| Ok(MySqlUrl { has_database: true, has_password: false }));
         // A tenant's mistakes count too.
         let loaded = loaded.and_then(|config| Invalid::strictly(&config).map_or(Ok(config), Err));
         // The numbers of opened files are no configuration.

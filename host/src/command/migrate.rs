@@ -58,8 +58,8 @@ enum Database {
 impl Migrate {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("warn").map_err(Failure::usage)?;
-        let config = config::load(&self.config, store::parse_mysql_url)
-            .map_err(|invalid| Failure::usage(invalid.to_string()))?;
+        let config = config::load_host(&self.config, store::parse_mysql_url)
+            .map_err(|problems| Failure::usage(problems.to_string()))?;
         let Some(store) = config.store else { return Err(Failure::usage("the configuration has no store")) };
         let wanted = |database| self.database.is_none_or(|only| only == database);
         if self.database == Some(Database::Mysql) && store.mysql.is_none() {
@@ -77,7 +77,7 @@ impl Migrate {
         }
         if wanted(Database::Mysql) && store.mysql.is_some() {
             announce("mysql")?;
-            io_runtime()?.block_on(self.mysql(&store)).map_err(|error| Failure::failed(format!("MySQL: {error}")))?;
+            io_runtime()?.block_on(self.mysql(&store)).map_err(|error| Failure::failed(error.to_string()))?;
         }
         Ok(())
     }
@@ -100,18 +100,17 @@ impl Migrate {
     }
 
     async fn mysql(&self, store: &StoreConfig) -> Result<(), Box<dyn Error>> {
-        let pool = mysql_async::Pool::from_url(store.mysql.as_ref().ok_or("it is not configured")?.reveal())?;
-        let done = match self.what.down {
-            Some(count) => undone(&migrate::mysql_down(&pool, count).await?),
+        let mysql = store::RecordTable::of(store)?.ok_or("it is not configured")?;
+        let mut connection = mysql.connect().await.map_err(|error| store::explain(&error))?;
+        match self.what.down {
+            Some(count) => undone(&migrate::mysql_down(&mut connection, count).await?),
             None => {
                 if self.what.up {
-                    migrate::mysql_up(&pool).await?;
+                    migrate::mysql_up(&mut connection).await?;
                 }
-                show(&migrate::mysql_states(&pool).await?)
+                show(&migrate::mysql_states(&mut connection).await?)
             }
-        };
-        pool.disconnect().await?;
-        done
+        }
     }
 }
 

@@ -3,15 +3,19 @@
 //!
 //! A batch is inserted by statements that leave alone the rows that are there already. It leaves the outbox only after
 //! MySQL has committed it. So whatever fails in between, the next try begins with the same rows and inserts none twice.
-//! A row that MySQL refuses is found by halving its batch, and is put aside. It holds up no other row.
+//! A row that MySQL refuses is found by halving its batch, and is put aside. From then on its tenant's rows go apart from
+//! the others', a few at a time, until MySQL takes them again. So nobody's rows hold up another's.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashMap},
+    ops::Bound,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
+use mysql_async::{Error, prelude::Queryable};
 use rusqlite::{Transaction, params};
+use uuid::Uuid;
 
 use crate::{
     backoff::{Backoff, Pauses},
@@ -19,10 +23,11 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, migrate,
-        mysql::{InsertError, Inserter, RecordTable},
+        mysql::{InsertError, Inserter, RecordTable, explain},
         reader::ReadConnections,
-        record::{RecordId, Row},
+        record::{RecordId, Row, now},
         sqlite,
+        sqlite::{Oldest, Passed, Placed},
         writer::{Freed, Writer},
     },
 };
@@ -30,162 +35,345 @@ use crate::{
 /// The pauses between tries while MySQL does not take rows.
 const PAUSES: Pauses =
     Pauses { free: 0, first: Duration::from_millis(100), longest: Duration::from_secs(5), jitter: false };
+/// Rows of a tenant some of whose rows MySQL refuses, in one turn, and how long the turn takes at most.
+const APART_ROWS: usize = 200;
+const APART_TURN: Duration = Duration::from_millis(200);
+/// How often the log says how many rows of a tenant were refused.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How often this host notes in MySQL that it uses the tables.
+const NOTE_EVERY: Duration = Duration::from_secs(10);
 
 pub struct Drain {
-    pub mysql: Arc<RecordTable>,
-    pub writer: Arc<Writer>,
-    pub readers: Arc<ReadConnections>,
-    pub metrics: Arc<Metrics>,
+    mysql: Arc<RecordTable>,
+    writer: Arc<Writer>,
+    readers: Arc<ReadConnections>,
+    metrics: Arc<Metrics>,
+    /// Tenants some of whose rows MySQL refuses, and how far the drain has passed their rows.
+    apart: BTreeSet<Arc<str>>,
+    passed: Passed,
+    /// Whose turn among them was last.
+    last_apart: Option<Arc<str>>,
+    refusals: HashMap<Arc<str>, Refusals>,
+    /// What this host is called in MySQL, and when it last noted that it is there.
+    host: Uuid,
+    noted: Option<Instant>,
+}
+
+/// Refused rows of a tenant that the log has not told of.
+#[derive(Default)]
+struct Refusals {
+    rows: usize,
+    told: Option<Instant>,
 }
 
 /// Why a batch is still in the outbox.
 #[derive(Debug, thiserror::Error)]
 enum DrainError {
-    #[error("MySQL: {0}")]
-    MySql(#[from] mysql_async::Error),
-    #[error("MySQL does not take records: {0}")]
-    Insert(String),
+    #[error("{}", explain(.0))]
+    MySql(#[from] Error),
     #[error("{0}")]
     Outbox(#[from] StoreError),
     #[error("MySQL cannot be brought up to date: {0}")]
     Migrate(#[from] migrate::MigrateError),
 }
 
+impl DrainError {
+    fn of_mysql(&self) -> Option<&Error> {
+        match self {
+            Self::MySql(error) | Self::Migrate(migrate::MigrateError::MySql(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What became of rows.
+#[derive(Default)]
+struct Moved<'r> {
+    /// Those that are in MySQL now.
+    taken: Vec<&'r Placed>,
+    /// Those that MySQL refuses, and what it said.
+    refused: Vec<(&'r Placed, String)>,
+}
+
 impl Drain {
+    pub fn new(
+        mysql: Arc<RecordTable>,
+        writer: Arc<Writer>,
+        readers: Arc<ReadConnections>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            mysql,
+            writer,
+            readers,
+            metrics,
+            apart: BTreeSet::new(),
+            passed: None,
+            last_apart: None,
+            refusals: HashMap::new(),
+            host: Uuid::new_v4(),
+            noted: None,
+        }
+    }
+
     /// Moves rows until told to stop. A batch under way is finished, or left for the next start.
-    pub async fn run(self, mut stop: Stop) {
-        let mut connection = None;
+    pub async fn run(mut self, mut stop: Stop) {
+        let mysql = Arc::clone(&self.mysql);
         let mut backoff = Backoff::new(PAUSES);
         loop {
-            let moved = tokio::select! {
-                moved = self.batch(&mut connection) => moved,
-                () = stop.wait() => return,
+            let failed = tokio::select! {
+                failed = self.drain(&mysql, &mut backoff) => failed,
+                () = stop.wait() => break,
             };
-            match moved {
-                Ok(true) => backoff.reset(),
-                Ok(false) => {
-                    backoff.reset();
-                    tokio::select! {
-                        () = self.writer.appended.notified() => {}
-                        () = stop.wait() => return,
-                    }
+            if let Err(error) = &failed {
+                if let Some(error) = error.of_mysql() {
+                    // It may have become read-only, since another has taken its place.
+                    mysql.look_again(error);
                 }
-                Err(error) => {
-                    connection = None;
-                    if !matches!(error, DrainError::Outbox(_)) {
-                        // It may have become read-only, since another has taken its place.
-                        self.mysql.reconnect();
-                    }
-                    let pause = backoff.fail();
-                    self.metrics.records_drain_failures.inc();
-                    tracing::warn!(%error, pause_ms = pause.as_millis(), "records stay in the outbox");
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        () = stop.wait() => return,
-                    }
+                let pause = backoff.fail();
+                self.metrics.records_drain_failures.inc();
+                tracing::warn!(%error, pause_ms = pause.as_millis(), "records stay in the outbox");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = stop.wait() => break,
                 }
+            } else {
+                // Nothing waits. The connection is free for others meanwhile.
+                tokio::select! {
+                    () = self.writer.appended.notified() => {}
+                    () = tokio::time::sleep(NOTE_EVERY) => {}
+                    () = stop.wait() => break,
+                }
+            }
+        }
+        if self.noted.is_some() {
+            self.forget_host(&mysql).await;
+        }
+    }
+
+    /// Moves rows until there are none.
+    async fn drain(&mut self, mysql: &RecordTable, backoff: &mut Backoff) -> Result<(), DrainError> {
+        let mut inserter = None;
+        loop {
+            let oldest = self.readers.read(sqlite::oldest_time).await?;
+            let waits = oldest.map(|at| Duration::from_millis(now().saturating_sub(at)));
+            self.metrics.outbox_oldest_seconds.set(waits.unwrap_or_default().as_secs_f64());
+            if waits.is_none() && self.noted.is_some_and(|noted| noted.elapsed() < NOTE_EVERY) {
+                return Ok(());
+            }
+            let inserter = match &mut inserter {
+                Some(inserter) => inserter,
+                none => none.insert(self.begin(mysql).await?),
+            };
+            if waits.is_some() {
+                self.move_oldest(inserter).await?;
+                self.move_apart(inserter).await?;
+                backoff.reset();
+            }
+            // Last: a server that takes no rows does not take this either, and has said so before.
+            self.note_host(inserter).await;
+            if waits.is_none() {
+                return Ok(());
             }
         }
     }
 
-    /// Moves the oldest rows. False: there are none.
-    async fn batch(&self, connection: &mut Option<Inserter>) -> Result<bool, DrainError> {
-        let batch = self.readers.read(sqlite::oldest).await?;
-        let oldest = batch.first().map(|(_, row)| row.id.at());
-        self.metrics.records_oldest_seconds.set(oldest.map_or(0.0, age));
-        if batch.is_empty() {
-            return Ok(false);
+    /// Brings the tables up to date, if they are not, and prepares to insert.
+    async fn begin<'m>(&self, mysql: &'m RecordTable) -> Result<Inserter<'m>, DrainError> {
+        let mut connection = mysql.connect().await?;
+        migrate::mysql_up(&mut connection).await?;
+        Ok(Inserter::new(connection).await?)
+    }
+
+    /// Moves the oldest rows but for those that go apart.
+    async fn move_oldest(&mut self, inserter: &mut Inserter<'_>) -> Result<(), DrainError> {
+        let (apart, passed) = (self.apart.clone(), self.passed);
+        let Oldest { rows, passed } = self.readers.read(move |outbox| sqlite::oldest(outbox, &apart, passed)).await?;
+        self.passed = passed;
+        self.move_rows(inserter, &rows, None).await
+    }
+
+    /// Moves some rows of the next tenant whose rows go apart.
+    async fn move_apart(&mut self, inserter: &mut Inserter<'_>) -> Result<(), DrainError> {
+        let after = self.last_apart.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut next = self.apart.range::<Arc<str>, _>((after, Bound::Unbounded));
+        let Some(tenant) = next.next().or_else(|| self.apart.first()).cloned() else { return Ok(()) };
+        self.last_apart = Some(Arc::clone(&tenant));
+        let of = Arc::clone(&tenant);
+        let rows = self.readers.read(move |outbox| sqlite::some_of(outbox, &of, APART_ROWS)).await?;
+        let before = self.metrics.records_dead_letters.get();
+        self.move_rows(inserter, &rows, Some(Instant::now() + APART_TURN)).await?;
+        if self.metrics.records_dead_letters.get() == before {
+            // MySQL takes them again, or there are no more.
+            self.apart.remove(&tenant);
+            self.passed = None;
         }
-        let connection = match connection {
-            Some(connection) => connection,
-            None => {
-                migrate::mysql_up(&self.mysql.pool()).await?;
-                connection.insert(self.mysql.inserter().await?)
+        Ok(())
+    }
+
+    /// Moves rows, as many as there is time for.
+    async fn move_rows(
+        &mut self,
+        inserter: &mut Inserter<'_>,
+        rows: &[Placed],
+        until: Option<Instant>,
+    ) -> Result<(), DrainError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut moved = Moved::default();
+        let mut rest: Vec<&Placed> = rows.iter().collect();
+        let inserted = loop {
+            if rest.is_empty() || until.is_some_and(|until| Instant::now() >= until) {
+                break Ok(());
             }
-        };
-        let (places, rows): (Vec<i64>, Vec<Row>) = batch.into_iter().unzip();
-        let mut rest = rows.as_slice();
-        let mut refused = Vec::new();
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(connection.fitting(rest));
-            self.insert(connection, now, &mut refused).await?;
+            let fitting = inserter.fitting(rest.iter().map(|(_, row)| row));
+            let later = rest.split_off(fitting);
+            if let Err(error) = self.insert(inserter, rest, until, &mut moved).await {
+                break Err(error);
+            }
             rest = later;
-        }
-        let dead = refused.len();
-        let left = move |transaction: &Transaction<'_>| leave(transaction, &places, &rows, &refused);
-        let gone = self.writer.change(left).await?;
+        };
+        // Those that went through are done, whatever became of the others.
+        self.tell_refused(&moved.refused);
+        let dead = moved.refused.len();
+        let left = Left::new(moved);
+        let gone = self.writer.change(move |transaction| left.leave(transaction)).await?;
         self.metrics.records_dead_letters.inc_by(dead as u64);
         self.metrics.records_drained.inc_by(gone.saturating_sub(dead) as u64);
-        Ok(true)
+        Ok(inserted?)
     }
 
-    /// Inserts rows. Rows that MySQL will never take are added to `refused`.
-    async fn insert(
-        &self,
-        connection: &mut Inserter,
-        rows: &[Row],
-        refused: &mut Vec<(Row, String)>,
-    ) -> Result<(), DrainError> {
-        let mut parts = vec![rows];
-        while let Some(part) = parts.pop() {
-            match (connection.insert(part).await, part) {
-                (Ok(()), _) => {}
-                (Err(InsertError::Later(why)), _) => return Err(DrainError::Insert(why)),
+    /// Inserts rows. Where MySQL will never take one, the others of its tenant are left for later, unless they go apart
+    /// already and there is time `until` then.
+    async fn insert<'r>(
+        &mut self,
+        inserter: &mut Inserter<'_>,
+        part: Vec<&'r Placed>,
+        until: Option<Instant>,
+        moved: &mut Moved<'r>,
+    ) -> Result<(), Error> {
+        let mut parts = vec![part];
+        while let Some(mut part) = parts.pop() {
+            match until {
+                None => part.retain(|(_, row)| !self.apart.contains(&row.collection.tenant)),
+                Some(until) if Instant::now() >= until => return Ok(()),
+                Some(_) => {}
+            }
+            let some: Vec<_> = part.iter().map(|(_, row)| row).collect();
+            if some.is_empty() {
+                continue;
+            }
+            match (inserter.insert(&some).await, &part[..]) {
+                (Ok(()), _) => moved.taken.extend(part),
+                (Err(InsertError::Later(error)), _) => return Err(error),
                 (Err(InsertError::Row(error)), [row]) => {
-                    tracing::error!(
-                        tenant.name = %row.collection.tenant,
-                        record.id = %row.id,
-                        record.collection = %row.collection.name,
-                        %error,
-                        "MySQL refuses a record; it is now among the dead letters"
-                    );
-                    refused.push((row.clone(), error));
+                    self.apart.insert(Arc::clone(&row.1.collection.tenant));
+                    moved.refused.push((row, error));
                 }
                 (Err(InsertError::Row(_)), part) => {
                     let (one, other) = part.split_at(part.len() / 2);
-                    parts.extend([other, one]);
+                    parts.extend([other.to_vec(), one.to_vec()]);
                 }
             }
         }
         Ok(())
     }
-}
 
-/// Takes rows out of the outbox. Refused rows go to the dead letters, where they still count as their tenant's bytes,
-/// so that they are bounded too. If retention has deleted a row since it was read, its place may have another row by
-/// now. That row stays.
-fn leave(
-    transaction: &Transaction<'_>,
-    places: &[i64],
-    rows: &[Row],
-    refused: &[(Row, String)],
-) -> rusqlite::Result<Freed> {
-    let dead: HashSet<RecordId> = refused.iter().map(|(row, _)| row.id).collect();
-    let mut statement = transaction.prepare_cached("DELETE FROM records WHERE seq = ?1 AND id = ?2")?;
-    let mut freed = Freed::default();
-    for (place, row) in places.iter().zip(rows) {
-        if statement.execute(params![place, row.id.bytes()])? == 0 {
-            continue;
+    /// Logs refused rows, at most one line for each tenant now and then.
+    fn tell_refused(&mut self, refused: &[(&Placed, String)]) {
+        let mut by_tenant: HashMap<&Arc<str>, (usize, &Row, &str)> = HashMap::new();
+        for ((_, row), error) in refused {
+            by_tenant.entry(&row.collection.tenant).or_insert((0, row, error)).0 += 1;
         }
-        freed.rows += 1;
-        if !dead.contains(&row.id) {
-            freed.add(&row.collection.tenant, row.cost());
+        for (tenant, (count, row, error)) in by_tenant {
+            let refusals = self.refusals.entry(Arc::clone(tenant)).or_default();
+            refusals.rows += count;
+            if refusals.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+                continue;
+            }
+            tracing::error!(
+                tenant.name = %tenant,
+                refused = refusals.rows,
+                record.id = %row.id,
+                record.collection = %row.collection.name,
+                %error,
+                "MySQL refuses records, such as this one; they are now among the dead letters"
+            );
+            *refusals = Refusals { rows: 0, told: Some(Instant::now()) };
         }
     }
-    // The dead letters take the room that the other rows leave. Otherwise a full outbox would have to keep them all.
-    for (Row { id, collection, data }, error) in refused {
-        transaction.execute(
-            "INSERT OR IGNORE INTO dead_letters (id, tenant, collection, data, error) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![id.bytes(), &*collection.tenant, &*collection.name, data, error],
+
+    /// Notes in MySQL that this host uses the tables, so that nobody takes them away.
+    async fn note_host(&mut self, inserter: &mut Inserter<'_>) {
+        if self.noted.is_some_and(|noted| noted.elapsed() < NOTE_EVERY) {
+            return;
+        }
+        self.noted = Some(Instant::now());
+        let (id, name) =
+            (self.host.as_bytes().to_vec(), rustix::system::uname().nodename().to_string_lossy().into_owned());
+        let noted = inserter.run(async |connection| {
+            let sql = "INSERT INTO hosts (id, name, seen) VALUES (?, ?, CURRENT_TIMESTAMP) \
+                ON DUPLICATE KEY UPDATE seen = CURRENT_TIMESTAMP";
+            connection.exec_drop(sql, (id, name)).await?;
+            connection.query_drop("DELETE FROM hosts WHERE seen < CURRENT_TIMESTAMP - INTERVAL 1 DAY").await
+        });
+        if let Err(error) = noted.await {
+            tracing::debug!(error = explain(&error), "this host is not noted in MySQL");
+        }
+    }
+
+    async fn forget_host(&self, mysql: &RecordTable) {
+        let id = self.host.as_bytes().to_vec();
+        let forgotten = async {
+            let mut connection = mysql.connect().await?;
+            let deadline = Instant::now() + Duration::from_secs(1);
+            let sql = "DELETE FROM hosts WHERE id = ?";
+            connection.run(deadline, async |connection| connection.exec_drop(sql, (id,)).await).await
+        };
+        if let Err(error) = forgotten.await {
+            tracing::debug!(error = explain(&error), "this host is still noted in MySQL");
+        }
+    }
+}
+
+/// Rows that leave the outbox.
+struct Left {
+    /// Their places, their ids, and how much room they leave.
+    taken: Vec<(i64, RecordId, Arc<str>, u64)>,
+    refused: Vec<(Placed, String)>,
+}
+
+impl Left {
+    fn new(moved: Moved<'_>) -> Self {
+        let left = |(place, row): &Placed| (*place, row.id, Arc::clone(&row.collection.tenant), row.cost());
+        let taken = moved.taken.into_iter().map(left).collect();
+        Self { taken, refused: moved.refused.into_iter().map(|(row, error)| (row.clone(), error)).collect() }
+    }
+
+    /// Takes them out. Refused rows go to the dead letters, where they still count as their tenant's bytes, so that they
+    /// are bounded too. If retention has deleted a row since it was read, its place may have another row by now. That
+    /// row stays.
+    fn leave(&self, transaction: &Transaction<'_>) -> rusqlite::Result<Freed> {
+        let mut delete = transaction.prepare_cached("DELETE FROM records WHERE seq = ?1 AND id = ?2")?;
+        let mut freed = Freed::default();
+        for (place, id, tenant, cost) in &self.taken {
+            if delete.execute(params![place, id.bytes()])? > 0 {
+                freed.add(tenant, 1, *cost);
+            }
+        }
+        // The dead letters take the room that the other rows leave. Otherwise a full outbox would have to keep them all.
+        let mut put_aside = transaction.prepare_cached(
+            "INSERT OR IGNORE INTO dead_letters (id, tenant, collection, data, at, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
+        for ((place, Row { id, at, collection, data }), error) in &self.refused {
+            if delete.execute(params![place, id.bytes()])? > 0 {
+                freed.add(&collection.tenant, 1, 0);
+                put_aside.execute(params![id.bytes(), &*collection.tenant, &*collection.name, data, at, error])?;
+            }
+        }
+        Ok(freed)
     }
-    Ok(freed)
-}
-
-/// Seconds since a time in milliseconds.
-fn age(at: u64) -> f64 {
-    let at = UNIX_EPOCH + Duration::from_millis(at);
-    SystemTime::now().duration_since(at).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]
@@ -201,16 +389,45 @@ mod tests {
         let collection = Collection::new(&"t".into(), "c").unwrap();
         let row = |data: &str| rows(&collection, vec![data.into()]).unwrap();
         sqlite::insert(&connection, &row("read")).unwrap();
-        let (places, read): (Vec<i64>, Vec<Row>) = sqlite::oldest(&connection).unwrap().into_iter().unzip();
+        let oldest = |connection: &_| sqlite::oldest(connection, &BTreeSet::new(), None).unwrap().rows;
+        let read = oldest(&connection);
         // Meanwhile retention deletes the row, and another comes.
         connection.execute("DELETE FROM records", []).unwrap();
         sqlite::insert(&connection, &row("another")).unwrap();
-        assert_eq!(sqlite::oldest(&connection).unwrap()[0].0, places[0], "the place is taken again");
+        assert_eq!(oldest(&connection)[0].0, read[0].0, "the place is taken again");
         let transaction = connection.transaction().unwrap();
-        assert_eq!(leave(&transaction, &places, &read, &[]).unwrap().rows, 0);
+        let left = Left::new(Moved { taken: read.iter().collect(), refused: Vec::new() });
+        assert_eq!(left.leave(&transaction).unwrap().rows(), 0);
         transaction.commit().unwrap();
-        assert_eq!(sqlite::oldest(&connection).unwrap()[0].1.data, b"another");
+        assert_eq!(oldest(&connection)[0].1.data, b"another");
         // The last connection takes the write-ahead log with it.
+        drop(connection);
+        std::fs::remove_file(file).unwrap();
+    }
+
+    #[test]
+    fn rows_that_go_apart_are_passed_and_places_that_are_used_again_are_not() {
+        let file = std::env::temp_dir().join(format!("edge-relay-apart-{}", std::process::id()));
+        let mut connection = sqlite::open(&file, 1 << 20).unwrap();
+        migrate::sqlite_up(&mut connection).unwrap();
+        let row = |tenant: &str| rows(&Collection::new(&tenant.into(), "c").unwrap(), vec![tenant.into()]).unwrap();
+        let apart = BTreeSet::from(["bad".into()]);
+        let oldest = |passed| {
+            let Oldest { rows, passed } = sqlite::oldest(&connection, &apart, passed).unwrap();
+            (rows.into_iter().map(|(place, _)| place).collect::<Vec<_>>(), passed)
+        };
+        for tenant in ["bad", "bad", "good", "bad"] {
+            sqlite::insert(&connection, &row(tenant)).unwrap();
+        }
+        let (places, passed) = oldest(None);
+        assert_eq!((&places[..], passed.map(|(place, _)| place)), (&[3][..], Some(2)));
+        connection.execute("DELETE FROM records WHERE seq = 3", []).unwrap();
+        let (places, passed) = oldest(passed);
+        assert_eq!((&places[..], passed.map(|(place, _)| place)), (&[][..], Some(4)));
+        // All are gone, and their places have others.
+        connection.execute("DELETE FROM records", []).unwrap();
+        (0..5).for_each(|_| sqlite::insert(&connection, &row("good")).unwrap());
+        assert_eq!(oldest(passed).0, [1, 2, 3, 4, 5]);
         drop(connection);
         std::fs::remove_file(file).unwrap();
     }

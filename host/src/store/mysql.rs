@@ -1,340 +1,263 @@
 //! MySQL: the database that an outbox's rows go to and are read from.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
-
-use config::{MySqlUrl, grants::Secret};
-use mysql_async::{
-    Conn, DriverError, Error, Opts, OptsBuilder, Params, Pool, PoolConstraints, PoolOpts, SslOpts, Value,
-    prelude::{FromRow, Query as _, Queryable, WithParams},
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
 };
-use tokio::time::timeout;
+
+use config::{StoreConfig, grants::Secret};
+use mysql_async::{Conn, Error, Params, Value, prelude::Queryable};
+use tokio::time::sleep;
 
 use crate::{
     store::{
         StoreError,
-        record::{Collection, Part, Query, Record, RecordId, Row},
+        record::{Collection, Part, Query, Record, RecordId},
     },
     sync::Mutex,
-    tls,
 };
 
-/// Most connections at once.
-const MAX_CONNECTIONS: usize = 8;
+mod connections;
+mod errors;
+mod insert;
+mod url;
+
+pub use crate::store::mysql::{
+    connections::{Connections, Lent},
+    errors::{explain, is_refused_login},
+    insert::{InsertError, Inserter},
+    url::{BadUrl, parse_url},
+};
+
+/// Most connections that read at once.
+const MAX_READERS: usize = 7;
 /// Deadlines for a connection and for a statement.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const QUERY_DEADLINE: Duration = Duration::from_secs(30);
-/// How old a connection may become.
-const GREATEST_AGE: Duration = Duration::from_secs(300);
-/// Most bytes of one statement. If half of what the server takes (`max_allowed_packet`) is less, that counts.
-const MAX_STATEMENT: usize = 8 << 20;
-/// Bytes that a statement needs for each row besides its data.
-const ROW_STATEMENT_BYTES: usize = 300;
-/// Most rows of one statement.
-const STATEMENT_ROWS: usize = 1000;
-
-/// MySQL's errors ER_NO_SUCH_TABLE and ER_DUP_ENTRY.
+/// MySQL's errors ER_NO_SUCH_TABLE and ER_BAD_FIELD_ERROR.
 const NO_SUCH_TABLE: u16 = 1146;
-const DUPLICATE: u16 = 1062;
-
-/// Why rows were not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum InsertError {
-    /// The server will never take one of these rows.
-    #[error("{0}")]
-    Row(String),
-    /// The server may take them later.
-    #[error("{0}")]
-    Later(String),
-}
-
-/// The driver refuses the URL of the database. Its reason is left out: it may repeat parts of the URL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("store.url is not a MySQL URL")]
-pub struct BadUrl;
-
-/// Reads a `mysql://` URL as the driver does. The check of the configuration uses it.
-pub fn parse_url(url: &str) -> Option<MySqlUrl> {
-    let opts = Opts::from_url(url).ok()?;
-    Some(MySqlUrl { has_database: opts.db_name().is_some(), has_password: opts.pass().is_some() })
-}
-
-/// Whether a URL says what to prefer.
-fn names_prefer_socket(url: &str) -> bool {
-    let query = url.split_once('?').map_or("", |(_, query)| query);
-    form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "prefer_socket")
-}
+const NO_SUCH_COLUMN: u16 = 1054;
+/// How often a read is tried again while the tables are brought up to date, and after what pause.
+const TRIES: u32 = 20;
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// The table of records.
 pub struct RecordTable {
-    opts: Opts,
-    pool: Mutex<Pool>,
+    connections: Connections,
+    url: Mutex<Secret>,
+    /// The file that the URL was read from.
+    file: Option<PathBuf>,
 }
 
 impl RecordTable {
-    /// Connects when it is first used.
-    pub fn new(url: &Secret) -> Result<Self, BadUrl> {
-        let opts = Opts::from_url(url.reveal()).map_err(|_| BadUrl)?;
-        // A connection that has not been used for a while is closed: firewalls on the way drop such connections
-        // silently.
-        let bounds = PoolConstraints::new(0, MAX_CONNECTIONS).unwrap_or_default();
-        let pool = PoolOpts::new()
-            .with_constraints(bounds)
-            .with_inactive_connection_ttl(Duration::from_secs(60))
-            // Reads follow a server that has moved.
-            .with_abs_conn_ttl(Some(GREATEST_AGE))
-            .with_abs_conn_ttl_jitter(Some(GREATEST_AGE / 4));
-        let tls = opts.ssl_opts().cloned().map(trusting);
-        let prefers_socket = opts.prefer_socket() && names_prefer_socket(url.reveal());
-        let opts = OptsBuilder::from_opts(opts).ssl_opts(tls).pool_opts(pool).stmt_cache_size(8);
-        // A path that the server names may be another server's here.
-        let opts = opts.prefer_socket(prefers_socket);
-        // Each statement is its own transaction, whatever the server's default.
-        let opts = opts.setup(vec!["SET autocommit = 1"]);
-        let opts = Opts::from(opts);
-        Ok(Self { pool: Mutex::new(Pool::new(opts.clone())), opts })
+    /// The table that a configuration names, if it names MySQL. It connects when it is first used.
+    pub fn of(config: &StoreConfig) -> Result<Option<Self>, BadUrl> {
+        let Some(url) = &config.mysql else { return Ok(None) };
+        let connections = Connections::new(url::opts(url.reveal())?, MAX_READERS);
+        Ok(Some(Self { connections, url: Mutex::new(url.clone()), file: config.mysql_file.clone() }))
     }
 
-    pub fn pool(&self) -> Pool {
-        self.pool.lock().clone()
-    }
-
-    /// Has what begins from now on connect anew: the address may be another server's. What is under way goes on.
-    pub fn reconnect(&self) {
-        let before = std::mem::replace(&mut *self.pool.lock(), Pool::new(self.opts.clone()));
-        tokio::spawn(async move {
-            if let Err(error) = before.disconnect().await {
-                tracing::debug!(%error, "connections to MySQL were not closed");
-            }
+    /// Reads the URL again, if it is in a file. What begins from then on connects with a new one.
+    pub fn read_url_again(&self) {
+        let Some(file) = &self.file else { return };
+        let read = std::fs::read_to_string(file).map_err(|error| error.to_string());
+        let opts = read.and_then(|text| {
+            let found = Secret::from(text.trim());
+            let is_new = self.url.lock().reveal() != found.reveal();
+            let opts = url::opts(found.reveal()).map_err(|error| error.to_string())?;
+            *self.url.lock() = found;
+            Ok(is_new.then_some(opts))
         });
+        let file = file.display();
+        match opts {
+            Ok(None) => {}
+            Ok(Some(opts)) => {
+                self.connections.change(opts);
+                tracing::info!(%file, "the URL of MySQL was read again");
+            }
+            Err(error) => tracing::error!(%file, %error, "the URL of MySQL cannot be read again; the last one is used"),
+        }
     }
 
-    pub async fn connect(&self) -> Result<Conn, Error> {
-        within(CONNECT_DEADLINE, self.pool().get_conn()).await
+    /// Prepares for another try after this error: what was refused may be due to the address, or to the password.
+    pub fn look_again(&self, error: &Error) {
+        self.connections.forget();
+        if is_refused_login(error) {
+            self.read_url_again();
+        }
     }
 
-    /// A connection to insert with.
-    pub async fn inserter(&self) -> Result<Inserter, Error> {
-        let mut connection = self.connect().await?;
-        let packet = within(QUERY_DEADLINE, connection.query_first::<usize, _>("SELECT @@max_allowed_packet")).await?;
-        Ok(Inserter { connection, packet: packet.unwrap_or(MAX_STATEMENT) })
+    /// A connection for the one task that writes.
+    pub async fn connect(&self) -> Result<Lent<'_>, Error> {
+        self.connections.take_extra(Instant::now() + CONNECT_DEADLINE).await
+    }
+
+    /// Does something with one of the connections that are for readers.
+    async fn run<T>(
+        &self,
+        deadline: Instant,
+        work: impl AsyncFnOnce(&mut Conn) -> Result<T, Error>,
+    ) -> Result<T, StoreError> {
+        let done = async { self.connections.take(deadline).await?.run(deadline, work).await };
+        done.await.map_err(|error| {
+            if is_refused_login(&error) {
+                self.read_url_again();
+            }
+            StoreError::Unavailable(explain(&error))
+        })
     }
 
     /// The records that a query finds.
-    pub async fn select(&self, collection: &Collection, query: &Query) -> Result<Part, StoreError> {
-        let mut connection = self.connect().await.map_err(unavailable)?;
-        let (from, to) = query.bounds();
-        // The lengths come first, so that large rows are not fetched only to be dropped.
-        let lengths = Select { columns: "id, LENGTH(data)", collection, query, from, to, limit: query.limit() };
-        let lengths: Vec<(Vec<u8>, usize)> = match lengths.fetch(&mut connection).await {
-            // There are no rows before there is a table: the drain makes it.
-            Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => return Ok(Part::default()),
-            lengths => lengths.map_err(unavailable)?,
+    pub async fn select(&self, collection: &Collection, query: &Query, deadline: Instant) -> Result<Part, StoreError> {
+        let mut tries = 0;
+        let selected = async |connection: &mut Conn| loop {
+            match select(connection, collection, query).await {
+                // There are no rows before there is a table: the drain makes it.
+                Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => return Ok(Part::default()),
+                // It is making it.
+                Err(Error::Server(server)) if server.code == NO_SUCH_COLUMN && tries < TRIES => {
+                    tries += 1;
+                    sleep(TRY_AGAIN).await;
+                }
+                selected => return selected,
+            }
         };
-        let count = query.fitting(lengths.iter().map(|(_, length)| *length));
-        let Some((last, _)) = count.checked_sub(1).and_then(|nth| lengths.get(nth)) else { return Ok(Part::default()) };
-        let (last, is_cut) = (record_id(last)?, count < lengths.len() || lengths.len() == query.limit());
-        // Rows may come and go in between, so the second statement has bounds of its own.
-        let (from, to) = if query.newest_first() { (last, to) } else { (from, last.next()) };
-        let rows = Select { columns: "id, data", collection, query, from, to, limit: count };
-        let rows: Vec<(Vec<u8>, Vec<u8>)> = rows.fetch(&mut connection).await.map_err(unavailable)?;
-        let records: Vec<_> = rows.into_iter().map(record).collect::<Result<_, _>>()?;
-        let cut_at = match records.last() {
-            // Some have come, so that not all were fetched.
-            Some(end) if records.len() == count && end.id != last => Some(end.id),
-            _ => is_cut.then_some(last),
-        };
-        Ok(Part { records, cut_at })
+        self.run(deadline, selected).await
     }
 
     /// The first collection of a tenant whose name is at least `from` and below `to`.
     pub async fn collection(&self, tenant: &Arc<str>, from: &str, to: &str) -> Result<Option<Collection>, StoreError> {
-        let found = async {
-            let mut connection = self.connect().await?;
-            let sql = "SELECT collection FROM records WHERE tenant = ? AND collection >= ? AND collection < ? \
-                ORDER BY collection LIMIT 1";
-            let parameters = (tenant.as_bytes(), from.as_bytes(), to.as_bytes());
-            within(QUERY_DEADLINE, connection.exec_first::<Vec<u8>, _, _>(sql, parameters)).await
-        };
-        let name = found.await.map_err(unavailable)?;
+        let sql = "SELECT collection FROM records WHERE tenant = ? AND collection >= ? AND collection < ? \
+            ORDER BY collection LIMIT 1";
+        let parameters = (tenant.as_bytes(), from.as_bytes(), to.as_bytes());
+        let found = async |connection: &mut Conn| connection.exec_first::<Vec<u8>, _, _>(sql, parameters).await;
+        let name = self.run(Instant::now() + QUERY_DEADLINE, found).await?;
         let name = name.map(|name| String::from_utf8_lossy(&name).into());
         Ok(name.map(|name| Collection { tenant: Arc::clone(tenant), name }))
     }
 
-    /// Deletes at most `most` rows with ids below `before`. Returns how many.
-    pub async fn delete_before(
-        &self,
-        collection: &Collection,
-        before: RecordId,
-        most: usize,
-    ) -> Result<u64, StoreError> {
-        let deleted = async {
-            let mut connection = self.connect().await?;
-            let parameters = (collection.tenant.as_bytes(), collection.name.as_bytes(), before.bytes().to_vec(), most);
-            let sql = "DELETE FROM records WHERE tenant = ? AND collection = ? AND id < ? LIMIT ?";
-            within(QUERY_DEADLINE, connection.exec_drop(sql, parameters)).await?;
-            Ok(connection.affected_rows())
+    /// Deletes at most `most` rows that were appended before a time in milliseconds. Returns how many.
+    pub async fn delete_before(&self, collection: &Collection, before: u64, most: usize) -> Result<u64, StoreError> {
+        let (tenant, name) = (collection.tenant.as_bytes(), collection.name.as_bytes());
+        let deleted = async |connection: &mut Conn| {
+            let sql = "DELETE FROM records WHERE tenant = ? AND collection = ? AND id < ? AND at IS NULL LIMIT ?";
+            let first = RecordId::first_of(before).bytes().to_vec();
+            connection.exec_drop(sql, (tenant, name, first, most)).await?;
+            let deleted = connection.affected_rows();
+            let sql = "SELECT id FROM record_times WHERE tenant = ? AND collection = ? AND at < ? ORDER BY at LIMIT ?";
+            let moved: Vec<Vec<u8>> = connection.exec(sql, (tenant, name, before, most)).await?;
+            if moved.is_empty() {
+                return Ok(deleted);
+            }
+            let count = moved.len() as u64;
+            let ids = vec!["?"; moved.len()].join(",");
+            let names = [tenant, name].map(|name| Value::Bytes(name.to_vec()));
+            let of: Vec<_> = names.into_iter().chain(moved.into_iter().map(Value::Bytes)).collect();
+            for table in ["records", "record_times"] {
+                let sql = format!("DELETE FROM {table} WHERE tenant = ? AND collection = ? AND id IN ({ids})");
+                connection.exec_drop(sql, Params::Positional(of.clone())).await?;
+            }
+            Ok(deleted + count)
         };
-        deleted.await.map_err(unavailable)
+        self.run(Instant::now() + QUERY_DEADLINE, deleted).await
+    }
+
+    /// The server's time, in milliseconds since 1970.
+    pub async fn now(&self) -> Result<u64, StoreError> {
+        let sql = "SELECT UNIX_TIMESTAMP()";
+        let now = async |connection: &mut Conn| connection.query_first::<u64, _>(sql).await;
+        let seconds = self.run(Instant::now() + QUERY_DEADLINE, now).await?;
+        Ok(seconds.unwrap_or_default().saturating_mul(1000))
     }
 }
 
+async fn select(connection: &mut Conn, collection: &Collection, query: &Query) -> Result<Part, Error> {
+    let (from, to) = query.bounds();
+    let moved = Some(RecordId::MAX);
+    // The lengths come first, so that large rows are not fetched only to be dropped.
+    let select = Select { content: "LENGTH(data)", collection, query, from, to, moved, limit: query.limit() };
+    let (sql, parameters) = select.statement();
+    let lengths: Vec<(Vec<u8>, Option<u64>, usize)> = connection.exec(sql, parameters).await?;
+    let count = query.fitting(lengths.iter().map(|(_, _, length)| *length));
+    let Some((last, ..)) = count.checked_sub(1).and_then(|nth| lengths.get(nth)) else { return Ok(Part::default()) };
+    let (last, is_cut) = (record_id(last)?, count < lengths.len() || lengths.len() == query.limit());
+    // Rows may come and go in between, so the second statement has bounds of its own.
+    let (from, end) = if query.newest_first() { (last, to) } else { (from, last.next()) };
+    let moved = lengths.iter().any(|(_, at, _)| at.is_some()).then_some(end);
+    let to = end.min(to);
+    let (sql, parameters) = Select { content: "data", from, to, moved, limit: count, ..select }.statement();
+    let rows: Vec<(Vec<u8>, Option<u64>, Vec<u8>)> = connection.exec(sql, parameters).await?;
+    let records: Vec<_> = rows
+        .into_iter()
+        .map(|(id, at, data)| Ok(Record { id: record_id(&id)?, at, data }))
+        .collect::<Result<_, Error>>()?;
+    let cut_at = match records.last() {
+        // Some have come, so that not all were fetched.
+        Some(end) if records.len() == count && end.id != last => Some(end.id),
+        _ => is_cut.then_some(last),
+    };
+    Ok(Part { records, cut_at })
+}
+
 /// A statement that reads rows of a collection, in a query's order.
+#[derive(Clone, Copy)]
 struct Select<'s> {
-    columns: &'static str,
+    content: &'static str,
     collection: &'s Collection,
     query: &'s Query,
     from: RecordId,
     to: RecordId,
+    /// To before which id there may be rows whose time is not their id's. `None`: there are none.
+    moved: Option<RecordId>,
     limit: usize,
 }
 
 impl Select<'_> {
-    async fn fetch<T: FromRow + Send + 'static>(&self, connection: &mut Conn) -> Result<Vec<T>, Error> {
-        let Self { columns, collection, query, from, to, limit } = self;
-        let order = if query.newest_first() { "DESC" } else { "ASC" };
-        let sql = format!(
-            "SELECT {columns} FROM records WHERE tenant = ? AND collection = ? AND id >= ? AND id < ? \
-             ORDER BY id {order} LIMIT ?"
-        );
+    fn statement(self) -> (String, Params) {
+        let Self { content, collection, query, from, to, moved, limit } = self;
         let bytes = |bytes: &[u8]| Value::Bytes(bytes.to_vec());
-        let [tenant, name] = [&collection.tenant, &collection.name].map(|name| bytes(name.as_bytes()));
-        let [from, to] = [from, to].map(|id| bytes(&id.bytes()));
-        let parameters = Params::Positional(vec![tenant, name, from, to, Value::UInt(*limit as u64)]);
-        within(QUERY_DEADLINE, sql.with(parameters).fetch(connection)).await
+        let place = |to: RecordId| {
+            let names = [&collection.tenant, &collection.name].map(|name| bytes(name.as_bytes()));
+            names.into_iter().chain([from, to].map(|id| bytes(&id.bytes()))).collect::<Vec<_>>()
+        };
+        let order = if query.newest_first() { "DESC" } else { "ASC" };
+        let end = format!("ORDER BY id {order} LIMIT {limit}");
+        let within = "WHERE tenant = ? AND collection = ? AND id >= ? AND id < ?";
+        let select = format!("SELECT id, at, {content} FROM records {within}");
+        let mut parameters = place(to);
+        let sql = match (query.times(), moved) {
+            (None, _) => format!("{select} {end}"),
+            (Some(_), None) => format!("{select} AND at IS NULL {end}"),
+            (Some((since, before)), Some(to)) => {
+                parameters.extend(place(to));
+                parameters.extend([since, before].map(Value::UInt));
+                let times = format!("SELECT tenant, collection, id FROM record_times {within} AND at >= ? AND at < ?");
+                let join = "JOIN records USING (tenant, collection, id)";
+                let moved = format!("SELECT id, records.at, {content} FROM ({times} {end}) AS times {join}");
+                format!("({select} AND at IS NULL {end}) UNION ALL ({moved}) {end}")
+            }
+        };
+        (sql, Params::Positional(parameters))
     }
-}
-
-/// TLS to MySQL trusts the same roots as TLS to upstreams.
-fn trusting(tls: SslOpts) -> SslOpts {
-    // The driver would fail on a root that it cannot parse.
-    // `serve` has read them before, and has ended with an error if it could not.
-    let roots = tls::roots().unwrap_or_default().iter().map(|root| root.to_vec().into()).collect();
-    tls.with_disable_built_in_roots(true).with_root_certs(roots)
-}
-
-fn unavailable(error: Error) -> StoreError {
-    StoreError::Unavailable(format!("MySQL: {error}"))
-}
-
-fn record((id, data): (Vec<u8>, Vec<u8>)) -> Result<Record, StoreError> {
-    Ok(Record { id: record_id(&id)?, data })
 }
 
 /// An id that has not its 16 bytes was written by somebody else, into a table that somebody else has changed.
-fn record_id(id: &[u8]) -> Result<RecordId, StoreError> {
-    let foreign = || format!("MySQL: the id of a record is not a UUID of 16 bytes: {}", id.escape_ascii());
-    let id = <[u8; 16]>::try_from(id).map_err(|_| StoreError::Unavailable(foreign()))?;
+fn record_id(id: &[u8]) -> Result<RecordId, Error> {
+    let foreign = || format!("the id of a record is not a UUID of 16 bytes: {}", id.escape_ascii());
+    let id = <[u8; 16]>::try_from(id).map_err(|_| Error::Other(foreign().into()))?;
     Ok(RecordId::from(id))
 }
 
-/// A connection to insert with. After [`InsertError::Later`] it must not be used again.
-pub struct Inserter {
-    connection: Conn,
-    /// Most bytes that the server takes at once.
-    packet: usize,
-}
-
-impl Inserter {
-    /// Inserts the rows that are not there yet, all or none. Only a row with the same tenant, collection and id is there
-    /// already.
-    pub async fn insert(&mut self, rows: &[Row]) -> Result<(), InsertError> {
-        // The driver would report a statement that is too long as a broken connection.
-        if let [row] = rows
-            && row.data.len() + ROW_STATEMENT_BYTES > self.packet
-        {
-            return Err(InsertError::Row(format!("it has more bytes than max_allowed_packet allows, {}", self.packet)));
-        }
-        match self.try_insert(rows.iter()).await {
-            Err(Error::Server(server)) if server.code == DUPLICATE => {
-                let there = self.there(rows).await?;
-                let missing: Vec<_> = rows.iter().filter(|row| !there.contains(&key(row))).collect();
-                if missing.len() == rows.len() {
-                    // Another unique key than that of records.
-                    return Err(InsertError::Row(server.to_string()));
-                }
-                // Those that are there came from here, when the answer was lost.
-                match missing.is_empty() {
-                    true => Ok(()),
-                    false => self.try_insert(missing.into_iter()).await.map_err(InsertError::from),
-                }
-            }
-            inserted => inserted.map_err(InsertError::from),
-        }
-    }
-
-    async fn try_insert(&mut self, rows: impl Iterator<Item = &Row>) -> Result<(), Error> {
-        let mut sql = String::from("INSERT INTO records (tenant, collection, id, data) VALUES ");
-        let mut values = Vec::new();
-        for (nth, row) in rows.enumerate() {
-            sql.push_str(if nth == 0 { "(?,?,?,?)" } else { ",(?,?,?,?)" });
-            values.extend(key(row).map(Value::Bytes));
-            values.push(Value::Bytes(row.data.clone()));
-        }
-        within(QUERY_DEADLINE, self.connection.exec_drop(sql, Params::Positional(values))).await
-    }
-
-    /// The keys of those of these rows that are there already.
-    async fn there(&mut self, rows: &[Row]) -> Result<HashSet<Key>, Error> {
-        let keys = vec!["(?,?,?)"; rows.len()].join(",");
-        let sql = format!("SELECT tenant, collection, id FROM records WHERE (tenant, collection, id) IN ({keys})");
-        let values = rows.iter().flat_map(key).map(Value::Bytes).collect();
-        let found = self.connection.exec::<(Vec<u8>, Vec<u8>, Vec<u8>), _, _>(sql, Params::Positional(values));
-        let found = within(QUERY_DEADLINE, found).await?;
-        Ok(found.into_iter().map(|(tenant, collection, id)| [tenant, collection, id]).collect())
-    }
-
-    /// How many of these rows fit into one statement, at least one.
-    pub fn fitting(&self, rows: &[Row]) -> usize {
-        let most = MAX_STATEMENT.min(self.packet / 2);
-        let mut bytes = 0;
-        let fits = |row: &&Row| {
-            bytes += row.data.len() + ROW_STATEMENT_BYTES;
-            bytes <= most
-        };
-        rows.iter().take(STATEMENT_ROWS).take_while(fits).count().max(1)
-    }
-}
-
-/// A row's key: its tenant, collection and id.
-type Key = [Vec<u8>; 3];
-
-fn key(row: &Row) -> Key {
-    [row.collection.tenant.as_bytes().to_vec(), row.collection.name.as_bytes().to_vec(), row.id.bytes().to_vec()]
-}
-
-async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let late = || Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
-    timeout(deadline, work).await.unwrap_or_else(|_| Err(late()))
-}
-
-impl From<Error> for InsertError {
-    /// Tells whether a row or the server is at fault. An error that is not known to be a row's counts as the server's,
-    /// and its rows wait.
-    fn from(error: Error) -> Self {
-        let of_row = match &error {
-            Error::Driver(DriverError::PacketTooLarge) => true,
-            // Data exceptions and integrity constraints by their class (SQLSTATE), the rest by number: packet too large,
-            // row too large, incorrect value, a CHECK constraint (MySQL's and MariaDB's).
-            Error::Server(server) => {
-                server.state.starts_with("22")
-                    || server.state.starts_with("23")
-                    || matches!(server.code, 1153 | 1118 | 1366 | 3819 | 4025)
-            }
-            _ => false,
-        };
-        if of_row { Self::Row(error.to_string()) } else { Self::Later(error.to_string()) }
-    }
-}
-
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_id_that_is_none_is_named() {
-        assert_eq!(record((vec![7; 16], b"data".to_vec())).unwrap().id.bytes(), [7; 16]);
-        let error = record((b"short\x01".to_vec(), Vec::new())).unwrap_err();
-        assert_eq!(error.reason(), "unavailable");
-        assert!(error.to_string().ends_with(": short\\x01"), "{error}");
+        assert_eq!(record_id(&[7; 16]).unwrap().bytes(), [7; 16]);
+        let error = explain(&record_id(b"short\x01").unwrap_err());
+        assert!(error.ends_with(": short\\x01"), "{error}");
     }
 }

@@ -1,8 +1,16 @@
 //! Records, their ids, and the queries for them.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use uuid::Uuid;
+use uuid::{ContextV7, Timestamp, Uuid};
 
 use crate::store::StoreError;
 
@@ -18,14 +26,30 @@ const ROW_OVERHEAD: usize = 100;
 /// Bits of an id below its milliseconds.
 const BELOW_TIME: u32 = 80;
 
-/// A UUIDv7 (RFC 9562). Ids made by one host sort in the order they were made, whatever its clock does.
+/// A UUIDv7 (RFC 9562). Ids made by one host sort in the order they were made, whatever its clock does, also over a
+/// restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId(u128);
 
+/// The ids of this process, and the first time in milliseconds that they may have: none goes back behind those of
+/// before.
+static IDS: Mutex<ContextV7> = Mutex::new(ContextV7::new());
+static FIRST: AtomicU64 = AtomicU64::new(0);
+
 impl RecordId {
-    /// Makes the next id.
-    pub fn generate() -> Self {
-        Self(Uuid::now_v7().as_u128())
+    pub const MAX: Self = Self(u128::MAX);
+
+    /// Makes the next id, at this time in milliseconds since 1970 unless ids are past it.
+    fn generate(now: u64) -> Self {
+        let millis = now.max(FIRST.load(Ordering::Relaxed));
+        let nanos = u32::try_from(millis % 1000 * 1_000_000).unwrap_or_default();
+        let timestamp = Timestamp::from_unix(&IDS, millis / 1000, nanos);
+        Self(Uuid::new_v7(timestamp).as_u128())
+    }
+
+    /// Has all ids from now on be greater than this one.
+    pub fn go_on_after(self) {
+        FIRST.fetch_max(self.at() + 1, Ordering::Relaxed);
     }
 
     /// The smallest id of a time in milliseconds since 1970.
@@ -89,13 +113,24 @@ impl Collection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub id: RecordId,
+    /// When it was appended by its host's clock, if its id says something else.
+    pub at: Option<u64>,
     pub data: Vec<u8>,
+}
+
+impl Record {
+    /// When it was appended, in milliseconds since 1970.
+    pub fn time(&self) -> u64 {
+        self.at.unwrap_or_else(|| self.id.at())
+    }
 }
 
 /// A record as it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub id: RecordId,
+    /// As a record's.
+    pub at: Option<u64>,
     pub collection: Collection,
     pub data: Vec<u8>,
 }
@@ -119,8 +154,18 @@ pub fn rows(collection: &Collection, data: Vec<Vec<u8>>) -> Result<Vec<Row>, Sto
     if data.iter().any(|row| row.len() > MAX_ROW) {
         return Err(StoreError::Invalid("a row has at most 1 MiB"));
     }
-    let row = |data| Row { id: RecordId::generate(), collection: collection.clone(), data };
+    let row = |data| {
+        let now = now();
+        let id = RecordId::generate(now);
+        Row { id, at: (id.at() != now).then_some(now), collection: collection.clone(), data }
+    };
     Ok(data.into_iter().map(row).collect())
+}
+
+/// The host's clock, in milliseconds since 1970.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Which rows of a collection are read.
@@ -128,8 +173,9 @@ pub fn rows(collection: &Collection, data: Vec<Vec<u8>>) -> Result<Vec<Row>, Sto
 pub enum Query {
     /// This many of the newest records, newest first.
     Latest(usize),
-    /// At most `limit` records from the id `from` to before `to`, oldest first.
-    Range { from: RecordId, to: RecordId, limit: usize },
+    /// At most `limit` records from the id `from` on that were appended from `since` to before `to`, in milliseconds
+    /// since 1970, oldest first.
+    Range { from: RecordId, since: u64, to: u64, limit: usize },
 }
 
 impl Query {
@@ -143,11 +189,30 @@ impl Query {
         (*limit).min(Self::MAX_ROWS)
     }
 
-    /// The ids it covers, from the first to before the second.
+    /// The ids it covers of records whose time is their id's, from the first to before the second. No id is before its
+    /// record's time.
     pub fn bounds(&self) -> (RecordId, RecordId) {
         match self {
-            Self::Latest(_) => (RecordId(0), RecordId(u128::MAX)),
-            Self::Range { from, to, .. } => (*from, *to),
+            Self::Latest(_) => (RecordId(0), RecordId::MAX),
+            Self::Range { from, since, to, .. } => ((*from).max(RecordId::first_of(*since)), RecordId::first_of(*to)),
+        }
+    }
+
+    /// The times it covers, from the first to before the second, as databases know them. `None`: all.
+    pub fn times(&self) -> Option<(u64, u64)> {
+        const MOST: u64 = i64::MAX as u64;
+        match self {
+            Self::Latest(_) => None,
+            Self::Range { since, to, .. } => Some(((*since).min(MOST), (*to).min(MOST))),
+        }
+    }
+
+    pub fn covers(&self, id: RecordId, at: Option<u64>) -> bool {
+        match self {
+            Self::Latest(_) => true,
+            Self::Range { from, since, to, .. } => {
+                id >= *from && (*since..*to).contains(&at.unwrap_or_else(|| id.at()))
+            }
         }
     }
 
@@ -208,7 +273,7 @@ mod tests {
 
     #[test]
     fn ids_are_in_the_order_they_were_made_in_and_know_their_time() {
-        let made: Vec<_> = (0..10_000).map(|_| RecordId::generate()).collect();
+        let made: Vec<_> = (0..10_000).map(|_| RecordId::generate(now())).collect();
         assert!(made.is_sorted_by(|one, other| one < other));
         let id = made[0];
         assert!(RecordId::first_of(id.at()) <= id && id < RecordId::first_of(id.at() + 1));
@@ -219,7 +284,7 @@ mod tests {
     }
 
     fn record(id: u128, bytes: usize) -> Record {
-        Record { id: RecordId(id), data: vec![0; bytes] }
+        Record { id: RecordId(id), at: None, data: vec![0; bytes] }
     }
 
     fn ids(records: &[Record]) -> Vec<u128> {
@@ -234,7 +299,7 @@ mod tests {
             ids(&query.merge(one, other).records)
         };
         assert_eq!(merge(Query::Latest(3)), [5, 3, 1]);
-        assert_eq!(merge(range(0, 9)), [0, 1, 3, 5]);
+        assert_eq!(merge(range()), [0, 1, 3, 5]);
         assert_eq!(Query::Latest(9).fitting([1, 8 << 20, 1]), 1);
         assert_eq!(Query::Latest(9).fitting([9 << 20, 1]), 1);
         assert_eq!(Query::Latest(9).fitting([]), 0);
@@ -247,62 +312,82 @@ mod tests {
             records: of.iter().map(|id| record(*id, 1)).collect(),
             cut_at: cut_at.map(RecordId),
         };
-        let merged = range(0, 99).merge(part(&[1, 2, 3], Some(3)), part(&[9], None));
+        let merged = range().merge(part(&[1, 2, 3], Some(3)), part(&[9], None));
         assert_eq!((ids(&merged.records), merged.cut_at), (vec![1, 2, 3], Some(RecordId(3))));
-        let merged = range(0, 99).merge(part(&[1, 4], Some(4)), part(&[2, 6], Some(6)));
+        let merged = range().merge(part(&[1, 4], Some(4)), part(&[2, 6], Some(6)));
         assert_eq!((ids(&merged.records), merged.cut_at), (vec![1, 2, 4], Some(RecordId(4))));
         let merged = Query::Latest(9).merge(part(&[8, 7], Some(7)), part(&[9, 3], None));
         assert_eq!((ids(&merged.records), merged.cut_at), (vec![9, 8, 7], Some(RecordId(7))));
         // What it covered is gone meanwhile.
-        let merged = range(0, 99).merge(part(&[], Some(5)), part(&[9], None));
+        let merged = range().merge(part(&[], Some(5)), part(&[9], None));
         assert_eq!(merged, part(&[], Some(5)));
     }
 
-    /// What MySQL has of an answer, made as [`RecordTable`](crate::store::mysql::RecordTable) makes it.
-    fn select(rows: &[(u128, usize)], query: &Query) -> Part {
-        let (from, to) = query.bounds();
-        let mut found: Vec<_> = rows.iter().filter(|(id, _)| (from.0..to.0).contains(id)).collect();
-        found.sort_unstable();
+    /// What one of two places has of an answer, made as [`RecordTable`](crate::store::mysql::RecordTable) makes it.
+    fn select(rows: &[Record], query: &Query) -> Part {
+        let mut found: Vec<_> = rows.iter().filter(|row| query.covers(row.id, row.at)).cloned().collect();
+        found.sort_unstable_by_key(|row| row.id);
         if query.newest_first() {
             found.reverse();
         }
         found.truncate(query.limit());
-        let count = query.fitting(found.iter().map(|(_, bytes)| *bytes));
+        let count = query.fitting(found.iter().map(|row| row.data.len()));
         let is_cut = count < found.len() || found.len() == query.limit();
-        let records: Vec<_> = found[..count].iter().map(|(id, bytes)| record(*id, *bytes)).collect();
-        let cut_at = records.last().map(|record| record.id).filter(|_| is_cut);
-        Part { records, cut_at }
+        found.truncate(count);
+        let cut_at = found.last().map(|row| row.id).filter(|_| is_cut);
+        Part { records: found, cut_at }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        /// However rows are split between the outbox and MySQL, and while they drain, a walk sees each once and in
-        /// order.
+        /// However rows are split between the outbox and MySQL, whatever the clock did, and while they drain, a walk
+        /// sees each once and in order.
         #[test]
         fn a_walk_sees_every_row_once(
-            sizes in prop::collection::vec(prop::sample::select(vec![1_usize, 1000, 3 << 20, 5 << 20]), 1..40),
+            rows in prop::collection::vec(
+                (prop::sample::select(vec![1_usize, 1000, 3 << 20, 5 << 20]), prop::option::of(0_u64..40)),
+                1..40,
+            ),
             mut drained in 0_usize..40,
             draining in prop::collection::vec(0_usize..4, 40),
             limit in 1_usize..50,
+            since in 0_u64..40,
+            to in 1_u64..41,
         ) {
-            let rows: Vec<_> = sizes.iter().enumerate().map(|(nth, bytes)| (nth as u128 + 1, *bytes)).collect();
+            let row = |(nth, (bytes, at)): (usize, &(usize, Option<u64>))| {
+                let id = RecordId::first_of(nth as u64);
+                // No id is before its record's time.
+                Record { id, at: at.filter(|at| *at < nth as u64), data: vec![0; *bytes] }
+            };
+            let rows: Vec<_> = rows.iter().enumerate().map(row).collect();
             // A walk may have a row that was appended late among those that drained long ago.
-            let order: Vec<_> = (0..rows.len()).map(|nth| rows[nth * 7 % rows.len()]).collect();
+            let order: Vec<_> = (0..rows.len()).map(|nth| rows[nth * 7 % rows.len()].clone()).collect();
             let order = if rows.len() % 7 == 0 { rows.clone() } else { order };
-            let (mut seen, mut from, mut pages) = (Vec::new(), 0, draining.iter());
+            let (mut seen, mut from, mut pages) = (Vec::new(), RecordId(0), draining.iter());
             loop {
-                let query = Query::Range { from: RecordId(from), to: RecordId(1000), limit };
+                let query = Query::Range { from, since, to, limit };
                 let outbox = select(&order[drained.min(rows.len())..], &query);
                 // Rows leave the outbox between the two reads.
                 drained += pages.next().unwrap_or(&0);
                 let mysql = select(&order[..drained.min(rows.len())], &query);
                 let page = query.merge(outbox, mysql);
                 let Some(last) = page.records.last() else { break };
-                from = last.id.0 + 1;
+                from = last.id.next();
                 seen.extend(ids(&page.records));
             }
-            prop_assert_eq!(seen, (1..=rows.len() as u128).collect::<Vec<_>>());
+            let expected: Vec<_> = rows.iter().filter(|row| (since..to).contains(&row.time())).cloned().collect();
+            prop_assert_eq!(seen, ids(&expected));
+            for row in &rows {
+                // What databases are asked finds no more and no less.
+                let query = Query::Range { from: RecordId(0), since, to, limit };
+                let ((first, end), Some((since, before))) = (query.bounds(), query.times()) else { unreachable!() };
+                let found = match row.at {
+                    None => (first..end).contains(&row.id),
+                    Some(at) => row.id >= first && (since..before).contains(&at),
+                };
+                prop_assert_eq!(found, query.covers(row.id, row.at));
+            }
             let query = Query::Latest(limit);
             let split = drained.min(rows.len());
             let newest = query.merge(select(&order[split..], &query), select(&order[..split], &query));
@@ -312,7 +397,7 @@ mod tests {
         }
     }
 
-    fn range(from: u128, to: u128) -> Query {
-        Query::Range { from: RecordId(from), to: RecordId(to), limit: 9 }
+    fn range() -> Query {
+        Query::Range { from: RecordId(0), since: 0, to: 99, limit: 9 }
     }
 }

@@ -1,8 +1,11 @@
 //! Retention: rows older than their collection keeps them are deleted, a few at a time.
+//!
+//! Nothing is deleted by a clock that may be wrong: one that is more than a day past what the store has last seen, or
+//! that MySQL's does not agree with.
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -11,10 +14,11 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use crate::{
     shutdown::Stop,
     store::{
-        StoreError,
+        StoreError, clock,
+        clock::Clock,
         mysql::RecordTable,
         reader::ReadConnections,
-        record::{Collection, RecordId, Row},
+        record::{Collection, RecordId, Row, now},
         writer::{Freed, Writer},
     },
 };
@@ -23,8 +27,12 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(60);
 /// Most rows deleted at once, so that appends do not wait for more.
 const BATCH: usize = 1000;
-/// Pause between two such batches.
+/// Pause between two such batches: at most 20,000 rows a second are deleted.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often it is looked whether somebody has confirmed the clock.
+const LOOK: Duration = Duration::from_secs(1);
+/// How far ahead of MySQL's clock the host's may be, in milliseconds.
+const AHEAD: u64 = 5 * 60 * 1000;
 
 /// How long the rows of a tenant's collections are kept.
 #[derive(Clone, Debug)]
@@ -56,33 +64,92 @@ pub struct Retention {
 
 impl Retention {
     pub async fn run(self, mut stop: Stop) {
+        let mut last: Option<Instant> = None;
         loop {
-            for keep in &*self.keep.load_full() {
-                let deleted = tokio::select! {
-                    deleted = self.apply(keep) => deleted,
-                    () = stop.wait() => return,
-                };
-                if let Err(error) = deleted {
-                    tracing::warn!(tenant.name = %keep.tenant, %error, "old records could not be deleted yet");
-                }
+            let ran = last.replace(Instant::now()).map_or(Duration::ZERO, |last| last.elapsed());
+            let round = tokio::select! {
+                round = self.round(ran) => round,
+                () = stop.wait() => return,
+            };
+            if let Err(error) = round {
+                tracing::warn!(%error, "old records could not be deleted yet");
             }
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
+                () = self.confirmed() => {}
                 () = stop.wait() => return,
             }
         }
     }
 
-    async fn apply(&self, keep: &Keep) -> Result<(), StoreError> {
-        let oldest = SystemTime::now().checked_sub(keep.age).unwrap_or(UNIX_EPOCH);
-        let millis = oldest.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let before = RecordId::first_of(u64::try_from(millis).unwrap_or(u64::MAX));
+    /// Deletes what is old, if the clock is trusted. `ran`: how long this host has run since the last round.
+    async fn round(&self, ran: Duration) -> Result<(), StoreError> {
+        let (now, ran) = (now(), u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
+        let before = self.readers.read(clock::read).await?;
+        let after = before.at(now, ran);
+        self.writer.change(move |transaction| clock::write(transaction, after).map(|()| Freed::default())).await?;
+        if after.doubt > before.doubt {
+            let days_ahead = now.saturating_sub(before.seen.unwrap_or(now)) / clock::DAY;
+            tracing::warn!(
+                days_ahead,
+                "the clock is more than a day past the time when this store was last used; old records are kept until \
+                 the host has run for 24 hours, or `edge-relay retention --confirm` says that the clock is right"
+            );
+        }
+        let keep = self.keep.load_full();
+        if after.doubt > 0 || keep.is_empty() {
+            return Ok(());
+        }
+        if let Some(mysql) = &self.mysql {
+            let theirs = mysql.now().await?;
+            if now > theirs.saturating_add(AHEAD) {
+                let seconds_ahead = (now - theirs) / 1000;
+                return Err(StoreError::Unavailable(format!(
+                    "this host's clock is {seconds_ahead} s ahead of MySQL's; set the one that is wrong"
+                )));
+            }
+        }
+        for keep in &*keep {
+            let mut deleted = 0;
+            let applied = self.apply(keep, now, &mut deleted).await;
+            if deleted > 0 {
+                let (tenant, collection) = (&*keep.tenant, &*keep.pattern);
+                tracing::info!(
+                    tenant.name = tenant,
+                    collection,
+                    deleted,
+                    keep_s = keep.age.as_secs(),
+                    "old records deleted"
+                );
+            }
+            if let Err(error) = applied {
+                tracing::warn!(tenant.name = %keep.tenant, %error, "old records could not be deleted yet");
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when somebody has confirmed the clock.
+    async fn confirmed(&self) {
+        let doubt = async || self.readers.read(clock::read).await.map_or(0, |Clock { doubt, .. }| doubt);
+        if doubt().await == 0 {
+            return std::future::pending().await;
+        }
+        while doubt().await > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Deletes what one rule says. Counts the rows.
+    async fn apply(&self, keep: &Keep, now: u64, count: &mut u64) -> Result<(), StoreError> {
+        let before = now.saturating_sub(u64::try_from(keep.age.as_millis()).unwrap_or(u64::MAX));
         // The collections are taken one by one: the oldest rows of one are found without looking at the others.
         let (mut from, to) = keep.names();
         while let Some(collection) = self.first_in_file(keep, &from, &to).await? {
             loop {
                 let of = collection.clone();
                 let deleted = self.writer.change(move |rows| delete(rows, &of, before)).await?;
+                *count += deleted as u64;
                 if deleted < BATCH {
                     break;
                 }
@@ -93,7 +160,12 @@ impl Retention {
         let Some(mysql) = &self.mysql else { return Ok(()) };
         let (mut from, to) = keep.names();
         while let Some(collection) = mysql.collection(&keep.tenant, &from, &to).await? {
-            while mysql.delete_before(&collection, before, BATCH).await? == BATCH as u64 {
+            loop {
+                let deleted = mysql.delete_before(&collection, before, BATCH).await?;
+                *count += deleted;
+                if deleted < BATCH as u64 {
+                    break;
+                }
                 tokio::time::sleep(PAUSE).await;
             }
             from = name_after(&collection);
@@ -119,15 +191,20 @@ fn name_after(collection: &Collection) -> String {
     format!("{}\0", collection.name)
 }
 
-fn delete(transaction: &Transaction<'_>, collection: &Collection, before: RecordId) -> rusqlite::Result<Freed> {
-    let sql = "DELETE FROM records WHERE seq IN \
-        (SELECT seq FROM records WHERE tenant = ?1 AND collection = ?2 AND id < ?3 LIMIT ?4) RETURNING length(data)";
-    let mut statement = transaction.prepare_cached(sql)?;
-    let parameters = params![&*collection.tenant, &*collection.name, before.bytes(), BATCH];
+/// Deletes rows that were appended before a time.
+fn delete(transaction: &Transaction<'_>, collection: &Collection, before: u64) -> rusqlite::Result<Freed> {
+    let old = "SELECT seq FROM records WHERE tenant = ?1 AND collection = ?2";
+    let sql = format!(
+        "DELETE FROM records WHERE seq IN (SELECT * FROM ({old} AND id < ?3 AND at IS NULL LIMIT ?5) UNION ALL \
+         SELECT * FROM ({old} AND at < ?4 LIMIT ?5) LIMIT ?5) RETURNING length(data)"
+    );
+    let mut statement = transaction.prepare_cached(&sql)?;
+    let first = RecordId::first_of(before);
+    let parameters = params![&*collection.tenant, &*collection.name, first.bytes(), before, BATCH];
     let mut freed = Freed::default();
     for length in statement.query_map(parameters, |row| row.get::<_, usize>(0))? {
-        freed.rows += 1;
-        freed.add(&collection.tenant, Row::cost_of(length?, collection.tenant.len(), collection.name.len()));
+        let cost = Row::cost_of(length?, collection.tenant.len(), collection.name.len());
+        freed.add(&collection.tenant, 1, cost);
     }
     Ok(freed)
 }

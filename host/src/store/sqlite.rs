@@ -1,18 +1,18 @@
 //! The SQLite file: opening, reading, and the writes of its one writer.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::{File, TryLockError},
     io,
     path::Path,
     sync::Arc,
 };
 
-use rusqlite::{Connection, OpenFlags, Row as SqlRow, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, ToSql, params};
 
 use crate::store::record::{Collection, Part, Query, Record, RecordId, Row};
 
-/// Most rows and bytes of one read for the drain.
+/// Most rows and bytes of one read for the drain, unless a row has more.
 const BATCH_ROWS: usize = 2000;
 const BATCH_BYTES: usize = 4 << 20;
 /// The write-ahead log is cut back to this many bytes when it has been larger.
@@ -56,38 +56,46 @@ pub fn open_for_reading(file: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Bytes of each tenant's rows.
-pub type Used = HashMap<Arc<str>, u64>;
-
-/// How many records are in the file, and how many bytes each tenant's rows take, dead letters included.
-pub fn usage(connection: &Connection) -> rusqlite::Result<(u64, Used)> {
-    let mut used = Used::new();
-    let rows = add_usage(connection, "records", &mut used)?;
-    add_usage(connection, "dead_letters", &mut used)?;
-    Ok((rows, used))
+/// What a tenant has in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Use {
+    /// Rows that are no dead letters.
+    pub rows: u64,
+    /// Bytes, those of dead letters included.
+    pub bytes: u64,
 }
 
-fn add_usage(connection: &Connection, table: &str, used: &mut Used) -> rusqlite::Result<u64> {
+pub type Used = HashMap<Arc<str>, Use>;
+
+/// What each tenant has in the file.
+pub fn usage(connection: &Connection) -> rusqlite::Result<Used> {
+    let mut used = Used::new();
+    add_usage(connection, "records", &mut used, true)?;
+    add_usage(connection, "dead_letters", &mut used, false)?;
+    Ok(used)
+}
+
+fn add_usage(connection: &Connection, table: &str, used: &mut Used, counts: bool) -> rusqlite::Result<()> {
     let sql = format!(
         "SELECT tenant, count(*), sum(length(data)), sum(length(CAST(collection AS BLOB))) FROM {table} GROUP BY tenant"
     );
     let mut statement = connection.prepare(&sql)?;
     let mut found = statement.query([])?;
-    let mut rows = 0;
     while let Some(row) = found.next()? {
         let (tenant, count, data, names): (String, u64, u64, u64) =
             (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-        rows += count;
-        *used.entry(tenant.as_str().into()).or_default() += data + 2 * names + count * Row::cost_of(0, tenant.len(), 0);
+        let used = used.entry(tenant.as_str().into()).or_default();
+        used.rows += if counts { count } else { 0 };
+        used.bytes += data + 2 * names + count * Row::cost_of(0, tenant.len(), 0);
     }
-    Ok(rows)
+    Ok(())
 }
 
 pub fn insert(connection: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
-    let mut statement =
-        connection.prepare_cached("INSERT INTO records (id, tenant, collection, data) VALUES (?1, ?2, ?3, ?4)")?;
-    for Row { id, collection, data } in rows {
-        statement.execute(params![id.bytes(), &*collection.tenant, &*collection.name, data])?;
+    let mut statement = connection
+        .prepare_cached("INSERT INTO records (id, tenant, collection, data, at) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    for Row { id, at, collection, data } in rows {
+        statement.execute(params![id.bytes(), &*collection.tenant, &*collection.name, data, at])?;
     }
     Ok(())
 }
@@ -95,21 +103,39 @@ pub fn insert(connection: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
 /// The records that a query finds.
 pub fn select(connection: &Connection, collection: &Collection, query: &Query) -> rusqlite::Result<Part> {
     let (from, to) = query.bounds();
+    let Some((since, before)) = query.times() else {
+        return select_where(connection, collection, query, "id >= ?3 AND id < ?4", params![from.bytes(), to.bytes()]);
+    };
+    let in_time = params![from.bytes(), to.bytes()];
+    let in_time = select_where(connection, collection, query, "id >= ?3 AND id < ?4 AND at IS NULL", in_time)?;
+    let moved = params![from.bytes(), since, before];
+    let moved = select_where(connection, collection, query, "id >= ?3 AND at >= ?4 AND at < ?5", moved)?;
+    Ok(query.merge(in_time, moved))
+}
+
+/// The records for which a condition holds, as many as a query wants.
+fn select_where(
+    connection: &Connection,
+    collection: &Collection,
+    query: &Query,
+    condition: &str,
+    parameters: &[&dyn ToSql],
+) -> rusqlite::Result<Part> {
     let order = if query.newest_first() { "DESC" } else { "ASC" };
+    let limit = query.limit();
     let sql = format!(
-        "SELECT id, data FROM records WHERE tenant = ?1 AND collection = ?2 AND id >= ?3 AND id < ?4 \
-         ORDER BY id {order} LIMIT ?5"
+        "SELECT id, at, data FROM records WHERE tenant = ?1 AND collection = ?2 AND {condition} \
+         ORDER BY id {order} LIMIT {limit}"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let limit = i64::try_from(query.limit()).unwrap_or(i64::MAX);
-    let parameters = params![&*collection.tenant, &*collection.name, from.bytes(), to.bytes(), limit];
-    let mut rows = statement.query(parameters)?;
+    let of = params![&*collection.tenant, &*collection.name];
+    let mut rows = statement.query(&[of, parameters].concat()[..])?;
     let (mut records, mut lengths): (Vec<Record>, Vec<usize>) = Default::default();
     let mut is_cut = false;
     while let Some(row) = rows.next()? {
-        let record = Record { id: id(row, 0)?, data: row.get(1)? };
+        let record = Record { id: id(row, 0)?, at: row.get(1)?, data: row.get(2)? };
         lengths.push(record.data.len());
-        is_cut = lengths.len() == query.limit() || query.fitting(lengths.iter().copied()) < lengths.len();
+        is_cut = lengths.len() == limit || query.fitting(lengths.iter().copied()) < lengths.len();
         if query.fitting(lengths.iter().copied()) < lengths.len() {
             break;
         }
@@ -119,24 +145,74 @@ pub fn select(connection: &Connection, collection: &Collection, query: &Query) -
     Ok(Part { records, cut_at })
 }
 
-/// The oldest rows, each with its place in the file.
-pub fn oldest(connection: &Connection) -> rusqlite::Result<Vec<(i64, Row)>> {
-    let mut statement =
-        connection.prepare_cached("SELECT seq, id, tenant, collection, data FROM records ORDER BY seq LIMIT ?1")?;
-    let mut rows = statement.query([i64::try_from(BATCH_ROWS).unwrap_or(i64::MAX)])?;
-    let (mut batch, mut bytes) = (Vec::new(), 0);
+/// A row and its place in the file.
+pub type Placed = (i64, Row);
+/// How far the drain has passed rows that go apart: the place and id of the last of them.
+pub type Passed = Option<(i64, RecordId)>;
+
+/// Rows for the drain, and how far it has passed those of other tenants.
+pub struct Oldest {
+    pub rows: Vec<Placed>,
+    pub passed: Passed,
+}
+
+/// The oldest rows but for those of the tenants in `without`, of which all up to `passed` are.
+pub fn oldest(connection: &Connection, without: &BTreeSet<Arc<str>>, passed: Passed) -> rusqlite::Result<Oldest> {
+    let mut at = connection.prepare_cached("SELECT id FROM records WHERE seq = ?1")?;
+    // Places are used again.
+    let mut stands = |(place, last): &(i64, RecordId)| {
+        let found = at.query_row([place], |row| id(row, 0)).optional();
+        found.is_ok_and(|found| found == Some(*last))
+    };
+    let passed = passed.filter(|passed| !without.is_empty() && stands(passed));
+    let marks = vec!["?"; without.len()].join(",");
+    let condition = format!("seq > ? AND tenant NOT IN ({marks}) ORDER BY seq LIMIT {BATCH_ROWS}");
+    let from = passed.map_or(i64::MIN, |(place, _)| place);
+    let tenants = without.iter().map(|tenant| tenant as &dyn ToSql);
+    let parameters: Vec<_> = std::iter::once(&from as &dyn ToSql).chain(tenants).collect();
+    let rows = rows_where(connection, &condition, &parameters)?;
+    let passed = match without.is_empty() {
+        true => None,
+        false => {
+            let end = rows.first().map_or(i64::MAX, |(place, _)| *place);
+            let mut last =
+                connection.prepare_cached("SELECT seq, id FROM records WHERE seq < ?1 ORDER BY seq DESC LIMIT 1")?;
+            last.query_row([end], |row| Ok((row.get(0)?, id(row, 1)?))).optional()?
+        }
+    };
+    Ok(Oldest { rows, passed })
+}
+
+/// Some rows of one tenant, for the drain.
+pub fn some_of(connection: &Connection, tenant: &Arc<str>, most: usize) -> rusqlite::Result<Vec<Placed>> {
+    let condition = format!("tenant = ? ORDER BY collection, id LIMIT {most}");
+    rows_where(connection, &condition, &[tenant as &dyn ToSql])
+}
+
+fn rows_where(connection: &Connection, condition: &str, parameters: &[&dyn ToSql]) -> rusqlite::Result<Vec<Placed>> {
+    let sql = format!("SELECT seq, id, tenant, collection, data, at FROM records WHERE {condition}");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(parameters)?;
+    let (mut found, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let tenant: String = row.get(2)?;
         let name: String = row.get(3)?;
         let data: Vec<u8> = row.get(4)?;
         bytes += data.len();
         let collection = Collection { tenant: tenant.into(), name: name.into() };
-        batch.push((row.get(0)?, Row { id: id(row, 1)?, collection, data }));
+        found.push((row.get(0)?, Row { id: id(row, 1)?, at: row.get(5)?, collection, data }));
         if bytes > BATCH_BYTES {
             break;
         }
     }
-    Ok(batch)
+    Ok(found)
+}
+
+/// When the oldest row was appended, in milliseconds since 1970.
+pub fn oldest_time(connection: &Connection) -> rusqlite::Result<Option<u64>> {
+    let mut statement = connection.prepare_cached("SELECT id, at FROM records ORDER BY seq LIMIT 1")?;
+    let oldest = statement.query_row([], |row| Ok(row.get::<_, Option<u64>>(1)?.unwrap_or(id(row, 0)?.at())));
+    oldest.optional()
 }
 
 fn id(row: &SqlRow<'_>, column: usize) -> rusqlite::Result<RecordId> {

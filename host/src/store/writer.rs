@@ -20,7 +20,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use crate::{
     metrics::Metrics,
-    store::{StoreError, record::Row, sqlite},
+    store::{StoreError, clock, record::Row, sqlite, sqlite::Use},
     sync::Mutex,
 };
 
@@ -31,17 +31,18 @@ const GROUP_BYTES: u64 = 4 << 20;
 type Done = oneshot::Sender<Result<(), StoreError>>;
 type RowChange = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Freed> + Send>;
 
-/// What a change removed from the records.
+/// What a change removed from the records, by tenant.
 #[derive(Default)]
-pub struct Freed {
-    pub rows: usize,
-    /// The bytes that are free again, by tenant.
-    pub bytes: HashMap<Arc<str>, u64>,
-}
+pub struct Freed(sqlite::Used);
 
 impl Freed {
-    pub fn add(&mut self, tenant: &Arc<str>, bytes: u64) {
-        *self.bytes.entry(Arc::clone(tenant)).or_default() += bytes;
+    pub fn add(&mut self, tenant: &Arc<str>, rows: u64, bytes: u64) {
+        let freed = self.0.entry(Arc::clone(tenant)).or_default();
+        *freed = Use { rows: freed.rows + rows, bytes: freed.bytes + bytes };
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.0.values().map(|freed| freed.rows).sum()
     }
 }
 
@@ -112,8 +113,7 @@ impl Waiting {
     }
 }
 
-/// The bytes that each tenant has in the file, those that wait to be written included.
-#[derive(Default)]
+/// What each tenant has in the file. Bytes that wait to be written are included.
 struct Reserved(Mutex<sqlite::Used>);
 
 impl Reserved {
@@ -121,15 +121,31 @@ impl Reserved {
     fn take(&self, tenant: &Arc<str>, bytes: u64, quota: u64) -> bool {
         let mut used = self.0.lock();
         let used = used.entry(Arc::clone(tenant)).or_default();
-        let fits = used.saturating_add(bytes) <= quota;
-        *used += if fits { bytes } else { 0 };
+        let fits = used.bytes.saturating_add(bytes) <= quota;
+        used.bytes += if fits { bytes } else { 0 };
         fits
     }
 
     fn give_back(&self, tenant: &Arc<str>, bytes: u64) {
         if let Some(used) = self.0.lock().get_mut(tenant) {
-            *used = used.saturating_sub(bytes);
+            used.bytes = used.bytes.saturating_sub(bytes);
         }
+    }
+
+    /// Counts rows that have been written. Returns what the tenant has.
+    fn wrote(&self, tenant: &Arc<str>, rows: u64) -> Use {
+        let mut used = self.0.lock();
+        let used = used.entry(Arc::clone(tenant)).or_default();
+        used.rows += rows;
+        *used
+    }
+
+    /// Returns what the tenant has after something was removed.
+    fn freed(&self, tenant: &Arc<str>, freed: Use) -> Use {
+        let mut used = self.0.lock();
+        let used = used.entry(Arc::clone(tenant)).or_default();
+        *used = Use { rows: used.rows.saturating_sub(freed.rows), bytes: used.bytes.saturating_sub(freed.bytes) };
+        *used
     }
 }
 
@@ -145,8 +161,11 @@ impl Writer {
     pub fn start(connection: Connection, metrics: Arc<Metrics>) -> io::Result<Self> {
         let (orders, queued) = channel();
         let appended = Arc::new(Notify::new());
-        let (rows, used) = sqlite::usage(&connection).map_err(io::Error::other)?;
-        metrics.records_waiting.set(i64::try_from(rows).unwrap_or(i64::MAX));
+        let used = sqlite::usage(&connection).map_err(io::Error::other)?;
+        for (tenant, used) in &used {
+            metrics.outbox(tenant, used.rows, used.bytes);
+        }
+        metrics.records_waiting.set(signed(used.values().map(|used| used.rows).sum()));
         let reserved = Arc::new(Reserved(Mutex::new(used)));
         let work = Work { connection, metrics, reserved: Arc::clone(&reserved), appended: Arc::clone(&appended) };
         // [`Writer::end`] ends the thread. It is not joined, since a disk that does not answer would make that endless.
@@ -275,6 +294,10 @@ impl Work {
         for append in group {
             sqlite::insert(&transaction, &append.rows)?;
         }
+        let last = group.iter().flat_map(|append| &append.rows).map(|row| row.id).max();
+        if let Some(last) = last {
+            clock::note_id(&transaction, last)?;
+        }
         let committed = transaction.commit();
         self.metrics.records_commit_seconds.observe(started.elapsed().as_secs_f64());
         committed
@@ -286,7 +309,18 @@ impl Work {
         match &written {
             Ok(()) => {
                 self.metrics.records_appended.inc_by(count as u64);
-                self.metrics.records_waiting.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+                self.metrics.records_waiting.inc_by(signed(count as u64));
+                let mut by_tenant: HashMap<&Arc<str>, u64> = HashMap::new();
+                for append in &group {
+                    let tenant = append.rows.first().map(|row| &row.collection.tenant);
+                    tenant
+                        .into_iter()
+                        .for_each(|tenant| *by_tenant.entry(tenant).or_default() += append.rows.len() as u64);
+                }
+                for (tenant, rows) in by_tenant {
+                    let used = self.reserved.wrote(tenant, rows);
+                    self.metrics.outbox(tenant, used.rows, used.bytes);
+                }
                 self.appended.notify_one();
             }
             Err(error) => {
@@ -312,12 +346,18 @@ impl Work {
             Ok(freed)
         })();
         let freed: Freed = changed.map_err(|error: rusqlite::Error| refusal(&error))?;
-        for (tenant, bytes) in &freed.bytes {
-            self.reserved.give_back(tenant, *bytes);
+        for (tenant, freed) in &freed.0 {
+            let used = self.reserved.freed(tenant, *freed);
+            self.metrics.outbox(tenant, used.rows, used.bytes);
         }
-        self.metrics.records_waiting.dec_by(i64::try_from(freed.rows).unwrap_or(i64::MAX));
-        Ok(freed.rows)
+        let rows = freed.rows();
+        self.metrics.records_waiting.dec_by(signed(rows));
+        Ok(usize::try_from(rows).unwrap_or(usize::MAX))
     }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// The error that a caller gets.

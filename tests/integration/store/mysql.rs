@@ -1,10 +1,15 @@
 //! Records on their way to MySQL: a real MariaDB, and the faults of it and of the connection to it.
 
+mod accounts;
+mod clocks;
 mod disk;
+mod freezes;
 mod interleavings;
 mod load;
+mod refusals;
 mod servers;
 mod tls;
+mod trouble;
 
 use std::{
     sync::{
@@ -16,7 +21,14 @@ use std::{
 
 use rustix::process::Signal;
 use support::{
-    chaos::Chaos, guests, mariadb::MariaDb, partner::Partner, probe::Probe, relay::Relay, tenant::Folder, until,
+    chaos::Chaos,
+    database::{Database, Server},
+    guests, on_each_server,
+    partner::Partner,
+    probe::Probe,
+    relay::Relay,
+    tenant::Folder,
+    until,
 };
 
 /// A tenant whose filter takes commands, and whose records go to MySQL.
@@ -30,7 +42,7 @@ async fn serve(folder: Folder, url: &str) -> Relay {
     Relay::serve_with(folder, &[("STORE_URL", url)]).await
 }
 
-async fn count(database: &MariaDb) -> usize {
+async fn count(database: &Database) -> usize {
     database.query("SELECT count(*) FROM records").await[0][0].parse().unwrap()
 }
 
@@ -44,7 +56,7 @@ async fn outbox_empty(relay: &Relay) {
 }
 
 /// Waits until the outbox is empty, and checks that MySQL has this many rows.
-async fn drained(relay: &Relay, database: &MariaDb, rows: usize) {
+async fn drained(relay: &Relay, database: &Database, rows: usize) {
     outbox_empty(relay).await;
     assert_eq!(count(database).await, rows);
 }
@@ -59,9 +71,8 @@ async fn append_until(probe: &mut Probe, stop: &AtomicBool) -> usize {
     acknowledged
 }
 
-#[tokio::test]
-async fn rows_go_to_mysql_and_are_read_from_both() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn rows_go_to_mysql_and_are_read_from_both(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let relay = serve(folder(&partner), &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
@@ -79,9 +90,8 @@ async fn rows_go_to_mysql_and_are_read_from_both() {
     assert_eq!(relay.ready().await["records"]["waiting"], 0);
 }
 
-#[tokio::test]
-async fn rows_are_committed_whatever_the_servers_default() {
-    let Some(mut database) = MariaDb::start_with(&["--autocommit=0"]).await else { return };
+async fn rows_are_committed_whatever_the_servers_default(server: Server) {
+    let Some(mut database) = server.start_with(&["--autocommit=0"]).await else { return };
     let mut partner = Partner::start().await;
     let relay = serve(folder(&partner), &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
@@ -92,9 +102,8 @@ async fn rows_are_committed_whatever_the_servers_default() {
     assert_eq!(count(&database).await, 100);
 }
 
-#[tokio::test]
-async fn appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back() {
-    let Some(mut database) = MariaDb::start().await else { return };
+async fn appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back(server: Server) {
+    let Some(mut database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let url = database.url();
     database.kill().await;
@@ -104,7 +113,7 @@ async fn appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back() {
     assert_eq!(probe.ask("append-many log 5000 200").await, "5000");
     relay.metric_reaches("edge_relay_records_drain_failures_total", &[], 2.0).await;
     assert_eq!(relay.ready().await["records"]["waiting"], 5000);
-    relay.metric_reaches("edge_relay_records_oldest_seconds", &[], 0.001).await;
+    relay.metric_reaches("edge_relay_outbox_oldest_seconds", &[], 0.001).await;
     assert!(probe.ask("records log 1").await.contains("Unavailable"));
     database.restart().await;
     drained(&relay, &database, 5000).await;
@@ -116,9 +125,8 @@ async fn appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back() {
     drained(&relay, &database, 5500).await;
 }
 
-#[tokio::test]
-async fn whatever_happens_on_the_way_each_row_arrives_once() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn whatever_happens_on_the_way_each_row_arrives_once(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let mut chaos = Chaos::start(database.address).await;
     chaos.latency(Duration::from_millis(5));
@@ -148,9 +156,8 @@ async fn whatever_happens_on_the_way_each_row_arrives_once() {
     assert_eq!(distinct[0][0], acknowledged.to_string());
 }
 
-#[tokio::test]
-async fn a_host_killed_while_it_drains_loses_nothing_and_repeats_nothing() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn a_host_killed_while_it_drains_loses_nothing_and_repeats_nothing(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let mut folder = folder(&partner);
     let mut acknowledged = 0;
@@ -171,9 +178,8 @@ async fn a_host_killed_while_it_drains_loses_nothing_and_repeats_nothing() {
     assert!((acknowledged..=acknowledged + 500).contains(&rows), "{rows} rows, {acknowledged} acknowledged");
 }
 
-#[tokio::test]
-async fn a_row_that_mysql_refuses_is_put_aside_and_holds_up_nobody() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn a_row_that_mysql_refuses_is_put_aside_and_holds_up_nobody(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let relay = serve(folder(&partner), &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
@@ -188,9 +194,8 @@ async fn a_row_that_mysql_refuses_is_put_aside_and_holds_up_nobody() {
     relay.logged(&["ERROR", "dead letters", "tenant.name=t", "no_poison"]).await;
 }
 
-#[tokio::test]
-async fn dead_letters_leave_a_full_outbox_and_stay_their_tenants_bytes() {
-    let Some(mut database) = MariaDb::start_with(&["--max-allowed-packet=1M"]).await else { return };
+async fn dead_letters_leave_a_full_outbox_and_stay_their_tenants_bytes(server: Server) {
+    let Some(mut database) = server.start_with(&["--max-allowed-packet=1M"]).await else { return };
     let mut partner = Partner::start().await;
     let folder = folder(&partner);
     folder.append("relay.toml", "size = \"6MiB\"\n");
@@ -214,9 +219,8 @@ async fn dead_letters_leave_a_full_outbox_and_stay_their_tenants_bytes() {
     relay.logged(&["ERROR", "tenant.name=t", "not written", "as many bytes as they may"]).await;
 }
 
-#[tokio::test]
-async fn names_that_would_mean_something_in_sql_are_names() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn names_that_would_mean_something_in_sql_are_names(server: Server) {
+    let Some(database) = server.start().await else { return };
     let (mut one, mut other) = (Partner::start().await, Partner::start().await);
     let folder = folder(&one).filtered("u", &other.url(), guests::probe(), "");
     let relay = serve(folder, &database.url()).await;
@@ -254,9 +258,8 @@ async fn names_that_would_mean_something_in_sql_are_names() {
     assert_eq!(by_one.ask("records log 9").await, "");
 }
 
-#[tokio::test]
-async fn old_rows_are_deleted_in_mysql_too() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn old_rows_are_deleted_in_mysql_too(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let folder = folder(&partner);
     folder.append("tenants/t/tenant.toml", "[records.\"old*\"]\nkeep = \"1s\"\n");
@@ -279,9 +282,8 @@ async fn old_rows_are_deleted_in_mysql_too() {
     assert_eq!(database.query("SELECT CAST(collection AS CHAR) FROM records").await, [["kept"]]);
 }
 
-#[tokio::test]
-async fn two_hosts_that_start_at_once_migrate_one_database() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn two_hosts_that_start_at_once_migrate_one_database(server: Server) {
+    let Some(database) = server.start().await else { return };
     let (mut one, mut other) = (Partner::start().await, Partner::start().await);
     let url = database.url();
     let (first, second) = tokio::join!(serve(folder(&one), &url), serve(folder(&other), &url));
@@ -293,12 +295,11 @@ async fn two_hosts_that_start_at_once_migrate_one_database() {
         outbox_empty(relay).await;
     }
     assert_eq!(count(&database).await, 20);
-    assert_eq!(database.query("SELECT count(*) FROM refinery_schema_history").await[0][0], "1");
+    assert_eq!(database.query("SELECT count(*) FROM refinery_schema_history").await[0][0], "4");
 }
 
-#[tokio::test]
-async fn a_database_newer_than_the_program_is_refused() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn a_database_newer_than_the_program_is_refused(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let folder = folder(&partner);
     let config = folder.config();
@@ -314,7 +315,7 @@ async fn a_database_newer_than_the_program_is_refused() {
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     };
     let said = String::from_utf8(migrate(&["--status"]).await.stdout).unwrap();
-    assert_eq!(said.matches("applied").count(), 3, "{said}");
+    assert_eq!(said.matches("applied").count(), 7, "{said}");
     database.query("INSERT INTO refinery_schema_history VALUES (99, 'later', '2030-01-01T00:00:00Z', '1')").await;
     let mut command = support::process::command(&["serve", "--config", config.to_str().unwrap()]);
     command.env("STORE_URL", database.url());
@@ -323,8 +324,22 @@ async fn a_database_newer_than_the_program_is_refused() {
     assert!(!refused.status.success() && said.contains("version 99"), "{said}");
     database.query("DELETE FROM refinery_schema_history WHERE version = 99").await;
     assert!(!migrate(&["--down", "1"]).await.status.success(), "it must be told which of the two databases");
-    assert!(migrate(&["--down", "1", "--database", "mysql"]).await.status.success());
+    assert!(migrate(&["--down", "4", "--database", "mysql"]).await.status.success());
     assert_eq!(database.query("SHOW TABLES LIKE 'records'").await.len(), 0);
     assert!(migrate(&["--up"]).await.status.success());
     assert_eq!(count(&database).await, 0);
 }
+
+on_each_server!(
+    rows_go_to_mysql_and_are_read_from_both,
+    rows_are_committed_whatever_the_servers_default,
+    appends_go_on_while_mysql_is_away_and_all_arrive_when_it_is_back,
+    whatever_happens_on_the_way_each_row_arrives_once,
+    a_host_killed_while_it_drains_loses_nothing_and_repeats_nothing,
+    a_row_that_mysql_refuses_is_put_aside_and_holds_up_nobody,
+    dead_letters_leave_a_full_outbox_and_stay_their_tenants_bytes,
+    names_that_would_mean_something_in_sql_are_names,
+    old_rows_are_deleted_in_mysql_too,
+    two_hosts_that_start_at_once_migrate_one_database,
+    a_database_newer_than_the_program_is_refused,
+);

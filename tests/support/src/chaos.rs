@@ -73,7 +73,7 @@ pub struct Chaos {
 
 /// What all connections share.
 struct Line {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     flowing: watch::Sender<bool>,
     latency: Mutex<Duration>,
     armed: watch::Sender<Option<(Trap, Fault)>>,
@@ -104,7 +104,7 @@ impl Chaos {
     /// Starts a proxy at a given address, for a client that already knows it.
     pub async fn start_at(address: SocketAddr, target: SocketAddr) -> Self {
         let line = Arc::new(Line {
-            target,
+            target: Mutex::new(target),
             flowing: watch::Sender::new(true),
             latency: Mutex::default(),
             armed: watch::Sender::new(None),
@@ -147,6 +147,11 @@ impl Chaos {
         let bound =
             until("the address", async || TcpListener::bind(self.address).await.map_err(|error| error.to_string()));
         self.listen(bound.await);
+    }
+
+    /// Leads connections to another target from now on. Open ones stay.
+    pub fn lead_to(&self, target: SocketAddr) {
+        *self.line.target.lock().unwrap() = target;
     }
 
     /// Resets every connection.
@@ -271,7 +276,8 @@ impl When {
 
 /// Serves a connection from its arrival to its end. An end or a reset on one side is passed on to the other.
 async fn forward(mut client: TcpStream, connection: Arc<Connection>, line: Arc<Line>) {
-    let ended = match TcpStream::connect(line.target).await {
+    let target = *line.target.lock().unwrap();
+    let ended = match TcpStream::connect(target).await {
         Err(error) => Err(error),
         Ok(mut target) => {
             for socket in [&client, &target] {

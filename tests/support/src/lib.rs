@@ -4,7 +4,7 @@
 //! connection, a [`proxy`], and the names of [`hosts`]. Next comes the [`relay`] with its [`tenant`]s and their
 //! components: [`guests`], those in other [`languages`], [`bombs`], [`compile_bombs`] and [`appended`]. Components
 //! send requests to an [`origin`]. The clients are a [`client`], a [`crowd`], a [`browser`], other people's programs
-//! ([`script`], [`javascript`]), or requests to the API ([`http`]). Tests of records use [`appends`], [`mariadb`],
+//! ([`script`], [`javascript`]), or requests to the API ([`http`]). Tests of records use [`appends`], [`database`],
 //! and a [`disk`] to fill. [`place`] finds the program and the folders. A test that cannot run says so with [`skip`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -26,6 +26,7 @@ pub mod chaos;
 pub mod client;
 pub mod compile_bombs;
 pub mod crowd;
+pub mod database;
 pub mod disk;
 pub mod feeds;
 pub mod guests;
@@ -33,7 +34,6 @@ pub mod hosts;
 pub mod http;
 pub mod javascript;
 pub mod languages;
-pub mod mariadb;
 pub mod origin;
 pub mod partner;
 pub mod place;

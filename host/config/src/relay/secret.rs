@@ -1,6 +1,6 @@
 //! Values that `relay.toml` takes from the host's environment or from a file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{
     document::{Value, quote},
@@ -15,6 +15,16 @@ pub(super) fn secret(
     secrets: &dyn Fn(&str) -> Option<String>,
     wanted: &str,
 ) -> Option<String> {
+    secret_from(value, folder, secrets, wanted).map(|(secret, _)| secret)
+}
+
+/// Reads the same, and says which file it is from.
+pub(super) fn secret_from(
+    value: Value<'_>,
+    folder: &Path,
+    secrets: &dyn Fn(&str) -> Option<String>,
+    wanted: &str,
+) -> Option<(String, Option<PathBuf>)> {
     match Source::read(value, wanted)? {
         Source::Env(variable) => {
             let name = variable.str()?;
@@ -22,12 +32,14 @@ pub(super) fn secret(
             if found.is_none() {
                 variable.problem(format!("{} is not in the host's environment; set it", quote(name)));
             }
-            found
+            found.map(|secret| (secret, None))
         }
         Source::File(file) => {
             let name = file.str()?;
-            let read = std::fs::read_to_string(folder.join(name));
-            read.map_err(|error| file.problem(format!("{} cannot be read ({error})", quote(name)))).ok()
+            let path = folder.join(name);
+            let read = std::fs::read_to_string(&path);
+            let read = read.map_err(|error| file.problem(format!("{} cannot be read ({error})", quote(name)))).ok();
+            read.map(|secret| (secret, Some(path)))
         }
     }
 }

@@ -1,6 +1,9 @@
 //! `[store]` of relay.toml: where records are kept.
 
-use std::{ops::RangeInclusive, path::Path};
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use toml::de::DeValue;
 
@@ -8,7 +11,7 @@ use crate::{
     StoreConfig,
     document::{Location, Table, Value},
     grants::Secret,
-    relay::{MySqlParser, MySqlUrl, secret::secret},
+    relay::{MySqlParser, MySqlUrl, secret::secret_from},
 };
 
 /// The default file, beside relay.toml.
@@ -25,7 +28,7 @@ pub(super) fn store(
     mysql: MySqlParser,
 ) -> StoreConfig {
     let folder = relay.parent().unwrap_or(Path::new(""));
-    let mut config = StoreConfig { file: folder.join(FILE), size: StoreConfig::SIZE, mysql: None };
+    let mut config = StoreConfig { file: folder.join(FILE), size: StoreConfig::SIZE, mysql: None, mysql_file: None };
     let url = table.take("url");
     let file = table.take("file");
     if let Some(name) = file.as_ref().and_then(Value::str) {
@@ -35,7 +38,7 @@ pub(super) fn store(
         match (source(value, folder, secrets, mysql), file) {
             (Some(StoreUrl::Sqlite(path)), None) => config.file = folder.join(path),
             (Some(StoreUrl::Sqlite(_)), Some(file)) => file.problem("is named by url already; remove one"),
-            (Some(StoreUrl::MySql { url, .. }), _) => config.mysql = Some(url),
+            (Some(StoreUrl::MySql { url, file: from, .. }), _) => (config.mysql, config.mysql_file) = (Some(url), from),
             (None, _) => {}
         }
     }
@@ -46,7 +49,7 @@ pub(super) fn store(
 
 enum StoreUrl {
     Sqlite(String),
-    MySql { url: Secret, has_password: bool },
+    MySql { url: Secret, has_password: bool, file: Option<PathBuf> },
 }
 
 /// The URL: written out, or taken from the environment or a file. Problems do not repeat it.
@@ -65,8 +68,13 @@ fn source(
         }
         return Some(source);
     }
-    let url = secret(value, folder, secrets, "a URL in quotes, { env = \"VARIABLE\" } or { file = \"PATH\" }")?;
-    parse(&place, url.trim(), mysql)
+    let wanted = "a URL in quotes, { env = \"VARIABLE\" } or { file = \"PATH\" }";
+    let (url, from) = secret_from(value, folder, secrets, wanted)?;
+    let source = parse(&place, url.trim(), mysql)?;
+    Some(match source {
+        StoreUrl::MySql { url, has_password, .. } => StoreUrl::MySql { url, has_password, file: from },
+        sqlite => sqlite,
+    })
 }
 
 fn parse(place: &Location<'_>, url: &str, mysql: MySqlParser) -> Option<StoreUrl> {
@@ -82,14 +90,15 @@ fn parse(place: &Location<'_>, url: &str, mysql: MySqlParser) -> Option<StoreUrl
         return None;
     }
     match mysql(url) {
-        Some(MySqlUrl { has_database: true, has_password }) => Some(StoreUrl::MySql { url: url.into(), has_password }),
-        Some(_) => {
+        Ok(MySqlUrl { has_database: true, has_password }) => {
+            Some(StoreUrl::MySql { url: url.into(), has_password, file: None })
+        }
+        Ok(_) => {
             place.problem("names no database; write mysql://USER:PASSWORD@HOST:3306/DATABASE");
             None
         }
-        // The driver's reason is left out: it may repeat parts of the URL.
-        None => {
-            place.problem("is not a MySQL URL; write mysql://USER:PASSWORD@HOST:3306/DATABASE");
+        Err(why) => {
+            place.problem(why);
             None
         }
     }
@@ -105,9 +114,9 @@ mod tests {
     const TLS: &str = "mysql://user:hush@db/records?require_ssl=true";
 
     /// What the driver says of a URL.
-    fn driver(url: &str) -> Option<MySqlUrl> {
-        let opts = Opts::from_url(url).ok()?;
-        Some(MySqlUrl { has_database: opts.db_name().is_some(), has_password: opts.pass().is_some() })
+    fn driver(url: &str) -> Result<MySqlUrl, &'static str> {
+        let opts = Opts::from_url(url).map_err(|_| "is not a MySQL URL")?;
+        Ok(MySqlUrl { has_database: opts.db_name().is_some(), has_password: opts.pass().is_some() })
     }
 
     fn opts(url: &Secret) -> Opts {

@@ -83,9 +83,8 @@ impl Deferred {
 
     /// The rows among them that match a query.
     fn select(&self, collection: &Collection, query: &Query) -> Part {
-        let (from, to) = query.bounds();
-        let found = |row: &&Row| row.collection == *collection && (from..to).contains(&row.id);
-        let record = |row: &Row| Record { id: row.id, data: row.data.clone() };
+        let found = |row: &&Row| row.collection == *collection && query.covers(row.id, row.at);
+        let record = |row: &Row| Record { id: row.id, at: row.at, data: row.data.clone() };
         Part { records: self.rows.iter().filter(found).map(record).collect(), cut_at: None }
     }
 }
@@ -133,14 +132,15 @@ impl Host {
     async fn read_rows(&mut self, collection: &str, query: Query) -> Result<Vec<Entry>, Error> {
         let version = Arc::clone(self.version());
         let collection = Collection::new(&self.tenant().name, collection)?;
-        let mut rows = store_of(&version)?.read(&collection, query.clone(), &self.tenant().records).await?;
+        let (store, until) = (store_of(&version)?, self.answers_until());
+        let mut rows = store.read(&collection, query.clone(), &self.tenant().records, until).await?;
         if let Some(deferred) = self.deferred() {
             rows = query.merge(rows, deferred.select(&collection, &query));
         }
         Ok(rows
             .records
             .into_iter()
-            .map(|Record { id, data }| Entry { id: id.to_string(), at: id.at(), data })
+            .map(|record| Entry { id: record.id.to_string(), at: record.time(), data: record.data })
             .collect())
     }
 }
@@ -183,11 +183,11 @@ impl records::Host for Host {
     }
 
     async fn range(&mut self, collection: String, start: Start, to: u64, limit: u32) -> Result<Vec<Entry>, Error> {
-        let from = match start {
-            Start::At(millis) => RecordId::first_of(millis),
-            Start::After(id) => id.parse::<RecordId>()?.next(),
+        let (from, since) = match start {
+            Start::At(millis) => (RecordId::first_of(0), millis),
+            Start::After(id) => (id.parse::<RecordId>()?.next(), 0),
         };
-        let query = Query::Range { from, to: RecordId::first_of(to), limit: limit as usize };
+        let query = Query::Range { from, since, to, limit: limit as usize };
         self.read_rows(&collection, query).await
     }
 }

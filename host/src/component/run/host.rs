@@ -1,6 +1,10 @@
 //! The host's side of an instance: its limits of memory, tables and handles, and the state of its imports.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use config::TenantLimits;
 use prometheus_client::metrics::gauge::Gauge;
@@ -37,6 +41,8 @@ const TABLE_ENTRY: usize = 16;
 /// thousand small publications, or for the records of one append. The host copies these bytes, and a guest's list may
 /// name the same memory a thousand times.
 const MAX_TRANSFER: usize = 32 << 20;
+/// What a call keeps of its time at most for what it does after an answer that is late.
+const REST: Duration = Duration::from_millis(100);
 
 /// Whose code runs, in which role, and with which limits.
 #[derive(Clone)]
@@ -59,6 +65,8 @@ pub struct Host {
     guest: Guest,
     share: TurnShare,
     stderr: Output,
+    /// When what the call under way has asked for must have come.
+    answers_until: Instant,
     _counted: CountedInstance,
     /// What the instance takes besides its memories and tables.
     _charge: Charge,
@@ -93,6 +101,17 @@ impl Host {
 
     pub fn version(&self) -> &Arc<TenantVersion> {
         &self.guest.version
+    }
+
+    /// Prepares for a call with this deadline.
+    pub fn begin_call(&mut self, deadline: Duration) {
+        self.outbound().begin_call();
+        self.answers_until = Instant::now() + deadline.saturating_sub(REST.min(deadline / 10));
+    }
+
+    /// When what the call under way has asked for must have come, so that the guest can still say that it did not.
+    pub fn answers_until(&self) -> Instant {
+        self.answers_until
     }
 
     /// Ends the instance, and gives back its place.
@@ -149,6 +168,8 @@ pub async fn store(
         guest: guest.clone(),
         share: guest.tenant.turns.share(),
         stderr,
+        // A start function has not long.
+        answers_until: Instant::now() + REST,
         _counted: CountedInstance::new(&guest.metrics.instances),
         _charge: charge,
         _mappings: mappings,

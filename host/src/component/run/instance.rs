@@ -104,7 +104,7 @@ impl<R: Role> Instance<R> {
     ) -> Result<T, Broken> {
         // The epoch has moved on since the last call, which is no reason to yield at the first check.
         self.store.set_epoch_deadline(1);
-        self.store.data_mut().outbound().begin_call();
+        self.store.data_mut().begin_call(deadline);
         let share = self.store.data().share().clone();
         self.store.data().stderr().forget();
         let called = within(deadline, &self.ticker, &share, call(&mut self.store, &self.role)).await;

@@ -1,7 +1,7 @@
 //! Disks that fill up: the host's, and MySQL's.
 
 use rustix::process::Signal;
-use support::{appends::Appends, disk::Disk, mariadb::MariaDb, relay::Relay};
+use support::{appends::Appends, database::Server, disk::Disk, on_each_server, relay::Relay};
 
 use super::{drained, outbox_empty, serve};
 
@@ -37,10 +37,9 @@ async fn while_the_hosts_disk_is_full_rows_are_refused_and_none_is_lost() {
     assert_eq!(relay.api_get("/t/records?of=log&count=9").await.1, "8 6 2 1 0");
 }
 
-#[tokio::test]
-async fn while_mysqls_disk_is_full_rows_wait_and_then_go_on() {
-    let Some(disk) = Disk::small(110 << 20) else { return };
-    let Some(database) = MariaDb::start_on(&disk, &[]).await else { return };
+async fn while_mysqls_disk_is_full_rows_wait_and_then_go_on(server: Server) {
+    let Some(disk) = Disk::small(server.size() + (10 << 20)) else { return };
+    let Some(database) = server.start_on(&disk, &[]).await else { return };
     let relay = serve(Appends::folder_to_mysql(), &database.url()).await;
     let mut http = relay.http().await;
     let mut appended = 0;
@@ -64,3 +63,5 @@ async fn while_mysqls_disk_is_full_rows_wait_and_then_go_on() {
     drained(&relay, &database, appended).await;
     assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 0.0);
 }
+
+on_each_server!(while_mysqls_disk_is_full_rows_wait_and_then_go_on,);

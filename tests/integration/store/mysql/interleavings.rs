@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use support::{
     appends::Appends,
     chaos::{Chaos, Fault, Way, When},
-    mariadb::MariaDb,
+    database::{Database, Server},
 };
 
 use super::{outbox_empty, serve};
@@ -52,9 +52,18 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 #[test]
-fn acknowledged_means_exactly_once() {
+fn acknowledged_means_exactly_once_on_mariadb() {
+    acknowledged_means_exactly_once(Server::MariaDb);
+}
+
+#[test]
+fn acknowledged_means_exactly_once_on_mysql() {
+    acknowledged_means_exactly_once(Server::MySql);
+}
+
+fn acknowledged_means_exactly_once(server: Server) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let Some(database) = runtime.block_on(MariaDb::start()) else { return };
+    let Some(database) = runtime.block_on(server.start()) else { return };
     let database = RefCell::new(database);
     let cases = std::env::var("PROPTEST_CASES").map_or(CASES, |cases| cases.parse().unwrap());
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 20, ..Config::default() };
@@ -67,12 +76,13 @@ fn acknowledged_means_exactly_once() {
 }
 
 /// Takes the steps with an empty database. Then waits until all rows are drained, and compares.
-async fn take(steps: &[Step], database: &mut MariaDb) {
+async fn take(steps: &[Step], database: &mut Database) {
     let mut there = true;
     if database.ended().is_some() {
         database.restart().await;
     }
-    database.query("CREATE OR REPLACE DATABASE records").await;
+    database.query("DROP DATABASE IF EXISTS records").await;
+    database.query_anywhere("CREATE DATABASE records").await;
     let chaos = Chaos::start(database.address).await;
     let url = database.url_at(chaos.address);
     let mut relay = serve(Appends::folder_to_mysql(), &url).await;

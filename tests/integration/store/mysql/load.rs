@@ -6,7 +6,8 @@ use rustix::process::Signal;
 use support::{
     appends::Appends,
     chaos::{Chaos, Fault, Way, When},
-    mariadb::MariaDb,
+    database::Server,
+    on_each_server,
     relay::Relay,
     until,
 };
@@ -43,9 +44,8 @@ async fn failures(relay: &Relay) -> f64 {
     relay.metric("edge_relay_records_drain_failures_total", &[]).await
 }
 
-#[tokio::test]
-async fn the_line_is_cut_stalled_half_closed_in_a_commit_and_slow() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn the_line_is_cut_stalled_half_closed_in_a_commit_and_slow(server: Server) {
+    let Some(database) = server.start().await else { return };
     let chaos = Chaos::start(database.address).await;
     let relay = serve(Appends::folder_to_mysql(), &database.url_at(chaos.address)).await;
     let mut appends = Appends::default();
@@ -85,9 +85,8 @@ async fn the_line_is_cut_stalled_half_closed_in_a_commit_and_slow() {
     appends.are_in(&database).await;
 }
 
-#[tokio::test]
-async fn mysql_is_killed() {
-    let Some(mut database) = MariaDb::start().await else { return };
+async fn mysql_is_killed(server: Server) {
+    let Some(mut database) = server.start().await else { return };
     let relay = serve(Appends::folder_to_mysql(), &database.url()).await;
     let mut appends = Appends::default();
     let load = appends.begin(&relay, Some(PER_SECOND));
@@ -105,9 +104,8 @@ async fn mysql_is_killed() {
     appends.are_in(&database).await;
 }
 
-#[tokio::test]
-async fn the_host_is_killed() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn the_host_is_killed(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut folder = Appends::folder_to_mysql();
     let mut appends = Appends::default();
     for _ in 0..4 {
@@ -123,3 +121,5 @@ async fn the_host_is_killed() {
     assert!(appends.kept.len() > 8000 && appends.refused.is_empty(), "{:?}", appends.refused);
     appends.are_in(&database).await;
 }
+
+on_each_server!(the_line_is_cut_stalled_half_closed_in_a_commit_and_slow, mysql_is_killed, the_host_is_killed,);

@@ -1,15 +1,14 @@
 //! What the people who run MySQL do to it.
 
-use support::{chaos::Chaos, mariadb::MariaDb, partner::Partner, probe::Probe};
+use support::{chaos::Chaos, database::Server, on_each_server, partner::Partner, probe::Probe};
 
 use super::{count, drained, folder, outbox_empty, serve};
 
 /// Bytes of a row of which eight fill a page.
 const LARGE: usize = 1_000_000;
 
-#[tokio::test]
-async fn a_walk_sees_rows_of_both_places_although_each_is_cut() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn a_walk_sees_rows_of_both_places_although_each_is_cut(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let folder = folder(&partner);
     // A walk takes a while.
@@ -29,9 +28,8 @@ async fn a_walk_sees_rows_of_both_places_although_each_is_cut() {
     database.read_only(false).await;
 }
 
-#[tokio::test]
-async fn a_unique_key_that_a_dba_added_loses_no_row_in_silence() {
-    let Some(database) = MariaDb::start().await else { return };
+async fn a_unique_key_that_a_dba_added_loses_no_row_in_silence(server: Server) {
+    let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
     let relay = serve(folder(&partner), &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
@@ -49,9 +47,8 @@ async fn a_unique_key_that_a_dba_added_loses_no_row_in_silence() {
     assert!(relay.log().contains("by_data"), "the log names the key");
 }
 
-#[tokio::test]
-async fn rows_follow_the_primary_to_another_server() {
-    let Some((old, new)) = MariaDb::start().await.zip(MariaDb::start().await) else { return };
+async fn rows_follow_the_primary_to_another_server(server: Server) {
+    let Some((old, new)) = server.start().await.zip(server.start().await) else { return };
     let mut partner = Partner::start().await;
     let mut before = Chaos::start(old.address).await;
     let relay = serve(folder(&partner), &old.url_at(before.address)).await;
@@ -68,3 +65,9 @@ async fn rows_follow_the_primary_to_another_server() {
     assert!(before.open() <= 1, "reads go to the new server, too");
     assert_eq!(probe.ask("records log 9").await, "second");
 }
+
+on_each_server!(
+    a_walk_sees_rows_of_both_places_although_each_is_cut,
+    a_unique_key_that_a_dba_added_loses_no_row_in_silence,
+    rows_follow_the_primary_to_another_server,
+);

@@ -1,6 +1,6 @@
 //! MySQL behind TLS, where the URL asks for it.
 
-use support::{appends::Appends, certificates::Authority, mariadb::MariaDb, relay::Relay};
+use support::{appends::Appends, certificates::Authority, database::Server, on_each_server, relay::Relay};
 
 use super::drained;
 
@@ -12,10 +12,9 @@ async fn serve(url: &str, trusted: &Authority) -> Relay {
     Relay::serve_with(folder, &[("STORE_URL", url), ("SSL_CERT_FILE", roots.to_str().unwrap())]).await
 }
 
-#[tokio::test]
-async fn rows_go_over_tls_to_a_server_that_the_machine_trusts() {
+async fn rows_go_over_tls_to_a_server_that_the_machine_trusts(server: Server) {
     let (authority, unknown) = (Authority::generate(), Authority::generate());
-    let Some(database) = MariaDb::start_tls(&authority).await else { return };
+    let Some(database) = server.start_tls(&authority).await else { return };
     // From now on the server takes that user only over TLS.
     database.query("ALTER USER relay REQUIRE SSL").await;
     let secure = format!("{}?require_ssl=true", database.url());
@@ -29,3 +28,49 @@ async fn rows_go_over_tls_to_a_server_that_the_machine_trusts() {
     drained(&relay, &database, 2).await;
     assert_eq!(relay.api_get("/t/records?of=log&count=9").await.1, "2 1");
 }
+
+async fn ssl_mode_says_what_is_checked(server: Server) {
+    let (authority, unknown) = (Authority::generate(), Authority::generate());
+    let Some(database) = server.start_tls(&authority).await else { return };
+    database.query("ALTER USER relay REQUIRE SSL").await;
+    let url = |mode: &str| format!("{}?ssl-mode={mode}", database.url());
+    let mut rows = 0;
+    for (mode, trusted, said) in [
+        ("DISABLED", &authority, "it refuses the login"),
+        ("VERIFY_IDENTITY", &unknown, "nobody that this machine trusts vouches"),
+        ("VERIFY_IDENTITY", &authority, ""),
+        ("REQUIRED", &unknown, ""),
+    ] {
+        let relay = serve(&url(mode), trusted).await;
+        assert_eq!(relay.api_get("/t/append?to=log&first=0&rows=1").await.1, "1");
+        if said.is_empty() {
+            rows += 1;
+            drained(&relay, &database, rows).await;
+        } else {
+            relay.logged(&["WARN", "records stay in the outbox", said]).await;
+        }
+    }
+}
+
+/// The certificate that MySQL makes at its first start names nobody but its subject.
+#[tokio::test]
+async fn a_certificate_that_mysql_made_for_itself_needs_another_mode() {
+    let Some(database) = Server::MySql.start().await else { return };
+    database.query("ALTER USER relay REQUIRE SSL").await;
+    let authority = std::fs::read_to_string(database.data("ca.pem")).unwrap();
+    let serve = async |mode: &str| {
+        let folder = Appends::folder_to_mysql();
+        folder.write("roots.pem", &authority);
+        let (roots, url) = (folder.path("roots.pem"), format!("{}?ssl-mode={mode}", database.url()));
+        let relay = Relay::serve_with(folder, &[("STORE_URL", &url), ("SSL_CERT_FILE", roots.to_str().unwrap())]).await;
+        assert_eq!(relay.api_get("/t/append?to=log&first=0&rows=1").await.1, "1");
+        relay
+    };
+    serve("DISABLED").await.logged(&["WARN", "it refuses the login"]).await;
+    serve("VERIFY_IDENTITY").await.logged(&["WARN", "for another name", "ssl-mode=REQUIRED"]).await;
+    let relay = serve("REQUIRED").await;
+    drained(&relay, &database, 1).await;
+    assert_eq!(relay.api_get("/t/records?of=log&count=9").await.1, "0");
+}
+
+on_each_server!(rows_go_over_tls_to_a_server_that_the_machine_trusts, ssl_mode_says_what_is_checked,);

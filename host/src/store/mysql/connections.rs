@@ -1,0 +1,232 @@
+//! Connections to MySQL, a few at a time, each kept for the next who needs one.
+//!
+//! The driver's own pool waits for the server before it gives a connection's place to another. Here a statement that
+//! does not end in time takes its connection with it, and its place is free at once, however silent the server is.
+
+use std::{
+    io::ErrorKind,
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use mysql_async::{Conn, Error, Opts, prelude::Queryable};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+    time::{sleep, timeout, timeout_at},
+};
+
+use crate::sync::Mutex;
+
+/// How old a connection may become. So who reads follows a server that has moved.
+const GREATEST_AGE: Duration = Duration::from_secs(300);
+/// How long a connection is kept that nobody uses: firewalls on the way drop such connections silently.
+const GREATEST_REST: Duration = Duration::from_secs(60);
+/// A connection that has rested this long is asked whether it still stands: a server's `wait_timeout` may be a second.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+/// How long it has for its answer, and to be closed.
+const PING_DEADLINE: Duration = Duration::from_secs(1);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// How often it is tried again to connect where there are too many connections, and after what pause.
+const TRIES: u32 = 10;
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+pub struct Connections {
+    known: Mutex<Known>,
+    places: Semaphore,
+}
+
+struct Known {
+    opts: Opts,
+    /// Connections of an older one are closed when they are given back.
+    generation: u64,
+    idle: Vec<Idle>,
+}
+
+struct Idle {
+    connection: Conn,
+    opened: Instant,
+    used: Instant,
+}
+
+/// A connection that is in use. It is kept for others when this is dropped, unless something went wrong with it.
+pub struct Lent<'c> {
+    all: &'c Connections,
+    connection: Option<Conn>,
+    opened: Instant,
+    generation: u64,
+    _place: Option<SemaphorePermit<'c>>,
+}
+
+impl Connections {
+    /// `most`: how many there are at once, besides those that [need no place](Self::take_extra).
+    pub fn new(opts: Opts, most: usize) -> Self {
+        let known = Known { opts, generation: 0, idle: Vec::new() };
+        Self { known: Mutex::new(known), places: Semaphore::new(most) }
+    }
+
+    /// Has what begins from now on connect anew: the address may be another server's. What is under way goes on.
+    pub fn forget(&self) {
+        let forgotten = {
+            let mut known = self.known.lock();
+            known.generation += 1;
+            std::mem::take(&mut known.idle)
+        };
+        forgotten.into_iter().for_each(|idle| close(idle.connection));
+    }
+
+    /// Connects like this from now on.
+    pub fn change(&self, opts: Opts) {
+        self.known.lock().opts = opts;
+        self.forget();
+    }
+
+    /// Takes a connection as soon as there is a place for one.
+    pub async fn take(&self, deadline: Instant) -> Result<Lent<'_>, Error> {
+        // The semaphore is never closed.
+        let place = timeout_at(deadline.into(), self.places.acquire()).await.map_err(|_| late())?.ok();
+        self.lend(place, deadline).await
+    }
+
+    /// Takes one more. There is one who does so.
+    pub async fn take_extra(&self, deadline: Instant) -> Result<Lent<'_>, Error> {
+        self.lend(None, deadline).await
+    }
+
+    /// Connects. Where the account may have few connections, another that is in use may be free in a moment.
+    async fn connect(&self, opts: &Opts, deadline: Instant) -> Result<Conn, Error> {
+        const TOO_MANY: [u16; 3] = [1040, 1203, 1226];
+        let mut tries = 0;
+        loop {
+            match within(deadline, Conn::new(opts.clone())).await {
+                Err(Error::Server(server)) if TOO_MANY.contains(&server.code) && tries < TRIES => tries += 1,
+                connected => return connected,
+            }
+            sleep(TRY_AGAIN).await;
+            let idle = self.known.lock().idle.pop();
+            if let Some(idle) = idle {
+                return Ok(idle.connection);
+            }
+        }
+    }
+
+    async fn lend<'c>(&'c self, place: Option<SemaphorePermit<'c>>, deadline: Instant) -> Result<Lent<'c>, Error> {
+        let lent = |connection, opened, generation| Lent {
+            all: self,
+            connection: Some(connection),
+            opened,
+            generation,
+            _place: place,
+        };
+        loop {
+            let (idle, opts, generation) = {
+                let mut known = self.known.lock();
+                (known.idle.pop(), known.opts.clone(), known.generation)
+            };
+            let Some(Idle { mut connection, opened, used }) = idle else {
+                let opened = Instant::now();
+                let connection = self.connect(&opts, deadline).await?;
+                return Ok(lent(connection, opened, generation));
+            };
+            let rested = used.elapsed();
+            if rested < GREATEST_REST && opened.elapsed() < GREATEST_AGE {
+                let deadline = deadline.min(Instant::now() + PING_DEADLINE);
+                if rested < ASK_AFTER || within(deadline, connection.ping()).await.is_ok() {
+                    return Ok(lent(connection, opened, generation));
+                }
+            }
+            close(connection);
+        }
+    }
+}
+
+impl Lent<'_> {
+    /// Does something with the connection. If that fails in a way that leaves the connection in doubt, or does not end
+    /// in time, the connection is closed.
+    pub async fn run<T>(
+        &mut self,
+        deadline: Instant,
+        work: impl AsyncFnOnce(&mut Conn) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Error::Driver(mysql_async::DriverError::ConnectionClosed));
+        };
+        let done = within(deadline, work(connection)).await;
+        if let Err(error) = &done
+            && !leaves_it_usable(error)
+        {
+            self.connection.take().into_iter().for_each(close);
+            if is_late(error) {
+                // The others may be as silent.
+                self.all.forget();
+            }
+        }
+        done
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        let mut known = self.all.known.lock();
+        if known.generation == self.generation {
+            known.idle.push(Idle { connection, opened: self.opened, used: Instant::now() });
+        } else {
+            drop(known);
+            close(connection);
+        }
+    }
+}
+
+/// Tells the server, if there is time. The driver would wait for it without an end.
+fn close(connection: Conn) {
+    // Without a runtime the host ends.
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(async move {
+            if !matches!(timeout(CLOSE_DEADLINE, connection.disconnect()).await, Ok(Ok(()))) {
+                tracing::debug!("a connection to MySQL was cut");
+            }
+        });
+    }
+}
+
+/// Whether the connection may be used again after a statement that failed. A server that has become read-only, shuts
+/// down, or ends the connection may be another one at the next try.
+fn leaves_it_usable(error: &Error) -> bool {
+    const MOVED: [u16; 6] = [1053, 1290, 1792, 1836, 1927, 3032];
+    matches!(error, Error::Server(server) if !MOVED.contains(&server.code))
+}
+
+fn is_late(error: &Error) -> bool {
+    matches!(error, Error::Io(mysql_async::IoError::Io(error)) if error.kind() == ErrorKind::TimedOut)
+}
+
+fn late() -> Error {
+    Error::Io(std::io::Error::from(ErrorKind::TimedOut).into())
+}
+
+/// Waits for the driver until the deadline. A panic of the driver's is an error like any other.
+async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    // A connection that was in use when it panicked is not used again.
+    match timeout_at(deadline.into(), AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(_)) => Err(Error::Other("the driver has panicked".into())),
+        Err(_) => Err(late()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_the_driver_is_an_error_and_so_is_its_silence() {
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let error = within::<()>(soon(), async { panic!("no such plugin") }).await.unwrap_err();
+        assert!(error.to_string().contains("panicked") && !leaves_it_usable(&error), "{error}");
+        let error = within::<()>(soon(), std::future::pending()).await.unwrap_err();
+        assert!(is_late(&error) && !leaves_it_usable(&error), "{error}");
+    }
+}

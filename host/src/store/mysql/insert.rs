@@ -1,0 +1,175 @@
+//! Rows on their way into MySQL.
+
+use std::{collections::HashSet, time::Instant};
+
+use mysql_async::{Conn, Error, Params, Value, prelude::Queryable};
+
+use crate::store::{
+    mysql::{
+        QUERY_DEADLINE,
+        connections::Lent,
+        errors::{explain, is_of_row},
+    },
+    record::Row,
+};
+
+/// Most bytes of one statement. If half of what the server takes (`max_allowed_packet`) is less, that counts.
+const MAX_STATEMENT: usize = 8 << 20;
+/// Statements become no smaller than this for a server that has no room for larger ones.
+const MIN_STATEMENT: usize = 64 << 10;
+/// Bytes that a statement needs for each row besides its data.
+const ROW_STATEMENT_BYTES: usize = 300;
+/// Most rows of one statement.
+const STATEMENT_ROWS: usize = 1000;
+
+/// MySQL's errors ER_DUP_ENTRY and ER_TRANS_CACHE_FULL.
+const DUPLICATE: u16 = 1062;
+const TRANSACTION_TOO_LARGE: u16 = 1197;
+
+/// Why rows were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum InsertError {
+    /// The server will never take one of these rows.
+    #[error("{0}")]
+    Row(String),
+    /// The server may take them later.
+    #[error("{}", explain(.0))]
+    Later(#[source] Error),
+}
+
+impl From<Error> for InsertError {
+    fn from(error: Error) -> Self {
+        if is_of_row(&error) { Self::Row(explain(&error)) } else { Self::Later(error) }
+    }
+}
+
+/// A connection to insert with. After [`InsertError::Later`] it must not be used again.
+pub struct Inserter<'c> {
+    connection: Lent<'c>,
+    /// Most bytes that the server takes at once.
+    packet: usize,
+    /// Most bytes of one statement.
+    statement: usize,
+}
+
+impl<'c> Inserter<'c> {
+    pub async fn new(mut connection: Lent<'c>) -> Result<Self, Error> {
+        let packet = max_packet(&mut connection, "@@max_allowed_packet").await?;
+        Ok(Self { connection, packet, statement: MAX_STATEMENT.min(packet / 2) })
+    }
+
+    /// Runs another statement.
+    pub async fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Conn) -> Result<T, Error>) -> Result<T, Error> {
+        self.connection.run(deadline(), work).await
+    }
+
+    /// Inserts the rows that are not there yet, all or none. Only a row with the same tenant, collection and id is there
+    /// already.
+    pub async fn insert(&mut self, rows: &[&Row]) -> Result<(), InsertError> {
+        // The driver would report a statement that is too long as a broken connection.
+        if let [row] = rows
+            && row.data.len() + ROW_STATEMENT_BYTES > self.packet
+        {
+            // It may have been raised since. Only new connections have it.
+            let now =
+                max_packet(&mut self.connection, "@@global.max_allowed_packet").await.map_err(InsertError::Later)?;
+            if now > self.packet {
+                return Err(InsertError::Later(Error::Other("max_allowed_packet was raised".into())));
+            }
+            return Err(InsertError::Row(format!("it has more bytes than max_allowed_packet allows, {}", self.packet)));
+        }
+        let inserted = match self.try_insert(rows).await {
+            Err(Error::Server(server)) if server.code == DUPLICATE => {
+                let there = self.there(rows).await?;
+                let missing: Vec<_> = rows.iter().copied().filter(|row| !there.contains(&key(row))).collect();
+                if missing.len() == rows.len() {
+                    // Another unique key than that of records.
+                    return Err(InsertError::Row(server.to_string()));
+                }
+                // Those that are there came from here, when the answer was lost.
+                if missing.is_empty() { Ok(()) } else { self.try_insert(&missing).await }
+            }
+            inserted => inserted,
+        };
+        if let Err(Error::Server(server)) = &inserted
+            && server.code == TRANSACTION_TOO_LARGE
+        {
+            self.statement = (self.statement / 2).max(MIN_STATEMENT);
+        }
+        inserted.map_err(InsertError::from)
+    }
+
+    async fn try_insert(&mut self, rows: &[&Row]) -> Result<(), Error> {
+        // Times first: those without a row do no harm.
+        self.insert_times(rows).await?;
+        let mut sql = String::from("INSERT INTO records (tenant, collection, id, at, data) VALUES ");
+        let mut values = Vec::with_capacity(5 * rows.len());
+        for (nth, row) in rows.iter().enumerate() {
+            sql.push_str(if nth == 0 { "(?,?,?,?,?)" } else { ",(?,?,?,?,?)" });
+            values.extend(key(row).map(Value::Bytes));
+            values.push(row.at.map_or(Value::NULL, Value::UInt));
+            values.push(Value::Bytes(row.data.clone()));
+        }
+        self.connection
+            .run(deadline(), async |connection| connection.exec_drop(sql, Params::Positional(values)).await)
+            .await
+    }
+
+    /// Inserts the times that are not those of the rows' ids.
+    async fn insert_times(&mut self, rows: &[&Row]) -> Result<(), Error> {
+        let values = rows.iter().filter_map(|row| {
+            let [tenant, name, id] = key(row).map(Value::Bytes);
+            Some([tenant, name, Value::UInt(row.at?), id])
+        });
+        let values: Vec<_> = values.flatten().collect();
+        if values.is_empty() {
+            return Ok(());
+        }
+        let places = vec!["(?,?,?,?)"; values.len() / 4].join(",");
+        let sql = format!(
+            "INSERT INTO record_times (tenant, collection, at, id) VALUES {places} ON DUPLICATE KEY UPDATE at = VALUES(at)"
+        );
+        self.connection
+            .run(deadline(), async |connection| connection.exec_drop(sql, Params::Positional(values)).await)
+            .await
+    }
+
+    /// The keys of those of these rows that are there already.
+    async fn there(&mut self, rows: &[&Row]) -> Result<HashSet<Key>, Error> {
+        let keys = vec!["(?,?,?)"; rows.len()].join(",");
+        let sql = format!("SELECT tenant, collection, id FROM records WHERE (tenant, collection, id) IN ({keys})");
+        let values = rows.iter().copied().flat_map(key).map(Value::Bytes).collect();
+        let found: Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> = self
+            .connection
+            .run(deadline(), async |connection| connection.exec(sql, Params::Positional(values)).await)
+            .await?;
+        Ok(found.into_iter().map(|(tenant, collection, id)| [tenant, collection, id]).collect())
+    }
+
+    /// How many of these rows fit into one statement, at least one.
+    pub fn fitting<'r>(&self, rows: impl Iterator<Item = &'r Row>) -> usize {
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            bytes += row.data.len() + ROW_STATEMENT_BYTES;
+            bytes <= self.statement
+        };
+        rows.take(STATEMENT_ROWS).take_while(fits).count().max(1)
+    }
+}
+
+async fn max_packet(connection: &mut Lent<'_>, variable: &str) -> Result<usize, Error> {
+    let sql = format!("SELECT {variable}");
+    let packet = connection.run(deadline(), async |connection| connection.query_first(sql).await).await?;
+    Ok(packet.unwrap_or(MAX_STATEMENT))
+}
+
+fn deadline() -> Instant {
+    Instant::now() + QUERY_DEADLINE
+}
+
+/// A row's key: its tenant, collection and id.
+type Key = [Vec<u8>; 3];
+
+fn key(row: &Row) -> Key {
+    [row.collection.tenant.as_bytes().to_vec(), row.collection.name.as_bytes().to_vec(), row.id.bytes().to_vec()]
+}
