@@ -23,7 +23,7 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, migrate,
-        mysql::{InsertError, Inserter, RecordTable, explain},
+        mysql::{GREATEST_AGE, InsertError, Inserter, RecordTable, explain},
         reader::ReadConnections,
         record::{RecordId, Row, now},
         sqlite,
@@ -63,6 +63,8 @@ pub struct Drain {
 #[derive(Default)]
 struct Refusals {
     rows: usize,
+    /// One of them, and what MySQL said.
+    last: Option<(RecordId, Arc<str>, String)>,
     told: Option<Instant>,
 }
 
@@ -153,8 +155,14 @@ impl Drain {
 
     /// Moves rows until there are none.
     async fn drain(&mut self, mysql: &RecordTable, backoff: &mut Backoff) -> Result<(), DrainError> {
-        let mut inserter = None;
+        let (mut inserter, mut begun) = (None, Instant::now());
         loop {
+            // Of rows that were refused before.
+            self.tell_refused(&[]);
+            if begun.elapsed() > GREATEST_AGE {
+                // It follows a server that has moved, as readers do.
+                (inserter, begun) = (None, Instant::now());
+            }
             let oldest = self.readers.read(sqlite::oldest_time).await?;
             let waits = oldest.map(|at| Duration::from_millis(now().saturating_sub(at)));
             self.metrics.outbox_oldest_seconds.set(waits.unwrap_or_default().as_secs_f64());
@@ -282,25 +290,25 @@ impl Drain {
 
     /// Logs refused rows, at most one line for each tenant now and then.
     fn tell_refused(&mut self, refused: &[(&Placed, String)]) {
-        let mut by_tenant: HashMap<&Arc<str>, (usize, &Row, &str)> = HashMap::new();
         for ((_, row), error) in refused {
-            by_tenant.entry(&row.collection.tenant).or_insert((0, row, error)).0 += 1;
+            let refusals = self.refusals.entry(Arc::clone(&row.collection.tenant)).or_default();
+            refusals.rows += 1;
+            refusals.last = Some((row.id, Arc::clone(&row.collection.name), error.clone()));
         }
-        for (tenant, (count, row, error)) in by_tenant {
-            let refusals = self.refusals.entry(Arc::clone(tenant)).or_default();
-            refusals.rows += count;
-            if refusals.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+        for (tenant, refusals) in &mut self.refusals {
+            let Refusals { rows, last: Some((id, collection, error)), told } = refusals else { continue };
+            if *rows == 0 || told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
                 continue;
             }
             tracing::error!(
                 tenant.name = %tenant,
-                refused = refusals.rows,
-                record.id = %row.id,
-                record.collection = %row.collection.name,
+                refused = *rows,
+                record.id = %id,
+                record.collection = %collection,
                 %error,
                 "MySQL refuses records, such as this one; they are now among the dead letters"
             );
-            *refusals = Refusals { rows: 0, told: Some(Instant::now()) };
+            (*rows, *told) = (0, Some(Instant::now()));
         }
     }
 

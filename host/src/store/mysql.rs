@@ -7,7 +7,7 @@ use std::{
 };
 
 use config::{StoreConfig, grants::Secret};
-use mysql_async::{Conn, Error, Params, Value, prelude::Queryable};
+use mysql_async::{Conn, Error, Params, ServerError, Value, prelude::Queryable};
 use tokio::time::sleep;
 
 use crate::{
@@ -24,7 +24,7 @@ mod insert;
 mod url;
 
 pub use crate::store::mysql::{
-    connections::{Connections, Lent},
+    connections::{Connections, GREATEST_AGE, Lent},
     errors::{explain, is_refused_login},
     insert::{InsertError, Inserter},
     url::{BadUrl, parse_url},
@@ -113,12 +113,14 @@ impl RecordTable {
         let mut tries = 0;
         let selected = async |connection: &mut Conn| loop {
             match select(connection, collection, query).await {
-                // There are no rows before there is a table: the drain makes it.
-                Err(Error::Server(server)) if server.code == NO_SUCH_TABLE => return Ok(Part::default()),
-                // It is making it.
-                Err(Error::Server(server)) if server.code == NO_SUCH_COLUMN && tries < TRIES => {
+                // The table of before has no times: the drain brings it up to date.
+                Err(Error::Server(server)) if lacks_times(&server) && tries < TRIES => {
                     tries += 1;
                     sleep(TRY_AGAIN).await;
+                }
+                // There are no rows before there is a table.
+                Err(Error::Server(server)) if server.code == NO_SUCH_TABLE && !lacks_times(&server) => {
+                    return Ok(Part::default());
                 }
                 selected => return selected,
             }
@@ -145,8 +147,9 @@ impl RecordTable {
             let first = RecordId::first_of(before).bytes().to_vec();
             connection.exec_drop(sql, (tenant, name, first, most)).await?;
             let deleted = connection.affected_rows();
+            let left = (most as u64).saturating_sub(deleted);
             let sql = "SELECT id FROM record_times WHERE tenant = ? AND collection = ? AND at < ? ORDER BY at LIMIT ?";
-            let moved: Vec<Vec<u8>> = connection.exec(sql, (tenant, name, before, most)).await?;
+            let moved: Vec<Vec<u8>> = connection.exec(sql, (tenant, name, before, left)).await?;
             if moved.is_empty() {
                 return Ok(deleted);
             }
@@ -198,6 +201,11 @@ async fn select(connection: &mut Conn, collection: &Collection, query: &Query) -
         _ => is_cut.then_some(last),
     };
     Ok(Part { records, cut_at })
+}
+
+/// Whether it is the column or the table of times that is not there.
+fn lacks_times(error: &ServerError) -> bool {
+    error.code == NO_SUCH_COLUMN || error.code == NO_SUCH_TABLE && error.message.contains("record_times")
 }
 
 /// A statement that reads rows of a collection, in a query's order.

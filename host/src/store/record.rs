@@ -4,7 +4,7 @@ use std::{
     fmt,
     str::FromStr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -12,7 +12,7 @@ use std::{
 
 use uuid::{ContextV7, Timestamp, Uuid};
 
-use crate::store::StoreError;
+use crate::{store::StoreError, sync::Mutex};
 
 /// Longest name of a collection, in bytes.
 const MAX_COLLECTION: usize = 128;
@@ -39,12 +39,16 @@ static FIRST: AtomicU64 = AtomicU64::new(0);
 impl RecordId {
     pub const MAX: Self = Self(u128::MAX);
 
-    /// Makes the next id, at this time in milliseconds since 1970 unless ids are past it.
-    fn generate(now: u64) -> Self {
+    /// Makes the next id, and returns the host's time with it if ids are past that.
+    fn generate() -> (Self, Option<u64>) {
+        // The time is looked at in the order of the ids.
+        let ids = IDS.lock();
+        let now = now();
         let millis = now.max(FIRST.load(Ordering::Relaxed));
         let nanos = u32::try_from(millis % 1000 * 1_000_000).unwrap_or_default();
-        let timestamp = Timestamp::from_unix(&IDS, millis / 1000, nanos);
-        Self(Uuid::new_v7(timestamp).as_u128())
+        let timestamp = Timestamp::from_unix(&*ids, millis / 1000, nanos);
+        let id = Self(Uuid::new_v7(timestamp).as_u128());
+        (id, (id.at() != now).then_some(now))
     }
 
     /// Has all ids from now on be greater than this one.
@@ -155,9 +159,8 @@ pub fn rows(collection: &Collection, data: Vec<Vec<u8>>) -> Result<Vec<Row>, Sto
         return Err(StoreError::Invalid("a row has at most 1 MiB"));
     }
     let row = |data| {
-        let now = now();
-        let id = RecordId::generate(now);
-        Row { id, at: (id.at() != now).then_some(now), collection: collection.clone(), data }
+        let (id, at) = RecordId::generate();
+        Row { id, at, collection: collection.clone(), data }
     };
     Ok(data.into_iter().map(row).collect())
 }
@@ -273,7 +276,7 @@ mod tests {
 
     #[test]
     fn ids_are_in_the_order_they_were_made_in_and_know_their_time() {
-        let made: Vec<_> = (0..10_000).map(|_| RecordId::generate(now())).collect();
+        let made: Vec<_> = (0..10_000).map(|_| RecordId::generate().0).collect();
         assert!(made.is_sorted_by(|one, other| one < other));
         let id = made[0];
         assert!(RecordId::first_of(id.at()) <= id && id < RecordId::first_of(id.at() + 1));

@@ -27,7 +27,7 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(60);
 /// Most rows deleted at once, so that appends do not wait for more.
 const BATCH: usize = 1000;
-/// Pause between two such batches: at most 20,000 rows a second are deleted.
+/// Pause after such a batch: at most 20,000 rows a second are deleted.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often it is looked whether somebody has confirmed the clock.
 const LOOK: Duration = Duration::from_secs(1);
@@ -150,10 +150,12 @@ impl Retention {
                 let of = collection.clone();
                 let deleted = self.writer.change(move |rows| delete(rows, &of, before)).await?;
                 *count += deleted as u64;
+                if deleted > 0 {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 if deleted < BATCH {
                     break;
                 }
-                tokio::time::sleep(PAUSE).await;
             }
             from = name_after(&collection);
         }
@@ -163,10 +165,12 @@ impl Retention {
             loop {
                 let deleted = mysql.delete_before(&collection, before, BATCH).await?;
                 *count += deleted;
+                if deleted > 0 {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 if deleted < BATCH as u64 {
                     break;
                 }
-                tokio::time::sleep(PAUSE).await;
             }
             from = name_after(&collection);
         }

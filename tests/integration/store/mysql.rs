@@ -1,4 +1,4 @@
-//! Records on their way to MySQL: a real MariaDB, and the faults of it and of the connection to it.
+//! Records on their way to MySQL: a real MariaDB and a real MySQL, and the faults of them and of the connection.
 
 mod accounts;
 mod clocks;

@@ -106,10 +106,10 @@ impl Appends {
     }
 
     /// Checks the same of several servers together, which do not know of each other: a row whose commit one of them
-    /// could not tell of may be in the next one, too.
-    pub async fn are_in_all(&self, databases: &[&Database]) {
+    /// could not tell of may be in the next one, too. Returns how many are in more than one.
+    pub async fn are_in_all(&self, databases: &[&Database]) -> usize {
         let sql = format!("SELECT CAST(CAST(data AS CHAR) AS UNSIGNED) FROM records WHERE collection = '{COLLECTION}'");
-        let mut there = HashSet::new();
+        let (mut there, mut twice) = (HashSet::new(), 0);
         for database in databases {
             if database.query("SHOW TABLES LIKE 'records'").await.is_empty() {
                 continue;
@@ -117,6 +117,7 @@ impl Appends {
             let rows: Vec<u64> = database.query(&sql).await.iter().map(|row| row[0].parse().unwrap()).collect();
             let of_this: HashSet<u64> = rows.iter().copied().collect();
             assert_eq!(rows.len(), of_this.len(), "rows are there twice");
+            twice += of_this.intersection(&there).count();
             there.extend(of_this);
         }
         let lost: Vec<_> = self.kept.difference(&there).collect();
@@ -129,6 +130,7 @@ impl Appends {
         );
         let given = self.given();
         assert!(there.iter().all(|number| *number < given), "rows that nobody appended");
+        twice
     }
 }
 

@@ -92,6 +92,8 @@ enum Trap {
 struct Connection {
     number: usize,
     cut: CancellationToken,
+    /// Nothing passes any more.
+    frozen: CancellationToken,
     /// One for each direction.
     half_closed: [CancellationToken; 2],
 }
@@ -164,6 +166,11 @@ impl Chaos {
         self.line.open().iter().for_each(|connection| connection.half_closed[way as usize].cancel());
     }
 
+    /// Lets nothing pass any more on the connections that are open, in either direction. They stay open, and others flow.
+    pub fn freeze(&self) {
+        self.line.open().iter().for_each(|connection| connection.frozen.cancel());
+    }
+
     /// Does [`Fault::Stall`] now.
     pub fn stall(&self) {
         self.line.flowing.send_replace(false);
@@ -211,8 +218,12 @@ impl Chaos {
 impl Line {
     fn connected(&self) -> Arc<Connection> {
         let number = self.connections.fetch_add(1, Ordering::SeqCst);
-        let connection =
-            Arc::new(Connection { number, cut: CancellationToken::new(), half_closed: Default::default() });
+        let connection = Arc::new(Connection {
+            number,
+            cut: Default::default(),
+            frozen: Default::default(),
+            half_closed: Default::default(),
+        });
         self.open.lock().unwrap().push(Arc::downgrade(&connection));
         connection
     }
@@ -353,6 +364,9 @@ async fn pass_on(
         loop {
             // The line is dropped after its connections, so this never fails.
             let _ = flowing.wait_for(|flowing| *flowing).await;
+            if connection.frozen.is_cancelled() {
+                std::future::pending().await
+            }
             if rest.is_empty() {
                 break;
             }

@@ -107,7 +107,7 @@ impl Server {
         self.start_with(&[]).await
     }
 
-    /// Starts a server with more arguments for its program, which go before the usual ones.
+    /// Starts a server with more arguments for its program, which go before those of its address.
     pub async fn start_with(self, arguments: &[&str]) -> Option<Database> {
         let folder = Folder::empty();
         let place = folder.path("data");

@@ -20,7 +20,7 @@ use tokio::{
 use crate::sync::Mutex;
 
 /// How old a connection may become. So who reads follows a server that has moved.
-const GREATEST_AGE: Duration = Duration::from_secs(300);
+pub const GREATEST_AGE: Duration = Duration::from_secs(300);
 /// How long a connection is kept that nobody uses: firewalls on the way drop such connections silently.
 const GREATEST_REST: Duration = Duration::from_secs(60);
 /// A connection that has rested this long is asked whether it still stands: a server's `wait_timeout` may be a second.
@@ -220,6 +220,16 @@ async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T, Error
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_only_reads_or_ends_is_left() {
+        let server = |code| {
+            let (state, message) = ("HY000".into(), String::new());
+            Error::Server(mysql_async::ServerError { code, state, message })
+        };
+        assert!([1053, 1290, 1792, 1836, 1927, 3032].into_iter().all(|code| !leaves_it_usable(&server(code))));
+        assert!([1062, 1205, 1644].into_iter().all(|code| leaves_it_usable(&server(code))));
+    }
 
     #[tokio::test]
     async fn a_panic_of_the_driver_is_an_error_and_so_is_its_silence() {

@@ -6,8 +6,8 @@ use std::error::Error as _;
 
 use mysql_async::{DriverError, Error, IoError, ServerError};
 
-/// The login is refused: wrong user, password or host; an expired password.
-const REFUSED_LOGINS: [u16; 4] = [1045, 1698, 1820, 1862];
+/// The login is refused: wrong user, password or host; an expired password; a locked account (MySQL's and MariaDB's).
+const REFUSED_LOGINS: [u16; 6] = [1045, 1698, 1820, 1862, 3118, 4151];
 /// Errors without a class of their own (SQLSTATE HY000 and HY001) that pass, or that somebody has to mend on the
 /// server. None of them is a row's fault.
 const OF_SERVER: [u16; 44] = [
@@ -74,6 +74,7 @@ fn explain_server(ServerError { code, message, .. }: &ServerError) -> String {
     let to_do = match code {
         1045 | 1698 => "it refuses the login; look at the user, the password, and from where the account may come",
         1820 | 1862 => "the account's password has expired; set it anew",
+        3118 | 4151 => "the account is locked",
         1044 | 1142 | 1143 | 1227 | 1370 => {
             "the account lacks a right; it needs SELECT, INSERT, UPDATE and DELETE on the database, and CREATE, ALTER, \
              INDEX and DROP while its tables are brought up to date"
@@ -106,7 +107,7 @@ fn explain_tls(said: &str) -> String {
              ssl-mode=DISABLED"
         }
         _ if said.contains("UnknownIssuer") || said.contains("CaUsedAsEndEntity") => {
-            "nobody that this machine trusts vouches for the server's certificate; add its authority to SSL_CERT_FILE, \
+            "nobody that this machine trusts vouches for the server's certificate; have the machine trust its authority, \
              or write ssl-mode=REQUIRED to check nothing"
         }
         _ if said.contains("not valid for name") || said.contains("NotValidForName") => {

@@ -9,6 +9,7 @@ use support::{
     process::{command, shown},
     relay::Relay,
     tenant::Folder,
+    until,
 };
 
 use super::{count, drained, folder, outbox_empty, serve};
@@ -47,9 +48,15 @@ async fn four_rights_suffice_and_nothing_is_locked_once_the_tables_are_there(ser
     folder.append("tenants/t/tenant.toml", "[records.old]\nkeep = \"1s\"\n");
     let relay = serve(folder, &database.url()).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe.ask("append old row").await;
     probe.ask("append log second").await;
-    drained(&relay, &database, 2).await;
+    drained(&relay, &database, 3).await;
     assert_eq!(probe.ask("records log 9").await, "second first");
+    drop(probe);
+    let folder = relay.end_with(Signal::TERM).await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let relay = serve(folder, &database.url()).await;
+    relay.logged(&["INFO", "old records deleted", "deleted=1"]).await;
     let (is_up, said) = migrate(relay.folder(), &database, &["--up", "--database", "mysql"]).await;
     assert!(is_up, "{said}");
     let sql = "SELECT CONVERT(argument USING utf8mb4) FROM mysql.general_log";
@@ -57,7 +64,7 @@ async fn four_rights_suffice_and_nothing_is_locked_once_the_tables_are_there(ser
     for word in ["GET_LOCK", "CREATE", "ALTER"] {
         assert!(!asked.contains(word), "{word}: {asked}");
     }
-    assert!(asked.contains("INSERT INTO records"), "{asked}");
+    assert!(asked.contains("INSERT INTO records") && asked.contains("INSERT INTO hosts"), "{asked}");
     assert!(!relay.log().contains("WARN"), "{}", relay.log());
 }
 
@@ -74,6 +81,37 @@ async fn rights_that_are_granted_while_it_runs_take_effect(server: Server) {
     grant(&database, "SELECT, INSERT, UPDATE, DELETE").await;
     drained(&relay, &database, 2).await;
     assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 0.0);
+}
+
+/// An account that may not change the tables of the version before, which have rows.
+async fn tables_of_the_version_before_are_brought_up_to_date_when_the_account_may(server: Server) {
+    let Some(database) = server.start().await else { return };
+    let mut partner = Partner::start().await;
+    for sql in [
+        include_str!("../../../../migrations/mysql/V1__records.up.sql"),
+        "CREATE TABLE refinery_schema_history (version INT PRIMARY KEY, name VARCHAR(255), applied_on VARCHAR(255), \
+         checksum VARCHAR(255))",
+        "INSERT INTO refinery_schema_history VALUES (1, 'records', '2026-01-01T00:00:00Z', '1')",
+        "INSERT INTO records VALUES ('t', 'log', x'019b76da800070008000000000000000', 'before')",
+    ] {
+        database.query(sql).await;
+    }
+    grant(&database, "SELECT, INSERT, UPDATE, DELETE").await;
+    let folder = folder(&partner);
+    folder.append("tenants/t/tenant.toml", "[limits]\nfilter-call = \"5s\"\n");
+    let relay = serve(folder, &database.url()).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe.ask("append log after").await;
+    relay.logged(&["WARN", "records stay in the outbox", "lacks a right"]).await;
+    let range = "range log 0 9999999999999 9";
+    for asked in [range, "records log 9"] {
+        let said = probe.ask(asked).await;
+        assert!(said.contains("Unavailable"), "{asked}: {said}");
+    }
+    grant(&database, "ALL").await;
+    drained(&relay, &database, 2).await;
+    assert_eq!(probe.ask(range).await, "before after");
+    assert_eq!(probe.ask("records log 9").await, "after before");
 }
 
 async fn one_connection_is_enough(server: Server) {
@@ -98,6 +136,16 @@ async fn tables_are_not_taken_from_a_host_that_uses_them(server: Server) {
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     probe.ask("append log first").await;
     drained(&relay, &database, 1).await;
+    // It is noted a moment later, and again and again.
+    let seen = "SELECT count(*) FROM hosts WHERE seen > CURRENT_TIMESTAMP - INTERVAL 30 SECOND";
+    for _ in 0..2 {
+        until("a host in MySQL", async || {
+            let hosts = database.query(seen).await.concat().concat();
+            if hosts == "1" { Ok(()) } else { Err(hosts) }
+        })
+        .await;
+        database.query("UPDATE hosts SET seen = seen - INTERVAL 50 SECOND").await;
+    }
     let down = ["--down", "1", "--database", "mysql"];
     // Another host's folder, in which no tenant is right.
     let other = Folder::new("");
@@ -172,32 +220,29 @@ async fn an_account_that_logs_in_by_ed25519_is_served() {
 async fn each_thing_that_a_server_refuses_is_said_in_one_sentence(server: Server) {
     let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
-    let folder = with_tables(&database, &mut partner).await;
-    // What is in effect for connections from then on, and what it is when it is right again.
-    let prepared = database.query("SELECT @@global.max_prepared_stmt_count").await.concat().concat();
+    drop(with_tables(&database, &mut partner).await);
+    let read_only = if server == Server::MariaDb { "tx_read_only" } else { "transaction_read_only" };
+    // What is in effect for connections from then on, what it is when it is right again, and what is said.
     for (wrong, right, said) in [
         (
-            "SET GLOBAL max_prepared_stmt_count = 0",
-            format!("SET GLOBAL max_prepared_stmt_count = {prepared}"),
-            "max_prepared_stmt_count",
+            "SET GLOBAL max_prepared_stmt_count = 0".to_owned(),
+            "SET GLOBAL max_prepared_stmt_count = 16382".to_owned(),
+            "as many prepared statements as max_prepared_stmt_count allows",
         ),
         (
-            "SET GLOBAL transaction_read_only = 1",
-            "SET GLOBAL transaction_read_only = 0".into(),
-            "its transactions only read",
+            format!("SET GLOBAL {read_only} = 1"),
+            format!("SET GLOBAL {read_only} = 0"),
+            "its transactions only read (transaction_read_only)",
         ),
-        ("ALTER USER relay ACCOUNT LOCK", "ALTER USER relay ACCOUNT UNLOCK".into(), "ocked"),
+        ("ALTER USER relay ACCOUNT LOCK".into(), "ALTER USER relay ACCOUNT UNLOCK".into(), "the account is locked"),
+        (
+            "ALTER USER relay WITH MAX_QUERIES_PER_HOUR 1".into(),
+            "ALTER USER relay WITH MAX_QUERIES_PER_HOUR 0".into(),
+            "has asked as much, as it may",
+        ),
     ] {
-        let wrong = if server == Server::MariaDb {
-            wrong.replace("transaction_read_only", "tx_read_only")
-        } else {
-            wrong.into()
-        };
-        let right =
-            if server == Server::MariaDb { right.replace("transaction_read_only", "tx_read_only") } else { right };
         database.query(&wrong).await;
-        let own = super::folder(&partner);
-        let relay = serve(own, &database.url()).await;
+        let relay = serve(folder(&partner), &database.url()).await;
         let mut probe = Probe::new(&relay, &mut partner, "t").await;
         let before = count(&database).await;
         probe.ask("append log row").await;
@@ -206,7 +251,6 @@ async fn each_thing_that_a_server_refuses_is_said_in_one_sentence(server: Server
         drained(&relay, &database, before + 1).await;
         assert_eq!(relay.metric("edge_relay_records_dead_letters_total", &[]).await, 0.0);
     }
-    drop(folder);
 }
 
 async fn reads_say_what_a_server_refuses(server: Server) {
@@ -253,6 +297,7 @@ async fn rows_go_to_the_server_at_the_address_and_not_to_one_at_the_path_that_it
 on_each_server!(
     four_rights_suffice_and_nothing_is_locked_once_the_tables_are_there,
     rights_that_are_granted_while_it_runs_take_effect,
+    tables_of_the_version_before_are_brought_up_to_date_when_the_account_may,
     one_connection_is_enough,
     tables_are_not_taken_from_a_host_that_uses_them,
     a_rotated_password_needs_no_restart,
