@@ -122,13 +122,13 @@ pub struct Store {
 /// A tenant's room for rows that wait to be written, a quarter of all, and for reads, a half of all.
 pub struct RecordsRoom {
     appends: Arc<Semaphore>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
 }
 
 impl Default for RecordsRoom {
     fn default() -> Self {
         let appends = Arc::new(Semaphore::new(QUEUE_BYTES / TENANT_PART));
-        Self { appends, reads: Semaphore::new(TENANT_READS) }
+        Self { appends, reads: Arc::new(Semaphore::new(TENANT_READS)) }
     }
 }
 
@@ -173,6 +173,7 @@ impl Store {
         migrate::sqlite_up(&mut connection)?;
         if let Some(last) = clock::last_id(&connection)? {
             last.go_on_after();
+            clock::begin(&connection, last)?;
         }
         let writer = Arc::new(Writer::start(connection, Arc::clone(&metrics))?);
         let mysql = record_table(&config, &runtime)?;
@@ -262,10 +263,8 @@ impl Store {
         deadline: Instant,
     ) -> Result<Part, StoreError> {
         let reading = async {
-            // It is never closed.
-            let _reads = room.reads.acquire().await;
             loop {
-                let part = self.parts(collection, &query, deadline).await?;
+                let part = self.parts(collection, &query, room, deadline).await?;
                 // If retention deletes all of it while it is read, there may be more behind it.
                 if !part.records.is_empty() || part.cut_at.is_none() {
                     return Ok(part);
@@ -277,10 +276,23 @@ impl Store {
         timeout_at(deadline.into(), reading).await.unwrap_or_else(late)
     }
 
-    async fn parts(&self, collection: &Collection, query: &Query, deadline: Instant) -> Result<Part, StoreError> {
+    async fn parts(
+        &self,
+        collection: &Collection,
+        query: &Query,
+        room: &RecordsRoom,
+        deadline: Instant,
+    ) -> Result<Part, StoreError> {
         let (of, asked) = (collection.clone(), query.clone());
+        // The semaphore is never closed.
+        let reads = Arc::clone(&room.reads).acquire_owned().await.ok();
         // The outbox comes first: a row that leaves it now is in MySQL already.
-        let here = self.readers.read(move |connection| sqlite::select(connection, &of, &asked)).await?;
+        let read = move |connection: &_| {
+            // The place is taken as long as the thread reads, also when nobody waits for it any more.
+            let _reads = reads;
+            sqlite::select(connection, &of, &asked)
+        };
+        let here = self.readers.read(read).await?;
         match &self.mysql {
             None => Ok(here),
             Some(mysql) => {

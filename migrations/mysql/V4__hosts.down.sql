@@ -1,1 +1,1 @@
-DROP TABLE IF EXISTS hosts
+DROP TABLE IF EXISTS relay_hosts

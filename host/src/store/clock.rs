@@ -40,6 +40,13 @@ pub fn write(connection: &Connection, clock: Clock) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// Takes the time of the greatest id for the time when a host last ran, if that is not known: the version before did not
+/// note it.
+pub fn begin(connection: &Connection, last: RecordId) -> rusqlite::Result<()> {
+    connection.execute("UPDATE clock SET seen = ?1 WHERE seen IS NULL", [last.at()])?;
+    Ok(())
+}
+
 /// Notes the greatest id that is written.
 pub fn note_id(transaction: &Transaction<'_>, id: RecordId) -> rusqlite::Result<()> {
     let sql = "UPDATE clock SET last_id = ?1 WHERE last_id IS NULL OR last_id < ?1";

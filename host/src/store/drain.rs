@@ -1,8 +1,7 @@
 //! Moves rows from the outbox to MySQL in batches, the oldest first, each row exactly once. While MySQL is away they
 //! wait, and it is tried again after growing pauses.
 //!
-//! A batch is inserted by statements that leave alone the rows that are there already. It leaves the outbox only after
-//! MySQL has committed it. So whatever fails in between, the next try begins with the same rows and inserts none twice.
+//! A batch is inserted, but for the rows that are there already. It leaves the outbox only after MySQL has committed it. So whatever fails in between, the next try begins with the same rows and inserts none twice.
 //! A row that MySQL refuses is found by halving its batch, and is put aside. From then on its tenant's rows go apart from
 //! the others', a few at a time, until MySQL takes them again. So nobody's rows hold up another's.
 
@@ -13,8 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mysql_async::{Error, prelude::Queryable};
+use mysql_async::{Conn, Error, prelude::Queryable};
 use rusqlite::{Transaction, params};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
@@ -42,6 +42,8 @@ const APART_TURN: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How often this host notes in MySQL that it uses the tables.
 const NOTE_EVERY: Duration = Duration::from_secs(10);
+/// How long it may take at the end to take that back.
+const FORGET_DEADLINE: Duration = Duration::from_secs(1);
 
 pub struct Drain {
     mysql: Arc<RecordTable>,
@@ -51,6 +53,8 @@ pub struct Drain {
     /// Tenants some of whose rows MySQL refuses, and how far the drain has passed their rows.
     apart: BTreeSet<Arc<str>>,
     passed: Passed,
+    /// Whether the last try has failed.
+    has_failed: bool,
     /// Whose turn among them was last.
     last_apart: Option<Arc<str>>,
     refusals: HashMap<Arc<str>, Refusals>,
@@ -97,6 +101,14 @@ struct Moved<'r> {
     refused: Vec<(&'r Placed, String)>,
 }
 
+impl Moved<'_> {
+    /// Whether it is time to stop. Something is decided in any time.
+    fn is_over(&self, until: Option<Instant>) -> bool {
+        let has_begun = !self.taken.is_empty() || !self.refused.is_empty();
+        has_begun && until.is_some_and(|until| Instant::now() >= until)
+    }
+}
+
 impl Drain {
     pub fn new(
         mysql: Arc<RecordTable>,
@@ -111,6 +123,7 @@ impl Drain {
             metrics,
             apart: BTreeSet::new(),
             passed: None,
+            has_failed: false,
             last_apart: None,
             refusals: HashMap::new(),
             host: Uuid::new_v4(),
@@ -128,6 +141,7 @@ impl Drain {
                 () = stop.wait() => break,
             };
             if let Err(error) = &failed {
+                self.has_failed = true;
                 if let Some(error) = error.of_mysql() {
                     // It may have become read-only, since another has taken its place.
                     mysql.look_again(error);
@@ -173,13 +187,15 @@ impl Drain {
                 Some(inserter) => inserter,
                 none => none.insert(self.begin(mysql).await?),
             };
-            if waits.is_some() {
-                self.move_oldest(inserter).await?;
-                self.move_apart(inserter).await?;
-                backoff.reset();
-            }
-            // Last: a server that takes no rows does not take this either, and has said so before.
-            self.note_host(inserter).await;
+            let moved = match waits {
+                Some(_) => self.move_rows_of_all(inserter).await,
+                None => Ok(()),
+            };
+            // A server that takes no rows may take this, and its tables are in use all the same.
+            let noted = self.note_host(inserter).await;
+            moved?;
+            noted?;
+            backoff.reset();
             if waits.is_none() {
                 return Ok(());
             }
@@ -187,10 +203,19 @@ impl Drain {
     }
 
     /// Brings the tables up to date, if they are not, and prepares to insert.
-    async fn begin<'m>(&self, mysql: &'m RecordTable) -> Result<Inserter<'m>, DrainError> {
+    async fn begin<'m>(&mut self, mysql: &'m RecordTable) -> Result<Inserter<'m>, DrainError> {
         let mut connection = mysql.connect().await?;
         migrate::mysql_up(&mut connection).await?;
+        if std::mem::take(&mut self.has_failed) {
+            // Reads may have gone to another server since. Its rows are not those of this one.
+            mysql.forget();
+        }
         Ok(Inserter::new(connection).await?)
+    }
+
+    async fn move_rows_of_all(&mut self, inserter: &mut Inserter<'_>) -> Result<(), DrainError> {
+        self.move_oldest(inserter).await?;
+        self.move_apart(inserter).await
     }
 
     /// Moves the oldest rows but for those that go apart.
@@ -198,7 +223,7 @@ impl Drain {
         let (apart, passed) = (self.apart.clone(), self.passed);
         let Oldest { rows, passed } = self.readers.read(move |outbox| sqlite::oldest(outbox, &apart, passed)).await?;
         self.passed = passed;
-        self.move_rows(inserter, &rows, None).await
+        self.move_rows(inserter, &rows, None).await.map(drop)
     }
 
     /// Moves some rows of the next tenant whose rows go apart.
@@ -209,9 +234,8 @@ impl Drain {
         self.last_apart = Some(Arc::clone(&tenant));
         let of = Arc::clone(&tenant);
         let rows = self.readers.read(move |outbox| sqlite::some_of(outbox, &of, APART_ROWS)).await?;
-        let before = self.metrics.records_dead_letters.get();
-        self.move_rows(inserter, &rows, Some(Instant::now() + APART_TURN)).await?;
-        if self.metrics.records_dead_letters.get() == before {
+        let taken = self.move_rows(inserter, &rows, Some(Instant::now() + APART_TURN)).await?;
+        if taken == rows.len() {
             // MySQL takes them again, or there are no more.
             self.apart.remove(&tenant);
             self.passed = None;
@@ -219,20 +243,20 @@ impl Drain {
         Ok(())
     }
 
-    /// Moves rows, as many as there is time for.
+    /// Moves rows, as many as there is time for. Returns how many MySQL has taken.
     async fn move_rows(
         &mut self,
         inserter: &mut Inserter<'_>,
         rows: &[Placed],
         until: Option<Instant>,
-    ) -> Result<(), DrainError> {
+    ) -> Result<usize, DrainError> {
         if rows.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let mut moved = Moved::default();
         let mut rest: Vec<&Placed> = rows.iter().collect();
         let inserted = loop {
-            if rest.is_empty() || until.is_some_and(|until| Instant::now() >= until) {
+            if rest.is_empty() || moved.is_over(until) {
                 break Ok(());
             }
             let fitting = inserter.fitting(rest.iter().map(|(_, row)| row));
@@ -244,12 +268,13 @@ impl Drain {
         };
         // Those that went through are done, whatever became of the others.
         self.tell_refused(&moved.refused);
-        let dead = moved.refused.len();
+        let (taken, dead) = (moved.taken.len(), moved.refused.len());
         let left = Left::new(moved);
         let gone = self.writer.change(move |transaction| left.leave(transaction)).await?;
         self.metrics.records_dead_letters.inc_by(dead as u64);
         self.metrics.records_drained.inc_by(gone.saturating_sub(dead) as u64);
-        Ok(inserted?)
+        inserted?;
+        Ok(taken)
     }
 
     /// Inserts rows. Where MySQL will never take one, the others of its tenant are left for later, unless they go apart
@@ -265,7 +290,7 @@ impl Drain {
         while let Some(mut part) = parts.pop() {
             match until {
                 None => part.retain(|(_, row)| !self.apart.contains(&row.collection.tenant)),
-                Some(until) if Instant::now() >= until => return Ok(()),
+                Some(_) if moved.is_over(until) => return Ok(()),
                 Some(_) => {}
             }
             let some: Vec<_> = part.iter().map(|(_, row)| row).collect();
@@ -313,34 +338,33 @@ impl Drain {
     }
 
     /// Notes in MySQL that this host uses the tables, so that nobody takes them away.
-    async fn note_host(&mut self, inserter: &mut Inserter<'_>) {
+    async fn note_host(&mut self, inserter: &mut Inserter<'_>) -> Result<(), Error> {
         if self.noted.is_some_and(|noted| noted.elapsed() < NOTE_EVERY) {
-            return;
+            return Ok(());
         }
-        self.noted = Some(Instant::now());
         let (id, name) =
             (self.host.as_bytes().to_vec(), rustix::system::uname().nodename().to_string_lossy().into_owned());
-        let noted = inserter.run(async |connection| {
-            let sql = "INSERT INTO hosts (id, name, seen) VALUES (?, ?, CURRENT_TIMESTAMP) \
+        let note = async |connection: &mut Conn| {
+            let sql = "INSERT INTO relay_hosts (id, name, seen) VALUES (?, ?, CURRENT_TIMESTAMP) \
                 ON DUPLICATE KEY UPDATE seen = CURRENT_TIMESTAMP";
             connection.exec_drop(sql, (id, name)).await?;
-            connection.query_drop("DELETE FROM hosts WHERE seen < CURRENT_TIMESTAMP - INTERVAL 1 DAY").await
-        });
-        if let Err(error) = noted.await {
-            tracing::debug!(error = explain(&error), "this host is not noted in MySQL");
-        }
+            connection.query_drop("DELETE FROM relay_hosts WHERE seen < CURRENT_TIMESTAMP - INTERVAL 1 DAY").await
+        };
+        inserter.run(note).await?;
+        self.noted = Some(Instant::now());
+        Ok(())
     }
 
     async fn forget_host(&self, mysql: &RecordTable) {
         let id = self.host.as_bytes().to_vec();
-        let forgotten = async {
+        let forgotten = timeout(FORGET_DEADLINE, async {
             let mut connection = mysql.connect().await?;
-            let deadline = Instant::now() + Duration::from_secs(1);
-            let sql = "DELETE FROM hosts WHERE id = ?";
+            let sql = "DELETE FROM relay_hosts WHERE id = ?";
+            let deadline = Instant::now() + FORGET_DEADLINE;
             connection.run(deadline, async |connection| connection.exec_drop(sql, (id,)).await).await
-        };
-        if let Err(error) = forgotten.await {
-            tracing::debug!(error = explain(&error), "this host is still noted in MySQL");
+        });
+        if !matches!(forgotten.await, Ok(Ok(()))) {
+            tracing::debug!("this host is still noted in MySQL");
         }
     }
 }

@@ -61,6 +61,8 @@ pub enum MigrateError {
     Newer { found: usize, known: usize },
     #[error("another host has been migrating it for {} s", LOCK_DEADLINE.as_secs())]
     Locked,
+    #[error("its table records has a column \"at\" of type {kind} already: rename it")]
+    OtherColumn { kind: String },
     #[error("the host {name} used it {seconds} s ago: stop all hosts of this database first")]
     Used { name: String, seconds: u64 },
     #[error("{0}")]
@@ -149,6 +151,9 @@ pub async fn mysql_up(connection: &mut Lent<'_>) -> Result<(), MigrateError> {
     for (number, pair) in (1_u32..).zip(&MYSQL).skip(applied) {
         let migration = Migration::unapplied(pair.name, pair.up)?;
         change(connection, pair.up).await?;
+        if pair.name == "V2__times" {
+            refuse_other_times(connection).await?;
+        }
         let note = format!(
             "INSERT INTO refinery_schema_history (version, name, applied_on, checksum) VALUES \
              ({number}, '{}', DATE_FORMAT(UTC_TIMESTAMP(), '%Y-%m-%dT%H:%i:%sZ'), '{}')",
@@ -179,10 +184,24 @@ pub async fn mysql_down(connection: &mut Lent<'_>, count: usize) -> Result<Vec<&
     Ok(undo.into_iter().map(|(_, pair)| pair.name).collect())
 }
 
+/// Refuses a table that had a column `at` of another kind before.
+async fn refuse_other_times(connection: &mut Lent<'_>) -> Result<(), MigrateError> {
+    let kind = async |connection: &mut Conn| {
+        let sql = "SELECT DATA_TYPE FROM information_schema.columns WHERE table_schema = DATABASE() AND \
+            table_name = 'records' AND column_name = 'at'";
+        connection.query_first::<String, _>(sql).await
+    };
+    match run(connection, QUERY_DEADLINE, kind).await? {
+        Some(kind) if !kind.eq_ignore_ascii_case("bigint") => Err(MigrateError::OtherColumn { kind }),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses if a host has lately noted that it uses the tables.
 async fn refuse_used(connection: &mut Lent<'_>) -> Result<(), MigrateError> {
     let last = async |connection: &mut Conn| {
-        let sql = "SELECT name, TIMESTAMPDIFF(SECOND, seen, CURRENT_TIMESTAMP) FROM hosts ORDER BY seen DESC LIMIT 1";
+        let sql =
+            "SELECT name, TIMESTAMPDIFF(SECOND, seen, CURRENT_TIMESTAMP) FROM relay_hosts ORDER BY seen DESC LIMIT 1";
         connection.query_first::<(String, i64), _>(sql).await
     };
     let last = match run(connection, QUERY_DEADLINE, last).await {

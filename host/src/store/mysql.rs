@@ -26,7 +26,7 @@ mod url;
 pub use crate::store::mysql::{
     connections::{Connections, GREATEST_AGE, Lent},
     errors::{explain, is_refused_login},
-    insert::{InsertError, Inserter},
+    insert::{InsertError, Inserter, together},
     url::{BadUrl, parse_url},
 };
 
@@ -38,6 +38,8 @@ const QUERY_DEADLINE: Duration = Duration::from_secs(30);
 /// MySQL's errors ER_NO_SUCH_TABLE and ER_BAD_FIELD_ERROR.
 const NO_SUCH_TABLE: u16 = 1146;
 const NO_SUCH_COLUMN: u16 = 1054;
+/// How long reads fail at once after the server has refused a login.
+const LOGIN_AGAIN: Duration = Duration::from_secs(1);
 /// How often a read is tried again while the tables are brought up to date, and after what pause.
 const TRIES: u32 = 20;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -48,6 +50,8 @@ pub struct RecordTable {
     url: Mutex<Secret>,
     /// The file that the URL was read from.
     file: Option<PathBuf>,
+    /// When the last login was refused, and what was said.
+    refused: Mutex<Option<(Instant, String)>>,
 }
 
 impl RecordTable {
@@ -55,7 +59,12 @@ impl RecordTable {
     pub fn of(config: &StoreConfig) -> Result<Option<Self>, BadUrl> {
         let Some(url) = &config.mysql else { return Ok(None) };
         let connections = Connections::new(url::opts(url.reveal())?, MAX_READERS);
-        Ok(Some(Self { connections, url: Mutex::new(url.clone()), file: config.mysql_file.clone() }))
+        Ok(Some(Self {
+            connections,
+            url: Mutex::new(url.clone()),
+            file: config.mysql_file.clone(),
+            refused: Mutex::default(),
+        }))
     }
 
     /// Reads the URL again, if it is in a file. What begins from then on connects with a new one.
@@ -88,6 +97,11 @@ impl RecordTable {
         }
     }
 
+    /// Has reads connect anew.
+    pub fn forget(&self) {
+        self.connections.forget();
+    }
+
     /// A connection for the one task that writes.
     pub async fn connect(&self) -> Result<Lent<'_>, Error> {
         self.connections.take_extra(Instant::now() + CONNECT_DEADLINE).await
@@ -99,12 +113,19 @@ impl RecordTable {
         deadline: Instant,
         work: impl AsyncFnOnce(&mut Conn) -> Result<T, Error>,
     ) -> Result<T, StoreError> {
+        if let Some((at, said)) = &*self.refused.lock()
+            && at.elapsed() < LOGIN_AGAIN
+        {
+            return Err(StoreError::Unavailable(said.clone()));
+        }
         let done = async { self.connections.take(deadline).await?.run(deadline, work).await };
         done.await.map_err(|error| {
+            let said = explain(&error);
             if is_refused_login(&error) {
+                *self.refused.lock() = Some((Instant::now(), said.clone()));
                 self.read_url_again();
             }
-            StoreError::Unavailable(explain(&error))
+            StoreError::Unavailable(said)
         })
     }
 
@@ -157,10 +178,11 @@ impl RecordTable {
             let ids = vec!["?"; moved.len()].join(",");
             let names = [tenant, name].map(|name| Value::Bytes(name.to_vec()));
             let of: Vec<_> = names.into_iter().chain(moved.into_iter().map(Value::Bytes)).collect();
-            for table in ["records", "record_times"] {
+            let delete = |table| {
                 let sql = format!("DELETE FROM {table} WHERE tenant = ? AND collection = ? AND id IN ({ids})");
-                connection.exec_drop(sql, Params::Positional(of.clone())).await?;
-            }
+                (sql, Params::Positional(of.clone()))
+            };
+            together(connection, ["records", "record_times"].map(delete).into()).await?;
             Ok(deleted + count)
         };
         self.run(Instant::now() + QUERY_DEADLINE, deleted).await
@@ -240,9 +262,12 @@ impl Select<'_> {
             (Some((since, before)), Some(to)) => {
                 parameters.extend(place(to));
                 parameters.extend([since, before].map(Value::UInt));
-                let times = format!("SELECT tenant, collection, id FROM record_times {within} AND at >= ? AND at < ?");
-                let join = "JOIN records USING (tenant, collection, id)";
-                let moved = format!("SELECT id, records.at, {content} FROM ({times} {end}) AS times {join}");
+                // Times without a row are passed over: the row is among the dead letters.
+                let moved = format!(
+                    "SELECT STRAIGHT_JOIN times.id, records.at, {content} FROM record_times AS times JOIN records \
+                     USING (tenant, collection, id) WHERE times.tenant = ? AND times.collection = ? AND times.id >= ? \
+                     AND times.id < ? AND times.at >= ? AND times.at < ? ORDER BY times.id {order} LIMIT {limit}"
+                );
                 format!("({select} AND at IS NULL {end}) UNION ALL ({moved}) {end}")
             }
         };

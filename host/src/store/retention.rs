@@ -10,6 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rusqlite::{OptionalExtension, Transaction, params};
+use tokio::sync::oneshot;
 
 use crate::{
     shutdown::Stop,
@@ -85,15 +86,25 @@ impl Retention {
     /// Deletes what is old, if the clock is trusted. `ran`: how long this host has run since the last round.
     async fn round(&self, ran: Duration) -> Result<(), StoreError> {
         let (now, ran) = (now(), u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
-        let before = self.readers.read(clock::read).await?;
-        let after = before.at(now, ran);
-        self.writer.change(move |transaction| clock::write(transaction, after).map(|()| Freed::default())).await?;
-        if after.doubt > before.doubt {
+        let (sender, receiver) = oneshot::channel();
+        let change = move |transaction: &Transaction<'_>| {
+            // Somebody may confirm the clock at any time.
+            let before = clock::read(transaction)?;
+            let after = before.at(now, ran);
+            clock::write(transaction, after)?;
+            let _ = sender.send((before, after));
+            Ok(Freed::default())
+        };
+        self.writer.change(change).await?;
+        let (before, after) = receiver.await.unwrap_or_default();
+        if after.doubt > before.doubt || after.doubt > 0 && ran == 0 {
             let days_ahead = now.saturating_sub(before.seen.unwrap_or(now)) / clock::DAY;
+            let hours = after.doubt.div_ceil(60 * 60 * 1000);
             tracing::warn!(
                 days_ahead,
-                "the clock is more than a day past the time when this store was last used; old records are kept until \
-                 the host has run for 24 hours, or `edge-relay retention --confirm` says that the clock is right"
+                hours,
+                "the clock is, or was, more than a day past the time when this store was last used; old records are kept \
+                 until the host has run for so many hours, or `edge-relay retention --confirm` says that the clock is right"
             );
         }
         let keep = self.keep.load_full();

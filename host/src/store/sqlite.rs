@@ -103,13 +103,15 @@ pub fn insert(connection: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
 /// The records that a query finds.
 pub fn select(connection: &Connection, collection: &Collection, query: &Query) -> rusqlite::Result<Part> {
     let (from, to) = query.bounds();
-    let Some((since, before)) = query.times() else {
-        return select_where(connection, collection, query, "id >= ?3 AND id < ?4", params![from.bytes(), to.bytes()]);
+    let by_id = |more: &str| {
+        let condition = format!("id >= ?3 AND id < ?4{more}");
+        let parameters = params![from.bytes(), to.bytes()];
+        select_where(connection, collection, query, ("records_by_collection", &condition), parameters)
     };
-    let in_time = params![from.bytes(), to.bytes()];
-    let in_time = select_where(connection, collection, query, "id >= ?3 AND id < ?4 AND at IS NULL", in_time)?;
-    let moved = params![from.bytes(), since, before];
-    let moved = select_where(connection, collection, query, "id >= ?3 AND at >= ?4 AND at < ?5", moved)?;
+    let Some((since, before)) = query.times() else { return by_id("") };
+    let in_time = by_id(" AND at IS NULL")?;
+    let moved = ("records_by_time", "id >= ?3 AND at >= ?4 AND at < ?5");
+    let moved = select_where(connection, collection, query, moved, params![from.bytes(), since, before])?;
     Ok(query.merge(in_time, moved))
 }
 
@@ -118,13 +120,13 @@ fn select_where(
     connection: &Connection,
     collection: &Collection,
     query: &Query,
-    condition: &str,
+    (index, condition): (&str, &str),
     parameters: &[&dyn ToSql],
 ) -> rusqlite::Result<Part> {
     let order = if query.newest_first() { "DESC" } else { "ASC" };
     let limit = query.limit();
     let sql = format!(
-        "SELECT id, at, data FROM records WHERE tenant = ?1 AND collection = ?2 AND {condition} \
+        "SELECT id, at, data FROM records INDEXED BY {index} WHERE tenant = ?1 AND collection = ?2 AND {condition} \
          ORDER BY id {order} LIMIT {limit}"
     );
     let mut statement = connection.prepare_cached(&sql)?;
@@ -158,6 +160,8 @@ pub struct Oldest {
 
 /// The oldest rows but for those of the tenants in `without`, of which all up to `passed` are.
 pub fn oldest(connection: &Connection, without: &BTreeSet<Arc<str>>, passed: Passed) -> rusqlite::Result<Oldest> {
+    // All of it sees the file at the same time.
+    let connection = connection.unchecked_transaction()?;
     let mut at = connection.prepare_cached("SELECT id FROM records WHERE seq = ?1")?;
     // Places are used again.
     let mut stands = |(place, last): &(i64, RecordId)| {
@@ -170,7 +174,7 @@ pub fn oldest(connection: &Connection, without: &BTreeSet<Arc<str>>, passed: Pas
     let from = passed.map_or(i64::MIN, |(place, _)| place);
     let tenants = without.iter().map(|tenant| tenant as &dyn ToSql);
     let parameters: Vec<_> = std::iter::once(&from as &dyn ToSql).chain(tenants).collect();
-    let rows = rows_where(connection, &condition, &parameters)?;
+    let rows = rows_where(&connection, &condition, &parameters)?;
     let passed = match without.is_empty() {
         true => None,
         false => {

@@ -6,6 +6,7 @@
 use std::{
     io::ErrorKind,
     panic::AssertUnwindSafe,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,15 +20,20 @@ use tokio::{
 
 use crate::sync::Mutex;
 
-/// How old a connection may become. So who reads follows a server that has moved.
+/// How old a connection may become. So it follows a server that has moved.
 pub const GREATEST_AGE: Duration = Duration::from_secs(300);
 /// How long a connection is kept that nobody uses: firewalls on the way drop such connections silently.
 const GREATEST_REST: Duration = Duration::from_secs(60);
 /// A connection that has rested this long is asked whether it still stands: a server's `wait_timeout` may be a second.
 const ASK_AFTER: Duration = Duration::from_millis(500);
 /// How long it has for its answer, and to be closed.
-const PING_DEADLINE: Duration = Duration::from_secs(1);
+const PING_DEADLINE: Duration = Duration::from_millis(250);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// How many late statements are ended at once, and how long that may take.
+const ENDS: usize = 2;
+const END_DEADLINE: Duration = Duration::from_secs(5);
+/// MySQL's errors ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS, and ER_USER_LIMIT_REACHED.
+const TOO_MANY: [u16; 3] = [1040, 1203, 1226];
 /// How often it is tried again to connect where there are too many connections, and after what pause.
 const TRIES: u32 = 10;
 const TRY_AGAIN: Duration = Duration::from_millis(20);
@@ -35,6 +41,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(20);
 pub struct Connections {
     known: Mutex<Known>,
     places: Semaphore,
+    /// Places of those that end statements whose caller waits no more.
+    ends: Arc<Semaphore>,
 }
 
 struct Known {
@@ -42,12 +50,20 @@ struct Known {
     /// Connections of an older one are closed when they are given back.
     generation: u64,
     idle: Vec<Idle>,
+    /// When a connection was last found silent. Others that were used before may be as silent.
+    silent: Option<Instant>,
 }
 
 struct Idle {
     connection: Conn,
     opened: Instant,
     used: Instant,
+}
+
+impl Idle {
+    fn is_too_old(&self) -> bool {
+        self.used.elapsed() >= GREATEST_REST || self.opened.elapsed() >= GREATEST_AGE
+    }
 }
 
 /// A connection that is in use. It is kept for others when this is dropped, unless something went wrong with it.
@@ -62,8 +78,8 @@ pub struct Lent<'c> {
 impl Connections {
     /// `most`: how many there are at once, besides those that [need no place](Self::take_extra).
     pub fn new(opts: Opts, most: usize) -> Self {
-        let known = Known { opts, generation: 0, idle: Vec::new() };
-        Self { known: Mutex::new(known), places: Semaphore::new(most) }
+        let known = Known { opts, generation: 0, idle: Vec::new(), silent: None };
+        Self { known: Mutex::new(known), places: Semaphore::new(most), ends: Arc::new(Semaphore::new(ENDS)) }
     }
 
     /// Has what begins from now on connect anew: the address may be another server's. What is under way goes on.
@@ -94,23 +110,6 @@ impl Connections {
         self.lend(None, deadline).await
     }
 
-    /// Connects. Where the account may have few connections, another that is in use may be free in a moment.
-    async fn connect(&self, opts: &Opts, deadline: Instant) -> Result<Conn, Error> {
-        const TOO_MANY: [u16; 3] = [1040, 1203, 1226];
-        let mut tries = 0;
-        loop {
-            match within(deadline, Conn::new(opts.clone())).await {
-                Err(Error::Server(server)) if TOO_MANY.contains(&server.code) && tries < TRIES => tries += 1,
-                connected => return connected,
-            }
-            sleep(TRY_AGAIN).await;
-            let idle = self.known.lock().idle.pop();
-            if let Some(idle) = idle {
-                return Ok(idle.connection);
-            }
-        }
-    }
-
     async fn lend<'c>(&'c self, place: Option<SemaphorePermit<'c>>, deadline: Instant) -> Result<Lent<'c>, Error> {
         let lent = |connection, opened, generation| Lent {
             all: self,
@@ -119,25 +118,54 @@ impl Connections {
             generation,
             _place: place,
         };
+        let mut tries = 0;
         loop {
-            let (idle, opts, generation) = {
+            let (idle, opts, generation, silent) = {
                 let mut known = self.known.lock();
-                (known.idle.pop(), known.opts.clone(), known.generation)
+                (known.idle.pop(), known.opts.clone(), known.generation, known.silent)
             };
-            let Some(Idle { mut connection, opened, used }) = idle else {
+            let Some(mut idle) = idle else {
                 let opened = Instant::now();
-                let connection = self.connect(&opts, deadline).await?;
-                return Ok(lent(connection, opened, generation));
+                match within(deadline, Conn::new(opts)).await {
+                    Ok(connection) => return Ok(lent(connection, opened, generation)),
+                    // One that is in use may be free in a moment.
+                    Err(Error::Server(server)) if TOO_MANY.contains(&server.code) && tries < TRIES => tries += 1,
+                    Err(error) => return Err(error),
+                }
+                sleep(TRY_AGAIN).await;
+                continue;
             };
-            let rested = used.elapsed();
-            if rested < GREATEST_REST && opened.elapsed() < GREATEST_AGE {
-                let deadline = deadline.min(Instant::now() + PING_DEADLINE);
-                if rested < ASK_AFTER || within(deadline, connection.ping()).await.is_ok() {
-                    return Ok(lent(connection, opened, generation));
+            if !idle.is_too_old() {
+                let may_be_silent = silent.is_some_and(|silent| idle.used <= silent);
+                let stands = idle.used.elapsed() < ASK_AFTER && !may_be_silent
+                    || within(deadline.min(Instant::now() + PING_DEADLINE), idle.connection.ping()).await.is_ok();
+                if stands {
+                    return Ok(lent(idle.connection, idle.opened, generation));
                 }
             }
-            close(connection);
+            close(idle.connection);
         }
+    }
+
+    /// Ends a statement that nobody waits for any more, so that such statements do not pile up on the server.
+    fn end(&self, connection: u32) {
+        let (Ok(place), Ok(runtime)) = (Arc::clone(&self.ends).try_acquire_owned(), Handle::try_current()) else {
+            return;
+        };
+        let opts = self.known.lock().opts.clone();
+        runtime.spawn(async move {
+            let _place = place;
+            let deadline = Instant::now() + END_DEADLINE;
+            let ended = async {
+                let mut own = within(deadline, Conn::new(opts)).await?;
+                let ended = within(deadline, own.query_drop(format!("KILL {connection}"))).await;
+                close(own);
+                ended
+            };
+            if let Err(error) = ended.await {
+                tracing::debug!(%error, "a statement that was late was not ended");
+            }
+        });
     }
 }
 
@@ -149,18 +177,20 @@ impl Lent<'_> {
         deadline: Instant,
         work: impl AsyncFnOnce(&mut Conn) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let Some(connection) = &mut self.connection else {
+        // It is given back only when all of it has come.
+        let Some(mut connection) = self.connection.take() else {
             return Err(Error::Driver(mysql_async::DriverError::ConnectionClosed));
         };
-        let done = within(deadline, work(connection)).await;
-        if let Err(error) = &done
-            && !leaves_it_usable(error)
-        {
-            self.connection.take().into_iter().for_each(close);
-            if is_late(error) {
-                // The others may be as silent.
-                self.all.forget();
+        let done = within(deadline, work(&mut connection)).await;
+        match &done {
+            Err(error) if !leaves_it_usable(error) => {
+                if is_late(error) {
+                    self.all.known.lock().silent = Some(Instant::now());
+                    self.all.end(connection.id());
+                }
+                close(connection);
             }
+            _ => self.connection = Some(connection),
         }
         done
     }
@@ -169,13 +199,17 @@ impl Lent<'_> {
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let Some(connection) = self.connection.take() else { return };
-        let mut known = self.all.known.lock();
-        if known.generation == self.generation {
-            known.idle.push(Idle { connection, opened: self.opened, used: Instant::now() });
-        } else {
-            drop(known);
-            close(connection);
-        }
+        let old: Vec<_> = {
+            let known = &mut *self.all.known.lock();
+            let idle = Idle { connection, opened: self.opened, used: Instant::now() };
+            if known.generation == self.generation {
+                known.idle.push(idle);
+                known.idle.extract_if(.., |idle| idle.is_too_old()).collect()
+            } else {
+                vec![idle]
+            }
+        };
+        old.into_iter().for_each(|idle| close(idle.connection));
     }
 }
 

@@ -7,18 +7,32 @@ use std::error::Error as _;
 use mysql_async::{DriverError, Error, IoError, ServerError};
 
 /// The login is refused: wrong user, password or host; an expired password; a locked account (MySQL's and MariaDB's).
-const REFUSED_LOGINS: [u16; 6] = [1045, 1698, 1820, 1862, 3118, 4151];
+const REFUSED_LOGINS: [u16; 7] = [1045, 1698, 1820, 1862, 3118, 3955, 4151];
 /// Errors without a class of their own (SQLSTATE HY000 and HY001) that pass, or that somebody has to mend on the
 /// server. None of them is a row's fault.
-const OF_SERVER: [u16; 44] = [
-    1005, 1015, 1016, 1021, 1026, 1028, 1030, 1035, 1036, 1037, 1038, 1041, 1105, 1114, 1129, 1130, 1180, 1181, 1193,
-    1194, 1195, 1205, 1206, 1207, 1223, 1290, 1297, 1461, 1615, 1637, 1665, 1785, 1786, 1787, 1788, 1820, 1836, 1862,
-    3024, 3032, 3098, 3100, 3159, 3572,
+const OF_SERVER: [u16; 76] = [
+    1005, 1015, 1016, 1017, 1021, 1023, 1024, 1026, 1028, 1030, 1034, 1035, 1036, 1037, 1038, 1041, 1105, 1114, 1119,
+    1129, 1130, 1180, 1181, 1193, 1194, 1195, 1205, 1206, 1207, 1223, 1243, 1290, 1296, 1297, 1412, 1436, 1449, 1461,
+    1598, 1615, 1637, 1661, 1662, 1663, 1664, 1665, 1666, 1667, 1668, 1712, 1785, 1786, 1787, 1788, 1814, 1815, 1820,
+    1836, 1862, 1874, 1877, 1878, 1881, 3024, 3032, 3098, 3100, 3118, 3159, 3168, 3169, 3185, 3572, 3955, 4151, 4031,
 ];
-/// A row is too large, although its class is that of wrong statements.
-const ROW_TOO_LARGE: u16 = 1118;
+/// Errors of a row, whatever their class: a trigger's own (SIGNAL, RESIGNAL, or a SELECT INTO that finds two), and a row
+/// that is too large.
+const OF_ROW: [u16; 4] = [1118, 1172, 1644, 1645];
 /// One packet or one transaction has too many bytes for the server.
 const TOO_LARGE: [u16; 2] = [1153, 1197];
+
+/// What a server says without the values that it repeats, such as those of a key that is there twice.
+pub fn without_values(error: &Error) -> String {
+    const REPEATS: [u16; 4] = [1062, 1264, 1292, 1366];
+    match error {
+        Error::Server(ServerError { code, message, .. }) if REPEATS.contains(code) => {
+            let place = message.find(" for ").and_then(|at| message.get(at..)).unwrap_or_default();
+            format!("MySQL: refused{place} ({code})")
+        }
+        error => explain(error),
+    }
+}
 
 /// Whether rows are at fault. What isn't known to be the server's is a row's, so that it holds up nobody: a trigger, a
 /// partition that is missing, a column that wants a value.
@@ -30,11 +44,12 @@ pub fn is_of_row(error: &Error) -> bool {
     }
 }
 
-fn is_of_row_server(server: &ServerError) -> bool {
+fn is_of_row_server(ServerError { code, state, .. }: &ServerError) -> bool {
+    // Of the system, of a client library, and of proxies in between (ProxySQL, MaxScale).
+    let is_foreign = matches!(code, ..1000 | 2000..3000 | 9000..9100);
     // Connections, transaction states, logins, rollbacks, statements and rights, operators, interruptions, XA.
-    let class = server.state.get(..2).unwrap_or_default();
-    let of_server = matches!(class, "08" | "25" | "28" | "40" | "42" | "57" | "70" | "XA");
-    TOO_LARGE.contains(&server.code) || server.code == ROW_TOO_LARGE || !of_server && !OF_SERVER.contains(&server.code)
+    let of_server = matches!(state.get(..2).unwrap_or_default(), "08" | "25" | "28" | "40" | "42" | "57" | "70" | "XA");
+    TOO_LARGE.contains(code) || OF_ROW.contains(code) || !is_foreign && !of_server && !OF_SERVER.contains(code)
 }
 
 pub fn is_refused_login(error: &Error) -> bool {
@@ -74,7 +89,7 @@ fn explain_server(ServerError { code, message, .. }: &ServerError) -> String {
     let to_do = match code {
         1045 | 1698 => "it refuses the login; look at the user, the password, and from where the account may come",
         1820 | 1862 => "the account's password has expired; set it anew",
-        3118 | 4151 => "the account is locked",
+        3118 | 3955 | 4151 => "the account is locked",
         1044 | 1142 | 1143 | 1227 | 1370 => {
             "the account lacks a right; it needs SELECT, INSERT, UPDATE and DELETE on the database, and CREATE, ALTER, \
              INDEX and DROP while its tables are brought up to date"
@@ -140,12 +155,17 @@ mod tests {
             (1366, "HY000"),
             (1526, "HY000"),
             (1644, "45000"),
+            (1644, "42000"),
+            (1172, "42000"),
             (3819, "HY000"),
             (4025, "23000"),
         ] {
             assert!(is_of_row(&server(code, state)), "{code}");
         }
         for (code, state) in [
+            (3, "HY000"),
+            (2013, "HY000"),
+            (9001, "HY000"),
             (1040, "08004"),
             (1045, "28000"),
             (1047, "08S01"),
@@ -171,7 +191,10 @@ mod tests {
     #[test]
     fn an_error_says_what_to_do() {
         assert!(explain(&server(1045, "28000")).starts_with("MySQL: it refuses the login"));
-        assert_eq!(explain(&server(9999, "HY000")), "MySQL: m (9999)");
+        assert_eq!(explain(&server(5555, "HY000")), "MySQL: m (5555)");
+        let message = "Duplicate entry 'log-secret' for key 'by_data'".into();
+        let twice = Error::Server(ServerError { code: 1062, state: "23000".into(), message });
+        assert_eq!(without_values(&twice), "MySQL: refused for key 'by_data' (1062)");
         assert!(explain(&Error::Driver(DriverError::NoClientSslFlagFromServer)).contains("ssl-mode=DISABLED"));
     }
 }

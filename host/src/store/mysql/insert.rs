@@ -8,7 +8,7 @@ use crate::store::{
     mysql::{
         QUERY_DEADLINE,
         connections::Lent,
-        errors::{explain, is_of_row},
+        errors::{explain, is_of_row, without_values},
     },
     record::Row,
 };
@@ -39,7 +39,7 @@ pub enum InsertError {
 
 impl From<Error> for InsertError {
     fn from(error: Error) -> Self {
-        if is_of_row(&error) { Self::Row(explain(&error)) } else { Self::Later(error) }
+        if is_of_row(&error) { Self::Row(without_values(&error)) } else { Self::Later(error) }
     }
 }
 
@@ -84,7 +84,7 @@ impl<'c> Inserter<'c> {
                 let missing: Vec<_> = rows.iter().copied().filter(|row| !there.contains(&key(row))).collect();
                 if missing.len() == rows.len() {
                     // Another unique key than that of records.
-                    return Err(InsertError::Row(server.to_string()));
+                    return Err(Error::Server(server).into());
                 }
                 // Those that are there came from here, when the answer was lost.
                 if missing.is_empty() { Ok(()) } else { self.try_insert(&missing).await }
@@ -100,38 +100,28 @@ impl<'c> Inserter<'c> {
     }
 
     async fn try_insert(&mut self, rows: &[&Row]) -> Result<(), Error> {
-        // Times first: those without a row do no harm.
-        self.insert_times(rows).await?;
         let mut sql = String::from("INSERT INTO records (tenant, collection, id, at, data) VALUES ");
-        let mut values = Vec::with_capacity(5 * rows.len());
+        let (mut values, mut times) = (Vec::with_capacity(5 * rows.len()), Vec::new());
         for (nth, row) in rows.iter().enumerate() {
             sql.push_str(if nth == 0 { "(?,?,?,?,?)" } else { ",(?,?,?,?,?)" });
             values.extend(key(row).map(Value::Bytes));
             values.push(row.at.map_or(Value::NULL, Value::UInt));
             values.push(Value::Bytes(row.data.clone()));
+            if let Some(at) = row.at {
+                times.extend(key(row).map(Value::Bytes));
+                times.push(Value::UInt(at));
+            }
         }
-        self.connection
-            .run(deadline(), async |connection| connection.exec_drop(sql, Params::Positional(values)).await)
-            .await
-    }
-
-    /// Inserts the times that are not those of the rows' ids.
-    async fn insert_times(&mut self, rows: &[&Row]) -> Result<(), Error> {
-        let values = rows.iter().filter_map(|row| {
-            let [tenant, name, id] = key(row).map(Value::Bytes);
-            Some([tenant, name, Value::UInt(row.at?), id])
-        });
-        let values: Vec<_> = values.flatten().collect();
-        if values.is_empty() {
-            return Ok(());
-        }
-        let places = vec!["(?,?,?,?)"; values.len() / 4].join(",");
-        let sql = format!(
-            "INSERT INTO record_times (tenant, collection, at, id) VALUES {places} ON DUPLICATE KEY UPDATE at = VALUES(at)"
-        );
-        self.connection
-            .run(deadline(), async |connection| connection.exec_drop(sql, Params::Positional(values)).await)
-            .await
+        let rows = (sql, Params::Positional(values));
+        let insert = async |connection: &mut Conn| {
+            if times.is_empty() {
+                return connection.exec_drop(rows.0, rows.1).await;
+            }
+            let places = vec!["(?,?,?,?)"; times.len() / 4].join(",");
+            let sql = format!("REPLACE INTO record_times (tenant, collection, id, at) VALUES {places}");
+            together(connection, vec![(sql, Params::Positional(times)), rows]).await
+        };
+        self.connection.run(deadline(), insert).await
     }
 
     /// The keys of those of these rows that are there already.
@@ -155,6 +145,19 @@ impl<'c> Inserter<'c> {
         };
         rows.take(STATEMENT_ROWS).take_while(fits).count().max(1)
     }
+}
+
+/// Runs statements in one transaction.
+pub async fn together(connection: &mut Conn, statements: Vec<(String, Params)>) -> Result<(), Error> {
+    connection.query_drop("START TRANSACTION").await?;
+    for (sql, parameters) in statements {
+        if let Err(error) = connection.exec_drop(sql, parameters).await {
+            // If it cannot be rolled back, the connection is gone, and so is what it has done.
+            connection.query_drop("ROLLBACK").await?;
+            return Err(error);
+        }
+    }
+    connection.query_drop("COMMIT").await
 }
 
 async fn max_packet(connection: &mut Lent<'_>, variable: &str) -> Result<usize, Error> {

@@ -44,7 +44,7 @@ pub fn opts(url: &str) -> Result<Opts, BadUrl> {
                      or have the server's certificate name its host",
                 ));
             }
-            "require_ssl" | "verify_ca" if query.contains("ssl-mode=") => {
+            "require_ssl" | "verify_ca" | "verify_identity" if query.contains("ssl-mode=") => {
                 return Err(BadUrl("has ssl-mode and another option for TLS; keep ssl-mode"));
             }
             _ => {
@@ -119,6 +119,7 @@ mod tests {
             "ssl-mode=required",
             "require_ssl=true&verify_identity=false",
             "require_ssl=true&ssl-mode=REQUIRED",
+            "verify_identity=true&ssl-mode=REQUIRED",
             "nonsense=1",
         ] {
             opts(&format!("mysql://user@db/records?{refused}")).unwrap_err();

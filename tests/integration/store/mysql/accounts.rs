@@ -64,7 +64,7 @@ async fn four_rights_suffice_and_nothing_is_locked_once_the_tables_are_there(ser
     for word in ["GET_LOCK", "CREATE", "ALTER"] {
         assert!(!asked.contains(word), "{word}: {asked}");
     }
-    assert!(asked.contains("INSERT INTO records") && asked.contains("INSERT INTO hosts"), "{asked}");
+    assert!(asked.contains("INSERT INTO records") && asked.contains("INSERT INTO relay_hosts"), "{asked}");
     assert!(!relay.log().contains("WARN"), "{}", relay.log());
 }
 
@@ -137,14 +137,14 @@ async fn tables_are_not_taken_from_a_host_that_uses_them(server: Server) {
     probe.ask("append log first").await;
     drained(&relay, &database, 1).await;
     // It is noted a moment later, and again and again.
-    let seen = "SELECT count(*) FROM hosts WHERE seen > CURRENT_TIMESTAMP - INTERVAL 30 SECOND";
+    let seen = "SELECT count(*) FROM relay_hosts WHERE seen > CURRENT_TIMESTAMP - INTERVAL 30 SECOND";
     for _ in 0..2 {
         until("a host in MySQL", async || {
             let hosts = database.query(seen).await.concat().concat();
             if hosts == "1" { Ok(()) } else { Err(hosts) }
         })
         .await;
-        database.query("UPDATE hosts SET seen = seen - INTERVAL 50 SECOND").await;
+        database.query("UPDATE relay_hosts SET seen = seen - INTERVAL 50 SECOND").await;
     }
     let down = ["--down", "1", "--database", "mysql"];
     // Another host's folder, in which no tenant is right.
