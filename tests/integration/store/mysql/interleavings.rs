@@ -16,7 +16,7 @@ use support::{
 use super::{outbox_empty, serve};
 
 /// How often the test runs. `PROPTEST_CASES` sets another number.
-const CASES: u32 = 10;
+const CASES: u32 = 6;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
