@@ -17,11 +17,11 @@ use crate::{
 };
 
 /// Tenants whose manifests are wrong, the wrong keys of each, and their length.
-const WRONG: usize = 8;
+const WRONG: usize = 40;
 const PROBLEMS: usize = 50;
-const LENGTH: usize = 4000;
-/// How much of all reasons is shown at most, in bytes.
-const SHOWN: std::ops::Range<usize> = 200 << 10..300 << 10;
+const LENGTH: usize = 100;
+/// How much of all reasons is shown, in bytes: not all.
+const SHOWN: std::ops::Range<usize> = 200 << 10..350 << 10;
 
 /// Checks that the neighbour is undisturbed while somebody asks for this again and again. Returns the length of the
 /// longest answer.
