@@ -21,9 +21,10 @@ use crate::{
     neighbour::{KINDS, Neighbour},
 };
 
-/// How long one side of a pair is measured, and how many pairs there are. In the short form as many as it takes to know
-/// on which side of the bound the median is.
-const SHORT: (Duration, usize) = (Duration::from_millis(150), 3);
+/// How long one side of a pair is measured, and how many pairs there are. In the short form only as many as it takes
+/// until most of them are within the bound, and two at least.
+const SHORT: (Duration, usize) = (Duration::from_millis(150), 7);
+const ENOUGH: usize = 2;
 const FULL: (Duration, usize) = (Duration::from_secs(3), 7);
 /// How long the attack goes on at first, at least.
 const FIRST: Duration = Duration::from_millis(600);
@@ -186,8 +187,7 @@ impl Scene {
             let is_fine = (0..KINDS.len()).all(|kind| ratio(&honest, &attack, kind) <= WITHIN);
             seen.push((honest, attack));
             fine += usize::from(is_fine);
-            // The others cannot change the median.
-            if fine > pairs / 2 && !is_full() {
+            if fine >= ENOUGH && 2 * fine > seen.len() && !is_full() {
                 break;
             }
         }
