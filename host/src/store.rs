@@ -289,16 +289,19 @@ impl Store {
         // The outbox comes first: a row that leaves it now is in MySQL already.
         let read = move |connection: &_| {
             // The place is taken as long as the thread reads, also when nobody waits for it any more.
-            let _reads = reads;
-            sqlite::select(connection, &of, &asked)
+            sqlite::select(connection, &of, &asked).map(|part| (part, reads))
         };
-        let here = self.readers.read(read).await?;
+        let (here, reads) = self.readers.read(read).await?;
         match &self.mysql {
             None => Ok(here),
             Some(mysql) => {
                 // This runs on the store's own runtime: the guests' runtime has no sockets.
                 let (mysql, of, asked) = (Arc::clone(mysql), collection.clone(), query.clone());
-                let there = self.runtime.spawn(async move { mysql.select(&of, &asked, deadline).await }).await;
+                let there = self.runtime.spawn(async move {
+                    let _reads = reads;
+                    mysql.select(&of, &asked, deadline).await
+                });
+                let there = there.await;
                 let there = there.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
                 Ok(query.merge(here, there?))
             }

@@ -23,7 +23,7 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, migrate,
-        mysql::{GREATEST_AGE, InsertError, Inserter, RecordTable, explain},
+        mysql::{GREATEST_AGE, InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late, leaves_it_usable},
         reader::ReadConnections,
         record::{RecordId, Row, now},
         sqlite,
@@ -55,6 +55,8 @@ pub struct Drain {
     passed: Passed,
     /// Whether the last try has failed.
     has_failed: bool,
+    /// Most rows of one statement: fewer after one that was too slow, which has rolled back.
+    most_rows: usize,
     /// Whose turn among them was last.
     last_apart: Option<Arc<str>>,
     refusals: HashMap<Arc<str>, Refusals>,
@@ -124,6 +126,7 @@ impl Drain {
             apart: BTreeSet::new(),
             passed: None,
             has_failed: false,
+            most_rows: STATEMENT_ROWS,
             last_apart: None,
             refusals: HashMap::new(),
             host: Uuid::new_v4(),
@@ -143,6 +146,9 @@ impl Drain {
             if let Err(error) = &failed {
                 self.has_failed = true;
                 if let Some(error) = error.of_mysql() {
+                    if is_late(error) {
+                        self.most_rows = (self.most_rows / 2).max(1);
+                    }
                     // It may have become read-only, since another has taken its place.
                     mysql.look_again(error);
                 }
@@ -174,8 +180,9 @@ impl Drain {
             // Of rows that were refused before.
             self.tell_refused(&[]);
             if begun.elapsed() > GREATEST_AGE {
-                // It follows a server that has moved, as readers do.
+                // It follows a server that has moved, and readers with it.
                 (inserter, begun) = (None, Instant::now());
+                mysql.forget();
             }
             let oldest = self.readers.read(sqlite::oldest_time).await?;
             let waits = oldest.map(|at| Duration::from_millis(now().saturating_sub(at)));
@@ -187,6 +194,7 @@ impl Drain {
                 Some(inserter) => inserter,
                 none => none.insert(self.begin(mysql).await?),
             };
+            inserter.most_rows = self.most_rows;
             let moved = match waits {
                 Some(_) => self.move_rows_of_all(inserter).await,
                 None => Ok(()),
@@ -195,6 +203,7 @@ impl Drain {
             let noted = self.note_host(inserter).await;
             moved?;
             noted?;
+            self.most_rows = (2 * self.most_rows).min(STATEMENT_ROWS);
             backoff.reset();
             if waits.is_none() {
                 return Ok(());
@@ -350,7 +359,11 @@ impl Drain {
             connection.exec_drop(sql, (id, name)).await?;
             connection.query_drop("DELETE FROM relay_hosts WHERE seen < CURRENT_TIMESTAMP - INTERVAL 1 DAY").await
         };
-        inserter.run(note).await?;
+        match inserter.run(note).await {
+            // Rows go on; only nobody knows of this host.
+            Err(error) if leaves_it_usable(&error) => tracing::debug!(error = explain(&error), "not noted in MySQL"),
+            noted => noted?,
+        }
         self.noted = Some(Instant::now());
         Ok(())
     }

@@ -144,6 +144,13 @@ pub async fn mysql_up(connection: &mut Lent<'_>) -> Result<(), MigrateError> {
         return Ok(());
     }
     let is_locked = lock(connection).await?;
+    let applied = apply_missing(connection).await;
+    let unlocked = unlock(connection, is_locked).await;
+    applied?;
+    unlocked
+}
+
+async fn apply_missing(connection: &mut Lent<'_>) -> Result<(), MigrateError> {
     let applied = mysql_applied(connection).await?;
     let history = "CREATE TABLE IF NOT EXISTS refinery_schema_history (version INT PRIMARY KEY, name VARCHAR(255), \
         applied_on VARCHAR(255), checksum VARCHAR(255))";
@@ -162,7 +169,7 @@ pub async fn mysql_up(connection: &mut Lent<'_>) -> Result<(), MigrateError> {
         );
         change(connection, &note).await?;
     }
-    unlock(connection, is_locked).await
+    Ok(())
 }
 
 pub async fn mysql_states(connection: &mut Lent<'_>) -> Result<Vec<MigrationState>, MigrateError> {
@@ -172,6 +179,13 @@ pub async fn mysql_states(connection: &mut Lent<'_>) -> Result<Vec<MigrationStat
 /// Undoes the last `count` migrations, the newest first, unless a host uses the tables. Returns their names.
 pub async fn mysql_down(connection: &mut Lent<'_>, count: usize) -> Result<Vec<&'static str>, MigrateError> {
     let is_locked = lock(connection).await?;
+    let undone = undo_last(connection, count).await;
+    let unlocked = unlock(connection, is_locked).await;
+    let undone = undone?;
+    unlocked.map(|()| undone)
+}
+
+async fn undo_last(connection: &mut Lent<'_>, count: usize) -> Result<Vec<&'static str>, MigrateError> {
     refuse_used(connection).await?;
     let undo = undo(mysql_states(connection).await?, &MYSQL, count);
     for (number, pair) in &undo {
@@ -180,7 +194,6 @@ pub async fn mysql_down(connection: &mut Lent<'_>, count: usize) -> Result<Vec<&
         change(connection, pair.down).await?;
         change(connection, &format!("DELETE FROM refinery_schema_history WHERE version = {number}")).await?;
     }
-    unlock(connection, is_locked).await?;
     Ok(undo.into_iter().map(|(_, pair)| pair.name).collect())
 }
 

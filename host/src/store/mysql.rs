@@ -24,9 +24,9 @@ mod insert;
 mod url;
 
 pub use crate::store::mysql::{
-    connections::{Connections, GREATEST_AGE, Lent},
+    connections::{Connections, GREATEST_AGE, Lent, is_late, leaves_it_usable},
     errors::{explain, is_refused_login},
-    insert::{InsertError, Inserter, together},
+    insert::{InsertError, Inserter, STATEMENT_ROWS, together},
     url::{BadUrl, parse_url},
 };
 
@@ -83,6 +83,7 @@ impl RecordTable {
             Ok(None) => {}
             Ok(Some(opts)) => {
                 self.connections.change(opts);
+                *self.refused.lock() = None;
                 tracing::info!(%file, "the URL of MySQL was read again");
             }
             Err(error) => tracing::error!(%file, %error, "the URL of MySQL cannot be read again; the last one is used"),

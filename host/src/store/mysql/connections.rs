@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use mysql_async::{Conn, Error, Opts, prelude::Queryable};
+use mysql_async::{Conn, Error, Opts, Row, prelude::Queryable};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, SemaphorePermit},
@@ -26,8 +26,9 @@ pub const GREATEST_AGE: Duration = Duration::from_secs(300);
 const GREATEST_REST: Duration = Duration::from_secs(60);
 /// A connection that has rested this long is asked whether it still stands: a server's `wait_timeout` may be a second.
 const ASK_AFTER: Duration = Duration::from_millis(500);
-/// How long it has for its answer, and to be closed.
-const PING_DEADLINE: Duration = Duration::from_millis(250);
+/// How long it has for its answer, if another has just been silent, and to be closed.
+const PING_DEADLINE: Duration = Duration::from_secs(1);
+const SILENT_PING_DEADLINE: Duration = Duration::from_millis(250);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// How many late statements are ended at once, and how long that may take.
 const ENDS: usize = 2;
@@ -137,8 +138,9 @@ impl Connections {
             };
             if !idle.is_too_old() {
                 let may_be_silent = silent.is_some_and(|silent| idle.used <= silent);
+                let ping = Instant::now() + if may_be_silent { SILENT_PING_DEADLINE } else { PING_DEADLINE };
                 let stands = idle.used.elapsed() < ASK_AFTER && !may_be_silent
-                    || within(deadline.min(Instant::now() + PING_DEADLINE), idle.connection.ping()).await.is_ok();
+                    || within(deadline.min(ping), idle.connection.ping()).await.is_ok();
                 if stands {
                     return Ok(lent(idle.connection, idle.opened, generation));
                 }
@@ -147,8 +149,8 @@ impl Connections {
         }
     }
 
-    /// Ends a statement that nobody waits for any more, so that such statements do not pile up on the server.
-    fn end(&self, connection: u32) {
+    /// Ends a read that nobody waits for any more, so that such reads do not pile up on the server.
+    fn end_read(&self, connection: u32) {
         let (Ok(place), Ok(runtime)) = (Arc::clone(&self.ends).try_acquire_owned(), Handle::try_current()) else {
             return;
         };
@@ -158,7 +160,7 @@ impl Connections {
             let deadline = Instant::now() + END_DEADLINE;
             let ended = async {
                 let mut own = within(deadline, Conn::new(opts)).await?;
-                let ended = within(deadline, own.query_drop(format!("KILL {connection}"))).await;
+                let ended = within(deadline, end_read(&mut own, connection)).await;
                 close(own);
                 ended
             };
@@ -186,7 +188,10 @@ impl Lent<'_> {
             Err(error) if !leaves_it_usable(error) => {
                 if is_late(error) {
                     self.all.known.lock().silent = Some(Instant::now());
-                    self.all.end(connection.id());
+                    // What changes something comes to its end by itself.
+                    if self._place.is_some() {
+                        self.all.end_read(connection.id());
+                    }
                 }
                 close(connection);
             }
@@ -213,6 +218,18 @@ impl Drop for Lent<'_> {
     }
 }
 
+/// Ends what a connection does, if it is a read of records: the address may be another server's by now, where this is
+/// somebody else's number.
+async fn end_read(own: &mut Conn, connection: u32) -> Result<(), Error> {
+    let all: Vec<Row> = own.query("SHOW PROCESSLIST").await?;
+    let is_read = all.iter().any(|row| {
+        let info = row.get_opt::<String, _>("Info").and_then(Result::ok).unwrap_or_default();
+        let id = row.get_opt::<u64, _>("Id").and_then(Result::ok);
+        id == Some(connection.into()) && info.contains("SELECT id, at,")
+    });
+    if is_read { own.query_drop(format!("KILL QUERY {connection}")).await } else { Ok(()) }
+}
+
 /// Tells the server, if there is time. The driver would wait for it without an end.
 fn close(connection: Conn) {
     // Without a runtime the host ends.
@@ -227,12 +244,12 @@ fn close(connection: Conn) {
 
 /// Whether the connection may be used again after a statement that failed. A server that has become read-only, shuts
 /// down, or ends the connection may be another one at the next try.
-fn leaves_it_usable(error: &Error) -> bool {
+pub fn leaves_it_usable(error: &Error) -> bool {
     const MOVED: [u16; 6] = [1053, 1290, 1792, 1836, 1927, 3032];
     matches!(error, Error::Server(server) if !MOVED.contains(&server.code))
 }
 
-fn is_late(error: &Error) -> bool {
+pub fn is_late(error: &Error) -> bool {
     matches!(error, Error::Io(mysql_async::IoError::Io(error)) if error.kind() == ErrorKind::TimedOut)
 }
 

@@ -49,7 +49,9 @@ fn is_of_row_server(ServerError { code, state, .. }: &ServerError) -> bool {
     let is_foreign = matches!(code, ..1000 | 2000..3000 | 9000..9100);
     // Connections, transaction states, logins, rollbacks, statements and rights, operators, interruptions, XA.
     let of_server = matches!(state.get(..2).unwrap_or_default(), "08" | "25" | "28" | "40" | "42" | "57" | "70" | "XA");
-    TOO_LARGE.contains(code) || OF_ROW.contains(code) || !is_foreign && !of_server && !OF_SERVER.contains(code)
+    // A trigger's own (SIGNAL), whatever number it gives.
+    let is_signal = state.starts_with("45") || OF_ROW.contains(code);
+    is_signal || TOO_LARGE.contains(code) || !is_foreign && !of_server && !OF_SERVER.contains(code)
 }
 
 pub fn is_refused_login(error: &Error) -> bool {
@@ -156,6 +158,7 @@ mod tests {
             (1526, "HY000"),
             (1644, "45000"),
             (1644, "42000"),
+            (9001, "45000"),
             (1172, "42000"),
             (3819, "HY000"),
             (4025, "23000"),

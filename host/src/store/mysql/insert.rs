@@ -20,7 +20,7 @@ const MIN_STATEMENT: usize = 64 << 10;
 /// Bytes that a statement needs for each row besides its data.
 const ROW_STATEMENT_BYTES: usize = 300;
 /// Most rows of one statement.
-const STATEMENT_ROWS: usize = 1000;
+pub const STATEMENT_ROWS: usize = 1000;
 
 /// MySQL's errors ER_DUP_ENTRY and ER_TRANS_CACHE_FULL.
 const DUPLICATE: u16 = 1062;
@@ -48,14 +48,15 @@ pub struct Inserter<'c> {
     connection: Lent<'c>,
     /// Most bytes that the server takes at once.
     packet: usize,
-    /// Most bytes of one statement.
+    /// Most bytes of one statement, and most rows.
     statement: usize,
+    pub most_rows: usize,
 }
 
 impl<'c> Inserter<'c> {
     pub async fn new(mut connection: Lent<'c>) -> Result<Self, Error> {
         let packet = max_packet(&mut connection, "@@max_allowed_packet").await?;
-        Ok(Self { connection, packet, statement: MAX_STATEMENT.min(packet / 2) })
+        Ok(Self { connection, packet, statement: MAX_STATEMENT.min(packet / 2), most_rows: STATEMENT_ROWS })
     }
 
     /// Runs another statement.
@@ -143,7 +144,7 @@ impl<'c> Inserter<'c> {
             bytes += row.data.len() + ROW_STATEMENT_BYTES;
             bytes <= self.statement
         };
-        rows.take(STATEMENT_ROWS).take_while(fits).count().max(1)
+        rows.take(self.most_rows).take_while(fits).count().max(1)
     }
 }
 
