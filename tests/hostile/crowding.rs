@@ -29,8 +29,8 @@ const PLACES: usize = 100;
 const CROWD: usize = 3 * PLACES;
 /// Clients of a herd.
 const HERD: usize = 100;
-/// How many of a crowd come at once, and the pause until the next. Otherwise the test would measure what so many at once
-/// cost its own kernel.
+/// How many of a crowd come at once, and the pause until the next. Otherwise the test would measure what so many at
+/// once cost its own kernel.
 const AT_ONCE: usize = 10;
 const NEXT: Duration = Duration::from_millis(1);
 /// How long a crowd stays, and the time between two newcomers that must be served beside it.

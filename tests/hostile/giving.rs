@@ -129,8 +129,8 @@ async fn large_snapshots_for_clients_that_come_and_go() {
     coming.end();
 }
 
-/// Starts a relay whose hostile tenant has these schedules, which do not run yet. Returns the manifest's end of now, and
-/// one with which they run every 100 ms.
+/// Starts a relay whose hostile tenant has these schedules, which do not run yet. Returns the manifest's end of now,
+/// and one with which they run every 100 ms.
 async fn with_schedules(names: &[String], limits: &str) -> (Scene, String, String) {
     let job = |after: &str| {
         let schedule =

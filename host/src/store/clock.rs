@@ -1,5 +1,5 @@
-//! What the store remembers of the host's clock: when it last ran, so that a clock that has jumped ahead deletes nothing,
-//! and the greatest id, so that ids never go back.
+//! What the store remembers of the host's clock: when it last ran, so that a clock that has jumped ahead deletes
+//! nothing, and the greatest id, so that ids never go back.
 
 use rusqlite::{Connection, Transaction, params};
 
@@ -40,8 +40,8 @@ pub fn write(connection: &Connection, clock: Clock) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Takes the time of the greatest id for the time when a host last ran, if that is not known: the version before did not
-/// note it.
+/// Takes the time of the greatest id for the time when a host last ran, if that is not known: the version before did
+/// not note it.
 pub fn begin(connection: &Connection, last: RecordId) -> rusqlite::Result<()> {
     connection.execute("UPDATE clock SET seen = ?1 WHERE seen IS NULL", [last.at()])?;
     Ok(())

@@ -1,9 +1,10 @@
 //! Moves rows from the outbox to MySQL in batches, the oldest first, each row exactly once. While MySQL is away they
 //! wait, and it is tried again after growing pauses.
 //!
-//! A batch is inserted, but for the rows that are there already. It leaves the outbox only after MySQL has committed it. So whatever fails in between, the next try begins with the same rows and inserts none twice.
-//! A row that MySQL refuses is found by halving its batch, and is put aside. From then on its tenant's rows go apart from
-//! the others', a few at a time, until MySQL takes them again. So nobody's rows hold up another's.
+//! A batch is inserted, but for the rows that are there already. It leaves the outbox only after MySQL has committed
+//! it. So whatever fails in between, the next try begins with the same rows and inserts none twice. A row that MySQL
+//! refuses is found by halving its batch, and is put aside. From then on its tenant's rows go apart from the others', a
+//! few at a time, until MySQL takes them again. So nobody's rows hold up another's.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -396,9 +397,9 @@ impl Left {
         Self { taken, refused: moved.refused.into_iter().map(|(row, error)| (row.clone(), error)).collect() }
     }
 
-    /// Takes them out. Refused rows go to the dead letters, where they still count as their tenant's bytes, so that they
-    /// are bounded too. If retention has deleted a row since it was read, its place may have another row by now. That
-    /// row stays.
+    /// Takes them out. Refused rows go to the dead letters, where they still count as their tenant's bytes, so that
+    /// they are bounded too. If retention has deleted a row since it was read, its place may have another row by now.
+    /// That row stays.
     fn leave(&self, transaction: &Transaction<'_>) -> rusqlite::Result<Freed> {
         let mut delete = transaction.prepare_cached("DELETE FROM records WHERE seq = ?1 AND id = ?2")?;
         let mut freed = Freed::default();
@@ -407,7 +408,8 @@ impl Left {
                 freed.add(tenant, 1, *cost);
             }
         }
-        // The dead letters take the room that the other rows leave. Otherwise a full outbox would have to keep them all.
+        // The dead letters take the room that the other rows leave. Otherwise a full outbox would have to keep them
+        // all.
         let mut put_aside = transaction.prepare_cached(
             "INSERT OR IGNORE INTO dead_letters (id, tenant, collection, data, at, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;

@@ -3,8 +3,8 @@
 //! `migrations/` has them in pairs, up and down, and they are compiled in. `refinery` applies the up half to SQLite and
 //! keeps the history in the table `refinery_schema_history`. It cannot undo a migration, and with MySQL it takes more
 //! connections and rights than an account need have, so those are done here, with the same history. Only one host
-//! migrates at a time: the file's lock sees to that with SQLite, a lock on the server with MySQL, if that has such locks.
-//! Where everything is up to date already, nothing is locked or changed.
+//! migrates at a time: the file's lock sees to that with SQLite, a lock on the server with MySQL, if that has such
+//! locks. Where everything is up to date already, nothing is locked or changed.
 
 use std::time::{Duration, Instant};
 
@@ -249,8 +249,8 @@ async fn change(connection: &mut Lent<'_>, sql: &str) -> Result<(), Error> {
 }
 
 /// Takes the server's lock. The connection holds it, so the lock is free again however the connection ends. False: the
-/// server has no such locks, as clusters have not. Then two hosts may migrate at once, which does no harm: each step may
-/// be done again.
+/// server has no such locks, as clusters have not. Then two hosts may migrate at once, which does no harm: each step
+/// may be done again.
 async fn lock(connection: &mut Lent<'_>) -> Result<bool, MigrateError> {
     // Longer than the server itself waits.
     let deadline = LOCK_DEADLINE + QUERY_DEADLINE;

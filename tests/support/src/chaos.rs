@@ -166,7 +166,8 @@ impl Chaos {
         self.line.open().iter().for_each(|connection| connection.half_closed[way as usize].cancel());
     }
 
-    /// Lets nothing pass any more on the connections that are open, in either direction. They stay open, and others flow.
+    /// Lets nothing pass any more on the connections that are open, in either direction. They stay open, and others
+    /// flow.
     pub fn freeze(&self) {
         self.line.open().iter().for_each(|connection| connection.frozen.cancel());
     }

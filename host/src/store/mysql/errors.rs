@@ -16,8 +16,8 @@ const OF_SERVER: [u16; 76] = [
     1598, 1615, 1637, 1661, 1662, 1663, 1664, 1665, 1666, 1667, 1668, 1712, 1785, 1786, 1787, 1788, 1814, 1815, 1820,
     1836, 1862, 1874, 1877, 1878, 1881, 3024, 3032, 3098, 3100, 3118, 3159, 3168, 3169, 3185, 3572, 3955, 4151, 4031,
 ];
-/// Errors of a row, whatever their class: a trigger's own (SIGNAL, RESIGNAL, or a SELECT INTO that finds two), and a row
-/// that is too large.
+/// Errors of a row, whatever their class: a trigger's own (SIGNAL, RESIGNAL, or a SELECT INTO that finds two), and a
+/// row that is too large.
 const OF_ROW: [u16; 4] = [1118, 1172, 1644, 1645];
 /// One packet or one transaction has too many bytes for the server.
 const TOO_LARGE: [u16; 2] = [1153, 1197];

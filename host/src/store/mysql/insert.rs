@@ -64,8 +64,8 @@ impl<'c> Inserter<'c> {
         self.connection.run(deadline(), work).await
     }
 
-    /// Inserts the rows that are not there yet, all or none. Only a row with the same tenant, collection and id is there
-    /// already.
+    /// Inserts the rows that are not there yet, all or none. Only a row with the same tenant, collection and id is
+    /// there already.
     pub async fn insert(&mut self, rows: &[&Row]) -> Result<(), InsertError> {
         // The driver would report a statement that is too long as a broken connection.
         if let [row] = rows
