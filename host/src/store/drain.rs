@@ -7,16 +7,14 @@
 //! few at a time, until MySQL takes them again. So nobody's rows hold up another's.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use mysql_async::{Conn, Error, prelude::Queryable};
+use mysql_async::Error;
 use rusqlite::{Transaction, params};
-use tokio::time::timeout;
-use uuid::Uuid;
 
 use crate::{
     backoff::{Backoff, Pauses},
@@ -24,9 +22,11 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, migrate,
-        mysql::{GREATEST_AGE, InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late, leaves_it_usable},
+        mysql::{GREATEST_AGE, InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late},
+        presence::{Presence, RENEW_EVERY},
         reader::ReadConnections,
         record::{RecordId, Row, now},
+        refusals::Refusals,
         sqlite,
         sqlite::{Oldest, Passed, Placed},
         writer::{Freed, Writer},
@@ -39,12 +39,6 @@ const PAUSES: Pauses =
 /// Rows of a tenant some of whose rows MySQL refuses, in one turn, and how long the turn takes at most.
 const APART_ROWS: usize = 200;
 const APART_TURN: Duration = Duration::from_millis(200);
-/// How often the log says how many rows of a tenant were refused.
-const TELL_EVERY: Duration = Duration::from_secs(10);
-/// How often this host notes in MySQL that it uses the tables.
-const NOTE_EVERY: Duration = Duration::from_secs(10);
-/// How long it may take at the end to take that back.
-const FORGET_DEADLINE: Duration = Duration::from_secs(1);
 
 pub struct Drain {
     mysql: Arc<RecordTable>,
@@ -54,25 +48,14 @@ pub struct Drain {
     /// Tenants some of whose rows MySQL refuses, and how far the drain has passed their rows.
     apart: BTreeSet<Arc<str>>,
     passed: Passed,
+    /// Whose turn among them was last.
+    last_apart: Option<Arc<str>>,
     /// Whether the last try has failed.
     has_failed: bool,
     /// Most rows of one statement: fewer after one that was too slow, which has rolled back.
     most_rows: usize,
-    /// Whose turn among them was last.
-    last_apart: Option<Arc<str>>,
-    refusals: HashMap<Arc<str>, Refusals>,
-    /// What this host is called in MySQL, and when it last noted that it is there.
-    host: Uuid,
-    noted: Option<Instant>,
-}
-
-/// Refused rows of a tenant that the log has not told of.
-#[derive(Default)]
-struct Refusals {
-    rows: usize,
-    /// One of them, and what MySQL said.
-    last: Option<(RecordId, Arc<str>, String)>,
-    told: Option<Instant>,
+    refusals: Refusals,
+    presence: Presence,
 }
 
 /// Why a batch is still in the outbox.
@@ -126,12 +109,11 @@ impl Drain {
             metrics,
             apart: BTreeSet::new(),
             passed: None,
+            last_apart: None,
             has_failed: false,
             most_rows: STATEMENT_ROWS,
-            last_apart: None,
-            refusals: HashMap::new(),
-            host: Uuid::new_v4(),
-            noted: None,
+            refusals: Refusals::default(),
+            presence: Presence::new(),
         }
     }
 
@@ -164,22 +146,19 @@ impl Drain {
                 // Nothing waits. The connection is free for others meanwhile.
                 tokio::select! {
                     () = self.writer.appended.notified() => {}
-                    () = tokio::time::sleep(NOTE_EVERY) => {}
+                    () = tokio::time::sleep(RENEW_EVERY) => {}
                     () = stop.wait() => break,
                 }
             }
         }
-        if self.noted.is_some() {
-            self.forget_host(&mysql).await;
-        }
+        self.presence.remove(&mysql).await;
     }
 
     /// Moves rows until there are none.
     async fn drain(&mut self, mysql: &RecordTable, backoff: &mut Backoff) -> Result<(), DrainError> {
         let (mut inserter, mut begun) = (None, Instant::now());
         loop {
-            // Of rows that were refused before.
-            self.tell_refused(&[]);
+            self.refusals.tell();
             if begun.elapsed() > GREATEST_AGE {
                 // It follows a server that has moved, and readers with it.
                 (inserter, begun) = (None, Instant::now());
@@ -188,7 +167,7 @@ impl Drain {
             let oldest = self.readers.read(sqlite::oldest_time).await?;
             let waits = oldest.map(|at| Duration::from_millis(now().saturating_sub(at)));
             self.metrics.outbox_oldest_seconds.set(waits.unwrap_or_default().as_secs_f64());
-            if waits.is_none() && self.noted.is_some_and(|noted| noted.elapsed() < NOTE_EVERY) {
+            if waits.is_none() && !self.presence.is_due() {
                 return Ok(());
             }
             let inserter = match &mut inserter {
@@ -201,9 +180,9 @@ impl Drain {
                 None => Ok(()),
             };
             // A server that takes no rows may take this, and its tables are in use all the same.
-            let noted = self.note_host(inserter).await;
+            let renewed = self.presence.renew(inserter).await;
             moved?;
-            noted?;
+            renewed?;
             self.most_rows = (2 * self.most_rows).min(STATEMENT_ROWS);
             backoff.reset();
             if waits.is_none() {
@@ -277,10 +256,11 @@ impl Drain {
             rest = later;
         };
         // Those that went through are done, whatever became of the others.
-        self.tell_refused(&moved.refused);
         let (taken, dead) = (moved.taken.len(), moved.refused.len());
-        let left = Left::new(moved);
+        let left = Left::new(&moved);
         let gone = self.writer.change(move |transaction| left.leave(transaction)).await?;
+        moved.refused.iter().for_each(|((_, row), error)| self.refusals.add(row, error));
+        self.refusals.tell();
         self.metrics.records_dead_letters.inc_by(dead as u64);
         self.metrics.records_drained.inc_by(gone.saturating_sub(dead) as u64);
         inserted?;
@@ -322,65 +302,6 @@ impl Drain {
         }
         Ok(())
     }
-
-    /// Logs refused rows, at most one line for each tenant now and then.
-    fn tell_refused(&mut self, refused: &[(&Placed, String)]) {
-        for ((_, row), error) in refused {
-            let refusals = self.refusals.entry(Arc::clone(&row.collection.tenant)).or_default();
-            refusals.rows += 1;
-            refusals.last = Some((row.id, Arc::clone(&row.collection.name), error.clone()));
-        }
-        for (tenant, refusals) in &mut self.refusals {
-            let Refusals { rows, last: Some((id, collection, error)), told } = refusals else { continue };
-            if *rows == 0 || told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
-                continue;
-            }
-            tracing::error!(
-                tenant.name = %tenant,
-                refused = *rows,
-                record.id = %id,
-                record.collection = %collection,
-                %error,
-                "MySQL refuses records, such as this one; they are now among the dead letters"
-            );
-            (*rows, *told) = (0, Some(Instant::now()));
-        }
-    }
-
-    /// Notes in MySQL that this host uses the tables, so that nobody takes them away.
-    async fn note_host(&mut self, inserter: &mut Inserter<'_>) -> Result<(), Error> {
-        if self.noted.is_some_and(|noted| noted.elapsed() < NOTE_EVERY) {
-            return Ok(());
-        }
-        let (id, name) =
-            (self.host.as_bytes().to_vec(), rustix::system::uname().nodename().to_string_lossy().into_owned());
-        let note = async |connection: &mut Conn| {
-            let sql = "INSERT INTO relay_hosts (id, name, seen) VALUES (?, ?, CURRENT_TIMESTAMP) \
-                ON DUPLICATE KEY UPDATE seen = CURRENT_TIMESTAMP";
-            connection.exec_drop(sql, (id, name)).await?;
-            connection.query_drop("DELETE FROM relay_hosts WHERE seen < CURRENT_TIMESTAMP - INTERVAL 1 DAY").await
-        };
-        match inserter.run(note).await {
-            // Rows go on; only nobody knows of this host.
-            Err(error) if leaves_it_usable(&error) => tracing::debug!(error = explain(&error), "not noted in MySQL"),
-            noted => noted?,
-        }
-        self.noted = Some(Instant::now());
-        Ok(())
-    }
-
-    async fn forget_host(&self, mysql: &RecordTable) {
-        let id = self.host.as_bytes().to_vec();
-        let forgotten = timeout(FORGET_DEADLINE, async {
-            let mut connection = mysql.connect().await?;
-            let sql = "DELETE FROM relay_hosts WHERE id = ?";
-            let deadline = Instant::now() + FORGET_DEADLINE;
-            connection.run(deadline, async |connection| connection.exec_drop(sql, (id,)).await).await
-        });
-        if !matches!(forgotten.await, Ok(Ok(()))) {
-            tracing::debug!("this host is still noted in MySQL");
-        }
-    }
 }
 
 /// Rows that leave the outbox.
@@ -391,10 +312,11 @@ struct Left {
 }
 
 impl Left {
-    fn new(moved: Moved<'_>) -> Self {
-        let left = |(place, row): &Placed| (*place, row.id, Arc::clone(&row.collection.tenant), row.cost());
-        let taken = moved.taken.into_iter().map(left).collect();
-        Self { taken, refused: moved.refused.into_iter().map(|(row, error)| (row.clone(), error)).collect() }
+    fn new(moved: &Moved<'_>) -> Self {
+        let left = |(place, row): &&Placed| (*place, row.id, Arc::clone(&row.collection.tenant), row.cost());
+        let taken = moved.taken.iter().map(left).collect();
+        let refused = moved.refused.iter().map(|(row, error)| ((*row).clone(), error.clone()));
+        Self { taken, refused: refused.collect() }
     }
 
     /// Takes them out. Refused rows go to the dead letters, where they still count as their tenant's bytes, so that
@@ -443,7 +365,7 @@ mod tests {
         sqlite::insert(&connection, &row("another")).unwrap();
         assert_eq!(oldest(&connection)[0].0, read[0].0, "the place is taken again");
         let transaction = connection.transaction().unwrap();
-        let left = Left::new(Moved { taken: read.iter().collect(), refused: Vec::new() });
+        let left = Left::new(&Moved { taken: read.iter().collect(), refused: Vec::new() });
         assert_eq!(left.leave(&transaction).unwrap().rows(), 0);
         transaction.commit().unwrap();
         assert_eq!(oldest(&connection)[0].1.data, b"another");

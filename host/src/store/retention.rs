@@ -104,7 +104,7 @@ impl Retention {
                 days_ahead,
                 hours,
                 "the clock is, or was, more than a day past the time when this store was last used; old records are kept \
-                 until the host has run for so many hours, or `edge-relay retention --confirm` says that the clock is right"
+                 until the host has run for that many hours, or `edge-relay retention --confirm` says that the clock is right"
             );
         }
         let keep = self.keep.load_full();
