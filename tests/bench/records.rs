@@ -1,9 +1,10 @@
-//! Measures what records cost and prints a table in Markdown. The host, MariaDB and the callers all run on this
-//! machine.
+//! Measures what records cost and prints a table in Markdown for each server: of this program, or of this one beside
+//! another that the variable `BEFORE` names, in turn. The host, the server and the callers all run on this machine.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
     fs,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use support::{
     database::{Database, Server},
     guests,
     partner::Partner,
+    place::use_program,
     probe::Probe,
     raw::Raw,
     relay::Relay,
@@ -20,6 +22,7 @@ use support::{
 };
 use tokio::task::JoinSet;
 
+/// How often each is measured.
 const RUNS: usize = 3;
 /// Bytes of a row.
 const BYTES: usize = 200;
@@ -28,83 +31,129 @@ const CALLS: usize = 100;
 const SECONDS: u64 = 4;
 /// Rows that wait for MySQL when the drain may begin.
 const BACKLOG: u64 = 100_000;
+/// Rows of the collection that is read, and most rows that wait elsewhere.
+const MANY: u64 = 1_000_000;
+/// Messages on their way to a filter.
+const UNDER_WAY: usize = 100;
 /// Clients of the fan-out beside the drain.
 const CLIENTS: usize = 500;
 const MESSAGES: u32 = 200;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
+    let before = std::env::var_os("BEFORE").map(PathBuf::from);
+    let programs: Vec<_> = before.map(Some).into_iter().chain([None]).collect();
     for server in [Server::MariaDb, Server::MySql] {
-        measure(server).await;
+        measure(server, &programs).await;
     }
 }
 
-async fn measure(server: Server) {
-    let Some(database) = server.start_with(&["--innodb-buffer-pool-size=256M"]).await else { return };
-    println!("\n{server:?} {}\n", database.query("SELECT VERSION()").await.concat().concat());
-    let runs = [(); RUNS];
+/// Measures each of these programs in turn, each with a server of its own. `None`: this one.
+async fn measure(server: Server, programs: &[Option<PathBuf>]) {
+    let mut databases = Vec::new();
+    for _ in programs {
+        let Some(database) = server.start_with(&["--innodb-buffer-pool-size=512M"]).await else { return };
+        databases.push(database);
+    }
+    println!("\n{server:?} {}\n", databases[0].query("SELECT VERSION()").await.concat().concat());
     let mut table = Table::default();
-    for _ in runs {
-        table.add("appended/s, one commit each, one caller (rusqlite)", one_commit_each());
-        let (rate, p50, p99, cpu) = appends(None).await;
-        table.add("**appended/s**, 100 calls, no MySQL", rate);
-        table.add("— p50 of an append, ms", p50);
-        table.add("— p99 of an append, ms", p99);
-        table.add("— host's CPU µs per row", cpu);
-        let (rate, p50, p99, cpu) = appends(Some(&database)).await;
-        table.add("**appended/s**, 100 calls, draining meanwhile", rate);
-        table.add("— p50 of an append, ms", p50);
-        table.add("— p99 of an append, ms", p99);
-        table.add("— host's CPU µs per row, drained too as far as it got", cpu);
-        table.add("inserted/s, one row each (mysql_async, one connection)", inserts(&database, 1).await);
-        table.add("inserted/s, 1,000 rows each, by hand", inserts(&database, 1000).await);
-        table.add("**drained/s**, out of a backlog of 100,000 rows", drain(&database).await);
-        for waiting in [0, 1000, BACKLOG] {
-            for (what, (p50, p99)) in reads(&database, waiting).await {
-                table.add(&format!("`{what}` of 100 rows of 100,000, {waiting} rows wait elsewhere: p50, ms"), p50);
-                table.add(&format!("`{what}` of 100 rows of 100,000, {waiting} rows wait elsewhere: p99, ms"), p99);
+    for _ in 0..RUNS {
+        for ((nth, program), database) in programs.iter().enumerate().zip(&databases) {
+            use_program(program.clone());
+            write(&mut table, nth, database).await;
+        }
+    }
+    let mut readings = Vec::new();
+    for (program, database) in programs.iter().zip(&databases) {
+        use_program(program.clone());
+        readings.push(Reading::start(database).await);
+    }
+    for waiting in [0, 1000, MANY] {
+        for reading in &mut readings {
+            reading.wait_elsewhere(waiting).await;
+        }
+        for _ in 0..RUNS {
+            for (nth, reading) in readings.iter_mut().enumerate() {
+                reading.read(&mut table, nth).await;
             }
         }
-        let (quiet, draining) = fan_out(&database).await;
-        table.add("fan-out, CPU µs per delivery, nothing drained", quiet);
-        table.add("fan-out, CPU µs per delivery, while 5,000 rows/s are appended and drained", draining);
     }
     table.print();
 }
 
-/// Rows of figures, in the order in which they come.
+/// Measures what goes in.
+async fn write(table: &mut Table, program: usize, database: &Database) {
+    let mut add = |what: &str, figure| table.add(program, what, figure);
+    add("appended/s, one commit each, one caller (rusqlite)", one_commit_each());
+    for (where_to, database) in [("no MySQL", None), ("draining meanwhile", Some(database))] {
+        let (rate, p50, p99, cpu) = appends(database).await;
+        add(&format!("**appended/s** through the API, 100 calls, {where_to}"), rate);
+        add(&format!("p50 of an append through the API, ms, {where_to}"), p50);
+        add(&format!("p99 of an append through the API, ms, {where_to}"), p99);
+        add(&format!("host's CPU µs per row, {where_to}"), cpu);
+        let (rate, cpu) = filter_appends(database).await;
+        add(&format!("**appended/s** from a filter, a row in each message, {where_to}"), rate);
+        add(&format!("host's CPU µs per row from a filter, {where_to}"), cpu);
+    }
+    add("inserted/s, one row each (mysql_async, one connection)", inserts(database, 1).await);
+    add("inserted/s, 1,000 rows each, by hand", inserts(database, 1000).await);
+    add("**drained/s**, out of a backlog of 100,000 rows", drain(database).await);
+    let (quiet, draining) = fan_out(database).await;
+    add("fan-out, CPU µs per delivery, nothing drained", quiet);
+    add("fan-out, CPU µs per delivery, while 5,000 rows/s are appended and drained", draining);
+}
+
+/// Rows of figures by program, in the order in which they come.
 #[derive(Default)]
 struct Table {
-    rows: Vec<(String, Vec<f64>)>,
-    /// The row that the next figure of a run belongs to.
-    next: usize,
+    rows: Vec<(String, Vec<Vec<f64>>)>,
 }
 
 impl Table {
-    fn add(&mut self, what: &str, figure: f64) {
-        if self.rows.get(self.next).is_none_or(|(name, _)| name != what) {
-            self.next = if self.rows.first().is_some_and(|(name, _)| name == what) { 0 } else { self.rows.len() };
-        }
-        if self.next == self.rows.len() {
+    fn add(&mut self, program: usize, what: &str, figure: f64) {
+        eprintln!("{program} {what}: {figure:.2}");
+        let nth = self.rows.iter().position(|(name, _)| name == what).unwrap_or_else(|| {
             self.rows.push((what.to_owned(), Vec::new()));
-        }
-        self.rows[self.next].1.push(figure);
-        self.next += 1;
-        eprintln!("{what}: {figure:.2}");
+            self.rows.len() - 1
+        });
+        let (_, figures) = &mut self.rows[nth];
+        figures.resize_with(figures.len().max(program + 1), Vec::new);
+        figures[program].push(figure);
     }
 
-    fn print(mut self) {
-        println!("| rows of {BYTES} bytes | median | lowest | highest |\n| --- | --- | --- | --- |");
-        for (what, figures) in &mut self.rows {
-            figures.sort_by(f64::total_cmp);
-            let [median, low, high] = [figures[figures.len() / 2], figures[0], figures[figures.len() - 1]].map(shown);
-            println!("| {what} | {median} | {low} | {high} |");
+    /// Prints medians, and the least and the greatest. A ratio is the median of those of each turn.
+    fn print(self) {
+        let title = if self.rows[0].1.len() == 1 {
+            "median (lowest to highest) |\n| --- | --- |"
+        } else {
+            "before: median (lowest to highest) | now | ratio |\n| --- | --- | --- | --- |"
+        };
+        println!("| rows of {BYTES} bytes | {title}");
+        for (what, figures) in self.rows {
+            let shown: Vec<_> = figures.iter().map(|figures| shown(figures)).collect();
+            print!("| {what} | {}", shown.join(" | "));
+            if let [before, now] = &figures[..] {
+                let ratios: Vec<_> = before.iter().zip(now).map(|(before, now)| now / before).collect();
+                print!(" | {:.2}", of_sorted(&ratios)[1]);
+            }
+            println!(" |");
         }
     }
 }
 
-fn shown(figure: f64) -> String {
-    if figure >= 1000.0 { format!("{figure:.0}") } else { format!("{figure:.2}") }
+/// The lowest, the median, and the highest.
+fn of_sorted(figures: &[f64]) -> [f64; 3] {
+    let mut figures = figures.to_vec();
+    figures.sort_by(f64::total_cmp);
+    [figures[0], figures[figures.len() / 2], figures[figures.len() - 1]]
+}
+
+fn shown(figures: &[f64]) -> String {
+    let [low, median, high] = of_sorted(figures).map(|figure| match figure {
+        1000.0.. => format!("{figure:.0}"),
+        _ => format!("{figure:.2}"),
+    });
+    format!("{median} ({low} to {high})")
 }
 
 /// A relay whose tenant appends. Its rows go to MySQL if there is one.
@@ -204,40 +253,96 @@ async fn drain(database: &Database) -> f64 {
     (metric().await - first) / began.elapsed().as_secs_f64()
 }
 
-/// Reads of a collection while this many rows of another wait in the outbox: the median and the 99th percentile in ms.
-async fn reads(database: &Database, waiting: u64) -> Vec<(&'static str, (f64, f64))> {
-    const READ: u64 = 100_000;
-    let mut partner = Partner::start().await;
+/// A relay whose filter appends what its partner asks for.
+async fn probing(database: Option<&Database>, partner: &Partner) -> Relay {
+    let folder = Folder::new("").filtered("t", &partner.url(), guests::probe(), "[limits]\nrecords = \"2GiB\"\n");
+    let Some(database) = database else { return Relay::serve(folder).await };
     empty(database).await;
-    let folder = Folder::new("").filtered("t", &partner.url(), guests::probe(), "[limits]\nrecords = \"1GiB\"\n");
-    folder.append("relay.toml", "[store]\nurl = { env = \"STORE_URL\" }\n");
-    let relay = Relay::serve_with(folder, &[("STORE_URL", &database.url())]).await;
+    folder.append("relay.toml", "[store]\nsize = \"4GiB\"\nurl = { env = \"STORE_URL\" }\n");
+    Relay::serve_with(folder, &[("STORE_URL", &database.url())]).await
+}
+
+/// Has a filter append a row for each message. Returns rows per second, and the host's CPU µs per row.
+async fn filter_appends(database: Option<&Database>) -> (f64, f64) {
+    let mut partner = Partner::start().await;
+    let relay = probing(database, &partner).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
-    let append = async |probe: &mut Probe, collection: &str, rows: u64| {
-        for begun in (0..rows).step_by(1000) {
-            let rows = (rows - begun).min(1000);
-            assert_eq!(probe.ask(&format!("append-many {collection} {rows} {BYTES}")).await, rows.to_string());
-        }
-    };
-    append(&mut probe, "read", READ).await;
-    relay.metric_is("edge_relay_records_waiting", &[], 0.0).await;
-    database.read_only(true).await;
-    append(&mut probe, "other", waiting).await;
-    let mut measured = Vec::new();
-    for (what, command) in [("latest", "records read 100"), ("range", "range read 0 9999999999999 100")] {
-        let mut took = Vec::new();
-        let began = Instant::now();
-        while began.elapsed().as_secs() < SECONDS {
-            let asked = Instant::now();
-            assert_eq!(probe.ask(command).await.split(' ').count(), 100);
-            took.push(asked.elapsed());
-        }
-        took.sort_unstable();
-        let at = |percent: usize| took[took.len() * percent / 100].as_secs_f64() * 1000.0;
-        measured.push((what, (at(50), at(99))));
+    let command = format!("append log {}", "x".repeat(BYTES));
+    assert_eq!(probe.ask(&command).await.len(), 36);
+    for _ in 0..UNDER_WAY {
+        probe.peer.text(command.clone()).await;
     }
-    database.read_only(false).await;
-    measured
+    let (began, before, mut rows) = (Instant::now(), cpu(&relay, ""), 0);
+    while began.elapsed().as_secs() < SECONDS {
+        assert_eq!(probe.answer().await.len(), 36);
+        probe.peer.text(command.clone()).await;
+        rows += 1;
+    }
+    let rows = f64::from(rows);
+    (rows / began.elapsed().as_secs_f64(), (cpu(&relay, "") - before) / rows)
+}
+
+/// A collection of a million rows in MySQL that is read.
+struct Reading {
+    relay: Relay,
+    probe: Probe,
+    waiting: u64,
+    _partner: Partner,
+}
+
+impl Reading {
+    async fn start(database: &Database) -> Self {
+        let mut partner = Partner::start().await;
+        let relay = probing(Some(database), &partner).await;
+        let mut probe = Probe::new(&relay, &mut partner, "t").await;
+        // It makes the tables.
+        assert_eq!(probe.ask("append read newest").await.len(), 36);
+        relay.metric_is("edge_relay_records_waiting", &[], 0.0).await;
+        // The others are a second apart, the last one a day ago.
+        let thousand =
+            "(WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 999) SELECT n FROM n)";
+        let id = "UNHEX(CONCAT(LPAD(HEX((UNIX_TIMESTAMP() - 86400 - 1000 * a.n - b.n) * 1000), 12, '0'), '70008', \
+            LPAD(HEX(1000 * a.n + b.n), 15, '0')))";
+        database
+            .query(&format!(
+                "INSERT INTO records (tenant, collection, id, data) SELECT 't', 'read', {id}, REPEAT('x', {BYTES}) FROM \
+                 {thousand} AS a, {thousand} AS b"
+            ))
+            .await;
+        let rows = database.query("SELECT count(*) FROM records").await.concat().concat();
+        assert_eq!(rows, (MANY + 1).to_string());
+        database.read_only(true).await;
+        Self { relay, probe, waiting: 0, _partner: partner }
+    }
+
+    /// Has this many rows of another collection wait in the outbox.
+    async fn wait_elsewhere(&mut self, waiting: u64) {
+        while self.waiting < waiting {
+            assert_eq!(self.probe.ask(&format!("append-many other 1000 {BYTES}")).await, "1000");
+            self.waiting += 1000;
+        }
+        assert_eq!(self.relay.metric("edge_relay_records_waiting", &[]).await, waiting as f64);
+    }
+
+    /// Reads of a hundred rows, one after another: the median and the 99th percentile in ms.
+    async fn read(&mut self, table: &mut Table, program: usize) {
+        for (what, command) in [("latest", "records read 100"), ("range", "range read 0 9999999999999 100")] {
+            let mut took = Vec::new();
+            let began = Instant::now();
+            while began.elapsed().as_secs() < SECONDS {
+                let asked = Instant::now();
+                assert_eq!(self.probe.ask(command).await.split(' ').count(), 100);
+                took.push(asked.elapsed());
+            }
+            took.sort_unstable();
+            for percent in [50, 99] {
+                let figure = took[took.len() * percent / 100].as_secs_f64() * 1000.0;
+                let waiting = self.waiting;
+                let what = format!("`{what}` of 100 rows of a million, {waiting} rows wait elsewhere: p{percent}, ms");
+                table.add(program, &what, figure);
+            }
+        }
+    }
 }
 
 /// CPU µs of the shard per delivery: with nothing else to do, then while rows are appended and drained.

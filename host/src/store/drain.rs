@@ -22,7 +22,7 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, migrate,
-        mysql::{GREATEST_AGE, InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late},
+        mysql::{InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late},
         presence::{Presence, RENEW_EVERY},
         reader::ReadConnections,
         record::{RecordId, Row, now},
@@ -159,7 +159,7 @@ impl Drain {
         let (mut inserter, mut begun) = (None, Instant::now());
         loop {
             self.refusals.tell();
-            if begun.elapsed() > GREATEST_AGE {
+            if begun.elapsed() > mysql.greatest_age() {
                 // It follows a server that has moved, and readers with it.
                 (inserter, begun) = (None, Instant::now());
                 mysql.forget();

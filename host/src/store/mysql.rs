@@ -24,7 +24,7 @@ mod insert;
 mod url;
 
 pub use crate::store::mysql::{
-    connections::{Connections, GREATEST_AGE, Lent, is_late, leaves_it_usable},
+    connections::{Connections, Lent, is_late, leaves_it_usable},
     errors::{explain, is_refused_login},
     insert::{InsertError, Inserter, STATEMENT_ROWS, together},
     url::{BadUrl, parse_url},
@@ -96,6 +96,11 @@ impl RecordTable {
         if is_refused_login(error) {
             self.read_url_again();
         }
+    }
+
+    /// How old a connection may become.
+    pub fn greatest_age(&self) -> Duration {
+        self.connections.greatest_age()
     }
 
     /// Has reads connect anew.

@@ -10,6 +10,7 @@ mod refusals;
 mod servers;
 mod tls;
 mod trouble;
+mod walks;
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! A MariaDB or MySQL server of the test's own: Debian's `mariadbd`, or the `mysqld` that `.ci/setup tests` unpacks.
+//! A MariaDB or MySQL server of the test's own: the system's `mariadbd`, or one of those that `.ci/setup tests` unpacks.
 //! Tests that need one are skipped where it is not there.
 
 use std::{
@@ -27,10 +27,10 @@ use super::{
 const SERVER_PATHS: &str = "/usr/local/sbin:/usr/sbin";
 /// The statements that create the server's own tables. Their name and place depend on the version.
 const SYSTEM_TABLES: [&str; 4] = [
-    "/usr/share/mysql/mysql_system_tables.sql",
-    "/usr/share/mysql/mariadb_system_tables.sql",
-    "/usr/share/mariadb/mysql_system_tables.sql",
-    "/usr/share/mariadb/mariadb_system_tables.sql",
+    "usr/share/mysql/mysql_system_tables.sql",
+    "usr/share/mysql/mariadb_system_tables.sql",
+    "usr/share/mariadb/mysql_system_tables.sql",
+    "usr/share/mariadb/mariadb_system_tables.sql",
 ];
 
 /// A user who may do everything in [`DATABASE`] and nothing else. `read_only` affects this user.
@@ -66,9 +66,9 @@ const MYSQL_SETTINGS: [&str; 5] = [
     "--skip-log-bin",
     "--secure-file-priv=NULL",
 ];
-/// Where `.ci/setup tests` unpacks MySQL and the libraries that it was built with, and what it makes there: an empty
+/// Where the libraries are that an unpacked server was built with, and what `.ci/setup tests` makes for MySQL: an empty
 /// data folder.
-const MYSQL_LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const MYSQL_DATA: &str = "data";
 
 /// Makes a test on each server of each of these functions.
@@ -95,6 +95,8 @@ macro_rules! on_each_server {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     MariaDb,
+    /// The newest in Debian, with its plugins.
+    NewMariaDb,
     MySql,
 }
 
@@ -141,12 +143,13 @@ impl Server {
         if geteuid().is_root() {
             arguments.push("--user=root".to_owned());
         }
-        let settings = if self == Self::MariaDb { &SETTINGS[..] } else { &MYSQL_SETTINGS };
+        let settings = if self == Self::MySql { &MYSQL_SETTINGS[..] } else { &SETTINGS };
         arguments.extend(settings.iter().chain(more).map(|argument| (*argument).to_owned()));
         match self {
-            Self::MariaDb => make_data(&arguments, &place, &folder).await,
+            Self::MariaDb => make_data(&arguments, Path::new("/"), &place, &folder).await,
+            Self::NewMariaDb => make_data(&arguments, &unpacked("mariadb"), &place, &folder).await,
             Self::MySql => {
-                copy_data(&mysql_folder().join(MYSQL_DATA), &place);
+                copy_data(&unpacked("mysql").join(MYSQL_DATA), &place);
                 folder.write("made.sql", accounts());
                 arguments.push(format!("--init-file={}", folder.path("made.sql").display()));
             }
@@ -166,31 +169,26 @@ impl Server {
 
     /// Bytes of a disk that its files fit on, with some room.
     pub fn size(self) -> usize {
-        if self == Self::MariaDb { 100 << 20 } else { 260 << 20 }
+        if self == Self::MySql { 260 << 20 } else { 100 << 20 }
     }
 
     /// How the program is started. The test is skipped without it.
     pub fn program(self) -> Option<Vec<String>> {
         match self {
             Self::MariaDb => Some(vec![mariadbd()?, "--no-defaults".to_owned()]),
+            Self::NewMariaDb => {
+                let root = unpacked("mariadb");
+                let mut arguments = unpacked_program(&root, "mariadbd")?;
+                arguments.extend(shared(&root, "mariadb"));
+                arguments.push(format!("--plugin-dir={}", root.join("usr/lib/mysql/plugin").display()));
+                Some(arguments)
+            }
             Self::MySql => {
-                let root = mysql_folder();
-                if !root.join(MYSQL_DATA).is_dir() {
-                    return skipped("mysqld");
-                }
-                let path = |path: &str| root.join(path).display().to_string();
-                let libraries = path(MYSQL_LIBRARIES);
-                Some(vec![
-                    // With the loader and the libraries that it was built with.
-                    format!("{libraries}/ld-linux-x86-64.so.2"),
-                    "--library-path".to_owned(),
-                    libraries,
-                    path("usr/sbin/mysqld"),
-                    "--no-defaults".to_owned(),
-                    format!("--basedir={}", path("usr")),
-                    format!("--lc-messages-dir={}", path("usr/share/mysql")),
-                    format!("--character-sets-dir={}", path("usr/share/mysql/charsets")),
-                ])
+                let root = unpacked("mysql");
+                let mut arguments = unpacked_program(&root, "mysqld")?;
+                arguments.push(format!("--basedir={}", root.join("usr").display()));
+                arguments.extend(shared(&root, "mysql"));
+                Some(arguments)
             }
         }
     }
@@ -274,16 +272,24 @@ impl Database {
         self.try_query(USER, Some(DATABASE), sql).await
     }
 
-    async fn try_query(&self, user: &str, database: Option<&str>, sql: &str) -> Result<Vec<Vec<String>>, Error> {
-        let options = OptsBuilder::default()
+    /// Connects as the user in [`Database::url`].
+    pub async fn connect(&self) -> Result<Conn, Error> {
+        within("a connection", Conn::new(self.options(USER, Some(DATABASE)))).await
+    }
+
+    fn options(&self, user: &str, database: Option<&str>) -> OptsBuilder {
+        OptsBuilder::default()
             .ip_or_hostname(self.address.ip().to_string())
             .tcp_port(self.address.port())
             .user(Some(user))
             .pass(Some(PASSWORD))
             .db_name(database)
-            .prefer_socket(false);
+            .prefer_socket(false)
+    }
+
+    async fn try_query(&self, user: &str, database: Option<&str>, sql: &str) -> Result<Vec<Vec<String>>, Error> {
         let querying = async {
-            let mut connection = Conn::new(options).await?;
+            let mut connection = Conn::new(self.options(user, database)).await?;
             let rows: Vec<Row> = connection.query(sql).await?;
             connection.disconnect().await?;
             Ok::<_, Error>(rows)
@@ -309,15 +315,28 @@ impl Database {
     }
 }
 
-/// The folder of MariaDB's plugins that `.ci/setup tests` unpacks. The test is skipped without it.
-pub fn mariadb_plugins() -> Option<PathBuf> {
-    let folder = cache("DATABASE_TOOLS", "databases").join("mariadb-plugins");
-    if folder.is_dir() { Some(folder) } else { skipped("MariaDB's plugins") }
+/// The folder of a server that `.ci/setup tests` unpacks.
+fn unpacked(server: &str) -> PathBuf {
+    cache("DATABASE_TOOLS", "databases").join(server)
 }
 
-/// The folder of MySQL.
-fn mysql_folder() -> PathBuf {
-    cache("DATABASE_TOOLS", "databases").join("mysql")
+/// How such a server's program is started: with the loader and the libraries that it was built with. The test is
+/// skipped without it.
+fn unpacked_program(root: &Path, name: &str) -> Option<Vec<String>> {
+    let (program, libraries) = (root.join("usr/sbin").join(name), root.join(LIBRARIES).display().to_string());
+    if !program.is_file() {
+        return skipped(name);
+    }
+    let loader = format!("{libraries}/ld-linux-x86-64.so.2");
+    let program = program.display().to_string();
+    Some(vec![loader, "--library-path".to_owned(), libraries, program, "--no-defaults".to_owned()])
+}
+
+/// Where such a server finds its texts.
+fn shared(root: &Path, name: &str) -> [String; 2] {
+    let folder = root.join("usr/share").join(name);
+    let folder = folder.display();
+    [format!("--lc-messages-dir={folder}"), format!("--character-sets-dir={folder}/charsets")]
 }
 
 /// Copies a data folder, with everything in it.
@@ -337,9 +356,9 @@ fn mariadbd() -> Option<String> {
 }
 
 /// Does what `mariadb-install-db` does, in far less time: without the help texts, and without a root user that has no
-/// password.
-async fn make_data(arguments: &[String], place: &Path, folder: &Folder) {
-    let tables = SYSTEM_TABLES.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap();
+/// password. `root`: where the server's own files are.
+async fn make_data(arguments: &[String], root: &Path, place: &Path, folder: &Folder) {
+    let tables = SYSTEM_TABLES.iter().find_map(|file| fs::read_to_string(root.join(file)).ok()).unwrap();
     let sql = format!("CREATE DATABASE mysql;\nUSE mysql;\n{tables}\nFLUSH PRIVILEGES;\n{}", accounts());
     fs::create_dir(place).unwrap();
     folder.write("made.sql", sql);

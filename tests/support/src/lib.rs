@@ -24,6 +24,7 @@ pub mod browser;
 pub mod certificates;
 pub mod chaos;
 pub mod client;
+pub mod clock;
 pub mod compile_bombs;
 pub mod crowd;
 pub mod database;

@@ -3,25 +3,30 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    sync::LazyLock,
+    sync::{LazyLock, Mutex},
 };
 
 /// The program that the tests run: the one that cargo built for them.
 ///
 /// The variable `EDGE_RELAY_PROGRAM` names another one, by its absolute path. So you can see a new test fail with the
 /// program of an older commit.
-pub fn program() -> &'static Path {
-    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
-        if let Some(other) = env::var_os("EDGE_RELAY_PROGRAM") {
-            let other = PathBuf::from(other);
-            assert!(other.is_absolute() && other.is_file(), "EDGE_RELAY_PROGRAM: no file at {}", other.display());
-            return other;
-        }
-        // Cargo sets the variable only for tests of the host's package, when it builds and when it runs them.
-        let built = env::var_os("CARGO_BIN_EXE_edge-relay");
-        built.expect("cargo runs the tests; without it EDGE_RELAY_PROGRAM names the program").into()
-    });
-    &PROGRAM
+pub fn program() -> PathBuf {
+    let other = OTHER.lock().unwrap().clone();
+    if let Some(other) = other.or_else(|| env::var_os("EDGE_RELAY_PROGRAM").map(PathBuf::from)) {
+        assert!(other.is_absolute() && other.is_file(), "no program at {}", other.display());
+        return other;
+    }
+    // Cargo sets the variable only for tests of the host's package, when it builds and when it runs them.
+    let built = env::var_os("CARGO_BIN_EXE_edge-relay");
+    built.expect("cargo runs the tests; without it EDGE_RELAY_PROGRAM names the program").into()
+}
+
+/// What [`use_program`] has chosen.
+static OTHER: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Has what starts from now on be this program, or with `None` the usual one: for benchmarks that compare two.
+pub fn use_program(other: Option<PathBuf>) {
+    *OTHER.lock().unwrap() = other;
 }
 
 /// A path in the repository.

@@ -20,8 +20,8 @@ use tokio::{
 
 use crate::sync::Mutex;
 
-/// How old a connection may become. So it follows a server that has moved.
-pub const GREATEST_AGE: Duration = Duration::from_secs(300);
+/// How old a connection may become, unless its URL says so (`abs_conn_ttl`). So it follows a server that has moved.
+const GREATEST_AGE: Duration = Duration::from_secs(300);
 /// How long a connection is kept that nobody uses: firewalls on the way drop such connections silently.
 const GREATEST_REST: Duration = Duration::from_secs(60);
 /// A connection that has rested this long is asked whether it still stands: a server's `wait_timeout` may be a second.
@@ -61,9 +61,15 @@ struct Idle {
     used: Instant,
 }
 
+impl Known {
+    fn greatest_age(&self) -> Duration {
+        self.opts.pool_opts().abs_conn_ttl().unwrap_or(GREATEST_AGE)
+    }
+}
+
 impl Idle {
-    fn is_too_old(&self) -> bool {
-        self.used.elapsed() >= GREATEST_REST || self.opened.elapsed() >= GREATEST_AGE
+    fn is_too_old(&self, greatest_age: Duration) -> bool {
+        self.used.elapsed() >= GREATEST_REST || self.opened.elapsed() >= greatest_age
     }
 }
 
@@ -91,6 +97,11 @@ impl Connections {
             std::mem::take(&mut known.idle)
         };
         forgotten.into_iter().for_each(|idle| close(idle.connection));
+    }
+
+    /// How old a connection may become.
+    pub fn greatest_age(&self) -> Duration {
+        self.known.lock().greatest_age()
     }
 
     /// Connects like this from now on.
@@ -121,9 +132,9 @@ impl Connections {
         };
         let mut tries = 0;
         loop {
-            let (idle, opts, generation, silent) = {
+            let (idle, opts, generation, silent, greatest_age) = {
                 let mut known = self.known.lock();
-                (known.idle.pop(), known.opts.clone(), known.generation, known.silent)
+                (known.idle.pop(), known.opts.clone(), known.generation, known.silent, known.greatest_age())
             };
             let Some(mut idle) = idle else {
                 let opened = Instant::now();
@@ -136,7 +147,7 @@ impl Connections {
                 sleep(TRY_AGAIN).await;
                 continue;
             };
-            if !idle.is_too_old() {
+            if !idle.is_too_old(greatest_age) {
                 let may_be_silent = silent.is_some_and(|silent| idle.used <= silent);
                 let ping = Instant::now() + if may_be_silent { SILENT_PING_DEADLINE } else { PING_DEADLINE };
                 let stands = idle.used.elapsed() < ASK_AFTER && !may_be_silent
@@ -209,7 +220,8 @@ impl Drop for Lent<'_> {
             let idle = Idle { connection, opened: self.opened, used: Instant::now() };
             if known.generation == self.generation {
                 known.idle.push(idle);
-                known.idle.extract_if(.., |idle| idle.is_too_old()).collect()
+                let greatest_age = known.greatest_age();
+                known.idle.extract_if(.., |idle| idle.is_too_old(greatest_age)).collect()
             } else {
                 vec![idle]
             }

@@ -194,6 +194,16 @@ mod tests {
     #[test]
     fn an_error_says_what_to_do() {
         assert!(explain(&server(1045, "28000")).starts_with("MySQL: it refuses the login"));
+        for (code, named) in [
+            (1040, "max_connections"),
+            (1104, "sql_big_selects"),
+            (1153, "max_allowed_packet"),
+            (1197, "max_binlog_cache_size"),
+            (1461, "max_prepared_stmt_count"),
+            (1792, "transaction_read_only"),
+        ] {
+            assert!(explain(&server(code, "HY000")).contains(named), "{code}");
+        }
         assert_eq!(explain(&server(5555, "HY000")), "MySQL: m (5555)");
         let message = "Duplicate entry 'log-secret' for key 'by_data'".into();
         let twice = Error::Server(ServerError { code: 1062, state: "23000".into(), message });

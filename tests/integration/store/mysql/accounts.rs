@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 use support::{
-    database::{self, Database, Server},
+    database::{Database, Server},
     on_each_server,
     partner::Partner,
     probe::Probe,
@@ -195,26 +195,75 @@ async fn a_rotated_password_needs_no_restart(server: Server) {
     assert_eq!(probe.ask("records log 9").await, "third second first");
 }
 
-/// The driver used to panic, and the host ended.
-#[tokio::test]
-async fn an_account_that_logs_in_by_ed25519_is_served() {
-    let Some(plugins) = database::mariadb_plugins() else { return };
-    let plugins = format!("--plugin-dir={}", plugins.display());
-    let arguments = [&plugins, "--plugin-load-add=auth_ed25519", "--plugin-maturity=unknown"];
-    let Some(database) = Server::MariaDb.start_with(&arguments).await else { return };
+async fn a_server_with_no_room_for_a_connection_says_so(server: Server) {
+    let Some(database) = server.start_with(&["--max-connections=10"]).await else { return };
     let mut partner = Partner::start().await;
+    let folder = with_tables(&database, &mut partner).await;
+    let mut others = Vec::new();
+    until("a server without room", async || match database.connect().await {
+        Ok(connection) => {
+            others.push(connection);
+            Err("room".to_owned())
+        }
+        Err(error) => {
+            let error = error.to_string();
+            if error.contains("Too many connections") { Ok(()) } else { panic!("{error}") }
+        }
+    })
+    .await;
+    let relay = serve(folder, &database.url()).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    probe.ask("append log second").await;
+    let said = "it has as many connections as max_connections allows";
+    relay.logged(&["WARN", "records stay in the outbox", said]).await;
+    assert!(probe.ask("records log 9").await.contains(said));
+    for connection in others {
+        connection.disconnect().await.unwrap();
+    }
+    drained(&relay, &database, 2).await;
+}
+
+/// The program has no such login: it says which ones it has.
+#[tokio::test]
+async fn an_account_that_logs_in_by_sha256_password_is_told_what_else_there_is() {
+    let Some(database) = Server::MySql.start().await else { return };
+    let mut partner = Partner::start().await;
+    database.query("ALTER USER relay IDENTIFIED WITH sha256_password BY 'secret'").await;
     let relay = serve(folder(&partner), &format!("mysql://relay:secret@{}/records", database.address)).await;
     let mut probe = Probe::new(&relay, &mut partner, "t").await;
     probe.ask("append log first").await;
-    relay.logged(&["WARN", "it refuses the login"]).await;
-    // It changes while the host runs.
-    database.query("ALTER USER relay IDENTIFIED VIA ed25519 USING PASSWORD('secret')").await;
+    relay.logged(&["WARN", "the account logs in by sha256_password", "caching_sha2_password"]).await;
+    database.query("ALTER USER relay IDENTIFIED WITH caching_sha2_password BY 'secret'").await;
     drained(&relay, &database, 1).await;
-    let relay =
-        serve(relay.end_with(Signal::TERM).await, &format!("mysql://relay:secret@{}/records", database.address)).await;
-    let mut probe = Probe::new(&relay, &mut partner, "t").await;
-    probe.ask("append log second").await;
-    drained(&relay, &database, 2).await;
+}
+
+/// The driver used to panic, and the host ended.
+#[tokio::test]
+async fn accounts_that_log_in_by_ed25519_and_parsec_are_served() {
+    let plugins = ["--plugin-load-add=auth_ed25519;auth_parsec", "--plugin-maturity=unknown"];
+    let Some(database) = Server::NewMariaDb.start_with(&plugins).await else { return };
+    let mut partner = Partner::start().await;
+    let url = format!("mysql://relay:secret@{}/records", database.address);
+    let mut folder = folder(&partner);
+    let mut rows = 0;
+    for way in ["ed25519", "parsec"] {
+        // It changes while the host runs.
+        database.query("ALTER USER relay IDENTIFIED BY 'another'").await;
+        let relay = serve(folder, &url).await;
+        let mut probe = Probe::new(&relay, &mut partner, "t").await;
+        probe.ask("append log row").await;
+        relay.logged(&["WARN", "it refuses the login"]).await;
+        database.query(&format!("ALTER USER relay IDENTIFIED VIA {way} USING PASSWORD('secret')")).await;
+        drained(&relay, &database, rows + 1).await;
+        drop(probe);
+        let relay = serve(relay.end_with(Signal::TERM).await, &url).await;
+        let mut probe = Probe::new(&relay, &mut partner, "t").await;
+        probe.ask("append log row").await;
+        rows += 2;
+        drained(&relay, &database, rows).await;
+        drop(probe);
+        folder = relay.end_with(Signal::TERM).await;
+    }
 }
 
 async fn each_thing_that_a_server_refuses_is_said_in_one_sentence(server: Server) {
@@ -304,5 +353,6 @@ on_each_server!(
     each_thing_that_a_server_refuses_is_said_in_one_sentence,
     reads_say_what_a_server_refuses,
     a_server_that_ends_idle_connections_causes_no_error,
+    a_server_with_no_room_for_a_connection_says_so,
     rows_go_to_the_server_at_the_address_and_not_to_one_at_the_path_that_it_names,
 );

@@ -1,10 +1,11 @@
 //! Clocks that jump: the host's, and MySQL's.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, params};
 use rustix::process::Signal;
 use support::{
+    clock,
     database::Server,
     on_each_server,
     partner::Partner,
@@ -82,6 +83,23 @@ async fn a_host_that_was_off_for_less_than_a_day_deletes_at_once_also_where_nobo
     assert_eq!(rows(&relay).await, "");
 }
 
+/// Rows wait in the file for no statement that deletes more than some of them, and such statements have pauses.
+#[tokio::test]
+async fn old_rows_are_deleted_no_faster_than_twenty_thousand_a_second() {
+    const ROWS: u64 = 30_000;
+    let relay = Relay::serve(Folder::new("").api("t", &format!("{KEEP}\n[limits]\nrecords = \"1GiB\"\n"))).await;
+    for first in (0..ROWS).step_by(10_000) {
+        assert_eq!(relay.api_get(&format!("/t/append?to=old&first={first}&rows=10000")).await.1, "10000");
+    }
+    let folder = relay.end_with(Signal::TERM).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let began = Instant::now();
+    let relay = Relay::serve(folder).await;
+    relay.logged(&["INFO", "old records deleted", &format!("deleted={ROWS}")]).await;
+    assert!(began.elapsed() >= Duration::from_millis(1400), "{:?}", began.elapsed());
+    assert_eq!(rows(&relay).await, "");
+}
+
 async fn rows_are_kept_while_mysqls_clock_does_not_agree(server: Server) {
     let Some(database) = server.start().await else { return };
     let mut partner = Partner::start().await;
@@ -154,7 +172,29 @@ async fn ids_go_on_in_order_and_times_are_the_clocks_after_it_went_back(server: 
     assert_eq!(probe.ask("walk log 2").await, "4 rows, in order");
 }
 
+async fn rows_after_a_clock_that_was_decades_ahead_for_a_moment_have_their_own_times(server: Server) {
+    let Some(database) = server.start().await else { return };
+    let mut partner = Partner::start().await;
+    let folder = folder(&partner);
+    let (Some(clock), url) = (clock::variables(&folder), database.url()) else { return };
+    let variables: Vec<_> = clock.iter().map(|(name, value)| (*name, &**value)).chain([("STORE_URL", &*url)]).collect();
+    let relay = Relay::serve_with(folder, &variables).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    for (text, days) in [("before", 0), ("ahead", 70 * 365), ("after", 0)] {
+        clock::set(relay.folder(), days);
+        assert_eq!(probe.ask(&format!("append log {text}")).await.len(), 36);
+    }
+    let (from, to) = (now() - HOUR, now() + HOUR);
+    for _ in 0..2 {
+        assert_eq!(probe.ask("records log 9").await, "after ahead before");
+        assert_eq!(probe.ask(&format!("range log {from} {to} 9")).await, "before after");
+        assert_eq!(probe.ask(&format!("range log {to} {} 9", u64::MAX)).await, "ahead");
+        drained(&relay, &database, 3).await;
+    }
+}
+
 on_each_server!(
+    rows_after_a_clock_that_was_decades_ahead_for_a_moment_have_their_own_times,
     rows_are_kept_while_mysqls_clock_does_not_agree,
     ids_go_on_in_order_and_times_are_the_clocks_after_it_went_back,
 );

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use support::{chaos::Chaos, database::Server, on_each_server, relay::Relay, tenant::Folder};
+use mysql_async::prelude::Queryable;
+use support::{chaos::Chaos, database::Server, on_each_server, relay::Relay, tenant::Folder, until};
 
 use super::{drained, serve};
 
@@ -10,6 +11,8 @@ use super::{drained, serve};
 const FREEZES: usize = 5;
 /// Reads at once.
 const READS: usize = 3;
+/// Late reads that are ended at once.
+const ENDED: usize = 2;
 /// How long something takes at most that waits for nothing, beside other tests.
 const SOON: Duration = Duration::from_secs(2);
 
@@ -20,14 +23,14 @@ async fn relay(url: &str) -> Relay {
     serve(folder, url).await
 }
 
-/// Reads several times at once, and returns the answers.
-async fn read(relay: &Relay) -> Vec<String> {
+/// Reads this many times at once, and returns the answers.
+async fn read(relay: &Relay, times: usize) -> Vec<String> {
     let read = || async {
         let (status, body) = relay.api_get("/t/records?of=log&count=1").await;
         assert_eq!(status, 200, "the guest answers itself: {body}");
         body
     };
-    futures_util::future::join_all((0..READS).map(|_| read())).await
+    futures_util::future::join_all((0..times).map(|_| read())).await
 }
 
 async fn a_freeze_costs_each_reader_one_deadline_and_an_append_nothing(server: Server) {
@@ -38,7 +41,7 @@ async fn a_freeze_costs_each_reader_one_deadline_and_an_append_nothing(server: S
     drained(&relay, &database, 1).await;
     for freeze in 1..=FREEZES {
         // Each has a connection.
-        assert_eq!(read(&relay).await, vec![(freeze - 1).to_string(); READS]);
+        assert_eq!(read(&relay, READS).await, vec![(freeze - 1).to_string(); READS]);
         // Those are never closed, nor does anything come over them. New ones are as before.
         chaos.freeze();
         let append = async {
@@ -46,15 +49,41 @@ async fn a_freeze_costs_each_reader_one_deadline_and_an_append_nothing(server: S
             let path = format!("/t/append?to=log&first={freeze}&rows=1");
             (relay.api_get(&path).await, began.elapsed())
         };
-        let (reads, (appended, took)) = tokio::join!(read(&relay), append);
+        let (reads, (appended, took)) = tokio::join!(read(&relay, READS), append);
         assert!(reads.iter().any(|read| read.contains("Unavailable")), "{freeze}: {reads:?}");
         assert_eq!(appended, (200, "1".to_owned()));
         assert!(took < SOON, "an append took {took:?}");
         let began = Instant::now();
-        assert_eq!(read(&relay).await, vec![freeze.to_string(); READS]);
+        assert_eq!(read(&relay, READS).await, vec![freeze.to_string(); READS]);
         assert!(began.elapsed() < SOON, "reads after a freeze took {:?}", began.elapsed());
         drained(&relay, &database, freeze + 1).await;
     }
 }
 
-on_each_server!(a_freeze_costs_each_reader_one_deadline_and_an_append_nothing);
+/// A read that is late is ended on the server too, where it would go on and others would pile up behind it.
+async fn a_read_that_nobody_waits_for_any_more_ends_on_the_server(server: Server) {
+    let Some(database) = server.start().await else { return };
+    let relay = relay(&database.url()).await;
+    assert_eq!(relay.api_get("/t/append?to=log&first=0&rows=1").await.1, "1");
+    drained(&relay, &database, 1).await;
+    let mut other = database.connect().await.unwrap();
+    other.query_drop("LOCK TABLES records WRITE").await.unwrap();
+    let reads = async |wanted: usize| {
+        until(format!("{wanted} reads"), async || {
+            let all = database.query("SHOW PROCESSLIST").await;
+            let there = all.iter().filter(|row| row.iter().any(|value| value.contains("SELECT id, at,"))).count();
+            if there == wanted { Ok(()) } else { Err(there.to_string()) }
+        })
+        .await;
+    };
+    let (answers, ()) = tokio::join!(read(&relay, ENDED), reads(ENDED));
+    assert!(answers.iter().all(|answer| answer.contains("Unavailable")), "{answers:?}");
+    reads(0).await;
+    other.query_drop("UNLOCK TABLES").await.unwrap();
+    assert_eq!(read(&relay, ENDED).await, vec!["0"; ENDED]);
+}
+
+on_each_server!(
+    a_freeze_costs_each_reader_one_deadline_and_an_append_nothing,
+    a_read_that_nobody_waits_for_any_more_ends_on_the_server,
+);

@@ -1,5 +1,7 @@
 //! What the people who run MySQL do to it.
 
+use std::time::Duration;
+
 use support::{chaos::Chaos, database::Server, on_each_server, partner::Partner, probe::Probe};
 
 use super::{count, drained, folder, outbox_empty, serve};
@@ -76,7 +78,26 @@ async fn rows_follow_the_primary_to_another_server(server: Server) {
     assert_eq!(probe.ask("records log 9").await, "second");
 }
 
+async fn a_connection_is_followed_by_another_when_it_is_old(server: Server) {
+    let Some(database) = server.start().await else { return };
+    let mut partner = Partner::start().await;
+    let relay = serve(folder(&partner), &format!("{}?abs_conn_ttl=1", database.url())).await;
+    let mut probe = Probe::new(&relay, &mut partner, "t").await;
+    let mut before = Vec::new();
+    for nth in 1..=3 {
+        probe.ask("append log row").await;
+        drained(&relay, &database, nth).await;
+        assert_eq!(probe.ask("records log 9").await.split(' ').count(), nth);
+        let now = database.query("SELECT id FROM information_schema.processlist WHERE user = 'relay'").await.concat();
+        assert!(!now.is_empty() && now.iter().all(|id| !before.contains(id)), "{before:?}, then {now:?}");
+        before = now;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    assert!(!relay.log().contains("WARN"), "{}", relay.log());
+}
+
 on_each_server!(
+    a_connection_is_followed_by_another_when_it_is_old,
     a_walk_sees_rows_of_both_places_although_each_is_cut,
     a_unique_key_that_a_dba_added_loses_no_row_in_silence,
     rows_follow_the_primary_to_another_server,

@@ -1,6 +1,15 @@
 //! MySQL behind TLS, where the URL asks for it.
 
-use support::{appends::Appends, certificates::Authority, database::Server, on_each_server, relay::Relay};
+use support::{
+    appends::Appends,
+    certificates::Authority,
+    database::Server,
+    on_each_server,
+    process::shown,
+    relay::Relay,
+    skip::{skipped, there},
+    tenant::Folder,
+};
 
 use super::drained;
 
@@ -73,4 +82,34 @@ async fn a_certificate_that_mysql_made_for_itself_needs_another_mode() {
     assert_eq!(relay.api_get("/t/records?of=log&count=9").await.1, "0");
 }
 
-on_each_server!(rows_go_over_tls_to_a_server_that_the_machine_trusts, ssl_mode_says_what_is_checked,);
+/// Some tools make certificates of version 1, which no verifier here takes, whatever it would trust.
+async fn a_certificate_of_version_1_is_named_as_what_is_wrong(server: Server) {
+    let folder = Folder::empty();
+    let (key, certificate) = (folder.path("key.pem"), folder.path("certificate.pem"));
+    let (key, certificate) = (key.to_str().unwrap(), certificate.to_str().unwrap());
+    let subject = folder.path("request.pem");
+    let subject = subject.to_str().unwrap();
+    if !there("openssl") {
+        return skipped::<()>("openssl").unwrap_or_default();
+    }
+    for arguments in [
+        &["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=records", "-keyout", key, "-out", subject][..],
+        &["x509", "-req", "-in", subject, "-signkey", key, "-days", "9", "-out", certificate],
+    ] {
+        let output = std::process::Command::new("openssl").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output));
+    }
+    let arguments = [format!("--ssl-cert={certificate}"), format!("--ssl-key={key}")];
+    let Some(database) = server.start_with(&arguments.each_ref().map(|argument| &**argument)).await else { return };
+    for mode in ["VERIFY_IDENTITY", "REQUIRED"] {
+        let relay = serve(&format!("{}?ssl-mode={mode}", database.url()), &Authority::generate()).await;
+        assert_eq!(relay.api_get("/t/append?to=log&first=0&rows=1").await.1, "1");
+        relay.logged(&["WARN", "the server's certificate has version 1", "one of version 3"]).await;
+    }
+}
+
+on_each_server!(
+    a_certificate_of_version_1_is_named_as_what_is_wrong,
+    rows_go_over_tls_to_a_server_that_the_machine_trusts,
+    ssl_mode_says_what_is_checked,
+);
