@@ -1,5 +1,6 @@
 //! Measures what records cost and prints a table in Markdown for each server: of this program, or of this one beside
-//! another that the variable `BEFORE` names, in turn. The host, the server and the callers all run on this machine.
+//! another that the variable `BEFORE` names, in turn. The host, the server and the callers all run on this machine. The
+//! argument `appended`, `drained`, `fan-out` or `read` has only that measured.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
@@ -23,7 +24,7 @@ use support::{
 use tokio::task::JoinSet;
 
 /// How often each is measured.
-const RUNS: usize = 3;
+const RUNS: usize = 5;
 /// Bytes of a row.
 const BYTES: usize = 200;
 /// Calls at once.
@@ -42,6 +43,9 @@ const MESSAGES: u32 = 200;
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let before = std::env::var_os("BEFORE").map(PathBuf::from);
+    // By this one, before another one runs.
+    guests::api();
+    guests::probe();
     let programs: Vec<_> = before.map(Some).into_iter().chain([None]).collect();
     for server in [Server::MariaDb, Server::MySql] {
         measure(server, &programs).await;
@@ -63,8 +67,16 @@ async fn measure(server: Server, programs: &[Option<PathBuf>]) {
             write(&mut table, nth, database).await;
         }
     }
+    if wants("read") {
+        read(&mut table, programs, &databases).await;
+    }
+    table.print();
+}
+
+/// Measures what is read, in turn, with ever more rows that wait elsewhere.
+async fn read(table: &mut Table, programs: &[Option<PathBuf>], databases: &[Database]) {
     let mut readings = Vec::new();
-    for (program, database) in programs.iter().zip(&databases) {
+    for (program, database) in programs.iter().zip(databases) {
         use_program(program.clone());
         readings.push(Reading::start(database).await);
     }
@@ -74,33 +86,43 @@ async fn measure(server: Server, programs: &[Option<PathBuf>]) {
         }
         for _ in 0..RUNS {
             for (nth, reading) in readings.iter_mut().enumerate() {
-                reading.read(&mut table, nth).await;
+                reading.read(table, nth).await;
             }
         }
     }
-    table.print();
+}
+
+/// Whether something is to be measured: everything, or what is named on the command line.
+fn wants(what: &str) -> bool {
+    std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).all(|named| what.contains(&*named))
 }
 
 /// Measures what goes in.
 async fn write(table: &mut Table, program: usize, database: &Database) {
     let mut add = |what: &str, figure| table.add(program, what, figure);
-    add("appended/s, one commit each, one caller (rusqlite)", one_commit_each());
-    for (where_to, database) in [("no MySQL", None), ("draining meanwhile", Some(database))] {
-        let (rate, p50, p99, cpu) = appends(database).await;
-        add(&format!("**appended/s** through the API, 100 calls, {where_to}"), rate);
-        add(&format!("p50 of an append through the API, ms, {where_to}"), p50);
-        add(&format!("p99 of an append through the API, ms, {where_to}"), p99);
-        add(&format!("host's CPU µs per row, {where_to}"), cpu);
-        let (rate, cpu) = filter_appends(database).await;
-        add(&format!("**appended/s** from a filter, a row in each message, {where_to}"), rate);
-        add(&format!("host's CPU µs per row from a filter, {where_to}"), cpu);
+    if wants("appended") {
+        add("appended/s, one commit each, one caller (rusqlite)", one_commit_each());
+        for (where_to, database) in [("no MySQL", None), ("draining meanwhile", Some(database))] {
+            let (rate, p50, p99, cpu) = appends(database).await;
+            add(&format!("**appended/s** through the API, 100 calls, {where_to}"), rate);
+            add(&format!("p50 of an append through the API, ms, {where_to}"), p50);
+            add(&format!("p99 of an append through the API, ms, {where_to}"), p99);
+            add(&format!("host's CPU µs per row, {where_to}"), cpu);
+            let (rate, cpu) = filter_appends(database).await;
+            add(&format!("**appended/s** from a filter, a row in each message, {where_to}"), rate);
+            add(&format!("host's CPU µs per row from a filter, {where_to}"), cpu);
+        }
     }
-    add("inserted/s, one row each (mysql_async, one connection)", inserts(database, 1).await);
-    add("inserted/s, 1,000 rows each, by hand", inserts(database, 1000).await);
-    add("**drained/s**, out of a backlog of 100,000 rows", drain(database).await);
-    let (quiet, draining) = fan_out(database).await;
-    add("fan-out, CPU µs per delivery, nothing drained", quiet);
-    add("fan-out, CPU µs per delivery, while 5,000 rows/s are appended and drained", draining);
+    if wants("drained") {
+        add("inserted/s, one row each (mysql_async, one connection)", inserts(database, 1).await);
+        add("inserted/s, 1,000 rows each, by hand", inserts(database, 1000).await);
+        add("**drained/s**, out of a backlog of 100,000 rows", drain(database).await);
+    }
+    if wants("fan-out") {
+        let (quiet, draining) = fan_out(database).await;
+        add("fan-out, CPU µs per delivery, nothing drained", quiet);
+        add("fan-out, CPU µs per delivery, while 5,000 rows/s are appended and drained", draining);
+    }
 }
 
 /// Rows of figures by program, in the order in which they come.

@@ -101,13 +101,18 @@ impl<'c> Inserter<'c> {
     }
 
     async fn try_insert(&mut self, rows: &[&Row]) -> Result<(), Error> {
-        let mut sql = String::from("INSERT INTO records (tenant, collection, id, at, data) VALUES ");
+        // Hardly ever a row has a time of its own.
+        let with_times = rows.iter().any(|row| row.at.is_some());
+        let (columns, place) = if with_times { ("data, at", "(?,?,?,?,?)") } else { ("data", "(?,?,?,?)") };
+        let places = vec![place; rows.len()].join(",");
+        let sql = format!("INSERT INTO records (tenant, collection, id, {columns}) VALUES {places}");
         let (mut values, mut times) = (Vec::with_capacity(5 * rows.len()), Vec::new());
-        for (nth, row) in rows.iter().enumerate() {
-            sql.push_str(if nth == 0 { "(?,?,?,?,?)" } else { ",(?,?,?,?,?)" });
+        for row in rows {
             values.extend(key(row).map(Value::Bytes));
-            values.push(row.at.map_or(Value::NULL, Value::UInt));
             values.push(Value::Bytes(row.data.clone()));
+            if with_times {
+                values.push(row.at.map_or(Value::NULL, Value::UInt));
+            }
             if let Some(at) = row.at {
                 times.extend(key(row).map(Value::Bytes));
                 times.push(Value::UInt(at));
