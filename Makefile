@@ -6,6 +6,8 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tar
 export CLIENT_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/clients
 # The database servers that tests start.
 export DATABASE_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/databases
+# The proxies that tests put in front of the relay.
+export PROXY_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/proxies
 # The toolchains of the languages that sample tenants are written in.
 export LANGUAGE_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-relay/tools/languages
 # The servers that the benchmark measures beside the relay.

@@ -1,4 +1,4 @@
-//! The admin listener: `/healthz`, `/readyz` and `/metrics`, for anyone who can reach it.
+//! The admin listener: `/readyz`, `/metrics` and, as on every listener, `/healthz`, for anyone who can reach it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -34,11 +34,12 @@ pub async fn run(
     routes: Arc<Routes>,
     refusals: Arc<Refusals>,
     metrics: Arc<Metrics>,
+    leaving: Stop,
     stop: Stop,
 ) {
     let counted = Arc::clone(&metrics);
     let closed = move |reason| counted.admin_refused(reason);
-    let answer = move |request: &_| answer(request, &routes, &refusals, &metrics);
+    let answer = move |request: &_| answer(request, &routes, &refusals, &metrics, &leaving);
     serve::short_answers(listener, "admin", stop, answer, closed).await;
 }
 
@@ -47,12 +48,16 @@ fn answer(
     routes: &Routes,
     refusals: &Refusals,
     metrics: &Metrics,
+    leaving: &Stop,
 ) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return http_error::only_get();
     }
     match request.uri().path() {
-        "/healthz" => http_error::json(StatusCode::OK, serde_json::json!({ "status": "ok" }).to_string()),
+        "/readyz" if leaving.is_set() => {
+            let body = serde_json::json!({ "status": "leaving" });
+            http_error::json(StatusCode::SERVICE_UNAVAILABLE, body.to_string())
+        }
         "/readyz" => {
             let (tenants, is_verbose) = (routes.tenants(), request.uri().query() == Some("verbose"));
             let (status, mut ready) = readiness(&tenants, &refusals.all());
@@ -66,6 +71,7 @@ fn answer(
                 let mut response = Response::new(Full::from(text));
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+                http_error::not_kept(response.headers_mut());
                 response
             }
             Err(error) => {

@@ -21,19 +21,19 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioTimer;
-use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     api::socket::Socket,
-    component::{Api, Download, NoAnswer, Upload},
-    entry::{client_address, is_trusted, remove_claims},
+    component::{Api, Arrival, Download, NoAnswer, Upload},
+    entry::{Proxies, remove_claims},
     fair_pool::Most,
     host_header, http_error,
     metrics::Metrics,
     routes::Routes,
-    serve::{Acceptor, Connection, Connections, LAST_ANSWER, NotServed},
+    serve::{Acceptor, Connection, Connections, HalfOpen, LAST_ANSWER, NotServed, health},
     shutdown::Stop,
+    sync::Mutex,
     tenant::RequestTurn,
     usage::{Metered, Received},
 };
@@ -42,9 +42,6 @@ mod socket;
 
 /// The most bytes of a request's line and headers. Above, hyper answers 431.
 const MAX_REQUEST: usize = 64 << 10;
-/// How long a request's headers may take, from the end of the request before. So this also limits how long a connection
-/// may be idle.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds after which a client that found the tenant busy may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -52,11 +49,14 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// What every connection needs to know.
 pub struct ApiContext {
     pub routes: Arc<Routes>,
-    pub trusted_proxies: Vec<IpNet>,
+    pub proxies: Proxies,
     pub metrics: Arc<Metrics>,
     pub connections: Arc<Connections>,
     /// In which requests that are for no tenant are answered.
     pub strangers: RequestTurn,
+    /// How long a request's headers may take, from the end of the request before. So this also limits how long a
+    /// connection may be idle.
+    pub idle_timeout: Duration,
     /// How long a client may leave unread what waits for it.
     pub stall_timeout: Duration,
     /// How long requests under way may take at shutdown.
@@ -105,7 +105,7 @@ pub async fn run(listener: TcpListener, context: Arc<ApiContext>, stop: Stop) {
     let acceptor = Acceptor { listener, name: "api" };
     let admit = |address| {
         // A proxy stands for all who come through it.
-        let is_proxy = is_trusted(address, &context.trusted_proxies);
+        let is_proxy = context.proxies.trust(address);
         context.connections.admit(address, if is_proxy { Most::All } else { Most::Own(usize::MAX) })
     };
     let refused = |why: NotServed| context.metrics.api_refused(why.reason());
@@ -118,15 +118,20 @@ pub async fn run(listener: TcpListener, context: Arc<ApiContext>, stop: Stop) {
 }
 
 async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: Arc<ApiContext>, mut stop: Stop) {
-    let socket = Socket::new(socket, context.stall_timeout, Arc::clone(&context.metrics));
     let place = Arc::new(place);
-    let held = Arc::clone(&place);
-    let metrics = Arc::clone(&context.metrics);
+    let (held, asked) = (Arc::clone(&place), Arc::clone(&place));
+    // The body of the last request. A client that leaves before all of it has come does not wait for an answer.
+    let uploads: Arc<Mutex<Option<Arrival>>> = Arc::default();
+    let upload = Arc::clone(&uploads);
+    let has_asked = move || asked.is_busy() && upload.lock().as_ref().is_none_or(Arrival::is_over);
+    let socket = HalfOpen::new(socket, has_asked);
+    let socket = Socket::new(socket, context.stall_timeout, Arc::clone(&context.metrics));
+    let (metrics, idle_timeout) = (Arc::clone(&context.metrics), context.idle_timeout);
     let service = service_fn(move |request| {
-        let (context, place) = (Arc::clone(&context), Arc::clone(&held));
+        let (context, place, uploads) = (Arc::clone(&context), Arc::clone(&held), Arc::clone(&uploads));
         async move {
             let under_way = place.begin();
-            let answered = answer(request, peer.ip(), &context, &place).await;
+            let answered = answer(request, peer.ip(), &context, &place, &uploads).await;
             let answer = answered.unwrap_or_else(|refusal| {
                 context.metrics.api_refused(refusal.code);
                 refusal.response()
@@ -142,7 +147,7 @@ async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: 
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(idle_timeout)
         .max_buf_size(MAX_REQUEST)
         .serve_connection(socket, service);
     tokio::pin!(connection);
@@ -172,7 +177,12 @@ async fn answer(
     peer: IpAddr,
     context: &ApiContext,
     place: &Connection,
+    uploads: &Mutex<Option<Arrival>>,
 ) -> Result<Response<Metered<Download>>, ApiRefusal> {
+    if let Some(answer) = health(&request) {
+        context.strangers.begin().await;
+        return Ok(answer.map(|body| Metered::free(Download::from(body))));
+    }
     let expects = request.headers().contains_key(EXPECT);
     match context.routes.find(host_header::host_of(&request).as_deref(), request.uri().path(), |_| Some(())) {
         Some((route, ())) => {
@@ -190,11 +200,12 @@ async fn answer(
             return Err(refusal);
         }
     };
-    let address = client_address(peer, request.headers(), &context.trusted_proxies);
+    let address = context.proxies.client_address(peer, request.headers());
     let mut request = request.map(|body| Upload::new(body, api.max_body(), expects));
+    *uploads.lock() = Some(request.body().arrival());
     *request.uri_mut() = path;
     let headers = request.headers_mut();
-    remove_claims(headers, peer, &context.trusted_proxies);
+    remove_claims(headers, peer, &context.proxies);
     if let Ok(address) = HeaderValue::try_from(address.to_string()) {
         headers.insert(FORWARDED_FOR, address);
     }

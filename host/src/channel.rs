@@ -37,7 +37,7 @@ mod sequence;
 mod sizes;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use crate::channel::{
     channels::Channels,

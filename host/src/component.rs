@@ -19,7 +19,7 @@ pub use role::RoleKind;
 pub use roles::{
     api::{
         Api, ApiCode, NoAnswer,
-        body::{Download, Upload},
+        body::{Arrival, Download, Upload},
     },
     client::{Admission, ClientCode, ConnectRequest, Handler, Meaning, NotLetIn, SessionGuard, Transport},
     dial::{Dial, DialCode},

@@ -9,15 +9,15 @@ mod admission;
 pub mod centrifuge;
 mod claims;
 mod context;
-mod cors;
 mod handshake;
 mod history;
 mod listener;
+mod origins;
 mod pieces;
 mod refusal;
 mod upgrade;
 
-pub use address::{client_address, is_trusted};
+pub use address::Proxies;
 pub use claims::remove_claims;
 pub use context::{EntryContext, MAX_READS};
 pub use listener::{bind, run};

@@ -9,15 +9,18 @@ use std::{
     collections::HashMap,
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use crate::sync::Mutex;
 
 /// How many times as many as are free one may have.
 const SHARE: usize = 4;
-/// The part of an IPv6 address that is counted. A household or a machine usually gets a whole /64.
-const NETWORK: u128 = !(u64::MAX as u128);
+/// Bits of an IPv6 address that are counted: the setting `ipv6-prefix`, the same everywhere in the host.
+static IPV6_PREFIX: AtomicU32 = AtomicU32::new(64);
 
 /// Who takes a place: the address that a connection comes from, until it is known which tenant it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,10 +36,22 @@ impl Sharer {
     }
 }
 
+/// Counts this many bits of IPv6 addresses from now on.
+pub fn set_ipv6_prefix(bits: u32) {
+    IPV6_PREFIX.store(bits, Ordering::Relaxed);
+}
+
 /// An address in the form in which it is counted: IPv4 whole, IPv6 by its network.
 pub fn network(address: IpAddr) -> IpAddr {
+    network_of(address, IPV6_PREFIX.load(Ordering::Relaxed))
+}
+
+fn network_of(address: IpAddr, bits: u32) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
+        IpAddr::V6(address) => {
+            let uncounted = u128::MAX.checked_shr(bits).unwrap_or_default();
+            Ipv6Addr::from_bits(address.to_bits() & !uncounted).into()
+        }
         address => address,
     }
 }
@@ -147,6 +162,17 @@ mod tests {
 
     fn take_all(pool: &Arc<FairPool<u8>>, by: u8) -> Vec<FairPlace<u8>> {
         std::iter::from_fn(|| pool.take(by, ANY)).collect()
+    }
+
+    #[test]
+    fn as_many_bits_of_an_address_count_as_are_set() {
+        let counted = |address: &str, bits| network_of(address.parse().unwrap(), bits).to_string();
+        for (bits, expected) in [(128, "2001:db8:1:2::3"), (64, "2001:db8:1:2::"), (48, "2001:db8:1::"), (16, "2001::")]
+        {
+            assert_eq!(counted("2001:db8:1:2::3", bits), expected);
+        }
+        assert_eq!(counted("::ffff:9.9.9.9", 64), "9.9.9.9");
+        assert_eq!(counted("9.9.9.9", 16), "9.9.9.9");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    HeaderMap, Response, StatusCode,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
 
 /// `code` is stable and for programs, `message` is for people.
@@ -20,10 +20,16 @@ pub fn only_get() -> Response<Full<Bytes>> {
     response
 }
 
+/// Says that no cache may keep an answer: it is true for one client, and for a moment (RFC 9111 section 5.2.2.5).
+pub fn not_kept(headers: &mut HeaderMap) {
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}
+
 /// Any answer in JSON.
 pub fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    not_kept(response.headers_mut());
     response
 }

@@ -123,6 +123,7 @@ metrics! {
     pub records_commit_seconds: Histogram(CALL_SECONDS), "Time of a commit of appends";
     publications: Counter by TenantLabel, "Publications taken into channel logs";
     publications_refused: Counter by TenantReason, "Publications refused, by reason";
+    publications_unlisted: Counter by TenantLabel, "Publications on channels that the manifest does not list";
     clients: Gauge by TenantLabel, "Clients connected now";
     clients_accepted: Counter by TenantLabel, "Clients whose handshake succeeded";
     clients_closed: Counter by TenantReason, "Clients gone, by reason";
@@ -322,6 +323,12 @@ impl TenantMetrics {
         self.all.limit_refusals.get_or_create(&label).inc_by(times as u64);
     }
 
+    /// Counts publications on channels that nobody can follow.
+    pub fn unlisted(&self, publications: usize) {
+        let label = TenantLabel { tenant: self.tenant() };
+        self.all.publications_unlisted.get_or_create(&label).inc_by(publications as u64);
+    }
+
     /// Counts publications that were refused.
     pub fn refused(&self, reason: &'static str, publications: usize) {
         self.all.publications_refused.get_or_create(&self.because(reason)).inc_by(publications as u64);
@@ -370,7 +377,7 @@ impl TenantMetrics {
         TenantReason { tenant: self.tenant(), reason }
     }
 
-    fn tenant(&self) -> Arc<str> {
+    pub fn tenant(&self) -> Arc<str> {
         Arc::clone(&self.label.tenant)
     }
 }

@@ -1,12 +1,17 @@
 //! The relay as a whole: what starts in which order, and what stops in which.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use config::{
     HostLimits, Listen, Problem, Problems, RefusedTenant, RelayConfig, StoreConfig, TenantConfig, TenantsFolder,
 };
-use ipnet::IpNet;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
 
 use crate::{
     admin, api,
@@ -18,14 +23,15 @@ use crate::{
         proxy::{Proxy, UnknownProxy},
     },
     entry,
-    entry::EntryContext,
+    entry::{EntryContext, Proxies},
+    fair_pool,
     fair_pool::FairPool,
     memory,
     metrics::Metrics,
     routes::Routes,
     runtime_thread::RuntimeThread,
     serve::Connections,
-    shutdown::Stop,
+    shutdown::{Ending, Stop},
     store,
     tenant::{HostPlaces, HostResources, ProcessLimits, RequestTurn},
     tenants,
@@ -90,15 +96,18 @@ impl Relay {
     /// Loads every component, then binds every listener. Nothing listens if anything of the host's is wrong, or, when
     /// strict, anything of a tenant's.
     pub fn bind(config: RelayConfig, strictness: Strictness) -> Result<Self, StartError> {
-        let RelayConfig { listen, trusted_proxies, limits, proxy, store, cache, tenants: configs, refused, folder } =
-            config;
+        let RelayConfig { listen, limits, proxy, store, cache, tenants: configs, refused, folder, .. } = config;
+        let proxies = Proxies { trusted: config.trusted_proxies, client_address: config.client_address };
         memory::return_large_blocks();
+        fair_pool::set_ipv6_prefix(limits.ipv6_prefix);
         let metrics = Arc::new(Metrics::new());
         let mut engine = EngineSource::new(limits, cache, Arc::clone(&metrics));
         // Watched before the code is loaded: what is written meanwhile is a change.
         if strictness == Strictness::Strict && !refused.is_empty() {
             return Err(StartError::Manifests(refused.into_iter().flat_map(|refused| refused.problems.0).collect()));
         }
+        let given =
+            folder.iter().flat_map(|folder| &folder.bounds.allowed.hosts).map(|given| given.host.clone()).collect();
         let mut watch = folder.and_then(|folder| watch(folder, &configs, &refused));
         let Loaded { sound, broken } = load_code(configs, &mut engine)?;
         if strictness == Strictness::Strict && !broken.is_empty() {
@@ -118,7 +127,7 @@ impl Relay {
             turns: None,
         };
         let records = open_records(store, &sound, &metrics)?;
-        let mut tenants = Tenants::new(host.clone(), connector, records)?;
+        let mut tenants = Tenants::new(host.clone(), given, connector, records)?;
         for (config, code) in sound {
             tenants.apply(config, &code)?;
         }
@@ -134,12 +143,12 @@ impl Relay {
         tenants.publish();
         let routes = tenants.routes();
         Ok(Self {
-            clients: listeners.clients.address,
-            api: listeners.api.as_ref().map(|(bound, _)| bound.address),
-            admin: listeners.admin.as_ref().map(|(bound, _)| bound.address),
+            clients: listeners.clients.first().map_or(UNBOUND, |bound| bound.address),
+            api: first(listeners.api.as_ref()),
+            admin: first(listeners.admin.as_ref()),
             listeners,
-            entry: Arc::new(entry_context(&host, routes, &trusted_proxies, &limits, &capacity)),
-            api_context: Arc::new(api_context(&host, routes, trusted_proxies, &limits, &capacity)),
+            entry: Arc::new(entry_context(&host, routes, proxies.clone(), &limits, &capacity)),
+            api_context: Arc::new(api_context(&host, routes, proxies, &limits, &capacity)),
             metrics,
             tenants,
             watch,
@@ -149,30 +158,57 @@ impl Relay {
     }
 
     /// Relays until told to stop. Then stops in the order data flows, so that what came in still goes out.
-    pub async fn run(mut self, mut stop: Stop) {
+    /// `leaving`: from when on it says that it is not ready.
+    pub async fn run(mut self, leaving: Stop, mut stop: Stop) {
         let Listeners { clients, api, admin } = self.listeners;
         let (mut listeners, mut threads) = (JoinSet::new(), Vec::new());
-        listeners.spawn(entry::run(clients.listener, Arc::clone(&self.entry), stop.clone()));
+        let clients = clients.into_iter().map(|bound| bound.listener).collect();
+        listeners.spawn(entry::run(clients, Arc::clone(&self.entry), stop.clone()));
         if let Some((api, thread)) = api {
-            listeners.spawn_on(api::run(api.listener, self.api_context, stop.clone()), thread.runtime());
+            for Bound { listener, .. } in api {
+                let context = Arc::clone(&self.api_context);
+                listeners.spawn_on(api::run(listener, context, stop.clone()), thread.runtime());
+            }
             threads.push(thread);
         }
         if let Some((admin, thread)) = admin {
-            let (routes, refusals) = (Arc::clone(self.tenants.routes()), Arc::clone(self.tenants.refusals()));
-            let admin = admin::run(admin.listener, routes, refusals, self.metrics, stop.clone());
-            listeners.spawn_on(admin, thread.runtime());
+            for Bound { listener, .. } in admin {
+                let (routes, refusals) = (Arc::clone(self.tenants.routes()), Arc::clone(self.tenants.refusals()));
+                let metrics = Arc::clone(&self.metrics);
+                let admin = admin::run(listener, routes, refusals, metrics, leaving.clone(), stop.clone());
+                listeners.spawn_on(admin, thread.runtime());
+            }
             threads.push(thread);
         }
-        self.tenants.run(self.watch, self.engine, stop.clone()).await;
-        stop.wait().await;
+        let (sender, told) = oneshot::channel();
+        let timeout = self.shutdown_timeout;
+        // A change of a tenant may be under way, which waits for others.
+        let watched = stop.clone();
+        let late = async {
+            stop.wait().await;
+            let ending = Ending::begin(timeout);
+            let _ = sender.send(ending);
+            tokio::time::sleep(ending.left(Ending::API)).await;
+        };
+        tokio::select! {
+            () = self.tenants.run(self.watch, self.engine, watched) => {}
+            () = late => tracing::warn!("a change of a tenant is cut off at shutdown"),
+        }
+        let ending = told.await.unwrap_or_else(|_| Ending::begin(timeout));
         while listeners.join_next().await.is_some() {}
         drop(threads);
-        self.tenants.stop_all(self.shutdown_timeout).await;
-        // This thread may block now: all that is left for it is to join the shards' threads.
-        self.entry.shards.shutdown();
-        self.tenants.end(self.shutdown_timeout).await;
+        self.tenants.stop_all(ending.left(Ending::TENANTS)).await;
+        let shards = Arc::clone(&self.entry.shards);
+        // Clients that are not closed yet are still answered here.
+        let closed = tokio::task::spawn_blocking(move || shards.shutdown(ending.at(Ending::CLIENTS)));
+        // An error means that the runtime ends.
+        let _ = closed.await;
+        self.tenants.end(ending).await;
     }
 }
+
+/// Where a relay without a clients' listener would listen. A configuration always has one.
+const UNBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// A listener, and where it listens.
 struct Bound {
@@ -183,37 +219,49 @@ struct Bound {
 /// The clients' listener is served by the thread that starts the relay, the others each by one of its own: what costs
 /// one of them time holds up none of the others.
 struct Listeners {
-    clients: Bound,
-    api: Option<(Bound, RuntimeThread)>,
-    admin: Option<(Bound, RuntimeThread)>,
+    clients: Vec<Bound>,
+    api: Option<(Vec<Bound>, RuntimeThread)>,
+    admin: Option<(Vec<Bound>, RuntimeThread)>,
 }
 
 impl Bound {
-    fn new(name: &'static str, address: SocketAddr) -> Result<Self, StartError> {
-        entry::bind(address)
-            .and_then(|listener| Ok(Self { address: listener.local_addr()?, listener }))
-            .map_err(|error| StartError::Bind { listener: name, address, error })
+    /// One for each of these addresses.
+    fn all(name: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Self>, StartError> {
+        let bound = |address: &SocketAddr| {
+            entry::bind(*address, addresses)
+                .and_then(|listener| Ok(Self { address: listener.local_addr()?, listener }))
+                .map_err(|error| StartError::Bind { listener: name, address: *address, error })
+        };
+        addresses.iter().map(bound).collect()
     }
 
-    /// One with a thread of its own.
-    fn apart(name: &'static str, address: SocketAddr) -> Result<(Self, RuntimeThread), StartError> {
+    /// Those with a thread of their own, if there are addresses.
+    fn apart(name: &'static str, addresses: &[SocketAddr]) -> Result<Option<(Vec<Self>, RuntimeThread)>, StartError> {
+        if addresses.is_empty() {
+            return Ok(None);
+        }
         let thread = RuntimeThread::start(name)?;
         let bound = {
             let _entered = thread.runtime().enter();
-            Self::new(name, address)?
+            Self::all(name, addresses)?
         };
-        Ok((bound, thread))
+        Ok(Some((bound, thread)))
     }
 }
 
 impl Listeners {
     fn bind(listen: &Listen) -> Result<Self, StartError> {
         Ok(Self {
-            clients: Bound::new("clients", listen.clients)?,
-            api: listen.api.map(|address| Bound::apart("api", address)).transpose()?,
-            admin: listen.admin.map(|address| Bound::apart("admin", address)).transpose()?,
+            clients: Bound::all("clients", &listen.clients)?,
+            api: Bound::apart("api", &listen.api)?,
+            admin: Bound::apart("admin", &listen.admin)?,
         })
     }
+}
+
+/// The first address of a listener.
+fn first(bound: Option<&(Vec<Bound>, RuntimeThread)>) -> Option<SocketAddr> {
+    bound.and_then(|(all, _)| all.first()).map(|bound| bound.address)
 }
 
 fn watch(folder: TenantsFolder, tenants: &[TenantConfig], refused: &[RefusedTenant]) -> Option<Watch> {
@@ -255,8 +303,8 @@ fn load_code(tenants: Vec<TenantConfig>, engine: &mut EngineSource) -> Result<Lo
 }
 
 fn start_shards(limits: &HostLimits) -> io::Result<Arc<Shards>> {
-    let &HostLimits { ping_interval, stall_timeout, shutdown_timeout, .. } = limits;
-    Shards::start(capacity::shard_count(), Timing { ping_interval, stall_timeout, shutdown_timeout }).map(Arc::new)
+    let &HostLimits { ping_interval, stall_timeout, .. } = limits;
+    Shards::start(capacity::shard_count(), Timing { ping_interval, stall_timeout }).map(Arc::new)
 }
 
 /// Opens the store if any tenant's code keeps records.
@@ -275,13 +323,13 @@ fn open_records(
 fn entry_context(
     host: &HostResources,
     routes: &Arc<Routes>,
-    trusted_proxies: &[IpNet],
+    proxies: Proxies,
     limits: &HostLimits,
     capacity: &Capacity,
 ) -> EntryContext {
     EntryContext {
         routes: Arc::clone(routes),
-        trusted_proxies: trusted_proxies.to_vec(),
+        proxies,
         metrics: Arc::clone(&host.metrics),
         shards: Arc::clone(&host.shards),
         total: Arc::clone(&host.clients),
@@ -298,17 +346,18 @@ fn entry_context(
 fn api_context(
     host: &HostResources,
     routes: &Arc<Routes>,
-    trusted_proxies: Vec<IpNet>,
+    proxies: Proxies,
     limits: &HostLimits,
     capacity: &Capacity,
 ) -> ApiContext {
     ApiContext {
         routes: Arc::clone(routes),
-        trusted_proxies,
+        proxies,
         metrics: Arc::clone(&host.metrics),
         connections: Connections::new(capacity.api_connections),
         strangers: RequestTurn::default(),
+        idle_timeout: limits.api_idle_timeout,
         stall_timeout: limits.stall_timeout,
-        shutdown_timeout: limits.shutdown_timeout,
+        shutdown_timeout: limits.shutdown_timeout.mul_f64(Ending::API),
     }
 }

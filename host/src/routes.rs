@@ -1,9 +1,13 @@
 //! Finds the tenant that a request is for, by the request's host and the longest matching part of its path.
 //!
-//! A tenant that claims hosts gets requests for these hosts alone; a tenant that claims none gets requests for any.
+//! A tenant that claims hosts gets requests for these hosts alone; a tenant that claims none gets requests for all
+//! that nobody claims. So who owns a host owns all of it.
 //! When tenants come, change or go, the whole table is replaced. Readers never wait.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 
@@ -14,7 +18,11 @@ use crate::{
 
 /// All tenants' routes.
 #[derive(Default)]
-pub struct Routes(ArcSwap<RouteTable>);
+pub struct Routes {
+    table: ArcSwap<RouteTable>,
+    /// Hosts that lead to their tenants alone, or to nobody while these do not run.
+    given: HashSet<String>,
+}
 
 /// A tenant, with the handles that call its code.
 pub struct Route {
@@ -36,6 +44,11 @@ struct RouteTable {
 }
 
 impl Routes {
+    /// `given`: the hosts that the operator lets tenants claim.
+    pub fn new(given: HashSet<String>) -> Self {
+        Self { given, ..Self::default() }
+    }
+
     /// Replaces all routes.
     pub fn set(&self, routes: impl IntoIterator<Item = Arc<Route>>) {
         let mut table = RouteTable::default();
@@ -49,28 +62,31 @@ impl Routes {
                 table.hosts.entry(host.clone()).or_default().insert(path.to_owned(), Arc::clone(&route));
             }
         }
-        self.0.store(Arc::new(table));
+        self.table.store(Arc::new(table));
     }
 
     /// How many tenants there are.
     pub fn count(&self) -> usize {
-        self.0.load().tenants.len()
+        self.table.load().tenants.len()
     }
 
     pub fn tenants(&self) -> Vec<Arc<Tenant>> {
-        self.0.load().tenants.clone()
+        self.table.load().tenants.clone()
     }
 
-    /// Finds the route for a host and a path: first among the routes that claim the host, then among the routes for
-    /// any. The longest part of the path counts for which there is a route and `fits` returns something. `fits` gets
+    /// Finds the route for a host and a path: among the routes that claim the host, or else, if nobody does, among the
+    /// routes for any. The longest part of the path counts for which there is a route and `fits` returns something. `fits` gets
     /// the rest of the path, which is empty or begins with a slash.
     pub fn find<T>(&self, host: Option<&str>, path: &str, fits: impl Fn(&str) -> Option<T>) -> Option<(Arc<Route>, T)> {
-        let table = self.0.load();
+        let table = self.table.load();
         let own = host.and_then(|host| table.hosts.get(host));
+        if own.is_none() && host.is_some_and(|host| self.given.contains(host)) {
+            return None;
+        }
         let found = |routes: &HashMap<String, Arc<Route>>| {
             prefixes(path).find_map(|(prefix, rest)| Some((Arc::clone(routes.get(prefix)?), fits(rest)?)))
         };
-        own.and_then(found).or_else(|| found(&table.anywhere))
+        found(own.unwrap_or(&table.anywhere))
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -21,8 +21,12 @@ use tokio::{
 use crate::{fair_pool::Most, host_header, http_error, shutdown::Stop};
 
 mod connections;
+mod half_open;
 
-pub use crate::serve::connections::{Connection, Connections};
+pub use crate::serve::{
+    connections::{Connection, Connections},
+    half_open::HalfOpen,
+};
 
 /// The pause of a listener after `accept` failed, usually for want of file descriptors.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -103,6 +107,20 @@ impl Acceptor {
     }
 }
 
+/// The host's own answer to a health check, on every listener: balancers ask by HTTP/1.0, without a host, with HEAD.
+/// `None`: the request is another one.
+pub fn health<B>(request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+    if request.uri().path() != "/healthz" {
+        return None;
+    }
+    Some(match *request.method() {
+        Method::GET | Method::HEAD => {
+            http_error::json(StatusCode::OK, serde_json::json!({ "status": "ok" }).to_string())
+        }
+        _ => http_error::only_get(),
+    })
+}
+
 /// Serves answers that are short and made at once, until told to stop. `closed` is told why a connection had to make
 /// room, or was not served.
 pub async fn short_answers(
@@ -121,9 +139,10 @@ pub async fn short_answers(
         let held = Arc::clone(&place);
         let service = service_fn(move |mut request| {
             let under_way = held.begin();
-            let response = match host_header::check_host(&mut request) {
-                Ok(()) => answer(&request),
-                Err(error) => http_error::answer(StatusCode::BAD_REQUEST, "bad_request", &error.to_string()),
+            let response = match (health(&request), host_header::check_host(&mut request)) {
+                (Some(healthy), _) => healthy,
+                (None, Ok(())) => answer(&request),
+                (None, Err(error)) => http_error::answer(StatusCode::BAD_REQUEST, "bad_request", &error.to_string()),
             };
             // The body keeps what says that the request is under way until it has been sent.
             let response = response.map(|body| {
@@ -134,10 +153,12 @@ pub async fn short_answers(
             });
             async { Ok::<_, Infallible>(response) }
         });
+        let asked = Arc::clone(&place);
+        let socket = TokioIo::new(HalfOpen::new(socket, move || asked.is_busy()));
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(SHORT_HEADER_TIMEOUT)
-            .serve_connection(TokioIo::new(socket), service);
+            .serve_connection(socket, service);
         async move {
             tokio::pin!(served);
             let served = tokio::select! {

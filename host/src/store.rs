@@ -315,12 +315,14 @@ impl StoreTasks {
     /// Ends the drain and writes what is queued. Rows in the outbox stay there for the next start.
     pub async fn shutdown(mut self, timeout: Duration) {
         self.stop.pull();
+        let deadline = Instant::now() + timeout;
         let finished = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(timeout, finished).await.is_err() {
+        // The other half is for what is yet to be written.
+        if tokio::time::timeout(timeout / 2, finished).await.is_err() {
             tracing::warn!("the drain was cut off at shutdown");
         }
         self.tasks.abort_all();
-        if tokio::time::timeout(timeout, self.writer.end()).await.is_err() {
+        if tokio::time::timeout_at(deadline.into(), self.writer.end()).await.is_err() {
             tracing::error!(
                 "the store's disk does not answer: rows that waited for it are lost, and none was acknowledged"
             );

@@ -6,7 +6,10 @@
 use std::{
     any::Any,
     collections::HashMap,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -106,8 +109,12 @@ pub struct Tenant {
 
 /// What a tenant's manifest says.
 pub struct TenantVersion {
-    /// Origins whose pages may read channels over HTTP.
-    pub cors: Vec<String>,
+    /// Origins whose pages may be clients. Empty: all.
+    pub origins: Vec<String>,
+    /// Subprotocols that clients of plain WebSockets may choose one of.
+    pub subprotocols: Vec<String>,
+    /// Whether the log says that clients offer others.
+    pub told_subprotocols: AtomicBool,
     pub upstreams: Vec<Arc<upstream::Handle>>,
     /// `None`: its code keeps no records, or the host has no store.
     pub store: Option<Arc<Store>>,
@@ -242,7 +249,9 @@ impl TenantVersion {
         code: CodeCharges,
     ) -> Arc<Self> {
         Arc::new(Self {
-            cors: config.cors.clone(),
+            origins: config.origins.clone(),
+            subprotocols: config.subprotocols.clone(),
+            told_subprotocols: AtomicBool::new(false),
             upstreams,
             store,
             settings: config.settings.clone(),

@@ -5,7 +5,7 @@
 //! runs the new code. A schedule keeps its times. Clients' sockets belong to no version.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,7 +24,7 @@ use crate::{
     routes::{Route, Routes},
     runtime_thread::RuntimeThread,
     shutdown,
-    shutdown::{Stop, Trigger},
+    shutdown::{Ending, Stop, Trigger},
     store::{Keep, Store},
     sync::Mutex,
     tenant::{HostResources, Refusals, Tenant, TenantVersion},
@@ -123,10 +123,16 @@ struct RunningJob {
 }
 
 impl Tenants {
-    pub fn new(host: HostResources, connector: Connector, records: Records) -> io::Result<Self> {
+    /// `given`: the hosts that tenants may claim.
+    pub fn new(
+        host: HostResources,
+        given: HashSet<String>,
+        connector: Connector,
+        records: Records,
+    ) -> io::Result<Self> {
         Ok(Self {
             host,
-            routes: Arc::default(),
+            routes: Arc::new(Routes::new(given)),
             connector,
             upstream_thread: RuntimeThread::start("upstreams")?,
             guests: None,
@@ -235,12 +241,13 @@ impl Tenants {
     }
 
     /// Ends what is left once the clients are gone: calls about their leaving, then the store.
-    pub async fn end(self, timeout: Duration) {
+    pub async fn end(self, ending: Ending) {
         if let Some(guests) = self.guests {
-            guests.shutdown(timeout).await;
+            // The other half is for the store at least.
+            guests.shutdown(ending.left(1.0) / 2).await;
         }
         if let Some(store) = self.records.into_tasks() {
-            store.shutdown(timeout).await;
+            store.shutdown(ending.left(1.0)).await;
         }
     }
 

@@ -118,7 +118,7 @@ async fn it_answers_nothing_else() {
     assert_eq!(relay.get("/").await.0, 404);
     assert_eq!(relay.get("/t").await.0, 404);
     // The clients' listener serves none of these.
-    for path in ["/metrics", "/readyz", "/healthz"] {
+    for path in ["/metrics", "/readyz"] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         let (head, body) = within(path, http(relay.clients, &request)).await;
         assert_eq!(status(&head), 404, "{body}");

@@ -3,5 +3,6 @@
 mod bad_config;
 mod component;
 mod demo_page;
+mod listeners;
 mod shutdown;
 mod usage;

@@ -5,7 +5,10 @@ mod herd;
 mod leases;
 
 mod centrifuge;
+mod doors;
 mod event_streams;
 mod history;
+mod origins;
+mod proxies;
 mod real_clients;
 mod sse;

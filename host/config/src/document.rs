@@ -188,6 +188,13 @@ impl<'d> Table<'d> {
         Some(Value { place: self.place.child(key, Some(value.span().start)), value: value.into_inner() })
     }
 
+    /// Reports a key that has another name now.
+    pub(super) fn renamed(&mut self, old: &str, now: &str) {
+        if let Some(value) = self.entries.remove(old) {
+            self.place.child(old, Some(value.span().start)).problem(format!("is {now} now"));
+        }
+    }
+
     /// Takes a key that must be there. `example` is a line to write.
     pub(super) fn require(&mut self, key: &'static str, example: &str) -> Option<Value<'d>> {
         self.expect(key, example);

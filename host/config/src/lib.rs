@@ -48,8 +48,10 @@ pub use crate::{
 #[derive(Debug)]
 pub struct RelayConfig {
     pub listen: Listen,
-    /// Peers whose forwarding headers name the real client.
+    /// Peers who name the real client.
     pub trusted_proxies: Vec<IpNet>,
+    /// Where they name it.
+    pub client_address: ClientAddress,
     pub limits: HostLimits,
     /// The proxy that connections to partners and guests' requests go through.
     pub proxy: Option<ProxyConfig>,
@@ -62,6 +64,20 @@ pub struct RelayConfig {
     pub refused: Vec<RefusedTenant>,
     /// The folder that the tenants come from and may change in. `None`: they do not come from files.
     pub folder: Option<TenantsFolder>,
+}
+
+/// Where a trusted proxy names the client: exactly one place, since the client may have written all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// The list to which each proxy appends.
+    #[default]
+    XForwardedFor,
+    CfConnectingIp,
+    XRealIp,
+    /// The list of RFC 7239.
+    Forwarded,
+    /// Nowhere: the peer is the client.
+    Peer,
 }
 
 /// Where records are kept: `[store]` of `relay.toml`.
@@ -101,14 +117,13 @@ pub enum ProxySource {
     Environment,
 }
 
-/// Where each listener binds; port 0 lets the system choose.
-#[derive(Clone, Copy, Debug)]
+/// Where each listener binds; port 0 lets the system choose. A listener without an address is not there, as that of the
+/// API and that of the admin in `pass`.
+#[derive(Clone, Debug, Default)]
 pub struct Listen {
-    pub clients: SocketAddr,
-    /// `None`: no API listener.
-    pub api: Option<SocketAddr>,
-    /// `None`: no admin listener (`pass` opens only its clients' listener).
-    pub admin: Option<SocketAddr>,
+    pub clients: Vec<SocketAddr>,
+    pub api: Vec<SocketAddr>,
+    pub admin: Vec<SocketAddr>,
 }
 
 /// Host-wide limits: `[limits]` of `relay.toml`.
@@ -120,13 +135,19 @@ pub struct HostLimits {
     pub handshakes: usize,
     /// Most connections to the API at once.
     pub api_connections: usize,
+    /// Bits of an IPv6 address that count as one address: a household or a machine usually gets a whole /64.
+    pub ipv6_prefix: u32,
+    /// How long a connection to the API may be idle, and how long a request's headers may take.
+    pub api_idle_timeout: Duration,
     /// Longest time from a connection's opening to the end of its handshake.
     pub handshake_timeout: Duration,
     /// How often a client is pinged, and how long it has to answer.
     pub ping_interval: Duration,
     /// How long a client's writes may make no progress before it is dropped.
     pub stall_timeout: Duration,
-    /// How long clients and guests have to finish at shutdown.
+    /// How long the host goes on after it was told to end, so that balancers notice.
+    pub shutdown_notice: Duration,
+    /// How long clients and guests have to finish after that, all together.
     pub shutdown_timeout: Duration,
     /// Most bytes of memory that compiling one component takes.
     pub compile_memory: usize,
@@ -144,9 +165,14 @@ impl Default for HostLimits {
             clients: None,
             handshakes: 4096,
             api_connections: 2048,
+            ipv6_prefix: 64,
+            // Longer than a balancer's 60 s, so that it is the balancer who closes.
+            api_idle_timeout: Duration::from_secs(75),
             handshake_timeout: Duration::from_secs(10),
-            ping_interval: Duration::from_secs(30),
+            // A client is pinged an eighth later at most, and so in the 30 s after which some proxies cut.
+            ping_interval: Duration::from_secs(24),
             stall_timeout: Duration::from_secs(120),
+            shutdown_notice: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(10),
             // A Python component of 18 MB takes 400 MB and, alone on a core, some 10 s.
             compile_memory: 1 << 30,
@@ -193,8 +219,10 @@ pub struct TenantConfig {
     /// The components' files as the manifest names them. Such a name may be a link, and the link may change.
     pub named: Vec<PathBuf>,
     pub schedules: Vec<ScheduleConfig>,
-    /// Origins whose pages may read channels over HTTP; `*` is any.
-    pub cors: Vec<String>,
+    /// Origins whose pages may be clients; `*` is any. Empty: all are let in, and no page may read over HTTP.
+    pub origins: Vec<String>,
+    /// Subprotocols that clients of plain WebSockets may choose one of.
+    pub subprotocols: Vec<String>,
     /// Payloads of at least this many bytes are compressed for clients that accept it. `None`: no payload is.
     pub compress_above: Option<usize>,
     /// Per-channel settings, in the manifest's order.
@@ -235,7 +263,8 @@ impl TenantConfig {
             job: None,
             named: Vec::new(),
             schedules: Vec::new(),
-            cors: Vec::new(),
+            origins: Vec::new(),
+            subprotocols: Vec::new(),
             compress_above: None,
             channels: Vec::new(),
             keep: Vec::new(),

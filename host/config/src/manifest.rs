@@ -20,9 +20,9 @@ use crate::{
         channels::{channel, origin},
         components::{Components, Home},
         grants::grants,
-        upstreams::upstreams,
+        upstreams::{subprotocols, upstreams},
     },
-    names::{Claim, host, name, path},
+    names::{Claim, host, is_reserved, name, path},
     secrets::Secrets,
     tenants::MANIFEST,
 };
@@ -93,8 +93,17 @@ fn tenant(
     let listed = root.take("schedule");
     let components = Components::read(components, Home { folder, held }, has_upstream, listed.as_ref());
     let schedules = listed.map(schedules).unwrap_or_default();
-    let cors = root.take("cors").and_then(|value| value.array("an array of origins in quotes")).unwrap_or_default();
-    let cors = cors.iter().filter_map(origin).collect();
+    root.renamed("cors", "`origins`, and holds for WebSockets too: only pages of these origins are let in");
+    let origins = root.take("origins").and_then(|value| {
+        let place = value.place.clone();
+        let listed = value.array("an array of origins in quotes")?;
+        if listed.is_empty() {
+            place.problem("lists no origin; list some, or remove it: then all pages are let in");
+        }
+        Some(listed)
+    });
+    let origins = origins.unwrap_or_default().iter().filter_map(origin).collect();
+    let subprotocols = subprotocols(&mut root);
     let compress_above = root.take("compression").and_then(compression);
     let channels = root.section("channels").entries().filter_map(|(pattern, value)| channel(pattern, value)).collect();
     let keep = root.section("records").entries().filter_map(|(name, value)| kept(name, value)).collect();
@@ -133,7 +142,8 @@ fn tenant(
         job,
         named,
         schedules,
-        cors,
+        origins,
+        subprotocols,
         compress_above,
         channels,
         keep,
@@ -187,7 +197,15 @@ fn claims(root: &mut Table<'_>, bounds: &Bounds) -> Claims {
     let path = match root.take("path") {
         Some(value) => path(&value),
         None if !hosts.is_empty() => Some(Claim { value: "/".into(), line: hosts.first().and_then(|host| host.line) }),
-        None => name.as_ref().map(|name| Claim { value: format!("/{}", name.value), line: name.line }),
+        None => name.as_ref().and_then(|name| {
+            let value = format!("/{}", name.value);
+            if is_reserved(&value) {
+                let own = format!("{value} is a door of the tenant at '/', or the host's; write another path");
+                root.place.problem(own);
+                return None;
+            }
+            Some(Claim { value, line: name.line })
+        }),
     };
     Claims { name, path, hosts }
 }

@@ -1,6 +1,7 @@
 //! Names, host names and paths, as an operator or a tenant writes them.
 
 use http::Uri;
+use percent_encoding::percent_decode_str;
 
 use crate::document::{Value, quote};
 
@@ -66,6 +67,9 @@ pub(super) fn path(value: &Value<'_>) -> Option<Claim> {
         "write no '//' and no '/' at the end"
     } else if segments.any(|segment| segment == "." || segment == "..") {
         "write no '.' or '..' segment: clients resolve them before they connect"
+    } else if is_reserved(text) {
+        "write one that is no door of the tenant at '/': it has /sse, /connection/websocket and all of /channels, and \
+         /healthz is the host's"
     } else if text.parse::<Uri>().is_err() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         "percent-encode what is not plain ASCII"
     } else {
@@ -73,6 +77,13 @@ pub(super) fn path(value: &Value<'_>) -> Option<Claim> {
     };
     value.problem(format!("{} is not a path clients can connect to; {fix}", quote(text)));
     None
+}
+
+/// Whether a path, or what a proxy may make of it, leads to a door of the tenant at `/`, or is the host's own.
+pub(super) fn is_reserved(path: &str) -> bool {
+    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    matches!(decoded.trim_end_matches('/'), "/sse" | "/connection/websocket" | "/channels" | "/healthz")
+        || decoded.starts_with("/channels/")
 }
 
 #[cfg(test)]
@@ -101,7 +112,7 @@ mod tests {
 
     #[test]
     fn paths() {
-        for text in ["/", "/a", "/a/b-c_d.e", "/%20"] {
+        for text in ["/", "/a", "/a/b-c_d.e", "/%20", "/a/sse", "/ssex", "/connection", "/channel"] {
             assert!(takes(text, path), "{text}");
         }
         let long = format!("/{}", "a".repeat(255));
@@ -120,6 +131,14 @@ mod tests {
             "/a b",
             "/a\n",
             "http://a/",
+            "/sse",
+            "/%73se",
+            "/connection/websocket",
+            "/connection%2Fwebsocket",
+            "/channels",
+            "/channels/a/b",
+            "/channels%2fa",
+            "/healthz",
             &long,
         ] {
             assert!(!takes(text, path), "{text}");

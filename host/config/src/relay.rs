@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Bounds, HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
+    Bounds, ClientAddress, HostLimits, Listen, RelayConfig, TenantCaps, TenantConfig,
     document::{Document, Problems, Table, Value, quote},
     file::read_file,
     relay::{
@@ -43,6 +43,12 @@ const HANDSHAKES: RangeInclusive<u64> = 1..=1_000_000;
 /// Each connection holds a task and a buffer of some 10 KiB.
 const API_CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
 
+/// All bits of an IPv6 address, or as few as a large network has.
+const IPV6_PREFIX: RangeInclusive<u64> = 16..=128;
+
+/// Below the range a client has hardly time for its next request; above it connections that are forgotten pile up.
+const API_IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
 /// Below the range a distant client fails; above it connections that never speak pile up.
 const HANDSHAKE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 
@@ -51,6 +57,9 @@ const PING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Dur
 
 /// Below the range a retransmission would pass for a stall.
 const STALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// A balancer that takes longer to notice is set up for something else.
+const SHUTDOWN_NOTICE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
 
 /// Supervisors kill a process long before the top of the range.
 const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
@@ -167,6 +176,7 @@ fn relay(
     let tenants = named.zip(folder.clone()).map(|(value, folder)| folder.all(&value, secrets)).unwrap_or_default();
     let proxies = root.take("trusted-proxies").and_then(|value| value.array("an array of addresses in quotes"));
     let trusted_proxies = proxies.into_iter().flatten().filter_map(|value| network(&value)).collect();
+    let client_address = root.take("client-address").and_then(|value| client_address(&value)).unwrap_or_default();
     let proxy = proxy(&mut root, path.parent().unwrap_or(Path::new("")), secrets);
     let listen = listen(root.section("listen"));
     let limits = limits(root.section("limits"));
@@ -175,6 +185,7 @@ fn relay(
     let config = RelayConfig {
         listen,
         trusted_proxies,
+        client_address,
         limits,
         proxy,
         store,
@@ -191,21 +202,57 @@ fn listen(mut table: Table<'_>) -> Listen {
     let mut listener = |key: &'static str, default: SocketAddr| {
         let value = table.take(key);
         let place = value.as_ref().map_or_else(|| table.place.clone(), |value| value.place.clone());
-        let address = value.and_then(|value| address(&value, default)).unwrap_or(default);
-        let taken = claimed.iter().find(|(other, _)| *other == address && address.port() != 0);
-        if let Some((_, other)) = taken {
-            place.problem(format!(
-                "{address} is listen.{other} already; give listen.{other} and listen.{key} their own ports"
-            ));
+        let addresses = value.and_then(|value| addresses(value, default)).unwrap_or_else(|| vec![default]);
+        for address in &addresses {
+            match claimed.iter().find(|(other, of)| takes(address, other, *of == key)) {
+                Some((_, other)) if *other == key => place.problem(format!("{address} is listed twice; remove one")),
+                Some((_, other)) => place.problem(format!(
+                    "{address} is listen.{other} already; give listen.{other} and listen.{key} their own ports"
+                )),
+                None => {}
+            }
+            claimed.push((*address, key));
         }
-        claimed.push((address, key));
-        address
+        addresses
     };
     let clients = listener("clients", LISTEN_CLIENTS);
     let api = listener("api", LISTEN_API);
     let admin = listener("admin", LISTEN_ADMIN);
     table.finish();
-    Listen { clients, api: Some(api), admin: Some(admin) }
+    Listen { clients, api, admin }
+}
+
+/// Whether an address cannot be bound beside another one. Those of one listener know of each other: there `[::]` leaves
+/// IPv4 to the others.
+fn takes(one: &SocketAddr, other: &SocketAddr, same_listener: bool) -> bool {
+    let covers = |one: &SocketAddr, other: &SocketAddr| {
+        one.ip().is_unspecified() && (one.is_ipv4() == other.is_ipv4() || one.is_ipv6() && !same_listener)
+    };
+    one.port() != 0 && one.port() == other.port() && (one == other || covers(one, other) || covers(other, one))
+}
+
+/// The addresses of a listener: one, a list, or a table that has them.
+fn addresses(value: Value<'_>, example: SocketAddr) -> Option<Vec<SocketAddr>> {
+    if value.value.is_table() {
+        let mut table = value.table("a table, such as { address = \"[::]:8080\" }")?;
+        let own = table.require("address", &format!("address = \"{example}\""));
+        table.finish();
+        return own.and_then(|value| listed(value, example));
+    }
+    listed(value, example)
+}
+
+fn listed(value: Value<'_>, example: SocketAddr) -> Option<Vec<SocketAddr>> {
+    if !value.value.is_array() {
+        return Some(vec![address(&value, example)?]);
+    }
+    let place = value.place.clone();
+    let all = value.array("an address, or an array of addresses in quotes")?;
+    if all.is_empty() {
+        place.problem(format!("has no address; write for example \"{example}\""));
+    }
+    let all: Vec<_> = all.iter().filter_map(|value| address(value, example)).collect();
+    (!all.is_empty()).then_some(all)
 }
 
 fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
@@ -217,15 +264,35 @@ fn address(value: &Value<'_>, example: SocketAddr) -> Option<SocketAddr> {
     address
 }
 
+fn client_address(value: &Value<'_>) -> Option<ClientAddress> {
+    let text = value.str()?;
+    let known = match text {
+        "x-forwarded-for" => ClientAddress::XForwardedFor,
+        "cf-connecting-ip" => ClientAddress::CfConnectingIp,
+        "x-real-ip" => ClientAddress::XRealIp,
+        "forwarded" => ClientAddress::Forwarded,
+        "peer" => ClientAddress::Peer,
+        _ => {
+            let one = "write \"x-forwarded-for\", \"cf-connecting-ip\", \"x-real-ip\", \"forwarded\" or \"peer\"";
+            value.problem(format!("{} is no place where a proxy names the client; {one}", quote(text)));
+            return None;
+        }
+    };
+    Some(known)
+}
+
 fn limits(mut table: Table<'_>) -> HostLimits {
     let default = HostLimits::default();
     let limits = HostLimits {
         clients: table.count("clients", &CLIENTS),
         handshakes: table.count("handshakes", &HANDSHAKES).unwrap_or(default.handshakes),
         api_connections: table.count("api-connections", &API_CONNECTIONS).unwrap_or(default.api_connections),
+        ipv6_prefix: table.count("ipv6-prefix", &IPV6_PREFIX).map_or(default.ipv6_prefix, |bits| bits as u32),
+        api_idle_timeout: table.duration("api-idle-timeout", &API_IDLE_TIMEOUT).unwrap_or(default.api_idle_timeout),
         handshake_timeout: table.duration("handshake-timeout", &HANDSHAKE_TIMEOUT).unwrap_or(default.handshake_timeout),
         ping_interval: table.duration("ping-interval", &PING_INTERVAL).unwrap_or(default.ping_interval),
         stall_timeout: table.duration("stall-timeout", &STALL_TIMEOUT).unwrap_or(default.stall_timeout),
+        shutdown_notice: table.duration("shutdown-notice", &SHUTDOWN_NOTICE).unwrap_or(default.shutdown_notice),
         shutdown_timeout: table.duration("shutdown-timeout", &SHUTDOWN_TIMEOUT).unwrap_or(default.shutdown_timeout),
         compile_memory: table.size("compile-memory", &COMPILE_MEMORY).unwrap_or(default.compile_memory),
         compile_time: table.duration("compile-time", &COMPILE_TIME).unwrap_or(default.compile_time),
@@ -296,10 +363,11 @@ mod tests {
     #[test]
     fn defaults() {
         let config = Folder::new(&[LEAST, ONE]).load().unwrap();
-        assert_eq!(config.listen.clients.to_string(), "0.0.0.0:8080");
-        assert_eq!(config.listen.api.unwrap().to_string(), "0.0.0.0:8081");
-        assert_eq!(config.listen.admin.unwrap().to_string(), "127.0.0.1:9090");
+        assert_eq!(format!("{:?}", config.listen.clients), "[0.0.0.0:8080]");
+        assert_eq!(format!("{:?}", config.listen.api), "[0.0.0.0:8081]");
+        assert_eq!(format!("{:?}", config.listen.admin), "[127.0.0.1:9090]");
         assert!(config.trusted_proxies.is_empty());
+        assert_eq!(config.client_address, ClientAddress::XForwardedFor);
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", HostLimits::default()));
         assert!(config.cache.unwrap().ends_with("data/cache"));
         assert_eq!((&*config.tenants[0].name, config.tenants[0].path.as_str()), ("one", "/one"));
@@ -308,24 +376,27 @@ mod tests {
     #[test]
     fn everything_set() {
         let relay = "tenants = 'tenants'\ncache = '/var/cache/code'\ntrusted-proxies = ['10.1.2.3/8', '::1']\n\
-            [listen]\nclients = '[::]:0'\napi = '[::1]:0'\nadmin = '[::]:0'\n\
-            [limits]\nclients = 5\nhandshakes = 6\napi-connections = 8\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
-            stall-timeout = '1h'\nshutdown-timeout = '10ms'\ncompile-memory = '64MiB'\ncompile-time = '1h'\n\
+            client-address = 'forwarded'\n[listen]\nclients = ['0.0.0.0:80', '[::]:80']\napi = '[::1]:0'\nadmin = { address = '[::]:0' }\n\
+            [limits]\nclients = 5\nhandshakes = 6\napi-connections = 8\napi-idle-timeout = '2s'\nhandshake-timeout = '7s'\nping-interval = '0.5s'\n\
+            stall-timeout = '1h'\nshutdown-notice = '0s'\nshutdown-timeout = '10ms'\ncompile-memory = '64MiB'\ncompile-time = '1h'\n\
             cache-size = '1MiB'\n";
         let folder = Folder::new(&[("relay.toml", relay), ("tenants/b/tenant.toml", "name = 'a'"), ONE]);
         // Neither a hidden folder nor a file is a tenant.
         folder.write("tenants/.git/config", b"");
         folder.write("tenants/README", b"");
         let config = folder.load().unwrap();
-        assert_eq!(config.listen.clients.to_string(), "[::]:0");
-        assert_eq!(config.listen.api.unwrap().to_string(), "[::1]:0");
+        assert_eq!(format!("{:?}", config.listen.clients), "[0.0.0.0:80, [::]:80]");
+        assert_eq!(format!("{:?} {:?}", config.listen.api, config.listen.admin), "[[::1]:0] [[::]:0]");
         assert_eq!(config.limits.api_connections, 8);
         let networks: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
+        assert_eq!(config.client_address, ClientAddress::Forwarded);
+        assert_eq!(config.limits.api_idle_timeout, Duration::from_secs(2));
         assert_eq!((config.limits.clients, config.limits.handshakes), (Some(5), 6));
         assert_eq!(config.limits.handshake_timeout, Duration::from_secs(7));
         assert_eq!(config.limits.ping_interval, Duration::from_millis(500));
         assert_eq!(config.limits.stall_timeout, Duration::from_secs(3600));
+        assert_eq!(config.limits.shutdown_notice, Duration::ZERO);
         assert_eq!(config.limits.shutdown_timeout, Duration::from_millis(10));
         assert_eq!((config.limits.compile_memory, config.limits.cache_size), (64 << 20, 1 << 20));
         assert_eq!(config.limits.compile_time, Duration::from_secs(3600));
@@ -432,7 +503,7 @@ mod tests {
             ("tenants/3/tenant.toml", "name = 'b'\n"),
         ];
         let expected = [
-            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, limits, components, schedule, cors, compression, channels, records, settings, grants",
+            "tenants/1/tenant.toml:2: wrong: unknown key; known here: name, hosts, path, upstream, limits, components, schedule, origins, subprotocols, compression, channels, records, settings, grants",
             "tenants/1/tenant.toml:1: name: \"a\" is also the name in tenants/2/tenant.toml; give each tenant its own",
             "tenants/3/tenant.toml:1: path: \"/b\" is also the path in tenants/2/tenant.toml; give each tenant its own",
         ];

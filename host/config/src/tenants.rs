@@ -1,11 +1,14 @@
 //! The folder of tenants. It has a folder for each tenant, with a manifest in it.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt, fs, io, iter,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use percent_encoding::percent_decode_str;
 
 use crate::{
     Bounds, TenantConfig,
@@ -228,7 +231,7 @@ fn granted<'t>(config: &TenantConfig, mut all: impl Iterator<Item = &'t TenantCo
 #[derive(Default)]
 struct Claimed {
     names: BTreeMap<String, PathBuf>,
-    /// By host. An empty one stands for any.
+    /// By host; an empty one stands for any. Then by path, decoded.
     paths: BTreeMap<String, BTreeMap<String, PathBuf>>,
 }
 
@@ -247,9 +250,9 @@ impl Claimed {
         let (key, hosts) = if hosts.is_empty() { ("path", any) } else { ("hosts", hosts) };
         let pairs = || hosts.iter().zip(iter::repeat(&path)).filter_map(|(host, path)| Some((host, path.as_ref()?)));
         for (host, path) in pairs() {
-            let shown = format!("{}{}", host.value, path.value);
-            if let Some((other, first)) = self.paths.get(&host.value).and_then(|paths| meeting(paths, &path.value)) {
-                let is = if *other == path.value {
+            let (shown, plain) = (format!("{}{}", host.value, path.value), decoded(&path.value));
+            if let Some((other, first)) = self.paths.get(&host.value).and_then(|paths| meeting(paths, &plain)) {
+                let is = if *other == plain {
                     format!("{} is also the path", quote(&shown))
                 } else {
                     format!("{} overlaps {other:?}, which is the path", quote(&shown))
@@ -260,7 +263,10 @@ impl Claimed {
         if problems.is_empty() {
             self.names.extend(name.map(|name| (name.value, file.into())));
             for (host, path) in pairs() {
-                self.paths.entry(host.value.clone()).or_default().insert(path.value.clone(), file.into());
+                self.paths
+                    .entry(host.value.clone())
+                    .or_default()
+                    .insert(decoded(&path.value).into_owned(), file.into());
             }
         }
         problems
@@ -279,10 +285,16 @@ fn meeting<'p>(paths: &'p BTreeMap<String, PathBuf>, path: &str) -> Option<(&'p 
     paths.get_key_value(path).or(above).or_else(beneath)
 }
 
+/// A path as a proxy may decode it.
+fn decoded(path: &str) -> Cow<'_, str> {
+    percent_decode_str(path).decode_utf8_lossy()
+}
+
 /// Whether two paths overlap: they are the same, or one is beneath the other. Only `/` overlaps no other path: its
-/// tenant has all that no other tenant claims.
+/// tenant has all that no other tenant claims. Paths are compared as proxies may decode them.
 pub fn meet(one: &str, other: &str) -> bool {
+    let [one, other] = [one, other].map(decoded);
     let beneath =
         |path: &str, other: &str| other != "/" && path.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'));
-    one == other || beneath(one, other) || beneath(other, one)
+    one == other || beneath(&one, &other) || beneath(&other, &one)
 }

@@ -13,22 +13,22 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
     time::{Sleep, sleep},
 };
 
 use crate::metrics::Metrics;
 
-pub struct Socket {
-    io: TokioIo<TcpStream>,
+pub struct Socket<S> {
+    io: TokioIo<S>,
     stall_timeout: Duration,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
     metrics: Arc<Metrics>,
 }
 
-impl Socket {
-    pub fn new(socket: TcpStream, stall_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+impl<S> Socket<S> {
+    pub fn new(socket: S, stall_timeout: Duration, metrics: Arc<Metrics>) -> Self {
         Self { io: TokioIo::new(socket), stall_timeout, stalled: None, metrics }
     }
 
@@ -47,7 +47,7 @@ impl Socket {
     }
 }
 
-impl Read for Socket {
+impl<S: AsyncRead + Unpin> Read for Socket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -57,7 +57,7 @@ impl Read for Socket {
     }
 }
 
-impl Write for Socket {
+impl<S: AsyncWrite + Unpin> Write for Socket<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, bytes);
         self.watch(context, written)

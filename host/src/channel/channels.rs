@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -28,6 +28,8 @@ use crate::{
 const SWEEP: usize = 1024;
 /// Channels that are changed at a time.
 const STEP: usize = 256;
+/// Patterns that a client is told which names no channel.
+const SHOWN: usize = 8;
 /// Times that logs drop chunks in one go for memory that is needed elsewhere.
 const DROPS: usize = 256;
 
@@ -47,6 +49,8 @@ pub struct Channels {
     account: Arc<Account>,
     /// Most channels that exist at once, published to or subscribed to.
     max_channels: AtomicUsize,
+    /// Whether the log says of this manifest that there is a channel which it does not list.
+    told_unlisted: AtomicBool,
 }
 
 /// The channels that exist.
@@ -81,6 +85,7 @@ impl Channels {
             sizes: Arc::default(),
             account,
             max_channels: AtomicUsize::new(limits.channels),
+            told_unlisted: AtomicBool::new(false),
         }
     }
 
@@ -89,6 +94,7 @@ impl Channels {
     pub fn reconfigure(&self, rules: Vec<ChannelRule>, limits: &TenantLimits, compress_above: Option<usize>) {
         self.max_channels.store(limits.channels, Ordering::Relaxed);
         self.rules.store(Arc::new(Rules::new(rules, compress_above)));
+        self.told_unlisted.store(false, Ordering::Relaxed);
     }
 
     /// Has the channels that exist follow the newest rules. It takes a while if they are many.
@@ -149,6 +155,17 @@ impl Channels {
         Ok(self.get(name))
     }
 
+    /// What the manifest lists, if it lists channels and [`MAIN`] is none of them.
+    pub fn listed_without_main(&self) -> Option<String> {
+        let rules = self.rules.load();
+        let others = !rules.rules.is_empty() && rules.rule_for(MAIN).is_none();
+        others.then(|| {
+            let shown: Vec<_> = rules.rules.iter().take(SHOWN).map(|rule| &*rule.pattern).collect();
+            let more = if rules.rules.len() > SHOWN { " and more" } else { "" };
+            format!("{}{more}", shown.join(", "))
+        })
+    }
+
     fn check_allowed(&self, name: &str) -> Result<(), Refused> {
         check_name(name)?;
         let rules = self.rules.load();
@@ -186,6 +203,7 @@ impl Channels {
                 continue;
             }
             let count = burst.len();
+            self.note_unlisted(&channel, count);
             let left_out = channel.append(burst, upstream);
             taken += count - left_out;
             refused.extend((0..left_out).map(|_| Refused::Keys));
@@ -195,6 +213,28 @@ impl Channels {
             self.metrics.refused(why.reason(), 1);
         }
         (taken, refused)
+    }
+
+    /// Counts publications on a channel that the manifest does not list, so that nobody can follow it. The first is
+    /// logged.
+    fn note_unlisted(&self, channel: &Channel, publications: usize) {
+        // A rule has a pattern. That of a new manifest may not have come to the channel yet.
+        if !channel.rule.load().pattern.is_empty() || *channel.name == *MAIN {
+            return;
+        }
+        let rules = self.rules.load();
+        if rules.rules.is_empty() || rules.rule_for(&channel.name).is_some() {
+            return;
+        }
+        self.metrics.unlisted(publications);
+        if !self.told_unlisted.swap(true, Ordering::Relaxed) {
+            let (tenant, channel) = (self.metrics.tenant(), &*channel.name);
+            tracing::warn!(
+                tenant.name = %tenant,
+                channel.name = channel,
+                "a channel is published to that the manifest does not list, so nobody can follow it"
+            );
+        }
     }
 
     /// Begins a new epoch in every channel that has publications of an upstream. Called when that upstream, or a part

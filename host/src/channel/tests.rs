@@ -6,7 +6,7 @@ use wire::Kind;
 use super::*;
 use crate::metrics::Metrics;
 
-fn channels() -> Channels {
+pub fn channels() -> Channels {
     let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
     Channels::new(Vec::new(), &config::TenantLimits::default(), None, metrics, Account::of_test())
 }
@@ -14,6 +14,11 @@ fn channels() -> Channels {
 fn publication(key: Option<&str>, remove: bool, text: &'static str) -> Publication {
     let data = Frame { kind: Kind::Text, bytes: Bytes::from_static(text.as_bytes()) };
     Publication { channel: "c".into(), key: key.map(Arc::from), remove, data, framed: None }
+}
+
+/// A publication on a channel.
+pub fn on(channel: &str, text: &'static str) -> Publication {
+    Publication { channel: channel.into(), ..publication(None, false, text) }
 }
 
 /// A second channel that only gets the first one's chunks has the same log, snapshot and position, even after a gap.

@@ -55,13 +55,15 @@ pub struct Demo {
 impl Demo {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("warn").map_err(Failure::usage)?;
+        let ((leave, _), (trigger, stop)) = (shutdown::stop(), shutdown::stop());
+        let signals = on_signals(leave, trigger).map_err(Failure::failed)?;
         let runtime = io_runtime()?;
         let _entered = runtime.enter();
-        let page = entry::bind(self.listen)
+        let page = entry::bind(self.listen, &[])
             .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", self.listen)))?;
         let page_address = page.local_addr().map_err(Failure::failed)?;
         let loopback = LOOPBACK.parse().map_err(Failure::failed)?;
-        let exchange = entry::bind(loopback).map_err(Failure::failed)?;
+        let exchange = entry::bind(loopback, &[]).map_err(Failure::failed)?;
         let address = exchange.local_addr().map_err(Failure::failed)?;
 
         let files = Files::write(address).map_err(Failure::failed)?;
@@ -70,6 +72,7 @@ impl Demo {
             Strictness::Strict,
         )?;
         let (clients, api, admin) = (relay.clients, relay.api, relay.admin);
+        signals.serve(Duration::ZERO);
         announce(&format!("page               http://{page_address}/"))?;
         announce(&format!("simulated exchange ws://{address}"))?;
         announce(&format!("clients connect to ws://{clients}/market?channel=prices"))?;
@@ -77,9 +80,7 @@ impl Demo {
             announce(&format!("metrics            http://{admin}/metrics"))?;
         }
 
-        let (trigger, stop) = shutdown::stop();
         let (finish, finished) = shutdown::stop();
-        on_signals(trigger).map_err(Failure::failed)?;
         let sent = Sent::default();
         let feed = Feed { source: FeedSource::Simulated { rate: RATE }, start_after: Duration::ZERO };
         let received = runtime.block_on(async {
@@ -88,7 +89,7 @@ impl Demo {
                 api: api.map(|api| format!("http://{api}/market")),
             };
             let showing = page::run(page, addresses, finished.clone());
-            let relaying = relay.run(finished);
+            let relaying = relay.run(finished.clone(), finished);
             let playing = feed::serve(exchange, feed, sent.clone());
             let watching = async {
                 let received = watch(clients, &sent, self.time, stop).await;

@@ -8,9 +8,7 @@ use crate::{
     command::{Failure, announce, io_runtime},
     entry, feed,
     feed::{FeedSource, Sent, recording},
-    shutdown,
-    shutdown::on_signals,
-    telemetry,
+    shutdown, telemetry,
 };
 
 /// Plays a partner: a WebSocket server that sends a recorded feed, or a simulated exchange.
@@ -55,11 +53,11 @@ impl Feed {
         };
         let feed = feed::Feed { source, start_after: Duration::from_secs_f64(self.start_after) };
         io_runtime()?.block_on(async {
-            let listener = entry::bind(self.listen)
+            let listener = entry::bind(self.listen, &[])
                 .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", self.listen)))?;
             let address = listener.local_addr().map_err(Failure::failed)?;
             let (trigger, mut stop) = shutdown::stop();
-            on_signals(trigger).map_err(Failure::failed)?;
+            shutdown::without_notice(trigger).map_err(Failure::failed)?;
             announce(&format!("listening feed={address}"))?;
             tokio::select! {
                 never = feed::serve(listener, feed, Sent::default()) => match never {},

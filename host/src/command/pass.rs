@@ -4,17 +4,15 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use config::{
-    ChannelRule, Credential, HeaderNames, HostLimits, Listen, PartnerUrl, RelayConfig, Subprotocols, TenantConfig,
-    TenantLimits, UpstreamConfig, header_value,
+    ChannelRule, ClientAddress, Credential, HeaderNames, HostLimits, Listen, PartnerUrl, RelayConfig, Subprotocols,
+    TenantConfig, TenantLimits, UpstreamConfig, header_value,
 };
 use hyper::header::HeaderName;
 
 use crate::{
     command::{Failure, announce, io_runtime},
     relay::{Relay, Strictness},
-    shutdown,
-    shutdown::on_signals,
-    telemetry,
+    shutdown, telemetry,
 };
 
 /// There is only one channel, so its log may be longer than a tenant's.
@@ -51,9 +49,9 @@ impl Pass {
         let _entered = runtime.enter();
         let (trigger, stop) = shutdown::stop();
         let relay = Relay::bind(self.config().map_err(Failure::usage)?, Strictness::Strict)?;
-        on_signals(trigger).map_err(Failure::failed)?;
+        shutdown::without_notice(trigger).map_err(Failure::failed)?;
         announce(&format!("listening clients={}", relay.clients))?;
-        runtime.block_on(relay.run(stop));
+        runtime.block_on(relay.run(stop.clone(), stop));
         Ok(())
     }
 
@@ -76,8 +74,9 @@ impl Pass {
         let (upstreams, channels) = (vec![upstream], vec![channel]);
         let tenant = TenantConfig { upstreams, channels, limits, ..TenantConfig::new("pass") };
         Ok(RelayConfig {
-            listen: Listen { clients: self.listen, api: None, admin: None },
+            listen: Listen { clients: vec![self.listen], ..Listen::default() },
             trusted_proxies: Vec::new(),
+            client_address: ClientAddress::default(),
             limits: HostLimits::default(),
             proxy: None,
             store: None,

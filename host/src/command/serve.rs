@@ -16,8 +16,9 @@ use crate::{
 
 /// Runs every tenant of a relay.toml.
 ///
-/// Prints `listening clients=ADDR api=ADDR admin=ADDR` once it is ready, and logs to standard error. At SIGTERM or
-/// SIGINT it tells its clients and ends; a second signal ends it at once. EDGE_RELAY_LOG sets the log's level (default:
+/// Prints `listening clients=ADDR api=ADDR admin=ADDR` once it is ready, and logs to standard error. At SIGTERM /readyz
+/// fails, and after `shutdown-notice` it tells its clients and ends, within `shutdown-timeout`. At SIGINT, and at a
+/// second SIGTERM, it does so without notice; one more signal ends it at once. EDGE_RELAY_LOG sets the log's level (default:
 /// info). Exit code 2: relay.toml has mistakes. All of them are printed, and nothing has been opened. A tenant with
 /// mistakes is refused, in the log and at /readyz, and the others are served; with --strict it is exit code 2, too.
 #[derive(Args)]
@@ -38,6 +39,9 @@ pub struct Serve {
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start("info").map_err(Failure::usage)?;
+        // From the first moment on: where this is process 1, a signal that nobody takes is lost.
+        let ((leave, leaving), (trigger, stop)) = (shutdown::stop(), shutdown::stop());
+        let signals = on_signals(leave, trigger).map_err(Failure::failed)?;
         let strictness = if self.strict { Strictness::Strict } else { Strictness::Lenient };
         let mistaken = |invalid: config::Invalid| {
             // One run reports every mistake, so the components are checked too.
@@ -50,15 +54,15 @@ impl Serve {
         }
         let runtime = io_runtime()?;
         let entered = runtime.enter();
-        let (trigger, stop) = shutdown::stop();
+        let notice = config.limits.shutdown_notice;
         let relay = Relay::bind(config, strictness)?;
-        on_signals(trigger).map_err(Failure::failed)?;
+        signals.serve(notice);
         let also = |name: &str, address: Option<SocketAddr>| {
             address.map(|address| format!(" {name}={address}")).unwrap_or_default()
         };
         let (api, admin) = (also("api", relay.api), also("admin", relay.admin));
         announce(&format!("listening clients={}{api}{admin}", relay.clients))?;
-        runtime.block_on(relay.run(stop));
+        runtime.block_on(relay.run(leaving, stop));
         drop(entered);
         // A component may still be compiling, perhaps for minutes. The child process ends with this one.
         runtime.shutdown_background();

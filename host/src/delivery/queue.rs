@@ -1,6 +1,10 @@
 //! How other threads reach a shard.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mio::{Registry, Token, Waker};
 use tokio::sync::oneshot;
@@ -30,7 +34,8 @@ pub enum ShardCommand {
     /// A tenant is gone: close its clients.
     TenantGone(Arc<ClientLimits>),
     /// Close every client with 1001 and end.
-    Shutdown,
+    /// The clients are closed this much apart, and all is over at the end.
+    Shutdown { end: Instant, apart: Duration },
 }
 
 /// One thing to do with a client.

@@ -22,6 +22,7 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, Token};
+use rand::seq::SliceRandom as _;
 use slab::Slab;
 use wire::deflate::Inflater;
 
@@ -35,7 +36,7 @@ use crate::{
         queue::{Queue, ShardCommand, Step},
         shard::{
             deadlines::Deadlines,
-            row::Row,
+            row::{Row, flag},
             to_do::{Steps, Task, ToDo},
             turns::{Lines, OnceInLine, Tenant, Turn},
             view::View,
@@ -72,12 +73,15 @@ const TICKS_PER_SWEEP: u32 = 8;
 /// Longest tick, however long clients may be silent: the time to answer a close frame is short.
 const MAX_TICK: Duration = Duration::from_millis(500);
 
+/// Time between two clients of the host that are closed at a shutdown, if there is so much. A herd comes back as it is sent
+/// away.
+const CLOSED_APART: Duration = Duration::from_millis(1);
+
 /// The times that bound a client's silence.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     pub ping_interval: Duration,
     pub stall_timeout: Duration,
-    pub shutdown_timeout: Duration,
 }
 
 /// A client whose handshake is done.
@@ -203,10 +207,11 @@ impl Shards {
         }
     }
 
-    /// Closes every client with 1001 and waits for the threads, which takes at most the shutdown timeout.
-    pub fn shutdown(&self) {
+    /// Closes every client and waits for the threads, at most until `end`.
+    pub fn shutdown(&self, end: Instant) {
+        let apart = CLOSED_APART * u32::try_from(self.queues.len()).unwrap_or(u32::MAX);
         for queue in &self.queues {
-            queue.push(ShardCommand::Shutdown);
+            queue.push(ShardCommand::Shutdown { end, apart });
         }
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
@@ -257,6 +262,9 @@ struct Shard {
     started: Instant,
     /// Milliseconds since `started`, wrapping: only differences count.
     now: u32,
+    /// The clients that are yet to be told of the shutdown, and when they are.
+    leaving: VecDeque<(Instant, usize)>,
+    behind_until: Instant,
     /// When to end, even if there are clients left. `None`: the host is not shutting down.
     end: Option<Instant>,
 }
@@ -293,6 +301,8 @@ impl Shard {
             sweep_from: 0,
             started,
             now: 0,
+            leaving: VecDeque::new(),
+            behind_until: started,
             end: None,
         })
     }
@@ -315,7 +325,8 @@ impl Shard {
 
     /// When there is something to do even if nothing comes.
     fn next_event(&self) -> Instant {
-        let ends = [self.to_read.next_end(), self.to_write.lines.next_end()];
+        let next_leaving = self.leaving.front().map(|(at, _)| *at);
+        let ends = [self.to_read.next_end(), self.to_write.lines.next_end(), next_leaving, self.end];
         ends.into_iter().flatten().fold(self.next_tick, Instant::min)
     }
 
@@ -339,16 +350,19 @@ impl Shard {
         }
         self.to_read.end_pauses(now);
         self.to_write.lines.end_pauses(now);
-        // What is new goes out first: it waits for nobody's turn.
-        self.obey(commands, now);
+        // What is new goes out first, and between the turns: it waits for nobody's.
+        self.obey(commands, now, &Turn::new());
         self.read_turns();
+        self.look_again(commands, now);
         // After it was read: a client that is gone may have sent something before.
         for slot in writable {
             self.queue_to_write(slot);
         }
         self.write_turns();
+        self.look_again(commands, now);
         self.task_turns();
         self.tell_all_refused();
+        self.close_leaving(now);
         if now >= self.next_tick {
             self.next_tick = now + self.tick;
             self.sweep();
@@ -357,22 +371,28 @@ impl Shard {
         Ok(())
     }
 
-    /// Does what other threads have asked for, or puts it in line.
-    fn obey(&mut self, commands: &mut Vec<ShardCommand>, now: Instant) {
+    /// Looks for what is new where tenants are in line for their turns. Tasks get in line, too.
+    fn look_again(&mut self, commands: &mut Vec<ShardCommand>, now: Instant) {
+        if !(self.to_read.is_idle() && self.to_write.lines.is_idle() && self.to_do.is_empty()) {
+            self.obey(commands, now, &Turn::over());
+        }
+    }
+
+    /// Does what other threads have asked for, tasks while `turn` lasts. The others get in line.
+    fn obey(&mut self, commands: &mut Vec<ShardCommand>, now: Instant, turn: &Turn) {
         self.queue.take(commands);
         self.fanned_out.clear();
-        let turn = Turn::new();
         for command in commands.drain(..) {
             match command {
-                ShardCommand::Client(newcomer) => self.take_task(Task::Client(newcomer), &turn),
+                ShardCommand::Client(newcomer) => self.take_task(Task::Client(newcomer), turn),
                 ShardCommand::NewChunks(view) => self.fan_out(view),
                 ShardCommand::Encoded(view, ordered) => self.encoded(view, &ordered),
                 ShardCommand::TakeSteps { client, client_limits, steps, share } => {
                     let steps = Steps { client, client_limits, steps: steps.into_iter(), _share: share };
-                    self.take_task(Task::Steps(steps), &turn);
+                    self.take_task(Task::Steps(steps), turn);
                 }
                 ShardCommand::TenantGone(client_limits) => self.close_all_of(&client_limits),
-                ShardCommand::Shutdown => self.begin_shutdown(now),
+                ShardCommand::Shutdown { end, apart } => self.begin_shutdown(now, end, apart),
             }
         }
     }
@@ -388,15 +408,32 @@ impl Shard {
         self.views.insert(View::new(Arc::clone(channel), log, end))
     }
 
-    fn begin_shutdown(&mut self, now: Instant) {
+    /// Begins to close all clients, in any order and a few at a time, so that they do not all come back at once.
+    fn begin_shutdown(&mut self, now: Instant, end: Instant, apart: Duration) {
         // What was asked before is done.
         while !self.to_do.is_empty() {
             self.task_turns();
         }
-        self.end = Some(now + self.timing.shutdown_timeout);
-        let slots: Vec<usize> = self.rows.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            self.close(slot, &End::Shutdown);
+        self.end = Some(end);
+        let mut slots: Vec<usize> = self.rows.iter().map(|(slot, _)| slot).collect();
+        slots.shuffle(&mut rand::rng());
+        let half = end.saturating_duration_since(now) / 2;
+        let apart = apart.min(half / u32::try_from(slots.len()).unwrap_or(u32::MAX).max(1));
+        self.leaving = slots.into_iter().zip(0..).map(|(slot, nth)| (now + apart * nth, slot)).collect();
+        self.behind_until = now + half;
+    }
+
+    /// Closes the clients whose time has come. Those that are behind have until half of the time is over.
+    fn close_leaving(&mut self, now: Instant) {
+        while let Some((at, slot)) = self.leaving.front().copied()
+            && at <= now
+        {
+            self.leaving.pop_front();
+            if now < self.behind_until && self.rows.get(slot).is_some_and(|row| row.is(flag::BEHIND)) {
+                self.leaving.push_back((self.behind_until, slot));
+            } else {
+                self.close(slot, &End::Shutdown);
+            }
         }
     }
 
@@ -426,4 +463,19 @@ fn millis(duration: Duration) -> u32 {
 /// A slot in 32 bits. Open files bound the number of slots far below 2³².
 fn index(slot: usize) -> u32 {
     u32::try_from(slot).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use config::HostLimits;
+
+    use super::*;
+
+    /// Balancers cut connections that are silent for 30 s, and some for 29.
+    #[test]
+    fn by_default_no_client_is_silent_for_longer_than_28_seconds() {
+        let HostLimits { ping_interval, stall_timeout, .. } = HostLimits::default();
+        let late = ping_interval.min(stall_timeout) / SWEEPS_PER_TIMEOUT + MAX_TICK;
+        assert!(ping_interval + late <= Duration::from_secs(28), "{:?}", ping_interval + late);
+    }
 }

@@ -8,12 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use form_urlencoded::parse;
 use hyper::{
     Request, StatusCode, Uri,
     body::Incoming,
     header::{AUTHORIZATION, HeaderValue},
 };
-use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 use wire::{Compression, MAX_CHANNELS, Position, sse};
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     component::Handler,
     delivery::{Recipient, shard::Due},
     entry::{
-        EntryContext, client_address,
+        EntryContext, Proxies,
         refusal::{Refusal, channel_message},
         remove_claims,
     },
@@ -73,7 +74,7 @@ impl EntryContext {
         compression: Option<Compression>,
     ) -> Result<Admitted, Refusal> {
         let Some(handler) = handler else {
-            let channels = follow_all(tenant, wanted, Refusal::channel).await?;
+            let channels = follow_all(tenant, or_main(tenant, wanted)?, Refusal::channel).await?;
             return Ok(Admitted { recipient: None, channels, deadline: None });
         };
         let admission =
@@ -81,6 +82,7 @@ impl EntryContext {
         let channels = match admission.channels {
             Some(given) => follow_given(tenant, handler, given).await?,
             None => {
+                let wanted = or_main(tenant, wanted)?;
                 for name in &wanted {
                     let allowed = handler.subscribe(&admission.session, name.clone(), None).await;
                     allowed.map_err(Refusal::by_handler)?;
@@ -140,7 +142,7 @@ fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
 pub fn connect_request(
     request: &Request<Incoming>,
     peer: IpAddr,
-    trusted_proxies: &[IpNet],
+    proxies: &Proxies,
     transport: component::Transport,
 ) -> component::ConnectRequest {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -152,12 +154,12 @@ pub fn connect_request(
     });
     let in_query = || form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "token");
     let mut headers = request.headers().clone();
-    remove_claims(&mut headers, peer, trusted_proxies);
+    remove_claims(&mut headers, peer, proxies);
     component::ConnectRequest {
         path: request.uri().path().to_owned(),
         query: query.to_owned(),
         headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
-        client_ip: client_address(peer, request.headers(), trusted_proxies).to_string(),
+        client_ip: proxies.client_address(peer, request.headers()).to_string(),
         transport,
         token: bearer.or_else(|| in_query().map(|(_, token)| token.into_owned())),
         data: None,
@@ -165,21 +167,30 @@ pub fn connect_request(
 }
 
 /// What a query asks for.
+#[derive(Default)]
 pub struct ChannelQuery {
-    /// The channels, one `channel=NAME` for each.
+    /// The channels, one `channel=NAME` for each. If there are none, the client follows [`MAIN`], or what the tenant's
+    /// handler gives it.
     pub names: BTreeSet<String>,
     /// Where to go on, from `since=EPOCH:OFFSET`. Positions in several channels are separated by commas.
     pub after: Vec<Position>,
+    /// What an `EventSource` that cannot set headers says of the last event that it has, from `lastEventId=`.
+    pub last_event_id: Option<Vec<Position>>,
 }
 
 impl ChannelQuery {
     pub fn read(uri: &Uri) -> Result<Self, Refusal> {
-        let query = uri.query().unwrap_or_default().as_bytes();
-        let mut wanted = Self { names: BTreeSet::new(), after: Vec::new() };
-        for (key, value) in form_urlencoded::parse(query) {
+        let query = uri.query().unwrap_or_default();
+        let mut wanted = Self::default();
+        for (pair, (key, value)) in query.split('&').filter(|pair| !pair.is_empty()).zip(parse(query.as_bytes())) {
             match &*key {
+                "channel" if !is_utf8(pair) => {
+                    let message = "the channel's name is not percent-encoded UTF-8";
+                    return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", message));
+                }
                 "channel" => drop(wanted.names.insert(value.into_owned())),
                 "since" => wanted.after = Refusal::check_position(sse::positions(&value))?,
+                "lastEventId" => wanted.last_event_id = sse::last_positions(&value),
                 _ => {}
             }
             if wanted.names.len() > MAX_CHANNELS {
@@ -187,11 +198,39 @@ impl ChannelQuery {
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
             }
         }
-        if wanted.names.is_empty() {
-            wanted.names.insert(MAIN.to_owned());
-        }
         Ok(wanted)
     }
+}
+
+/// Whether a client wants its messages as they are: `compression=off`.
+pub fn declines_compression(uri: &Uri) -> Result<bool, Refusal> {
+    let query = uri.query().unwrap_or_default();
+    match parse(query.as_bytes()).find(|(key, _)| key == "compression") {
+        None => Ok(false),
+        Some((_, value)) if value == "on" => Ok(false),
+        Some((_, value)) if value == "off" => Ok(true),
+        Some(_) => {
+            let message = "compression is on, which is the default, or off";
+            Err(Refusal::new(StatusCode::BAD_REQUEST, "parameter", message))
+        }
+    }
+}
+
+/// Whether what is percent-encoded is UTF-8. Else the name would become another one.
+fn is_utf8(pair: &str) -> bool {
+    percent_decode_str(pair).decode_utf8().is_ok()
+}
+
+/// The channels of a client that names none: [`MAIN`], unless the manifest lists others alone.
+fn or_main(tenant: &Tenant, mut wanted: BTreeSet<String>) -> Result<BTreeSet<String>, Refusal> {
+    if wanted.is_empty() {
+        if let Some(others) = tenant.channels.listed_without_main() {
+            let message = format!("name a channel, as in ?channel=NAME; this tenant has {others}");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "channel", &message));
+        }
+        wanted.insert(MAIN.to_owned());
+    }
+    Ok(wanted)
 }
 
 /// Where a client of a plain WebSocket begins in each channel. Its wire cannot tell of a gap, so a position with a gap

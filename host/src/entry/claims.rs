@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 
 use hyper::{HeaderMap, header::HeaderName};
-use ipnet::IpNet;
 
-use crate::entry::address::is_trusted;
+use crate::entry::address::Proxies;
 
 /// Names under which proxies, content networks and application servers say who the client is, besides those with one of
 /// [`ENDINGS`]. Sources: RFC 7239 (`forwarded`), and the documentation of nginx, Envoy, Cloudflare, CloudFront, Google
@@ -36,8 +35,8 @@ const PREFIX: &str = "x-forwarded-";
 
 /// Removes the headers in which a client may have written that it is another. What a proxy says of the request itself,
 /// as its scheme, stays if it comes from a trusted one.
-pub fn remove_claims(headers: &mut HeaderMap, peer: IpAddr, trusted: &[IpNet]) {
-    let is_trusted = is_trusted(peer, trusted);
+pub fn remove_claims(headers: &mut HeaderMap, peer: IpAddr, proxies: &Proxies) {
+    let is_trusted = proxies.trust(peer);
     let claims: Vec<_> = headers.keys().filter(|name| is_claim(name, is_trusted)).cloned().collect();
     for name in claims {
         headers.remove(name);

@@ -6,12 +6,12 @@ use std::{
 };
 
 use hyper::Request;
-use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 
 use crate::{
     component::Tasks,
     delivery::Shards,
+    entry::Proxies,
     fair_pool::{FairPool, Sharer},
     host_header::host_of,
     metrics::Metrics,
@@ -24,7 +24,7 @@ pub const MAX_READS: usize = 64;
 /// What every handshake needs to know.
 pub struct EntryContext {
     pub routes: Arc<Routes>,
-    pub trusted_proxies: Vec<IpNet>,
+    pub proxies: Proxies,
     pub metrics: Arc<Metrics>,
     pub shards: Arc<Shards>,
     /// How many clients the host has now, and may have.

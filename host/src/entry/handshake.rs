@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -17,7 +17,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{ACCEPT, ALLOW},
+    header::{ACCEPT, ALLOW, CONNECTION, HeaderValue, UPGRADE},
     service::Service,
 };
 use wire::{Compression, SHARED_WINDOW_BITS, centrifuge, centrifuge::Disconnect, deflate, header::has_token, sse};
@@ -32,12 +32,10 @@ use crate::{
     },
     entry::{
         EntryContext,
-        address::is_trusted,
-        admission::{self, ChannelQuery, raw_starts},
+        admission::{self, ChannelQuery, declines_compression, raw_starts},
         centrifuge::CentrifugeSession,
-        client_address,
         context::Entrance,
-        cors, history,
+        history, origins,
         pieces::Pieces,
         refusal::Refusal,
         upgrade::Upgrade,
@@ -45,10 +43,14 @@ use crate::{
     fair_pool::{FairPlace, Most, Sharer},
     host_header,
     routes::Route,
+    serve::health,
     sync::Mutex,
     tenant::Tenant,
     usage::Received,
 };
+
+/// Preflights of one connection. Browsers remember their answers.
+const PREFLIGHTS: usize = 8;
 
 /// Serves one connection's request. If the handshake succeeds, it keeps the client for the listener to hand over.
 pub struct Handshake(pub Arc<Attempt>);
@@ -64,6 +66,9 @@ pub struct Attempt {
     place: Mutex<Option<FairPlace<Sharer>>>,
     /// Whether the request has arrived.
     requested: AtomicBool,
+    preflights: AtomicUsize,
+    /// Whether a request has come that is answered here.
+    answers: AtomicBool,
     /// The places of a request that reads a channel: its tenant's and its address's. They are held until the answer is
     /// sent.
     read_places: Mutex<Option<[FairPlace<Sharer>; 2]>>,
@@ -81,10 +86,16 @@ impl Service<Request<Incoming>> for Handshake {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let attempt = Arc::clone(&self.0);
         attempt.requested.store(true, Ordering::Relaxed);
+        attempt.answers.store(!request.headers().contains_key(UPGRADE), Ordering::Relaxed);
         Box::pin(async move {
-            Ok(Pieces::of(match host_header::check_host(&mut request) {
-                Ok(()) => attempt.answer(&request).await,
-                Err(error) => {
+            let checked = host_header::check_host(&mut request);
+            Ok(Pieces::of(match (health(&request), checked) {
+                (Some(mut healthy), _) => {
+                    healthy.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    healthy
+                }
+                (None, Ok(())) => attempt.answer(&request).await,
+                (None, Err(error)) => {
                     let refusal = Refusal::new(StatusCode::BAD_REQUEST, "bad_request", &error.to_string());
                     attempt.refused(&refusal, refusal.response())
                 }
@@ -102,6 +113,8 @@ impl Attempt {
             answered_by_shard: AtomicBool::new(false),
             place: Mutex::new(place),
             requested: AtomicBool::new(false),
+            preflights: AtomicUsize::new(0),
+            answers: AtomicBool::new(false),
             read_places: Mutex::default(),
             charge: Mutex::default(),
         }
@@ -128,6 +141,34 @@ impl Attempt {
         self.answered_by_shard.load(Ordering::Relaxed)
     }
 
+    /// Answers a preflight. The request that it is about may come over the same connection, as the first one that counts.
+    pub async fn preflight(&self, tenant: &Tenant, request: &Request<Incoming>) -> HttpResponse {
+        tenant.handshake_turn.begin().await;
+        tenant.usage.let_in(Received::MESSAGE).await;
+        let mut answer = origins::preflight(tenant, request.headers());
+        if self.preflights.fetch_add(1, Ordering::Relaxed) + 1 >= PREFLIGHTS {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.answers.store(false, Ordering::Relaxed);
+        self.requested.store(false, Ordering::Relaxed);
+        answer
+    }
+
+    /// Whether all that has come were preflights.
+    pub fn had_preflights(&self) -> bool {
+        self.has_had_preflights() && !self.has_requested()
+    }
+
+    pub fn has_had_preflights(&self) -> bool {
+        self.preflights.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether a request waits for its answer, so that its client may have ended its own side. One that is to open a
+    /// WebSocket or a stream may not.
+    pub fn answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed)
+    }
+
     /// Takes the client, if it was let in.
     pub fn accepted(&self) -> Option<Accepted> {
         self.accepted.lock().take()
@@ -141,7 +182,7 @@ impl Attempt {
             tenant.metrics.limited("channel-reads", 1);
         }
         // One client could read channels of many tenants.
-        let is_proxy = is_trusted(self.peer, &self.context.trusted_proxies);
+        let is_proxy = self.context.proxies.trust(self.peer);
         let most = if is_proxy { Most::All } else { Most::Own(usize::MAX) };
         let places = own.zip(self.context.readers.take(Sharer::address(self.peer), most));
         let is_taken = places.is_some();
@@ -176,7 +217,7 @@ impl Attempt {
         };
         tracing::debug!(
             tenant.name = %route.tenant.name,
-            client.address = %client_address(self.peer, request.headers(), &self.context.trusted_proxies),
+            client.address = %self.address(request),
             client.entrance = ?entrance,
             "client comes"
         );
@@ -202,9 +243,12 @@ impl Attempt {
     async fn accept_raw(&self, route: &Route, request: &Request<Incoming>) -> Result<(Upgrade, Accepted), Refusal> {
         let source = self.take_source(route, request).await?;
         let mut upgrade = Upgrade::check(request)?;
+        origins::check(&route.tenant, request.headers())?;
+        upgrade.choose_subprotocol(&route.tenant, request.headers())?;
         // A bad query is refused before the handler is asked for anything.
-        let ChannelQuery { names, after } = ChannelQuery::read(request.uri())?;
-        let compression = negotiate_compression(&route.tenant, request, &mut upgrade);
+        let ChannelQuery { names, after, .. } = ChannelQuery::read(request.uri())?;
+        let uncompressed = declines_compression(request.uri())?;
+        let compression = negotiate_compression(&route.tenant, request, uncompressed, &mut upgrade);
         let connect_request = || self.connect_request(request, component::Transport::WebSocket);
         let admitted = self.context.admit(route, connect_request, names, compression).await?;
         let accepted = Accepted {
@@ -225,7 +269,9 @@ impl Attempt {
     ) -> Result<(Upgrade, Accepted), Refusal> {
         let source = self.take_source(route, request).await?;
         let mut upgrade = Upgrade::check(request)?;
-        let compression = negotiate_compression(&route.tenant, request, &mut upgrade);
+        origins::check(&route.tenant, request.headers())?;
+        let uncompressed = declines_compression(request.uri())?;
+        let compression = negotiate_compression(&route.tenant, request, uncompressed, &mut upgrade);
         let protocol = centrifuge::Protocol::of(request);
         upgrade.protocol = protocol.name();
         let session = CentrifugeSession::new(
@@ -250,8 +296,9 @@ impl Attempt {
     /// Serves an event stream.
     async fn events(&self, route: &Route, request: &Request<Incoming>) -> HttpResponse {
         if request.method() == Method::OPTIONS {
-            return cors::preflight(&route.tenant, request.headers());
+            return self.preflight(&route.tenant, request).await;
         }
+        self.answers.store(false, Ordering::Relaxed);
         match self.accept_events(route, request).await {
             Ok(accepted) => {
                 self.keep(accepted);
@@ -263,7 +310,7 @@ impl Attempt {
                 let is_event_source = has_token(request.headers(), &ACCEPT, sse::CONTENT_TYPE);
                 let answer = if is_event_source { refusal.event_stream() } else { refusal.response() };
                 let mut answer = self.refused(&refusal, answer);
-                answer.headers_mut().extend(cors::headers(&route.tenant, request.headers()));
+                answer.headers_mut().extend(origins::cors(&route.tenant, request.headers()));
                 answer
             }
         }
@@ -276,13 +323,16 @@ impl Attempt {
                 Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "an event stream is requested with GET");
             return Err(refusal.with(ALLOW, "GET"));
         }
-        let ChannelQuery { names, after } = ChannelQuery::read(request.uri())?;
+        origins::check(&route.tenant, request.headers())?;
+        let ChannelQuery { names, after, last_event_id, .. } = ChannelQuery::read(request.uri())?;
         let connect_request = || self.connect_request(request, component::Transport::Sse);
         let admitted = self.context.admit(route, connect_request, names, None).await?;
-        let last = sse::last_event_id(request.headers());
-        let after = last.or_else(|| (!after.is_empty()).then_some(after));
-        let Resumed { channels, gaps } = resume(admitted.channels, after.as_deref());
-        let first_bytes = sse::head(cors::headers(&route.tenant, request.headers()));
+        let after = (!after.is_empty()).then_some(after);
+        // Some clients repeat the URL that they first came with, and add where they are now.
+        let after: Vec<_> =
+            [sse::last_event_id(request.headers()), last_event_id, after].into_iter().flatten().collect();
+        let Resumed { channels, gaps } = resume(admitted.channels, &after);
+        let first_bytes = sse::head(origins::cors(&route.tenant, request.headers()));
         let connected = Connected::new(source, admitted.recipient);
         let deadline = admitted.deadline;
         Ok(Accepted { channels, first_bytes, gaps, deadline, format: Format::Sse, ..Accepted::new(connected) })
@@ -306,11 +356,11 @@ impl Attempt {
         request: &Request<Incoming>,
         transport: component::Transport,
     ) -> component::ConnectRequest {
-        admission::connect_request(request, self.peer, &self.context.trusted_proxies, transport)
+        admission::connect_request(request, self.peer, &self.context.proxies, transport)
     }
 
     fn address(&self, request: &Request<Incoming>) -> IpAddr {
-        client_address(self.peer, request.headers(), &self.context.trusted_proxies)
+        self.context.proxies.client_address(self.peer, request.headers())
     }
 
     fn keep(&self, accepted: Accepted) {
@@ -324,9 +374,15 @@ impl Attempt {
     }
 }
 
-/// The compression of a client's messages. `None`: the tenant has it turned off, or the client does not ask for it.
-fn negotiate_compression(tenant: &Tenant, request: &Request<Incoming>, upgrade: &mut Upgrade) -> Option<Compression> {
-    let above = tenant.version().compress_above?;
+/// The compression of a client's messages. `None`: the tenant has it turned off, or the client does not ask for it, or
+/// declines it in its query: libraries offer it for clients that cannot.
+fn negotiate_compression(
+    tenant: &Tenant,
+    request: &Request<Incoming>,
+    uncompressed: bool,
+    upgrade: &mut Upgrade,
+) -> Option<Compression> {
+    let above = tenant.version().compress_above.filter(|_| !uncompressed)?;
     let negotiated = deflate::negotiate(request.headers())?;
     upgrade.extensions = Some(negotiated.answer);
     Some(Compression { above, window_bits: negotiated.window_bits })

@@ -23,7 +23,7 @@ use wire::{Entry, Kind, Page, Position};
 use crate::{
     account::{Charge, Part},
     component,
-    entry::{cors, handshake::Attempt, refusal::Refusal},
+    entry::{handshake::Attempt, origins, refusal::Refusal},
     http_error,
     routes::Route,
 };
@@ -52,7 +52,7 @@ pub async fn answer(
 ) -> Response<Full<Bytes>> {
     let tenant = &reading.route.tenant;
     if request.method() == Method::OPTIONS {
-        return cors::preflight(tenant, request.headers());
+        return attempt.preflight(tenant, request).await;
     }
     let mut response = match read(attempt, request, reading).await {
         Ok(body) => http_error::json(StatusCode::OK, body),
@@ -60,7 +60,7 @@ pub async fn answer(
     };
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.extend(cors::headers(tenant, request.headers()));
+    headers.extend(origins::cors(tenant, request.headers()));
     response
 }
 
@@ -70,6 +70,7 @@ async fn read(attempt: &Attempt, request: &Request<Incoming>, reading: &ReadRequ
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "a channel is read with GET");
         return Err(refusal.with(ALLOW, "GET"));
     }
+    origins::check(&reading.route.tenant, request.headers())?;
     let parameters = Parameters::read(request.uri())?;
     if !attempt.take_read_places(&reading.route.tenant) {
         return Err(Refusal::unavailable("busy", "too many requests read channels at once"));

@@ -12,6 +12,7 @@ use std::{
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     task::{AbortHandle, JoinSet},
@@ -21,12 +22,11 @@ use crate::{
     delivery::{shard::Newcomer, sockopt},
     entry::{
         EntryContext,
-        address::is_trusted,
         handshake::{Attempt, Handshake},
     },
     fair_pool::{FairPlace, Most, Sharer, network},
     memory,
-    serve::ACCEPT_PAUSE,
+    serve::{ACCEPT_PAUSE, HalfOpen},
     shutdown::Stop,
 };
 
@@ -43,9 +43,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const STORM: usize = 512;
 const CALM: usize = 64;
 
-/// A bound listener. Its sockets send without Nagle's delay, and keep few bytes unsent.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// A bound listener. Its sockets send without Nagle's delay, and keep few bytes unsent. One of `[::]` takes IPv4, too,
+/// unless another one is to do so at the same port.
+pub fn bind(address: SocketAddr, others: &[SocketAddr]) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() {
+        let is_other = |other: &SocketAddr| other.is_ipv4() && other.port() == address.port() && address.port() != 0;
+        set_ipv6_v6only(&socket, others.iter().any(is_other))?;
+    }
     socket.set_reuseaddr(true)?;
     // Accepted sockets inherit this.
     socket.set_nodelay(true)?;
@@ -55,12 +60,13 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts connections until the relay stops. Handshakes under way are then cut, while clients stay in their shards.
-pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: Stop) {
+pub async fn run(listeners: Vec<TcpListener>, context: Arc<EntryContext>, mut stop: Stop) {
     let mut handshakes = Handshakes::new(context);
+    let mut next = 0;
     // Not one after another with those under way: it is not known yet which tenant waits here.
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listeners, &mut next) => accepted,
             // Without a handshake to wait for, this branch is off, and the select waits for the others.
             Some(_) = handshakes.tasks.join_next(), if handshakes.storm => {
                 handshakes.end_storm();
@@ -82,6 +88,20 @@ pub async fn run(listener: TcpListener, context: Arc<EntryContext>, mut stop: St
             }
         }
     }
+}
+
+/// Accepts from each listener in turn.
+async fn accept(listeners: &[TcpListener], next: &mut usize) -> io::Result<(TcpStream, SocketAddr)> {
+    poll_fn(|context| {
+        for _ in 0..listeners.len() {
+            *next = (*next + 1) % listeners.len();
+            if let Some(Poll::Ready(accepted)) = listeners.get(*next).map(|listener| listener.poll_accept(context)) {
+                return Poll::Ready(accepted);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// The handshakes of a listener.
@@ -133,7 +153,7 @@ impl Handshakes {
     fn place(&mut self, address: IpAddr) -> Option<FairPlace<Sharer>> {
         let sharer = Sharer::address(address);
         // A proxy stands for all who come through it.
-        let is_proxy = is_trusted(address, &self.context.trusted_proxies);
+        let is_proxy = self.context.proxies.trust(address);
         let most = if is_proxy { Most::All } else { Most::Own(usize::MAX) };
         let pool = Arc::clone(&self.context.handshakes);
         pool.take(sharer.clone(), most).or_else(|| {
@@ -158,7 +178,9 @@ impl Handshakes {
         let Some(oldest) = oldest.and_then(|oldest| self.under_way.remove(oldest)) else { return false };
         oldest.task.abort();
         oldest.attempt.leave();
-        self.context.metrics.handshake_refused("crowded");
+        if !oldest.attempt.had_preflights() {
+            self.context.metrics.handshake_refused("crowded");
+        }
         true
     }
 
@@ -186,30 +208,40 @@ async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
 
 async fn serve(socket: TcpStream, attempt: &Arc<Attempt>) {
     let context = &attempt.context;
+    let asked = Arc::clone(attempt);
+    let answers = move || asked.answers();
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(socket), Handshake(Arc::clone(attempt)));
+        .serve_connection(TokioIo::new(HalfOpen::new(socket, answers)), Handshake(Arc::clone(attempt)));
     let served = poll_fn(|context| match connection.poll_without_shutdown(context) {
         // The shard writes this answer, head and all.
         Poll::Pending if attempt.is_answered_by_shard() => Poll::Ready(Ok(())),
         polled => polled,
     });
-    match tokio::time::timeout(context.handshake_timeout, served).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "handshake failed");
-            return context.metrics.handshake_refused("http");
+    tokio::pin!(served);
+    let mut may_go_on = true;
+    loop {
+        match tokio::time::timeout(context.handshake_timeout, served.as_mut()).await {
+            Ok(Ok(())) => break,
+            // A browser keeps the connection of a preflight for what may come.
+            Ok(Err(_)) | Err(_) if attempt.had_preflights() => return,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "handshake failed");
+                return context.metrics.handshake_refused("http");
+            }
+            // The request behind it has as much time again.
+            Err(_) if attempt.has_had_preflights() && std::mem::take(&mut may_go_on) => {}
+            Err(_) => return context.metrics.handshake_refused("timeout"),
         }
-        Err(_) => return context.metrics.handshake_refused("timeout"),
     }
     let Some(accepted) = attempt.accepted() else { return };
     let parts = connection.into_parts();
     // Copied, because even an empty buffer would keep hyper's 8 KiB.
     let leftover = parts.read_buf.to_vec();
     drop(parts.read_buf);
-    match parts.io.into_inner().into_std() {
+    match parts.io.into_inner().into_inner().into_std() {
         Ok(socket) => context.shards.adopt(Newcomer { socket, leftover, accepted }),
         Err(error) => tracing::warn!(%error, "a client's socket could not be handed over"),
     }

@@ -109,6 +109,7 @@ impl Refusal {
         let mut response = Response::new(Full::from(format!("retry: {seconds}000\n: {message}\n\n")));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
+        http_error::not_kept(response.headers_mut());
         response
     }
 }

@@ -1,20 +1,22 @@
 //! The server's side of a WebSocket's opening handshake (RFC 6455 section 4.2).
 
+use std::sync::atomic::Ordering;
+
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, Version,
+    HeaderMap, Method, Request, Response, StatusCode, Version,
     body::Incoming,
     header::{
-        ALLOW, CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
+        ALLOW, CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
         SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
     },
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use wire::header::has_token;
 
-use crate::entry::refusal::Refusal;
+use crate::{entry::refusal::Refusal, tenant::Tenant};
 
 /// An answer that opens a WebSocket.
 pub struct Upgrade {
@@ -55,6 +57,36 @@ impl Upgrade {
         let accept =
             HeaderValue::try_from(derive_accept_key(key)).map_err(|_| bad("Sec-WebSocket-Key cannot be answered"))?;
         Ok(Self { accept, extensions: None, protocol: None })
+    }
+
+    /// Answers one of the subprotocols that the client offers, if the tenant lists it (RFC 6455 section 4.2.2). A browser
+    /// would drop a connection whose subprotocol is not answered, so it is told why there is none.
+    pub fn choose_subprotocol(&mut self, tenant: &Tenant, request: &HeaderMap) -> Result<(), Refusal> {
+        let values = request.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+        let offered = values.flat_map(|value| value.split(',')).map(str::trim);
+        let mut offered = offered.filter(|name| !name.is_empty()).peekable();
+        if offered.peek().is_none() {
+            return Ok(());
+        }
+        let version = tenant.version();
+        if let Some(chosen) = offered.find(|name| version.subprotocols.iter().any(|listed| listed == name)) {
+            self.protocol = HeaderValue::from_str(chosen).ok();
+            return Ok(());
+        }
+        if request.contains_key(ORIGIN) {
+            let listed = version.subprotocols.join(", ");
+            let there = if listed.is_empty() { "it lists none".to_owned() } else { format!("it lists {listed}") };
+            let message = format!("this tenant takes none of the subprotocols that are offered; {there}");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "subprotocol", &message));
+        }
+        // What is offered may be a token.
+        if !version.told_subprotocols.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                tenant.name = %tenant.name,
+                "a client offers subprotocols of which the manifest lists none; it is let in without one"
+            );
+        }
+        Ok(())
     }
 
     pub fn response(self) -> Response<Full<Bytes>> {

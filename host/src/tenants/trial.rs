@@ -64,12 +64,12 @@ impl Trial<'_> {
 
 /// A tenant with nothing beside it, which can write nowhere.
 fn scratch(config: &TenantConfig, turns: &Turns) -> io::Result<(Arc<Tenant>, Arc<Metrics>)> {
-    let HostLimits { ping_interval, stall_timeout, shutdown_timeout, .. } = HostLimits::default();
+    let HostLimits { ping_interval, stall_timeout, .. } = HostLimits::default();
     let metrics = Arc::new(Metrics::new());
     let host = HostResources {
         metrics: Arc::clone(&metrics),
         // It has no clients.
-        shards: Arc::new(Shards::start(0, Timing { ping_interval, stall_timeout, shutdown_timeout })?),
+        shards: Arc::new(Shards::start(0, Timing { ping_interval, stall_timeout })?),
         clients: Arc::default(),
         places: HostPlaces::new(1),
         process: ProcessLimits::of_process(),

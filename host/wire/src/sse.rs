@@ -24,7 +24,7 @@ pub const CONTENT_TYPE: &str = "text/event-stream";
 /// buffer it.
 pub fn head(more: HeaderMap) -> Vec<u8> {
     let mut out = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nCache-Control: no-cache, no-transform\r\n\
+        "HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nCache-Control: no-store, no-transform\r\n\
          X-Accel-Buffering: no\r\nConnection: close\r\nDate: {}\r\n",
         httpdate::fmt_http_date(SystemTime::now())
     )
@@ -40,8 +40,14 @@ pub fn head(more: HeaderMap) -> Vec<u8> {
 
 /// The positions of a client that reconnects. Empty: they cannot be read. `None`: the client has not been here before.
 pub fn last_event_id(headers: &HeaderMap) -> Option<Vec<Position>> {
-    let id = headers.get("last-event-id")?.to_str().unwrap_or_default();
-    Some(positions(id).unwrap_or_default())
+    // What is no text is unreadable, not empty.
+    last_positions(headers.get("last-event-id")?.to_str().unwrap_or("?"))
+}
+
+/// The positions in the id of the last event that a client has. The results are those of [`last_event_id`]: an empty id
+/// is that of a client which has no event (WHATWG HTML section 9.2.3).
+pub fn last_positions(id: &str) -> Option<Vec<Position>> {
+    (!id.is_empty()).then(|| positions(id).unwrap_or_default())
 }
 
 /// Appends what a client gets first: how long to wait before it reconnects, the gaps, then the positions to reconnect

@@ -295,7 +295,7 @@ async fn a_request_that_leaves_while_waiting_frees_its_place() {
     let mut gone = relay.http().await;
     gone.request("GET", "/t/trap").await;
     relay.metric_is(QUEUE, &[("tenant", "t")], 1.0).await;
-    drop(gone);
+    gone.reset();
     relay.metric_is(QUEUE, &[("tenant", "t")], 0.0).await;
     let mut next = relay.http().await;
     next.request("GET", "/t/count").await;

@@ -72,7 +72,7 @@ async fn is_as_it_says(sample: Sample) {
     let relay = serve(&sample, &partner, &full).await;
     let mut prices = relay.client("/market?channel=prices").await;
     let mut summaries = relay.client("/market?channel=summary").await;
-    let mut asking = relay.client("/market").await;
+    let mut asking = relay.client("/market?channel=main").await;
     asks_nothing_it_may_not(&relay, &mut asking).await;
     assert_eq!(ask(&mut asking, r#"{"get":"products"}"#).await, json!({ "products": [] }));
 

@@ -178,7 +178,7 @@ async fn works(folder: Folder) -> Relay {
 
 /// Checks that broken calls are in the log, where the guide says.
 async fn broken_calls_are_in_the_log(relay: &Relay) {
-    let mut client = relay.client("/prices").await;
+    let mut client = relay.client("/prices?channel=main").await;
     client.send(Message::binary("x")).await;
     assert!(client.text().await.contains("\"code\":100"));
     let tenant = "tenant.name=prices guest.role=client";
@@ -191,7 +191,7 @@ async fn changes_while_it_runs(relay: &Relay) {
     let source = fs::read_to_string(folder.path("code/app.js")).unwrap();
     folder.write("code/app.js", source.replace("is not known", "is unknown"));
     shell(folder, commands("### JavaScript").last().unwrap());
-    let mut client = relay.client("/prices").await;
+    let mut client = relay.client("/prices?channel=main").await;
     let answers = async |client: &mut Client| {
         client.send(Message::text("x")).await;
         client.text().await

@@ -241,23 +241,3 @@ async fn a_client_that_may_not_subscribe_may_not_read() {
     assert_eq!(ask("/h/channels/c?channels=a,b").await.0, 403);
     assert_eq!(ask("/h/channels/open?reject=401").await.0, 401);
 }
-
-#[tokio::test]
-async fn pages_of_listed_origins_may_read() {
-    let mut partner = Partner::start().await;
-    let folder = Folder::new("").tenant("t", &partner.url(), "");
-    let manifest = std::fs::read_to_string(folder.path("tenants/t/tenant.toml")).unwrap();
-    folder.write("tenants/t/tenant.toml", format!("cors = [\"https://app.test\"]\n{manifest}"));
-    let relay = Relay::serve(folder).await;
-    let mut peer = partner.accept().await;
-    send(&relay, &mut peer, 1..=1).await;
-    let allowed = async |origin: &str| {
-        let mut http = Http::connect(relay.clients).await;
-        http.send(format!("GET /t/channels/main HTTP/1.1\r\nHost: a\r\nOrigin: {origin}\r\n\r\n")).await;
-        let answer = http.answer().await;
-        assert_eq!((answer.status(), answer.head.header("vary")), (200, Some("Origin")));
-        answer.head.header("access-control-allow-origin").map(str::to_owned)
-    };
-    assert_eq!(allowed("https://app.test").await.as_deref(), Some("https://app.test"));
-    assert_eq!(allowed("https://other.test").await, None);
-}

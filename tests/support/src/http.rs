@@ -76,6 +76,11 @@ impl Http {
         Self(BufReader::new(within("a TCP connection", socket.connect(address)).await.unwrap()))
     }
 
+    /// Leaves without a goodbye: the relay gets a reset.
+    pub fn reset(self) {
+        self.0.get_ref().set_zero_linger().unwrap();
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         within("room to send", self.0.write_all(bytes.as_ref())).await.unwrap();
     }
@@ -217,6 +222,12 @@ impl Http {
             }
         }
         (body, true)
+    }
+}
+
+impl From<TcpStream> for Http {
+    fn from(socket: TcpStream) -> Self {
+        Self(BufReader::new(socket))
     }
 }
 

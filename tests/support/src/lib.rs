@@ -3,9 +3,10 @@
 //! In the order data flows: recorded [`feeds`] or a scripted [`partner`], then [`chaos`], which disturbs the
 //! connection, a [`proxy`], and the names of [`hosts`]. Next comes the [`relay`] with its [`tenant`]s and their
 //! components: [`guests`], those in other [`languages`], [`bombs`], [`compile_bombs`] and [`appended`]. Components
-//! send requests to an [`origin`]. The clients are a [`client`], a [`crowd`], a [`browser`], other people's programs
-//! ([`script`], [`javascript`]), or requests to the API ([`http`]). Tests of records use [`appends`], [`database`],
-//! and a [`disk`] to fill. [`place`] finds the program and the folders. A test that cannot run says so with [`skip`].
+//! send requests to an [`origin`]. A proxy may stand in [`front`] of the relay. The clients are a [`client`], a
+//! [`crowd`], a [`browser`], other people's programs ([`script`], [`javascript`]), or requests to the API ([`http`]).
+//! Tests of records use [`appends`], [`database`], and a [`disk`] to fill. [`place`] finds the program and the folders.
+//! A test that cannot run says so with [`skip`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
@@ -30,6 +31,7 @@ pub mod crowd;
 pub mod database;
 pub mod disk;
 pub mod feeds;
+pub mod front;
 pub mod guests;
 pub mod hosts;
 pub mod http;

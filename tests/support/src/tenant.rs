@@ -28,7 +28,12 @@ impl Folder {
     pub fn with_own_cache(limits: &str) -> Self {
         let folder = Self::empty();
         let listen = ["clients", "api", "admin"].map(|name| format!("{name} = \"127.0.0.1:0\"")).join("\n");
-        folder.write("relay.toml", format!("tenants = \"tenants\"\n{GRANTS}[listen]\n{listen}\n[limits]\n{limits}\n"));
+        // A test that is about the notice says so.
+        let notice = if limits.contains("shutdown-notice") { "" } else { "shutdown-notice = \"0s\"\n" };
+        folder.write(
+            "relay.toml",
+            format!("tenants = \"tenants\"\n{GRANTS}[listen]\n{listen}\n[limits]\n{notice}{limits}\n"),
+        );
         folder
     }
 

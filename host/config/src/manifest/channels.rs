@@ -1,4 +1,4 @@
-//! `[channels]` of a tenant's manifest, and `cors`.
+//! `[channels]` of a tenant's manifest, and `origins`.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -68,12 +68,22 @@ fn history(mut table: Table<'_>) -> History {
     History { size, age, bytes, kept }
 }
 
-/// One of `cors`: an origin as browsers send it (RFC 6454 section 6.2), or `*`.
+/// One of `origins`: an origin as browsers send it (RFC 6454 section 6.2), or `*`.
 pub(super) fn origin(value: &Value<'_>) -> Option<String> {
     let origin = value.str()?;
-    let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-    if origin != "*" && host.is_none_or(|host| host.is_empty() || host.contains(['/', '?', '#', ' '])) {
-        value.problem(format!("{} is no origin; write \"https://app.example.com\" or \"*\"", quote(origin)));
+    let parts = origin.split_once("://").filter(|(scheme, host)| {
+        let default_port = match *scheme {
+            "https" => ":443",
+            "http" => ":80",
+            _ => "/",
+        };
+        let is_plain = |text: &str| !text.is_empty() && !text.contains(['/', '?', '#', ' ']);
+        is_plain(scheme) && is_plain(host) && !host.ends_with(default_port)
+    });
+    // Browsers send no capital letters, and no port that is the scheme's own.
+    if origin != "*" && (parts.is_none() || origin.bytes().any(|byte| byte.is_ascii_uppercase())) {
+        let write = "write what browsers send, such as \"https://app.example.com\", or \"*\"";
+        value.problem(format!("{} is no origin; {write}", quote(origin)));
         return None;
     }
     Some(origin.to_owned())

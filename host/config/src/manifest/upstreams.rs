@@ -57,15 +57,7 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
     let url = table.require("url", "url = \"wss://feed.example.com/stream\"").and_then(|value| url(&value, &reach));
     let headers = headers(table.section("headers"), secrets);
     let query = query(table.section("query"), secrets);
-    let listed = table.take("subprotocols").and_then(|value| value.array("an array of names in quotes"));
-    let mut offered = Subprotocols::default();
-    for value in listed.iter().flatten() {
-        if let Some(text) = value.str()
-            && let Err(why) = offered.add(text)
-        {
-            value.problem(format!("{} {why}", quote(text)));
-        }
-    }
+    let subprotocols = subprotocols(&mut table);
     let compression = table.take("compression").and_then(|value| value.flag()).unwrap_or(false);
     let has_tls = url.as_ref().is_none_or(PartnerUrl::is_secure);
     let tls = table.take("tls").map(|value| tls(value, has_tls, secrets)).unwrap_or_default();
@@ -75,7 +67,6 @@ fn upstream(mut table: Table<'_>, names: &mut BTreeSet<String>, secrets: &Secret
     let max_message = table.size("max-message", &MAX_MESSAGE).unwrap_or(UpstreamConfig::MAX_MESSAGE);
     let linger = linger(&mut table);
     table.finish();
-    let subprotocols = offered.into_offered();
     Some(UpstreamConfig {
         name: name?,
         url: url?,
@@ -246,4 +237,17 @@ fn pem_file(
             None
         }
     }))
+}
+/// The subprotocols of WebSockets: those that a partner is offered, or that clients are answered.
+pub(super) fn subprotocols(table: &mut Table<'_>) -> Vec<String> {
+    let listed = table.take("subprotocols").and_then(|value| value.array("an array of names in quotes"));
+    let mut all = Subprotocols::default();
+    for value in listed.iter().flatten() {
+        if let Some(text) = value.str()
+            && let Err(why) = all.add(text)
+        {
+            value.problem(format!("{} {why}", quote(text)));
+        }
+    }
+    all.into_offered()
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
     document::{Table, Value, quote},
@@ -138,7 +138,14 @@ pub(super) fn network(value: &Value<'_>) -> Option<IpNet> {
         let example = "write for example \"10.0.0.0/8\" or \"::1\"";
         value.problem(format!("{} is neither a network nor an address; {example}", quote(text)));
     }
-    network.as_ref().map(IpNet::trunc)
+    network.map(|network| in_ipv4(network).unwrap_or(network).trunc())
+}
+
+/// A network of IPv4 that is written as IPv6 (RFC 4291 section 2.5.5.2), as peers of a listener for both are shown.
+fn in_ipv4(network: IpNet) -> Option<IpNet> {
+    let IpNet::V6(network) = network else { return None };
+    let address = network.addr().to_ipv4_mapped()?;
+    Ipv4Net::new(address, network.prefix_len().checked_sub(96)?).ok().map(IpNet::V4)
 }
 
 #[cfg(test)]

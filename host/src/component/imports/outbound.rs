@@ -264,11 +264,7 @@ mod tests {
         let bounds = Arc::new(Bounds { allowed, ..Bounds::default() });
         let config = TenantsFolder { path: PathBuf::new(), bounds }.tenant(&folder).unwrap();
         fs::remove_dir_all(folder).unwrap();
-        let timing = Timing {
-            ping_interval: SILENCE_TIMEOUT,
-            stall_timeout: SILENCE_TIMEOUT,
-            shutdown_timeout: SILENCE_TIMEOUT,
-        };
+        let timing = Timing { ping_interval: SILENCE_TIMEOUT, stall_timeout: SILENCE_TIMEOUT };
         let shards = Arc::new(Shards::start(0, timing).unwrap());
         let (clients, places) = (Arc::default(), HostPlaces::new(1));
         let host = HostResources {

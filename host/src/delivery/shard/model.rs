@@ -124,7 +124,7 @@ fn take_steps(shard: &mut Shard, client: ClientId, client_limits: &Arc<ClientLim
 impl World {
     fn new(policy: Slow) -> Self {
         let hour = Duration::from_secs(3600);
-        let timing = Timing { ping_interval: hour, stall_timeout: hour, shutdown_timeout: hour };
+        let timing = Timing { ping_interval: hour, stall_timeout: hour };
         let metrics = Arc::new(Arc::new(Metrics::new()).tenant(&"t".into()));
         let rule =
             ChannelRule { pattern: "*".into(), log_bytes: LOG_BYTES, slow: Some(policy), ..ChannelRule::default() };
@@ -228,7 +228,8 @@ impl World {
 
     fn connect(&mut self, channels: Vec<usize>, format: Format, last: Option<&[Position]>) {
         let opened: Vec<_> = channels.iter().map(|channel| self.channels.open(CHANNELS[*channel]).unwrap()).collect();
-        let Resumed { channels: wanted, gaps } = resume(opened, last);
+        let Resumed { channels: wanted, gaps } =
+            resume(opened, &last.map(<[_]>::to_vec).into_iter().collect::<Vec<_>>());
         let mut after = [None; 2];
         for (channel, (_, start)) in channels.iter().zip(&wanted) {
             if let Start::After(position) = start {

@@ -190,6 +190,12 @@ impl Turn {
         Self(Instant::now())
     }
 
+    /// One that has ended.
+    pub fn over() -> Self {
+        let now = Instant::now();
+        Self(now.checked_sub(TURN).unwrap_or(now))
+    }
+
     pub fn time(&self) -> Duration {
         self.0.elapsed()
     }

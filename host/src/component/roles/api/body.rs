@@ -50,6 +50,11 @@ impl Upload {
         }))
     }
 
+    /// Says later whether all of it has come.
+    pub fn arrival(&self) -> Arrival {
+        Arrival(Arc::downgrade(&self.0))
+    }
+
     /// Whether it has more bytes than are taken, or says it has.
     pub fn is_too_large(&self) -> bool {
         self.0.too_large.load(Ordering::Relaxed)
@@ -65,6 +70,17 @@ impl Upload {
             // Whether it ends, fails or goes on makes no difference to the answer.
             let _ = timeout(DRAIN, async { while let Some(Ok(_)) = body.frame().await {} }).await;
         }
+    }
+}
+
+/// What is known of a body that others read.
+pub struct Arrival(Weak<Arriving>);
+
+impl Arrival {
+    /// Whether all of the body has come, or nobody reads it any more.
+    pub fn is_over(&self) -> bool {
+        let arriving = self.0.upgrade();
+        arriving.is_none_or(|arriving| arriving.body.lock().as_ref().is_none_or(Body::is_end_stream))
     }
 }
 

@@ -57,7 +57,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let hour = Duration::from_secs(3600);
-        let timing = Timing { ping_interval: hour, stall_timeout: hour, shutdown_timeout: hour };
+        let timing = Timing { ping_interval: hour, stall_timeout: hour };
         Self {
             shard: Shard::new(timing, Arc::default()).unwrap(),
             events: Events::with_capacity(64),

@@ -1,0 +1,71 @@
+//! Connections whose client has ended its own side and waits for an answer, as `nc` and some proxies do.
+
+use std::{
+    io,
+    io::IoSlice,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// A connection that hides its end while a request is answered. hyper would take it for that of the client, and drop the
+/// answer. That the connection is reset is not hidden.
+pub struct HalfOpen<F> {
+    socket: TcpStream,
+    /// Whether a request is being answered.
+    answers: F,
+}
+
+impl<F> HalfOpen<F> {
+    pub fn new(socket: TcpStream, answers: F) -> Self {
+        Self { socket, answers }
+    }
+
+    pub fn into_inner(self) -> TcpStream {
+        self.socket
+    }
+}
+
+impl<F: Fn() -> bool + Unpin> AsyncRead for HalfOpen<F> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.socket).poll_read(context, buffer);
+        let is_end = matches!(read, Poll::Ready(Ok(()))) && buffer.remaining() > 0 && buffer.filled().len() == before;
+        // Once the answer is sent, hyper looks again.
+        if is_end && (self.answers)() { Poll::Pending } else { read }
+    }
+}
+
+impl<F: Unpin> AsyncWrite for HalfOpen<F> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
