@@ -129,8 +129,10 @@ async fn serve(socket: TcpStream, peer: SocketAddr, place: Connection, context: 
     let (metrics, idle_timeout) = (Arc::clone(&context.metrics), context.idle_timeout);
     let service = service_fn(move |request| {
         let (context, place, uploads) = (Arc::clone(&context), Arc::clone(&held), Arc::clone(&uploads));
+        // At once: hyper looks for the end of the connection before it asks for the answer.
+        let under_way = place.begin();
+        *uploads.lock() = None;
         async move {
-            let under_way = place.begin();
             let answered = answer(request, peer.ip(), &context, &place, &uploads).await;
             let answer = answered.unwrap_or_else(|refusal| {
                 context.metrics.api_refused(refusal.code);

@@ -281,7 +281,8 @@ fn claimed(is: &str, key: &str, first: &Path, line: Option<usize>, file: &Path) 
 /// The claimed path that overlaps `path`, if there is one: see [`meet`].
 fn meeting<'p>(paths: &'p BTreeMap<String, PathBuf>, path: &str) -> Option<(&'p String, &'p PathBuf)> {
     let above = path.match_indices('/').skip(1).filter_map(|(at, _)| paths.get_key_value(path.get(..at)?)).next();
-    let beneath = || paths.range(format!("{path}/")..).next().filter(|(other, _)| meet(other, path));
+    let beneath =
+        || paths.range(format!("{path}/")..).next().filter(|(other, _)| other.starts_with(&format!("{path}/")));
     paths.get_key_value(path).or(above).or_else(beneath)
 }
 

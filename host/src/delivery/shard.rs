@@ -351,6 +351,7 @@ impl Shard {
         self.to_read.end_pauses(now);
         self.to_write.lines.end_pauses(now);
         // What is new goes out first, and between the turns: it waits for nobody's.
+        self.fanned_out.clear();
         self.obey(commands, now, &Turn::new());
         self.read_turns();
         self.look_again(commands, now);
@@ -381,7 +382,6 @@ impl Shard {
     /// Does what other threads have asked for, tasks while `turn` lasts. The others get in line.
     fn obey(&mut self, commands: &mut Vec<ShardCommand>, now: Instant, turn: &Turn) {
         self.queue.take(commands);
-        self.fanned_out.clear();
         for command in commands.drain(..) {
             match command {
                 ShardCommand::Client(newcomer) => self.take_task(Task::Client(newcomer), turn),

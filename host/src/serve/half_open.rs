@@ -12,17 +12,21 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A connection that hides its end while a request is answered. hyper would take it for that of the client, and drop the
-/// answer. That the connection is reset is not hidden.
+/// A connection that hides its end while a request is answered, and until the answer is sent. hyper would take it for that
+/// of the client, and drop the answer. A reset that comes before the end is not hidden.
 pub struct HalfOpen<F> {
     socket: TcpStream,
     /// Whether a request is being answered.
     answers: F,
+    /// Whether hyper has something that it has not sent yet.
+    unsent: bool,
+    /// Whether the end was hidden since hyper was last told to look again.
+    hidden: bool,
 }
 
 impl<F> HalfOpen<F> {
     pub fn new(socket: TcpStream, answers: F) -> Self {
-        Self { socket, answers }
+        Self { socket, answers, unsent: false, hidden: false }
     }
 
     pub fn into_inner(self) -> TcpStream {
@@ -39,13 +43,14 @@ impl<F: Fn() -> bool + Unpin> AsyncRead for HalfOpen<F> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.socket).poll_read(context, buffer);
         let is_end = matches!(read, Poll::Ready(Ok(()))) && buffer.remaining() > 0 && buffer.filled().len() == before;
-        // Once the answer is sent, hyper looks again.
-        if is_end && (self.answers)() { Poll::Pending } else { read }
+        self.hidden = is_end && (self.unsent || (self.answers)());
+        if self.hidden { Poll::Pending } else { read }
     }
 }
 
-impl<F: Unpin> AsyncWrite for HalfOpen<F> {
+impl<F: Fn() -> bool + Unpin> AsyncWrite for HalfOpen<F> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.unsent = true;
         Pin::new(&mut self.socket).poll_write(context, bytes)
     }
 
@@ -54,6 +59,7 @@ impl<F: Unpin> AsyncWrite for HalfOpen<F> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.unsent = true;
         Pin::new(&mut self.socket).poll_write_vectored(context, slices)
     }
 
@@ -62,7 +68,15 @@ impl<F: Unpin> AsyncWrite for HalfOpen<F> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
+        // hyper has sent all that it had, and asks in every round.
+        let flushed = Pin::new(&mut self.socket).poll_flush(context);
+        self.unsent &= flushed.is_pending();
+        if self.hidden && !self.unsent && !(self.answers)() {
+            // It may see the end now.
+            self.hidden = false;
+            context.waker().wake_by_ref();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
