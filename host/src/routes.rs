@@ -75,8 +75,8 @@ impl Routes {
     }
 
     /// Finds the route for a host and a path: among the routes that claim the host, or else, if nobody does, among the
-    /// routes for any. The longest part of the path counts for which there is a route and `fits` returns something. `fits` gets
-    /// the rest of the path, which is empty or begins with a slash.
+    /// routes for any. The longest part of the path counts for which there is a route and `fits` returns something.
+    /// `fits` gets the rest of the path, which is empty or begins with a slash.
     pub fn find<T>(&self, host: Option<&str>, path: &str, fits: impl Fn(&str) -> Option<T>) -> Option<(Arc<Route>, T)> {
         let table = self.table.load();
         let own = host.and_then(|host| table.hosts.get(host));

@@ -60,8 +60,8 @@ impl Signals {
 /// Watches SIGTERM and SIGINT. Until [`Signals::serve`] there is nothing to be told, and either ends the process.
 ///
 /// Then SIGTERM pulls `leave` and, after the notice, `stop`. A signal meanwhile ends the notice, and SIGINT has none.
-/// Once `stop` is pulled, the next one ends the process at once, whatever it is doing, with the shell's code for a death
-/// by that signal.
+/// Once `stop` is pulled, the next one ends the process at once, whatever it is doing, with the shell's code for a
+/// death by that signal.
 pub fn on_signals(leave: Trigger, stop: Trigger) -> io::Result<Signals> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();

@@ -13,12 +13,12 @@ pub struct Resumed {
     pub gaps: Vec<Arc<str>>,
 }
 
-/// Resumes channels after the positions that a client has. It may say in several places where it is. In each channel the
-/// newest position counts.
+/// Resumes channels after the positions that a client has. It may say in several places where it is. In each channel
+/// the newest position counts.
 ///
-/// A position does not name its channel. So if one of a place is in none of the channels, every channel without a position
-/// has a gap. A place all of whose positions are in none is of before, if another place has some. An empty place stands
-/// for positions that cannot be read. They are in none.
+/// A position does not name its channel. So if one of a place is in none of the channels, every channel without a
+/// position has a gap. A place all of whose positions are in none is of before, if another place has some. An empty
+/// place stands for positions that cannot be read. They are in none.
 pub fn resume(channels: Vec<Arc<Channel>>, after: &[Vec<Position>]) -> Resumed {
     let mut found: Vec<Position> = Vec::new();
     let start = |channel: Arc<Channel>| {

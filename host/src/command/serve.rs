@@ -18,9 +18,10 @@ use crate::{
 ///
 /// Prints `listening clients=ADDR api=ADDR admin=ADDR` once it is ready, and logs to standard error. At SIGTERM /readyz
 /// fails, and after `shutdown-notice` it tells its clients and ends, within `shutdown-timeout`. At SIGINT, and at a
-/// second SIGTERM, it does so without notice; one more signal ends it at once. EDGE_RELAY_LOG sets the log's level (default:
-/// info). Exit code 2: relay.toml has mistakes. All of them are printed, and nothing has been opened. A tenant with
-/// mistakes is refused, in the log and at /readyz, and the others are served; with --strict it is exit code 2, too.
+/// second SIGTERM, it does so without notice; one more signal ends it at once. EDGE_RELAY_LOG sets the log's level
+/// (default: info). Exit code 2: relay.toml has mistakes. All of them are printed, and nothing has been opened. A
+/// tenant with mistakes is refused, in the log and at /readyz, and the others are served; with --strict it is exit code
+/// 2, too.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

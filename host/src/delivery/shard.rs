@@ -73,8 +73,8 @@ const TICKS_PER_SWEEP: u32 = 8;
 /// Longest tick, however long clients may be silent: the time to answer a close frame is short.
 const MAX_TICK: Duration = Duration::from_millis(500);
 
-/// Time between two clients of the host that are closed at a shutdown, if there is so much. A herd comes back as it is sent
-/// away.
+/// Time between two clients of the host that are closed at a shutdown, if there is so much. A herd comes back as it is
+/// sent away.
 const CLOSED_APART: Duration = Duration::from_millis(1);
 
 /// The times that bound a client's silence.

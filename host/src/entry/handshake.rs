@@ -141,7 +141,8 @@ impl Attempt {
         self.answered_by_shard.load(Ordering::Relaxed)
     }
 
-    /// Answers a preflight. The request that it is about may come over the same connection, as the first one that counts.
+    /// Answers a preflight. The request that it is about may come over the same connection, as the first one that
+    /// counts.
     pub async fn preflight(&self, tenant: &Tenant, request: &Request<Incoming>) -> HttpResponse {
         tenant.handshake_turn.begin().await;
         tenant.usage.let_in(Received::MESSAGE).await;

@@ -13,8 +13,8 @@ use hyper::{
 
 use crate::{entry::refusal::Refusal, http_error, tenant::Tenant};
 
-/// Refuses a page of an origin that the tenant does not list. What is not sent by a page has no origin, and is let in. A
-/// tenant that lists none lets everyone in.
+/// Refuses a page of an origin that the tenant does not list. What is not sent by a page has no origin, and is let in.
+/// A tenant that lists none lets everyone in.
 pub fn check(tenant: &Tenant, request: &HeaderMap) -> Result<(), Refusal> {
     let version = tenant.version();
     if version.origins.is_empty() {

@@ -59,8 +59,8 @@ impl Upgrade {
         Ok(Self { accept, extensions: None, protocol: None })
     }
 
-    /// Answers one of the subprotocols that the client offers, if the tenant lists it (RFC 6455 section 4.2.2). A browser
-    /// would drop a connection whose subprotocol is not answered, so it is told why there is none.
+    /// Answers one of the subprotocols that the client offers, if the tenant lists it (RFC 6455 section 4.2.2). A
+    /// browser would drop a connection whose subprotocol is not answered, so it is told why there is none.
     pub fn choose_subprotocol(&mut self, tenant: &Tenant, request: &HeaderMap) -> Result<(), Refusal> {
         let values = request.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
         let offered = values.flat_map(|value| value.split(',')).map(str::trim);

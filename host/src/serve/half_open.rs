@@ -12,8 +12,8 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A connection that hides its end while a request is answered, and until the answer is sent. hyper would take it for that
-/// of the client, and drop the answer. A reset that comes before the end is not hidden.
+/// A connection that hides its end while a request is answered, and until the answer is sent. hyper would take it for
+/// that of the client, and drop the answer. A reset that comes before the end is not hidden.
 pub struct HalfOpen<F> {
     socket: TcpStream,
     /// Whether a request is being answered.

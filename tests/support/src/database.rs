@@ -1,5 +1,5 @@
-//! A MariaDB or MySQL server of the test's own: the system's `mariadbd`, or one of those that `.ci/setup tests` unpacks.
-//! Tests that need one are skipped where it is not there.
+//! A MariaDB or MySQL server of the test's own: the system's `mariadbd`, or one of those that `.ci/setup tests`
+//! unpacks. Tests that need one are skipped where it is not there.
 
 use std::{
     fmt::Write as _,
