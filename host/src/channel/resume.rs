@@ -30,10 +30,10 @@ pub fn resume(channels: Vec<Arc<Channel>>, after: &[Vec<Position>]) -> Resumed {
         (Arc::clone(&channel), newest.map_or_else(|| channel.start(), Start::After))
     };
     let channels: Vec<_> = channels.into_iter().map(start).collect();
-    let lost = match after.iter().filter(|place| place.iter().any(|position| found.contains(position))) {
-        of_now if of_now.clone().next().is_none() => !after.is_empty(),
-        mut of_now => of_now.any(|place| !place.iter().all(|position| found.contains(position))),
-    };
+    let is_found = |position: &Position| found.contains(position);
+    let of_now: Vec<_> = after.iter().filter(|place| place.iter().any(is_found)).collect();
+    let nothing_found = of_now.is_empty() && !after.is_empty();
+    let lost = nothing_found || of_now.iter().any(|place| !place.iter().all(is_found));
     let without_position = |(channel, start): &(Arc<Channel>, Start)| {
         (!matches!(start, Start::After(_))).then(|| Arc::clone(&channel.name))
     };
