@@ -1,5 +1,7 @@
 //! The API as HTTP: which tenant gets a request, what the guest sees of it, and how long a connection lives.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use support::{guests, http::Http, process, relay::Relay, tenant::Folder, until};
 
@@ -384,4 +386,16 @@ async fn what_is_no_api_is_refused_at_a_strict_start() {
         assert!(errors.contains(expected), "{expected} is not in:\n{errors}");
     }
     assert_eq!(errors.lines().count(), 3, "{errors}");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_its_time() {
+    let relay = Relay::serve(Folder::new("api-idle-timeout = \"1s\"").api("t", "")).await;
+    let mut http = relay.http().await;
+    let began = Instant::now();
+    assert_eq!(http.get("/t/count").await.body, "1");
+    assert_eq!(http.rest().await, "");
+    // By default it would stay for 75 s.
+    let open = began.elapsed();
+    assert!(open >= Duration::from_secs(1) && open < Duration::from_secs(60), "{open:?}");
 }
