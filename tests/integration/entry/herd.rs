@@ -102,6 +102,7 @@ async fn ten_thousand_come_back_at_once_and_miss_nothing() {
     }
     assert_eq!(relay.metric("edge_relay_clients", &[]).await, CLIENTS as f64);
     let after = relay.resident_memory();
-    // The memory is the same as before, apart from what the allocator keeps. A client takes a few hundred bytes.
-    assert!(after < memory + CLIENTS * 1000, "{memory} bytes before, {after} after");
+    // The memory is the same as before, apart from the pieces that the allocator keeps of handshakes that were under
+    // way at once: some 800 bytes for each. A handshake that stayed would be ten times as much.
+    assert!(after < memory + CLIENTS * 2500, "{memory} bytes before, {after} after");
 }

@@ -68,6 +68,13 @@ impl Http {
         Self(BufReader::new(socket))
     }
 
+    /// Connects to a relay that may be killed meanwhile. Then there is no connection.
+    pub async fn try_connect(address: SocketAddr) -> Option<Self> {
+        let socket = within("a TCP connection", TcpStream::connect(address)).await.ok()?;
+        socket.set_nodelay(true).ok()?;
+        Some(Self(BufReader::new(socket)))
+    }
+
     /// Connects with a small receive buffer. While the client does not read, most of a large answer stays with the
     /// relay.
     pub async fn narrow(address: SocketAddr) -> Self {
