@@ -1,5 +1,5 @@
 //! What the store remembers of the host's clock: when it last ran, so that a clock that has jumped ahead deletes
-//! nothing, and the greatest id, so that ids never go back.
+//! nothing, and the greatest id of rows that have left, so that ids never go back.
 
 use rusqlite::{Connection, Transaction, params};
 
@@ -47,16 +47,19 @@ pub fn begin(connection: &Connection, last: RecordId) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Notes the greatest id that is written.
-pub fn note_id(transaction: &Transaction<'_>, id: RecordId) -> rusqlite::Result<()> {
+/// Notes the greatest id of rows that leave the file. Those that are in it say theirs themselves, so that an append
+/// writes nothing but its rows.
+pub fn note_left(transaction: &Transaction<'_>, id: Option<RecordId>) -> rusqlite::Result<()> {
+    let Some(id) = id else { return Ok(()) };
     let sql = "UPDATE clock SET last_id = ?1 WHERE last_id IS NULL OR last_id < ?1";
     transaction.prepare_cached(sql)?.execute([id.bytes()])?;
     Ok(())
 }
 
-/// The greatest id that was ever written.
+/// The greatest id that was ever written. Looks at all rows.
 pub fn last_id(connection: &Connection) -> rusqlite::Result<Option<RecordId>> {
-    let last = connection.query_row("SELECT last_id FROM clock", [], |row| row.get::<_, Option<[u8; 16]>>(0))?;
+    let sql = "SELECT max(id) FROM (SELECT last_id AS id FROM clock UNION ALL SELECT max(id) FROM records)";
+    let last = connection.query_row(sql, [], |row| row.get::<_, Option<[u8; 16]>>(0))?;
     Ok(last.map(RecordId::from))
 }
 

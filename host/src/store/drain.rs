@@ -21,7 +21,7 @@ use crate::{
     metrics::Metrics,
     shutdown::Stop,
     store::{
-        StoreError, migrate,
+        StoreError, clock, migrate,
         mysql::{InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late},
         presence::{Presence, RENEW_EVERY},
         reader::ReadConnections,
@@ -341,12 +341,16 @@ impl Left {
                 put_aside.execute(params![id.bytes(), &*collection.tenant, &*collection.name, data, at, error])?;
             }
         }
+        let taken = self.taken.iter().map(|(_, id, ..)| *id);
+        clock::note_left(transaction, taken.chain(self.refused.iter().map(|((_, row), _)| row.id)).max())?;
         Ok(freed)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::Connection;
+
     use super::*;
     use crate::store::{Collection, rows};
 
@@ -372,6 +376,24 @@ mod tests {
         // The last connection takes the write-ahead log with it.
         drop(connection);
         std::fs::remove_file(file).unwrap();
+    }
+
+    #[test]
+    fn the_greatest_id_is_known_after_its_row_has_left() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate::sqlite_up(&mut connection).unwrap();
+        assert_eq!(clock::last_id(&connection).unwrap(), None);
+        let collection = Collection::new(&"t".into(), "c").unwrap();
+        let some = rows(&collection, vec!["first".into(), "taken".into(), "refused".into()]).unwrap();
+        let last = Some(some[2].id);
+        sqlite::insert(&connection, &some).unwrap();
+        assert_eq!(clock::last_id(&connection).unwrap(), last, "it is in the file");
+        let read = sqlite::oldest(&connection, &BTreeSet::new(), None).unwrap().rows;
+        let left = Left::new(&Moved { taken: vec![&read[1]], refused: vec![(&read[2], "refused".into())] });
+        let transaction = connection.transaction().unwrap();
+        left.leave(&transaction).unwrap();
+        transaction.commit().unwrap();
+        assert_eq!(clock::last_id(&connection).unwrap(), last, "the first is still there");
     }
 
     #[test]

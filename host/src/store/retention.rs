@@ -211,22 +211,40 @@ fn delete(transaction: &Transaction<'_>, collection: &Collection, before: u64) -
     let old = "SELECT seq FROM records WHERE tenant = ?1 AND collection = ?2";
     let sql = format!(
         "DELETE FROM records WHERE seq IN (SELECT * FROM ({old} AND id < ?3 AND at IS NULL LIMIT ?5) UNION ALL \
-         SELECT * FROM ({old} AND at < ?4 LIMIT ?5) LIMIT ?5) RETURNING length(data)"
+         SELECT * FROM ({old} AND at < ?4 LIMIT ?5) LIMIT ?5) RETURNING id, length(data)"
     );
     let mut statement = transaction.prepare_cached(&sql)?;
     let first = RecordId::first_of(before);
     let parameters = params![&*collection.tenant, &*collection.name, first.bytes(), before, BATCH];
-    let mut freed = Freed::default();
-    for length in statement.query_map(parameters, |row| row.get::<_, usize>(0))? {
-        let cost = Row::cost_of(length?, collection.tenant.len(), collection.name.len());
-        freed.add(&collection.tenant, 1, cost);
+    let (mut freed, mut last) = (Freed::default(), None);
+    for row in statement.query_map(parameters, |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, usize>(1)?)))? {
+        let (id, length) = row?;
+        last = last.max(Some(RecordId::from(id)));
+        freed.add(&collection.tenant, 1, Row::cost_of(length, collection.tenant.len(), collection.name.len()));
     }
+    clock::note_left(transaction, last)?;
     Ok(freed)
 }
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::Connection;
+
     use super::*;
+    use crate::store::{migrate, rows, sqlite};
+
+    #[test]
+    fn the_greatest_id_is_known_after_its_row_was_deleted() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate::sqlite_up(&mut connection).unwrap();
+        let collection = Collection::new(&"t".into(), "c").unwrap();
+        let some = rows(&collection, vec!["old".into(), "newer".into()]).unwrap();
+        sqlite::insert(&connection, &some).unwrap();
+        let transaction = connection.transaction().unwrap();
+        assert_eq!(delete(&transaction, &collection, now() + clock::DAY).unwrap().rows(), 2);
+        transaction.commit().unwrap();
+        assert_eq!(clock::last_id(&connection).unwrap(), Some(some[1].id));
+    }
 
     #[test]
     fn a_pattern_is_one_name_or_all_with_a_prefix() {

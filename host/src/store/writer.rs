@@ -20,7 +20,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use crate::{
     metrics::Metrics,
-    store::{StoreError, clock, record::Row, sqlite, sqlite::Use},
+    store::{StoreError, record::Row, sqlite, sqlite::Use},
     sync::Mutex,
 };
 
@@ -293,10 +293,6 @@ impl Work {
         let transaction = self.connection.transaction()?;
         for append in group {
             sqlite::insert(&transaction, &append.rows)?;
-        }
-        let last = group.iter().flat_map(|append| &append.rows).map(|row| row.id).max();
-        if let Some(last) = last {
-            clock::note_id(&transaction, last)?;
         }
         let committed = transaction.commit();
         self.metrics.records_commit_seconds.observe(started.elapsed().as_secs_f64());
