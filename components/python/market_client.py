@@ -19,7 +19,7 @@ LONGEST = 100
 class ClientHandler(exports.ClientHandler):
     def on_connect(self, id: str, request: Request) -> Acceptance:
         """Everybody is let in, to the channels they ask for. To refuse a client: raise Err(Refusal(401, "…"))."""
-        return Acceptance(identity=None, channels=None)
+        return Acceptance(identity=None, channels=None, subprotocol=None)
 
     def on_subscribe(self, client: Client, channel: str, data: str | None) -> None:
         pass

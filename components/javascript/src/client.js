@@ -10,7 +10,7 @@ const LONGEST = 100;
 export const clientHandler = {
   // Everybody is let in, to the channels they ask for. To refuse a client: throw { status: 401, reason: "…" }.
   onConnect(_id, _request) {
-    return { identity: null, channels: null };
+    return { identity: null, channels: null, subprotocol: null };
   },
 
   onSubscribe(_client, _channel, _data) {},

@@ -41,6 +41,8 @@ pub struct Admitted {
     /// `None`: the tenant has no handler.
     pub recipient: Option<Box<dyn Recipient>>,
     pub channels: Vec<Arc<Channel>>,
+    /// The subprotocol that the tenant's handler has chosen for its WebSocket.
+    pub subprotocol: Option<String>,
     /// When its connection ends. `None`: it may stay.
     pub deadline: Option<(Instant, Due)>,
 }
@@ -75,7 +77,7 @@ impl EntryContext {
     ) -> Result<Admitted, Refusal> {
         let Some(handler) = handler else {
             let channels = follow_all(tenant, or_main(tenant, wanted)?, Refusal::channel).await?;
-            return Ok(Admitted { recipient: None, channels, deadline: None });
+            return Ok(Admitted { recipient: None, channels, subprotocol: None, deadline: None });
         };
         let admission =
             handler.connect(tenant.next_client_id(), request(), compression).await.map_err(Refusal::by_handler)?;
@@ -94,7 +96,8 @@ impl EntryContext {
         self.check_room(tenant)?;
         let deadline =
             admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
-        Ok(Admitted { recipient: Some(Box::new(admission.session)), channels, deadline })
+        let (session, subprotocol) = (admission.session, admission.subprotocol);
+        Ok(Admitted { recipient: Some(Box::new(session)), channels, subprotocol, deadline })
     }
 }
 
@@ -135,6 +138,16 @@ fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
     handler.guest().log(|| tracing::warn!(error = why, "a handler gave a client channels that it cannot follow"));
     let message = "the tenant's code gives it channels that cannot be";
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
+}
+
+/// Refuses a client whose handler has chosen a subprotocol for it that it does not offer: RFC 6455 section 4.1 has it
+/// drop such a connection.
+pub fn wrong_subprotocol(handler: &Handler, chosen: &str) -> Refusal {
+    handler.metrics.failed(Blame::GuestBroke, "subprotocol");
+    let why = format!("{chosen:?} is not among what the client offers");
+    handler.guest().log(|| tracing::warn!(error = why, "a handler chose a subprotocol that cannot be"));
+    let message = "the tenant's code chose a subprotocol that was not offered";
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
 }
 

@@ -245,13 +245,13 @@ impl Attempt {
         let source = self.take_source(route, request).await?;
         let mut upgrade = Upgrade::check(request)?;
         origins::check(&route.tenant, request.headers())?;
-        upgrade.choose_subprotocol(&route.tenant, request.headers())?;
         // A bad query is refused before the handler is asked for anything.
         let ChannelQuery { names, after, .. } = ChannelQuery::read(request.uri())?;
         let uncompressed = declines_compression(request.uri())?;
         let compression = negotiate_compression(&route.tenant, request, uncompressed, &mut upgrade);
         let connect_request = || self.connect_request(request, component::Transport::WebSocket);
         let admitted = self.context.admit(route, connect_request, names, compression).await?;
+        upgrade.choose_subprotocol(route, request.headers(), admitted.subprotocol.as_deref())?;
         let accepted = Accepted {
             channels: raw_starts(admitted.channels, &after)?,
             format: if takes_shared_encoding(compression) { Format::Deflated } else { Format::Raw },

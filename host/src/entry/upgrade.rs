@@ -16,7 +16,10 @@ use hyper::{
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use wire::header::has_token;
 
-use crate::{entry::refusal::Refusal, tenant::Tenant};
+use crate::{
+    entry::{admission::wrong_subprotocol, refusal::Refusal},
+    routes::Route,
+};
 
 /// An answer that opens a WebSocket.
 pub struct Upgrade {
@@ -59,12 +62,23 @@ impl Upgrade {
         Ok(Self { accept, extensions: None, protocol: None })
     }
 
-    /// Answers one of the subprotocols that the client offers, if the tenant lists it (RFC 6455 section 4.2.2). A
-    /// browser would drop a connection whose subprotocol is not answered, so it is told why there is none.
-    pub fn choose_subprotocol(&mut self, tenant: &Tenant, request: &HeaderMap) -> Result<(), Refusal> {
+    /// Answers one of the subprotocols that the client offers (RFC 6455 section 4.2.2): the one that the tenant's
+    /// handler has `chosen`, else the first that the manifest lists. A browser would drop a connection whose subprotocol
+    /// is not answered, so it is told why there is none.
+    pub fn choose_subprotocol(
+        &mut self,
+        Route { tenant, handler, .. }: &Route,
+        request: &HeaderMap,
+        chosen: Option<&str>,
+    ) -> Result<(), Refusal> {
         let values = request.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
         let offered = values.flat_map(|value| value.split(',')).map(str::trim);
         let mut offered = offered.filter(|name| !name.is_empty()).peekable();
+        if let Some((handler, chosen)) = handler.as_ref().zip(chosen) {
+            let offered = offered.find(|name| *name == chosen).ok_or_else(|| wrong_subprotocol(handler, chosen))?;
+            self.protocol = HeaderValue::from_str(offered).ok();
+            return Ok(());
+        }
         if offered.peek().is_none() {
             return Ok(());
         }
@@ -83,7 +97,7 @@ impl Upgrade {
         if !version.told_subprotocols.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 tenant.name = %tenant.name,
-                "a client offers subprotocols of which the manifest lists none; it is let in without one"
+                "a client offers subprotocols of which the tenant takes none; it is let in without one"
             );
         }
         Ok(())

@@ -17,7 +17,7 @@ export const clientHandler = {
   onConnect(_id, request) {
     if (request.token === "broken") throw new TypeError("the token is odd");
     if (request.token === "refused") throw { status: 402, reason: "pay first" };
-    return { identity: null, channels: null };
+    return { identity: null, channels: null, subprotocol: null };
   },
   onSubscribe() {},
   onMessage(_client, _kind, frame) {

@@ -26,7 +26,7 @@ class ClientHandler(exports.ClientHandler):
             raise TypeError("the token is odd")
         if request.token == "refused":
             raise Err(Refusal(402, "pay first"))
-        return Acceptance(identity=None, channels=None)
+        return Acceptance(identity=None, channels=None, subprotocol=None)
 
     def on_subscribe(self, client, channel, data):
         pass

@@ -174,6 +174,41 @@ async fn a_subprotocol_is_answered_where_the_manifest_lists_it() {
     assert!(!said.contains("secret"), "{said}");
 }
 
+#[tokio::test]
+async fn a_handler_chooses_a_subprotocol_that_is_offered() {
+    let folder = Folder::new("").handled("h", guests::handler(), "");
+    let manifest = "name = \"h\"\nsubprotocols = [\"listed\"]\n[components]\nclient = \"client.wasm\"\n";
+    folder.write("tenants/h/tenant.toml", manifest);
+    let relay = Relay::serve(folder).await;
+    let offers = |path: &str, names: &str| {
+        let header = format!("Origin: https://app.test\r\nSec-WebSocket-Protocol: {names}\r\n\r\n");
+        request(relay.clients, path).replacen("\r\n\r\n", &format!("\r\n{header}"), 1)
+    };
+    for (path, names, answered) in [
+        // A page has no other place for its token.
+        ("/h?subprotocol=bearer", "bearer, secret", "bearer"),
+        ("/h?subprotocol=bearer", "listed, bearer, secret", "bearer"),
+        ("/h", "bearer, listed", "listed"),
+    ] {
+        let mut raw = Raw::tcp(relay.clients).await;
+        raw.send(offers(path, names).as_bytes()).await;
+        let head = raw.head().await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let said = head.lines().find_map(|line| line.strip_prefix("sec-websocket-protocol: "));
+        assert_eq!(said, Some(answered), "{path} {names}: {head}");
+    }
+    let (status, _, code, _) = refusal(&relay, &offers("/h", "bearer, secret")).await;
+    assert_eq!((status, &*code), (400, "subprotocol"), "neither the handler nor the manifest takes one");
+    // Clients would drop what they have not offered.
+    for asked in [offers("/h?subprotocol=v9", "bearer, secret"), request(relay.clients, "/h?subprotocol=v9")] {
+        let (status, _, code, message) = refusal(&relay, &asked).await;
+        assert_eq!((status, &*code), (500, "handler"));
+        assert!(message.contains("not offered"), "{message}");
+    }
+    relay.metric_is("edge_relay_guest_failures_total", &[("reason", "subprotocol")], 2.0).await;
+    relay.logged(&["WARN", "tenant.name=h", "v9", "is not among what the client offers"]).await;
+}
+
 /// As HAProxy, nginx, ELB and Kubernetes ask.
 #[tokio::test]
 async fn health_checks_are_answered_by_every_listener() {

@@ -30,7 +30,7 @@ export!(MarketClient);
 
 impl Guest for MarketClient {
     fn on_connect(_id: String, _request: Request) -> Result<Acceptance, Refusal> {
-        Ok(Acceptance { identity: None, channels: None })
+        Ok(Acceptance { identity: None, channels: None, subprotocol: None })
     }
 
     fn on_subscribe(_client: Client, _channel: String, _data: Option<String>) -> Result<(), Refusal> {

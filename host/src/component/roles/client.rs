@@ -134,6 +134,8 @@ pub struct Admission {
     pub session: SessionGuard,
     /// The channels it is to follow. `None`: those it asks for, after [`Handler::subscribe`] has allowed each.
     pub channels: Option<Vec<String>>,
+    /// The subprotocol of its WebSocket. `None`: one that the manifest lists, if any.
+    pub subprotocol: Option<String>,
     /// How long it may stay, in seconds. `None`: as long as it likes.
     pub lease: Option<u32>,
 }
@@ -226,7 +228,8 @@ impl Handler {
                     let session = ClientSession::new(id, accepted.identity, Arc::clone(&handler), compression);
                     let session = SessionGuard::new(session);
                     let lease = handler.on_renew(&session, request.token.as_deref()).await;
-                    lease.map(|lease| Admission { session, channels: accepted.channels, lease })
+                    let Acceptance { channels, subprotocol, .. } = accepted;
+                    lease.map(|lease| Admission { session, channels, subprotocol, lease })
                 }
                 Err(why) => Err(why),
             };
@@ -292,6 +295,7 @@ impl Handler {
                 Transport::Centrifuge => GuestTransport::Centrifuge,
             },
             token: request.token.as_deref(),
+            claims: None,
             data: request.data.as_deref(),
         };
         let called = call(slot, id, None, async |store, handler, client| {

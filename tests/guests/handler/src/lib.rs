@@ -39,8 +39,8 @@ export!(Handler);
 impl Guest for Handler {
     /// Publishes each client that connects on channel `knocks`. The query says what happens then: `reject=STATUS`,
     /// `trap`, `loop`, `busy=MS`, or `hold=KEY`, which waits until the key is in the state. Otherwise the client is let
-    /// in, with `identity=NAME`, and with `channels=a,b` (`channels=` gives none) or as many channels as `many=COUNT`
-    /// says.
+    /// in, with `identity=NAME` and `subprotocol=NAME`, and with `channels=a,b` (`channels=` gives none) or as many
+    /// channels as `many=COUNT` says.
     fn on_connect(id: String, request: Request) -> Result<Acceptance, Refusal> {
         publish("knocks", &format!("{id} {}", request.query));
         set(REQUESTS, &id, &shown(&request));
@@ -66,7 +66,8 @@ impl Guest for Handler {
             (None, Some(count)) => Some((0..number(count)).map(|nth| format!("many-{nth}")).collect()),
             (None, None) => None,
         };
-        Ok(Acceptance { identity: query("identity").map(str::to_owned), channels })
+        let text = |wanted| query(wanted).map(str::to_owned);
+        Ok(Acceptance { identity: text("identity"), channels, subprotocol: text("subprotocol") })
     }
 
     /// Refuses channels whose names begin with `private`.
@@ -235,8 +236,8 @@ fn number(digits: &str) -> usize {
 
 /// The parts of a request, one in each line.
 fn shown(request: &Request) -> String {
-    let Request { path, query, headers, client_ip, transport, token, data } = request;
-    let mut lines = format!("{path}\n{query}\n{client_ip}\n{transport:?}\n{token:?}\n{data:?}\n");
+    let Request { path, query, headers, client_ip, transport, token, claims, data } = request;
+    let mut lines = format!("{path}\n{query}\n{client_ip}\n{transport:?}\n{token:?}\n{data:?}\n{claims:?}\n");
     for (name, value) in headers {
         lines.push_str(&format!("{name}: {value}\n"));
     }
