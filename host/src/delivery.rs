@@ -26,6 +26,7 @@ pub use end::End;
 pub use id::ClientId;
 pub use inbox::{Inbox, InboxEvent, LimitReached};
 pub use limits::ClientLimits;
+pub use mailbox::Mailbox;
 pub use queue::{Follow, NotifyBy, Step};
 pub use shard::{Shards, Timing};
 pub use step_list::StepList;

@@ -17,13 +17,13 @@ use crate::{
     admin, api,
     api::ApiContext,
     component::{EngineError, EngineSource, Tasks},
-    delivery::{Shards, Timing},
+    delivery::{Mailbox, Shards, Timing},
     dial::{
         Dialer,
         proxy::{Proxy, UnknownProxy},
     },
     entry,
-    entry::{EntryContext, Proxies},
+    entry::{Door, EntryContext, Proxies},
     fair_pool,
     fair_pool::FairPool,
     memory,
@@ -143,7 +143,7 @@ impl Relay {
         tenants.publish();
         let routes = tenants.routes();
         Ok(Self {
-            clients: listeners.clients.first().map_or(UNBOUND, |bound| bound.address),
+            clients: listeners.clients.first().map_or(UNBOUND, |door| door.address),
             api: first(listeners.api.as_ref()),
             admin: first(listeners.admin.as_ref()),
             listeners,
@@ -162,7 +162,6 @@ impl Relay {
     pub async fn run(mut self, leaving: Stop, mut stop: Stop) {
         let Listeners { clients, api, admin } = self.listeners;
         let (mut listeners, mut threads) = (JoinSet::new(), Vec::new());
-        let clients = clients.into_iter().map(|bound| bound.listener).collect();
         listeners.spawn(entry::run(clients, Arc::clone(&self.entry), stop.clone()));
         if let Some((api, thread)) = api {
             for Bound { listener, .. } in api {
@@ -219,7 +218,7 @@ struct Bound {
 /// The clients' listener is served by the thread that starts the relay, the others each by one of its own: what costs
 /// one of them time holds up none of the others.
 struct Listeners {
-    clients: Vec<Bound>,
+    clients: Vec<Door>,
     api: Option<(Vec<Bound>, RuntimeThread)>,
     admin: Option<(Vec<Bound>, RuntimeThread)>,
 }
@@ -251,8 +250,9 @@ impl Bound {
 
 impl Listeners {
     fn bind(listen: &Listen) -> Result<Self, StartError> {
+        let clients = Bound::all("clients", &listen.clients)?.into_iter();
         Ok(Self {
-            clients: Bound::all("clients", &listen.clients)?,
+            clients: clients.map(|bound| Door::open(bound.address, bound.listener)).collect::<io::Result<_>>()?,
             api: Bound::apart("api", &listen.api)?,
             admin: Bound::apart("admin", &listen.admin)?,
         })
@@ -332,10 +332,12 @@ fn entry_context(
         proxies,
         metrics: Arc::clone(&host.metrics),
         shards: Arc::clone(&host.shards),
+        arrived: Mailbox::new(),
         total: Arc::clone(&host.clients),
         max_clients: capacity.clients,
         max_handshakes: capacity.handshakes,
         handshakes: FairPool::new(capacity.handshakes),
+        waiting: FairPool::new(capacity.handshakes / 2),
         handshake_timeout: limits.handshake_timeout,
         reads: FairPool::new(entry::MAX_READS),
         readers: FairPool::new(entry::MAX_READS),

@@ -175,7 +175,11 @@ impl Inbox {
         match &event {
             Some(InboxEvent::Message(frame, _)) => queued.bytes -= frame.bytes.len() + MESSAGE_OVERHEAD,
             Some(InboxEvent::Gone) => {}
-            None => queued.has_task = false,
+            None => {
+                queued.has_task = false;
+                // Few clients send at a time.
+                queued.events = VecDeque::new();
+            }
         }
         event
     }

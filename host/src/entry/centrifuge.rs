@@ -1,5 +1,5 @@
-//! Carries out the commands of a Centrifuge client, one after another, away from its shard, which answers `connect` and
-//! `subscribe`.
+//! Carries out the commands of a Centrifuge client, one after another: short ones that nobody's code is asked about at
+//! once, others away from its shard. The shard answers `connect` and `subscribe`.
 //!
 //! The shard puts the client's messages into an inbox, which one task at a time empties. A message is one command or
 //! more. The tenant's handler is asked as for any client; `on-connect` is called when the client sends `connect`. The
@@ -39,6 +39,8 @@ mod connect;
 const MAX_HISTORY: usize = 1000;
 /// How long a client may stay after its lease, to refresh it: SDKs begin a refresh when the lease is over.
 const REFRESH_GRACE: Duration = Duration::from_secs(25);
+/// Bytes of a message that the shard's thread itself handles, if nobody's code is asked.
+const SHORT: usize = 256;
 /// Most commands in one frame.
 const MAX_COMMANDS: usize = 1000;
 /// Bytes of replies that are collected before the session waits for the shard to take them.
@@ -88,7 +90,12 @@ impl Recipient for Arc<CentrifugeSession> {
     fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.tenant.client_limits;
         if self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)? {
-            self.tasks.spawn(Arc::clone(self).serve());
+            // Most commands take no longer than to wake another thread for them.
+            if self.handler.is_none() && payload.len() <= SHORT {
+                self.tasks.begin(Arc::clone(self).serve(true));
+            } else {
+                self.tasks.spawn(Arc::clone(self).serve(false));
+            }
         }
         Ok(())
     }
@@ -133,11 +140,13 @@ impl CentrifugeSession {
         })
     }
 
-    async fn serve(self: Arc<Self>) {
+    /// Carries out what is in the inbox. `has_turn`: its first message came in the tenant's turn of being read, which
+    /// is long enough for it.
+    async fn serve(self: Arc<Self>, mut has_turn: bool) {
         while let Some(event) = self.inbox.next() {
             // The message's share of the budget is given back when its steps are done.
             let InboxEvent::Message(frame, share) = event else { continue };
-            if let Err(end) = self.handle(&frame, share).await {
+            if let Err(end) = self.handle(&frame, share, std::mem::take(&mut has_turn)).await {
                 // Set now, since the shard notes it only when it takes this step.
                 let _ = self.reason.set(end.reason());
                 self.send_steps(vec![Step::Close(end)], None);
@@ -161,7 +170,7 @@ impl CentrifugeSession {
     }
 
     /// `share`: the message's of the budget.
-    async fn handle(&self, message: &Frame, share: BudgetShare) -> Result<(), End> {
+    async fn handle(&self, message: &Frame, share: BudgetShare, has_turn: bool) -> Result<(), End> {
         let bad = |why: String| End::Centrifuge(Disconnect::BadRequest, why);
         let text = str::from_utf8(&message.bytes).ok().filter(|_| message.kind == Kind::Text);
         let Some(text) = text else { return Err(bad("commands are JSON, as text".into())) };
@@ -188,7 +197,9 @@ impl CentrifugeSession {
                 self.send_and_wait(&mut steps).await;
             }
             // Other sessions run on this thread, too, and those of one tenant have their turns.
-            self.tenant.command_turn.begin().await;
+            if !has_turn {
+                self.tenant.command_turn.begin().await;
+            }
         }
         self.send_steps(steps.take(), Some(share));
         Ok(())

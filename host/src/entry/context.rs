@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::{
     component::Tasks,
-    delivery::Shards,
+    delivery::{Mailbox, Shards, shard::Newcomer},
     entry::Proxies,
     fair_pool::{FairPool, Sharer},
     host_header::host_of,
@@ -27,12 +27,16 @@ pub struct EntryContext {
     pub proxies: Proxies,
     pub metrics: Arc<Metrics>,
     pub shards: Arc<Shards>,
+    /// Clients whose handshake is done, and that their shards have not been told of yet.
+    pub arrived: Mailbox<Newcomer>,
     /// How many clients the host has now, and may have.
     pub total: Arc<AtomicUsize>,
     pub max_clients: usize,
     pub max_handshakes: usize,
     /// Places of handshakes under way: an address's until the tenant is known.
     pub handshakes: Arc<FairPool<Sharer>>,
+    /// Places of requests that wait until their tenant has fewer handshakes under way.
+    pub waiting: Arc<FairPool<Sharer>>,
     pub handshake_timeout: Duration,
     /// Places of requests that read channels, by tenant and by address. Each is held until its answer is sent.
     pub reads: Arc<FairPool<Sharer>>,

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -49,6 +49,9 @@ use crate::{
     usage::Received,
 };
 
+/// How long a request waits for a place, and how often it looks for one.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Preflights of one connection. Browsers remember their answers.
 const PREFLIGHTS: usize = 8;
 
@@ -192,14 +195,18 @@ impl Attempt {
     }
 
     /// Makes the handshake's place its tenant's, which is known now, and waits for the tenant's turn. `Err`: the tenant
-    /// has too many.
+    /// has too many, and something holds them.
     pub async fn take_tenants_place(&self, tenant: &Tenant) -> Result<(), Refusal> {
         let most = Most::Own(tenant.version().limits.handshakes);
         let sharer = Sharer::Tenant(Arc::clone(&tenant.name));
         let own = self.place.lock().take();
         let place = match own {
-            Some(own) => own.pass_to(sharer, most, 0),
-            None => self.context.handshakes.take(sharer, most),
+            Some(own) => own.pass_to(sharer.clone(), most, 0),
+            None => self.context.handshakes.take(sharer.clone(), most),
+        };
+        let place = match place {
+            None => self.wait_for_place(&sharer, most).await,
+            place => place,
         };
         if place.is_none() {
             tenant.metrics.limited("handshakes", 1);
@@ -209,6 +216,20 @@ impl Attempt {
         tenant.handshake_turn.begin().await;
         tenant.usage.let_in(Received::MESSAGE).await;
         Ok(())
+    }
+
+    /// Waits for a place, for as long as handshakes that nothing holds may take. Not all can wait: those who are told to
+    /// come again have connections, too.
+    async fn wait_for_place(&self, sharer: &Sharer, most: Most) -> Option<FairPlace<Sharer>> {
+        let _waiting = self.context.waiting.take(sharer.clone(), Most::Own(usize::MAX))?;
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if let Some(place) = self.context.handshakes.take(sharer.clone(), most) {
+                return Some(place);
+            }
+        }
+        None
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> HttpResponse {

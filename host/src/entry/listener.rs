@@ -4,24 +4,28 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
-    task::{AbortHandle, JoinSet},
+    io::unix::AsyncFd,
+    net::{TcpListener, TcpSocket},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{AbortHandle, JoinSet, yield_now},
 };
 
 use crate::{
     delivery::{shard::Newcomer, sockopt},
     entry::{
         EntryContext,
+        early_socket::EarlySocket,
         handshake::{Attempt, Handshake},
     },
     fair_pool::{FairPlace, Most, Sharer, network},
@@ -38,6 +42,12 @@ const MAX_REQUEST: usize = 16 << 10;
 /// How long a connection without a request is safe from being cut when the relay is crowded. An honest client sends its
 /// request within a second.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Most handshakes at once that are young. Other connections wait, without anything being kept for them.
+const YOUNG: usize = 512;
+/// Handshakes that begin before those under way go on.
+const BEGUN_AT_ONCE: usize = 8;
+/// How long a handshake is young. One that nothing holds takes less.
+const YOUTH: Duration = Duration::from_millis(100);
 /// Handshakes at once that make a storm. A storm leaves the allocator with megabytes of free memory, which go back to
 /// the system when fewer than [`CALM`] are left.
 const STORM: usize = 512;
@@ -59,43 +69,83 @@ pub fn bind(address: SocketAddr, others: &[SocketAddr]) -> io::Result<TcpListene
     socket.listen(BACKLOG)
 }
 
-/// Accepts connections until the relay stops. Handshakes under way are then cut, while clients stay in their shards.
-pub async fn run(listeners: Vec<TcpListener>, context: Arc<EntryContext>, mut stop: Stop) {
-    let mut handshakes = Handshakes::new(context);
-    let mut next = 0;
-    // Not one after another with those under way: it is not known yet which tenant waits here.
-    loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listeners, &mut next) => accepted,
-            // Without a handshake to wait for, this branch is off, and the select waits for the others.
-            Some(_) = handshakes.tasks.join_next(), if handshakes.storm => {
-                handshakes.end_storm();
-                continue;
-            }
-            () = stop.wait() => return handshakes.tasks.shutdown().await,
-        };
-        handshakes.forget_finished();
-        match accepted {
-            Ok((socket, peer)) => handshakes.begin(socket, peer),
-            Err(error) => {
-                handshakes.context.metrics.handshake_refused("accept");
-                // If only this connection is gone, there is no reason to wait.
-                if error.kind() != io::ErrorKind::ConnectionAborted {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    handshakes.cut_silent(Duration::ZERO, None);
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+/// An accepted connection, and whom it comes from.
+type Connection = (StdTcpStream, SocketAddr);
+
+/// One of the clients' listeners. What it accepts is not watched yet.
+pub struct Door {
+    pub address: SocketAddr,
+    listener: AsyncFd<StdTcpListener>,
+}
+
+impl Door {
+    #[expect(deprecated, reason = "it is unsound for what may close its descriptor meanwhile, and this cannot")]
+    pub fn open(address: SocketAddr, listener: TcpListener) -> io::Result<Self> {
+        Ok(Self { address, listener: AsyncFd::new(listener.into_std()?)? })
+    }
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Connection>> {
+        loop {
+            let mut ready = ready!(self.listener.poll_read_ready(context))?;
+            // An error means that nobody waits to be accepted.
+            if let Ok(accepted) = ready.try_io(|listener| listener.get_ref().accept()) {
+                let (socket, peer) = accepted?;
+                socket.set_nonblocking(true)?;
+                return Poll::Ready(Ok((socket, peer)));
             }
         }
     }
 }
 
+/// Accepts connections until the relay stops. Handshakes under way are then cut, while clients stay in their shards.
+///
+/// Connections are accepted as they come, since the system has room for few, and their handshakes begin no faster than
+/// others end: by then, the request has come too.
+pub async fn run(doors: Vec<Door>, context: Arc<EntryContext>, mut stop: Stop) {
+    let mut handshakes = Handshakes::new(context);
+    let young = Arc::new(Semaphore::new(YOUNG.min(handshakes.context.max_handshakes.div_ceil(2))));
+    let mut next = 0;
+    // Not one after another with those under way: it is not known yet which tenant waits here.
+    loop {
+        tokio::select! {
+            accepted = accept(&doors, &mut next), if handshakes.has_room() => match accepted {
+                Ok(connection) => {
+                    handshakes.waiting.push_back(connection);
+                    while handshakes.has_room()
+                        && let Some(Ok(connection)) = accept(&doors, &mut next).now_or_never()
+                    {
+                        handshakes.waiting.push_back(connection);
+                    }
+                }
+                Err(error) => handshakes.not_accepted(&error).await,
+            },
+            Ok(young) = Arc::clone(&young).acquire_owned(), if !handshakes.waiting.is_empty() => {
+                handshakes.begin_next(young);
+            }
+            // Without a handshake to wait for, this branch is off, and the select waits for the others.
+            Some(_) = handshakes.tasks.join_next(), if handshakes.storm => handshakes.end_storm(),
+            () = stop.wait() => return handshakes.tasks.shutdown().await,
+        }
+        for _ in 0..BEGUN_AT_ONCE {
+            if handshakes.waiting.is_empty() {
+                break;
+            }
+            let Ok(young) = Arc::clone(&young).try_acquire_owned() else { break };
+            handshakes.begin_next(young);
+        }
+        handshakes.forget_finished();
+        if !handshakes.waiting.is_empty() {
+            yield_now().await;
+        }
+    }
+}
+
 /// Accepts from each listener in turn.
-async fn accept(listeners: &[TcpListener], next: &mut usize) -> io::Result<(TcpStream, SocketAddr)> {
+async fn accept(doors: &[Door], next: &mut usize) -> io::Result<Connection> {
     poll_fn(|context| {
-        for _ in 0..listeners.len() {
-            *next = (*next + 1) % listeners.len();
-            if let Some(Poll::Ready(accepted)) = listeners.get(*next).map(|listener| listener.poll_accept(context)) {
+        for _ in 0..doors.len() {
+            *next = (*next + 1) % doors.len();
+            if let Some(Poll::Ready(accepted)) = doors.get(*next).map(|door| door.poll_accept(context)) {
                 return Poll::Ready(accepted);
             }
         }
@@ -108,6 +158,8 @@ async fn accept(listeners: &[TcpListener], next: &mut usize) -> io::Result<(TcpS
 struct Handshakes {
     context: Arc<EntryContext>,
     tasks: JoinSet<()>,
+    /// Connections whose handshakes have not begun.
+    waiting: VecDeque<Connection>,
     /// Oldest first. A finished handshake is taken out when it gets to the front.
     under_way: VecDeque<UnderWay>,
     /// Whether there has been a storm, and no calm since.
@@ -125,11 +177,34 @@ struct UnderWay {
 
 impl Handshakes {
     fn new(context: Arc<EntryContext>) -> Self {
-        Self { context, tasks: JoinSet::new(), under_way: VecDeque::new(), storm: false, trims: JoinSet::new() }
+        Self {
+            context,
+            tasks: JoinSet::new(),
+            waiting: VecDeque::new(),
+            under_way: VecDeque::new(),
+            storm: false,
+            trims: JoinSet::new(),
+        }
     }
 
-    /// Begins a connection's handshake. While there are very many, the connection is closed.
-    fn begin(&mut self, socket: TcpStream, peer: SocketAddr) {
+    /// Whether another connection may wait.
+    fn has_room(&self) -> bool {
+        self.waiting.len() < self.context.max_handshakes
+    }
+
+    async fn not_accepted(&mut self, error: &io::Error) {
+        self.context.metrics.handshake_refused("accept");
+        // If only this connection is gone, there is no reason to wait.
+        if error.kind() != io::ErrorKind::ConnectionAborted {
+            tracing::warn!(%error, "a connection could not be accepted");
+            self.cut_silent(Duration::ZERO, None);
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+
+    /// Begins the handshake of the connection that has waited longest. While there are very many, it is closed.
+    fn begin_next(&mut self, young: OwnedSemaphorePermit) {
+        let Some((socket, peer)) = self.waiting.pop_front() else { return };
         let context = Arc::clone(&self.context);
         let place = self.place(peer.ip());
         // Clients that are told to come again later take a handshake, too, so their number has a bound: half of all.
@@ -143,7 +218,7 @@ impl Handshakes {
             self.under_way.retain(|under_way| !under_way.task.is_finished());
         }
         let attempt = Arc::new(Attempt::new(context, peer.ip(), place));
-        let task = self.tasks.spawn(handshake(socket, Arc::clone(&attempt)));
+        let task = self.tasks.spawn(handshake(EarlySocket::new(socket), Arc::clone(&attempt), young));
         self.under_way.push_back(UnderWay { task, attempt, since: Instant::now() });
         self.storm |= self.tasks.len() >= STORM;
     }
@@ -201,12 +276,12 @@ impl Handshakes {
     }
 }
 
-async fn handshake(socket: TcpStream, attempt: Arc<Attempt>) {
-    serve(socket, &attempt).await;
+async fn handshake(socket: EarlySocket, attempt: Arc<Attempt>, young: OwnedSemaphorePermit) {
+    serve(socket, &attempt, Some(young)).await;
     attempt.leave();
 }
 
-async fn serve(socket: TcpStream, attempt: &Arc<Attempt>) {
+async fn serve(socket: EarlySocket, attempt: &Arc<Attempt>, mut young: Option<OwnedSemaphorePermit>) {
     let context = &attempt.context;
     let asked = Arc::clone(attempt);
     let answers = move || asked.answers();
@@ -222,8 +297,10 @@ async fn serve(socket: TcpStream, attempt: &Arc<Attempt>) {
     });
     tokio::pin!(served);
     let mut may_go_on = true;
+    let mut time = YOUTH.min(context.handshake_timeout);
     loop {
-        match tokio::time::timeout(context.handshake_timeout, served.as_mut()).await {
+        match tokio::time::timeout(time, served.as_mut()).await {
+            Err(_) if young.take().is_some() => time = context.handshake_timeout - time,
             Ok(Ok(())) => break,
             // A browser keeps the connection of a preflight for what may come.
             Ok(Err(_)) | Err(_) if attempt.had_preflights() => return,
@@ -232,7 +309,9 @@ async fn serve(socket: TcpStream, attempt: &Arc<Attempt>) {
                 return context.metrics.handshake_refused("http");
             }
             // The request behind it has as much time again.
-            Err(_) if attempt.has_had_preflights() && std::mem::take(&mut may_go_on) => {}
+            Err(_) if attempt.has_had_preflights() && std::mem::take(&mut may_go_on) => {
+                time = context.handshake_timeout
+            }
             Err(_) => return context.metrics.handshake_refused("timeout"),
         }
     }
@@ -242,7 +321,26 @@ async fn serve(socket: TcpStream, attempt: &Arc<Attempt>) {
     let leftover = parts.read_buf.to_vec();
     drop(parts.read_buf);
     match parts.io.into_inner().into_inner().into_std() {
-        Ok(socket) => context.shards.adopt(Newcomer { socket, leftover, accepted }),
+        Ok(socket) => hand_over(context, Newcomer { socket, leftover, accepted }).await,
         Err(error) => tracing::warn!(%error, "a client's socket could not be handed over"),
+    }
+}
+
+/// Hands a client to its shard, with those whose handshakes end meanwhile: a thread is woken for all of them once.
+async fn hand_over(context: &EntryContext, newcomer: Newcomer) {
+    if context.arrived.push(newcomer) {
+        let _all = Arrived(context);
+        yield_now().await;
+    }
+}
+
+/// The clients that have arrived go to their shards when this is dropped.
+struct Arrived<'c>(&'c EntryContext);
+
+impl Drop for Arrived<'_> {
+    fn drop(&mut self) {
+        let mut all = Vec::new();
+        self.0.arrived.take(&mut all);
+        all.into_iter().for_each(|newcomer| self.0.shards.adopt(newcomer));
     }
 }

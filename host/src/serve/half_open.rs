@@ -7,15 +7,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection that hides its end while a request is answered, and until the answer is sent. hyper would take it for
 /// that of the client, and drop the answer. A reset that comes before the end is not hidden.
-pub struct HalfOpen<F> {
-    socket: TcpStream,
+pub struct HalfOpen<S, F> {
+    socket: S,
     /// Whether a request is being answered.
     answers: F,
     /// Whether hyper has something that it has not sent yet.
@@ -24,17 +21,17 @@ pub struct HalfOpen<F> {
     hidden: bool,
 }
 
-impl<F> HalfOpen<F> {
-    pub fn new(socket: TcpStream, answers: F) -> Self {
+impl<S, F> HalfOpen<S, F> {
+    pub fn new(socket: S, answers: F) -> Self {
         Self { socket, answers, unsent: false, hidden: false }
     }
 
-    pub fn into_inner(self) -> TcpStream {
+    pub fn into_inner(self) -> S {
         self.socket
     }
 }
 
-impl<F: Fn() -> bool + Unpin> AsyncRead for HalfOpen<F> {
+impl<S: AsyncRead + Unpin, F: Fn() -> bool + Unpin> AsyncRead for HalfOpen<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -48,7 +45,7 @@ impl<F: Fn() -> bool + Unpin> AsyncRead for HalfOpen<F> {
     }
 }
 
-impl<F: Fn() -> bool + Unpin> AsyncWrite for HalfOpen<F> {
+impl<S: AsyncWrite + Unpin, F: Fn() -> bool + Unpin> AsyncWrite for HalfOpen<S, F> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.unsent = true;
         Pin::new(&mut self.socket).poll_write(context, bytes)

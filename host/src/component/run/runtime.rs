@@ -1,6 +1,10 @@
 //! The threads that guests run on, apart from every socket.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use rustix::process::setpriority_process;
 use tokio::{
@@ -39,6 +43,15 @@ impl Tasks {
 
     pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.tracker.spawn_on(task, &self.runtime)
+    }
+
+    /// Does a task here, as far as it has nothing to wait for, and spawns the rest of it.
+    pub fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let _entered = self.runtime.enter();
+        let mut task = Box::pin(task);
+        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.spawn(task);
+        }
     }
 }
 

@@ -320,6 +320,18 @@ async fn a_client_is_told_to_come_later_while_too_many_wait_for_the_handler() {
 }
 
 #[tokio::test]
+async fn a_client_waits_for_a_second_while_others_are_being_let_in() {
+    let relay = relay_with("handshakes = 8", "handshakes = 1\nclient-call = \"10s\"").await;
+    let mut watches = relay.client("/t?channels=knocks").await;
+    let url = relay.url("/t?busy=400");
+    let slow = tokio::spawn(async move { Client::try_connect(&url).await });
+    assert!(watches.text().await.ends_with(" busy=400"));
+    relay.client("/t").await;
+    assert!(slow.await.unwrap().is_ok());
+    assert_eq!(counted(&relay, "crowded").await, 0.0);
+}
+
+#[tokio::test]
 async fn without_a_handler_what_clients_send_is_dropped() {
     let folder = Folder::new("").handled("t", guests::handler(), "");
     folder.write("tenants/bare/tenant.toml", "name = \"bare\"");

@@ -1,0 +1,145 @@
+//! A socket that is watched only if its handshake has to wait for it. Most requests have arrived by the time that their
+//! connection is accepted, and their answers are taken at once: such a socket goes to its shard, which watches it, and
+//! nobody has watched it before.
+
+use std::{
+    io,
+    io::{ErrorKind, IoSlice, Read, Write},
+    net::{Shutdown, TcpStream},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net,
+};
+
+/// How often nothing may be there to read, or no room to write, before a socket is watched: once when the request has
+/// been read, and once more when the tenant's next turn comes.
+const TRIES: u8 = 2;
+
+/// Bytes of a usual request.
+const REQUEST: usize = 2 << 10;
+
+pub struct EarlySocket {
+    stage: Stage,
+    /// How often it was read from, and written to, for nothing.
+    empty_reads: u8,
+    full_writes: u8,
+}
+
+enum Stage {
+    Early(TcpStream),
+    Watched(net::TcpStream),
+    /// It could not be watched.
+    Broken,
+}
+
+impl EarlySocket {
+    /// `socket` must not block.
+    pub fn new(socket: TcpStream) -> Self {
+        Self { stage: Stage::Early(socket), empty_reads: 0, full_writes: 0 }
+    }
+
+    pub fn into_std(self) -> io::Result<TcpStream> {
+        match self.stage {
+            Stage::Early(socket) => Ok(socket),
+            Stage::Watched(socket) => socket.into_std(),
+            Stage::Broken => Err(broken()),
+        }
+    }
+
+    /// The socket, if nobody watches it and nobody has to after this many tries.
+    fn early(&mut self, tries: u8) -> Option<&mut TcpStream> {
+        match &mut self.stage {
+            Stage::Early(socket) if tries < TRIES => Some(socket),
+            _ => None,
+        }
+    }
+
+    fn watched(&mut self) -> io::Result<Pin<&mut net::TcpStream>> {
+        if let Stage::Early(_) = &self.stage
+            && let Stage::Early(socket) = std::mem::replace(&mut self.stage, Stage::Broken)
+        {
+            self.stage = Stage::Watched(net::TcpStream::from_std(socket)?);
+        }
+        match &mut self.stage {
+            Stage::Watched(socket) => Ok(Pin::new(socket)),
+            Stage::Early(_) | Stage::Broken => Err(broken()),
+        }
+    }
+}
+
+/// What a try without anybody watching leads to. If the handshake goes on without it, nobody ever need watch. Else it is
+/// polled again at once.
+fn tried<T>(count: &mut u8, context: &Context<'_>, result: io::Result<T>) -> Poll<io::Result<T>> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            *count += 1;
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+        result => Poll::Ready(result),
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::new(ErrorKind::NotConnected, "the socket could not be watched")
+}
+
+impl AsyncRead for EarlySocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let tries = self.empty_reads;
+        if let Some(socket) = self.early(tries) {
+            let length = buffer.remaining().min(REQUEST);
+            let read = socket.read(buffer.initialize_unfilled_to(length)).map(|length| buffer.advance(length));
+            return tried(&mut self.empty_reads, context, read);
+        }
+        self.watched()?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for EarlySocket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let tries = self.full_writes;
+        if let Some(socket) = self.early(tries) {
+            let written = socket.write(bytes);
+            return tried(&mut self.full_writes, context, written);
+        }
+        self.watched()?.poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let tries = self.full_writes;
+        if let Some(socket) = self.early(tries) {
+            let written = socket.write_vectored(slices);
+            return tried(&mut self.full_writes, context, written);
+        }
+        self.watched()?.poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stage {
+            Stage::Early(socket) => Poll::Ready(socket.shutdown(Shutdown::Write)),
+            Stage::Watched(socket) => Pin::new(socket).poll_shutdown(context),
+            Stage::Broken => Poll::Ready(Err(broken())),
+        }
+    }
+}
