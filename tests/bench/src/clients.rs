@@ -1,18 +1,23 @@
 //! Many clients in one thread: they take everything at once, check each message, and cost far less than the server.
 //!
-//! `bench clients ADDRESS/PATH --clients N --window N --messages N [--parts N] [--stalled N] [--recording FILE [--compressed]]`
+//! `bench clients ADDRESS/PATH --clients N --window N --messages N [--parts N] [--stalled N] [--door DOOR]
+//! [--recording FILE [--compressed]]`
 //!
 //! Prints `connected` with what connecting took. Once all messages are there, or nothing has come for a while, it
 //! prints `received` with a report. If the messages come in several equal `parts`, a line for each part comes first.
 //! The sockets stay open to the end. Clients that are stalled do not read until then; after a line on standard input
-//! they do, and `stalled` says what became of them. With a recording, the clients expect its messages, with
-//! `--compressed` also compressed ones.
+//! they do, and `stalled` says what became of them. They come by the door `websocket` unless another is named: `sse` or
+//! `centrifuge`. With a recording, the clients expect its messages, with `--compressed` also compressed ones.
 //!
 //! `bench ask`: clients that ask and are answered (`ask.rs`).
 //! `bench herd`: clients that are all cut off at once and reconnect (`herd.rs`).
+//! `bench crowd`: clients that all connect at once (`herd.rs`).
 
 mod ask;
+mod centrifuge;
 mod connect;
+mod door;
+mod events;
 mod herd;
 mod histogram;
 mod order;
@@ -23,7 +28,8 @@ mod report;
 mod stall;
 
 pub use ask::run as ask;
-pub use herd::run as herd;
+pub use door::Door;
+pub use herd::{crowd, run as herd};
 pub use histogram::Histogram;
 pub use report::{Asked, Connected, Part, Received, Returned, Stalled};
 
@@ -46,7 +52,9 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let stalled = arguments.option("--stalled")?.unwrap_or(0);
     let recording = arguments.option("--recording")?.map(|file: PathBuf| Recording::read(&file)).transpose()?;
     let compressed = arguments.flag("--compressed");
-    let target = connect::Target::new(&arguments.word::<String>("an address with a path")?)?.compressed(compressed);
+    let door: Door = arguments.option("--door")?.unwrap_or_default();
+    let target = connect::Target::new(&arguments.word::<String>("an address with a path")?)?;
+    let target = target.compressed(compressed).with_door(door);
     arguments.end()?;
 
     let mut poll = Poll::new().context("epoll")?;

@@ -2,6 +2,8 @@
 
 use wire::frame;
 
+use crate::failure::{Context, Failure};
+
 /// The bit of a message's last frame.
 const FIN: u8 = 0x80;
 /// The first byte of a message that is one frame: FIN and the opcode.
@@ -62,6 +64,14 @@ pub fn header(first: u8, masked: bool, length: u16, out: &mut Vec<u8>) {
     if masked {
         out.extend_from_slice(&[0; 4]);
     }
+}
+
+/// A client's text message.
+pub fn masked_text(text: &str) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    header(TEXT, true, u16::try_from(text.len()).context("a message's length")?, &mut bytes);
+    bytes.extend_from_slice(text.as_bytes());
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha1::{Digest, Sha1};
+use wire::sse::CONTENT_TYPE;
 
 use crate::failure::{Context, Failure};
 
@@ -73,7 +74,20 @@ pub fn check_answer(head: &[u8]) -> Result<(), Failure> {
     if head.starts_with("HTTP/1.1 101 ") && head.contains(ACCEPT) {
         return Ok(());
     }
-    Err(Failure::new(format!("no handshake, but {:?}", head.lines().next().unwrap_or_default())))
+    Err(no_handshake(&head))
+}
+
+/// Checks that a head begins a stream of events.
+pub fn check_events(head: &[u8]) -> Result<(), Failure> {
+    let head = String::from_utf8_lossy(head);
+    if head.starts_with("HTTP/1.1 200 ") && header(&head, "content-type") == Some(CONTENT_TYPE) {
+        return Ok(());
+    }
+    Err(no_handshake(&head))
+}
+
+fn no_handshake(head: &str) -> Failure {
+    Failure::new(format!("no handshake, but {:?}", head.lines().next().unwrap_or_default()))
 }
 
 /// The length of the body after a head that tells it.
@@ -137,6 +151,14 @@ mod tests {
         assert_eq!(seconds("HTTP/1.1 503 Service Unavailable\r\nretry-after: 3\r\n\r\n"), Some(3));
         assert_eq!(seconds("HTTP/1.1 503 Service Unavailable\r\n\r\n"), Some(1));
         assert_eq!(seconds("HTTP/1.1 410 Gone\r\nRetry-After: 3\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn only_a_stream_of_events_begins_one() {
+        let is_one = |head: &str| check_events(head.as_bytes()).is_ok();
+        assert!(is_one("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"));
+        assert!(!is_one("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"));
+        assert!(!is_one("HTTP/1.1 404 Not Found\r\nContent-Type: text/event-stream\r\n\r\n"));
     }
 
     #[test]

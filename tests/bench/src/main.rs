@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Some("clients") => clients::run(arguments),
         Some("ask") => clients::ask(arguments),
         Some("herd") => clients::herd(arguments),
+        Some("crowd") => clients::crowd(arguments),
         Some("leash") => run::leash(arguments),
         None => run::run(arguments),
         Some(other) => Err(Failure::new(format!("no command {other:?}"))),

@@ -3,6 +3,7 @@
 mod compressed;
 mod deliveries;
 mod density;
+mod doors;
 mod guests;
 mod herd;
 mod host;
@@ -39,13 +40,13 @@ const HELP: &str = "\
 Measures what a delivery costs the relay, compared with a bare server and its peers. Prints Markdown on standard output,
 and a line about each run on standard error.
 
-  --only A,B      scenarios (flood, bursts, paced, many, idle, slow, herd, compressed, density, guests, neighbours); all by
-                  default
+  --only A,B      scenarios (flood, bursts, paced, many, idle, slow, herd, compressed, density, guests, neighbours,
+                  doors); all by default
   --servers A,B   servers (ceiling, pass, market, bun, ws, nchan); by default all that are installed. The scenario slow
                   and the ones from density on have servers of their own. In compressed, pass, bun and nchan run both
                   with compression and without
   --runs N        runs of each server in each scenario, with the servers in turn (3)
-  --clients N     clients, instead of the scenarios' own 1,000, 5,000 and 10,000
+  --clients N     clients, instead of the scenarios' own 1,000, 5,000 and 10,000; doors delivers to 1,000 at most
   --seconds N     how long paced messages are played (8; 30 in slow), and each window of neighbours (2); the flood has
                   2,500 messages for each second
   --tenants N     tenants, instead of density's 1,000
@@ -95,6 +96,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
             Scenario::Density(scenario) => density::run(scenario, runs, &place),
             Scenario::Guests(scenario) => guests::run(scenario, runs, &place),
             Scenario::Neighbours(scenario) => neighbours::run(scenario, runs, &place),
+            Scenario::Doors(scenario) => doors::run(scenario, runs, &place),
         };
         print!("{}", outcome.text);
         good &= outcome.good;
@@ -110,6 +112,7 @@ enum Scenario {
     Density(density::Scenario),
     Guests(guests::Scenario),
     Neighbours(neighbours::Scenario),
+    Doors(doors::Scenario),
 }
 
 /// The result of a scenario.
@@ -130,6 +133,7 @@ impl Scenario {
             Self::Density(_) => "density",
             Self::Guests(_) => "guests",
             Self::Neighbours(_) => "neighbours",
+            Self::Doors(_) => "doors",
         }
     }
 }
@@ -147,6 +151,7 @@ fn all(
         compressed::Scenario { clients: clients.unwrap_or(1_000), seconds: seconds.unwrap_or(SECONDS), recording };
     let neighbours =
         neighbours::Scenario { clients: clients.unwrap_or(1_000), seconds: seconds.unwrap_or(WINDOW_SECONDS) };
+    let doors = doors::Scenario { clients: clients.unwrap_or(10_000), seconds: seconds.unwrap_or(SECONDS) };
     let others = [
         Scenario::Slow(slow),
         Scenario::Herd(herd),
@@ -154,6 +159,7 @@ fn all(
         Scenario::Density(density::Scenario { tenants: tenants.unwrap_or(1_000) }),
         Scenario::Guests(guests::Scenario { seconds: seconds.unwrap_or(SECONDS) }),
         Scenario::Neighbours(neighbours),
+        Scenario::Doors(doors),
     ];
     played.chain(others).collect()
 }

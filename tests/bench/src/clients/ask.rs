@@ -46,7 +46,8 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let (sockets, protocol) = match question {
         Some(question) => {
             let (clients, _) = connect::connect(&mut poll, &target, count, WINDOW)?;
-            (clients.into_iter().map(|client| client.socket).collect(), Protocol::WebSocket(framed(&question)?))
+            let sockets = clients.into_iter().map(|client| client.socket).collect();
+            (sockets, Protocol::WebSocket(frame::masked_text(&question)?))
         }
         None => {
             let sockets = (0..count).map(|nth| plain(&poll, target.address, nth)).collect::<Result<Vec<_>, _>>()?;
@@ -170,11 +171,4 @@ fn plain(poll: &Poll, address: SocketAddr, nth: usize) -> Result<TcpStream, Fail
     let mut socket = TcpStream::from_std(socket);
     poll.registry().register(&mut socket, Token(nth), Interest::READABLE).context("epoll")?;
     Ok(socket)
-}
-
-fn framed(question: &str) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    frame::header(frame::TEXT, true, u16::try_from(question.len()).context("a question's length")?, &mut bytes);
-    bytes.extend_from_slice(question.as_bytes());
-    Ok(bytes)
 }

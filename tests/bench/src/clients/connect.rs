@@ -9,10 +9,10 @@ use std::{
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect as start, socket_with, sockopt};
 
-use super::{order::Order, position::Position, report::Connected};
+use super::{centrifuge, door::Door, order::Order, position::Position, report::Connected};
 use crate::{
     failure::{Context, Failure},
-    handshake,
+    frame, handshake,
 };
 
 /// Clients are spread over this many source addresses, 127.0.0.2 and up: each has its own 28,000 ports.
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Target {
     pub address: SocketAddr,
     path: String,
+    /// The door that is at this path.
+    door: Door,
     /// Whether compression is offered.
     compressed: bool,
 }
@@ -32,14 +34,24 @@ impl Target {
     /// Parses `ADDRESS/PATH`.
     pub fn new(text: &str) -> Result<Self, Failure> {
         let (address, path) = text.split_once('/').context("an address without a path")?;
-        Ok(Self { address: address.parse().context(address)?, path: format!("/{path}"), compressed: false })
+        let address = address.parse().context(address)?;
+        Ok(Self { address, path: format!("/{path}"), door: Door::WebSocket, compressed: false })
+    }
+
+    pub fn with_door(self, door: Door) -> Self {
+        Self { door, ..self }
     }
 
     pub fn compressed(self, compressed: bool) -> Self {
         Self { compressed, ..self }
     }
 
+    /// A request to be let in. That for events does not say what it accepts: an `EventSource` is answered a stream even
+    /// when there is no room, and that would not count as 503.
     pub fn request(&self) -> String {
+        if self.door == Door::Events {
+            return self.plain_request();
+        }
         let request = if self.compressed { handshake::request_compressed } else { handshake::request };
         request(self.address, &self.path)
     }
@@ -58,6 +70,7 @@ impl Target {
 
 pub struct Client {
     pub socket: TcpStream,
+    pub door: Door,
     /// The start of a message whose rest is still to come. Before that, the start of the handshake's answer.
     pub partial: Vec<u8>,
     pub order: Order,
@@ -76,6 +89,8 @@ pub struct Client {
 enum Stage {
     Connecting,
     Asked,
+    /// It has sent the door's command with this number, counted from 0.
+    Entering(usize),
     Open,
 }
 
@@ -103,7 +118,7 @@ pub fn connect(
     let mut open = 0;
     while open < count {
         while clients.len() < count && clients.len() - open < window.max(1) {
-            clients.push(Client::start(poll, target.address, clients.len())?);
+            clients.push(Client::start(poll, target, clients.len())?);
         }
         poll.poll(&mut events, Some(PATIENCE)).context("epoll")?;
         if events.is_empty() {
@@ -124,16 +139,16 @@ pub fn connect(
 }
 
 impl Client {
-    pub fn start(poll: &Poll, address: SocketAddr, nth: usize) -> Result<Self, Failure> {
+    pub fn start(poll: &Poll, target: &Target, nth: usize) -> Result<Self, Failure> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).context("a socket")?;
         // With this, a socket is closed at once, without a minute in TIME_WAIT that would use up the ports.
         sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).context("SO_LINGER")?;
         let last = 2 + u8::try_from(nth % usize::from(SOURCES)).unwrap_or_default();
         bind(&socket, &SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), 0)).context("a source address")?;
-        match start(&socket, &address) {
+        match start(&socket, &target.address) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-            Err(error) => return Err(error).context(format!("connecting to {address}")),
+            Err(error) => return Err(error).context(format!("connecting to {}", target.address)),
         }
         let mut socket = TcpStream::from_std(socket.into());
         // This is edge-triggered, and the send buffer never fills, so it costs no events later.
@@ -141,6 +156,7 @@ impl Client {
         poll.registry().register(&mut socket, Token(nth), interest).context("epoll")?;
         Ok(Self {
             socket,
+            door: target.door,
             partial: Vec::new(),
             order: Order::default(),
             agreed: false,
@@ -155,18 +171,17 @@ impl Client {
         self.stage == Stage::Open
     }
 
-    /// Goes on with the handshake as far as it can. Returns whether it is over. Bytes that came after it are in
-    /// `partial`.
+    /// Goes on with the handshake, and with the door's commands, as far as it can. Returns whether the client is in.
+    /// Bytes that came after that are in `partial`.
     pub fn go_on(&mut self, request: &str) -> Result<bool, Denied> {
-        let lost = |doing: &str, error: io::Error| Denied::Lost(Failure::new(format!("{doing}: {error}")));
         if self.stage == Stage::Connecting {
             if let Some(error) = self.socket.take_error().unwrap_or_else(Some) {
-                return Err(lost("connecting", error));
+                return Err(lost("connecting", &error));
             }
             if self.socket.peer_addr().is_err() {
                 return Ok(false); // Not connected yet.
             }
-            self.socket.write_all(request.as_bytes()).map_err(|error| lost("a handshake", error))?;
+            self.socket.write_all(request.as_bytes()).map_err(|error| lost("a handshake", &error))?;
             self.stage = Stage::Asked;
         }
         let mut buffer = [0; 4096];
@@ -178,17 +193,72 @@ impl Client {
                 Err(error) => break Some(Failure::new(format!("a handshake's answer: {error}"))),
             }
         };
-        match (handshake::behind_head(&self.partial), end) {
-            (Some(behind), _) => {
-                let head: Vec<u8> = self.partial.drain(..behind).collect();
-                handshake::busy(&head).map_or(Ok(()), |pause| Err(Denied::Busy(pause)))?;
+        if self.stage == Stage::Asked {
+            self.take_head()?;
+        }
+        self.take_replies()?;
+        match end {
+            Some(failure) if !self.is_open() => Err(Denied::Lost(failure)),
+            _ => Ok(self.is_open()),
+        }
+    }
+
+    /// Checks the head of the request's answer, once it is whole.
+    fn take_head(&mut self) -> Result<(), Denied> {
+        let Some(behind) = handshake::behind_head(&self.partial) else { return Ok(()) };
+        let head: Vec<u8> = self.partial.drain(..behind).collect();
+        handshake::busy(&head).map_or(Ok(()), |pause| Err(Denied::Busy(pause)))?;
+        match self.door {
+            Door::Events => handshake::check_events(&head).map_err(Denied::Refused)?,
+            Door::WebSocket | Door::Centrifuge => {
                 handshake::check_answer(&head).map_err(Denied::Refused)?;
                 self.agreed = handshake::agreed(&head).map_err(Denied::Refused)?;
-                self.stage = Stage::Open;
             }
-            (None, Some(failure)) => return Err(Denied::Lost(failure)),
-            (None, None) => {}
         }
-        Ok(self.is_open())
+        self.command(0)
     }
+
+    /// Sends the door's command with this number. After the last one the client is in.
+    fn command(&mut self, nth: usize) -> Result<(), Denied> {
+        let Some(command) = self.door.commands().get(nth) else {
+            self.stage = Stage::Open;
+            return Ok(());
+        };
+        self.stage = Stage::Entering(nth);
+        self.say(command.text)
+    }
+
+    /// Takes the replies to the door's commands, and sends the next command after each. A reply has a frame of its own.
+    fn take_replies(&mut self) -> Result<(), Denied> {
+        while let Stage::Entering(nth) = self.stage {
+            let Some(command) = self.door.commands().get(nth) else { return Ok(()) };
+            let Some((frame, rest)) = frame::split(&self.partial) else { return Ok(()) };
+            let other = || {
+                let reply = String::from_utf8_lossy(frame.payload);
+                Failure::new(format!("{} is answered with {reply:?}", command.text))
+            };
+            let granted = frame.payload.starts_with(command.granted);
+            match frame.first {
+                frame::TEXT if granted || frame.payload == centrifuge::PING.as_bytes() => {}
+                frame::TEXT => return Err(Denied::Refused(other())),
+                _ => return Err(Denied::Lost(other())),
+            }
+            let behind = self.partial.len() - rest.len();
+            self.partial.drain(..behind);
+            match granted {
+                true => self.command(nth + 1)?,
+                false => self.say(centrifuge::PING)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, text: &str) -> Result<(), Denied> {
+        let bytes = frame::masked_text(text).map_err(Denied::Refused)?;
+        self.socket.write_all(&bytes).map_err(|error| lost("a command", &error))
+    }
+}
+
+fn lost(doing: &str, error: &io::Error) -> Denied {
+    Denied::Lost(Failure::new(format!("{doing}: {error}")))
 }

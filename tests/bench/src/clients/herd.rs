@@ -6,7 +6,11 @@
 //! it cuts every connection and prints `cut`. While the feed plays as many messages again, every client reconnects.
 //! With `--history` each resumes from a position of its own: some had read all of the first messages, some none, and
 //! each must get exactly the rest. No client waits for another; only a client that was refused tries again later. Then
-//! it prints `returned`, with a report.
+//! it prints `returned`, with a report. The sockets stay open to the end.
+//!
+//! `bench crowd ADDRESS/PATH --clients N [--door DOOR]`
+//!
+//! Clients that were not there before and all connect at once. It prints `entered`, with the same report.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +18,7 @@ use mio::{Events, Poll};
 
 use super::{
     connect::{self, Client, Denied, Target},
+    door::Door,
     histogram::Histogram,
     order::Order,
     position::Position,
@@ -55,8 +60,19 @@ pub fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let cut = Instant::now();
     drop(clients);
     println!("cut");
-    let returned = Herd::new(&target, count, messages, begin.as_ref(), cut)?.come_back()?;
-    println!("returned {returned}");
+    let mut herd = Herd::new(&target, count, messages, begin.as_ref(), cut)?;
+    println!("returned {}", herd.come_back()?);
+    wait()
+}
+
+pub fn crowd(mut arguments: Arguments) -> Result<(), Failure> {
+    let count = arguments.option("--clients")?.unwrap_or(1);
+    let door: Door = arguments.option("--door")?.unwrap_or_default();
+    let target = Target::new(&arguments.word::<String>("an address with a path")?)?.with_door(door);
+    arguments.end()?;
+
+    let mut herd = Herd::new(&target, count, 0, None, Instant::now())?;
+    println!("entered {}", herd.come_back()?);
     wait()
 }
 
@@ -119,7 +135,7 @@ impl<'t> Herd<'t> {
         })
     }
 
-    fn come_back(mut self) -> Result<Returned, Failure> {
+    fn come_back(&mut self) -> Result<Returned, Failure> {
         let mut events = Events::with_capacity(EVENTS);
         let mut looked = self.cut;
         let mut until = self.cut + END;
@@ -146,7 +162,7 @@ impl<'t> Herd<'t> {
         for (nth, returner) in self.clients.iter_mut().enumerate() {
             match &returner.state {
                 State::Away(due) if *due <= now => {
-                    let mut client = Client::start(&self.poll, self.target.address, nth)?;
+                    let mut client = Client::start(&self.poll, self.target, nth)?;
                     client.order = Order::from(returner.next);
                     returner.attempts += 1;
                     returner.state = State::Trying(client, now + PATIENCE);
@@ -205,7 +221,7 @@ impl<'t> Herd<'t> {
         Ok(())
     }
 
-    fn report(self) -> Returned {
+    fn report(&self) -> Returned {
         let missed = |returner: &Returner| match &returner.state {
             State::Behind(client) | State::Done(client) => client.order.missed(self.messages),
             State::Away(_) | State::Trying(..) => Order::from(returner.next).missed(self.messages),

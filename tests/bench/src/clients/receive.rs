@@ -8,7 +8,10 @@ use std::{
 use mio::{Events, Poll};
 
 use super::{
+    centrifuge::{self, Reply},
     connect::Client,
+    door::Door,
+    events,
     histogram::Histogram,
     order::Came,
     recorded::Recorded,
@@ -167,12 +170,20 @@ impl Receiver {
     }
 
     /// Checks the whole messages at the start of `bytes`. Returns the rest.
-    fn take<'a>(&mut self, client: &mut Client, mut bytes: &'a [u8]) -> Result<&'a [u8], Failure> {
+    fn take<'a>(&mut self, client: &mut Client, bytes: &'a [u8]) -> Result<&'a [u8], Failure> {
         let now = clock::now();
         self.last = now;
+        match client.door {
+            Door::WebSocket | Door::Centrifuge => self.take_frames(client, bytes, now),
+            Door::Events => self.take_events(client, bytes, now),
+        }
+    }
+
+    fn take_frames<'a>(&mut self, client: &mut Client, mut bytes: &'a [u8], now: u64) -> Result<&'a [u8], Failure> {
         while let Some((frame, rest)) = frame::split(bytes) {
             bytes = rest;
             match frame.first {
+                frame::TEXT if client.door == Door::Centrifuge => self.take_replies(client, frame.payload, now)?,
                 frame::TEXT | frame::COMPRESSED_TEXT => self.message(client, &frame, now)?,
                 frame::PING => answer(client, frame.payload),
                 frame::CLOSE => client.close_code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
@@ -182,6 +193,39 @@ impl Receiver {
             }
         }
         Ok(bytes)
+    }
+
+    /// Takes the replies of the Centrifuge protocol that are in one frame.
+    fn take_replies(&mut self, client: &mut Client, mut text: &[u8], now: u64) -> Result<(), Failure> {
+        while !text.is_empty() {
+            let strange = || format!("an unexpected reply: {:?}", String::from_utf8_lossy(text));
+            let (reply, rest) = centrifuge::split(text, self.length()).with_context(strange)?;
+            match reply {
+                Reply::Message(payload) => self.message(client, &framed(payload), now)?,
+                // A connection that has ended is noticed when it is read.
+                Reply::Ping => drop(client.socket.write_all(&frame::masked_text(centrifuge::PING)?)),
+            }
+            text = rest;
+        }
+        Ok(())
+    }
+
+    fn take_events<'a>(&mut self, client: &mut Client, mut bytes: &'a [u8], now: u64) -> Result<&'a [u8], Failure> {
+        while let Some((payload, rest)) = events::split(bytes, self.length()) {
+            if let Some(payload) = payload {
+                self.message(client, &framed(payload), now)?;
+            }
+            bytes = rest;
+        }
+        Ok(bytes)
+    }
+
+    /// The length of every message. 0: they differ, or it is not known yet.
+    fn length(&self) -> usize {
+        match &self.content {
+            Content::Alike(Some(shape)) => shape.length,
+            Content::Alike(None) | Content::Recorded(_) => 0,
+        }
     }
 
     fn message(&mut self, client: &mut Client, frame: &Frame<'_>, now: u64) -> Result<(), Failure> {
@@ -267,6 +311,11 @@ fn alike(shape: &mut Option<Shape>, frame: &Frame<'_>, sent: &mut [u64]) -> Opti
         *sent = message::sent(stamp)?;
     }
     Some(number)
+}
+
+/// A payload that came in the envelope of another protocol.
+fn framed(payload: &[u8]) -> Frame<'_> {
+    Frame { first: frame::TEXT, mask: None, payload }
 }
 
 /// Answers a ping: in a long run the server wants a sign of life.

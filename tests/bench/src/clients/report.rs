@@ -99,7 +99,7 @@ report!(
 );
 
 report!(
-    /// How many clients came back after all had been cut off at once.
+    /// How many clients came back after all had been cut off at once, or came at once for the first time.
     Returned {
         back: u64,
         /// From the cut to the last client's last message. For clients that cannot resume, to the last handshake.

@@ -57,7 +57,7 @@ const COLUMNS: [Column<Kind, Sample>; 11] = [
     Column::figure("MiB after", |sample| Some(mebibytes(sample.after))),
     Column::figure("after / before", |sample| Some(sample.after / sample.before)),
     Column::figure("peak MiB", |sample| Some(mebibytes(sample.peak))),
-    Column::text("answered 503, lost, late", attempts),
+    Column::text("answered 503, lost, late", |row| attempts(row.samples().map(|sample| &sample.returned))),
     Column::text("not back, missed, again, out of order", mistakes),
 ];
 
@@ -141,10 +141,15 @@ fn name(row: &Row) -> String {
     row.samples().next().map_or_else(|| row.kind.name().to_owned(), |sample| sample.version.clone())
 }
 
-/// Attempts that did not let their clients in, in all runs together.
-fn attempts(row: &Row) -> String {
-    let sum = |of: fn(&Returned) -> u64| row.samples().map(|sample| of(&sample.returned)).sum::<u64>();
-    format!("{}, {}, {}", sum(|it| it.busy), sum(|it| it.lost), sum(|it| it.late))
+/// Attempts that did not let their clients in, in all runs together: answered 503, lost, late.
+pub fn attempts<'a>(runs: impl Iterator<Item = &'a Returned>) -> String {
+    let (mut busy, mut lost, mut late) = (0, 0, 0);
+    for returned in runs {
+        busy += returned.busy;
+        lost += returned.lost;
+        late += returned.late;
+    }
+    format!("{busy}, {lost}, {late}")
 }
 
 /// All runs together.

@@ -73,8 +73,14 @@ impl Display for Sample {
         let Self { resident_per_client, cpu_per_handshake, handshakes_per_second, .. } = self;
         write!(f, "{resident_per_client:.0} B a client, {cpu_per_handshake:.1} µs a handshake, ")?;
         write!(f, "{handshakes_per_second:.0} handshakes/s")?;
-        let Some(Delivery { cpu, cpu_of_clients, per_second, received, .. }) = &self.delivery else { return Ok(()) };
-        write!(f, "; {cpu:.3} µs a delivery (clients {cpu_of_clients:.3}), {per_second:.0}/s, {received}")
+        self.delivery.as_ref().map_or(Ok(()), |delivery| write!(f, "; {delivery}"))
+    }
+}
+
+impl Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, cpu_of_clients, per_second, received, .. } = self;
+        write!(f, "{cpu:.3} µs a delivery (clients {cpu_of_clients:.3}), {per_second:.0}/s, {received}")
     }
 }
 
