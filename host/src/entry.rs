@@ -17,8 +17,9 @@ mod origins;
 mod pieces;
 mod refusal;
 mod upgrade;
+mod waiting;
 
 pub use address::Proxies;
 pub use claims::remove_claims;
 pub use context::{EntryContext, MAX_READS};
-pub use listener::{Door, bind, run};
+pub use listener::{ClientListener, bind, run};

@@ -18,7 +18,7 @@ use std::{
 use crate::sync::Mutex;
 
 /// How many times as many as are free one may have.
-const SHARE: usize = 4;
+pub const SHARE: usize = 4;
 /// Bits of an IPv6 address that are counted: the setting `ipv6-prefix`, the same everywhere in the host.
 static IPV6_PREFIX: AtomicU32 = AtomicU32::new(64);
 

@@ -23,7 +23,7 @@ use crate::{
         proxy::{Proxy, UnknownProxy},
     },
     entry,
-    entry::{Door, EntryContext, Proxies},
+    entry::{ClientListener, EntryContext, Proxies},
     fair_pool,
     fair_pool::FairPool,
     memory,
@@ -143,7 +143,7 @@ impl Relay {
         tenants.publish();
         let routes = tenants.routes();
         Ok(Self {
-            clients: listeners.clients.first().map_or(UNBOUND, |door| door.address),
+            clients: listeners.clients.first().map_or(UNBOUND, |listener| listener.address),
             api: first(listeners.api.as_ref()),
             admin: first(listeners.admin.as_ref()),
             listeners,
@@ -218,7 +218,7 @@ struct Bound {
 /// The clients' listener is served by the thread that starts the relay, the others each by one of its own: what costs
 /// one of them time holds up none of the others.
 struct Listeners {
-    clients: Vec<Door>,
+    clients: Vec<ClientListener>,
     api: Option<(Vec<Bound>, RuntimeThread)>,
     admin: Option<(Vec<Bound>, RuntimeThread)>,
 }
@@ -251,8 +251,12 @@ impl Bound {
 impl Listeners {
     fn bind(listen: &Listen) -> Result<Self, StartError> {
         let clients = Bound::all("clients", &listen.clients)?.into_iter();
+        let watched = |Bound { address, listener }| {
+            let failed = |error| StartError::Bind { listener: "clients", address, error };
+            ClientListener::open(address, listener).map_err(failed)
+        };
         Ok(Self {
-            clients: clients.map(|bound| Door::open(bound.address, bound.listener)).collect::<io::Result<_>>()?,
+            clients: clients.map(watched).collect::<Result<_, _>>()?,
             api: Bound::apart("api", &listen.api)?,
             admin: Bound::apart("admin", &listen.admin)?,
         })

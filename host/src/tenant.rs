@@ -113,7 +113,7 @@ pub struct TenantVersion {
     pub origins: Vec<String>,
     /// Subprotocols that clients of plain WebSockets may choose one of.
     pub subprotocols: Vec<String>,
-    /// Whether the log says that clients offer others.
+    /// Whether the log says that clients offer some of which none is taken.
     pub told_subprotocols: AtomicBool,
     pub upstreams: Vec<Arc<upstream::Handle>>,
     /// `None`: its code keeps no records, or the host has no store.

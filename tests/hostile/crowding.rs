@@ -148,9 +148,8 @@ async fn handshakes_that_are_never_whole() {
         let _ = socket.write_all(["", "GET", "GET /hostile HTTP/1.1\r\nHost: "][nth % 3].as_bytes());
         socket
     };
+    // They wait for those that began before them, and newcomers of other addresses do not.
     check(&mut scene, come, (clients, "/neighbour/channels/main")).await;
-    let labels = [("reason", "crowded")];
-    assert!(scene.relay.metric("edge_relay_handshakes_refused_total", &labels).await > 0.0);
 }
 
 #[tokio::test]

@@ -36,6 +36,9 @@ use crate::{
 /// seventeenth of the room to other tenants.
 const CLIENTS_SHARE: usize = 16;
 
+/// Most characters of a guest's subprotocol in the log.
+const SHOWN: usize = 80;
+
 /// A client that is let in.
 pub struct Admitted {
     /// `None`: the tenant has no handler.
@@ -145,8 +148,11 @@ fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
 /// drop such a connection.
 pub fn wrong_subprotocol(handler: &Handler, chosen: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "subprotocol");
-    let why = format!("{chosen:?} is not among what the client offers");
-    handler.guest().log(|| tracing::warn!(error = why, "a handler chose a subprotocol that cannot be"));
+    handler.guest().log(|| {
+        let chosen: String = chosen.chars().take(SHOWN).collect();
+        let why = format!("{chosen:?} is not among what the client offers");
+        tracing::warn!(error = why, "a handler chose a subprotocol that cannot be");
+    });
     let message = "the tenant's code chose a subprotocol that was not offered";
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
 }

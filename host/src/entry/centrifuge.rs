@@ -1,5 +1,5 @@
-//! Carries out the commands of a Centrifuge client, one after another: short ones that nobody's code is asked about at
-//! once, others away from its shard. The shard answers `connect` and `subscribe`.
+//! Carries out the commands of a Centrifuge client, one after another, most of them away from its shard, which answers
+//! `connect` and `subscribe`. If no handler is asked, the shard's thread carries out a short command itself.
 //!
 //! The shard puts the client's messages into an inbox, which one task at a time empties. A message is one command or
 //! more. The tenant's handler is asked as for any client; `on-connect` is called when the client sends `connect`. The
@@ -39,7 +39,7 @@ mod connect;
 const MAX_HISTORY: usize = 1000;
 /// How long a client may stay after its lease, to refresh it: SDKs begin a refresh when the lease is over.
 const REFRESH_GRACE: Duration = Duration::from_secs(25);
-/// Bytes of a message that the shard's thread itself handles, if nobody's code is asked.
+/// Bytes of a command that the shard's thread itself carries out, if nobody's code is asked.
 const SHORT: usize = 256;
 /// Most commands in one frame.
 const MAX_COMMANDS: usize = 1000;
@@ -90,8 +90,10 @@ impl Recipient for Arc<CentrifugeSession> {
     fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.tenant.client_limits;
         if self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)? {
-            // Most commands take no longer than to wake another thread for them.
-            if self.handler.is_none() && payload.len() <= SHORT {
+            // One command takes no longer than to wake another thread for it. Who compresses, and who sends several, waits
+            // for others.
+            let is_one = payload.len() <= SHORT && !payload.contains(&b'\n');
+            if is_one && self.handler.is_none() && self.compression.is_none() {
                 self.tasks.begin(Arc::clone(self).serve(true));
             } else {
                 self.tasks.spawn(Arc::clone(self).serve(false));

@@ -15,12 +15,12 @@ use tokio::{
     net,
 };
 
-/// How often nothing may be there to read, or no room to write, before a socket is watched: once when the request has
-/// been read, and once more when the tenant's next turn comes.
+/// How often nothing may be there to read, or no room to write, before a socket is watched: hyper looks for more behind a
+/// request before it is answered, and again when the tenant's next turn comes.
 const TRIES: u8 = 2;
 
-/// Bytes of a usual request.
-const REQUEST: usize = 2 << 10;
+/// Bytes of the first read: a usual request. They are zeroed first.
+const FIRST_READ: usize = 2 << 10;
 
 pub struct EarlySocket {
     stage: Stage,
@@ -96,7 +96,7 @@ impl AsyncRead for EarlySocket {
     ) -> Poll<io::Result<()>> {
         let tries = self.empty_reads;
         if let Some(socket) = self.early(tries) {
-            let length = buffer.remaining().min(REQUEST);
+            let length = buffer.remaining().min(FIRST_READ);
             let read = socket.read(buffer.initialize_unfilled_to(length)).map(|length| buffer.advance(length));
             return tried(&mut self.empty_reads, context, read);
         }

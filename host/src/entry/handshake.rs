@@ -39,6 +39,7 @@ use crate::{
         pieces::Pieces,
         refusal::Refusal,
         upgrade::Upgrade,
+        waiting::Young,
     },
     fair_pool::{FairPlace, Most, Sharer},
     host_header,
@@ -49,9 +50,10 @@ use crate::{
     usage::Received,
 };
 
-/// How long a request waits for a place, and how often it looks for one.
-const PATIENCE: Duration = Duration::from_secs(1);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long a request waits for a place, if its handshake's time is long enough for an answer behind that, and how often
+/// it looks for one.
+const WAIT: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// Preflights of one connection. Browsers remember their answers.
 const PREFLIGHTS: usize = 8;
 
@@ -65,6 +67,8 @@ pub struct Attempt {
     accepted: Mutex<Option<Accepted>>,
     /// Whether the shard writes the answer. Nothing more may be written here then.
     answered_by_shard: AtomicBool,
+    /// Its place among those that have just begun. `None`: something holds it, or did.
+    young: Mutex<Option<Young>>,
     /// Its place among the handshakes. `None`: its address has enough.
     place: Mutex<Option<FairPlace<Sharer>>>,
     /// Whether the request has arrived.
@@ -108,12 +112,13 @@ impl Service<Request<Incoming>> for Handshake {
 }
 
 impl Attempt {
-    pub fn new(context: Arc<EntryContext>, peer: IpAddr, place: Option<FairPlace<Sharer>>) -> Self {
+    pub fn new(context: Arc<EntryContext>, peer: IpAddr, place: Option<FairPlace<Sharer>>, young: Young) -> Self {
         Self {
             context,
             peer,
             accepted: Mutex::new(None),
             answered_by_shard: AtomicBool::new(false),
+            young: Mutex::new(Some(young)),
             place: Mutex::new(place),
             requested: AtomicBool::new(false),
             preflights: AtomicUsize::new(0),
@@ -123,8 +128,14 @@ impl Attempt {
         }
     }
 
+    /// Lets another begin: something holds this one.
+    pub fn grow_up(&self) {
+        drop(self.young.lock().take());
+    }
+
     /// Gives its places back: it has ended.
     pub fn leave(&self) {
+        self.grow_up();
         *self.place.lock() = None;
         *self.read_places.lock() = None;
         *self.charge.lock() = None;
@@ -205,7 +216,10 @@ impl Attempt {
             None => self.context.handshakes.take(sharer.clone(), most),
         };
         let place = match place {
-            None => self.wait_for_place(&sharer, most).await,
+            None => {
+                self.grow_up();
+                self.wait_for_place(&sharer, most).await
+            }
             place => place,
         };
         if place.is_none() {
@@ -214,16 +228,18 @@ impl Attempt {
         }
         *self.place.lock() = place;
         tenant.handshake_turn.begin().await;
+        // What it may wait for now is the tenant's.
+        self.grow_up();
         tenant.usage.let_in(Received::MESSAGE).await;
         Ok(())
     }
 
-    /// Waits for a place, for as long as handshakes that nothing holds may take. Not all can wait: those who are told to
-    /// come again have connections, too.
+    /// Waits for a place. Handshakes that nothing holds end sooner. Not all can wait: those who are told to come again
+    /// have connections, too.
     async fn wait_for_place(&self, sharer: &Sharer, most: Most) -> Option<FairPlace<Sharer>> {
         let _waiting = self.context.waiting.take(sharer.clone(), Most::Own(usize::MAX))?;
         let began = Instant::now();
-        while began.elapsed() < PATIENCE {
+        while began.elapsed() < WAIT.min(self.context.handshake_timeout / 2) {
             tokio::time::sleep(LOOK_AGAIN).await;
             if let Some(place) = self.context.handshakes.take(sharer.clone(), most) {
                 return Some(place);
@@ -271,8 +287,13 @@ impl Attempt {
         let uncompressed = declines_compression(request.uri())?;
         let compression = negotiate_compression(&route.tenant, request, uncompressed, &mut upgrade);
         let connect_request = || self.connect_request(request, component::Transport::WebSocket);
+        if route.handler.is_none() {
+            upgrade.choose_subprotocol(route, request.headers(), None)?;
+        }
         let admitted = self.context.admit(route, connect_request, names, compression).await?;
-        upgrade.choose_subprotocol(route, request.headers(), admitted.subprotocol.as_deref())?;
+        if route.handler.is_some() {
+            upgrade.choose_subprotocol(route, request.headers(), admitted.subprotocol.as_deref())?;
+        }
         let accepted = Accepted {
             channels: raw_starts(admitted.channels, &after)?,
             format: if takes_shared_encoding(compression) { Format::Deflated } else { Format::Raw },

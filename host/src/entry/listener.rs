@@ -4,8 +4,8 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
-    sync::Arc,
+    net::{IpAddr, SocketAddr, TcpListener as StdTcpListener},
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::{
     io::unix::AsyncFd,
     net::{TcpListener, TcpSocket},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Notify,
     task::{AbortHandle, JoinSet, yield_now},
 };
 
@@ -27,8 +27,9 @@ use crate::{
         EntryContext,
         early_socket::EarlySocket,
         handshake::{Attempt, Handshake},
+        waiting::{Connection, Waiting, Young},
     },
-    fair_pool::{FairPlace, Most, Sharer, network},
+    fair_pool::{FairPlace, FairPool, Most, Sharer, network},
     memory,
     serve::{ACCEPT_PAUSE, HalfOpen},
     shutdown::Stop,
@@ -42,15 +43,17 @@ const MAX_REQUEST: usize = 16 << 10;
 /// How long a connection without a request is safe from being cut when the relay is crowded. An honest client sends its
 /// request within a second.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Connections that are accepted before handshakes go on.
+const ACCEPTED_AT_ONCE: usize = 64;
 /// Most handshakes at once that are young. Other connections wait, without anything being kept for them.
 const YOUNG: usize = 512;
-/// Handshakes that begin before those under way go on.
+/// Handshakes that begin before those under way go on: as many as a tenant's turn has.
 const BEGUN_AT_ONCE: usize = 8;
 /// How long a handshake is young. One that nothing holds takes less.
 const YOUTH: Duration = Duration::from_millis(100);
 /// Handshakes at once that make a storm. A storm leaves the allocator with megabytes of free memory, which go back to
 /// the system when fewer than [`CALM`] are left.
-const STORM: usize = 512;
+const STORM: usize = 256;
 const CALM: usize = 64;
 
 /// A bound listener. Its sockets send without Nagle's delay, and keep few bytes unsent. One of `[::]` takes IPv4, too,
@@ -69,16 +72,13 @@ pub fn bind(address: SocketAddr, others: &[SocketAddr]) -> io::Result<TcpListene
     socket.listen(BACKLOG)
 }
 
-/// An accepted connection, and whom it comes from.
-type Connection = (StdTcpStream, SocketAddr);
-
 /// One of the clients' listeners. What it accepts is not watched yet.
-pub struct Door {
+pub struct ClientListener {
     pub address: SocketAddr,
     listener: AsyncFd<StdTcpListener>,
 }
 
-impl Door {
+impl ClientListener {
     #[expect(deprecated, reason = "it is unsound for what may close its descriptor meanwhile, and this cannot")]
     pub fn open(address: SocketAddr, listener: TcpListener) -> io::Result<Self> {
         Ok(Self { address, listener: AsyncFd::new(listener.into_std()?)? })
@@ -101,51 +101,40 @@ impl Door {
 ///
 /// Connections are accepted as they come, since the system has room for few, and their handshakes begin no faster than
 /// others end: by then, the request has come too.
-pub async fn run(doors: Vec<Door>, context: Arc<EntryContext>, mut stop: Stop) {
+pub async fn run(listeners: Vec<ClientListener>, context: Arc<EntryContext>, mut stop: Stop) {
     let mut handshakes = Handshakes::new(context);
-    let young = Arc::new(Semaphore::new(YOUNG.min(handshakes.context.max_handshakes.div_ceil(2))));
-    let mut next = 0;
+    let (mut next, mut has_more) = (0, false);
     // Not one after another with those under way: it is not known yet which tenant waits here.
     loop {
         tokio::select! {
-            accepted = accept(&doors, &mut next), if handshakes.has_room() => match accepted {
-                Ok(connection) => {
-                    handshakes.waiting.push_back(connection);
-                    while handshakes.has_room()
-                        && let Some(Ok(connection)) = accept(&doors, &mut next).now_or_never()
-                    {
-                        handshakes.waiting.push_back(connection);
-                    }
-                }
-                Err(error) => handshakes.not_accepted(&error).await,
-            },
-            Ok(young) = Arc::clone(&young).acquire_owned(), if !handshakes.waiting.is_empty() => {
-                handshakes.begin_next(young);
+            accepted = accept(&listeners, &mut next), if handshakes.accept_again.is_none() => {
+                handshakes.accepted(accepted, &listeners, &mut next);
             }
+            () = pause(handshakes.accept_again), if handshakes.accept_again.is_some() => handshakes.accept_again = None,
+            () = handshakes.grown.notified(), if !handshakes.waiting.is_empty() => {}
+            () = yield_now(), if has_more => {}
             // Without a handshake to wait for, this branch is off, and the select waits for the others.
-            Some(_) = handshakes.tasks.join_next(), if handshakes.storm => handshakes.end_storm(),
+            Some(_) = handshakes.tasks.join_next(), if handshakes.storm => {}
             () = stop.wait() => return handshakes.tasks.shutdown().await,
         }
-        for _ in 0..BEGUN_AT_ONCE {
-            if handshakes.waiting.is_empty() {
-                break;
-            }
-            let Ok(young) = Arc::clone(&young).try_acquire_owned() else { break };
-            handshakes.begin_next(young);
-        }
+        has_more = (0..BEGUN_AT_ONCE).all(|_| handshakes.begin_next());
         handshakes.forget_finished();
-        if !handshakes.waiting.is_empty() {
-            yield_now().await;
-        }
+        handshakes.end_storm();
+    }
+}
+
+async fn pause(until: Option<tokio::time::Instant>) {
+    if let Some(until) = until {
+        tokio::time::sleep_until(until).await;
     }
 }
 
 /// Accepts from each listener in turn.
-async fn accept(doors: &[Door], next: &mut usize) -> io::Result<Connection> {
+async fn accept(listeners: &[ClientListener], next: &mut usize) -> io::Result<Connection> {
     poll_fn(|context| {
-        for _ in 0..doors.len() {
-            *next = (*next + 1) % doors.len();
-            if let Some(Poll::Ready(accepted)) = doors.get(*next).map(|door| door.poll_accept(context)) {
+        for _ in 0..listeners.len() {
+            *next = (*next + 1) % listeners.len();
+            if let Some(Poll::Ready(accepted)) = listeners.get(*next).map(|listener| listener.poll_accept(context)) {
                 return Poll::Ready(accepted);
             }
         }
@@ -158,8 +147,12 @@ async fn accept(doors: &[Door], next: &mut usize) -> io::Result<Connection> {
 struct Handshakes {
     context: Arc<EntryContext>,
     tasks: JoinSet<()>,
-    /// Connections whose handshakes have not begun.
-    waiting: VecDeque<Connection>,
+    waiting: Waiting,
+    /// When to accept again: there are no descriptors, for one. `None`: now.
+    accept_again: Option<tokio::time::Instant>,
+    /// Places of young handshakes, by address. Notified when one is given back.
+    young: Arc<FairPool<Sharer>>,
+    grown: Arc<Notify>,
     /// Oldest first. A finished handshake is taken out when it gets to the front.
     under_way: VecDeque<UnderWay>,
     /// Whether there has been a storm, and no calm since.
@@ -178,33 +171,67 @@ struct UnderWay {
 impl Handshakes {
     fn new(context: Arc<EntryContext>) -> Self {
         Self {
+            young: FairPool::new(YOUNG.min(context.max_handshakes.div_ceil(2))),
+            grown: Arc::default(),
             context,
             tasks: JoinSet::new(),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
+            accept_again: None,
             under_way: VecDeque::new(),
             storm: false,
             trims: JoinSet::new(),
         }
     }
 
-    /// Whether another connection may wait.
-    fn has_room(&self) -> bool {
-        self.waiting.len() < self.context.max_handshakes
+    /// Has a connection wait, and those behind it.
+    fn accepted(&mut self, first: io::Result<Connection>, listeners: &[ClientListener], next: &mut usize) {
+        let mut accepted = Some(first);
+        for _ in 0..ACCEPTED_AT_ONCE {
+            match accepted.or_else(|| accept(listeners, next).now_or_never()) {
+                Some(Ok(connection)) => self.let_wait(connection),
+                Some(Err(error)) => return self.not_accepted(&error),
+                None => return,
+            }
+            accepted = None;
+        }
     }
 
-    async fn not_accepted(&mut self, error: &io::Error) {
+    /// Has a connection wait for its handshake. Those that wait may become clients, so there is room for as many as that.
+    /// Over it, the connection is closed.
+    fn let_wait(&mut self, connection: Connection) {
+        let context = &self.context;
+        let sockets = context.total.load(Ordering::Relaxed) + self.tasks.len();
+        let most = (context.max_clients + context.max_handshakes).saturating_sub(sockets);
+        let address = connection.1.ip();
+        if self.waiting.has_room(address, most, context.proxies.trust(address)) {
+            self.waiting.push(connection);
+        } else {
+            context.metrics.handshake_refused("crowded");
+        }
+    }
+
+    fn not_accepted(&mut self, error: &io::Error) {
         self.context.metrics.handshake_refused("accept");
         // If only this connection is gone, there is no reason to wait.
         if error.kind() != io::ErrorKind::ConnectionAborted {
             tracing::warn!(%error, "a connection could not be accepted");
             self.cut_silent(Duration::ZERO, None);
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+            self.accept_again = Some(tokio::time::Instant::now() + ACCEPT_PAUSE);
         }
     }
 
-    /// Begins the handshake of the connection that has waited longest. While there are very many, it is closed.
-    fn begin_next(&mut self, young: OwnedSemaphorePermit) {
-        let Some((socket, peer)) = self.waiting.pop_front() else { return };
+    /// Begins the next handshake. While there are very many, its connection is closed. `false`: none may begin.
+    fn begin_next(&mut self) -> bool {
+        if self.young.free() == 0 {
+            return false;
+        }
+        let Self { waiting, young, grown, context, .. } = self;
+        let next = waiting.next(|address| {
+            // A proxy stands for all who come through it.
+            let most = if context.proxies.trust(address) { Most::All } else { Most::Own(usize::MAX) };
+            Some(Young::new(young.take(Sharer::address(address), most)?, grown))
+        });
+        let Some(((socket, peer), young)) = next else { return false };
         let context = Arc::clone(&self.context);
         let place = self.place(peer.ip());
         // Clients that are told to come again later take a handshake, too, so their number has a bound: half of all.
@@ -212,15 +239,16 @@ impl Handshakes {
         let is_full = self.tasks.len() >= context.max_handshakes + placed;
         if place.is_none() && is_full && !self.cut_silent(Duration::ZERO, Some(peer.ip())) {
             context.metrics.handshake_refused("crowded");
-            return;
+            return true;
         }
         if self.under_way.len() > 2 * self.tasks.len().max(CALM) {
             self.under_way.retain(|under_way| !under_way.task.is_finished());
         }
-        let attempt = Arc::new(Attempt::new(context, peer.ip(), place));
-        let task = self.tasks.spawn(handshake(EarlySocket::new(socket), Arc::clone(&attempt), young));
+        let attempt = Arc::new(Attempt::new(context, peer.ip(), place, young));
+        let task = self.tasks.spawn(handshake(EarlySocket::new(socket), Arc::clone(&attempt)));
         self.under_way.push_back(UnderWay { task, attempt, since: Instant::now() });
         self.storm |= self.tasks.len() >= STORM;
+        true
     }
 
     /// Takes a place for a connection from this address. If the address has as many as it may, or all are taken, a
@@ -269,19 +297,19 @@ impl Handshakes {
 
     /// Gives a storm's memory back, once few of its handshakes are left.
     fn end_storm(&mut self) {
-        if self.tasks.len() < CALM {
+        if self.storm && self.tasks.len() < CALM {
             self.storm = false;
             self.trims.spawn_blocking(memory::trim);
         }
     }
 }
 
-async fn handshake(socket: EarlySocket, attempt: Arc<Attempt>, young: OwnedSemaphorePermit) {
-    serve(socket, &attempt, Some(young)).await;
+async fn handshake(socket: EarlySocket, attempt: Arc<Attempt>) {
+    serve(socket, &attempt).await;
     attempt.leave();
 }
 
-async fn serve(socket: EarlySocket, attempt: &Arc<Attempt>, mut young: Option<OwnedSemaphorePermit>) {
+async fn serve(socket: EarlySocket, attempt: &Arc<Attempt>) {
     let context = &attempt.context;
     let asked = Arc::clone(attempt);
     let answers = move || asked.answers();
@@ -296,11 +324,14 @@ async fn serve(socket: EarlySocket, attempt: &Arc<Attempt>, mut young: Option<Ow
         polled => polled,
     });
     tokio::pin!(served);
-    let mut may_go_on = true;
+    let (mut may_go_on, mut is_young) = (true, true);
     let mut time = YOUTH.min(context.handshake_timeout);
     loop {
         match tokio::time::timeout(time, served.as_mut()).await {
-            Err(_) if young.take().is_some() => time = context.handshake_timeout - time,
+            Err(_) if std::mem::take(&mut is_young) => {
+                attempt.grow_up();
+                time = context.handshake_timeout - time;
+            }
             Ok(Ok(())) => break,
             // A browser keeps the connection of a preflight for what may come.
             Ok(Err(_)) | Err(_) if attempt.had_preflights() => return,

@@ -384,16 +384,22 @@ mod tests {
         migrate::sqlite_up(&mut connection).unwrap();
         assert_eq!(clock::last_id(&connection).unwrap(), None);
         let collection = Collection::new(&"t".into(), "c").unwrap();
-        let some = rows(&collection, vec!["first".into(), "taken".into(), "refused".into()]).unwrap();
-        let last = Some(some[2].id);
-        sqlite::insert(&connection, &some).unwrap();
-        assert_eq!(clock::last_id(&connection).unwrap(), last, "it is in the file");
-        let read = sqlite::oldest(&connection, &BTreeSet::new(), None).unwrap().rows;
-        let left = Left::new(&Moved { taken: vec![&read[1]], refused: vec![(&read[2], "refused".into())] });
-        let transaction = connection.transaction().unwrap();
-        left.leave(&transaction).unwrap();
-        transaction.commit().unwrap();
-        assert_eq!(clock::last_id(&connection).unwrap(), last, "the first is still there");
+        let mut leave = |last_is_taken: bool| {
+            let some = rows(&collection, ["first", "second", "last"].map(Into::into).into()).unwrap();
+            let last = Some(some[2].id);
+            sqlite::insert(&connection, &some).unwrap();
+            assert_eq!(clock::last_id(&connection).unwrap(), last, "it is in the file");
+            let read = sqlite::oldest(&connection, &BTreeSet::new(), None).unwrap().rows;
+            let [.., second, last_read] = &read[..] else { panic!("{} rows", read.len()) };
+            let (taken, refused) = if last_is_taken { (last_read, second) } else { (second, last_read) };
+            let left = Left::new(&Moved { taken: vec![taken], refused: vec![(refused, "refused".into())] });
+            let transaction = connection.transaction().unwrap();
+            left.leave(&transaction).unwrap();
+            transaction.commit().unwrap();
+            assert_eq!(clock::last_id(&connection).unwrap(), last, "it has left");
+        };
+        leave(true);
+        leave(false);
     }
 
     #[test]

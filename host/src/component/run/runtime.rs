@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     task::{Context, Waker},
     time::Duration,
 };
@@ -49,7 +50,9 @@ impl Tasks {
     pub fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {
         let _entered = self.runtime.enter();
         let mut task = Box::pin(task);
-        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        let mut poll = || task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        // A panic ends the task alone, as it does on the runtime, and is printed.
+        if catch_unwind(AssertUnwindSafe(&mut poll)).is_ok_and(|polled| polled.is_pending()) {
             self.spawn(task);
         }
     }

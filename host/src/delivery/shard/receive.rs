@@ -19,7 +19,7 @@ use crate::{
         end::End,
         shard::{
             Shard,
-            row::flag,
+            row::{Row, flag},
             turns::{Lap, ReadTurn, Tenant},
         },
     },
@@ -204,6 +204,9 @@ impl Shard {
                         turn.received.messages += 1;
                         // Inflated, it is longer.
                         turn.frame(payload.len().max(length));
+                        if self.rows.get(slot).is_some_and(Row::is_centrifuge) {
+                            turn.command();
+                        }
                     } else {
                         turn.received.control_frames += 1;
                         turn.frame(length);

@@ -22,6 +22,8 @@ const FRAMES_PER_LOOK: usize = 16;
 const BYTES_PER_FRAME: usize = 4 << 10;
 /// Frames that it counts as when a client is removed.
 const REMOVAL: usize = 8;
+/// And a command.
+const COMMAND: usize = 8;
 
 /// Clients in line, by tenant.
 #[derive(Default)]
@@ -237,6 +239,11 @@ impl ReadTurn {
     /// Counts a frame, or bytes that are read and dropped.
     pub fn frame(&mut self, bytes: usize) {
         self.add(1 + bytes / BYTES_PER_FRAME);
+    }
+
+    /// Counts a command that is carried out here.
+    pub fn command(&mut self) {
+        self.add(COMMAND);
     }
 
     /// Counts a client that is removed.
