@@ -103,11 +103,14 @@ async fn write(table: &mut Table, program: usize, database: &Database) {
     if wants("appended") {
         add("appended/s, one commit each, one caller (rusqlite)", one_commit_each());
         for (where_to, database) in [("no MySQL", None), ("draining meanwhile", Some(database))] {
-            let (rate, p50, p99, cpu) = appends(database).await;
+            let (rate, p50, p99, cpu, drained) = appends(database).await;
             add(&format!("**appended/s** through the API, 100 calls, {where_to}"), rate);
             add(&format!("p50 of an append through the API, ms, {where_to}"), p50);
             add(&format!("p99 of an append through the API, ms, {where_to}"), p99);
             add(&format!("host's CPU µs per row, {where_to}"), cpu);
+            if database.is_some() {
+                add("drained/s meanwhile, of those that the API appends", drained);
+            }
             let (rate, cpu) = filter_appends(database).await;
             add(&format!("**appended/s** from a filter, a row in each message, {where_to}"), rate);
             add(&format!("host's CPU µs per row from a filter, {where_to}"), cpu);
@@ -212,15 +215,18 @@ fn one_commit_each() -> f64 {
 }
 
 /// Returns rows per second, the median and the 99th percentile of an append in ms, and the host's CPU µs per row.
-async fn appends(database: Option<&Database>) -> (f64, f64, f64, f64) {
+async fn appends(database: Option<&Database>) -> (f64, f64, f64, f64, f64) {
     let relay = relay(database).await;
     call_all(&relay, 200).await;
+    let drained = async || relay.metric("edge_relay_records_drained_total", &[]).await;
+    let before = drained().await;
     let (began, cpu) = (Instant::now(), cpu(&relay, ""));
     let mut took = call_all(&relay, SECONDS * 1000).await;
     let (cpu, seconds) = (self::cpu(&relay, "") - cpu, began.elapsed().as_secs_f64());
+    let drained = (drained().await - before) / seconds;
     took.sort_unstable();
     let at = |share: f64| took[(took.len() as f64 * share) as usize] as f64 / 1000.0;
-    (took.len() as f64 / seconds, at(0.5), at(0.99), cpu / took.len() as f64)
+    (took.len() as f64 / seconds, at(0.5), at(0.99), cpu / took.len() as f64, drained)
 }
 
 /// Makes all calls at once, each appending one row after another. Returns how many µs each append took.
