@@ -47,8 +47,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const ACCEPTED_AT_ONCE: usize = 64;
 /// Most handshakes at once that are young. Other connections wait, without anything being kept for them.
 const YOUNG: usize = 512;
-/// Handshakes that begin before those under way go on: as many as a tenant's turn has.
-const BEGUN_AT_ONCE: usize = 8;
+/// Handshakes that begin before those under way go on. Only then is it known which tenant each is for, so they are many:
+/// who is behind them waits for its own tenant's turn alone.
+const BEGUN_AT_ONCE: usize = 64;
 /// How long a handshake is young. One that nothing holds takes less.
 const YOUTH: Duration = Duration::from_millis(100);
 /// Handshakes at once that make a storm. A storm leaves the allocator with megabytes of free memory, which go back to
