@@ -90,8 +90,8 @@ impl Recipient for Arc<CentrifugeSession> {
     fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.tenant.client_limits;
         if self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)? {
-            // One command takes no longer than to wake another thread for it. Who compresses, and who sends several, waits
-            // for others.
+            // One command takes no longer than to wake another thread for it. Who compresses, and who sends several,
+            // waits for others.
             let is_one = payload.len() <= SHORT && !payload.contains(&b'\n');
             if is_one && self.handler.is_none() && self.compression.is_none() {
                 self.tasks.begin(Arc::clone(self).serve(true));

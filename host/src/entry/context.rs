@@ -1,6 +1,7 @@
 //! Where a request at the clients' listener leads: to a tenant's transport, or to what a channel has published.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use crate::{
     component::Tasks,
     delivery::{Mailbox, Shards, shard::Newcomer},
     entry::Proxies,
-    fair_pool::{FairPool, Sharer},
+    fair_pool::{FairPool, Most, Sharer},
     host_header::host_of,
     metrics::Metrics,
     routes::{Route, Routes},
@@ -59,6 +60,11 @@ pub enum Entrance {
 }
 
 impl EntryContext {
+    /// How many places of a pool an address may have. A proxy stands for all who come through it.
+    pub fn most_of(&self, address: IpAddr) -> Most {
+        if self.proxies.trust(address) { Most::All } else { Most::Own(usize::MAX) }
+    }
+
     /// The tenant that a request is for, and what the rest of its path leads to.
     pub fn find<B>(&self, request: &Request<B>) -> Option<(Arc<Route>, Entrance)> {
         self.routes.find(host_of(request).as_deref(), request.uri().path(), Entrance::read)

@@ -15,8 +15,8 @@ use tokio::{
     net,
 };
 
-/// How often nothing may be there to read, or no room to write, before a socket is watched: hyper looks for more behind a
-/// request before it is answered, and again when the tenant's next turn comes.
+/// How often nothing may be there to read, or no room to write, before a socket is watched: hyper looks for more behind
+/// a request before it is answered, and again when the tenant's next turn comes.
 const TRIES: u8 = 2;
 
 /// Bytes of the first read: a usual request. They are zeroed first.
@@ -71,8 +71,8 @@ impl EarlySocket {
     }
 }
 
-/// What a try without anybody watching leads to. If the handshake goes on without it, nobody ever need watch. Else it is
-/// polled again at once.
+/// What a try without anybody watching leads to. If the handshake goes on without it, nobody ever need watch. Else it
+/// is polled again at once.
 fn tried<T>(count: &mut u8, context: &Context<'_>, result: io::Result<T>) -> Poll<io::Result<T>> {
     match result {
         Err(error) if error.kind() == ErrorKind::WouldBlock => {

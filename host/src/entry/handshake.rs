@@ -50,8 +50,8 @@ use crate::{
     usage::Received,
 };
 
-/// How long a request waits for a place, if its handshake's time is long enough for an answer behind that, and how often
-/// it looks for one.
+/// How long a request waits for a place, if its handshake's time is long enough for an answer behind that, and how
+/// often it looks for one.
 const WAIT: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// Preflights of one connection. Browsers remember their answers.
@@ -197,8 +197,7 @@ impl Attempt {
             tenant.metrics.limited("channel-reads", 1);
         }
         // One client could read channels of many tenants.
-        let is_proxy = self.context.proxies.trust(self.peer);
-        let most = if is_proxy { Most::All } else { Most::Own(usize::MAX) };
+        let most = self.context.most_of(self.peer);
         let places = own.zip(self.context.readers.take(Sharer::address(self.peer), most));
         let is_taken = places.is_some();
         *self.read_places.lock() = places.map(|(own, address)| [own, address]);

@@ -29,7 +29,7 @@ use crate::{
         handshake::{Attempt, Handshake},
         waiting::{Connection, Waiting, Young},
     },
-    fair_pool::{FairPlace, FairPool, Most, Sharer, network},
+    fair_pool::{FairPlace, FairPool, Sharer, network},
     memory,
     serve::{ACCEPT_PAUSE, HalfOpen},
     shutdown::Stop,
@@ -47,8 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const ACCEPTED_AT_ONCE: usize = 64;
 /// Most handshakes at once that are young. Other connections wait, without anything being kept for them.
 const YOUNG: usize = 512;
-/// Handshakes that begin before those under way go on. Only then is it known which tenant each is for, so they are many:
-/// who is behind them waits for its own tenant's turn alone.
+/// Handshakes that begin before those under way go on. Only then is it known which tenant each is for, so they are
+/// many: who is behind them waits for its own tenant's turn alone.
 const BEGUN_AT_ONCE: usize = 64;
 /// How long a handshake is young. One that nothing holds takes less.
 const YOUTH: Duration = Duration::from_millis(100);
@@ -197,8 +197,8 @@ impl Handshakes {
         }
     }
 
-    /// Has a connection wait for its handshake. Those that wait may become clients, so there is room for as many as that.
-    /// Over it, the connection is closed.
+    /// Has a connection wait for its handshake. Those that wait may become clients, so there is room for as many as
+    /// that. Over it, the connection is closed.
     fn let_wait(&mut self, connection: Connection) {
         let context = &self.context;
         let sockets = context.total.load(Ordering::Relaxed) + self.tasks.len();
@@ -228,9 +228,8 @@ impl Handshakes {
         }
         let Self { waiting, young, grown, context, .. } = self;
         let next = waiting.next(|address| {
-            // A proxy stands for all who come through it.
-            let most = if context.proxies.trust(address) { Most::All } else { Most::Own(usize::MAX) };
-            Some(Young::new(young.take(Sharer::address(address), most)?, grown))
+            let place = young.take(Sharer::address(address), context.most_of(address))?;
+            Some(Young::new(place, grown))
         });
         let Some(((socket, peer), young)) = next else { return false };
         let context = Arc::clone(&self.context);
@@ -256,9 +255,7 @@ impl Handshakes {
     /// connection that says nothing makes room: one of the same address, or else any. `None`: there is none.
     fn place(&mut self, address: IpAddr) -> Option<FairPlace<Sharer>> {
         let sharer = Sharer::address(address);
-        // A proxy stands for all who come through it.
-        let is_proxy = self.context.proxies.trust(address);
-        let most = if is_proxy { Most::All } else { Most::Own(usize::MAX) };
+        let most = self.context.most_of(address);
         let pool = Arc::clone(&self.context.handshakes);
         pool.take(sharer.clone(), most).or_else(|| {
             let cut = self.cut_silent(PATIENCE, Some(address)) || pool.free() == 0 && self.cut_silent(PATIENCE, None);

@@ -63,8 +63,8 @@ impl Upgrade {
     }
 
     /// Answers one of the subprotocols that the client offers (RFC 6455 section 4.2.2): the one that the tenant's
-    /// handler has `chosen`, else the first that the manifest lists. A browser would drop a connection whose subprotocol
-    /// is not answered, so it is told why there is none.
+    /// handler has `chosen`, else the first that the manifest lists. A browser would drop a connection whose
+    /// subprotocol is not answered, so it is told why there is none.
     pub fn choose_subprotocol(
         &mut self,
         Route { tenant, handler, .. }: &Route,

@@ -241,7 +241,7 @@ impl ReadTurn {
         self.add(1 + bytes / BYTES_PER_FRAME);
     }
 
-    /// Counts a command that is carried out here.
+    /// Counts a message of commands, which may be carried out here.
     pub fn command(&mut self) {
         self.add(COMMAND);
     }
