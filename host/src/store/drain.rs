@@ -22,7 +22,7 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, clock, migrate,
-        mysql::{InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late},
+        mysql::{InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late, round},
         presence::{Presence, RENEW_EVERY},
         reader::ReadConnections,
         record::{RecordId, Row, now},
@@ -164,8 +164,9 @@ impl Drain {
                 (inserter, begun) = (None, Instant::now());
                 mysql.forget();
             }
-            let oldest = self.readers.read(sqlite::oldest_time).await?;
-            let waits = oldest.map(|at| Duration::from_millis(now().saturating_sub(at)));
+            let (apart, passed) = (self.apart.clone(), self.passed);
+            let oldest = self.readers.read(move |outbox| sqlite::oldest(outbox, &apart, passed)).await?;
+            let waits = oldest.since.map(|at| Duration::from_millis(now().saturating_sub(at)));
             self.metrics.outbox_oldest_seconds.set(waits.unwrap_or_default().as_secs_f64());
             if waits.is_none() && !self.presence.is_due() {
                 return Ok(());
@@ -176,7 +177,7 @@ impl Drain {
             };
             inserter.most_rows = self.most_rows;
             let moved = match waits {
-                Some(_) => self.move_rows_of_all(inserter).await,
+                Some(_) => self.move_rows_of_all(inserter, oldest).await,
                 None => Ok(()),
             };
             // A server that takes no rows may take this, and its tables are in use all the same.
@@ -202,17 +203,14 @@ impl Drain {
         Ok(Inserter::new(connection).await?)
     }
 
-    async fn move_rows_of_all(&mut self, inserter: &mut Inserter<'_>) -> Result<(), DrainError> {
-        self.move_oldest(inserter).await?;
-        self.move_apart(inserter).await
-    }
-
-    /// Moves the oldest rows but for those that go apart.
-    async fn move_oldest(&mut self, inserter: &mut Inserter<'_>) -> Result<(), DrainError> {
-        let (apart, passed) = (self.apart.clone(), self.passed);
-        let Oldest { rows, passed } = self.readers.read(move |outbox| sqlite::oldest(outbox, &apart, passed)).await?;
+    /// Moves the oldest rows but for those that go apart, and then some of these.
+    async fn move_rows_of_all(&mut self, inserter: &mut Inserter<'_>, oldest: Oldest) -> Result<(), DrainError> {
+        let Oldest { mut rows, passed, .. } = oldest;
         self.passed = passed;
-        self.move_rows(inserter, &rows, None).await.map(drop)
+        // The next time is soon enough for the others.
+        rows.truncate(round(rows.len()));
+        self.move_rows(inserter, &rows, None).await?;
+        self.move_apart(inserter).await
     }
 
     /// Moves some rows of the next tenant whose rows go apart.
@@ -410,7 +408,7 @@ mod tests {
         let row = |tenant: &str| rows(&Collection::new(&tenant.into(), "c").unwrap(), vec![tenant.into()]).unwrap();
         let apart = BTreeSet::from(["bad".into()]);
         let oldest = |passed| {
-            let Oldest { rows, passed } = sqlite::oldest(&connection, &apart, passed).unwrap();
+            let Oldest { rows, passed, .. } = sqlite::oldest(&connection, &apart, passed).unwrap();
             (rows.into_iter().map(|(place, _)| place).collect::<Vec<_>>(), passed)
         };
         for tenant in ["bad", "bad", "good", "bad"] {

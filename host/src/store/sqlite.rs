@@ -154,6 +154,8 @@ pub type Passed = Option<(i64, RecordId)>;
 
 /// Rows for the drain, and how far it has passed those of other tenants.
 pub struct Oldest {
+    /// When the oldest row of any tenant was appended, in milliseconds since 1970. `None`: there are none.
+    pub since: Option<u64>,
     pub rows: Vec<Placed>,
     pub passed: Passed,
 }
@@ -184,7 +186,11 @@ pub fn oldest(connection: &Connection, without: &BTreeSet<Arc<str>>, passed: Pas
             last.query_row([end], |row| Ok((row.get(0)?, id(row, 1)?))).optional()?
         }
     };
-    Ok(Oldest { rows, passed })
+    let since = match rows.first() {
+        Some((_, row)) if without.is_empty() => Some(row.at.unwrap_or(row.id.at())),
+        _ => oldest_time(&connection)?,
+    };
+    Ok(Oldest { since, rows, passed })
 }
 
 /// Some rows of one tenant, for the drain.
@@ -213,7 +219,7 @@ fn rows_where(connection: &Connection, condition: &str, parameters: &[&dyn ToSql
 }
 
 /// When the oldest row was appended, in milliseconds since 1970.
-pub fn oldest_time(connection: &Connection) -> rusqlite::Result<Option<u64>> {
+fn oldest_time(connection: &Connection) -> rusqlite::Result<Option<u64>> {
     let mut statement = connection.prepare_cached("SELECT id, at FROM records ORDER BY seq LIMIT 1")?;
     let oldest = statement.query_row([], |row| Ok(row.get::<_, Option<u64>>(1)?.unwrap_or(id(row, 0)?.at())));
     oldest.optional()

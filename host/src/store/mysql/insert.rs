@@ -142,15 +142,23 @@ impl<'c> Inserter<'c> {
         Ok(found.into_iter().map(|(tenant, collection, id)| [tenant, collection, id]).collect())
     }
 
-    /// How many of these rows fit into one statement, at least one.
+    /// How many of these rows fit into one statement, at least one: a round number, as [`round`] says.
     pub fn fitting<'r>(&self, rows: impl Iterator<Item = &'r Row>) -> usize {
         let mut bytes = 0;
         let fits = |row: &&Row| {
             bytes += row.data.len() + ROW_STATEMENT_BYTES;
             bytes <= self.statement
         };
-        rows.take(self.most_rows).take_while(fits).count().max(1)
+        round(rows.take(self.most_rows).take_while(fits).count())
     }
+}
+
+/// At most that many rows, and at least one: 7, 30 or 900. There are 28 such numbers up to [`STATEMENT_ROWS`], and the
+/// driver keeps 32 prepared statements. One for each number of rows would be prepared anew each time.
+pub fn round(rows: usize) -> usize {
+    let rows = rows.max(1);
+    let unit = 10_usize.pow(rows.ilog10());
+    rows / unit * unit
 }
 
 /// Runs statements in one transaction.
