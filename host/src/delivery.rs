@@ -21,7 +21,7 @@ mod step_list;
 
 pub use address_limit::{ClientSource, ClientSources};
 pub use budget::{Budget, BudgetShare};
-pub use connected::{Connected, Pings, Recipient};
+pub use connected::{Connected, LaterRecipient, Pings, Recipient};
 pub use end::End;
 pub use id::ClientId;
 pub use inbox::{Inbox, InboxEvent, LimitReached};

@@ -16,7 +16,7 @@ pub trait Recipient: Send + Sync {
 
     /// Takes a message, to be handled after the earlier ones. The shard calls this, so it must not wait. `Err`: a limit
     /// is reached, and the message is dropped.
-    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached>;
+    fn message(self: Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), LimitReached>;
 
     /// Notes why the client leaves. The first reason counts.
     fn note_leaving(&self, reason: &'static str);
@@ -25,6 +25,13 @@ pub trait Recipient: Send + Sync {
     fn pings(&self) -> Option<&Pings> {
         None
     }
+}
+
+/// Makes a client's recipient on the thread of its shard. Among what is there only for the handshake, the recipient's
+/// memory would keep whole pages when that is gone.
+pub struct LaterRecipient {
+    pub id: ClientId,
+    pub make: Box<dyn FnOnce() -> Arc<dyn Recipient> + Send + Sync>,
 }
 
 /// When a client was last pinged in its own protocol, in milliseconds on its shard's clock.
@@ -61,11 +68,11 @@ impl Pings {
 pub struct Connected {
     source: Arc<ClientSource>,
     /// `None`: what the client sends is dropped.
-    pub recipient: Option<Box<dyn Recipient>>,
+    pub recipient: Option<Arc<dyn Recipient>>,
 }
 
 impl Connected {
-    pub fn new(source: Arc<ClientSource>, recipient: Option<Box<dyn Recipient>>) -> Self {
+    pub fn new(source: Arc<ClientSource>, recipient: Option<Arc<dyn Recipient>>) -> Self {
         let client_limits = &source.client_limits;
         client_limits.client_connected();
         Self { source, recipient }

@@ -35,8 +35,7 @@ struct Queued {
     bytes: usize,
     /// Whether a task is there to empty it.
     has_task: bool,
-    /// `None`: the client has sent nothing yet.
-    rates: Option<Box<SendRates>>,
+    rates: SendRates,
 }
 
 /// What a client has sent lately, for its limits per second.
@@ -125,16 +124,14 @@ impl Inbox {
     /// Counts a message, or one of several commands in it, against the limit per second.
     pub fn count_message(&self, limits: &SendLimits) -> Result<(), LimitReached> {
         let rates = &mut self.0.lock().rates;
-        let messages = &mut rates.get_or_insert_default().messages;
-        let taken = messages.take(1, limits.messages_per_second.load(Ordering::Relaxed), Instant::now());
+        let taken = rates.messages.take(1, limits.messages_per_second.load(Ordering::Relaxed), Instant::now());
         if taken { Ok(()) } else { Err(LimitReached::Messages) }
     }
 
     /// Counts a message over the limit per second that is answered. `false`: there are as many of those, too.
     pub fn count_refusal(&self, limits: &SendLimits) -> bool {
         let rates = &mut self.0.lock().rates;
-        let refused = &mut rates.get_or_insert_default().refused;
-        refused.take(1, limits.messages_per_second.load(Ordering::Relaxed), Instant::now())
+        rates.refused.take(1, limits.messages_per_second.load(Ordering::Relaxed), Instant::now())
     }
 
     /// Adds a message of a client that may send as much as `limits` says. A refused message is not copied. Returns
@@ -147,7 +144,7 @@ impl Inbox {
         budget: &Arc<Budget>,
     ) -> Result<bool, LimitReached> {
         let mut queued = self.0.lock();
-        let rate = &mut queued.rates.get_or_insert_default().bytes;
+        let rate = &mut queued.rates.bytes;
         if !rate.take(payload.len(), limits.bytes_per_second.load(Ordering::Relaxed), Instant::now()) {
             return Err(LimitReached::Bytes);
         }

@@ -30,7 +30,7 @@ pub use crate::delivery::shard::deadlines::Due;
 use crate::{
     channel::{Channel, Format, Reader, Start},
     delivery::{
-        BudgetShare, ClientId, ClientLimits, Connected,
+        BudgetShare, ClientId, ClientLimits, Connected, LaterRecipient,
         encoder::Encoder,
         end::End,
         queue::{Queue, ShardCommand, Step},
@@ -95,6 +95,8 @@ pub struct Newcomer {
 /// A client that is let in.
 pub struct Accepted {
     pub client: Connected,
+    /// What its recipient is made of. `None`: it has one, or needs none.
+    pub recipient: Option<LaterRecipient>,
     pub channels: Vec<(Arc<Channel>, Start)>,
     pub format: Format,
     /// Whether it has agreed to permessage-deflate.
@@ -114,6 +116,7 @@ impl Accepted {
     pub fn new(client: Connected) -> Self {
         Self {
             client,
+            recipient: None,
             channels: Vec::new(),
             format: Format::Raw,
             deflates: false,
@@ -122,6 +125,11 @@ impl Accepted {
             deadline: None,
             close_at_once: None,
         }
+    }
+
+    /// The id by which the tenant's code knows the client. `None`: none of the tenant's code does.
+    fn id(&self) -> Option<ClientId> {
+        self.recipient.as_ref().map(|later| later.id).or(self.client.id())
     }
 }
 
@@ -161,7 +169,7 @@ impl Shards {
 
     /// Hands a client to the shard that its id names. A client without an id goes to the next shard in turn.
     pub fn adopt(&self, newcomer: Newcomer) {
-        let shard = match newcomer.accepted.client.id() {
+        let shard = match newcomer.accepted.id() {
             Some(id) => id.shard(),
             None => self.next.fetch_add(1, Ordering::Relaxed) % self.queues.len().max(1),
         };

@@ -42,7 +42,7 @@ const SHOWN: usize = 80;
 /// A client that is let in.
 pub struct Admitted {
     /// `None`: the tenant has no handler.
-    pub recipient: Option<Box<dyn Recipient>>,
+    pub recipient: Option<Arc<dyn Recipient>>,
     pub channels: Vec<Arc<Channel>>,
     /// The subprotocol that the tenant's handler has chosen for its WebSocket.
     pub subprotocol: Option<String>,
@@ -100,7 +100,7 @@ impl EntryContext {
         let deadline =
             admission.lease.map(|seconds| (Instant::now() + Duration::from_secs(seconds.into()), Due::Expired));
         let (session, subprotocol) = (admission.session, admission.subprotocol);
-        Ok(Admitted { recipient: Some(Box::new(session)), channels, subprotocol, deadline })
+        Ok(Admitted { recipient: Some(Arc::new(session)), channels, subprotocol, deadline })
     }
 }
 

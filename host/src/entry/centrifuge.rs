@@ -26,7 +26,8 @@ use crate::{
     component,
     component::{Handler, Meaning, NotLetIn, SessionGuard, Tasks},
     delivery::{
-        BudgetShare, ClientId, End, Follow, Inbox, InboxEvent, LimitReached, NotifyBy, Pings, Recipient, Step, StepList,
+        BudgetShare, ClientId, End, Follow, Inbox, InboxEvent, LaterRecipient, LimitReached, NotifyBy, Pings,
+        Recipient, Step, StepList,
     },
     routes::Route,
     sync::Mutex,
@@ -82,21 +83,21 @@ impl From<Error> for CommandRefusal {
     }
 }
 
-impl Recipient for Arc<CentrifugeSession> {
+impl Recipient for CentrifugeSession {
     fn id(&self) -> ClientId {
         self.id
     }
 
-    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
+    fn message(self: Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.tenant.client_limits;
         if self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)? {
             // One command takes no longer than to wake another thread for it. Who compresses, and who sends several,
             // waits for others.
             let is_one = payload.len() <= SHORT && !payload.contains(&b'\n');
             if is_one && self.handler.is_none() && self.compression.is_none() {
-                self.tasks.begin(Arc::clone(self).serve(true));
+                self.tasks.begin(Arc::clone(&self).serve(true));
             } else {
-                self.tasks.spawn(Arc::clone(self).serve(false));
+                self.tasks.spawn(Arc::clone(&self).serve(false));
             }
         }
         Ok(())
@@ -118,28 +119,32 @@ impl Recipient for Arc<CentrifugeSession> {
 }
 
 impl CentrifugeSession {
-    pub fn new(
+    /// A session, made when the client's shard has it.
+    pub fn later(
         id: ClientId,
-        route: &Route,
+        Route { tenant, handler, .. }: &Route,
         request: Option<component::ConnectRequest>,
         compression: Option<Compression>,
         tasks: Tasks,
-    ) -> Arc<Self> {
-        let Route { tenant, handler, .. } = route;
-        Arc::new(Self {
-            id,
-            tenant: Arc::clone(tenant),
-            handler: handler.clone(),
-            request: Mutex::new(request.map(Box::new)),
-            compression,
-            tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
-            inbox: Inbox::default(),
-            connected: AtomicBool::new(false),
-            pings: Pings::default(),
-            reason: OnceLock::new(),
-            left: Notify::new(),
-            session: OnceLock::new(),
-        })
+    ) -> LaterRecipient {
+        let (tenant, handler, request) = (Arc::clone(tenant), handler.clone(), request.map(Box::new));
+        let make = Box::new(move || {
+            Arc::new(Self {
+                id,
+                tenant,
+                request: Mutex::new(request),
+                compression,
+                tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
+                handler,
+                inbox: Inbox::default(),
+                connected: AtomicBool::new(false),
+                pings: Pings::default(),
+                reason: OnceLock::new(),
+                left: Notify::new(),
+                session: OnceLock::new(),
+            }) as Arc<dyn Recipient>
+        });
+        LaterRecipient { id, make }
     }
 
     /// Carries out what is in the inbox. `has_turn`: its first message came in the tenant's turn of being read, which

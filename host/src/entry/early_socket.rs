@@ -143,3 +143,100 @@ impl AsyncWrite for EarlySocket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, thread, time::Duration};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// More than what the system keeps for a socket whose peer does not read.
+    const LARGE: usize = 16 << 20;
+
+    fn pair() -> (EarlySocket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = listener.accept().unwrap().0;
+        socket.set_nonblocking(true).unwrap();
+        (EarlySocket::new(socket), peer)
+    }
+
+    fn is_watched(socket: &EarlySocket) -> bool {
+        matches!(socket.stage, Stage::Watched(_))
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_is_read_and_answered_without_watching() {
+        let (mut socket, mut peer) = pair();
+        peer.write_all(b"request").unwrap();
+        let mut request = [0; 7];
+        socket.read_exact(&mut request).await.unwrap();
+        socket.write_all(b"answer").await.unwrap();
+        assert!(!is_watched(&socket));
+        assert_eq!(&request, b"request");
+        let mut answer = [0; 6];
+        peer.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
+    }
+
+    #[tokio::test]
+    async fn what_comes_in_pieces_is_waited_for_and_the_end_is_seen() {
+        let (mut socket, mut peer) = pair();
+        let sends = thread::spawn(move || {
+            for piece in [&b"one "[..], b"two ", b"three"] {
+                thread::sleep(Duration::from_millis(20));
+                peer.write_all(piece).unwrap();
+            }
+            peer.shutdown(Shutdown::Write).unwrap();
+            peer
+        });
+        let mut all = String::new();
+        socket.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "one two three");
+        assert!(is_watched(&socket));
+        // Its peer has ended its own side only.
+        socket.write_all(b"answer").await.unwrap();
+        let mut answer = [0; 6];
+        sends.join().unwrap().read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
+    }
+
+    #[tokio::test]
+    async fn what_there_is_no_room_for_is_sent_later_in_order() {
+        let (mut socket, mut peer) = pair();
+        let reads = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).unwrap();
+            all
+        });
+        let sent: Vec<u8> = (0_u32..).flat_map(u32::to_le_bytes).take(LARGE).collect();
+        socket.write_all(&sent).await.unwrap();
+        assert!(is_watched(&socket));
+        socket.shutdown().await.unwrap();
+        assert!(reads.join().unwrap() == sent);
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_given_back_with_what_is_not_read_yet() {
+        for waits in [false, true] {
+            let (mut socket, mut peer) = pair();
+            peer.write_all(b"request").unwrap();
+            let mut request = [0; 7];
+            socket.read_exact(&mut request).await.unwrap();
+            if waits {
+                let nothing = tokio::time::timeout(Duration::from_millis(20), socket.read_u8()).await;
+                assert!(nothing.is_err());
+            }
+            assert_eq!(is_watched(&socket), waits);
+            peer.write_all(b"behind").unwrap();
+            let mut given_back = socket.into_std().unwrap();
+            given_back.set_nonblocking(false).unwrap();
+            let mut behind = [0; 6];
+            given_back.read_exact(&mut behind).unwrap();
+            assert_eq!(&behind, b"behind");
+        }
+    }
+}

@@ -316,21 +316,21 @@ impl Attempt {
         let compression = negotiate_compression(&route.tenant, request, uncompressed, &mut upgrade);
         let protocol = centrifuge::Protocol::of(request);
         upgrade.protocol = protocol.name();
-        let session = CentrifugeSession::new(
+        let session = CentrifugeSession::later(
             route.tenant.next_client_id(),
             route,
             route.handler.is_some().then(|| self.connect_request(request, component::Transport::Centrifuge)),
             compression,
             self.context.commands.clone(),
         );
-        let connected = Connected::new(source, Some(Box::new(session)));
         let no_json = || End::Centrifuge(Disconnect::NotAvailable, Disconnect::NotAvailable.reason().into());
         let accepted = Accepted {
             format: if takes_shared_encoding(compression) { Format::CentrifugeDeflated } else { Format::Centrifuge },
             deflates: compression.is_some(),
             deadline: Some((Instant::now() + self.context.handshake_timeout, Due::Stale)),
             close_at_once: (!protocol.is_json()).then(no_json),
-            ..Accepted::new(connected)
+            recipient: Some(session),
+            ..Accepted::new(Connected::new(source, None))
         };
         Ok((upgrade, accepted))
     }

@@ -56,6 +56,8 @@ const YOUTH: Duration = Duration::from_millis(100);
 /// the system when fewer than [`CALM`] are left.
 const STORM: usize = 256;
 const CALM: usize = 64;
+/// How long the last clients of a storm may still take.
+const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// A bound listener. Its sockets send without Nagle's delay, and keep few bytes unsent. One of `[::]` takes IPv4, too,
 /// unless another one is to do so at the same port.
@@ -293,11 +295,15 @@ impl Handshakes {
         }
     }
 
-    /// Gives a storm's memory back, once few of its handshakes are left.
+    /// Gives a storm's memory back, once few of its handshakes are left, and its clients have had their first answers.
     fn end_storm(&mut self) {
         if self.storm && self.tasks.len() < CALM {
             self.storm = false;
-            self.trims.spawn_blocking(memory::trim);
+            self.trims.spawn(async {
+                tokio::time::sleep(FIRST_ANSWERS).await;
+                // An error means that the relay ends.
+                drop(tokio::task::spawn_blocking(memory::trim).await);
+            });
         }
     }
 }

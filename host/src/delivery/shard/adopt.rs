@@ -37,14 +37,26 @@ impl Shard {
     /// Makes a row for a client, and sends it its first bytes.
     pub(super) fn adopt(&mut self, newcomer: Newcomer) {
         let Newcomer { socket, leftover, accepted } = newcomer;
-        let Accepted { client, channels, format, deflates, mut first_bytes, gaps, deadline, mut close_at_once } =
-            accepted;
+        let Accepted {
+            mut client,
+            recipient,
+            channels,
+            format,
+            deflates,
+            mut first_bytes,
+            gaps,
+            deadline,
+            mut close_at_once,
+        } = accepted;
         if self.end.is_some() {
             client.note_leaving("shutdown");
             return;
         }
         if client.client_limits().removed.load(Ordering::Relaxed) {
             close_at_once = Some(End::Tenant);
+        }
+        if let Some(later) = recipient {
+            client.recipient = Some((later.make)());
         }
         let mut socket = TcpStream::from_std(socket);
         let slot = self.rows.vacant_key();

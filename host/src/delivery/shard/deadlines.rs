@@ -8,6 +8,9 @@ use std::{
 
 use crate::delivery::ClientId;
 
+/// For how many deadlines there stays room when there are none. A herd of clients has thousands at once.
+const KEPT: usize = 256;
+
 /// Why a connection ends at its deadline.
 #[derive(Clone, Debug)]
 pub enum Due {
@@ -53,6 +56,9 @@ impl Deadlines {
     pub fn clear(&mut self, id: ClientId) {
         if let Some((at, _)) = self.by_client.remove(&id) {
             self.by_time.remove(&(at, id));
+        }
+        if self.by_client.is_empty() && self.by_client.capacity() > KEPT {
+            self.by_client = HashMap::new();
         }
     }
 

@@ -245,7 +245,7 @@ impl Shard {
                         self.deadlines.clear(recipient.id());
                     }
                 }
-                if let Err(limit) = recipient.message(*kind, payload) {
+                if let Err(limit) = Arc::clone(recipient).message(*kind, payload) {
                     limit.count(&row.client.client_limits().metrics);
                     if row.is_centrifuge() {
                         self.close(slot, &End::TooMany);

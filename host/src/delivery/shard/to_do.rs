@@ -13,6 +13,9 @@ use crate::delivery::{
     },
 };
 
+/// For how many tasks there stays room when all are done. A herd of clients has thousands at once.
+const KEPT_TASKS: usize = 256;
+
 /// Something to do for a tenant.
 pub(super) enum Task {
     /// A client whose handshake is done.
@@ -83,6 +86,9 @@ impl Shard {
                 usage.worked(turn.time().saturating_sub(began));
             }
             self.to_do.lines.end_turn(tenant, None);
+            if self.to_do.is_empty() && self.to_do.tasks.capacity() > KEPT_TASKS {
+                self.to_do.tasks = Slab::new();
+            }
             if lap.is_over() {
                 return;
             }

@@ -97,7 +97,7 @@ impl Recipient for SessionGuard {
         self.0.id
     }
 
-    fn message(&self, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
+    fn message(self: Arc<Self>, kind: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         let client_limits = &self.handler.tenant.client_limits;
         self.inbox.count_message(&client_limits.send_limits)?;
         let needs_task = self.inbox.message(kind, payload, &client_limits.send_limits, &client_limits.budget)?;

@@ -40,7 +40,7 @@ impl Recipient for Taker {
         self.id
     }
 
-    fn message(&self, _: Kind, payload: &[u8]) -> Result<(), LimitReached> {
+    fn message(self: Arc<Self>, _: Kind, payload: &[u8]) -> Result<(), LimitReached> {
         self.seen.lock().push((self.name, String::from_utf8(payload.to_vec()).unwrap()));
         if self.refuses { Err(LimitReached::Messages) } else { Ok(()) }
     }
@@ -87,7 +87,7 @@ impl Scene {
         served.set_nonblocking(true).unwrap();
         let sources = ClientSources::new(Arc::clone(tenant), usize::MAX);
         let taker = Taker { id: ClientId::new(0), name, seen: Arc::clone(&self.seen), refuses };
-        let client = Connected::new(sources.source_for([127, 0, 0, 1].into()).unwrap(), Some(Box::new(taker)));
+        let client = Connected::new(sources.source_for([127, 0, 0, 1].into()).unwrap(), Some(Arc::new(taker)));
         let accepted = Accepted::new(client);
         self.shard.adopt(Newcomer { socket: OwnedFd::from(served).into(), leftover, accepted });
         socket
