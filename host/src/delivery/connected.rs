@@ -9,7 +9,7 @@ use wire::Kind;
 
 use crate::delivery::{address_limit::ClientSource, id::ClientId, inbox::LimitReached, limits::ClientLimits};
 
-/// Takes what a client sends. It is dropped when the client is gone.
+/// Takes what a client sends. Its shard lets go of it when the client is gone.
 pub trait Recipient: Send + Sync {
     /// The id by which the tenant's code knows the client.
     fn id(&self) -> ClientId;
@@ -27,8 +27,8 @@ pub trait Recipient: Send + Sync {
     }
 }
 
-/// Makes a client's recipient on the thread of its shard. Among what is there only for the handshake, the recipient's
-/// memory would keep whole pages when that is gone.
+/// Makes a client's recipient on the thread of its shard. Made during the handshake it would lie among the handshake's
+/// memory, and keep whole pages of it: some 800 bytes a client after a crowd.
 pub struct LaterRecipient {
     pub id: ClientId,
     pub make: Box<dyn FnOnce() -> Arc<dyn Recipient> + Send + Sync>,

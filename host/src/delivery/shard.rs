@@ -73,6 +73,9 @@ const TICKS_PER_SWEEP: u32 = 8;
 /// Longest tick, however long clients may be silent: the time to answer a close frame is short.
 const MAX_TICK: Duration = Duration::from_millis(500);
 
+/// For how many there stays room of what a herd of clients has taken, when it is done.
+const KEPT_ROOM: usize = 256;
+
 /// Time between two clients of the host that are closed at a shutdown, if there is so much. A herd comes back as it is
 /// sent away.
 const CLOSED_APART: Duration = Duration::from_millis(1);
@@ -376,6 +379,11 @@ impl Shard {
             self.next_tick = now + self.tick;
             self.sweep();
             self.end_due(now);
+            self.to_do.tidy();
+            self.deadlines.tidy();
+            if commands.capacity() > KEPT_ROOM {
+                *commands = Vec::new();
+            }
         }
         Ok(())
     }

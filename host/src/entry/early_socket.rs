@@ -155,10 +155,15 @@ mod tests {
     /// More than what the system keeps for a socket whose peer does not read.
     const LARGE: usize = 16 << 20;
 
-    fn pair() -> (EarlySocket, TcpStream) {
+    /// A socket at which these bytes have arrived.
+    fn pair(sent: &[u8]) -> (EarlySocket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let socket = listener.accept().unwrap().0;
+        peer.write_all(sent).unwrap();
+        if !sent.is_empty() {
+            socket.peek(&mut [0]).unwrap();
+        }
         socket.set_nonblocking(true).unwrap();
         (EarlySocket::new(socket), peer)
     }
@@ -169,8 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_arrived_is_read_and_answered_without_watching() {
-        let (mut socket, mut peer) = pair();
-        peer.write_all(b"request").unwrap();
+        let (mut socket, mut peer) = pair(b"request");
         let mut request = [0; 7];
         socket.read_exact(&mut request).await.unwrap();
         socket.write_all(b"answer").await.unwrap();
@@ -183,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_in_pieces_is_waited_for_and_the_end_is_seen() {
-        let (mut socket, mut peer) = pair();
+        let (mut socket, mut peer) = pair(b"");
         let sends = thread::spawn(move || {
             for piece in [&b"one "[..], b"two ", b"three"] {
                 thread::sleep(Duration::from_millis(20));
@@ -205,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_there_is_no_room_for_is_sent_later_in_order() {
-        let (mut socket, mut peer) = pair();
+        let (mut socket, mut peer) = pair(b"");
         let reads = thread::spawn(move || {
             thread::sleep(Duration::from_millis(50));
             let mut all = Vec::new();
@@ -222,8 +226,7 @@ mod tests {
     #[tokio::test]
     async fn the_socket_is_given_back_with_what_is_not_read_yet() {
         for waits in [false, true] {
-            let (mut socket, mut peer) = pair();
-            peer.write_all(b"request").unwrap();
+            let (mut socket, mut peer) = pair(b"request");
             let mut request = [0; 7];
             socket.read_exact(&mut request).await.unwrap();
             if waits {

@@ -53,10 +53,11 @@ const BEGUN_AT_ONCE: usize = 64;
 /// How long a handshake is young. One that nothing holds takes less.
 const YOUTH: Duration = Duration::from_millis(100);
 /// Handshakes at once that make a storm. A storm leaves the allocator with megabytes of free memory, which go back to
-/// the system when fewer than [`CALM`] are left.
+/// the system when fewer than [`CALM`] are left, and [`FIRST_ANSWERS`] have been sent.
 const STORM: usize = 256;
 const CALM: usize = 64;
-/// How long the last clients of a storm may still take.
+/// Time in which a storm's last clients get their first answers. What these have taken is free then, too: some 250 bytes
+/// a client.
 const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// A bound listener. Its sockets send without Nagle's delay, and keep few bytes unsent. One of `[::]` takes IPv4, too,
@@ -249,7 +250,11 @@ impl Handshakes {
         let attempt = Arc::new(Attempt::new(context, peer.ip(), place, young));
         let task = self.tasks.spawn(handshake(EarlySocket::new(socket), Arc::clone(&attempt)));
         self.under_way.push_back(UnderWay { task, attempt, since: Instant::now() });
-        self.storm |= self.tasks.len() >= STORM;
+        if self.tasks.len() >= STORM {
+            self.storm = true;
+            // Its own end is soon enough.
+            self.trims.abort_all();
+        }
         true
     }
 

@@ -22,7 +22,7 @@ use crate::{
     shutdown::Stop,
     store::{
         StoreError, clock, migrate,
-        mysql::{InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late, round},
+        mysql::{InsertError, Inserter, RecordTable, STATEMENT_ROWS, explain, is_late, statement_rows},
         presence::{Presence, RENEW_EVERY},
         reader::ReadConnections,
         record::{RecordId, Row, now},
@@ -37,7 +37,7 @@ use crate::{
 const PAUSES: Pauses =
     Pauses { free: 0, first: Duration::from_millis(100), longest: Duration::from_secs(5), jitter: false };
 /// Rows of a tenant some of whose rows MySQL refuses, in one turn, and how long the turn takes at most.
-const APART_ROWS: usize = 200;
+const APART_ROWS: usize = 256;
 const APART_TURN: Duration = Duration::from_millis(200);
 
 pub struct Drain {
@@ -164,17 +164,22 @@ impl Drain {
                 (inserter, begun) = (None, Instant::now());
                 mysql.forget();
             }
+            let inserter = match &mut inserter {
+                Some(inserter) => inserter,
+                none => {
+                    let oldest = self.readers.read(sqlite::oldest_time).await?;
+                    if self.note_wait(oldest).is_none() && !self.presence.is_due() {
+                        return Ok(());
+                    }
+                    none.insert(self.begin(mysql).await?)
+                }
+            };
             let (apart, passed) = (self.apart.clone(), self.passed);
             let oldest = self.readers.read(move |outbox| sqlite::oldest(outbox, &apart, passed)).await?;
-            let waits = oldest.since.map(|at| Duration::from_millis(now().saturating_sub(at)));
-            self.metrics.outbox_oldest_seconds.set(waits.unwrap_or_default().as_secs_f64());
+            let waits = self.note_wait(oldest.since);
             if waits.is_none() && !self.presence.is_due() {
                 return Ok(());
             }
-            let inserter = match &mut inserter {
-                Some(inserter) => inserter,
-                none => none.insert(self.begin(mysql).await?),
-            };
             inserter.most_rows = self.most_rows;
             let moved = match waits {
                 Some(_) => self.move_rows_of_all(inserter, oldest).await,
@@ -192,6 +197,13 @@ impl Drain {
         }
     }
 
+    /// Notes how long the oldest row has waited, which came at this time, and returns it. `None`: there is none.
+    fn note_wait(&self, since: Option<u64>) -> Option<Duration> {
+        let waits = since.map(|at| Duration::from_millis(now().saturating_sub(at)));
+        self.metrics.outbox_oldest_seconds.set(waits.unwrap_or_default().as_secs_f64());
+        waits
+    }
+
     /// Brings the tables up to date, if they are not, and prepares to insert.
     async fn begin<'m>(&mut self, mysql: &'m RecordTable) -> Result<Inserter<'m>, DrainError> {
         let mut connection = mysql.connect().await?;
@@ -203,12 +215,13 @@ impl Drain {
         Ok(Inserter::new(connection).await?)
     }
 
-    /// Moves the oldest rows but for those that go apart, and then some of these.
+    /// Moves the oldest rows of the tenants whose rows do not go apart, then some of one whose rows do.
     async fn move_rows_of_all(&mut self, inserter: &mut Inserter<'_>, oldest: Oldest) -> Result<(), DrainError> {
         let Oldest { mut rows, passed, .. } = oldest;
         self.passed = passed;
-        // The next time is soon enough for the others.
-        rows.truncate(round(rows.len()));
+        // A rest would need several small statements. It is part of the next batch.
+        let whole = rows.len() / STATEMENT_ROWS * STATEMENT_ROWS;
+        rows.truncate(whole + statement_rows(rows.len() - whole));
         self.move_rows(inserter, &rows, None).await?;
         self.move_apart(inserter).await
     }
@@ -220,7 +233,8 @@ impl Drain {
         let Some(tenant) = next.next().or_else(|| self.apart.first()).cloned() else { return Ok(()) };
         self.last_apart = Some(Arc::clone(&tenant));
         let of = Arc::clone(&tenant);
-        let rows = self.readers.read(move |outbox| sqlite::some_of(outbox, &of, APART_ROWS)).await?;
+        let mut rows = self.readers.read(move |outbox| sqlite::some_of(outbox, &of, APART_ROWS)).await?;
+        rows.truncate(statement_rows(rows.len()));
         let taken = self.move_rows(inserter, &rows, Some(Instant::now() + APART_TURN)).await?;
         if taken == rows.len() {
             // MySQL takes them again, or there are no more.

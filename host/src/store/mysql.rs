@@ -26,7 +26,7 @@ mod url;
 pub use crate::store::mysql::{
     connections::{Connections, Lent, is_late, leaves_it_usable},
     errors::{explain, is_refused_login},
-    insert::{InsertError, Inserter, STATEMENT_ROWS, round, together},
+    insert::{InsertError, Inserter, STATEMENT_ROWS, statement_rows, together},
     url::{BadUrl, parse_url},
 };
 

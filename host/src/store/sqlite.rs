@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, ToSql, p
 use crate::store::record::{Collection, Part, Query, Record, RecordId, Row};
 
 /// Most rows and bytes of one read for the drain, unless a row has more.
-const BATCH_ROWS: usize = 2000;
+const BATCH_ROWS: usize = 2048;
 const BATCH_BYTES: usize = 4 << 20;
 /// The write-ahead log is cut back to this many bytes when it has been larger.
 const WAL_BYTES: u64 = 64 << 20;
@@ -219,7 +219,7 @@ fn rows_where(connection: &Connection, condition: &str, parameters: &[&dyn ToSql
 }
 
 /// When the oldest row was appended, in milliseconds since 1970.
-fn oldest_time(connection: &Connection) -> rusqlite::Result<Option<u64>> {
+pub fn oldest_time(connection: &Connection) -> rusqlite::Result<Option<u64>> {
     let mut statement = connection.prepare_cached("SELECT id, at FROM records ORDER BY seq LIMIT 1")?;
     let oldest = statement.query_row([], |row| Ok(row.get::<_, Option<u64>>(1)?.unwrap_or(id(row, 0)?.at())));
     oldest.optional()

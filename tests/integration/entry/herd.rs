@@ -1,4 +1,4 @@
-//! Ten thousand clients that lose their connections together and come back together.
+//! Clients that come all at once.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -18,8 +18,8 @@ use super::handshakes::raise_file_limit;
 const CLIENTS: usize = 10_000;
 /// Connections from one address, since an address has few ports.
 const PER_ADDRESS: usize = 1000;
-/// Places for handshakes, and a herd that is many times as large and served within a second or two.
-const PLACES: &str = "handshakes = 64";
+/// Places for handshakes, and a herd that is several times as large and served within a second or two.
+const PLACES: &str = "handshakes = 256";
 const HERD: usize = 1000;
 /// Longer than a storm of handshakes takes on a busy machine.
 const TIMEOUT: &str = "handshake-timeout = \"60s\"";

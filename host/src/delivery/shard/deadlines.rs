@@ -6,10 +6,7 @@ use std::{
     time::Instant,
 };
 
-use crate::delivery::ClientId;
-
-/// For how many deadlines there stays room when there are none. A herd of clients has thousands at once.
-const KEPT: usize = 256;
+use crate::delivery::{ClientId, shard::KEPT_ROOM};
 
 /// Why a connection ends at its deadline.
 #[derive(Clone, Debug)]
@@ -57,8 +54,13 @@ impl Deadlines {
         if let Some((at, _)) = self.by_client.remove(&id) {
             self.by_time.remove(&(at, id));
         }
-        if self.by_client.is_empty() && self.by_client.capacity() > KEPT {
-            self.by_client = HashMap::new();
+    }
+
+    /// Gives back the room that a herd's deadlines have taken.
+    pub fn tidy(&mut self) {
+        let most = KEPT_ROOM.max(2 * self.by_client.len());
+        if self.by_client.capacity() > 4 * most {
+            self.by_client.shrink_to(most);
         }
     }
 

@@ -8,13 +8,10 @@ use slab::Slab;
 use crate::delivery::{
     BudgetShare, ClientId, ClientLimits, Step,
     shard::{
-        Newcomer, Shard,
+        KEPT_ROOM, Newcomer, Shard,
         turns::{Lap, Lines, Tenant, Turn},
     },
 };
-
-/// For how many tasks there stays room when all are done. A herd of clients has thousands at once.
-const KEPT_TASKS: usize = 256;
 
 /// Something to do for a tenant.
 pub(super) enum Task {
@@ -42,6 +39,13 @@ pub(super) struct ToDo {
 impl ToDo {
     pub fn is_empty(&self) -> bool {
         self.lines.is_idle()
+    }
+
+    /// Gives back the room that a herd's tasks have taken.
+    pub fn tidy(&mut self) {
+        if self.tasks.is_empty() && self.tasks.capacity() > KEPT_ROOM {
+            self.tasks = Slab::new();
+        }
     }
 }
 
@@ -86,9 +90,6 @@ impl Shard {
                 usage.worked(turn.time().saturating_sub(began));
             }
             self.to_do.lines.end_turn(tenant, None);
-            if self.to_do.is_empty() && self.to_do.tasks.capacity() > KEPT_TASKS {
-                self.to_do.tasks = Slab::new();
-            }
             if lap.is_over() {
                 return;
             }

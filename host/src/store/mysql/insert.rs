@@ -20,7 +20,10 @@ const MIN_STATEMENT: usize = 64 << 10;
 /// Bytes that a statement needs for each row besides its data.
 const ROW_STATEMENT_BYTES: usize = 300;
 /// Most rows of one statement.
-pub const STATEMENT_ROWS: usize = 1000;
+pub const STATEMENT_ROWS: usize = 1 << 10;
+/// Prepared statements that a connection keeps: those for each number of rows, and some others.
+pub const KEPT_STATEMENTS: usize = 16;
+const _: () = assert!(STATEMENT_ROWS.ilog2() as usize + 4 < KEPT_STATEMENTS);
 
 /// MySQL's errors ER_DUP_ENTRY and ER_TRANS_CACHE_FULL.
 const DUPLICATE: u16 = 1062;
@@ -142,23 +145,21 @@ impl<'c> Inserter<'c> {
         Ok(found.into_iter().map(|(tenant, collection, id)| [tenant, collection, id]).collect())
     }
 
-    /// How many of these rows fit into one statement, at least one: a round number, as [`round`] says.
+    /// How many of these rows fit into one statement, at least one: as many as [`statement_rows`] says.
     pub fn fitting<'r>(&self, rows: impl Iterator<Item = &'r Row>) -> usize {
         let mut bytes = 0;
         let fits = |row: &&Row| {
             bytes += row.data.len() + ROW_STATEMENT_BYTES;
             bytes <= self.statement
         };
-        round(rows.take(self.most_rows).take_while(fits).count())
+        statement_rows(rows.take(self.most_rows).take_while(fits).count())
     }
 }
 
-/// At most that many rows, and at least one: 7, 30 or 900. There are 28 such numbers up to [`STATEMENT_ROWS`], and the
-/// driver keeps 32 prepared statements. One for each number of rows would be prepared anew each time.
-pub fn round(rows: usize) -> usize {
-    let rows = rows.max(1);
-    let unit = 10_usize.pow(rows.ilog10());
-    rows / unit * unit
+/// Rows of a statement, of which there are at most this many: a power of two, so that nearly all statements are among
+/// those that the driver keeps. Another one is prepared by the server first, with an answer for each of its parameters.
+pub fn statement_rows(rows: usize) -> usize {
+    1 << rows.max(1).ilog2()
 }
 
 /// Runs statements in one transaction.

@@ -6,7 +6,7 @@ use config::MySqlUrl;
 use form_urlencoded::Serializer;
 use mysql_async::{Opts, OptsBuilder, SslOpts};
 
-use crate::tls;
+use crate::{store::mysql::insert::KEPT_STATEMENTS, tls};
 
 /// How often a connection that waits for an answer asks whether the other machine is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -65,7 +65,7 @@ pub fn opts(url: &str) -> Result<Opts, BadUrl> {
     };
     let opts = OptsBuilder::from_opts(opts)
         .ssl_opts(tls.map(trusting))
-        .stmt_cache_size(8)
+        .stmt_cache_size(KEPT_STATEMENTS)
         .tcp_keepalive(Some(KEEPALIVE))
         // A path that the server names may be another server's here.
         .prefer_socket(prefers_socket)
