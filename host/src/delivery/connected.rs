@@ -31,7 +31,7 @@ pub trait Recipient: Send + Sync {
 /// memory, and keep whole pages of it: some 800 bytes a client after a crowd.
 pub struct LaterRecipient {
     pub id: ClientId,
-    pub make: Box<dyn FnOnce() -> Arc<dyn Recipient> + Send + Sync>,
+    pub make: Box<dyn FnOnce() -> Arc<dyn Recipient> + Send>,
 }
 
 /// When a client was last pinged in its own protocol, in milliseconds on its shard's clock.

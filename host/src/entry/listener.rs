@@ -53,7 +53,7 @@ const BEGUN_AT_ONCE: usize = 64;
 /// How long a handshake is young. One that nothing holds takes less.
 const YOUTH: Duration = Duration::from_millis(100);
 /// Handshakes at once that make a storm. A storm leaves the allocator with megabytes of free memory, which go back to
-/// the system when fewer than [`CALM`] are left, and [`FIRST_ANSWERS`] have been sent.
+/// the system [`FIRST_ANSWERS`] after fewer than [`CALM`] are left.
 const STORM: usize = 256;
 const CALM: usize = 64;
 /// Time in which a storm's last clients get their first answers. What these have taken is free then, too: some 250 bytes

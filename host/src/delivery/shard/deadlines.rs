@@ -95,4 +95,17 @@ mod tests {
         assert!(deadlines.pop_due(now + 4 * second).is_none());
         assert!(deadlines.by_client.is_empty() && deadlines.by_time.is_empty());
     }
+
+    #[test]
+    fn a_herds_room_is_given_back_and_the_others_stay() {
+        let (mut deadlines, now) = (Deadlines::default(), Instant::now());
+        let ids: Vec<_> = (0..10_000).map(|_| ClientId::new(0)).collect();
+        ids.iter().for_each(|id| deadlines.set(*id, now, Due::Stale));
+        deadlines.tidy();
+        assert!(deadlines.by_client.capacity() >= ids.len());
+        ids.iter().skip(1).for_each(|id| deadlines.clear(*id));
+        deadlines.tidy();
+        assert!(deadlines.by_client.capacity() <= 4 * KEPT_ROOM);
+        assert!(matches!(deadlines.pop_due(now), Some((id, Due::Stale)) if id == ids[0]));
+    }
 }
