@@ -15,6 +15,8 @@ use crate::store::record::{Collection, Part, Query, Record, RecordId, Row};
 /// Most rows and bytes of one read for the drain, unless a row has more.
 const BATCH_ROWS: usize = 2048;
 const BATCH_BYTES: usize = 4 << 20;
+/// How many rows one statement inserts, if there are as many.
+const ROWS_AT_ONCE: usize = 16;
 /// The write-ahead log is cut back to this many bytes when it has been larger.
 const WAL_BYTES: u64 = 64 << 20;
 /// How long a statement waits for another connection's lock.
@@ -91,12 +93,26 @@ fn add_usage(connection: &Connection, table: &str, used: &mut Used, counts: bool
     Ok(())
 }
 
-pub fn insert(connection: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
-    let mut statement = connection
-        .prepare_cached("INSERT INTO records (id, tenant, collection, data, at) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+pub fn insert<'r>(connection: &Connection, rows: impl IntoIterator<Item = &'r Row>) -> rusqlite::Result<()> {
+    let rows: Vec<_> = rows.into_iter().collect();
+    let (many, few) = rows.as_chunks::<ROWS_AT_ONCE>();
+    many.iter().try_for_each(|rows| insert_at_once(connection, rows))?;
+    few.iter().try_for_each(|row| insert_at_once(connection, &[row]))
+}
+
+/// Inserts this many rows with one statement.
+fn insert_at_once<const N: usize>(connection: &Connection, rows: &[&Row; N]) -> rusqlite::Result<()> {
+    let values = ["(?, ?, ?, ?, ?)"; N].join(", ");
+    let sql = format!("INSERT INTO records (id, tenant, collection, data, at) VALUES {values}");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut next = 1..;
     for Row { id, at, collection, data } in rows {
-        statement.execute(params![id.bytes(), &*collection.tenant, &*collection.name, data, at])?;
+        let values = params![id.bytes(), &*collection.tenant, &*collection.name, data, at];
+        for (value, place) in values.iter().zip(&mut next) {
+            statement.raw_bind_parameter(place, value)?;
+        }
     }
+    statement.raw_execute()?;
     Ok(())
 }
 

@@ -291,9 +291,7 @@ impl Work {
     fn write(&mut self, group: &[Append]) -> rusqlite::Result<()> {
         let started = Instant::now();
         let transaction = self.connection.transaction()?;
-        for append in group {
-            sqlite::insert(&transaction, &append.rows)?;
-        }
+        sqlite::insert(&transaction, group.iter().flat_map(|append| &append.rows))?;
         let committed = transaction.commit();
         self.metrics.records_commit_seconds.observe(started.elapsed().as_secs_f64());
         committed
