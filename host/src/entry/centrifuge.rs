@@ -51,9 +51,8 @@ const MAX_UNSENT_REPLIES: usize = 64 << 10;
 pub struct CentrifugeSession {
     pub id: ClientId,
     tenant: Arc<Tenant>,
-    handler: Option<Arc<Handler>>,
-    /// Its HTTP request, kept for the handler until the client sends `connect`.
-    request: Mutex<Option<Box<component::ConnectRequest>>>,
+    /// `None`: the tenant has no handler.
+    handled: Option<Box<Handled>>,
     compression: Option<Compression>,
     tasks: Tasks,
     inbox: Inbox,
@@ -63,9 +62,16 @@ pub struct CentrifugeSession {
     pings: Pings,
     /// Why its connection ends, once it does. Commands that are not carried out yet are dropped then.
     reason: OnceLock<&'static str>,
+}
+
+/// What the session of a tenant with a handler has besides.
+struct Handled {
+    handler: Arc<Handler>,
+    /// The client's HTTP request, kept for the handler until the client sends `connect`.
+    request: Mutex<Option<Box<component::ConnectRequest>>>,
     /// Notified when the client leaves.
     left: Notify,
-    /// The session that its handler knows it by.
+    /// The session that the handler knows the client by, once it is let in.
     session: OnceLock<SessionGuard>,
 }
 
@@ -94,7 +100,7 @@ impl Recipient for CentrifugeSession {
             // One command takes no longer than to wake another thread for it. Who compresses, and who sends several,
             // waits for others.
             let is_one = payload.len() <= SHORT && !payload.contains(&b'\n');
-            if is_one && self.handler.is_none() && self.compression.is_none() {
+            if is_one && self.handled.is_none() && self.compression.is_none() {
                 self.tasks.begin(Arc::clone(&self).serve(true));
             } else {
                 self.tasks.spawn(Arc::clone(&self).serve(false));
@@ -107,8 +113,9 @@ impl Recipient for CentrifugeSession {
     fn note_leaving(&self, reason: &'static str) {
         // An earlier reason stands.
         let _ = self.reason.set(reason);
-        self.left.notify_one();
-        if let Some(session) = self.session.get() {
+        let Some(handled) = &self.handled else { return };
+        handled.left.notify_one();
+        if let Some(session) = handled.session.get() {
             session.note_leaving(reason);
         }
     }
@@ -127,21 +134,22 @@ impl CentrifugeSession {
         compression: Option<Compression>,
         tasks: Tasks,
     ) -> LaterRecipient {
-        let (tenant, handler, request) = (Arc::clone(tenant), handler.clone(), request.map(Box::new));
+        let (tenant, handled) = (Arc::clone(tenant), handler.clone().zip(request.map(Box::new)));
         let make = Box::new(move || {
+            let handled = handled.map(|(handler, request)| {
+                let request = Mutex::new(Some(request));
+                Box::new(Handled { handler, request, left: Notify::new(), session: OnceLock::new() })
+            });
             Arc::new(Self {
                 id,
                 tenant,
-                request: Mutex::new(request),
                 compression,
-                tasks: handler.as_ref().map_or(tasks, |handler| handler.tasks().clone()),
-                handler,
+                tasks: handled.as_ref().map_or(tasks, |handled| handled.handler.tasks().clone()),
+                handled,
                 inbox: Inbox::default(),
                 connected: AtomicBool::new(false),
                 pings: Pings::default(),
                 reason: OnceLock::new(),
-                left: Notify::new(),
-                session: OnceLock::new(),
             }) as Arc<dyn Recipient>
         });
         LaterRecipient { id, make }
@@ -159,6 +167,13 @@ impl CentrifugeSession {
                 self.send_steps(vec![Step::Close(end)], None);
             }
         }
+    }
+
+    /// The handler, and the session that it knows the client by. `None`: there is no handler, or the client is not let
+    /// in.
+    fn handler_session(&self) -> Option<(&Arc<Handler>, &SessionGuard)> {
+        let handled = self.handled.as_ref()?;
+        Some((&handled.handler, handled.session.get()?))
     }
 
     fn send_steps(&self, steps: Vec<Step>, share: Option<BudgetShare>) {
@@ -274,7 +289,7 @@ impl CentrifugeSession {
 
     /// Asks the handler to renew the client's lease, with the new token that the client sent.
     async fn refresh(&self, id: u32, token: String, steps: &mut StepList) -> Result<(), CommandRefusal> {
-        let renewed = match self.handler.as_ref().zip(self.session.get()) {
+        let renewed = match self.handler_session() {
             Some((handler, session)) => handler.renew(session, token).await,
             None => None,
         };
@@ -295,9 +310,9 @@ impl CentrifugeSession {
 
     /// Asks the tenant's handler, if it has one, whether the client may follow a channel.
     async fn check_allowed(&self, channel: String, data: Option<String>) -> Result<(), CommandRefusal> {
-        if let Some(handler) = &self.handler {
-            let session = self.session.get().ok_or(Error::PermissionDenied)?;
-            let allowed = handler.subscribe(session, channel, data).await;
+        if let Some(handled) = &self.handled {
+            let session = handled.session.get().ok_or(Error::PermissionDenied)?;
+            let allowed = handled.handler.subscribe(session, channel, data).await;
             allowed.map_err(|why| match why {
                 NotLetIn::Refused(_, reason) => CommandRefusal::Error(Error::PermissionDenied.code(), reason),
                 NotLetIn::Broken(_) | NotLetIn::Gone => Error::Internal.into(),
@@ -314,7 +329,7 @@ impl CentrifugeSession {
         data: String,
         steps: &mut StepList,
     ) -> Result<(), CommandRefusal> {
-        let Some((handler, session)) = self.handler.as_ref().zip(self.session.get()) else {
+        let Some((handler, session)) = self.handler_session() else {
             self.tenant.metrics.message_dropped("no_handler");
             return Err(Error::NotAvailable.into());
         };

@@ -1,6 +1,6 @@
 //! Lets in a client of the Centrifuge protocol: its command `connect`.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::select;
 use wire::centrifuge::{Disconnect, Error, Recover, reply};
@@ -10,7 +10,7 @@ use crate::{
     delivery::{End, Follow, Step, StepList},
     entry::{
         admission::follow_given,
-        centrifuge::{CentrifugeSession, CommandRefusal, expiry_step, follow},
+        centrifuge::{CentrifugeSession, CommandRefusal, Handled, expiry_step, follow},
         refusal::error_status,
     },
 };
@@ -27,20 +27,21 @@ impl CentrifugeSession {
         steps: &mut StepList,
     ) -> Result<(), CommandRefusal> {
         let (mut given, mut lease) = (Vec::new(), None);
-        let request = self.request.lock().take();
-        if let Some(handler) = &self.handler {
+        if let Some(handled) = &self.handled {
+            let handler = &handled.handler;
+            let request = handled.request.lock().take();
             let mut request = request.ok_or(Error::PermissionDenied)?;
             request.token = token.or(request.token);
             request.data = data;
-            let admission = match self.ask(handler, *request).await {
+            let admission = match self.ask(handled, *request).await {
                 Ok(admission) => admission,
                 Err(why) => return Err(self.not_let_in(id, why, steps)),
             };
             lease = admission.lease;
             // It cannot be set already: a second `connect` is refused.
-            let _ = self.session.set(admission.session);
+            let _ = handled.session.set(admission.session);
             // The client may have left while the handler was asked.
-            if let Some((session, reason)) = self.session.get().zip(self.reason.get()) {
+            if let Some((session, reason)) = handled.session.get().zip(self.reason.get()) {
                 session.note_leaving(reason);
             }
             if let Some(names) = admission.channels {
@@ -56,11 +57,11 @@ impl CentrifugeSession {
     }
 
     /// Asks the handler. A client that has left before its turn is not asked about.
-    async fn ask(&self, handler: &Arc<Handler>, request: ConnectRequest) -> Result<Admission, NotLetIn> {
+    async fn ask(&self, handled: &Handled, request: ConnectRequest) -> Result<Admission, NotLetIn> {
         select! {
             biased;
-            () = self.left.notified() => Err(NotLetIn::Gone),
-            admission = handler.connect(self.id, request, self.compression) => admission,
+            () = handled.left.notified() => Err(NotLetIn::Gone),
+            admission = handled.handler.connect(self.id, request, self.compression) => admission,
         }
     }
 
