@@ -39,7 +39,7 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOC
 pub enum OpenError {
     #[error("it leads out of the folder")]
     LeadsOut,
-    #[error("it is not a file")]
+    #[error("it is not a file, but a folder, a pipe or a device; give a regular file")]
     NotAFile,
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -11,6 +11,11 @@ use toolchain::{Toolchain, ToolchainError};
 use wasmtime::{Config, Engine, Module};
 use wit_component::{ComponentEncoder, metadata};
 
+use crate::component::load::{
+    file,
+    file::{Binary, FileError},
+};
+
 /// Makes a component of `source`, a crate's folder or a `.wasm` file, and returns its path.
 ///
 /// Without `output`, a crate's component goes into the crate's folder under the library's name, and `x.wasm` becomes
@@ -19,13 +24,16 @@ use wit_component::{ComponentEncoder, metadata};
 pub fn build(source: &Path, output: Option<&Path>) -> Result<PathBuf, BuildError> {
     let is_crate = source.is_dir();
     let wasm = if is_crate { compile(source)? } else { source.to_owned() };
-    let bytes = fs::read(&wasm).map_err(|error| BuildError::Read { path: wasm.clone(), error })?;
-    let component = match Binary::of(&bytes) {
-        Some(Binary::Component) => bytes,
-        Some(Binary::CoreModule) => {
+    let opened = config::open_file(&wasm).map_err(|error| FileError::Read(error.into()));
+    let (binary, bytes) = opened.and_then(|file| file::read(&file)).map_err(|error| match error {
+        FileError::NotWasm => BuildError::NotWasm { path: wasm.clone() },
+        error => BuildError::Read { path: wasm.clone(), error },
+    })?;
+    let component = match binary {
+        Binary::Component => bytes,
+        Binary::CoreModule => {
             componentize(&bytes).map_err(|error| BuildError::Componentize { path: wasm.clone(), error })?
         }
-        None => return Err(BuildError::NotWasm { path: wasm }),
     };
     let output = match output {
         Some(output) => output.to_owned(),
@@ -57,7 +65,7 @@ pub fn componentize(core: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error("{}: {error}", path.display())]
-    Read { path: PathBuf, error: io::Error },
+    Read { path: PathBuf, error: FileError },
     #[error("{}: neither a WebAssembly module nor a component; give a crate's folder or a .wasm file", path.display())]
     NotWasm { path: PathBuf },
     #[error("{}: {error}", path.display())]
@@ -85,23 +93,6 @@ pub enum ComponentizeError {
     NoWorld,
     #[error("{0}; build it for wasm32-unknown-unknown, with no imports other than those of its WIT world")]
     Encode(String),
-}
-
-/// What a binary's first eight bytes say: the magic number, then version and layer.
-/// <https://github.com/WebAssembly/component-model/blob/main/design/mvp/Binary.md>
-enum Binary {
-    CoreModule,
-    Component,
-}
-
-impl Binary {
-    fn of(bytes: &[u8]) -> Option<Self> {
-        match bytes.strip_prefix(b"\0asm")? {
-            [1, 0, 0, 0, ..] => Some(Self::CoreModule),
-            [_, _, 1, 0, ..] => Some(Self::Component),
-            _ => None,
-        }
-    }
 }
 
 /// An error and its causes, on one line.

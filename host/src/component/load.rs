@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod compile;
 pub mod engine;
+pub mod file;
 pub mod inspect;
 mod library;
 mod trusted;

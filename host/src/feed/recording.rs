@@ -9,7 +9,8 @@
 //! `t` is in seconds since the connection opened. Messages from the relay are skipped, and never waited for.
 
 use std::{
-    fs, io,
+    io,
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -22,6 +23,11 @@ use tokio::time::Instant;
 use tokio_tungstenite::{tungstenite, tungstenite::Message};
 
 use crate::feed::Outgoing;
+
+/// Largest recording that is played, in bytes. All of it stays in memory.
+const MAX_BYTES: u64 = 256 << 20;
+/// What some editors put before the first line of UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// One message from the partner.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,21 +43,35 @@ pub struct Recorded {
 pub enum RecordingError {
     #[error("{}: {error}", path.display())]
     Read { path: PathBuf, error: io::Error },
+    #[error(
+        "{}: has {size} bytes; the most that is played is {MAX_BYTES}; leave out its end, or split it",
+        path.display()
+    )]
+    Size { path: PathBuf, size: u64 },
     #[error("{}:{line}: {what}", path.display())]
     Line { path: PathBuf, line: usize, what: String },
 }
 
 /// Reads a whole recording.
 pub fn load(path: &Path) -> Result<Arc<[Recorded]>, RecordingError> {
-    let bytes = fs::read(path).map_err(|error| RecordingError::Read { path: path.to_owned(), error })?;
-    let mut frames = Vec::new();
-    for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-        if line.trim_ascii().is_empty() {
-            continue;
+    let unreadable = |error| RecordingError::Read { path: path.to_owned(), error };
+    let file = config::open_file(path).map_err(|error| unreadable(error.into()))?;
+    let size = file.metadata().map_err(unreadable)?.len();
+    if size > MAX_BYTES {
+        return Err(RecordingError::Size { path: path.to_owned(), size });
+    }
+    // The file may grow while it is read.
+    let mut rest = BufReader::new(file.take(MAX_BYTES));
+    let (mut frames, mut line, mut number) = (Vec::new(), Vec::new(), 0);
+    while rest.read_until(b'\n', &mut line).map_err(unreadable)? > 0 {
+        number += 1;
+        let text = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&line).trim_ascii_end();
+        if !text.is_empty() {
+            let frame =
+                parse(text).map_err(|what| RecordingError::Line { path: path.to_owned(), line: number, what })?;
+            frames.extend(frame);
         }
-        let frame =
-            parse(line).map_err(|what| RecordingError::Line { path: path.to_owned(), line: index + 1, what })?;
-        frames.extend(frame);
+        line.clear();
     }
     Ok(frames.into())
 }
@@ -112,7 +132,7 @@ fn not(error: &serde_json::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::env;
+    use std::{env, fs, fs::File};
 
     use futures_util::sink;
 
@@ -166,6 +186,27 @@ mod tests {
         }
         let missing = load(Path::new("/nowhere/feed.jsonl")).unwrap_err().to_string();
         assert!(missing.starts_with("/nowhere/feed.jsonl: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_the_first_line_is_skipped() {
+        let line: &[u8] = b"{\"t\":0,\"from\":\"upstream\",\"text\":\"a\"}\r\n";
+        let marked = [BYTE_ORDER_MARK, line, line].concat();
+        assert_eq!(load_text("mark", &marked).unwrap().len(), 2);
+        let twice = [line, BYTE_ORDER_MARK, line].concat();
+        let error = load_text("mark-in-the-middle", &twice).unwrap_err();
+        assert!(error.contains(":2: not a recorded frame"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_large_is_not_read() {
+        let path = env::temp_dir().join(format!("edge-relay-large-{}.jsonl", std::process::id()));
+        File::create(&path).unwrap().set_len(10 << 30).unwrap();
+        let large = load(&path).unwrap_err().to_string();
+        fs::remove_file(&path).unwrap();
+        assert!(large.contains("has 10737418240 bytes; the most that is played is 268435456"), "{large}");
+        let endless = load(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(endless.starts_with("/dev/zero: it is not a file"), "{endless}");
     }
 
     fn frame(millis: u64) -> Recorded {

@@ -12,7 +12,7 @@ use crate::{
     account::{Charge, Part},
     component::{
         ApiCode, Broken, ClientCode, DialCode, Engine, FilterCode, JobCode, LoadError, LoadedCode, Role, RoleCode,
-        RoleKind,
+        RoleKind, load::file::FileError,
     },
     tenant::{CodeCharge, CodeCharges, Tenant},
 };
@@ -58,7 +58,7 @@ impl CodeProblem {
     /// Whether it may pass although the file stays the same.
     pub fn may_pass(&self) -> bool {
         match &self.error {
-            CodeError::Load(LoadError::Read(_)) => true,
+            CodeError::Load(LoadError::File(FileError::Read(_))) => true,
             CodeError::Load(LoadError::Compile(error)) => !error.is_lasting(),
             CodeError::Load(_) | CodeError::Trial(_) | CodeError::Memory { .. } => false,
         }

@@ -1,12 +1,17 @@
 //! The command line: help, usage errors, and the commands that need no configuration.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    process::Command,
+};
 
 use rustix::process::Signal;
 use support::{
     client::Client,
     partner::Partner,
-    process::{Process, command, run, shown},
+    process::{Process, command, output, run, shown, with_memory_limit},
     relay::Relay,
     tenant::Folder,
     until,
@@ -70,6 +75,36 @@ async fn wrong_usage_is_exit_code_2_and_named() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {shown}");
         assert!(output.stdout.is_empty(), "{arguments:?}: {shown}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(named), "{arguments:?}: {shown}");
+    }
+}
+
+/// Address space of a command that reads a file, in bytes: enough for all but a file without an end.
+const ADDRESS_SPACE: usize = 1 << 30;
+
+#[tokio::test]
+async fn what_has_no_end_is_not_read() {
+    let folder = Folder::empty();
+    let (pipe, large) = (folder.path("pipe"), folder.path("large"));
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut file = File::create(&large).unwrap();
+    // It begins like a component. The rest takes no room on the disk.
+    file.write_all(b"\0asm\x0D\0\x01\0").unwrap();
+    file.set_len(10 << 30).unwrap();
+    let commands: [&[&str]; 3] = [&["component", "build"], &["component", "check"], &["feed", "--file"]];
+    for arguments in commands {
+        for (path, reason) in [
+            (Path::new("/dev/zero"), "is not a file"),
+            (pipe.as_path(), "is not a file"),
+            (large.as_path(), "has 10737418240 bytes"),
+        ] {
+            let mut command = command(arguments);
+            command.arg(path);
+            let output = output(with_memory_limit(&command, ADDRESS_SPACE)).await;
+            let shown = shown(&output);
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {shown}");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(error.contains(path.to_str().unwrap()) && error.contains(reason), "{arguments:?}: {shown}");
+        }
     }
 }
 

@@ -33,8 +33,17 @@ pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
 
 /// The same command, limited to this many open files.
 pub fn with_file_limit(command: &Command, files: u32) -> Command {
+    with_limit(command, &format!("ulimit -n {files}"))
+}
+
+/// The same command, limited to this many bytes of address space.
+pub fn with_memory_limit(command: &Command, bytes: usize) -> Command {
+    with_limit(command, &format!("ulimit -v {}", bytes >> 10))
+}
+
+fn with_limit(command: &Command, limit: &str) -> Command {
     let mut limited = Command::new("sh");
-    let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+    let script = format!("{limit}; exec \"$0\" \"$@\"");
     limited.arg("-c").arg(script).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
     for (name, value) in command.get_envs() {
         match value {
@@ -47,7 +56,11 @@ pub fn with_file_limit(command: &Command, files: u32) -> Command {
 
 /// Runs the program until it ends by itself.
 pub async fn run(arguments: &[impl AsRef<OsStr>]) -> Output {
-    let mut command = command(arguments);
+    output(command(arguments)).await
+}
+
+/// Runs a command until it ends by itself.
+pub async fn output(mut command: Command) -> Output {
     within("the command's end", tokio::task::spawn_blocking(move || command.output().unwrap())).await.unwrap()
 }
 

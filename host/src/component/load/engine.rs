@@ -9,7 +9,6 @@ use std::{
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher},
     io,
-    io::Read,
     marker::PhantomData,
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,6 +27,8 @@ use crate::{
         load::{
             cache::{Cache, Distrust},
             compile::{CompileError, Compiler},
+            file,
+            file::{Binary, FileError},
             inspect,
             inspect::Report,
             library::Library,
@@ -43,21 +44,14 @@ use crate::{
     metrics::{CodeMetrics, Metrics},
 };
 
-/// Largest `.wasm` accepted, in bytes. A Python component has 18 MB.
-const MAX_SIZE: u64 = 64 << 20;
-
 /// The SHA-256 of a component.
 pub type Hash = [u8; digest::SHA256_OUTPUT_LEN];
 
 /// Why a component cannot be used. The tenant's developer reads it.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
-    #[error("has {0} bytes; the most accepted is {MAX_SIZE}")]
-    Size(u64),
-    #[error("is not WebAssembly")]
-    NotWasm,
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("is a core module, not a component; make one with `edge-relay component build`")]
     CoreModule,
     #[error(transparent)]
@@ -168,7 +162,11 @@ impl Engine {
 
     /// Loads the component in a file, which was opened at this path.
     pub fn load(&self, path: &Path, opened: io::Result<File>) -> Result<Arc<Loaded>, LoadError> {
-        let loaded = opened.map_err(LoadError::Read).and_then(read).and_then(|bytes| {
+        let read = opened.map_err(FileError::Read).and_then(|file| file::read(&file));
+        let loaded = read.map_err(LoadError::File).and_then(|(binary, bytes)| {
+            if binary == Binary::CoreModule {
+                return Err(LoadError::CoreModule);
+            }
             let (shape, hash) = (Shape::of(&bytes)?, hash(&bytes));
             Ok(self.library.get(&hash, || self.make(path, &bytes, &hash, shape))?)
         });
@@ -272,22 +270,6 @@ impl EngineSource {
             None => Arc::new(Engine::new(&self.limits, self.cache.as_deref(), &self.metrics)?),
         };
         Ok(self.made.insert(made))
-    }
-}
-
-/// Reads a component's bytes. The binary format's preamble (magic, version, layer) must say that it is one.
-fn read(file: File) -> Result<Vec<u8>, LoadError> {
-    let size = file.metadata()?.len();
-    let mut bytes = Vec::new();
-    // The file may grow while it is read.
-    file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_SIZE {
-        return Err(LoadError::Size(size));
-    }
-    match bytes.get(..8) {
-        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => Err(LoadError::CoreModule),
-        Some([0, b'a', b's', b'm', ..]) => Ok(bytes),
-        _ => Err(LoadError::NotWasm),
     }
 }
 
