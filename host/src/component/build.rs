@@ -6,6 +6,7 @@ use std::{
     process::{ExitStatus, Stdio, id},
 };
 
+use rustix::fs::{Access, access};
 use serde::Deserialize;
 use toolchain::{Toolchain, ToolchainError};
 use wasmtime::{Config, Engine, Module};
@@ -22,6 +23,9 @@ use crate::component::load::{
 /// `x.component.wasm` beside it. A file that is a component already is copied as it is. The output appears whole or not
 /// at all.
 pub fn build(source: &Path, output: Option<&Path>) -> Result<PathBuf, BuildError> {
+    if let Some(output) = output {
+        check_output(output)?;
+    }
     let is_crate = source.is_dir();
     let wasm = if is_crate { compile(source)? } else { source.to_owned() };
     let opened = config::open_file(&wasm).map_err(|error| FileError::Read(error.into()));
@@ -80,6 +84,8 @@ pub enum BuildError {
     Compile { manifest: PathBuf, status: ExitStatus },
     #[error("{}: the crate has no `cdylib` library; add: [lib] crate-type = [\"cdylib\"]", manifest.display())]
     NoLibrary { manifest: PathBuf },
+    #[error("{}: no such folder to write to; make it first, or choose another output", folder.display())]
+    NoFolder { folder: PathBuf },
     #[error("{}: cannot be written: {error}", path.display())]
     Write { path: PathBuf, error: io::Error },
 }
@@ -149,6 +155,17 @@ fn library(messages: &[u8], manifest: &Path) -> Option<PathBuf> {
         .filter(|message| fs::canonicalize(&message.manifest_path).is_ok_and(|path| path == manifest))
         .flat_map(|message| message.filenames)
         .find(|file| file.extension().is_some_and(|extension| extension == "wasm"))
+}
+
+/// Checks that a file can be written there. A crate may take minutes to compile, so this comes first.
+fn check_output(output: &Path) -> Result<(), BuildError> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(BuildError::NoFolder { folder: folder.to_owned() });
+    }
+    let writable = access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from);
+    let checked = if output.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { writable };
+    checked.map_err(|error| BuildError::Write { path: output.to_owned(), error })
 }
 
 /// Writes a file beside `path`, then renames it, so that a host that watches the folder never reads half a file.
@@ -226,6 +243,23 @@ mod tests {
             assert!(error.contains(reason), "{error}");
         }
         assert!(!folder.0.join("out").exists());
+    }
+
+    /// The crate has no manifest, so it would be the next thing to be named.
+    #[test]
+    fn an_output_that_cannot_be_written_is_named_before_anything_is_compiled() {
+        let folder = Folder::new("output");
+        let file = folder.file("file", b"");
+        let missing = folder.0.join("missing/dir");
+        for (output, named, reason) in [
+            (missing.join("x.wasm"), &missing, "no such folder"),
+            (file.join("x.wasm"), &file, "no such folder"),
+            (folder.0.clone(), &folder.0, "is a directory"),
+        ] {
+            let error = build(&folder.0, Some(&output)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}: ", named.display())) && error.contains(reason), "{error}");
+        }
+        assert!(!missing.exists());
     }
 
     #[test]
