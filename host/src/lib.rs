@@ -85,6 +85,9 @@ mod memory;
 // Counters, gauges and histograms, and their text for Prometheus.
 mod metrics;
 
+// Shows how far work has come that takes long.
+mod progress;
+
 // Token buckets for the limits that count per second.
 mod rate;
 

@@ -19,11 +19,16 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use crate::progress;
+
 /// The field that is the line's text.
 const MESSAGE: &str = "message";
 
 /// The variable that chooses what is logged: a level, or `target=level` pairs with commas between them.
 const VARIABLE: &str = "EDGE_RELAY_LOG";
+
+/// What commands log that check code and then end: mistakes, and what is compiled, since that can take many seconds.
+pub const OF_CHECKS: &str = "warn,edge_relay::component::load::engine=info";
 
 /// Starts logging. `fallback` holds unless the environment says otherwise.
 pub fn start(fallback: &str) -> Result<(), String> {
@@ -34,7 +39,7 @@ pub fn start(fallback: &str) -> Result<(), String> {
     let targets = targets.with_target("wasmtime_wasi_http", LevelFilter::OFF);
     let terminal = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(progress::line)
         .with_ansi(terminal)
         .with_target(false)
         .fmt_fields(FieldsAsWords);

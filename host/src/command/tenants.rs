@@ -50,7 +50,7 @@ Examples:
 
 impl Tenants {
     pub fn run(self) -> Result<(), Failure> {
-        telemetry::start("warn").map_err(Failure::usage)?;
+        telemetry::start(telemetry::OF_CHECKS).map_err(Failure::usage)?;
         let Action::Check { folder, config } = self.action;
         // The host's limits for its tenants. Without its configuration they are any host's defaults.
         let (limits, cache, bounds) = match config {

@@ -14,6 +14,7 @@ use crate::{
         ApiCode, Broken, ClientCode, DialCode, Engine, FilterCode, JobCode, LoadError, LoadedCode, Role, RoleCode,
         RoleKind, load::file::FileError,
     },
+    progress::Progress,
     tenant::{CodeCharge, CodeCharges, Tenant},
 };
 
@@ -81,15 +82,17 @@ impl TenantCode {
     }
 
     /// Loads what the manifest names, and finds all that is wrong with it. This blocks while something is compiled.
-    pub fn load(config: &TenantConfig, engine: &Arc<Engine>) -> Result<Self, Vec<CodeProblem>> {
-        let mut problems = Vec::new();
+    /// Each component is a step of the progress.
+    pub fn load(config: &TenantConfig, engine: &Arc<Engine>, progress: &Progress) -> Result<Self, Vec<CodeProblem>> {
+        let mut loading = Loading { config, engine, progress, problems: Vec::new() };
         let code = Self {
-            dial: load_role(config, config.dial.as_deref(), engine, &mut problems),
-            filter: load_role(config, config.filter.as_deref(), engine, &mut problems),
-            client: load_role(config, config.client.as_deref(), engine, &mut problems),
-            api: load_role(config, config.api.as_ref().map(|api| api.file.as_path()), engine, &mut problems),
-            job: load_role(config, config.job.as_deref(), engine, &mut problems),
+            dial: loading.role(config.dial.as_deref()),
+            filter: loading.role(config.filter.as_deref()),
+            client: loading.role(config.client.as_deref()),
+            api: loading.role(config.api.as_ref().map(|api| api.file.as_path())),
+            job: loading.role(config.job.as_deref()),
         };
+        let mut problems = loading.problems;
         let (needed, most) = (code.bytes(), config.limits.memory_total);
         if needed > most
             && let Some((file, role)) = code.largest(config)
@@ -145,16 +148,22 @@ impl TenantCode {
     }
 }
 
-/// Loads the component for one role.
-fn load_role<R: Role>(
-    config: &TenantConfig,
-    file: Option<&Path>,
-    engine: &Arc<Engine>,
-    problems: &mut Vec<CodeProblem>,
-) -> Option<Arc<RoleCode<R>>> {
-    let file = file?;
-    let code = engine.load(file, config.open(file)).and_then(|loaded| engine.role_code(loaded));
-    code.map(Arc::new)
-        .map_err(|error| problems.push(CodeProblem { file: file.into(), role: R::KIND, error: error.into() }))
-        .ok()
+/// A tenant's code while it is loaded, role by role.
+struct Loading<'l> {
+    config: &'l TenantConfig,
+    engine: &'l Arc<Engine>,
+    progress: &'l Progress,
+    problems: Vec<CodeProblem>,
+}
+
+impl Loading<'_> {
+    /// Loads the component for one role.
+    fn role<R: Role>(&mut self, file: Option<&Path>) -> Option<Arc<RoleCode<R>>> {
+        let file = file?;
+        let code = self.engine.load(file, self.config.open(file)).and_then(|loaded| self.engine.role_code(loaded));
+        self.progress.step();
+        code.map(Arc::new)
+            .map_err(|error| self.problems.push(CodeProblem { file: file.into(), role: R::KIND, error: error.into() }))
+            .ok()
+    }
 }

@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     component::{Engine, EngineSource, Guests, Tasks},
+    progress::Progress,
     shutdown::Stop,
     store::Store,
     tenant::{TenantRefused, Turns},
@@ -270,7 +271,8 @@ fn load(tenants: &TenantsFolder, folder: &Path, fingerprint: Fingerprint, engine
     };
     let files = config.files();
     let fingerprint = fingerprint.naming(&files);
-    let code = TenantCode::load(&config, engine).map(|code| (config, code)).map_err(TenantRefusal::Code);
+    let code = TenantCode::load(&config, engine, &Progress::default());
+    let code = code.map(|code| (config, code)).map_err(TenantRefusal::Code);
     LoadedTenant { files: Some((files, fingerprint)), code }
 }
 

@@ -10,9 +10,9 @@ use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
 use support::{
     compile_bombs, guests,
     partner::{Partner, Peer},
-    process::{run, shown},
+    process::{command, on_terminal, output, run, shown},
     relay::Relay,
-    skip::skipped,
+    skip::{need, skipped},
     tenant::Folder,
     until,
 };
@@ -224,7 +224,31 @@ async fn bombs_do_not_start_and_all_of_them_are_named() {
         let named = |words: &[&str]| errors.lines().any(|line| words.iter().all(|word| line.contains(word)));
         assert!(named(&["long/filter.wasm", "longer than 5s", "compile-time"]), "{shown}");
         assert!(named(&["large/filter.wasm", "256 MiB", "compile-memory"]), "{shown}");
-        assert_eq!(errors.lines().count(), 2, "{shown}");
+        let (compiling, mistakes): (Vec<_>, Vec<_>) =
+            errors.lines().partition(|line| line.contains(" INFO compiling component="));
+        assert_eq!((compiling.len(), mistakes.len()), (2, 2), "a line each: {shown}");
+    }
+}
+
+/// A single compile that takes two seconds and then fails.
+#[tokio::test]
+async fn a_terminal_shows_a_bar_while_something_is_compiled_and_a_file_does_not() {
+    let Some(()) = need("script") else { return };
+    let folder = Folder::with_own_cache("compile-time = \"2s\"").filtered("t", NOWHERE, guests::echo(), "");
+    folder.write("tenants/t/filter.wasm", compile_bombs::of_time());
+    let (config, tenants) = (folder.config(), folder.path("tenants"));
+    let (config, tenants) = (config.to_str().unwrap(), tenants.to_str().unwrap());
+    let commands: [&[&str]; 2] =
+        [&["serve", "--strict", "--config", config], &["tenants", "check", tenants, "--config", config]];
+    for arguments in commands {
+        let said = shown(&output(on_terminal(&command(arguments))).await);
+        assert!(said.contains("\r\x1b[Kloading components [------------------------] 0 of 1, 1 s"), "{said}");
+        // It makes room for the lines after it.
+        let last = said.rsplit("\r\x1b[K").next().unwrap();
+        assert!(!last.contains("loading components") && last.contains("longer than 2s"), "{said}");
+        let said = shown(&run(arguments).await);
+        assert!(said.contains(" INFO compiling component=") && said.contains("longer than 2s"), "{said}");
+        assert!(!said.contains("loading components") && !said.contains('\x1b'), "{said}");
     }
 }
 
@@ -370,8 +394,9 @@ async fn tenants_are_checked_beforehand() {
             "no line with {words:?}: {all}"
         );
     }
-    // Nothing else is reported, except what the log says about the trial.
-    assert_eq!(errors.lines().filter(|line| !line.contains(" WARN ")).count(), reasons.len(), "{all}");
+    // Nothing else is reported, except what the log says about the compiler's work and the trial.
+    let is_logged = |line: &&str| line.contains(" WARN ") || line.contains(" INFO compiling");
+    assert_eq!(errors.lines().filter(|line| !is_logged(line)).count(), reasons.len(), "{all}");
     // Sound tenants are listed nevertheless.
     assert!(all.contains("tenant: a"), "{all}");
 

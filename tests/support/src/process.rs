@@ -41,17 +41,35 @@ pub fn with_memory_limit(command: &Command, bytes: usize) -> Command {
     with_limit(command, &format!("ulimit -v {}", bytes >> 10))
 }
 
+/// The same command, with a terminal for its output and its errors.
+pub fn on_terminal(command: &Command) -> Command {
+    let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(quoted).collect();
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]).stdin(Stdio::null());
+    with_environment(terminal, command)
+}
+
+/// A word of a shell's command line.
+fn quoted(word: &OsStr) -> String {
+    format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''"))
+}
+
 fn with_limit(command: &Command, limit: &str) -> Command {
     let mut limited = Command::new("sh");
     let script = format!("{limit}; exec \"$0\" \"$@\"");
     limited.arg("-c").arg(script).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
-    for (name, value) in command.get_envs() {
+    with_environment(limited, command)
+}
+
+/// A command, with what another one changes of its environment.
+fn with_environment(mut command: Command, other: &Command) -> Command {
+    for (name, value) in other.get_envs() {
         match value {
-            Some(value) => limited.env(name, value),
-            None => limited.env_remove(name),
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
         };
     }
-    limited
+    command
 }
 
 /// Runs the program until it ends by itself.

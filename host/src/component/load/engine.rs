@@ -205,6 +205,7 @@ impl Engine {
         if let Some(component) = self.kept(path, hash) {
             return Ok((self.link(&component, bytes.len(), shape), Origin::Cache));
         }
+        tracing::info!(component = %path.display(), bytes = bytes.len(), "compiling");
         let code = self.compiler.compile(bytes, &self.metrics)?;
         if let Some(cache) = &self.cache
             && let Err(error) = cache.put(hash, &code, &self.metrics)
