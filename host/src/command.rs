@@ -11,6 +11,7 @@ mod compile;
 mod component;
 mod demo;
 mod feed;
+mod host;
 mod migrate;
 mod pass;
 mod retention;

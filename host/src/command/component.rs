@@ -1,17 +1,17 @@
 //! `edge-relay component`: builds and checks components.
 
 use std::{
+    io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use clap::{Args, Subcommand};
-use config::HostLimits;
 
 use crate::{
-    command::{Failure, announce},
-    component::{EngineSource, LoadedCode, RoleKind, build, load::inspect::Report},
-    metrics::Metrics,
+    command::{Failure, announce, host},
+    component::{LoadedCode, RoleKind, build, load::inspect::Report},
+    progress::with_bar,
+    telemetry,
 };
 
 /// Builds a tenant's component, or tells what one offers and needs.
@@ -44,32 +44,40 @@ Examples:
     ///
     /// Exit code 2: the file is no component, has no role, or imports what the host does not provide.
     #[command(after_help = "\
-Example:
-  edge-relay component check tenants/market/filter.wasm")]
+Examples:
+  edge-relay component check tenants/market/filter.wasm
+  edge-relay component check tenants/market/filter.wasm --config relay.toml")]
     Check {
         #[arg(value_name = "FILE")]
         component: PathBuf,
+        /// The configuration of the host that the component is for: its limits hold, and its cache of compiled code is
+        /// used. Without it compiled code is kept in the user's own cache.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
 }
 
 impl Component {
     pub fn run(self) -> Result<(), Failure> {
+        telemetry::start(telemetry::OF_CHECKS).map_err(Failure::usage)?;
         match self.action {
             Action::Build { source, output } => {
                 let written = build::build(&source, output.as_deref()).map_err(Failure::usage)?;
-                check(&written)
+                check(&written, None)
             }
-            Action::Check { component } => check(&component),
+            Action::Check { component, config } => check(&component, config.as_deref()),
         }
     }
 }
 
-fn check(path: &Path) -> Result<(), Failure> {
+/// `config`: that of the host that the component is for.
+fn check(path: &Path, config: Option<&Path>) -> Result<(), Failure> {
     let problem = |what: String| Failure::usage(format!("{}: {what}", path.display()));
-    let mut engine = EngineSource::new(HostLimits::default(), None, Arc::new(Metrics::new()));
+    let (mut engine, _) = host::checked(config)?;
     let engine = engine.get().map_err(|error| Failure::failed(format!("{error:#}")))?;
-    let loaded =
-        engine.load(path, config::open_file(path).map_err(Into::into)).map_err(|error| problem(error.to_string()))?;
+    let opened = config::open_file(path).map_err(io::Error::from);
+    let loaded = with_bar("loading components", 1, |_| engine.load(path, opened));
+    let loaded = loaded.map_err(|error| problem(error.to_string()))?;
     let (size, report) = (loaded.size, &loaded.report);
     let list = |items: &[String]| if items.is_empty() { "none".into() } else { items.join("\n           ") };
     let roles = shown_roles(report);

@@ -3,17 +3,15 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use clap::{Args, Subcommand};
-use config::{self, Bounds, HostLimits, TenantConfig, TenantsFolder};
+use config::{Bounds, TenantConfig, TenantsFolder};
 
 use crate::{
-    command::{Failure, announce, component::shown_roles, io_runtime},
+    command::{Failure, announce, component::shown_roles, host, io_runtime},
     component::EngineSource,
-    metrics::Metrics,
-    store, telemetry,
+    telemetry,
     tenant::Turns,
     tenants::{load_all, trial},
 };
@@ -42,7 +40,7 @@ Examples:
         #[arg(value_name = "DIR")]
         folder: PathBuf,
         /// The configuration of the host that the tenants are for: its limits and its grants hold, and its cache of
-        /// compiled code is used.
+        /// compiled code is used. Without it compiled code is kept in the user's own cache.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -52,17 +50,7 @@ impl Tenants {
     pub fn run(self) -> Result<(), Failure> {
         telemetry::start(telemetry::OF_CHECKS).map_err(Failure::usage)?;
         let Action::Check { folder, config } = self.action;
-        // The host's limits for its tenants. Without its configuration they are any host's defaults.
-        let (limits, cache, bounds) = match config {
-            Some(file) => {
-                let host = config::load_host(&file, store::parse_mysql_url)
-                    .map_err(|problems| Failure::usage(problems.to_string()))?;
-                let bounds = host.folder.map(|folder| folder.bounds).unwrap_or_default();
-                (host.limits, host.cache, bounds)
-            }
-            None => (HostLimits::default(), None, Arc::default()),
-        };
-        let mut engine = EngineSource::new(limits, cache, Arc::new(Metrics::new()));
+        let (mut engine, bounds) = host::checked(config.as_deref())?;
         check(&folder, &bounds, &mut engine)
     }
 }

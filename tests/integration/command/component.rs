@@ -4,7 +4,8 @@ use std::{fs, path::Path, process::Output};
 
 use support::{
     guests, place,
-    process::{run, shown},
+    process::{command, output, run, shown},
+    relay::Relay,
     tenant::Folder,
 };
 
@@ -61,6 +62,41 @@ async fn check_says_of_a_filter_that_it_follows_demand() {
     let stdout = String::from_utf8(output.stdout).unwrap();
     let roles = stdout.lines().find(|line| line.starts_with("roles:")).unwrap();
     assert!(roles.ends_with(" filter, follows demand"), "{shown}");
+}
+
+/// Runs the program with a folder of caches in this folder. Returns whether it has compiled anything.
+async fn compiles(folder: &Folder, arguments: &[&str]) -> bool {
+    let mut command = command(arguments);
+    command.env("XDG_CACHE_HOME", folder.path("caches"));
+    let output = output(command).await;
+    let shown = shown(&output);
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    shown.contains(" INFO compiling component=")
+}
+
+#[tokio::test]
+async fn what_a_check_has_compiled_is_there_for_the_next() {
+    let folder = Folder::with_own_cache("").handled("t", guests::echo(), "");
+    let (component, tenants) = (folder.path("tenants/t/client.wasm"), folder.path("tenants"));
+    let (component, tenants) = (component.to_str().unwrap(), tenants.to_str().unwrap());
+    assert!(compiles(&folder, &["component", "check", component]).await);
+    assert!(!compiles(&folder, &["component", "check", component]).await);
+    assert!(!compiles(&folder, &["tenants", "check", tenants]).await);
+    let kept = fs::read_dir(folder.path("caches/edge-relay/compiled")).unwrap().count();
+    assert_eq!(kept, 2, "a key and one entry");
+}
+
+#[tokio::test]
+async fn a_check_for_a_host_fills_the_hosts_cache() {
+    let folder = Folder::with_own_cache("").handled("t", guests::echo(), "");
+    let (component, config) = (folder.path("tenants/t/client.wasm"), folder.config());
+    let check = ["component", "check", component.to_str().unwrap(), "--config", config.to_str().unwrap()];
+    assert!(compiles(&folder, &check).await);
+    assert!(!compiles(&folder, &check).await);
+    assert!(!folder.path("caches").exists());
+    let relay = Relay::serve(folder).await;
+    assert_eq!(relay.metric("edge_relay_components_loaded_total", &[("origin", "cached")]).await, 1.0);
+    assert!(!relay.log().contains("compiling"), "{}", relay.log());
 }
 
 #[tokio::test]

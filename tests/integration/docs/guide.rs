@@ -9,7 +9,7 @@ use support::{
     languages::{self, Language},
     partner::Partner,
     place,
-    process::shown,
+    process::{shown, user_caches},
     relay::Relay,
     script::{self, Script},
     skip,
@@ -131,7 +131,8 @@ fn shell(folder: &Folder, commands: &str) {
     let path = format!("{}:{}", folder.path("bin").display(), std::env::var("PATH").unwrap());
     let mut shell = Command::new("bash");
     shell.args(["-ec", commands]).current_dir(folder.path("")).env("PATH", path);
-    shell.env("CARGO_TARGET_DIR", place::guests()).env("EDGE_RELAY", place::root(".").canonicalize().unwrap());
+    shell.env("XDG_CACHE_HOME", user_caches()).env("CARGO_TARGET_DIR", place::guests());
+    shell.env("EDGE_RELAY", place::root(".").canonicalize().unwrap());
     let output = shell.output().unwrap();
     assert!(output.status.success(), "{commands}\n{}", shown(&output));
 }

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Write},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -11,7 +12,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
-use super::{place::program, until, within};
+use super::{
+    place::{program, temporary},
+    until, within,
+};
 
 /// A child process that ends with the test.
 pub struct Process {
@@ -20,15 +24,22 @@ pub struct Process {
     log: Arc<Mutex<String>>,
 }
 
-/// The program with these arguments, without the variables of the tests' environment that change what it does.
+/// The program with these arguments, without the variables of the tests' environment that change what it does. What it
+/// compiles without a `relay.toml` is shared by all tests, as in [`Folder::shared_cache`](super::tenant::Folder).
 pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(program());
     command.args(arguments).env_remove("EDGE_RELAY_LOG").env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
     for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
         command.env_remove(variable).env_remove(variable.to_lowercase());
     }
+    command.env("XDG_CACHE_HOME", user_caches());
     command.stdin(Stdio::null());
     command
+}
+
+/// The folder of caches of the user who runs the program in tests.
+pub fn user_caches() -> PathBuf {
+    temporary().join("caches")
 }
 
 /// The same command, limited to this many open files.
