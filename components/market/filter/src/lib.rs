@@ -44,7 +44,9 @@ thread_local! {
     static SEEN: RefCell<Seen> = const { RefCell::new(Seen::new()) };
 }
 
-struct MarketFilter;
+pub struct MarketFilter;
+// Only for hosts: a linker for this machine would refuse the names.
+#[cfg(target_arch = "wasm32")]
 export!(MarketFilter);
 
 impl Guest for MarketFilter {
@@ -158,4 +160,23 @@ fn publication(frame: &Frame, seen: &mut Seen) -> Option<Publication> {
         id: None,
         at: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticker_with_a_new_price_is_published_and_each_product_is_seen() {
+        let mut seen = Seen::new();
+        let mut published = |text: &str| publication(&Frame::Text(text.into()), &mut seen).map(|made| made.data);
+        let ticker = r#"{"type":"ticker","product_id":"A-B","price":"1.5"}"#;
+        assert!(
+            matches!(published(ticker), Some(Frame::Text(text)) if text == r#"{"product":"A-B","price":"1.5"}"#),
+            "a new price"
+        );
+        assert!(published(ticker).is_none(), "the same price");
+        assert!(published(r#"{"type":"match","product_id":"C-D","price":"2"}"#).is_none(), "no ticker");
+        assert_eq!(seen, Seen::from([("A-B".into(), Some("1.5".into())), ("C-D".into(), None)]));
+    }
 }

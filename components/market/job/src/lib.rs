@@ -32,7 +32,9 @@ const BUCKET: &str = "public";
 /// The collections have this prefix, then the product.
 const COLLECTION: &str = "summary.";
 
-struct MarketJob;
+pub struct MarketJob;
+// Only for hosts: a linker for this machine would refuse the names.
+#[cfg(target_arch = "wasm32")]
 export!(MarketJob);
 
 impl Guest for MarketJob {
