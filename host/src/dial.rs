@@ -94,7 +94,8 @@ impl Dialer {
         allows: impl Fn(IpAddr) -> bool,
     ) -> Result<TcpStream, DialError> {
         let stream = self.connect(server, lookups, allows).await?;
-        stream.set_nodelay(true).map_err(|error| DialError::Tcp { to: server.to_string(), error })?;
+        // An error does no harm: small messages may wait for others.
+        let _ = stream.set_nodelay(true);
         Ok(stream)
     }
 

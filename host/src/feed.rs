@@ -105,7 +105,8 @@ pub async fn serve(listener: TcpListener, feed: Feed, sent: Sent) -> Infallible 
 
 /// One connection, until the peer closes it.
 async fn connection(socket: TcpStream, feed: &Feed, sent: &Sent) -> tungstenite::Result<()> {
-    socket.set_nodelay(true)?;
+    // An error does no harm: small messages may wait for others.
+    let _ = socket.set_nodelay(true);
     let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER).write_buffer_size(WRITE_BUFFER);
     let handshake = accept_hdr_async_with_config(socket, FirstSubprotocol, Some(config));
     let socket =

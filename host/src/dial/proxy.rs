@@ -162,7 +162,8 @@ impl Tunnel {
         };
         let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
         let stream = race::connect(&addresses).await?;
-        stream.set_nodelay(true)?;
+        // An error does no harm: the request may wait for an acknowledgement.
+        let _ = stream.set_nodelay(true);
         Ok(stream)
     }
 

@@ -69,11 +69,19 @@ pub fn bind(address: SocketAddr, others: &[SocketAddr]) -> io::Result<TcpListene
         set_ipv6_v6only(&socket, others.iter().any(is_other))?;
     }
     socket.set_reuseaddr(true)?;
-    // Accepted sockets inherit this.
-    socket.set_nodelay(true)?;
-    sockopt::bound_unsent(&socket)?;
+    // Accepted sockets inherit both. Some systems lack them, and clients are served all the same.
+    tell_refused(socket.set_nodelay(true), "TCP_NODELAY", "small messages may wait for others");
+    let cost = "the system may keep megabytes for each client that does not read, as net.ipv4.tcp_wmem says";
+    tell_refused(sockopt::bound_unsent(&socket), "TCP_NOTSENT_LOWAT", cost);
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// Says what it costs that the system has refused an option of a listener.
+fn tell_refused(set: io::Result<()>, option: &str, cost: &str) {
+    if let Err(error) = set {
+        tracing::warn!(option, %error, "the system refuses a socket option: {cost}");
+    }
 }
 
 /// One of the clients' listeners. What it accepts is not watched yet.

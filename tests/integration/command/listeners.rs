@@ -5,7 +5,9 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
+use rustix::io::Errno;
 use support::{
+    machine::{Refusal, can_refuse, refusing},
     partner::Partner,
     raw::Raw,
     relay::{Relay, http, status},
@@ -85,4 +87,21 @@ async fn an_address_is_the_same_by_both_families() {
         let refused = connect(address).await.err().unwrap();
         assert_eq!(status(&refused), 429, "{refused}");
     }
+}
+
+#[tokio::test]
+async fn without_options_that_a_socket_may_lack_clients_are_served() {
+    let Some(()) = can_refuse() else { return };
+    let mut partner = Partner::start().await;
+    let folder = Folder::new("").tenant("t", &partner.url(), "");
+    let refusals =
+        [libc::TCP_NOTSENT_LOWAT, libc::TCP_NODELAY].map(|option| Refusal::tcp_option(option, Errno::NOPROTOOPT));
+    let relay = Relay::serve_by(folder, |command| refusing(command, &refusals)).await;
+    for option in ["TCP_NOTSENT_LOWAT", "TCP_NODELAY"] {
+        relay.logged(&["WARN", option, "refuses a socket option"]).await;
+    }
+    let mut peer = partner.accept().await;
+    let mut client = relay.client("/t").await;
+    peer.text("served").await;
+    assert_eq!(client.text().await, "served");
 }

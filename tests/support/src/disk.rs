@@ -1,4 +1,4 @@
-//! A disk small enough to fill.
+//! A disk of its own for a test: small enough to fill, or one that nothing may be run from.
 
 use std::{
     fs::{self, File},
@@ -20,15 +20,24 @@ pub struct Disk(Folder);
 impl Disk {
     /// Mounts a disk, if this process may.
     pub fn small(bytes: usize) -> Option<Self> {
+        Self::mounted(&format!("size={bytes}"))
+    }
+
+    /// Mounts a disk that nothing may be run from, if this process may.
+    pub fn noexec() -> Option<Self> {
+        Self::mounted("size=256m,noexec")
+    }
+
+    fn mounted(options: &str) -> Option<Self> {
         let folder = Folder::empty();
         let disk = folder.path(MOUNTED);
         fs::create_dir(&disk).unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(disk);
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(disk);
         let output = mount.output().unwrap();
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr);
-            return skipped(&format!("a small disk ({})", why.lines().next().unwrap_or_default()));
+            return skipped(&format!("a disk of its own ({})", why.lines().next().unwrap_or_default()));
         }
         Some(Self(folder))
     }

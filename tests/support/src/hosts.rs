@@ -4,7 +4,7 @@ use std::{net::IpAddr, process::Command, sync::LazyLock};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{skip::skipped, tenant::Folder};
+use super::{process::wrapped, skip::skipped, tenant::Folder};
 
 /// The file's name in the relay's folder.
 const FILE: &str = "hosts";
@@ -26,17 +26,10 @@ pub fn set(folder: &Folder, names: &[(&str, IpAddr)]) {
 
 /// The same command, with the folder's file in the place of `/etc/hosts`.
 pub fn with_hosts(command: &Command, folder: &Folder) -> Command {
-    let mut unshared = Command::new("unshare");
+    let mut unshare = Command::new("unshare");
     let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-    unshared.args(["-m", "sh", "-c", script]).arg(folder.path(FILE));
-    unshared.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => unshared.env(name, value),
-            None => unshared.env_remove(name),
-        };
-    }
-    unshared
+    unshare.args(["-m", "sh", "-c", script]).arg(folder.path(FILE));
+    wrapped(unshare, command)
 }
 
 /// A listener whose queue is full, so that the system drops the SYNs of everyone else.

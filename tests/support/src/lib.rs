@@ -5,7 +5,8 @@
 //! components: [`guests`], those in other [`languages`], [`bombs`], [`compile_bombs`] and [`appended`]. Components
 //! send requests to an [`origin`]. A proxy may stand in [`front`] of the relay. The clients are a [`client`], a
 //! [`crowd`], a [`browser`], other people's programs ([`script`], [`javascript`]), or requests to the API ([`http`]).
-//! Tests of records use [`appends`], [`database`], and a [`disk`] to fill. [`place`] finds the program and the folders.
+//! Tests of records use [`appends`], [`database`], and a [`disk`] to fill. A [`machine`] may lack what others have.
+//! [`place`] finds the program and the folders.
 //! A test that cannot run says so with [`skip`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -37,6 +38,7 @@ pub mod hosts;
 pub mod http;
 pub mod javascript;
 pub mod languages;
+pub mod machine;
 pub mod origin;
 pub mod partner;
 pub mod place;

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tokio::sync::mpsc;
 
 use super::{
@@ -66,10 +66,15 @@ fn quoted(word: &OsStr) -> String {
 }
 
 fn with_limit(command: &Command, limit: &str) -> Command {
-    let mut limited = Command::new("sh");
-    let script = format!("{limit}; exec \"$0\" \"$@\"");
-    limited.arg("-c").arg(script).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
-    with_environment(limited, command)
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("{limit}; exec \"$0\" \"$@\"")).stdin(Stdio::null());
+    wrapped(shell, command)
+}
+
+/// A command that `wrapper` runs, which takes it as its last arguments.
+pub fn wrapped(mut wrapper: Command, command: &Command) -> Command {
+    wrapper.arg(command.get_program()).args(command.get_args());
+    with_environment(wrapper, command)
 }
 
 /// A command, with what another one changes of its environment.
@@ -191,6 +196,23 @@ impl Process {
     /// The memory that the process has resident now, in bytes.
     pub fn resident_memory(&self) -> usize {
         self.memory("VmRSS:")
+    }
+
+    /// The addresses that the process has mapped now, in bytes.
+    pub fn address_space(&self) -> usize {
+        self.memory("VmSize:")
+    }
+
+    /// The memory of its own that the process may write to now, in bytes.
+    pub fn writable_memory(&self) -> usize {
+        self.memory("VmData:")
+    }
+
+    /// Lets the process have no more of a resource than this. `None`: as much as the tests may have.
+    pub fn limit(&self, resource: Resource, most: Option<usize>) {
+        let maximum = getrlimit(resource).maximum;
+        let current = most.map(|most| most as u64).or(maximum);
+        prlimit(Some(Pid::from_child(&self.child)), resource, Rlimit { current, maximum }).unwrap();
     }
 
     /// How many memory mappings the process has now.

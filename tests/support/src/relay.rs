@@ -56,6 +56,12 @@ impl Relay {
         Self::start(Process::spawn(command), Some(folder)).await
     }
 
+    /// Starts `edge-relay serve` by a command that is made of the usual one.
+    pub async fn serve_by(folder: Folder, made: impl FnOnce(Command) -> Command) -> Self {
+        let command = made(serve(&folder));
+        Self::start(Process::spawn(command), Some(folder)).await
+    }
+
     /// Starts `edge-relay pass` to an upstream, with more arguments.
     pub async fn pass(upstream: &str, more: &[&str]) -> Self {
         let fixed = ["pass", "--upstream", upstream, "--listen", "127.0.0.1:0"];

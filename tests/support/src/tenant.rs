@@ -55,8 +55,12 @@ impl Folder {
 
     /// Uses the compiled code that other relays have left, in these tests and in earlier ones.
     pub fn shared_cache(self) -> Self {
+        self.cache_at(&temporary().join("compiled"))
+    }
+
+    /// Has compiled code kept in this folder.
+    pub fn cache_at(self, cache: &Path) -> Self {
         let host = fs::read_to_string(self.config()).unwrap();
-        let cache = temporary().join("compiled");
         self.write("relay.toml", format!("cache = \"{}\"\n{host}", cache.display()));
         self
     }
