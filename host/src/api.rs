@@ -89,7 +89,7 @@ impl From<NoAnswer> for ApiRefusal {
     fn from(why: NoAnswer) -> Self {
         let (status, code) = match why {
             NoAnswer::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
-            NoAnswer::Full => (StatusCode::SERVICE_UNAVAILABLE, "memory"),
+            NoAnswer::Full | NoAnswer::HostFull => (StatusCode::SERVICE_UNAVAILABLE, "memory"),
             NoAnswer::Gone => (StatusCode::SERVICE_UNAVAILABLE, "shutdown"),
             NoAnswer::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             NoAnswer::Refused => (StatusCode::INTERNAL_SERVER_ERROR, "api_error"),

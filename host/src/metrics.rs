@@ -228,7 +228,7 @@ pub enum Blame {
     GuestSaidNo,
     /// The guest trapped, or missed its deadline or its promises.
     GuestBroke,
-    /// The host had no room for the call.
+    /// The host had no room for the call, or the system no memory for the host.
     HostFailed,
 }
 

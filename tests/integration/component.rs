@@ -1,6 +1,7 @@
 //! The tenants' code: how it is compiled and kept, each of its roles, what it may reach, and its languages.
 
 mod code;
+mod machines;
 
 mod broken_filter;
 mod filter;

@@ -7,5 +7,6 @@ pub mod output;
 pub mod pool;
 pub mod runtime;
 pub mod swap;
+pub mod system;
 pub mod ticker;
 pub mod warm;

@@ -61,6 +61,9 @@ impl Refusal {
             NotLetIn::Broken(Broken::Memory | Broken::Mappings) => {
                 Self::unavailable("memory", "the tenant's memory is full")
             }
+            NotLetIn::Broken(Broken::HostMemory) => {
+                Self::unavailable("memory", "the relay has no memory for the client")
+            }
             NotLetIn::Broken(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", "the tenant's code broke"),
             NotLetIn::Gone => Self::shutdown(),
         }

@@ -61,6 +61,7 @@ impl CodeProblem {
         match &self.error {
             CodeError::Load(LoadError::File(FileError::Read(_))) => true,
             CodeError::Load(LoadError::Compile(error)) => !error.is_lasting(),
+            CodeError::Trial(Broken::HostMemory) => true,
             CodeError::Load(_) | CodeError::Trial(_) | CodeError::Memory { .. } => false,
         }
     }

@@ -81,6 +81,8 @@ pub enum NoAnswer {
     Busy,
     #[error("the tenant's memory is full")]
     Full,
+    #[error("the relay has no memory for the request")]
+    HostFull,
     #[error("the request's body is larger than the tenant's API takes")]
     TooLarge,
     /// The guest gave an error instead of an answer.
@@ -190,6 +192,7 @@ impl Api {
             }
             Err(Broken::Deadline(_)) => NoAnswer::Late,
             Err(Broken::Memory | Broken::Mappings) => NoAnswer::Full,
+            Err(Broken::HostMemory) => NoAnswer::HostFull,
             Err(_) => NoAnswer::Broke,
         };
         metrics.lost.inc();

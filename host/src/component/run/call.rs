@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use wasmtime::{WasmBacktrace, component::ResourceTableError};
 
 use crate::{
-    component::run::{host::MAX_HANDLES, output::line, ticker::Ticker},
+    component::run::{host::MAX_HANDLES, output::line, system::is_out_of_memory, ticker::Ticker},
     metrics::Blame,
     tenant::turns::TurnShare,
 };
@@ -32,6 +32,11 @@ pub enum Broken {
     Memory,
     #[error("no room for an instance: the tenant's instances have as many memory mappings as they may")]
     Mappings,
+    #[error(
+        "the system has no more memory or memory mappings for the relay; raise its address space (`ulimit -v`, \
+         LimitAS= of systemd) or vm.max_map_count, or lower limits.instances in relay.toml"
+    )]
+    HostMemory,
     #[error("no place for an instance within {} ms: the tenant, or the host, has as many as it may", .0.as_millis())]
     Busy(Duration),
 }
@@ -45,12 +50,13 @@ impl Broken {
             Self::Instantiate(_) => "instantiate",
             Self::Busy(_) => "busy",
             Self::Memory | Self::Mappings => "memory",
+            Self::HostMemory => "host_memory",
         }
     }
 
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Busy(_) | Self::Memory | Self::Mappings => Blame::HostFailed,
+            Self::Busy(_) | Self::Memory | Self::Mappings | Self::HostMemory => Blame::HostFailed,
             _ => Blame::GuestBroke,
         }
     }
@@ -75,6 +81,7 @@ pub async fn within<T>(
     let _calling = ticker.calling();
     match timeout(deadline, share.take(call)).await {
         Ok((Ok(value), time)) => Ok((value, time)),
+        Ok((Err(error), _)) if is_out_of_memory(&error) => Err(Broken::HostMemory),
         Ok((Err(error), _)) => match error.root_cause().downcast_ref() {
             Some(ResourceTableError::Full) => Err(Broken::Handles),
             _ if error.root_cause().to_string().contains(HANDLES_FULL) => Err(Broken::Handles),

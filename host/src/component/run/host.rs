@@ -19,7 +19,7 @@ use crate::{
     component::{
         RoleKind,
         imports::{self, Capabilities},
-        run::{call::Broken, output::Output},
+        run::{call::Broken, output::Output, system::is_out_of_memory},
         shape,
         shape::Shape,
     },
@@ -106,12 +106,18 @@ impl Host {
     /// Prepares for a call with this deadline.
     pub fn begin_call(&mut self, deadline: Duration) {
         self.outbound().begin_call();
+        self.limits.lacked_memory = false;
         self.answers_until = Instant::now() + deadline.saturating_sub(REST.min(deadline / 10));
     }
 
     /// When what the call under way has asked for must have come, so that the guest can still say that it did not.
     pub fn answers_until(&self) -> Instant {
         self.answers_until
+    }
+
+    /// Whether the system had no memory for a growth of the guest's, in the call under way, that its limits allow.
+    pub fn lacked_memory(&self) -> bool {
+        self.limits.lacked_memory
     }
 
     /// Ends the instance, and gives back its place.
@@ -157,7 +163,8 @@ pub async fn store(
     let wasi = imports::wasi::context(guest, &stderr).map_err(|error| Broken::Instantiate(format!("{error:#}")))?;
     let memory = guest.version.limits.memory;
     let grown = Charge::new(account, Part::Guests);
-    let limits = InstanceLimits { memory, table: MAX_TABLE, grown, guest: guest.clone(), told: false };
+    let limits =
+        InstanceLimits { memory, table: MAX_TABLE, grown, guest: guest.clone(), told: false, lacked_memory: false };
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
     let host = Host {
@@ -205,6 +212,8 @@ struct InstanceLimits {
     guest: Guest,
     /// Whether the log has said that a limit was reached.
     told: bool,
+    /// Whether the system had no memory for a growth, in the call under way.
+    lacked_memory: bool,
 }
 
 impl InstanceLimits {
@@ -263,6 +272,11 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
 impl ResourceLimiterAsync for InstanceLimits {
     async fn memory_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> Result<bool> {
         Ok(self.take(|limits| &mut limits.memory, "memory", 1, current..desired, most).await)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> Result<()> {
+        self.lacked_memory |= is_out_of_memory(&error);
+        Ok(())
     }
 
     async fn table_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> Result<bool> {

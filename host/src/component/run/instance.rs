@@ -66,7 +66,7 @@ impl<R: Role> RoleCode<R> {
             R::find(&mut store, &instance)
         };
         let made = within(INSTANTIATE_DEADLINE, &self.ticker, &share, made).await;
-        match made.map_err(|broken| broken.saying(&store.data().stderr().words())) {
+        match made.map_err(|broken| explained(broken, store.data())) {
             Ok((role, _)) => {
                 Ok(Instance { ticker: Arc::clone(&self.ticker), store, role, calls: 0, took: Duration::ZERO })
             }
@@ -108,7 +108,7 @@ impl<R: Role> Instance<R> {
         let share = self.store.data().share().clone();
         self.store.data().stderr().forget();
         let called = within(deadline, &self.ticker, &share, call(&mut self.store, &self.role)).await;
-        let (value, time) = called.map_err(|broken| broken.saying(&self.store.data().stderr().words()))?;
+        let (value, time) = called.map_err(|broken| explained(broken, self.store.data()))?;
         self.store.data_mut().outbound().end_call();
         self.calls = self.calls.saturating_add(1);
         self.took = time;
@@ -120,6 +120,15 @@ impl<R: Role> Instance<R> {
     }
 }
 
+/// Adds what the host knows about a call that failed.
+fn explained(broken: Broken, host: &Host) -> Broken {
+    match broken {
+        // Guests give up when their memory does not grow.
+        Broken::Trap(_) if host.lacked_memory() => Broken::HostMemory,
+        broken => broken.saying(&host.stderr().words()),
+    }
+}
+
 /// Counts and logs that a call of a guest failed. `pause`: until there may be a fresh instance.
 pub fn call_failed(guest: &Guest, broken: &Broken, pause: Duration) {
     guest.metrics.failed(broken.blame(), broken.reason());
@@ -127,9 +136,13 @@ pub fn call_failed(guest: &Guest, broken: &Broken, pause: Duration) {
         Broken::Deadline(_) => guest.tenant.metrics.limited(guest.role.call_limit(), 1),
         Broken::Handles => guest.tenant.metrics.limited("handles", 1),
         // Other limits were counted where they refused something.
-        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) | Broken::Memory => {}
+        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) | Broken::Memory | Broken::HostMemory => {}
         Broken::Mappings => guest.tenant.metrics.limited("mappings", 1),
     }
     let error = broken.to_string();
-    guest.log_text(error.len(), || tracing::warn!(pause_ms = pause.as_millis(), error, "component call failed"));
+    let pause_ms = pause.as_millis();
+    guest.log_text(error.len(), || match broken {
+        Broken::HostMemory => tracing::error!(pause_ms, error, "the host failed a component's call"),
+        _ => tracing::warn!(pause_ms, error, "component call failed"),
+    });
 }
