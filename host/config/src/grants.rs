@@ -14,7 +14,7 @@ mod special_use;
 
 pub(crate) use crate::grants::{
     destinations::Port,
-    folder::{meet, real_path},
+    folder::{is_no_proc, meet, real_path},
     operator::{AllowedFolder, AllowedHost},
     special_use::overlaps_special,
 };

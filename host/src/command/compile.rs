@@ -32,7 +32,7 @@ impl Compile {
         child::run(&ChildLimits { memory, seconds, size }).map_err(|error| match error {
             ChildError::Refused(_) => Failure::Coded(child::REFUSED, error.into()),
             ChildError::NoMemory(_) => Failure::Coded(child::NO_MEMORY, error.into()),
-            ChildError::Io(_) => Failure::failed(error),
+            ChildError::Io(_) | ChildError::Limits(_) => Failure::failed(error),
         })
     }
 }

@@ -6,4 +6,7 @@ pub mod engine;
 pub mod file;
 pub mod inspect;
 mod library;
+mod machine;
+mod nameless;
 mod trusted;
+mod unfinished;

@@ -19,11 +19,11 @@ use support::{
 
 const LOADED: &str = "edge_relay_components_loaded_total";
 const REFUSED: &str = "edge_relay_components_refused_total";
-const DISTRUSTED: &str = "edge_relay_code_cache_distrusted_total";
-const COMPILES: &str = "edge_relay_component_compile_seconds_count";
+pub(super) const DISTRUSTED: &str = "edge_relay_code_cache_distrusted_total";
+pub(super) const COMPILES: &str = "edge_relay_component_compile_seconds_count";
 
 /// Counts the components by their origin: compiled, cached, shared.
-async fn loaded(relay: &Relay) -> [f64; 3] {
+pub(super) async fn loaded(relay: &Relay) -> [f64; 3] {
     let mut found = [0.0; 3];
     for (nth, origin) in ["compiled", "cached", "shared"].into_iter().enumerate() {
         found[nth] = relay.metric(LOADED, &[("origin", origin)]).await;
@@ -42,14 +42,14 @@ fn published(price: &str) -> String {
 const NOWHERE: &str = "ws://127.0.0.1:1/";
 
 /// A folder whose tenant `t` has the sample's filter, with the filter's code in the cache.
-async fn compiled_before(partner: &Partner) -> Folder {
+pub(super) async fn compiled_before(partner: &Partner) -> Folder {
     let folder = Folder::with_own_cache("").filtered("t", NOWHERE, guests::market("filter"), "");
     let folder = Relay::serve(folder).await.end_with(Signal::TERM).await;
     folder.filtered("t", &partner.url(), guests::market("filter"), "")
 }
 
 /// Checks that the filter of `t` works.
-async fn works(relay: &Relay, peer: &mut Peer, price: &str) {
+pub(super) async fn works(relay: &Relay, peer: &mut Peer, price: &str) {
     let mut client = relay.client("/t?channel=prices").await;
     peer.text(&ticker(price)).await;
     // The snapshot has what was published before.
@@ -57,7 +57,7 @@ async fn works(relay: &Relay, peer: &mut Peer, price: &str) {
 }
 
 /// Lists the files of the folder's cache whose names end in this.
-fn cached(folder: &Folder, end: &str) -> Vec<PathBuf> {
+pub(super) fn cached(folder: &Folder, end: &str) -> Vec<PathBuf> {
     let files = fs::read_dir(folder.path("data/cache")).unwrap().map(|file| file.unwrap().path());
     files.filter(|file| file.to_str().unwrap().ends_with(end)).collect()
 }

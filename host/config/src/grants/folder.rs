@@ -46,7 +46,24 @@ impl Folder {
 /// The path of an open file or folder, with all links followed. It is safe to check, unlike a path that is looked up
 /// first: that could change before it is opened.
 pub(crate) fn real_path(opened: &File) -> io::Result<PathBuf> {
-    by_descriptor(opened.as_raw_fd()).read_link()
+    by_descriptor(opened.as_raw_fd()).read_link().map_err(|error| match error.kind() {
+        // The file itself is there, for it is open.
+        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, NoProc),
+        _ => error,
+    })
+}
+
+/// The machine shows the relay no `/proc`.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there is no /proc, by which the relay finds open files and starts the compiler; mount it where the relay runs: \
+     mount -t proc proc /proc"
+)]
+struct NoProc;
+
+/// Whether this is the error of [`real_path`] where there is no `/proc`.
+pub(crate) fn is_no_proc(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<NoProc>())
 }
 
 /// Whether one of two paths is the other or within it. Both have their links followed.

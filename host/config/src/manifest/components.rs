@@ -9,7 +9,7 @@ use std::{
 use crate::{
     ApiConfig,
     document::{Table, Value, quote},
-    grants::real_path,
+    grants::{is_no_proc, real_path},
     held::{HeldFolder, OpenError},
 };
 
@@ -84,6 +84,7 @@ fn component(value: &Value<'_>, home: Home<'_>, named: &mut Vec<PathBuf>) -> Opt
         }
         Err(OpenError::LeadsOut) => "leads out of the tenant's folder; put the file itself there".into(),
         Err(OpenError::NotAFile) => "is not a file; name the component's .wasm".into(),
+        Err(OpenError::Io(error)) if is_no_proc(&error) => format!("cannot be read: {error}"),
         Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
             let folder = home.held.real_path().unwrap_or_else(|_| home.folder.into());
             format!("is not in {}; build the component and put it there", folder.display())

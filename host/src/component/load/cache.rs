@@ -26,8 +26,6 @@ use std::{
         unix::fs::{DirBuilderExt, FileExt, MetadataExt},
     },
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, SystemTime},
 };
 
 use ring::{
@@ -37,14 +35,14 @@ use ring::{
 use rustix::{
     fs::{
         AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, futimens, linkat, openat,
-        renameat, unlinkat,
+        unlinkat,
     },
     io::Errno,
     process::geteuid,
 };
 
 use crate::{
-    component::load::{engine::Hash, trusted::Trusted},
+    component::load::{engine::Hash, machine::is_noexec, trusted::Trusted, unfinished::Unfinished},
     metrics::CodeMetrics,
 };
 
@@ -54,8 +52,6 @@ mod sweep;
 const KEY: &str = "key";
 /// Bytes of the key, and of an entry's HMAC.
 const MAC_BYTES: usize = 32;
-/// How the names of unfinished files begin.
-const UNFINISHED: &str = ".new-";
 /// How the names of entries end.
 const ENTRY: &str = ".code";
 /// How many bytes are copied or checked at a time.
@@ -127,6 +123,11 @@ impl Cache {
         check(&File::from(folder.try_clone()?), FileType::Directory)?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key(&folder)?);
         Ok(Self { folder, key, tag, size })
+    }
+
+    /// Whether code may not run from the folder.
+    pub fn is_noexec(&self) -> bool {
+        is_noexec(&self.folder)
     }
 
     /// A component's code. `None`: there is no entry. `Err`: there is one that cannot be trusted.
@@ -260,43 +261,20 @@ fn check(file: &File, kind: FileType) -> Result<u64, Distrust> {
     Ok(metadata.len())
 }
 
-/// A file that does not have its final name yet. If it is dropped before it gets that, it is removed.
-struct Unfinished<'f> {
-    folder: &'f OwnedFd,
-    name: String,
-    file: File,
-}
-
-impl<'f> Unfinished<'f> {
-    fn create(folder: &'f OwnedFd) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // The time tells its name apart from those of an earlier process with the same id.
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
-        let name = format!("{UNFINISHED}{}-{now}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(folder, &name, flags, Mode::RUSR | Mode::WUSR)?.into();
-        Ok(Self { folder, name, file })
-    }
-
-    fn finish(self, name: &str) -> io::Result<()> {
-        Ok(renameat(self.folder, &self.name, self.folder, name)?)
-    }
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        // A finished file no longer has this name.
-        let _ = unlinkat(self.folder, &self.name, AtFlags::empty());
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::{fs, io::Seek, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+    use std::{
+        fs,
+        io::Seek,
+        os::unix::fs::PermissionsExt,
+        path::PathBuf,
+        sync::Arc,
+        time::{Duration, SystemTime},
+    };
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::{component::load::unfinished::UNFINISHED, metrics::Metrics};
 
     /// A folder that is removed after the test.
     struct Folder(PathBuf);

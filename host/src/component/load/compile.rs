@@ -1,11 +1,11 @@
 //! Compiles components, each in a child process that is killed when it goes over its limits.
 //!
-//! A component's bytes go in, a sealed file in memory with its machine code comes out. The author of a component
-//! decides how much time and memory its compilation costs: a small file can ask for hours and gigabytes. So it happens
-//! in a process of its own. This is the same program again, with an empty environment, one thread, and limits that it
-//! sets itself before it reads a byte ([`child`]). The component, the code and the child's messages are files in
-//! memory, so there are no pipes to be served, and the child reads the very bytes whose hash is known. This module
-//! holds the deadline and the number of children.
+//! A component's bytes go in, a sealed file with its machine code comes out. The author of a component decides how
+//! much time and memory its compilation costs: a small file can ask for hours and gigabytes. So it happens in a process
+//! of its own. This is the same program again, with an empty environment, one thread, and limits that it sets itself
+//! before it reads a byte ([`child`]). The component, the code and the child's messages are files without a name
+//! ([`super::nameless`]), so there are no pipes to be served, and the child reads the very bytes whose hash is known.
+//! This module holds the deadline and the number of children.
 //!
 //! The limits bound what a compilation costs. They are no sandbox: an attacker who takes over the compiler decides what
 //! the code is, and the host runs that code.
@@ -15,19 +15,24 @@ use std::{
     io,
     io::{Read, Seek, Write},
     os::unix::process::ExitStatusExt,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open},
 };
 
 use crate::{
-    component::load::trusted::Trusted,
+    component::load::{
+        machine::MachineError,
+        nameless::{Nameless, seal},
+        trusted::Trusted,
+    },
     metrics::CodeMetrics,
     sync::{Condvar, Mutex},
 };
@@ -40,6 +45,8 @@ pub const AT_ONCE: usize = 2;
 const MAX_CODE: u64 = 512 << 20;
 /// How many bytes of a child's error output are kept.
 const MAX_SAID: u64 = 2 << 10;
+/// Time between two looks at a child whose end the system does not announce.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// What the standard library prints before it aborts for want of memory.
 const NO_MEMORY: &str = "memory allocation of ";
 
@@ -66,6 +73,8 @@ pub enum CompileError {
     Run(String),
     #[error("is compiled, but its code cannot be used: {0}")]
     Unusable(String),
+    #[error("is not loaded: {0}")]
+    Machine(#[from] MachineError),
 }
 
 impl CompileError {
@@ -78,7 +87,7 @@ impl CompileError {
             Self::Size => "size",
             Self::Killed => "killed",
             Self::Died { .. } => "died",
-            Self::Run(_) | Self::Unusable(_) => "host",
+            Self::Run(_) | Self::Unusable(_) | Self::Machine(_) => "host",
         }
     }
 
@@ -94,24 +103,20 @@ impl From<io::Error> for CompileError {
     }
 }
 
-impl From<Errno> for CompileError {
-    fn from(error: Errno) -> Self {
-        Self::Run(error.to_string())
-    }
-}
-
 /// Starts children, and waits for them.
 pub struct Compiler {
     /// Most bytes of a child's address space.
     memory: u64,
     /// How long a child may take.
     time: Duration,
+    files: Nameless,
     slots: Slots,
 }
 
 impl Compiler {
-    pub fn new(memory: u64, time: Duration) -> Self {
-        Self { memory, time, slots: Slots::new() }
+    /// `cache`: the folder for compiled code.
+    pub fn new(memory: u64, time: Duration, cache: Option<&Path>) -> Self {
+        Self { memory, time, files: Nameless::new(cache), slots: Slots::new() }
     }
 
     /// Compiles a component. Blocks its thread until there is a slot, and then until the child has ended.
@@ -124,10 +129,10 @@ impl Compiler {
     }
 
     fn run(&self, component: &[u8]) -> Result<Trusted, CompileError> {
-        let mut input = memory_file("component")?;
+        let mut input = self.files.create("component")?;
         input.write_all(component)?;
         input.rewind()?;
-        let (code, said) = (memory_file("code")?, memory_file("said")?);
+        let (code, said) = (self.files.create("code")?, self.files.create("said")?);
         let seconds = self.time.as_secs().saturating_add(1);
         let child = Command::new("/proc/self/exe")
             .arg("compile")
@@ -139,15 +144,29 @@ impl Compiler {
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(code.try_clone()?))
             .stderr(Stdio::from(said.try_clone()?))
-            .spawn()?;
+            .spawn()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => CompileError::Machine(MachineError::NoProc),
+                _ => CompileError::from(error),
+            })?;
         let ended = ChildGuard(child).wait(Instant::now() + self.time)?;
         let status = ended.ok_or(CompileError::Time(self.time))?;
         if !status.success() {
             return Err(self.blame(status, last_words(said)?));
         }
         // The child has ended, so there is no other handle on the file. Sealed, it cannot change any more.
-        fcntl_add_seals(&code, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        seal(&code)?;
         Ok(Trusted::vouched(code))
+    }
+
+    /// Copies code to a sealed file, from which it may run.
+    pub fn copy(&self, code: &Trusted) -> Result<Trusted, CompileError> {
+        let mut copy = self.files.create("code")?;
+        let mut from = code.file();
+        from.rewind()?;
+        io::copy(&mut from, &mut copy)?;
+        seal(&copy)?;
+        Ok(Trusted::vouched(copy))
     }
 
     /// Finds out why a child has failed.
@@ -177,15 +196,24 @@ struct ChildGuard(Child);
 impl ChildGuard {
     /// Waits for the child to end. `None`: the deadline came first.
     fn wait(mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-        let ends = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty())?;
+        // Sandboxes and old kernels have none. Then the child is looked at again and again.
+        let ends = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).ok();
         loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(Some(status));
+            }
             let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let Some(ends) = &ends else {
+                thread::sleep(left.min(LOOK_AGAIN));
+                continue;
+            };
             // The conversion cannot fail: the setting's longest time is far below a `Timespec`'s.
             let left = Timespec::try_from(left).unwrap_or_default();
-            match poll(&mut [PollFd::new(&ends, PollFlags::IN)], Some(&left)) {
-                Ok(0) => return Ok(None),
-                Ok(_) => return self.0.wait().map(Some),
-                Err(Errno::INTR) => {}
+            match poll(&mut [PollFd::new(ends, PollFlags::IN)], Some(&left)) {
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -198,11 +226,6 @@ impl Drop for ChildGuard {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// An empty file in memory that can be sealed.
-fn memory_file(name: &str) -> io::Result<File> {
-    Ok(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
 }
 
 /// A child's error output, on one line.
@@ -251,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_childs_end_says_which_side_is_to_blame() {
-        let compiler = Compiler::new(1 << 30, Duration::from_secs(1));
+        let compiler = Compiler::new(1 << 30, Duration::from_secs(1), None);
         let blame = |raw, said: &str| compiler.blame(ExitStatus::from_raw(raw), said.into()).reason();
         let exited = |code: u8| i32::from(code) << 8;
         assert_eq!(blame(exited(child::REFUSED), "unexpected end"), "invalid");
@@ -267,10 +290,11 @@ mod tests {
 
     #[test]
     fn a_childs_last_words_are_one_short_line() {
-        let mut said = memory_file("said").unwrap();
+        let files = Nameless::new(None);
+        let mut said = files.create("said").unwrap();
         said.write_all(b"it\n\x1b[2J  broke\r\n").unwrap();
         assert_eq!(last_words(said).unwrap(), "it [2J broke");
-        let mut said = memory_file("said").unwrap();
+        let mut said = files.create("said").unwrap();
         said.write_all(&[b'x'; 10_000]).unwrap();
         assert_eq!(last_words(said).unwrap().len() as u64, MAX_SAID);
     }

@@ -32,6 +32,8 @@ use crate::{
             inspect,
             inspect::Report,
             library::Library,
+            machine::{MachineError, is_noexec},
+            trusted::Trusted,
         },
         run::{
             host,
@@ -139,7 +141,16 @@ impl Engine {
         let mut tag = DefaultHasher::new();
         (wasmtime.precompile_compatibility_hash(), env!("CARGO_PKG_VERSION")).hash(&mut tag);
         let open = |path| match Cache::open(path, tag.finish(), limits.cache_size) {
-            Ok(cache) => Some(cache),
+            Ok(cache) => {
+                if cache.is_noexec() {
+                    tracing::warn!(
+                        folder = %path.display(),
+                        "the cache of compiled code is on a file system that is mounted noexec: each component's code \
+                         is copied into memory; mount it with exec, or have cache in relay.toml name another folder"
+                    );
+                }
+                Some(cache)
+            }
             Err(error) => {
                 metrics.distrusted(error.reason());
                 tracing::warn!(
@@ -151,7 +162,7 @@ impl Engine {
         };
         Ok(Self {
             cache: cache.and_then(open),
-            compiler: Compiler::new(limits.compile_memory as u64, limits.compile_time),
+            compiler: Compiler::new(limits.compile_memory as u64, limits.compile_time, cache),
             library: Library::new(),
             metrics,
             linker,
@@ -202,7 +213,7 @@ impl Engine {
 
     /// Finds the code in the cache, or compiles it.
     fn make(&self, path: &Path, bytes: &[u8], hash: &Hash, shape: Shape) -> Result<(Loaded, Origin), CompileError> {
-        if let Some(component) = self.kept(path, hash) {
+        if let Some(component) = self.kept(path, hash)? {
             return Ok((self.link(&component, bytes.len(), shape), Origin::Cache));
         }
         tracing::info!(component = %path.display(), bytes = bytes.len(), "compiling");
@@ -215,21 +226,41 @@ impl Engine {
         }
         // From the cache if possible: the system can drop pages of a file on disk when memory is short, and read them
         // again.
-        let component = self.kept(path, hash).map_or_else(|| code.component(&self.wasmtime), Ok);
-        let component = component.map_err(|error| CompileError::Unusable(format!("{error:#}")))?;
+        let component = match self.kept(path, hash)? {
+            Some(component) => component,
+            None => self.map(&code)?,
+        };
         Ok((self.link(&component, bytes.len(), shape), Origin::Compiler))
     }
 
-    /// The code that the cache has, if it can be trusted.
-    fn kept(&self, path: &Path, hash: &Hash) -> Option<Component> {
-        let kept = self.cache.as_ref()?.get(hash).and_then(|code| {
-            let component = code.map(|code| code.component(&self.wasmtime)).transpose();
-            component.map_err(|error| Distrust::Code(format!("{error:#}")))
-        });
-        kept.unwrap_or_else(|error| {
-            self.metrics.distrusted(error.reason());
-            tracing::warn!(component = %path.display(), %error, "cached code is not trusted; it is compiled again");
-            None
+    /// The code that the cache has, if it can be trusted. An error says that the machine lets no code run: then it
+    /// would not help to compile it again.
+    fn kept(&self, path: &Path, hash: &Hash) -> Result<Option<Component>, CompileError> {
+        let Some(cache) = &self.cache else { return Ok(None) };
+        let error = match cache.get(hash) {
+            Ok(None) => return Ok(None),
+            Ok(Some(code)) => match self.map(&code) {
+                Ok(component) => return Ok(Some(component)),
+                Err(CompileError::Unusable(why)) => Distrust::Code(why),
+                Err(error) => return Err(error),
+            },
+            Err(error) => error,
+        };
+        self.metrics.distrusted(error.reason());
+        tracing::warn!(component = %path.display(), %error, "cached code is not trusted; it is compiled again");
+        Ok(None)
+    }
+
+    /// Maps code, or a copy of it if code may not run from where it is.
+    fn map(&self, code: &Trusted) -> Result<Component, CompileError> {
+        let mapped = if is_noexec(code.file()) {
+            self.compiler.copy(code)?.component(&self.wasmtime)
+        } else {
+            code.component(&self.wasmtime)
+        };
+        mapped.map_err(|error| match MachineError::of(&error) {
+            Some(machine) => machine.into(),
+            None => CompileError::Unusable(format!("{error:#}")),
         })
     }
 

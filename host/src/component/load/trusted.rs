@@ -13,10 +13,11 @@ use wasmtime::{Engine, component::Component};
 pub struct Trusted(File);
 
 impl Trusted {
-    /// The caller vouches for the file. There are two callers. [`super::compile`] has the code from its own child, in a
-    /// sealed file in memory. [`super::cache`] has checked, through this very handle, that the bytes are what it once
-    /// wrote, which nobody can forge without the key. It has also checked that the file belongs to the process's user
-    /// and that nobody else may write to it. It never writes to a file that has its final name.
+    /// The caller vouches for the file. There are two callers. [`super::compile`] has the code from its own child, or
+    /// from a file that was vouched for, in a file of [`super::nameless`] that it has sealed. Where the system has no
+    /// seals, nobody else can open that file. [`super::cache`] has checked, through this very handle, that the bytes
+    /// are what it once wrote, which nobody can forge without the key. It has also checked that the file belongs to the
+    /// process's user and that nobody else may write to it. It never writes to a file that has its final name.
     pub fn vouched(file: File) -> Self {
         Self(file)
     }

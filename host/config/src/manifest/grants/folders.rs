@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     document::{Value, quote},
-    grants::Folder,
+    grants::{Folder, is_no_proc},
     secrets::Secrets,
 };
 
@@ -60,7 +60,10 @@ fn open(
     if is_own && !Path::new(text).components().all(inside) {
         return Err("is not within the tenant's folder; write for example \"data\"".into());
     }
-    let unreadable = |error: io::Error| format!("cannot be opened ({error}); make the folder, for the host to read");
+    let unreadable = |error: io::Error| match is_no_proc(&error) {
+        true => format!("cannot be opened: {error}"),
+        false => format!("cannot be opened ({error}); make the folder, for the host to read"),
+    };
     let own = secrets.own_folder().map_err(unreadable)?;
     let folder = Folder::open(&secrets.folder.join(text), guest, write).map_err(unreadable)?;
     if is_own {

@@ -9,7 +9,7 @@ use std::{
 use rustix::fs::{AtFlags, Dir, statat, unlinkat};
 
 use crate::{
-    component::load::cache::{ENTRY, UNFINISHED},
+    component::load::{cache::ENTRY, unfinished::UNFINISHED},
     metrics::CodeMetrics,
 };
 

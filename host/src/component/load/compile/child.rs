@@ -36,11 +36,13 @@ pub enum ChildError {
     Refused(String),
     #[error("{0}")]
     NoMemory(String),
+    #[error("cannot set its limits; the relay's own (`ulimit -v -t -f`) may be lower: {0}")]
+    Limits(io::Error),
 }
 
 /// Compiles the component on standard input, and writes its code to standard output, within the limits.
 pub fn run(limits: &ChildLimits) -> Result<(), ChildError> {
-    limit(limits)?;
+    limit(limits).map_err(ChildError::Limits)?;
     let mut component = Vec::new();
     io::stdin().lock().read_to_end(&mut component).map_err(|error| match error.kind() {
         io::ErrorKind::OutOfMemory => ChildError::NoMemory(error.to_string()),
@@ -68,10 +70,10 @@ fn limit(limits: &ChildLimits) -> io::Result<()> {
     // At the first of the two comes a signal that names the reason, at the second the kill.
     let (current, maximum) = (Some(limits.seconds), Some(limits.seconds.saturating_add(1)));
     setrlimit(Resource::Cpu, Rlimit { current, maximum })?;
+    // The system may refuse what follows. None of it is needed.
     // The kernel sends this signal when the thread that waits for this child ends. So the child ends with the relay,
-    // however that ends.
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The system may refuse these two. Neither is needed.
+    // however that ends. Without it, it ends when its time is over.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let _ = nice(NICENESS);
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     Ok(())
