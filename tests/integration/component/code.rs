@@ -203,6 +203,54 @@ async fn without_a_folder_of_its_own_the_relay_compiles_at_every_start() {
     assert_eq!(relay.metric(DISTRUSTED, &[]).await, 1.0);
 }
 
+/// Kubernetes' `fsGroup` gives a volume's folders and files to a group each time that it mounts the volume.
+#[tokio::test]
+async fn a_cache_that_a_group_was_given_is_taken_back() {
+    let mut partner = Partner::start().await;
+    let folder = compiled_before(&partner).await;
+    let (cache, entry) = (folder.path("data/cache"), cached(&folder, ".code").remove(0));
+    let give = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    give(&cache, 0o2770);
+    let relay = Relay::serve(folder).await;
+    assert_eq!(loaded(&relay).await, [0.0, 1.0, 0.0], "{}", relay.log());
+    relay.logged(&["WARN", "data/cache", "mode=2770", "a group could write"]).await;
+    assert_eq!(cache.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    works(&relay, &mut partner.accept().await, "1").await;
+    let folder = relay.end_with(Signal::TERM).await;
+
+    // Who can read the key can make entries, so nothing in the folder is trusted any more, and it is made anew.
+    give(&cache, 0o2770);
+    give(&cache.join("key"), 0o660);
+    give(&entry, 0o660);
+    let relay = Relay::serve(folder).await;
+    assert_eq!(loaded(&relay).await, [1.0, 0.0, 0.0], "{}", relay.log());
+    relay.logged(&["WARN", "the key of the cache of compiled code is replaced"]).await;
+    works(&relay, &mut partner.accept().await, "2").await;
+    let relay = Relay::serve(relay.end_with(Signal::TERM).await).await;
+    assert_eq!(loaded(&relay).await, [0.0, 1.0, 0.0], "{}", relay.log());
+}
+
+/// A volume's own folder belongs to root, also with `fsGroup`.
+#[tokio::test]
+async fn a_cache_of_another_user_is_not_used_and_the_log_names_a_way_out() {
+    if !geteuid().is_root() {
+        skipped::<()>("root, which alone can give a folder to another user,");
+        return;
+    }
+    let folder = Folder::with_own_cache("").filtered("t", NOWHERE, guests::market("filter"), "");
+    let volume = folder.path("data/cache");
+    fs::create_dir_all(&volume).unwrap();
+    std::os::unix::fs::chown(&volume, Some(1), None).unwrap();
+    fs::set_permissions(&volume, Permissions::from_mode(0o2775)).unwrap();
+    let relay = Relay::serve(folder).await;
+    relay.logged(&["WARN", "data/cache", "user 1,", "name a folder in it"]).await;
+    assert_eq!(relay.metric(DISTRUSTED, &[("reason", "owner")]).await, 1.0);
+    // What it says helps.
+    let folder = relay.end_with(Signal::TERM).await.cache_at(&volume.join("own"));
+    let relay = Relay::serve(Relay::serve(folder).await.end_with(Signal::TERM).await).await;
+    assert_eq!(loaded(&relay).await, [0.0, 1.0, 0.0], "{}", relay.log());
+}
+
 /// The small limits do not hold for the good component, because its code is in the cache by then.
 #[tokio::test]
 async fn bombs_do_not_start_and_all_of_them_are_named() {

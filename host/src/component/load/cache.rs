@@ -8,8 +8,8 @@
 //! The cache is defended against others who can write to the folder, to one above it or to what is in it: they could
 //! leave files there, swap them or change bytes. It also notices entries that were cut or damaged, and those of another
 //! engine or version. So the folder is opened once, and everything in it through that handle. The folder, the key and
-//! the entries must belong to the process's user, and nobody else may write to them. An entry is mapped through the
-//! handle that was checked.
+//! the entries must belong to the process's user, and nobody else may write to them. A folder that a group may write to
+//! is repaired, a key that others may read is replaced. An entry is mapped through the handle that was checked.
 //!
 //! There is no defence against root and the same user, who can change the running process just as well, nor against
 //! someone who has read the key and can write as this user. If an older entry is put back under its name, it is
@@ -34,8 +34,8 @@ use ring::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, futimens, linkat, openat,
-        unlinkat,
+        AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, fchmod, futimens, linkat,
+        openat, unlinkat,
     },
     io::Errno,
     process::geteuid,
@@ -62,6 +62,11 @@ const PIECE: usize = 64 << 10;
 pub enum Distrust {
     #[error("it belongs to user {0}, not to the relay's user; chown it")]
     Owner(u32),
+    #[error(
+        "it belongs to user {0}, not to the relay's user; chown it, or, if it is a volume's own folder, have cache in \
+         relay.toml name a folder in it, which the relay makes"
+    )]
+    FolderOwner(u32),
     #[error("others may write to it (mode {0:o}); chmod go-w it")]
     Mode(u32),
     #[error("it is not the kind of file that belongs there")]
@@ -84,7 +89,7 @@ impl Distrust {
     /// The value of the metric's label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Owner(_) => "owner",
+            Self::Owner(_) | Self::FolderOwner(_) => "owner",
             Self::Mode(_) => "mode",
             Self::Kind => "kind",
             Self::Mac => "mac",
@@ -120,7 +125,7 @@ impl Cache {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = openat(CWD, path, flags, Mode::empty())?;
-        check(&File::from(folder.try_clone()?), FileType::Directory)?;
+        check_folder(&File::from(folder.try_clone()?), path)?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key(&folder)?);
         Ok(Self { folder, key, tag, size })
     }
@@ -243,6 +248,24 @@ fn open(folder: &OwnedFd, name: &str) -> Result<File, Distrust> {
     // With `NONBLOCK`, opening a pipe does not wait for its other end.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(openat(folder, name, flags, Mode::empty())?.into())
+}
+
+/// Checks the cache's folder. A group's right to write is taken away: Kubernetes gives it to the group of `fsGroup`
+/// each time it mounts a volume. What the group has left in the folder meanwhile is found out by its owner, its mode or
+/// its HMAC.
+fn check_folder(folder: &File, path: &Path) -> Result<(), Distrust> {
+    match check(folder, FileType::Directory) {
+        Err(Distrust::Mode(mode)) if mode & 0o002 == 0 => {
+            fchmod(folder, Mode::RWXU).map_err(|_| Distrust::Mode(mode))?;
+            tracing::warn!(
+                folder = %path.display(), mode = format!("{mode:o}"),
+                "a group could write to the cache of compiled code; the folder is the relay's alone now"
+            );
+            check(folder, FileType::Directory).map(drop)
+        }
+        Err(Distrust::Owner(user)) => Err(Distrust::FolderOwner(user)),
+        checked => checked.map(drop),
+    }
 }
 
 /// Checks that an open file is of this kind and belongs to this user, and that nobody else may write to it. Returns its
@@ -384,14 +407,16 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_or_key_that_others_reach_is_not_used() {
+    fn a_folder_that_others_reach_is_repaired_or_not_used_and_a_key_is_replaced() {
         let folder = Folder::new("modes");
         let mode = |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let cache = folder.open(1, 1 << 20);
         cache.put(&[1; 32], &code(b"code"), &Arc::new(Metrics::new()).code()).unwrap();
-        mode(folder.0.clone(), 0o720);
-        assert!(matches!(Cache::open(&folder.0, 1, 1), Err(Distrust::Mode(0o720))));
-        mode(folder.0.clone(), 0o700);
+        mode(folder.0.clone(), 0o702);
+        assert!(matches!(Cache::open(&folder.0, 1, 1), Err(Distrust::Mode(0o702))));
+        mode(folder.0.clone(), 0o2770);
+        assert!(folder.open(1, 1).get(&[1; 32]).unwrap().is_some());
+        assert_eq!(folder.0.metadata().unwrap().mode() & 0o7777, 0o700);
         let key = fs::read(folder.0.join(KEY)).unwrap();
         mode(folder.0.join(KEY), 0o640);
         assert!(matches!(folder.open(1, 1).get(&[1; 32]), Err(Distrust::Mac)));
