@@ -135,6 +135,16 @@ async fn a_guest_that_does_not_answer_is_at_fault() {
 }
 
 #[tokio::test]
+async fn errors_that_a_guest_reads_say_nothing_of_the_hosts_code() {
+    let folder = Folder::new("").api("t", "");
+    let relay = Relay::serve_with(folder, &[("RUST_BACKTRACE", "1")]).await;
+    let mut http = relay.http().await;
+    http.request("GET", "/t/too-long").await;
+    let line = relay.logged(&["tenant.name=t", "guest.context=error"]).await;
+    assert!(!line.contains(".rs") && !line.contains("Stack backtrace"), "{line}");
+}
+
+#[tokio::test]
 async fn an_error_instead_of_an_answer_is_the_guests_no() {
     let relay = relay("api-instances = 1").await;
     let answer = relay.http().await.get("/t/refuse").await;

@@ -8,7 +8,11 @@ use edge_relay::tenant::{
     types::{Frame, Publication},
     upstreams,
 };
-use wasi::{config::store as settings, keyvalue::store};
+use wasi::{
+    config::store as settings,
+    keyvalue::store,
+    logging::logging::{Level, log},
+};
 use wasip2::{
     cli::stdout::get_stdout,
     clocks::monotonic_clock,
@@ -109,6 +113,7 @@ fn answer(request: IncomingRequest, place: ResponseOutparam) {
             forget(request);
             text(place, "kept".to_owned());
         }
+        "/too-long" => too_long(place),
         "/leak" => {
             for _ in 0..number("handles") {
                 forget(Fields::new());
@@ -338,6 +343,14 @@ fn half(request: &IncomingRequest, place: ResponseOutparam, length: Option<&str>
     until_end(request);
     then();
     // The body is dropped here without being ended.
+}
+
+/// Writes more than the answer's length, and logs the error's text.
+fn too_long(place: ResponseOutparam) {
+    let Some(body) = begin(place, &[("content-length", "1")]) else { return };
+    if let Err(StreamError::LastOperationFailed(error)) = body.stream.blocking_write_and_flush(b"too long") {
+        log(Level::Info, "error", &error.to_debug_string());
+    }
 }
 
 /// Gives an answer, then another one through the same handle.
