@@ -55,7 +55,7 @@ impl Refusal {
     pub fn by_handler(why: NotLetIn) -> Self {
         match why {
             NotLetIn::Refused(status, message) => Self::new(error_status(status), "rejected", &message),
-            NotLetIn::Broken(Broken::Deadline(_)) => {
+            NotLetIn::Broken(Broken::Deadline(..)) => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "handler", "the tenant's code did not answer in time")
             }
             NotLetIn::Broken(Broken::Memory | Broken::Mappings) => {

@@ -68,7 +68,8 @@ async fn exceptions_are_in_the_log(language: Language, said: Said) {
         let line =
             relay.logged(&[&["WARN", "component call failed", "tenant.name=t", role.as_str()], words].concat()).await;
         assert!(line.len() < LONGEST_LINE, "{} bytes", line.len());
-        line
+        let twice = |other: &str| other.contains("guest.stream=stderr") && other.contains(words[0]);
+        assert!(!relay.log().lines().any(twice), "{}", relay.log());
     };
 
     broke("job", said.no_idea).await;
@@ -78,6 +79,7 @@ async fn exceptions_are_in_the_log(language: Language, said: Said) {
 
     assert_eq!(status_of(&relay, "/t?token=broken").await, 500);
     broke("client", said.odd_token).await;
+    assert_eq!(relay.log().lines().filter(|line| line.contains(said.odd_token[0])).count(), 1);
     // An exception that the WIT names is not a mistake.
     assert_eq!(status_of(&relay, "/t?token=refused").await, 402);
     let mut client = relay.client("/t").await;
@@ -120,4 +122,19 @@ async fn a_guest_that_breaks_is_logged_with_the_words_of_that_call_alone() {
     peer.text("now trap").await;
     let line = relay.logged(&["component call failed", "having written: now trap"]).await;
     assert!(!line.contains("all is well"), "{line}");
+    let twice = |line: &str| line.contains("guest.stream=stderr") && line.contains("now trap");
+    assert!(!relay.log().lines().any(twice), "{}", relay.log());
+}
+
+#[tokio::test]
+async fn what_a_long_call_writes_is_logged_while_it_goes_on() {
+    let mut partner = Partner::start().await;
+    let settings = "[settings]\nmode = \"report-and-loop\"\n[limits]\nfilter-call = \"1h\"";
+    let relay = Relay::serve(Folder::new("").filtered("t", &partner.url(), guests::hostile(), settings)).await;
+    let mut peer = partner.accept().await;
+    peer.text("first\nsecond").await;
+    relay.logged(&["guest.stream=stderr", "second"]).await;
+    let log = relay.log();
+    let written: Vec<_> = log.lines().filter(|line| line.contains("guest.stream=stderr")).collect();
+    assert!(written.len() == 2 && written[0].ends_with("first") && written[1].ends_with("second"), "{written:?}");
 }

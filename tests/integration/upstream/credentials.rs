@@ -164,6 +164,8 @@ async fn what_it_does_wrong_is_a_failed_connection_with_its_reason() {
         relay.upstream_failed("dial", 1.0).await;
         let line = relay.logged(&["upstream not connected", "the dial component"]).await;
         assert!(line.contains(words), "{dial}: {line}");
+        // Where the component broke is in its own line alone.
+        assert!(!line.contains(" in "), "{dial}: {line}");
         let feed = relay.ready().await["tenants"]["t"]["upstreams"]["feed"].take();
         assert!(feed["reason"].as_str().unwrap().contains("the dial component"), "{feed}");
         assert_eq!(partner.connections(), 0, "{dial}");

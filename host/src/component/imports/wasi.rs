@@ -36,7 +36,7 @@ pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 /// grants.
 pub fn context(guest: &Guest, stderr: &Output) -> wasmtime::Result<WasiCtx> {
     let mut wasi = WasiCtx::builder();
-    wasi.stdout(Output::new(guest, "stdout"))
+    wasi.stdout(Output::stdout(guest))
         .stderr(stderr.clone())
         .allow_tcp(false)
         .allow_udp(false)

@@ -190,7 +190,7 @@ impl Api {
                 metrics.failed(Blame::GuestBroke, "no_answer");
                 NoAnswer::Broke
             }
-            Err(Broken::Deadline(_)) => NoAnswer::Late,
+            Err(Broken::Deadline(..)) => NoAnswer::Late,
             Err(Broken::Memory | Broken::Mappings) => NoAnswer::Full,
             Err(Broken::HostMemory) => NoAnswer::HostFull,
             Err(_) => NoAnswer::Broke,

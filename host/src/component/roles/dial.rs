@@ -132,7 +132,8 @@ async fn call(pool: Arc<Pool<DialComponent>>, attempt: DialAttempt) -> std::resu
             metrics.failed(Blame::GuestSaidNo, "error");
             Err(format!("says no: {}", line(&why)))
         }
-        Err(broken) => Err(broken.to_string()),
+        // The log has said the rest.
+        Err(broken) => Err(broken.cause()),
     }
 }
 

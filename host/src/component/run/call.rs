@@ -1,12 +1,17 @@
 //! One call of a guest, within its deadline.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{pin::pin, time::Duration};
 
-use tokio::time::timeout;
-use wasmtime::{WasmBacktrace, component::ResourceTableError};
+use tokio::time::{Instant, timeout_at};
+use wasmtime::{FrameInfo, WasmBacktrace, component::ResourceTableError};
 
 use crate::{
-    component::run::{host::MAX_HANDLES, output::line, system::is_out_of_memory, ticker::Ticker},
+    component::run::{
+        host::MAX_HANDLES,
+        output::{Output, line},
+        system::is_out_of_memory,
+        ticker::Ticker,
+    },
     metrics::Blame,
     tenant::turns::TurnShare,
 };
@@ -14,18 +19,25 @@ use crate::{
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
 
+/// How long what a guest writes to its standard error waits for the call's end: if the call fails, it is in the line
+/// that says so.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
 /// What wasmtime says when the component model's tables are full.
 const HANDLES_FULL: &str = "store handle limit exceeded";
 
 /// How a guest's call failed. Its instance must not be used again.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    #[error("{0}")]
-    Trap(String),
-    #[error("no answer within {} ms", .0.as_millis())]
-    Deadline(Duration),
-    #[error("cannot be instantiated: {0}")]
-    Instantiate(String),
+    /// Why, and what the log says besides: where it happened, and what the guest wrote.
+    #[error("{}{}", .0, .1)]
+    Trap(String, String),
+    /// The deadline, and what the log says besides.
+    #[error("no answer within {} ms{}", .0.as_millis(), .1)]
+    Deadline(Duration, String),
+    /// Why, and what the log says besides.
+    #[error("cannot be instantiated: {}{}", .0, .1)]
+    Instantiate(String, String),
     #[error("holds more than {MAX_HANDLES} handles: drop those that are no longer needed")]
     Handles,
     #[error("no memory for an instance: the tenant has all that memory-total allows")]
@@ -45,9 +57,9 @@ impl Broken {
     /// The value of the metric's label `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Trap(_) | Self::Handles => "trap",
-            Self::Deadline(_) => "deadline",
-            Self::Instantiate(_) => "instantiate",
+            Self::Trap(..) | Self::Handles => "trap",
+            Self::Deadline(..) => "deadline",
+            Self::Instantiate(..) => "instantiate",
             Self::Busy(_) => "busy",
             Self::Memory | Self::Mappings => "memory",
             Self::HostMemory => "host_memory",
@@ -61,44 +73,76 @@ impl Broken {
         }
     }
 
-    /// Adds what the guest wrote to its standard error. For an exception that nobody caught, the trap alone says only
-    /// that the guest gave up.
-    pub fn saying(self, words: &str) -> Self {
+    /// The cause alone, for those who do not read the tenant's log.
+    pub fn cause(&self) -> String {
         match self {
-            Self::Trap(why) if !words.is_empty() => Self::Trap(format!("{why}, having written: {}", line(words))),
-            broken => broken,
+            Self::Trap(why, _) => why.clone(),
+            Self::Deadline(deadline, _) => Self::Deadline(*deadline, String::new()).to_string(),
+            Self::Instantiate(why, _) => Self::Instantiate(why.clone(), String::new()).to_string(),
+            broken => broken.to_string(),
         }
+    }
+
+    /// Adds what the guest wrote to its standard error in the call. For an exception that nobody caught, the trap alone
+    /// says only that the guest gave up.
+    pub fn saying(mut self, stderr: &Output) -> Self {
+        if let Self::Trap(_, more) | Self::Deadline(_, more) = &mut self {
+            let words = stderr.words();
+            if !words.is_empty() {
+                more.push_str(", having written: ");
+                more.push_str(&line(&words));
+            }
+        }
+        self
     }
 }
 
 /// Runs a call, in its tenant's turns, to its end or its deadline. Host calls count. Returns how long it took, too.
+///
+/// What the guest writes to `stderr` waits for the caller to say how the call has ended, but not for long.
 pub async fn within<T>(
     deadline: Duration,
     ticker: &Ticker,
     share: &TurnShare,
+    stderr: &Output,
     call: impl Future<Output = wasmtime::Result<T>>,
 ) -> Result<(T, Duration), Broken> {
     let _calling = ticker.calling();
-    match timeout(deadline, share.take(call)).await {
-        Ok((Ok(value), time)) => Ok((value, time)),
-        Ok((Err(error), _)) if is_out_of_memory(&error) => Err(Broken::HostMemory),
-        Ok((Err(error), _)) => match error.root_cause().downcast_ref() {
-            Some(ResourceTableError::Full) => Err(Broken::Handles),
-            _ if error.root_cause().to_string().contains(HANDLES_FULL) => Err(Broken::Handles),
-            _ => Err(Broken::Trap(describe(&error))),
-        },
-        Err(_) => Err(Broken::Deadline(deadline)),
+    let mut call = pin!(share.take(call));
+    let began = Instant::now();
+    let (end, mut look) = (began + deadline, began + MAX_WAIT);
+    loop {
+        match timeout_at(look.min(end), call.as_mut()).await {
+            Ok((Ok(value), time)) => return Ok((value, time)),
+            Ok((Err(error), _)) => return Err(failed(&error)),
+            Err(_) if look < end => {
+                stderr.release();
+                look += MAX_WAIT;
+            }
+            Err(_) => return Err(Broken::Deadline(deadline, String::new())),
+        }
     }
 }
 
-/// Describes the cause, and the functions it happened in, innermost first.
-fn describe(error: &wasmtime::Error) -> String {
-    let mut text = error.root_cause().to_string();
+fn failed(error: &wasmtime::Error) -> Broken {
+    if is_out_of_memory(error) {
+        return Broken::HostMemory;
+    }
+    let cause = error.root_cause();
+    let words = cause.to_string();
+    if matches!(cause.downcast_ref(), Some(ResourceTableError::Full)) || words.contains(HANDLES_FULL) {
+        return Broken::Handles;
+    }
+    Broken::Trap(line(&words), stack(error))
+}
+
+/// Names the functions in which a call failed, innermost first.
+fn stack(error: &wasmtime::Error) -> String {
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
-    let names = frames.iter().filter_map(|frame| frame.func_name()).take(MAX_FRAMES);
-    for (index, name) in names.enumerate() {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{}{:#}", if index == 0 { " in " } else { " < " }, rustc_demangle::demangle(name));
+    let mut text = String::new();
+    for (nth, name) in frames.iter().filter_map(FrameInfo::func_name).take(MAX_FRAMES).enumerate() {
+        text.push_str(if nth == 0 { " in " } else { " < " });
+        text.push_str(&format!("{:#}", rustc_demangle::demangle(name)));
     }
     // The guest chooses its functions' names, so they are cleaned as its other text.
     line(&text)

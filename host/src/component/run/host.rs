@@ -159,8 +159,9 @@ pub async fn store(
         guest.tenant.places.crowd();
         return Err(Broken::Memory);
     }
-    let stderr = Output::new(guest, "stderr");
-    let wasi = imports::wasi::context(guest, &stderr).map_err(|error| Broken::Instantiate(format!("{error:#}")))?;
+    let stderr = Output::stderr(guest);
+    let wasi = imports::wasi::context(guest, &stderr);
+    let wasi = wasi.map_err(|error| Broken::Instantiate(format!("{error:#}"), String::new()))?;
     let memory = guest.version.limits.memory;
     let grown = Charge::new(account, Part::Guests);
     let limits =

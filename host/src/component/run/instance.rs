@@ -60,17 +60,18 @@ impl<R: Role> RoleCode<R> {
     pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
         let mut store = host::store(self.pre.engine(), self.loaded.shape(), guest, place).await?;
         store.set_epoch_deadline(1);
-        let share = store.data().share().clone();
+        let (share, stderr) = (store.data().share().clone(), store.data().stderr().clone());
         let made = async {
             let instance = self.pre.instantiate_async(&mut store).await?;
             R::find(&mut store, &instance)
         };
-        let made = within(INSTANTIATE_DEADLINE, &self.ticker, &share, made).await;
+        let made = within(INSTANTIATE_DEADLINE, &self.ticker, &share, &stderr, made).await;
         match made.map_err(|broken| explained(broken, store.data())) {
             Ok((role, _)) => {
+                stderr.release();
                 Ok(Instance { ticker: Arc::clone(&self.ticker), store, role, calls: 0, took: Duration::ZERO })
             }
-            Err(Broken::Trap(why)) => Err(Broken::Instantiate(why)),
+            Err(Broken::Trap(why, more)) => Err(Broken::Instantiate(why, more)),
             Err(broken) => Err(broken),
         }
     }
@@ -105,10 +106,10 @@ impl<R: Role> Instance<R> {
         // The epoch has moved on since the last call, which is no reason to yield at the first check.
         self.store.set_epoch_deadline(1);
         self.store.data_mut().begin_call(deadline);
-        let share = self.store.data().share().clone();
-        self.store.data().stderr().forget();
-        let called = within(deadline, &self.ticker, &share, call(&mut self.store, &self.role)).await;
+        let (share, stderr) = (self.store.data().share().clone(), self.store.data().stderr().clone());
+        let called = within(deadline, &self.ticker, &share, &stderr, call(&mut self.store, &self.role)).await;
         let (value, time) = called.map_err(|broken| explained(broken, self.store.data()))?;
+        stderr.release();
         self.store.data_mut().outbound().end_call();
         self.calls = self.calls.saturating_add(1);
         self.took = time;
@@ -124,8 +125,8 @@ impl<R: Role> Instance<R> {
 fn explained(broken: Broken, host: &Host) -> Broken {
     match broken {
         // Guests give up when their memory does not grow.
-        Broken::Trap(_) if host.lacked_memory() => Broken::HostMemory,
-        broken => broken.saying(&host.stderr().words()),
+        Broken::Trap(..) if host.lacked_memory() => Broken::HostMemory,
+        broken => broken.saying(host.stderr()),
     }
 }
 
@@ -133,10 +134,10 @@ fn explained(broken: Broken, host: &Host) -> Broken {
 pub fn call_failed(guest: &Guest, broken: &Broken, pause: Duration) {
     guest.metrics.failed(broken.blame(), broken.reason());
     match broken {
-        Broken::Deadline(_) => guest.tenant.metrics.limited(guest.role.call_limit(), 1),
+        Broken::Deadline(..) => guest.tenant.metrics.limited(guest.role.call_limit(), 1),
         Broken::Handles => guest.tenant.metrics.limited("handles", 1),
         // Other limits were counted where they refused something.
-        Broken::Trap(_) | Broken::Instantiate(_) | Broken::Busy(_) | Broken::Memory | Broken::HostMemory => {}
+        Broken::Trap(..) | Broken::Instantiate(..) | Broken::Busy(_) | Broken::Memory | Broken::HostMemory => {}
         Broken::Mappings => guest.tenant.metrics.limited("mappings", 1),
     }
     let error = broken.to_string();

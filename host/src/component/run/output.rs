@@ -24,8 +24,8 @@ use crate::{
 
 /// Bytes of one line. A message is cut there; what is written to a stream goes on in the next line.
 const MAX_LINE: usize = 4 << 10;
-/// Bytes that are kept of what was last written to a stream: enough for an exception with its stack.
-const MAX_WORDS: usize = 4 << 10;
+/// Bytes of the lines that wait for the end of a call: enough for an exception with its stack.
+const MAX_HELD: usize = 4 << 10;
 
 impl Guest {
     /// Has `write` write a line about the guest, if its tenant may write another now. Returns whether it may.
@@ -97,25 +97,56 @@ struct Lines {
     stream: &'static str,
     /// A line whose end is yet to come.
     begun: Vec<u8>,
-    /// The latest lines of the call under way.
-    words: String,
+    /// `None`: lines are written at once.
+    held: Option<HeldLines>,
+}
+
+/// The latest lines of a call under way, with newlines between them. If the call fails, they explain why.
+#[derive(Default)]
+struct HeldLines(String);
+
+impl HeldLines {
+    /// Adds a line. Returns the lines before it that there is no more room for.
+    fn add(&mut self, line: &str) -> String {
+        if !self.0.is_empty() {
+            self.0.push('\n');
+        }
+        self.0.push_str(line);
+        let over = self.0.len().saturating_sub(MAX_HELD);
+        if over == 0 {
+            return String::new();
+        }
+        // The end of the first line after which the rest is short enough.
+        let end = self.0.bytes().enumerate().skip(over - 1).find(|(_, byte)| *byte == b'\n');
+        let length = end.map_or(self.0.len(), |(at, _)| at + 1);
+        self.0.drain(..length).collect()
+    }
 }
 
 impl Output {
-    pub fn new(guest: &Guest, stream: &'static str) -> Self {
-        Self(Arc::new(Mutex::new(Lines { guest: guest.clone(), stream, begun: Vec::new(), words: String::new() })))
+    pub fn stdout(guest: &Guest) -> Self {
+        Self::new(guest, "stdout", None)
     }
 
-    /// Forgets what was written before the call that begins: it does not explain how the call ends.
-    pub fn forget(&self) {
-        self.lines().words.clear();
+    /// What is written to it waits until its call has ended, or [`Output::release`] is called.
+    pub fn stderr(guest: &Guest) -> Self {
+        Self::new(guest, "stderr", Some(HeldLines::default()))
     }
 
-    /// Takes what was written last in this call: whole lines, the last without its end.
+    fn new(guest: &Guest, stream: &'static str, held: Option<HeldLines>) -> Self {
+        Self(Arc::new(Mutex::new(Lines { guest: guest.clone(), stream, begun: Vec::new(), held })))
+    }
+
+    /// Writes the lines that wait: their call has returned, or takes long.
+    pub fn release(&self) {
+        self.lines().release();
+    }
+
+    /// Takes the lines that wait, for the line about a call that failed. The last comes without its end.
     pub fn words(&self) -> String {
         let mut lines = self.lines();
         lines.end();
-        std::mem::take(&mut lines.words)
+        lines.held.take().map_or_else(String::new, |held| held.0)
     }
 
     fn take(&self, bytes: &[u8]) {
@@ -145,28 +176,36 @@ impl Lines {
     fn end(&mut self) {
         let text = String::from_utf8_lossy(self.begun.trim_ascii_end());
         let line = cut(&text);
-        let write = || error_span!("output", guest.stream = self.stream).in_scope(|| tracing::info!("{line}"));
-        if !line.is_empty() && self.guest.log_text(line.len(), write) {
-            keep(&mut self.words, line);
+        match &mut self.held {
+            Some(held) if !line.is_empty() => {
+                let before = held.add(line);
+                self.write(&before);
+            }
+            _ => self.write(line),
         }
         self.begun.clear();
     }
-}
 
-/// Remembers a line, and as much as there is room for of the lines before it.
-fn keep(words: &mut String, line: &str) {
-    if !words.is_empty() {
-        words.push('\n');
+    fn release(&mut self) {
+        if let Some(held) = &mut self.held {
+            let lines = std::mem::take(&mut held.0);
+            self.write(&lines);
+        }
     }
-    words.push_str(line);
-    let over = words.len().saturating_sub(MAX_WORDS);
-    words.drain(..words.ceil_char_boundary(over));
+
+    fn write(&self, lines: &str) {
+        for line in lines.split('\n').filter(|line| !line.is_empty()) {
+            let write = || error_span!("output", guest.stream = self.stream).in_scope(|| tracing::info!("{line}"));
+            self.guest.log_text(line.len(), write);
+        }
+    }
 }
 
-/// Writes the line that a guest was in the middle of when it ended.
+/// Writes the lines of a guest that ended without a word about it, and the one that it was in the middle of.
 impl Drop for Lines {
     fn drop(&mut self) {
         self.end();
+        self.release();
     }
 }
 
@@ -228,7 +267,23 @@ impl AsyncWrite for Output {
 
 #[cfg(test)]
 mod tests {
-    use crate::component::run::output::line;
+    use super::*;
+
+    #[test]
+    fn the_latest_lines_are_held_and_those_before_come_out_in_order() {
+        let mut held = HeldLines::default();
+        let lines: Vec<_> = (0..2_000).map(|nth| format!("line {nth} é")).collect();
+        let mut out = String::new();
+        for line in &lines {
+            out.push_str(&held.add(line));
+            assert!(held.0.len() <= MAX_HELD && held.0.ends_with(line.as_str()));
+        }
+        assert!(held.0.len() > MAX_HELD - 20, "{}", held.0.len());
+        assert_eq!(format!("{out}{}", held.0), lines.join("\n"));
+        let longest = "x".repeat(MAX_LINE);
+        assert!(held.add(&longest).ends_with("line 1999 é\n"));
+        assert_eq!(held.0, longest);
+    }
 
     #[test]
     fn a_guest_cannot_write_lines_that_are_not_its_own() {

@@ -50,6 +50,10 @@ impl Guest for Hostile {
                     abort();
                 }
             }
+            "report-and-loop" => {
+                frames.iter().for_each(report);
+                loop_for_ever();
+            }
             "slow" => stay_busy(),
             "echo" | "trap-on" | "loop-on" | "trap-open" => {}
             mode => {
