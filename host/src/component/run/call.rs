@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use wasmtime::{FrameInfo, WasmBacktrace, component::ResourceTableError};
+use wasmtime::{FrameInfo, FrameSymbol, WasmBacktrace, component::ResourceTableError};
 
 use crate::{
     component::run::{
@@ -18,6 +18,22 @@ use crate::{
 
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
+
+/// How the functions' names begin that carry a Rust panic out, from where it is raised to where the guest is ended.
+const PANIC_FUNCTIONS: [&str; 12] = [
+    "core::",
+    "std::",
+    "alloc::",
+    "<core::",
+    "<std::",
+    "<alloc::",
+    "__rust",
+    "__rg_oom",
+    "__rdl_oom",
+    "rust_begin_unwind",
+    "rust_panic",
+    "panic_abort::",
+];
 
 /// How long what a guest writes to its standard error waits for the call's end: if the call fails, it is in the line
 /// that says so.
@@ -139,11 +155,80 @@ fn failed(error: &wasmtime::Error) -> Broken {
 /// Names the functions in which a call failed, innermost first.
 fn stack(error: &wasmtime::Error) -> String {
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
-    let mut text = String::new();
-    for (nth, name) in frames.iter().filter_map(FrameInfo::func_name).take(MAX_FRAMES).enumerate() {
-        text.push_str(if nth == 0 { " in " } else { " < " });
-        text.push_str(&format!("{:#}", rustc_demangle::demangle(name)));
-    }
+    let functions: Vec<_> = frames.iter().flat_map(functions).collect();
     // The guest chooses its functions' names, so they are cleaned as its other text.
-    line(&text)
+    line(&shown(&functions))
+}
+
+/// The function of a frame, and before it those that the compiler has put into it.
+fn functions(frame: &FrameInfo) -> Vec<String> {
+    let known: Vec<_> = frame.symbols().iter().filter_map(function_in_source).collect();
+    if known.is_empty() { frame.func_name().map(demangled).into_iter().collect() } else { known }
+}
+
+/// A function with its place in the source, as the component's debug information has it.
+fn function_in_source(symbol: &FrameSymbol) -> Option<String> {
+    let name = demangled(symbol.name()?);
+    Some(match symbol.file().zip(symbol.line()) {
+        Some((file, line)) => format!("{name} ({file}:{line})"),
+        None => name,
+    })
+}
+
+fn demangled(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
+}
+
+/// The innermost functions, without those that only carry a panic out. A stack of nothing else is shown as it is.
+fn shown(functions: &[String]) -> String {
+    let is_of_panic = |function: &str| {
+        function == "abort"
+            || function.starts_with("abort (")
+            || PANIC_FUNCTIONS.iter().any(|prefix| function.starts_with(prefix))
+    };
+    let first = functions.iter().position(|function| !is_of_panic(function)).unwrap_or(0);
+    let mut text = String::new();
+    for (nth, function) in functions.iter().skip(first).take(MAX_FRAMES).enumerate() {
+        text.push_str(if nth == 0 { " in " } else { " < " });
+        text.push_str(function);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown_of(functions: &[&str]) -> String {
+        shown(&functions.iter().map(|function| (*function).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_panics_stack_begins_with_the_tenants_own_function() {
+        let panic = ["__rustc::__rust_start_panic", "std::panicking::panic_with_hook", "__rustc::rust_begin_unwind"];
+        let unwrap = ["core::panicking::panic_fmt", "<core::option::Option<T>>::unwrap"];
+        let own = ["rust_prices::parse (src/lib.rs:7)", "core::ops::function::FnOnce::call_once", "rust_prices::main"];
+        assert_eq!(
+            shown_of(&[&panic[..], &unwrap[..], &own[..]].concat()),
+            " in rust_prices::parse (src/lib.rs:7) < core::ops::function::FnOnce::call_once < rust_prices::main"
+        );
+        assert_eq!(shown_of(&["abort", "abort_trade", "main"]), " in abort_trade < main");
+        assert_eq!(shown_of(&panic[1..]), " in std::panicking::panic_with_hook < __rustc::rust_begin_unwind");
+        assert_eq!(shown_of(&[]), "");
+        assert_eq!(shown_of(&["a"; 20]).matches('a').count(), MAX_FRAMES);
+    }
+
+    #[test]
+    fn the_cause_of_a_failure_leaves_the_stack_and_the_guests_words_out() {
+        let more = || " in prices::parse, having written: hush".to_owned();
+        for (broken, whole, cause) in [
+            (Broken::Trap("unreachable".into(), more()), "unreachable in prices", "unreachable"),
+            (Broken::Deadline(MAX_WAIT, more()), "within 1000 ms in prices", "no answer within 1000 ms"),
+            (Broken::Instantiate("no".into(), more()), "instantiated: no in prices", "cannot be instantiated: no"),
+        ] {
+            assert!(broken.to_string().contains(whole) && broken.to_string().ends_with("hush"), "{broken}");
+            assert_eq!(broken.cause(), cause);
+        }
+        assert_eq!(Broken::Handles.cause(), Broken::Handles.to_string());
+    }
 }
