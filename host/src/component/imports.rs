@@ -16,6 +16,7 @@ pub mod outbound;
 pub mod records;
 mod settings;
 mod upstreams;
+mod waits;
 pub mod wasi;
 
 /// The table of capabilities. A line names a module, and the type of what it keeps for each instance, if it keeps

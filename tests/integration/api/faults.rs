@@ -71,6 +71,20 @@ async fn a_call_past_its_deadline_is_ended() {
 }
 
 #[tokio::test]
+async fn a_call_past_its_deadline_is_logged_with_where_it_was() {
+    let relay = relay("api-call = \"200ms\"").await;
+    let late = "no answer within 200 ms in ";
+    let mut http = relay.http().await;
+    for (path, function) in [("/t/loop", "api_guest::spin"), ("/t/wait", "api_guest::wait_for_ever")] {
+        assert_eq!(http.get(path).await.envelope(), (504, "api_late".into()));
+        relay.logged(&["component call failed", "guest.role=api", late, function]).await;
+    }
+    // A body whose end never comes.
+    http.begin("/t/length").await;
+    relay.logged(&["component call failed", "guest.role=api", late, "api_guest::until_end"]).await;
+}
+
+#[tokio::test]
 async fn memory_over_the_limit_is_a_trap() {
     let relay = relay("api-instances = 1\nmemory = \"16MiB\"").await;
     assert_eq!(relay.http().await.get("/t/memory").await.envelope(), (500, "api_broke".into()));

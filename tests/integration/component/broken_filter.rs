@@ -113,7 +113,8 @@ async fn a_loop_is_cut_at_the_deadline_and_nobody_waits_for_it() {
 
     scene.lost(1.0).await;
     assert_eq!(scene.failures("deadline").await, 1.0);
-    scene.relay.logged(&["WARN", "tenant.name=hostile", "guest.name=feed", "2000 ms"]).await;
+    let line = scene.relay.logged(&["WARN", "tenant.name=hostile", "guest.name=feed", "2000 ms in "]).await;
+    assert!(line.contains("hostile::loop_for_ever"), "{line}");
     peer.text("after").await;
     assert_eq!(scene.client.text().await, "after");
 }

@@ -5,7 +5,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx};
 
 use crate::component::{
     Guest,
-    imports::files,
+    imports::{files, waits},
     run::{host::Host, output::Output},
 };
 
@@ -29,7 +29,8 @@ pub const GRANTED: &[(&str, &str)] = &[
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
-    files::link(linker)
+    files::link(linker)?;
+    waits::link(linker)
 }
 
 /// Gives no arguments, no sockets and no look-up of names, and only the folders and environment that the manifest

@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use wasmtime::{FrameInfo, FrameSymbol, WasmBacktrace, component::ResourceTableError};
+use wasmtime::{FrameInfo, FrameSymbol, Trap, WasmBacktrace, component::ResourceTableError};
 
 use crate::{
     component::run::{
@@ -38,6 +38,10 @@ const PANIC_FUNCTIONS: [&str; 12] = [
 /// How long what a guest writes to its standard error waits for the call's end: if the call fails, it is in the line
 /// that says so.
 const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// How much longer a call may take than its deadline. A guest that is past it traps by itself, so that its stack is
+/// known, once it has its turn or has waited for what cannot be cut short.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// What wasmtime says when the component model's tables are full.
 const HANDLES_FULL: &str = "store handle limit exceeded";
@@ -126,11 +130,11 @@ pub async fn within<T>(
     let _calling = ticker.calling();
     let mut call = pin!(share.take(call));
     let began = Instant::now();
-    let (end, mut look) = (began + deadline, began + MAX_WAIT);
+    let (end, mut look) = (began + deadline + GRACE, began + MAX_WAIT);
     loop {
         match timeout_at(look.min(end), call.as_mut()).await {
             Ok((Ok(value), time)) => return Ok((value, time)),
-            Ok((Err(error), _)) => return Err(failed(&error)),
+            Ok((Err(error), _)) => return Err(failed(&error, deadline)),
             Err(_) if look < end => {
                 stderr.release();
                 look += MAX_WAIT;
@@ -140,11 +144,14 @@ pub async fn within<T>(
     }
 }
 
-fn failed(error: &wasmtime::Error) -> Broken {
+fn failed(error: &wasmtime::Error, deadline: Duration) -> Broken {
     if is_out_of_memory(error) {
         return Broken::HostMemory;
     }
     let cause = error.root_cause();
+    if cause.downcast_ref() == Some(&Trap::Interrupt) {
+        return Broken::Deadline(deadline, stack(error));
+    }
     let words = cause.to_string();
     if matches!(cause.downcast_ref(), Some(ResourceTableError::Full)) || words.contains(HANDLES_FULL) {
         return Broken::Handles;

@@ -67,6 +67,8 @@ pub struct Host {
     stderr: Output,
     /// When what the call under way has asked for must have come.
     answers_until: Instant,
+    /// When the call under way must have returned.
+    call_end: Instant,
     _counted: CountedInstance,
     /// What the instance takes besides its memories and tables.
     _charge: Charge,
@@ -107,7 +109,18 @@ impl Host {
     pub fn begin_call(&mut self, deadline: Duration) {
         self.outbound().begin_call();
         self.limits.lacked_memory = false;
-        self.answers_until = Instant::now() + deadline.saturating_sub(REST.min(deadline / 10));
+        self.end_within(deadline);
+        self.answers_until = self.call_end - REST.min(deadline / 10);
+    }
+
+    /// Has the guest's code trap when it still runs, or waits, after this time.
+    pub fn end_within(&mut self, deadline: Duration) {
+        self.call_end = Instant::now() + deadline;
+    }
+
+    /// When the call under way must have returned.
+    pub fn call_end(&self) -> Instant {
+        self.call_end
     }
 
     /// When what the call under way has asked for must have come, so that the guest can still say that it did not.
@@ -168,6 +181,7 @@ pub async fn store(
         InstanceLimits { memory, table: MAX_TABLE, grown, guest: guest.clone(), told: false, lacked_memory: false };
     let mut table = ResourceTable::new();
     table.set_max_capacity(MAX_HANDLES);
+    let now = Instant::now();
     let host = Host {
         limits,
         table,
@@ -177,7 +191,9 @@ pub async fn store(
         share: guest.tenant.turns.share(),
         stderr,
         // A start function has not long.
-        answers_until: Instant::now() + REST,
+        answers_until: now + REST,
+        // Nothing runs yet.
+        call_end: now,
         _counted: CountedInstance::new(&guest.metrics.instances),
         _charge: charge,
         _mappings: mappings,
@@ -189,7 +205,11 @@ pub async fn store(
     let TenantLimits { publication, state, .. } = guest.version.limits;
     store.set_hostcall_fuel(publication.max(state).saturating_add(MAX_TRANSFER));
     store.epoch_deadline_callback(|store| {
-        store.data().share.yields();
+        let host = store.data();
+        if Instant::now() >= host.call_end {
+            return Ok(UpdateDeadline::Interrupt);
+        }
+        host.share.yields();
         Ok(UpdateDeadline::Yield(1))
     });
     Ok(store)

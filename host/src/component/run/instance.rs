@@ -60,6 +60,7 @@ impl<R: Role> RoleCode<R> {
     pub async fn instantiate(&self, guest: &Guest, place: Place) -> Result<Instance<R>, Broken> {
         let mut store = host::store(self.pre.engine(), self.loaded.shape(), guest, place).await?;
         store.set_epoch_deadline(1);
+        store.data_mut().end_within(INSTANTIATE_DEADLINE);
         let (share, stderr) = (store.data().share().clone(), store.data().stderr().clone());
         let made = async {
             let instance = self.pre.instantiate_async(&mut store).await?;

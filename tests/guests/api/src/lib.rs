@@ -297,6 +297,7 @@ fn echo(request: &IncomingRequest, place: ResponseOutparam) {
 }
 
 /// Reads the request's body to its end. Returns how many bytes it has.
+#[inline(never)] // It has a name in backtraces.
 fn until_end(request: &IncomingRequest) -> usize {
     let mut length = 0;
     read(request, |part| {
@@ -411,6 +412,7 @@ fn imports() -> String {
     format!("{:?} {status:?} {:?}", channels::latest("out"), settings::get("greeting"))
 }
 
+#[inline(never)] // It has a name in backtraces, as the next one.
 fn spin() -> ! {
     loop {
         black_box(());
@@ -418,6 +420,7 @@ fn spin() -> ! {
 }
 
 /// Waits for ever, without working.
+#[inline(never)]
 fn wait_for_ever() -> ! {
     loop {
         monotonic_clock::subscribe_duration(u64::MAX / 2).block();

@@ -81,6 +81,7 @@ fn any_matches(frames: &[Frame]) -> bool {
     frames.iter().any(|frame| matches!(frame, Frame::Text(text) if text.contains(&wanted)))
 }
 
+#[inline(never)] // It has a name in backtraces.
 fn loop_for_ever() -> ! {
     loop {
         black_box(());
