@@ -102,7 +102,7 @@ pub struct Tenant {
     pub dialer: Arc<Dialer>,
     /// Looks up the names of its partners and of servers that its guests ask.
     pub lookups: Arc<Lookups>,
-    /// Its guests' requests to HTTP servers.
+    /// What its guests have asked for in vain.
     pub requests: Requests,
     pub version: ArcSwap<TenantVersion>,
 }

@@ -1,4 +1,4 @@
-//! What a tenant's outgoing HTTP requests share: which denials have been logged.
+//! What a tenant's guests have asked for in vain, as far as it has been logged.
 
 use std::{
     collections::BTreeSet,
@@ -7,10 +7,10 @@ use std::{
 
 use crate::{sync::Mutex, tenant::TenantVersion};
 
-/// Most denied hosts that are logged for one version of a tenant.
+/// Most denials that are logged for one version of a tenant.
 const MAX_LOGGED: usize = 100;
 
-/// The shared part of one tenant's requests.
+/// What all instances of one tenant have asked for in vain: hosts that are not granted, settings that are not there.
 #[derive(Default)]
 pub struct Requests {
     logged: Mutex<Logged>,
@@ -25,11 +25,11 @@ struct Logged {
 
 impl Requests {
     /// Whether a denial is to be logged: it has not been, of this version.
-    pub fn is_news(&self, version: &Arc<TenantVersion>, host: &str, reason: &'static str) -> bool {
+    pub fn is_news(&self, version: &Arc<TenantVersion>, name: &str, reason: &'static str) -> bool {
         let mut logged = self.logged.lock();
         if !std::ptr::eq(logged.version.as_ptr(), Arc::as_ptr(version)) {
             *logged = Logged { version: Arc::downgrade(version), denied: BTreeSet::new() };
         }
-        logged.denied.len() < MAX_LOGGED && logged.denied.insert((host.to_owned(), reason))
+        logged.denied.len() < MAX_LOGGED && logged.denied.insert((name.to_owned(), reason))
     }
 }

@@ -180,3 +180,17 @@ async fn upstreams_are_sent_to_and_asked_for_their_state() {
         assert!(answer.starts_with("Err") && answer.contains(error), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn a_setting_or_secret_that_is_not_there_is_logged_once_by_its_name() {
+    let folder = Folder::new("").api("t", "").api("u", "[settings]\ngreeting = \"hello\"");
+    let relay = Relay::serve(folder).await;
+    let mut http = relay.http().await;
+    for _ in 0..3 {
+        assert!(http.get("/t/imports").await.body.ends_with("Ok(None)"));
+        assert!(http.get("/u/imports").await.body.ends_with("Ok(Some(\"hello\"))"));
+    }
+    let line = relay.logged(&["asks for a setting that is not there", "setting.name=greeting"]).await;
+    assert!(line.contains("tenant.name=t") && line.contains("guest.role=api"), "{line}");
+    assert_eq!(relay.log().lines().filter(|line| line.contains("setting.name=")).count(), 1);
+}

@@ -1,18 +1,30 @@
 //! `wasi:config`: the manifest's settings, and the secrets that it grants.
 
-use wasmtime::component::Linker;
-use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use std::collections::BTreeSet;
 
-use crate::component::{Guest, run::host::Host};
+use wasmtime::component::{HasSelf, Linker};
 
-/// The values that a guest reads through `wasi:config`.
-pub struct Settings(WasiConfigVariables);
+use crate::{
+    component::{
+        Guest,
+        bindings::wasi::config::store::{self, Error},
+        imports::channels::shortened,
+        run::host::Host,
+    },
+    tenant::TenantVersion,
+};
+
+/// Most names that are remembered of an instance. What it asks for beyond them is not logged.
+const MAX_MISSED: usize = 100;
+
+/// What an instance has asked for in vain, by name. It asks for the same in each call.
+pub struct Settings {
+    missed: BTreeSet<Box<str>>,
+}
 
 impl Settings {
-    pub fn new(guest: &Guest) -> Self {
-        let version = &guest.version;
-        let secrets = version.grants.secrets.iter().map(|(name, secret)| (name.clone(), secret.reveal().to_owned()));
-        Self(version.settings.iter().cloned().chain(secrets).collect())
+    pub fn new(_: &Guest) -> Self {
+        Self { missed: BTreeSet::new() }
     }
 }
 
@@ -21,5 +33,42 @@ pub const GRANTED: &[(&str, &str)] = &[("wasi:config/", "settings, grants.secret
 
 /// Puts its functions into the linker.
 pub fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    wasmtime_wasi_config::add_to_linker(linker, |host: &mut Host| WasiConfig::from(&host.capabilities.settings.0))
+    store::add_to_linker::<Host, HasSelf<Host>>(linker, |host| host)
+}
+
+/// The settings and the granted secrets. No two have the same name.
+fn values(version: &TenantVersion) -> impl Iterator<Item = (&str, &str)> {
+    let settings = version.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let secrets = version.grants.secrets.iter().map(|(name, secret)| (name.as_str(), secret.reveal()));
+    settings.chain(secrets)
+}
+
+impl Host {
+    /// Logs, once for each name and version of the tenant, that a guest asks for what it does not have.
+    fn log_missed(&mut self, name: String) {
+        let name = shortened(name);
+        let missed = &self.capabilities.settings.missed;
+        if missed.len() >= MAX_MISSED || missed.contains(name.as_str()) {
+            return;
+        }
+        let guest = self.guest();
+        if guest.tenant.requests.is_news(&guest.version, &name, "setting") {
+            guest.log(|| tracing::info!(setting.name = name, "a component asks for a setting that is not there"));
+        }
+        self.capabilities.settings.missed.insert(name.into_boxed_str());
+    }
+}
+
+impl store::Host for Host {
+    fn get(&mut self, key: String) -> Result<Option<String>, Error> {
+        let value = values(self.version()).find(|(name, _)| *name == key).map(|(_, value)| value.to_owned());
+        if value.is_none() {
+            self.log_missed(key);
+        }
+        Ok(value)
+    }
+
+    fn get_all(&mut self) -> Result<Vec<(String, String)>, Error> {
+        Ok(values(self.version()).map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
 }
