@@ -99,6 +99,17 @@ impl Refused {
             Self::NotAllowed => "not_allowed",
         }
     }
+
+    /// The field that is wrong of what a component made. `None`: a limit was reached.
+    pub fn field(self) -> Option<&'static str> {
+        match self {
+            Self::Name | Self::NotAllowed => Some("channel"),
+            Self::Key => Some("key"),
+            Self::Size(_) => Some("data"),
+            Self::Id => Some("id"),
+            Self::Keys | Self::Rate(_) | Self::Channels(_) | Self::Bytes | Self::Count | Self::Late => None,
+        }
+    }
 }
 
 /// Checks a publication's key.

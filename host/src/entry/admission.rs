@@ -139,7 +139,9 @@ async fn follow_all(
 /// the handler named goes to the log only.
 fn wrong_channels(handler: &Handler, why: &str) -> Refusal {
     handler.metrics.failed(Blame::GuestBroke, "channels");
-    handler.guest().log(|| tracing::warn!(error = why, "a handler gave a client channels that it cannot follow"));
+    handler.guest().log(|| {
+        tracing::warn!(field = "channels", error = why, "a handler gave a client channels that it cannot follow");
+    });
     let message = "the tenant's code gives it channels that cannot be";
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)
 }
@@ -151,7 +153,7 @@ pub fn wrong_subprotocol(handler: &Handler, chosen: &str) -> Refusal {
     handler.guest().log(|| {
         let chosen: String = chosen.chars().take(SHOWN).collect();
         let why = format!("{chosen:?} is not among what the client offers");
-        tracing::warn!(error = why, "a handler chose a subprotocol that cannot be");
+        tracing::warn!(field = "subprotocol", error = why, "a handler chose a subprotocol that cannot be");
     });
     let message = "the tenant's code chose a subprotocol that was not offered";
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "handler", message)

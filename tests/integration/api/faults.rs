@@ -143,6 +143,7 @@ async fn a_guest_that_does_not_answer_is_at_fault() {
         assert_eq!(http.get(path).await.envelope(), (500, "api_broke".into()), "{path}");
         failed(&relay, "guest_broke", "no_answer", times.into()).await;
     }
+    relay.logged(&["WARN", "tenant.name=t", "guest.role=api", "an API returned without an answer"]).await;
     // The guest has returned, and its instance goes on.
     assert_eq!(http.get("/t/count").await.body, "4");
     neighbour_has_served(&relay, 1).await;
@@ -225,6 +226,7 @@ async fn half_an_answer_never_looks_whole() {
         }
         relay.metric_is(FAILURES, &[("blame", "guest_broke"), ("reason", reason)], before + 1.0).await;
     }
+    relay.logged(&["WARN", "guest.role=api", "an API returned before the end of its answer's body"]).await;
     neighbour_has_served(&relay, 1).await;
 }
 

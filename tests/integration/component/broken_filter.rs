@@ -155,7 +155,7 @@ async fn a_channel_name_of_a_mebibyte_is_refused_and_counted() {
     scene.relay.metric_reaches("edge_relay_publications_refused_total", &refused, 1.0).await;
     assert_eq!(scene.failures("trap").await, 0.0);
     scene.neighbour.is_served().await;
-    scene.relay.logged(&["WARN", "tenant.name=hostile", "refused"]).await;
+    scene.relay.logged(&["WARN", "tenant.name=hostile", "publications refused", "field=channel"]).await;
     assert!(scene.relay.log().len() < 64 << 10, "the name is in the log");
 }
 

@@ -162,7 +162,7 @@ fn upstream_of(guest: &Guest) -> Option<&Arc<str>> {
 /// Returns whether its time was over before that.
 pub async fn publish_all(guest: &Guest, made: Vec<GuestPublication>, leftover: &Leftover) -> bool {
     let Some(PublishRefused { count, first, late }) = publish(guest, made, leftover).await else { return false };
-    guest.log(|| tracing::warn!(count, error = %first, "publications refused"));
+    guest.log(|| tracing::warn!(count, field = first.field(), error = %first, "publications refused"));
     late
 }
 
@@ -212,7 +212,10 @@ async fn carry_out_by(guest: &Guest, mut made: Vec<Output>, leftover: &Leftover)
                     publications.clear();
                     break;
                 }
-                untold |= report_gap(guest, gap, leftover).await.is_err();
+                if let Err(error) = report_gap(guest, gap, leftover).await {
+                    guest.log(|| tracing::warn!(error, "a filter's gap is told in all its upstream's channels"));
+                    untold = true;
+                }
             }
         }
     }
@@ -291,9 +294,12 @@ pub fn from_guest(frame: FrameResult) -> Frame {
 ///
 /// A code that an endpoint must not send (RFC 6455 section 7.4) becomes 1008, the code for a broken policy. The reason
 /// is cut here to what a frame can carry, so that the rest does not wait in memory.
-pub fn closing(close: Close) -> Step {
-    let Close { code, reason: mut text } = close;
-    let code = if wire::frame::may_close_with(code) { code } else { 1008 };
+pub fn closing(guest: &Guest, close: Close) -> Step {
+    let Close { mut code, reason: mut text } = close;
+    if !wire::frame::may_close_with(code) {
+        guest.log(|| tracing::warn!(field = "close.code", code, "a close code that cannot be sent becomes 1008"));
+        code = 1008;
+    }
     text.truncate(text.floor_char_boundary(MAX_CONTROL));
     text.shrink_to_fit();
     Step::Close(End::Handler { code, text })
@@ -330,7 +336,7 @@ impl channels::Host for Host {
         let client: ClientId = client.parse().map_err(|error| format!("{error}"))?;
         // Waited for, so that one call has one of them under way, and what it publishes next does not overtake it.
         let (done, is_done) = oneshot::channel();
-        self.tenant().take_steps(client, vec![closing(close), Step::ReportDone(done)]).await;
+        self.tenant().take_steps(client, vec![closing(self.guest(), close), Step::ReportDone(done)]).await;
         // It is dropped when the client is gone, as it is then.
         let _ = is_done.await;
         Ok(())

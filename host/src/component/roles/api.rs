@@ -157,7 +157,7 @@ impl Api {
                 return self.busy(&answer, "api-queue");
             };
             tokio::select! {
-                slot = timeout(deadline, pool.slot()) => match slot {
+                slot = timeout(deadline, Arc::clone(&pool).slot()) => match slot {
                     Ok(slot) => slot,
                     Err(_) => return self.busy(&answer, "api-instances"),
                 },
@@ -182,12 +182,14 @@ impl Api {
             Ok(whole) if answer.is_given() => {
                 if !whole {
                     metrics.failed(Blame::GuestBroke, "half_answer");
+                    pool.guest.log(|| tracing::warn!("an API returned before the end of its answer's body"));
                     metrics.lost.inc();
                 }
                 return;
             }
             Ok(_) => {
                 metrics.failed(Blame::GuestBroke, "no_answer");
+                pool.guest.log(|| tracing::warn!("an API returned without an answer"));
                 NoAnswer::Broke
             }
             Err(Broken::Deadline(..)) => NoAnswer::Late,

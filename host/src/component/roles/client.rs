@@ -8,7 +8,7 @@
 //! their way. A message over them is refused, and the client is told. A call that fails loses its message, and the
 //! client is told.
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::RangeInclusive, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
@@ -80,6 +80,8 @@ pub type ClientCode = RoleCode<ClientHandler>;
 /// The calls that an instance serves before a fresh one takes its place.
 const REUSE: u32 = 100_000;
 
+/// The statuses with which a client may be refused (RFC 9110, 15.5 and 15.6). Others are answered as 403.
+const REFUSALS: RangeInclusive<u16> = 400..=599;
 /// The status for a client whose token is refused (RFC 9110, 15.5.2).
 const UNAUTHORIZED: u16 = 401;
 
@@ -301,8 +303,7 @@ impl Handler {
         let called = call(slot, id, None, async |store, handler, client| {
             handler.own.edge_relay_tenant_client_handler().call_on_connect(store, client.id, request).await
         });
-        let refusal = |refused: GuestRefusal| NotLetIn::Refused(refused.status, refused.reason);
-        self.answer(called.await, "connect", refusal)
+        self.answer(called.await, "connect", |refused| self.refusal(refused))
     }
 
     async fn on_subscribe(
@@ -315,8 +316,7 @@ impl Handler {
         let called = call(slot, session.id, session.identity.as_deref(), async |store, handler, client| {
             handler.own.edge_relay_tenant_client_handler().call_on_subscribe(store, client, channel, data).await
         });
-        let refusal = |refused: GuestRefusal| NotLetIn::Refused(refused.status, refused.reason);
-        self.answer(called.await, "subscribe", refusal)
+        self.answer(called.await, "subscribe", |refused| self.refusal(refused))
     }
 
     async fn on_renew(&self, session: &ClientSession, token: Option<&str>) -> Result<Option<u32>, NotLetIn> {
@@ -333,6 +333,14 @@ impl Handler {
                 None => Ok(Ok(None)),
             });
         self.answer(called.await, "renew", |reason| NotLetIn::Refused(UNAUTHORIZED, reason))
+    }
+
+    fn refusal(&self, GuestRefusal { status, reason }: GuestRefusal) -> NotLetIn {
+        if !REFUSALS.contains(&status) {
+            let write = || tracing::warn!(field = "status", status, "a refusal's status is no error's: it becomes 403");
+            self.guest().log(write);
+        }
+        NotLetIn::Refused(status, reason)
     }
 
     /// What the guest has said to a question. A no is counted by what it was about.

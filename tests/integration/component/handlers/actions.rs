@@ -162,6 +162,8 @@ async fn close_codes_are_those_that_may_be_sent() {
     for code in [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
         assert_eq!(told(&relay, &format!("disconnect {code} x")).await.0, 1008, "{code}");
     }
+    relay.logged(&["WARN", "guest.role=client", "field=close.code code=65535"]).await;
+    assert_eq!(relay.log().lines().filter(|line| line.contains("field=close.code")).count(), 11);
     // A control frame has no more room. The reason is cut between two characters.
     let (code, reason) = told(&relay, &format!("disconnect 4000 {}", "\u{e9}".repeat(100))).await;
     assert_eq!((code, reason), (4000, "\u{e9}".repeat(61)));

@@ -171,6 +171,7 @@ async fn a_rejection_has_the_handlers_status_and_reason() {
         let wanted = (expected, "rejected".to_owned(), format!("told to say {told}"));
         assert_eq!((status, code, message), wanted);
     }
+    relay.logged(&["WARN", "guest.role=client", "field=status status=65535"]).await;
     assert_eq!(failures(&relay, "guest_said_no", "connect").await, cases.len() as f64);
     assert_eq!(counted(&relay, "rejected").await, cases.len() as f64);
     // No client was let in that could leave.

@@ -12,7 +12,7 @@ use crate::{
             client::exports::edge_relay::tenant::client_handler::{Action, Error},
             edge_relay::tenant::types::Publication,
         },
-        imports::channels::{Leftover, SLICE, SLICE_BYTES, closing, frame_bytes, from_guest, publish_all},
+        imports::channels::{Leftover, SLICE, SLICE_BYTES, closing, frame_bytes, from_guest, publish_all, shortened},
         roles::client::{ClientSession, Guest, Handler, Meaning},
     },
     delivery::{BudgetShare, Follow, NotifyBy, Step, StepList},
@@ -179,7 +179,8 @@ impl Plan<'_> {
                 };
                 if let Err(error) = sent {
                     guest.metrics.failed(Blame::HostFailed, "upstream");
-                    guest.log(|| tracing::warn!(%error, "a handler's frame is not sent upstream"));
+                    let upstream = shortened(to.upstream);
+                    guest.log(|| tracing::warn!(upstream, %error, "a handler's frame is not sent upstream"));
                 }
             }
             Action::Subscribe(channel) => match guest.tenant.channels.follow(&channel).await {
@@ -189,11 +190,13 @@ impl Plan<'_> {
                 }
                 Err(error) => {
                     guest.metrics.failed(Blame::HostFailed, "channel");
-                    guest.log(|| tracing::warn!(%error, "a handler's subscription is refused"));
+                    guest.log(|| {
+                        tracing::warn!(field = error.field(), %error, "a handler's subscription is refused");
+                    });
                 }
             },
             Action::Unsubscribe(channel) => self.steps.push(Step::Unsubscribe(channel, NotifyBy::Push)),
-            Action::Disconnect(close) => self.steps.push(closing(close)),
+            Action::Disconnect(close) => self.steps.push(closing(guest, close)),
         }
     }
 
@@ -225,6 +228,7 @@ impl Plan<'_> {
             }
             ReplyMode::Command { by: ReplyKind::Rpc, .. } => {
                 self.guest.metrics.failed(Blame::GuestBroke, "unanswered");
+                self.guest.log(|| tracing::warn!("a handler returned without the result of an RPC"));
                 self.error(centrifuge::Error::Internal.code(), "the tenant's code gives no answer");
             }
             ReplyMode::Command { by: ReplyKind::None, .. } | ReplyMode::Message => {}
