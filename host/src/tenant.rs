@@ -30,20 +30,20 @@ use crate::{
     usage::Usage,
 };
 
+mod denials;
 mod outbound_limit;
 pub mod places;
 mod process_share;
 mod refusals;
 mod request_turn;
-mod requests;
 pub mod turns;
 
+pub use denials::Denials;
 pub use outbound_limit::{OutboundLimit, OutboundRefused};
 pub use places::{HostPlaces, Places};
 pub use process_share::{MappingShare, ProcessLimits, ProcessShare};
 pub use refusals::{Refusals, TenantRefused};
 pub use request_turn::RequestTurn;
-pub use requests::Requests;
 pub use turns::{Turns, guest_threads};
 
 /// More channels than this are not changed while others wait.
@@ -102,8 +102,9 @@ pub struct Tenant {
     pub dialer: Arc<Dialer>,
     /// Looks up the names of its partners and of servers that its guests ask.
     pub lookups: Arc<Lookups>,
-    /// What its guests have asked for in vain.
-    pub requests: Requests,
+    /// What its guests have asked for in vain: hosts that are not granted, settings that are not there.
+    pub denied_hosts: Denials,
+    pub missed_settings: Denials,
     pub version: ArcSwap<TenantVersion>,
 }
 
@@ -185,7 +186,8 @@ impl Tenant {
             outbound: OutboundLimit::new(outbound.0, outbound.1, Arc::clone(&metrics)),
             dialer: Arc::clone(&host.dialer),
             lookups: Arc::default(),
-            requests: Requests::default(),
+            denied_hosts: Denials::default(),
+            missed_settings: Denials::default(),
             metrics,
             version: ArcSwap::new(TenantVersion::new(config, Vec::new(), None, CodeCharges::new())),
             account,

@@ -211,15 +211,20 @@ async fn a_cache_that_a_group_was_given_is_taken_back() {
     let (cache, entry) = (folder.path("data/cache"), cached(&folder, ".code").remove(0));
     let give = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     give(&cache, 0o2770);
+    let key = fs::read(cache.join("key")).unwrap();
     let relay = Relay::serve(folder).await;
-    assert_eq!(loaded(&relay).await, [0.0, 1.0, 0.0], "{}", relay.log());
-    relay.logged(&["WARN", "data/cache", "mode=2770", "a group could write"]).await;
-    assert_eq!(cache.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    // The group could have put a key there that it knows.
+    assert_eq!(loaded(&relay).await, [1.0, 0.0, 0.0], "{}", relay.log());
+    assert_ne!(fs::read(cache.join("key")).unwrap(), key);
+    relay.logged(&["WARN", "data/cache", "mode=2770", "a group could write", "OnRootMismatch"]).await;
+    assert_eq!(cache.metadata().unwrap().permissions().mode() & 0o7777, 0o2750);
     works(&relay, &mut partner.accept().await, "1").await;
+    let relay = Relay::serve(relay.end_with(Signal::TERM).await).await;
+    assert_eq!(loaded(&relay).await, [0.0, 1.0, 0.0], "{}", relay.log());
+    drop(partner.accept().await);
     let folder = relay.end_with(Signal::TERM).await;
 
     // Who can read the key can make entries, so nothing in the folder is trusted any more, and it is made anew.
-    give(&cache, 0o2770);
     give(&cache.join("key"), 0o660);
     give(&entry, 0o660);
     let relay = Relay::serve(folder).await;

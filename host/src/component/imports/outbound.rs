@@ -216,7 +216,7 @@ impl OutgoingRequest {
     /// Logs a denial, once for each host and for a bounded number of hosts, since a guest may go on asking.
     fn log(&self, host: &str, reason: &'static str) {
         let host = line(host);
-        if self.guest.tenant.requests.is_news(&self.guest.version, &host, reason) {
+        if self.guest.tenant.denied_hosts.is_news(&self.guest.version, &host, reason) {
             let write = || tracing::warn!(reason, outbound.host = host, "component's request denied");
             self.guest.span().in_scope(write);
         }
@@ -309,11 +309,13 @@ mod tests {
     fn a_denied_host_is_news_once_a_version_and_their_number_is_bounded() {
         let guest = guest(&Arc::new(Metrics::new()));
         let Guest { tenant, version, .. } = &guest;
-        assert!(tenant.requests.is_news(version, "a:80", "x") && !tenant.requests.is_news(version, "a:80", "x"));
-        assert!(tenant.requests.is_news(version, "a:80", "y"));
-        let news = (0..1000).filter(|nth| tenant.requests.is_news(version, &nth.to_string(), "x")).count();
+        assert!(
+            tenant.denied_hosts.is_news(version, "a:80", "x") && !tenant.denied_hosts.is_news(version, "a:80", "x")
+        );
+        assert!(tenant.denied_hosts.is_news(version, "a:80", "y"));
+        let news = (0..1000).filter(|nth| tenant.denied_hosts.is_news(version, &nth.to_string(), "x")).count();
         assert!((90..=100).contains(&news), "{news}");
         let another = self::guest(&Arc::new(Metrics::new())).version;
-        assert!(tenant.requests.is_news(&another, "a:80", "x"));
+        assert!(tenant.denied_hosts.is_news(&another, "a:80", "x"));
     }
 }

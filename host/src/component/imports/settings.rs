@@ -52,8 +52,9 @@ impl Host {
             return;
         }
         let guest = self.guest();
-        if guest.tenant.requests.is_news(&guest.version, &name, "setting") {
-            guest.log(|| tracing::info!(setting.name = name, "a component asks for a setting that is not there"));
+        if guest.tenant.missed_settings.is_news(&guest.version, &name, "missing") {
+            let write = || tracing::info!(setting.name = name, "a component asks for a setting that is not there");
+            guest.span().in_scope(write);
         }
         self.capabilities.settings.missed.insert(name.into_boxed_str());
     }

@@ -233,7 +233,9 @@ fn key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
 
 fn read_key(folder: &OwnedFd) -> Result<[u8; MAC_BYTES], Distrust> {
     let file = open(folder, KEY)?;
-    check(&file, FileType::RegularFile)?;
+    if check(&file, FileType::RegularFile)? != MAC_BYTES as u64 {
+        return Err(Distrust::Mac);
+    }
     let mode = file.metadata()?.mode();
     // A user who can read the key can make entries.
     if mode & 0o077 != 0 {
@@ -251,15 +253,19 @@ fn open(folder: &OwnedFd, name: &str) -> Result<File, Distrust> {
 }
 
 /// Checks the cache's folder. A group's right to write is taken away: Kubernetes gives it to the group of `fsGroup`
-/// each time it mounts a volume. What the group has left in the folder meanwhile is found out by its owner, its mode or
-/// its HMAC.
+/// each time it mounts a volume. The key goes, too: the group could have put a file in its place whose content it knows.
 fn check_folder(folder: &File, path: &Path) -> Result<(), Distrust> {
     match check(folder, FileType::Directory) {
         Err(Distrust::Mode(mode)) if mode & 0o002 == 0 => {
-            fchmod(folder, Mode::RWXU).map_err(|_| Distrust::Mode(mode))?;
+            fchmod(folder, Mode::from_raw_mode(mode & !0o020)).map_err(|_| Distrust::Mode(mode))?;
+            match unlinkat(folder, KEY, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
             tracing::warn!(
                 folder = %path.display(), mode = format!("{mode:o}"),
-                "a group could write to the cache of compiled code; the folder is the relay's alone now"
+                "a group could write to the cache of compiled code; its right is taken away, and everything is \
+                 compiled again (with Kubernetes' fsGroup, set fsGroupChangePolicy to OnRootMismatch)"
             );
             check(folder, FileType::Directory).map(drop)
         }
@@ -415,16 +421,18 @@ mod tests {
         mode(folder.0.clone(), 0o702);
         assert!(matches!(Cache::open(&folder.0, 1, 1), Err(Distrust::Mode(0o702))));
         mode(folder.0.clone(), 0o2770);
-        assert!(folder.open(1, 1).get(&[1; 32]).unwrap().is_some());
-        assert_eq!(folder.0.metadata().unwrap().mode() & 0o7777, 0o700);
+        assert!(matches!(folder.open(1, 1).get(&[1; 32]), Err(Distrust::Mac)));
+        assert_eq!(folder.0.metadata().unwrap().mode() & 0o7777, 0o2750);
         let key = fs::read(folder.0.join(KEY)).unwrap();
         mode(folder.0.join(KEY), 0o640);
         assert!(matches!(folder.open(1, 1).get(&[1; 32]), Err(Distrust::Mac)));
         let replaced = fs::read(folder.0.join(KEY)).unwrap();
         assert!(replaced.len() == MAC_BYTES && replaced != key);
-        // A key that was cut is replaced too.
-        fs::write(folder.0.join(KEY), "short").unwrap();
-        folder.open(1, 1);
-        assert_eq!(fs::read(folder.0.join(KEY)).unwrap().len(), MAC_BYTES);
+        // So is one that was cut, or that is another file: its beginning may be known.
+        for length in [MAC_BYTES - 1, MAC_BYTES + 1] {
+            fs::write(folder.0.join(KEY), vec![b'k'; length]).unwrap();
+            folder.open(1, 1);
+            assert_eq!(fs::read(folder.0.join(KEY)).unwrap().len(), MAC_BYTES);
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! Compiles components, each in a child process that is killed when it goes over its limits.
 //!
-//! A component's bytes go in, a sealed file with its machine code comes out. The author of a component decides how
-//! much time and memory its compilation costs: a small file can ask for hours and gigabytes. So it happens in a process
-//! of its own. This is the same program again, with an empty environment, one thread, and limits that it sets itself
-//! before it reads a byte ([`child`]). The component, the code and the child's messages are files without a name
-//! ([`super::nameless`]), so there are no pipes to be served, and the child reads the very bytes whose hash is known.
-//! This module holds the deadline and the number of children.
+//! A component's bytes go in, a file with its machine code comes out, which nobody can change any more. The author of a
+//! component decides how much time and memory its compilation costs: a small file can ask for hours and gigabytes. So
+//! it happens in a process of its own. This is the same program again, with an empty environment, one thread, and
+//! limits that it sets itself before it reads a byte ([`child`]). The component, the code and the child's messages are
+//! files without a name ([`super::nameless`]), so there are no pipes to be served, and the child reads the very bytes
+//! whose hash is known. This module holds the deadline and the number of children.
 //!
 //! The limits bound what a compilation costs. They are no sandbox: an attacker who takes over the compiler decides what
 //! the code is, and the host runs that code.

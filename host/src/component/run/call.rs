@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use wasmtime::{FrameInfo, FrameSymbol, Trap, WasmBacktrace, component::ResourceTableError};
+use wasmtime::{FrameInfo, Trap, WasmBacktrace, component::ResourceTableError};
 
 use crate::{
     component::run::{
@@ -18,6 +18,8 @@ use crate::{
 
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
+/// Most bytes of a function's name that are looked at.
+const MAX_NAME: usize = 512;
 
 /// How the functions' names begin that carry a Rust panic out, from where it is raised to where the guest is ended.
 const PANIC_FUNCTIONS: [&str; 12] = [
@@ -129,13 +131,15 @@ pub async fn within<T>(
 ) -> Result<(T, Duration), Broken> {
     let _calling = ticker.calling();
     let mut call = pin!(share.take(call));
-    let began = Instant::now();
-    let (end, mut look) = (began + deadline + GRACE, began + MAX_WAIT);
+    let due = Instant::now() + deadline;
+    let mut look = due - deadline + MAX_WAIT;
     loop {
-        match timeout_at(look.min(end), call.as_mut()).await {
+        // What was written shortly before the deadline is for the line about it.
+        let until = if look < due { look } else { due + GRACE };
+        match timeout_at(until, call.as_mut()).await {
             Ok((Ok(value), time)) => return Ok((value, time)),
             Ok((Err(error), _)) => return Err(failed(&error, deadline)),
-            Err(_) if look < end => {
+            Err(_) if until < due => {
                 stderr.release();
                 look += MAX_WAIT;
             }
@@ -149,51 +153,40 @@ fn failed(error: &wasmtime::Error, deadline: Duration) -> Broken {
         return Broken::HostMemory;
     }
     let cause = error.root_cause();
-    if cause.downcast_ref() == Some(&Trap::Interrupt) {
-        return Broken::Deadline(deadline, stack(error));
+    let trap = cause.downcast_ref();
+    // A panic ends the guest by this trap.
+    let stack = || stack(error, trap == Some(&Trap::UnreachableCodeReached));
+    if trap == Some(&Trap::Interrupt) {
+        return Broken::Deadline(deadline, stack());
     }
     let words = cause.to_string();
     if matches!(cause.downcast_ref(), Some(ResourceTableError::Full)) || words.contains(HANDLES_FULL) {
         return Broken::Handles;
     }
-    Broken::Trap(line(&words), stack(error))
+    Broken::Trap(line(&words), stack())
 }
 
-/// Names the functions in which a call failed, innermost first.
-fn stack(error: &wasmtime::Error) -> String {
+/// Names the functions in which a call failed, innermost first. `may_be_panic`: those that only carry a panic out are
+/// left out.
+fn stack(error: &wasmtime::Error, may_be_panic: bool) -> String {
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
-    let functions: Vec<_> = frames.iter().flat_map(functions).collect();
+    let functions: Vec<_> = frames.iter().filter_map(FrameInfo::func_name).map(function).collect();
     // The guest chooses its functions' names, so they are cleaned as its other text.
-    line(&shown(&functions))
+    line(&shown(&functions, may_be_panic))
 }
 
-/// The function of a frame, and before it those that the compiler has put into it.
-fn functions(frame: &FrameInfo) -> Vec<String> {
-    let known: Vec<_> = frame.symbols().iter().filter_map(function_in_source).collect();
-    if known.is_empty() { frame.func_name().map(demangled).into_iter().collect() } else { known }
-}
-
-/// A function with its place in the source, as the component's debug information has it.
-fn function_in_source(symbol: &FrameSymbol) -> Option<String> {
-    let name = demangled(symbol.name()?);
-    Some(match symbol.file().zip(symbol.line()) {
-        Some((file, line)) => format!("{name} ({file}:{line})"),
-        None => name,
-    })
-}
-
-fn demangled(name: &str) -> String {
+/// A function's name as its author wrote it, unless it is too long.
+fn function(name: &str) -> String {
+    let name = name.get(..name.floor_char_boundary(MAX_NAME)).unwrap_or_default();
     format!("{:#}", rustc_demangle::demangle(name))
 }
 
-/// The innermost functions, without those that only carry a panic out. A stack of nothing else is shown as it is.
-fn shown(functions: &[String]) -> String {
-    let is_of_panic = |function: &str| {
-        function == "abort"
-            || function.starts_with("abort (")
-            || PANIC_FUNCTIONS.iter().any(|prefix| function.starts_with(prefix))
-    };
-    let first = functions.iter().position(|function| !is_of_panic(function)).unwrap_or(0);
+fn shown(functions: &[String], may_be_panic: bool) -> String {
+    let is_of_panic =
+        |function: &str| function == "abort" || PANIC_FUNCTIONS.iter().any(|prefix| function.starts_with(prefix));
+    let own = functions.iter().position(|function| !is_of_panic(function));
+    // A stack of nothing else is shown as it is.
+    let first = own.filter(|_| may_be_panic).unwrap_or(0);
     let mut text = String::new();
     for (nth, function) in functions.iter().skip(first).take(MAX_FRAMES).enumerate() {
         text.push_str(if nth == 0 { " in " } else { " < " });
@@ -207,20 +200,22 @@ mod tests {
     use super::*;
 
     fn shown_of(functions: &[&str]) -> String {
-        shown(&functions.iter().map(|function| (*function).to_owned()).collect::<Vec<_>>())
+        shown(&functions.iter().map(|function| (*function).to_owned()).collect::<Vec<_>>(), true)
     }
 
     #[test]
     fn a_panics_stack_begins_with_the_tenants_own_function() {
         let panic = ["__rustc::__rust_start_panic", "std::panicking::panic_with_hook", "__rustc::rust_begin_unwind"];
         let unwrap = ["core::panicking::panic_fmt", "<core::option::Option<T>>::unwrap"];
-        let own = ["rust_prices::parse (src/lib.rs:7)", "core::ops::function::FnOnce::call_once", "rust_prices::main"];
+        let own = ["rust_prices::parse", "core::ops::function::FnOnce::call_once", "rust_prices::main"];
         assert_eq!(
             shown_of(&[&panic[..], &unwrap[..], &own[..]].concat()),
-            " in rust_prices::parse (src/lib.rs:7) < core::ops::function::FnOnce::call_once < rust_prices::main"
+            " in rust_prices::parse < core::ops::function::FnOnce::call_once < rust_prices::main"
         );
         assert_eq!(shown_of(&["abort", "abort_trade", "main"]), " in abort_trade < main");
         assert_eq!(shown_of(&panic[1..]), " in std::panicking::panic_with_hook < __rustc::rust_begin_unwind");
+        let busy = ["core::str::from_utf8", "rust_prices::parse"].map(str::to_owned);
+        assert_eq!(shown(&busy, false), " in core::str::from_utf8 < rust_prices::parse", "no panic");
         assert_eq!(shown_of(&[]), "");
         assert_eq!(shown_of(&["a"; 20]).matches('a').count(), MAX_FRAMES);
     }

@@ -126,7 +126,10 @@ impl<R: Role> Instance<R> {
 fn explained(broken: Broken, host: &Host) -> Broken {
     match broken {
         // Guests give up when their memory does not grow.
-        Broken::Trap(..) if host.lacked_memory() => Broken::HostMemory,
+        Broken::Trap(..) if host.lacked_memory() => {
+            host.stderr().release();
+            Broken::HostMemory
+        }
         broken => broken.saying(host.stderr()),
     }
 }

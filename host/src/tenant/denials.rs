@@ -12,7 +12,7 @@ const MAX_LOGGED: usize = 100;
 
 /// What all instances of one tenant have asked for in vain: hosts that are not granted, settings that are not there.
 #[derive(Default)]
-pub struct Requests {
+pub struct Denials {
     logged: Mutex<Logged>,
 }
 
@@ -23,7 +23,7 @@ struct Logged {
     denied: BTreeSet<(String, &'static str)>,
 }
 
-impl Requests {
+impl Denials {
     /// Whether a denial is to be logged: it has not been, of this version.
     pub fn is_news(&self, version: &Arc<TenantVersion>, name: &str, reason: &'static str) -> bool {
         let mut logged = self.logged.lock();
