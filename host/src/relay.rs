@@ -82,6 +82,8 @@ pub struct Relay {
     pub api: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
     listeners: Listeners,
+    /// Where the commands of clients of the Centrifuge protocol are carried out.
+    commands: RuntimeThread,
     entry: Arc<EntryContext>,
     api_context: Arc<ApiContext>,
     metrics: Arc<Metrics>,
@@ -141,13 +143,14 @@ impl Relay {
             }
         }
         tenants.publish();
-        let routes = tenants.routes();
+        let (routes, commands) = (tenants.routes(), RuntimeThread::start("commands")?);
         Ok(Self {
             clients: listeners.clients.first().map_or(UNBOUND, |listener| listener.address),
             api: first(listeners.api.as_ref()),
             admin: first(listeners.admin.as_ref()),
             listeners,
-            entry: Arc::new(entry_context(&host, routes, proxies.clone(), &limits, &capacity)),
+            entry: Arc::new(entry_context(&host, routes, proxies.clone(), &limits, &capacity, &commands)),
+            commands,
             api_context: Arc::new(api_context(&host, routes, proxies, &limits, &capacity)),
             metrics,
             tenants,
@@ -161,6 +164,8 @@ impl Relay {
     /// `leaving`: from when on it says that it is not ready.
     pub async fn run(mut self, leaving: Stop, mut stop: Stop) {
         let Listeners { clients, api, admin } = self.listeners;
+        // It ends last.
+        let _commands = self.commands;
         let (mut listeners, mut threads) = (JoinSet::new(), Vec::new());
         listeners.spawn(entry::run(clients, Arc::clone(&self.entry), stop.clone()));
         if let Some((api, thread)) = api {
@@ -330,6 +335,7 @@ fn entry_context(
     proxies: Proxies,
     limits: &HostLimits,
     capacity: &Capacity,
+    commands: &RuntimeThread,
 ) -> EntryContext {
     EntryContext {
         routes: Arc::clone(routes),
@@ -345,7 +351,7 @@ fn entry_context(
         handshake_timeout: limits.handshake_timeout,
         reads: FairPool::new(entry::MAX_READS),
         readers: FairPool::new(entry::MAX_READS),
-        commands: Tasks::here(),
+        commands: Tasks::on(commands.runtime()),
     }
 }
 

@@ -37,9 +37,9 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Spawns on the runtime that this is called on.
-    pub fn here() -> Self {
-        Self { runtime: Handle::current(), tracker: TaskTracker::new() }
+    /// Spawns on this runtime.
+    pub fn on(runtime: &Handle) -> Self {
+        Self { runtime: runtime.clone(), tracker: TaskTracker::new() }
     }
 
     pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
