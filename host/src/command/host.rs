@@ -30,9 +30,9 @@ pub fn checked(config: Option<&Path>) -> Result<(EngineSource, Arc<Bounds>), Fai
     Ok((EngineSource::new(limits, cache, Arc::new(Metrics::new())), bounds))
 }
 
-/// The user's cache: in the folder of caches, or else in `.cache` of the home. Relative paths are ignored, as the
-/// [XDG Base Directory Specification](https://specifications.freedesktop.org/basedir/latest/) wants it. `None`: the user
-/// has no home, so nothing is kept.
+/// The user's cache: in the folder of caches, or else in `.cache` of the home. Relative paths are ignored, as the [XDG
+/// Base Directory Specification](https://specifications.freedesktop.org/basedir/latest/) wants it. `None`: the user has
+/// no home, so nothing is kept.
 fn user_cache(caches: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
     let caches = caches.and_then(absolute).or_else(|| Some(home.and_then(absolute)?.join(".cache")))?;

@@ -67,8 +67,8 @@ async fn a_compilation_has_its_deadline_without_pidfd_open() {
     relay.logged(&["ERROR", "tenant refused", "t/filter.wasm", "longer than 1s"]).await;
 }
 
-/// Serves a tenant whose code is in the cache, on a machine that does not let it run. The log must have these words, and
-/// the cache must be as before.
+/// Serves a tenant whose code is in the cache, on a machine that does not let it run. The log must have these words,
+/// and the cache must be as before.
 async fn refused(words: &[&str], serve: impl AsyncFnOnce(Folder) -> Relay) {
     let mut partner = Partner::start().await;
     let folder = compiled_before(&partner).await;

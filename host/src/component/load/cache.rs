@@ -253,7 +253,8 @@ fn open(folder: &OwnedFd, name: &str) -> Result<File, Distrust> {
 }
 
 /// Checks the cache's folder. A group's right to write is taken away: Kubernetes gives it to the group of `fsGroup`
-/// each time it mounts a volume. The key goes, too: the group could have put a file in its place whose content it knows.
+/// each time it mounts a volume. The key goes, too: the group could have put a file in its place whose content it
+/// knows.
 fn check_folder(folder: &File, path: &Path) -> Result<(), Distrust> {
     match check(folder, FileType::Directory) {
         Err(Distrust::Mode(mode)) if mode & 0o002 == 0 => {

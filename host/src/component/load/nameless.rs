@@ -61,7 +61,7 @@ fn in_folder(path: &Path) -> io::Result<File> {
 /// Has a file never change again. Nobody else may have it open.
 pub fn seal(file: &File) -> io::Result<()> {
     match fcntl_add_seals(file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL) {
-        // Only files of `memfd_create` have seals. Without a name, a file in a folder cannot be opened by others either.
+        // Only files of `memfd_create` have seals. Others cannot be opened either: they have no name.
         Err(Errno::INVAL | Errno::PERM) => Ok(()),
         sealed => Ok(sealed?),
     }
