@@ -1,6 +1,6 @@
 //! One call of a guest, within its deadline.
 
-use std::{pin::pin, time::Duration};
+use std::{fmt, fmt::Write as _, pin::pin, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use wasmtime::{FrameInfo, Trap, WasmBacktrace, component::ResourceTableError};
@@ -18,7 +18,7 @@ use crate::{
 
 /// Frames of a trap's backtrace that are shown.
 const MAX_FRAMES: usize = 8;
-/// Most bytes of a function's name that are looked at.
+/// Most bytes of a function's name, before and after it is demangled.
 const MAX_NAME: usize = 512;
 
 /// How the functions' names begin that carry a Rust panic out, from where it is raised to where the guest is ended.
@@ -175,10 +175,24 @@ fn stack(error: &wasmtime::Error, may_be_panic: bool) -> String {
     line(&shown(&functions, may_be_panic))
 }
 
-/// A function's name as its author wrote it, unless it is too long.
+/// A function's name as its author wrote it, cut where it is too long: a short one may stand for a mebibyte.
 fn function(name: &str) -> String {
     let name = name.get(..name.floor_char_boundary(MAX_NAME)).unwrap_or_default();
-    format!("{:#}", rustc_demangle::demangle(name))
+    let mut written = Cut(String::new());
+    // An error says that there is no more room.
+    let _ = write!(written, "{:#}", rustc_demangle::demangle(name));
+    written.0
+}
+
+/// Takes as much as a function's name may have.
+struct Cut(String);
+
+impl fmt::Write for Cut {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = text.floor_char_boundary(MAX_NAME - self.0.len());
+        self.0.push_str(text.get(..end).unwrap_or_default());
+        if end == text.len() { Ok(()) } else { Err(fmt::Error) }
+    }
 }
 
 fn shown(functions: &[String], may_be_panic: bool) -> String {
@@ -218,6 +232,29 @@ mod tests {
         assert_eq!(shown(&busy, false), " in core::str::from_utf8 < rust_prices::parse", "no panic");
         assert_eq!(shown_of(&[]), "");
         assert_eq!(shown_of(&["a"; 20]).matches('a').count(), MAX_FRAMES);
+    }
+
+    #[test]
+    fn a_short_name_that_stands_for_a_mebibyte_is_cut() {
+        // Each argument is a tuple of the one before it, twice, by the place where that stands. `_` is zero.
+        let (mut path, mut before) = ("IC1aThhE".to_owned(), "IC1a".len());
+        for _ in 0..30 {
+            let place = path.len();
+            let reference = format!("B{}_", in_base_62(before - 1));
+            path.push_str(&format!("T{reference}{reference}E"));
+            before = place;
+        }
+        let name = format!("_R{path}E");
+        assert!(name.len() < MAX_NAME && format!("{:#}", rustc_demangle::demangle(&name)).len() > 900_000);
+        assert_eq!(function(&name).len(), MAX_NAME);
+        assert_eq!(function("prices::parse"), "prices::parse");
+    }
+
+    /// Digits, small letters, capitals (RFC 2603).
+    fn in_base_62(number: usize) -> String {
+        let digits: Vec<char> = ('0'..='9').chain('a'..='z').chain('A'..='Z').collect();
+        let last = digits[number % 62].to_string();
+        if number < 62 { last } else { in_base_62(number / 62) + &last }
     }
 
     #[test]
