@@ -29,7 +29,6 @@ use crate::{
         BudgetShare, ClientId, End, Follow, Inbox, InboxEvent, LaterRecipient, LimitReached, NotifyBy, Pings,
         Recipient, Step, StepList,
     },
-    routes::Route,
     sync::Mutex,
     tenant::Tenant,
 };
@@ -126,17 +125,18 @@ impl Recipient for CentrifugeSession {
 }
 
 impl CentrifugeSession {
-    /// A session, made when the client's shard has it.
+    /// A session, made when the client's shard has it. `handler`: the tenant's, if it has one, and what it will be asked.
     pub fn later(
         id: ClientId,
-        Route { tenant, handler, .. }: &Route,
-        request: Option<component::ConnectRequest>,
+        tenant: &Arc<Tenant>,
+        handler: Option<(Arc<Handler>, component::ConnectRequest)>,
         compression: Option<Compression>,
         tasks: Tasks,
     ) -> LaterRecipient {
-        let (tenant, handled) = (Arc::clone(tenant), handler.clone().zip(request.map(Box::new)));
+        let tenant = Arc::clone(tenant);
+        let handler = handler.map(|(handler, request)| (handler, Box::new(request)));
         let make = Box::new(move || {
-            let handled = handled.map(|(handler, request)| {
+            let handled = handler.map(|(handler, request)| {
                 let request = Mutex::new(Some(request));
                 Box::new(Handled { handler, request, left: Notify::new(), session: OnceLock::new() })
             });

@@ -316,10 +316,11 @@ impl Attempt {
         let compression = negotiate_compression(&route.tenant, request, uncompressed, &mut upgrade);
         let protocol = centrifuge::Protocol::of(request);
         upgrade.protocol = protocol.name();
+        let ask = |handler| (Arc::clone(handler), self.connect_request(request, component::Transport::Centrifuge));
         let session = CentrifugeSession::later(
             route.tenant.next_client_id(),
-            route,
-            route.handler.is_some().then(|| self.connect_request(request, component::Transport::Centrifuge)),
+            &route.tenant,
+            route.handler.as_ref().map(ask),
             compression,
             self.context.commands.clone(),
         );
