@@ -82,7 +82,7 @@ pub struct Relay {
     pub api: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
     listeners: Listeners,
-    /// Where the commands of clients of the Centrifuge protocol are carried out.
+    /// Where longer commands of clients of the Centrifuge protocol are carried out, if no handler is asked.
     commands: RuntimeThread,
     entry: Arc<EntryContext>,
     api_context: Arc<ApiContext>,

@@ -29,7 +29,7 @@ pub struct Guests {
     tasks: Tasks,
 }
 
-/// Spawns the calls that clients ask for. They are short tasks, and the runtime waits for them when it ends.
+/// Spawns what clients ask for: short tasks. The guests' runtime waits for its own when it ends.
 #[derive(Clone)]
 pub struct Tasks {
     runtime: Handle,
